@@ -1,0 +1,108 @@
+"""Images that cannot be decoded, and images of a size that was not asked for."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_registers.data.loaders import open_data
+from vit_registers.errors import DataError
+
+LOADERS = ("folder", "memory_folder")
+
+
+@pytest.fixture(scope="module")
+def broken_dir(tmp_path_factory):
+    """40 JPEGs of 16 x 16; of a/007.jpg only a half is there, and b/008.png is text."""
+    root = tmp_path_factory.mktemp("broken")
+    for name in "ab":
+        (root / "train" / name).mkdir(parents=True)
+    for i in range(40):
+        image = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(image).save(root / "train" / "ab"[i // 20] / f"{i % 20:03}.jpg")
+    half = root / "train" / "a" / "007.jpg"
+    half.write_bytes(half.read_bytes()[:400])
+    (root / "train" / "b" / "008.jpg").unlink()
+    (root / "train" / "b" / "008.png").write_text("no image")
+    shutil.copytree(root / "train", root / "test")
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def settings(broken_dir):
+    return {"data_dir": broken_dir, "name": "folder", "image_size": (16, 16), "channels": 3}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_stopping_names_the_file(kind, make_loader, settings, device):
+    for use in (lambda x: x.train_batches(0, device), lambda x: x.eval_batches("test", device)):
+        loader = make_loader(kind, **settings)
+        with pytest.raises(DataError) as error:
+            for _ in zip(range(5), use(loader), strict=False):
+                pass
+        assert "/007.jpg cannot be" in str(error.value) or "/008.png cannot be" in str(error.value)
+        assert "config.data.on_broken=skip" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_skipping_masks_and_counts_them(kind, make_loader, settings, device, small, caplog):
+    loader = make_loader(kind, on_broken="skip", train_ops="flip", **settings)
+    assert loader.num_broken == 0
+    batch = small.take(loader.train_batches(0, device), 8)  # two epochs
+    assert (~batch.mask_B).sum() == 4
+    assert not batch.image_BxHxWxC[~batch.mask_B].any()
+    assert loader.num_broken == 2
+    evaluated = small.take(loader.eval_batches("test", device), None)
+    np.testing.assert_array_equal(np.flatnonzero(~evaluated.mask_B), [7, 28])
+    assert loader.num_broken == 4
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 4
+    assert "left out: train/a/007.jpg cannot be decoded as an image" in lines
+
+
+def test_the_other_images_are_not_touched_by_a_broken_one(make_loader, settings, device, small):
+    crop = "inception_crop"
+    skipping = make_loader("folder", on_broken="skip", train_ops=crop, **settings)
+    batch = small.take(skipping.train_batches(0, device), 4)
+    again = small.take(skipping.train_batches(0, device), 4)
+    small.assert_equal(batch, again)
+    assert all(image.any() for image in batch.image_BxHxWxC[batch.mask_B])
+
+
+def test_whole_chunks_may_be_broken(make_loader, tmp_path, device, small):
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    for i in range(40):
+        (tmp_path / "test" / "a" / f"{i}.jpg").write_bytes(b"")
+    loader = make_loader("folder", data_dir=str(tmp_path), on_broken="skip")
+    batch = small.take(loader.eval_batches("test", device), None)
+    assert not batch.mask_B.any()
+    assert loader.num_broken == 40
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+def test_tfds_records_are_named_by_number(kind, make_loader):
+    loader = make_loader(kind)
+    assert loader._source.describe("train[3:]", 5) == "record 5 of split 'train[3:]' of toy"
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "array_record", "folder"])
+@pytest.mark.parametrize("ops", ["", "central_crop", "resize_small(12) | flip"])
+def test_a_wrong_size_is_refused_by_name(kind, ops, make_loader, device):
+    loader = make_loader(kind, image_size=(16, 12), eval_ops=ops)
+    with pytest.raises(DataError, match=r"is (8 x 8|12 x 12) after data.eval_ops.*16 x 12") as error:
+        next(loader.eval_batches("test", device))
+    assert ("test/ant/000.png" if kind == "folder" else "record 0 of split 'test'") in str(error.value)
+
+
+def test_a_wrong_size_in_memory(make_loader, device):
+    with pytest.raises(DataError, match=r"is 8 x 8, not 16 x 12: begin data.train_ops with 'resize'"):
+        make_loader("memory_folder", image_size=(16, 12)).train_batches(0, device)
+    loader = make_loader("memory_folder", image_size=(16, 12), train_ops="resize | flip")
+    assert next(loader.train_batches(0, device)).image_BxHxWxC.shape == (10, 16, 12, 1)
+
+
+def test_an_unknown_policy(make_config):
+    with pytest.raises(Exception, match=r"data.on_broken='skp' is unknown: did you mean .skip"):
+        open_data(make_config("folder", on_broken="skp"))

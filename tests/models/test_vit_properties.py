@@ -1,0 +1,141 @@
+"""What must hold of any model: who depends on whom, and what registers may and may not change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_registers.models.vit import static_attention
+
+MASKS = ["none", "fractal", "fractal_released", "fractal_local"]
+
+
+@pytest.mark.parametrize(("mask", "positions"), [*((mask, "none") for mask in MASKS), ("fractal", "alibi2d")])
+def test_a_masked_pair_has_exactly_zero_gradient_through_a_block(build, mask, positions):
+    sizes = {"width": 8, "num_heads": 2, "mlp_dim": 8, "depth": 1}
+    model = build(**sizes, num_registers=2, summary_factor=2, mask=mask, positions=positions)
+    layout = model.layout
+    mask_TxT, bias_NxTxT = static_attention(model.model, layout)
+    resid_BxTxD = np.random.default_rng(0).normal(size=(1, layout.num_tokens, 8)).astype(np.float32)
+
+    def outputs_T(resid_BxTxD):
+        return model.blocks[0](resid_BxTxD, mask_TxT, bias_NxTxT, None)[0][0].sum(axis=-1)
+
+    gradient_TxTxD = np.asarray(jax.jit(jax.jacrev(outputs_T))(resid_BxTxD))[:, 0]
+    depends_TxT = (gradient_TxTxD != 0).any(axis=-1)
+    expected = np.ones_like(depends_TxT) if mask_TxT is None else mask_TxT
+    np.testing.assert_array_equal(depends_TxT, expected)
+
+
+def test_pixels_reach_just_the_patches_that_the_mask_lets_them_reach(build, images):
+    """Through the whole model of one block, without the tokens that everybody sees."""
+    model = build(depth=1, use_cls=False, pooling="gap", summary_factor=2, mask="fractal_local")
+    direction_D = np.random.default_rng(1).normal(size=32).astype(np.float32)
+
+    def patches_P(image_HxWxC):
+        return model(image_HxWxC[None]).patches[0] @ direction_D
+
+    gradient = np.asarray(jax.jit(jax.jacrev(patches_P))(images(1)[0]))  # PxHxWxC
+    by_patch = gradient.reshape(16, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(16, 16, -1)
+    mask_TxT, _ = static_attention(model.model, model.layout)
+    where = model.layout.patches
+    np.testing.assert_array_equal((by_patch != 0).any(axis=-1), mask_TxT[where, where])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"summary_factor": 2, "mask": "fractal"}, {"positions": "alibi2d"}], ids=str
+)
+def test_permuting_registers_permutes_their_outputs_and_nothing_else(build, images, forward, settings):
+    model, x = build(depth=2, num_registers=4, **settings), images(2)
+    before = forward(model, x)
+    order = np.array([2, 0, 3, 1])
+    model.registers[...] = model.registers[...][:, order]
+    after = forward(model, x)
+    np.testing.assert_allclose(after.registers, before.registers[:, order], atol=1e-5)
+    np.testing.assert_allclose(after.cls, before.cls, atol=1e-5)
+    np.testing.assert_allclose(after.patches, before.patches, atol=1e-5)
+    np.testing.assert_allclose(after.logits, before.logits, atol=1e-5)
+    assert np.abs(after.registers - before.registers).max() > 0.01
+
+
+def test_changing_registers_changes_patches(build, images, forward):
+    model, x = build(num_registers=2), images(2)
+    before = forward(model, x).patches
+    model.registers[...] = -model.registers[...]
+    assert np.abs(forward(model, x).patches - before).max() > 1e-3
+
+
+def test_fixed_zero_registers_stay_the_same_token(build, images, forward):
+    """Nothing tells them apart, which is why a single one is used in arXiv:2601.15506."""
+    registers = forward(build(num_registers=3, registers="zeros"), images(2)).registers
+    np.testing.assert_allclose(registers, jnp.broadcast_to(registers[:, :1], registers.shape), atol=1e-5)
+
+
+def test_examples_of_a_batch_do_not_see_each_other(build, images, forward):
+    model, x = build(num_registers=2), images(2)
+    together = forward(model, x).logits
+    apart = jnp.concatenate([forward(model, x[i : i + 1]).logits for i in range(2)])
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+
+
+def test_gap_pools_patches_only(build, images, forward):
+    model, x = build(pooling="gap", num_registers=2, summary_factor=2), images(2)
+    outputs = forward(model, x)
+    np.testing.assert_allclose(outputs.pooled, outputs.patches.mean(axis=1), atol=1e-6)
+    tokens_BxTxD = np.random.default_rng(0).normal(size=(2, 24, 32)).astype(np.float32)
+    pooled = model.pool(tokens_BxTxD, model.layout)
+    others = tokens_BxTxD.copy()
+    others[:, :8] = 7.0  # cls, registers, summaries
+    np.testing.assert_array_equal(model.pool(others, model.layout), pooled)
+
+
+def test_cls_pools_the_cls_token(build, images, forward):
+    outputs = forward(build(num_registers=2), images(2))
+    np.testing.assert_array_equal(outputs.pooled, outputs.cls)
+
+
+def test_map_pooling_does_not_mind_the_order_of_patches(build):
+    model = build(pooling="map", use_cls=False, num_registers=2)
+    tokens_BxTxD = np.random.default_rng(0).normal(size=(2, 18, 32)).astype(np.float32)
+    pooled = model.pool(tokens_BxTxD, model.layout)
+    assert pooled.shape == (2, 32)
+    shuffled = tokens_BxTxD.copy()
+    shuffled[:, 2:] = tokens_BxTxD[:, 2:][:, np.random.default_rng(1).permutation(16)]
+    np.testing.assert_allclose(model.pool(shuffled, model.layout), pooled, atol=1e-5)
+    shuffled[:, :2] = 7.0  # registers
+    np.testing.assert_allclose(model.pool(shuffled, model.layout), pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["gap", "map"])
+def test_without_positions_the_order_of_patches_does_not_matter(build, images, forward, pooling):
+    model = build(pooling=pooling, positions="none", num_registers=1)
+    x = images(2)
+    mirrored = x.reshape(2, 4, 4, 16, 3)[:, ::-1].reshape(2, 16, 16, 3)  # rows of patches in reverse
+    one, other = forward(model, x), forward(model, mirrored)
+    np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
+    np.testing.assert_allclose(
+        one.patches.reshape(2, 4, 4, 32)[:, ::-1].reshape(2, 16, 32), other.patches, atol=1e-5
+    )
+
+
+def test_with_positions_the_order_of_patches_matters(build, images, forward):
+    x = images(2)
+    for positions in ("learned", "sincos2d", "alibi2d"):
+        model = build(pooling="gap", positions=positions)
+        turned = np.roll(x, 4, axis=1)
+        assert np.abs(forward(model, x).logits - forward(model, turned).logits).max() > 1e-4, positions
+
+
+def test_map_pooling_is_its_definition(build):
+    """A probe attends to the patches; then x + mlp(norm(x))."""
+    model = build(pooling="map", use_cls=False)
+    pool, patches_BxPxD = model.map_pool, np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32)
+    leaf = {name: np.asarray(getattr(pool, name).kernel[...]) for name in ("q", "kv", "out")}
+    bias = {name: np.asarray(getattr(pool, name).bias[...]) for name in ("q", "kv", "out")}
+    q_NxK = np.einsum("d,dnk->nk", np.asarray(pool.probe[...])[0, 0], leaf["q"]) + bias["q"]
+    k, v = (np.einsum("bpd,dnk->bpnk", patches_BxPxD, leaf["kv"][:, i]) + bias["kv"][i] for i in range(2))
+    weights = np.exp(np.einsum("nk,bpnk->bnp", q_NxK, k) / np.sqrt(8))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    pooled = np.einsum("bnk,nkd->bd", np.einsum("bnp,bpnk->bnk", weights, v), leaf["out"]) + bias["out"]
+    expected = pooled + pool.mlp(pool.norm(pooled))
+    np.testing.assert_allclose(pool(patches_BxPxD), expected, atol=1e-5)

@@ -1,0 +1,133 @@
+"""The rules of the house: what may import what, nothing heavy at import, every entry point answers."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "vit_registers"
+ENTRY_POINTS = ("train", "evaluate", "analyze")
+
+# Who may import whom, by room. "*" may import everything.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "models": {"errors", "config", "models"},
+    "data": {"errors", "config", "data"},
+    "training": {"errors", "config", "models", "data.batch", "training"},
+    "evaluation": {
+        "errors",
+        "config",
+        "models",
+        "data",
+        "evaluation",
+        "training.losses",
+        "training.metrics",
+        "training.sharding",
+        "training.state",
+    },
+    "checkpointed": {"errors", "config", "models", "training"},
+    "cli": {"errors", "config"},
+    "analysis": {
+        "errors",
+        "config",
+        "models",
+        "data",
+        "analysis",
+        "training.sharding",
+        "training.metrics",
+        "training.checkpoints",
+    },
+    "__init__": {"checkpointed", "models"},
+    "train": {"*"},
+    "evaluate": {"*"},
+    "analyze": {"*"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _imports(path):
+    """Modules of the package that a file imports, without the package's name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("vit_registers."):
+                yield name.removeprefix("vit_registers.")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downward(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    allowed = ALLOWED[room]
+    for name in _imports(path):
+        is_allowed = "*" in allowed or any(name == a or name.startswith(f"{a}.") for a in allowed)
+        is_room = any(
+            a.startswith(f"{name}.") for a in allowed
+        )  # `from room import module`: the module decides
+        assert is_allowed or is_room, f"{room} imports {name}"
+
+
+def test_files_and_functions_stay_short_and_there_is_no_utils():
+    for path in FILES:
+        text = path.read_text()
+        assert path.stem != "utils"
+        assert text.count("\n") <= 320, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 70, f"{path}: {node.name}"
+
+
+def test_public_functions_say_what_comes_back():
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+IN_MEMORY = """
+import sys, tempfile
+import vit_registers
+from vit_registers import config as c
+from vit_registers.models.vit import ViT
+from flax import nnx
+ViT(c.Model(width=16, depth=1, num_heads=2, patch_size=4, image_size=(8, 8)), rngs=nnx.Rngs(0))
+assert "tensorflow" not in sys.modules, "model"
+from vit_registers.train import train
+sys.path.insert(0, "configs")
+import digits
+config = c.override(digits.get_config("registers=2,steps=3"), {"optimizer.warmup_steps": 1, "model.depth": 1})
+with tempfile.TemporaryDirectory() as run:
+    train(config, run)
+    model = vit_registers.load(run)
+    assert model.layout.num_registers == 2
+assert "tensorflow" not in sys.modules, "training"
+print("none")
+"""
+
+
+def test_no_tensorflow_after_importing_building_training_in_memory_and_loading():
+    done = subprocess.run([sys.executable, "-c", IN_MEMORY], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["none"], done.stderr
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, vit_registers; print({'jax', 'tensorflow', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_entry_point_answers_help(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"vit_registers.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"python -m vit_registers.{name}" in done.stdout

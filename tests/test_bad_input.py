@@ -1,0 +1,165 @@
+"""What a user can mend is one clear line and exit code 2, never a stack trace."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+DIGITS = "--config=configs/digits.py:steps=4"
+SHORT = ("--config.optimizer.warmup_steps=1", "--config.model.depth=1", "--config.run.eval_every_steps=2")
+
+
+def _assert_one_line(result, message):
+    code, _, err = result
+    # libjpeg, inside TensorFlow, writes a line of its own for each broken image.
+    lines = [line for line in err.splitlines() if line.strip() and line != "Input file read error"]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((DIGITS, "--config.model.num_register=4"), "num_registers"),
+        ((DIGITS, "--config.model.num_registers=many"), "model.num_registers=many"),
+        (("--config=configs/digits.py:registrs=4",), "did you mean 'registers'"),
+        (("--config=configs/nosuch.py",), "configs/nosuch.py"),
+        ((DIGITS, "steps=4"), "'steps=4' is not a flag"),
+        ((DIGITS, "--config.model.mask=fractl"), "did you mean 'fractal'"),
+        (("--config=configs/digits.py:mask=fractal,k=5",), "does not fit the patch grid of 4 x 4"),
+        ((DIGITS, "--config.data.name=nosuchdata", "--config.data.loader=tfdata"), "nosuchdata"),
+        ((DIGITS, "--config.data.train_ops=flipp"), "did you mean 'flip'"),
+        ((DIGITS, "--config.model.num_classes=7"), "set --config.model.num_classes=10"),
+        ((DIGITS, "--config.run.total_epochs=3"), "both set"),
+        ((DIGITS, "--workdir=gs://bucket/run"), "mount the bucket"),
+    ],
+)
+def test_bad_settings(run, tmp_path, args, message):
+    _assert_one_line(run("train", f"--workdir={tmp_path}", *args), message)
+
+
+def test_batch_that_does_not_divide_over_the_devices(run, tmp_path):
+    args = (DIGITS, f"--workdir={tmp_path}", "--config.data.batch_size=12")
+    _assert_one_line(run("train", *args, devices=8), "data.batch_size=12 is not divisible by 8 devices")
+
+
+def test_data_set_that_is_not_prepared(run, tmp_path):
+    args = ("--config=configs/cifar10.py", f"--workdir={tmp_path}", f"--config.data.data_dir={tmp_path}")
+    _assert_one_line(run("train", *args), "python -m tools.prepare_data --name=cifar10")
+
+
+def test_work_directory_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    _assert_one_line(run("train", DIGITS, f"--workdir={tmp_path}/file/run"), "cannot be written to")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of 8 x 8 px grey images in two classes."""
+    for split in ("train", "test"):
+        for label, name in enumerate(("black", "white")):
+            place = tmp_path / "images" / split / name
+            place.mkdir(parents=True)
+            for i in range(8):
+                Image.new("L", (8, 8), 255 * label).save(place / f"{i}.jpg")
+    return tmp_path / "images"
+
+
+def _folder_args(tmp_path, folder):
+    return (
+        DIGITS,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        "--config.data.name=folder",
+        "--config.data.loader=tfdata",
+        f"--config.data.data_dir={folder}",
+        "--config.model.num_classes=2",
+        "--config.data.batch_size=16",
+        "--config.data.eval_batch_size=16",
+    )
+
+
+def test_class_folder_without_images(run, tmp_path, folder):
+    shutil.rmtree(folder / "train" / "white")
+    (folder / "train" / "white").mkdir()
+    _assert_one_line(run("train", *_folder_args(tmp_path, folder)), "white")
+
+
+@pytest.mark.slow
+def test_image_that_cannot_be_decoded_is_named_or_skipped_with_a_count(run, tmp_path, folder):
+    (folder / "train" / "black" / "3.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no JPEG")
+    args = _folder_args(tmp_path, folder)
+    _assert_one_line(run("train", *args), "train/black/3.jpg")
+    shutil.rmtree(tmp_path / "run")
+    code, out, err = run("train", *args, "--config.data.on_broken=skip")
+    assert code == 0, err
+    assert "images left out because they cannot be decoded: 1" in out
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, tmp_path):
+    work = tmp_path / "run"
+    code, _, err = run("train", DIGITS, *SHORT, f"--workdir={work}")
+    assert code == 0, err
+    _assert_one_line(run("evaluate", f"--checkpoint={tmp_path}"), "is not a run folder")
+    _assert_one_line(
+        run("evaluate", f"--checkpoint={work}", "--step=3"), "has no checkpoint of step 3; it has 2, 4"
+    )
+
+    def biggest(step):
+        files = [p for p in (work / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()]
+        return max(files, key=lambda p: p.stat().st_size)
+
+    _assert_one_line(
+        run("evaluate", f"--checkpoint={work}", "--config.model.depth=2"), "evaluated as it was trained"
+    )
+    _flip(biggest(4))
+    code, out, err = run("evaluate", f"--checkpoint={work}")
+    assert code == 0, err
+    assert "SHA-256 differs); using the one before" in out
+    assert "step        2" in out
+    _assert_one_line(run("evaluate", f"--checkpoint={work}", "--step=4"), "is damaged")
+    _truncate(biggest(2))
+    _assert_one_line(run("evaluate", f"--checkpoint={work}"), "no checkpoint is intact")
+
+
+@pytest.mark.slow
+def test_checkpoint_that_cannot_be_written(run, tmp_path):
+    """A limit on the size of files stands in for a full disk."""
+    args = (DIGITS, *SHORT, f"--workdir={tmp_path}/run")
+    _assert_one_line(run("train", *args, limit_bytes=50_000), "checkpoints/2 could not be written")
+    code, _, err = run("train", *args)
+    assert code == 0, err
+
+
+def test_run_folder_with_a_relative_name(run, tmp_path):
+    """Relative to where the program was started."""
+    digits = f"--config={ROOT}/configs/digits.py:steps=4"
+    code, _, err = run("train", digits, *SHORT, "--workdir=runs/relative", folder=tmp_path)
+    assert code == 0, err
+    code, _, err = run("evaluate", "--checkpoint=runs/relative", folder=tmp_path)
+    assert code == 0, err
+    assert (tmp_path / "runs" / "relative" / "evaluation" / "test-4.json").exists()
+
+
+@pytest.mark.slow
+def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(run, tmp_path):
+    args = ("--config=configs/digits.py:steps=40", *SHORT, f"--workdir={tmp_path}")
+    result = run(
+        "train", *args, "--config.optimizer.learning_rate=1e30", "--config.optimizer.grad_clip_norm=None"
+    )
+    _assert_one_line(result, "The last good checkpoint is that of step 2")

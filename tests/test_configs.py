@@ -1,0 +1,137 @@
+"""Every config file, and every point of every sweep, builds; and settings are read strictly."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import pytest
+
+from vit_registers.config import (
+    Config,
+    Data,
+    Model,
+    Optimizer,
+    Run,
+    durations,
+    from_mapping,
+    override,
+    parse_arg,
+    to_config_dict,
+    to_dict,
+)
+from vit_registers.errors import ConfigError
+from vit_registers.training.state import abstract_model
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_point_of_the_sweep_builds(path):
+    module = _load(path)
+    base = module.get_config()
+    points = list(module.sweep())
+    assert points
+    assert len({json.dumps(point, sort_keys=True) for point in points}) == len(points)
+    shapes = set()
+    for point in [{}, *points]:
+        config = override(base, point)
+        if config.model not in shapes:
+            shapes.add(config.model)
+            assert jax.tree.leaves(abstract_model(config.model)[1])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_arguments_reach_the_model(path):
+    config = from_mapping(_load(path).get_config("registers=3,mask=fractal,k=2"))
+    assert (config.model.num_registers, config.model.mask, config.model.summary_factor) == (3, "fractal", 2)
+    with pytest.raises(ConfigError, match="'registr' is unknown: did you mean 'registers'"):
+        _load(path).get_config("registr=3")
+
+
+def test_config_survives_config_dict_and_json():
+    config = Config(model=Model(width=64, num_heads=2), data=Data(image_size=(32, 48)))
+    assert from_mapping(to_config_dict(config)) == config
+    assert from_mapping(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_config_dict_shows_every_setting_with_its_default():
+    shown = to_config_dict(Config()).to_dict()
+    assert shown == to_dict(Config())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "model.num_register",
+            1,
+            r"config.model.num_register is not a setting: did you mean 'num_registers'",
+        ),
+        ("modle.num_registers", 1, "no section 'modle'"),
+        ("model.num_registers", "4", r"config.model.num_registers='4' is of type str: want int"),
+        ("model.num_registers", True, "is of type bool: want int"),
+        ("model.num_registers", 2.0, "is of type float: want int"),
+        ("model.image_size", (8,), "want a tuple such as"),
+        ("model.image_size", 8, "want a tuple such as"),
+        ("data.mean", ("a",), r"config.data.mean\[0\]='a'"),
+    ],
+)
+def test_wrong_keys_and_types_are_refused_by_name(path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        override(to_dict(Config()), {path: value})
+
+
+def test_whole_numbers_are_taken_for_floats_and_none_where_allowed():
+    config = override(to_dict(Config()), {"optimizer.learning_rate": 1, "optimizer.grad_clip_norm": None})
+    assert config.optimizer == Optimizer(learning_rate=1.0, grad_clip_norm=None)
+    with pytest.raises(ConfigError, match="batch_size=None"):
+        override(to_dict(Config()), {"data.batch_size": None})
+
+
+def test_unknown_sections_of_a_config_dict_are_refused():
+    values = to_config_dict(Config())
+    with values.unlocked():
+        values.extra = ml_collections.ConfigDict({"a": 1})
+    with pytest.raises(ConfigError, match=r"config.extra is not a setting"):
+        from_mapping(values)
+
+
+def test_arguments_have_the_type_of_their_default():
+    a = parse_arg("n=3,x=1,s=y=z,flag", n=0, x=0.5, s="", flag=False, other=7)
+    assert (a.n, a.x, a.s, a.flag, a.other) == (3, 1.0, "y=z", True, 7)
+    for arg, message in (("n=x", "'n'='x' is of type str"), ("n=1.5", "want int"), ("flag=1", "want bool")):
+        with pytest.raises(ConfigError, match=message):
+            parse_arg(arg, n=0, flag=False)
+
+
+def test_durations_in_epochs_become_steps():
+    config = Config(
+        data=Data(batch_size=1024),
+        optimizer=Optimizer(warmup_steps=10_000),
+        run=Run(total_epochs=90.0, eval_every_epochs=1.0),
+    )
+    lengths = durations(config, 1_268_355)
+    assert (lengths.total_steps, lengths.warmup_steps, lengths.eval_every_steps) == (111_477, 10_000, 1239)
+
+
+@pytest.mark.parametrize(
+    ("run", "optimizer", "message"),
+    [
+        ({}, {}, "run.total_steps and run.total_epochs are both unset"),
+        ({"total_steps": 1, "total_epochs": 1.0}, {}, "both set"),
+        ({"total_steps": 0}, {}, "want >= 1"),
+        ({"total_steps": 10}, {"warmup_steps": 10}, "warmup is 10 steps of 10"),
+    ],
+)
+def test_impossible_durations_are_refused(run, optimizer, message):
+    with pytest.raises(ConfigError, match=message):
+        durations(Config(run=Run(**run), optimizer=Optimizer(**optimizer)), 100)

@@ -1,0 +1,114 @@
+"""The train step: learning, accumulation, averaging, masking, and the same result on any mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_registers.config import Mesh
+from vit_registers.errors import ConfigError
+from vit_registers.training import sharding
+
+
+def _assert_close(a, b, atol):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=atol), jax.device_get(a), jax.device_get(b)
+    )
+
+
+def test_loss_falls_on_batches_that_repeat(tiny, change, run_steps):
+    config = change(tiny, data={"mixup_alpha": 0.0})
+    state, history = None, []
+    for _ in range(30):
+        state, metrics = run_steps(config, 1, state=state)
+        history += metrics
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(fsdp=8, data=1), Mesh(fsdp=2, tensor=2), Mesh(tensor=4)])
+def test_20_steps_on_8_devices_equal_those_on_one(tiny, change, run_steps, mesh):
+    config = change(tiny, optimizer={"ema_decay": 0.9})
+    one, one_history = run_steps(config, 20)
+    many, many_history = run_steps(change(config, mesh=vars(mesh)), 20, num_devices=8)
+    _assert_close(one.params, many.params, 5e-5)
+    _assert_close(one.ema, many.ema, 5e-5)
+    for a, b in zip(one_history, many_history, strict=True):
+        _assert_close(a, b, 5e-5)
+
+
+def test_parameters_and_moments_are_really_sharded(tiny, change, run_steps):
+    state, _ = run_steps(change(tiny, mesh={"fsdp": 2, "tensor": 2}), 1, num_devices=8)
+    kernel = state.params["blocks"][0]["attn"]["qkv"]["kernel"]
+    assert kernel.shape == (16, 3, 4, 4)
+    assert kernel.sharding.shard_shape(kernel.shape) == (8, 3, 2, 4)
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
+    assert len(moments) >= 2
+    assert all(x.sharding == kernel.sharding for x in moments)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(tiny, change, run_steps):
+    whole, whole_history = run_steps(tiny, 5)
+    parts, parts_history = run_steps(change(tiny, optimizer={"accumulation_steps": 4}), 5)
+    _assert_close(whole.params, parts.params, 1e-5)
+    _assert_close(whole_history, parts_history, 1e-5)
+
+
+def test_average_follows_its_recurrence(tiny, change, run_steps):
+    config = change(tiny, optimizer={"ema_decay": 0.5})
+    state, _ = run_steps(config, 0)
+    want = jax.device_get(state.params)
+    for step in range(3):
+        state, _ = run_steps(config, 1, state=state, start_step=step)
+        params = jax.device_get(state.params)
+        want = jax.tree.map(lambda e, p: 0.5 * e + 0.5 * p, want, params)
+    _assert_close(state.ema, want, 1e-6)
+
+
+def test_examples_left_out_have_no_influence(tiny, change):
+    from vit_registers.config import Durations
+    from vit_registers.data.batch import Batch, synthetic_batches, to_device
+    from vit_registers.training.setup import set_up
+
+    config = change(tiny, data={"mixup_alpha": 0.0})
+    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+    setup = set_up(config, Durations(total_steps=9, warmup_steps=0, eval_every_steps=9), mesh)
+    batch = next(synthetic_batches(config))
+    mask = np.arange(16) < 12
+    other = Batch(np.where(mask[:, None, None, None], batch.image_BxHxWxC, 7), batch.label_B * mask, mask)
+    results = []
+    with jax.set_mesh(mesh):
+        for b in (batch._replace(mask_B=mask), other):
+            results.append(setup.train_step(setup.make_state(), to_device(b, sharding.batch_sharding(mesh))))
+    _assert_close(results[0], results[1], 1e-6)
+
+
+def test_drop_path_differs_from_step_to_step_and_repeats_with_the_seed(tiny, change, run_steps):
+    config = change(tiny, model={"drop_path": 0.5})
+    first, _ = run_steps(config, 3)
+    again, _ = run_steps(config, 3)
+    without, _ = run_steps(tiny, 3)
+    _assert_close(first.params, again.params, 0.0)
+    gap = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), first.params, without.params)
+    assert max(jax.tree.leaves(gap)) > 1e-4
+
+
+def test_parameters_stay_float32_when_computing_in_bfloat16(tiny, change, run_steps):
+    state, history = run_steps(change(tiny, model={"dtype": "bfloat16"}), 2)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert np.isfinite(history[-1]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"batch_size": 12}}, "data.batch_size=12 is not divisible by 8 devices"),
+        ({"data": {"eval_batch_size": 9}}, "data.eval_batch_size=9"),
+        ({"optimizer": {"accumulation_steps": 3}}, "x 3 accumulation steps: want a multiple of 24"),
+        ({"mesh": {"tensor": 8}}, "does not divide the model's heads"),
+        ({"mesh": {"fsdp": 3}}, "does not use the 8 devices"),
+        ({"mesh": {"fsdp": -1}}, "at most one -1"),
+    ],
+)
+def test_what_does_not_divide_is_refused(tiny, change, run_steps, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        run_steps(change(tiny, **sections), 1, num_devices=8)

@@ -1,0 +1,137 @@
+"""Numbers -> figures. Imports no JAX."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from vit_registers.errors import DataError
+
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+
+
+def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each metric of a metrics.jsonl as (steps, values). Raises DataError where there is no such file."""
+    if not path.exists():
+        raise DataError(f"{path} is missing: is this a run folder?")
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        for name, value in record.items():
+            if name != "step":
+                series.setdefault(name, []).append((record["step"], value))
+    return {name: tuple(np.array(points, float).T) for name, points in series.items()}
+
+
+def draw_curves(metrics: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+    """Loss and top-1 against steps: of single training batches in grey, of evaluations as marked lines."""
+    figure = Figure(figsize=(10, 3.6))
+    for place, (kind, label) in enumerate([("loss", "loss"), ("top1", "top-1 accuracy")], start=1):
+        axes = figure.add_subplot(1, 2, place)
+        for name, (steps, values) in metrics.items():
+            group, _, key = name.partition("/")
+            if key != kind:
+                continue
+            if group == "train":
+                axes.plot(steps, values, color=GREY, lw=0.8, alpha=0.7, label="train, single mixed batches")
+            else:
+                color = ORANGE if group.endswith("_ema") else BLUE
+                axes.plot(
+                    steps, values, "o-", color=color, ms=4, label=f"{group}: {values[-1]:.4g} at the end"
+                )
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def draw_attention(
+    images: np.ndarray, captions: list[str], maps: Mapping[str, np.ndarray], path: Path
+) -> None:
+    """One row per image: the image, then one map [images, rows, columns] per entry of `maps` over it.
+
+    Every map has its own scale, from 0 to its maximum, which is printed.
+    """
+    rows, columns = len(images), 1 + len(maps)
+    figure = Figure(figsize=(1.5 * columns + 0.4, 1.7 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row, image in enumerate(images):
+        height, width = image.shape[:2]
+        for axes in grid[row]:
+            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+        grid[row][0].set_ylabel(captions[row], fontsize=8)
+        for axes, (name, values) in zip(grid[row][1:], maps.items(), strict=True):
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes.imshow(values[row], cmap="inferno", vmin=0, alpha=0.75, extent=extent)
+            axes.set_xlabel(f"max {values[row].max():.3f}", fontsize=7, labelpad=2)
+            if row == 0:
+                axes.set_title(name, fontsize=9)
+    _save(figure, path)
+
+
+def draw_mask(mask_TxT: np.ndarray, groups: Mapping[str, slice], path: Path, *, title: str) -> None:
+    """The mask with its token groups: row = who attends, column = to whom, dark = may attend."""
+    figure = Figure(figsize=(6.4, 6.4))
+    axes = figure.add_subplot()
+    _draw_mask(axes, mask_TxT, groups)
+    axes.set_title(f"{title}: {mask_TxT.mean():.1%} of the pairs may attend", fontsize=9)
+    _save(figure, path)
+
+
+def _draw_mask(axes: Axes, mask_TxT: np.ndarray, groups: Mapping[str, slice]) -> None:
+    axes.imshow(mask_TxT, cmap=ListedColormap(["#edf2f7", BLUE]), vmin=0, vmax=1, interpolation="none")
+    for where in groups.values():
+        axes.axhline(where.start - 0.5, color="white", lw=1.0)
+        axes.axvline(where.start - 0.5, color="white", lw=1.0)
+    labels = _merge_small(groups, smallest=len(mask_TxT) // 25)
+    centres = [(where.start + where.stop - 1) / 2 for _, where in labels]
+    axes.set_yticks(centres, [name for name, _ in labels], fontsize=8)
+    axes.set_xticks([])
+    axes.set_ylabel("who attends")
+    axes.set_xlabel("to whom, in the same order")
+
+
+def _merge_small(groups: Mapping[str, slice], *, smallest: int) -> list[tuple[str, slice]]:
+    """(label, where) of each group; neighbours too small for a label of their own share one."""
+    labels: list[tuple[str, slice]] = []
+    for name, where in groups.items():
+        name = f"{name} ({where.stop - where.start})"
+        if labels and labels[-1][1].stop - labels[-1][1].start < smallest:
+            before, first = labels.pop()
+            name, where = f"{before}\n{name}", slice(first.start, where.stop)
+        labels.append((name, where))
+    return labels
+
+
+def draw_layout(
+    levels: Sequence[tuple[str, np.ndarray]], mask_TxT: np.ndarray, groups: Mapping[str, slice], path: Path
+) -> None:
+    """The token sequence group by group, cells that may attend to each other in one colour, and the mask.
+
+    `levels` holds a name and a 2-D array of colour numbers per group, in the order of the sequence.
+    """
+    figure = Figure(figsize=(7.6, 8.0), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 3))
+    for axes, (name, values) in zip(top.subplots(1, len(levels)), levels, strict=True):
+        rows, columns = values.shape
+        axes.imshow(values, cmap="tab20", vmin=0, vmax=19)
+        axes.set_xticks(np.arange(-0.5, columns), minor=True)
+        axes.set_yticks(np.arange(-0.5, rows), minor=True)
+        axes.grid(which="minor", color="white", lw=1.5)
+        axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+        axes.spines[:].set_visible(False)
+        axes.set_title(f"{name}\n{rows} x {columns}", fontsize=9)
+    _draw_mask(bottom.subplots(), mask_TxT, groups)
+    _save(figure, path)

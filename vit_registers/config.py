@@ -1,0 +1,312 @@
+"""Every setting and its default, as frozen dataclasses; strict conversion from and to ml_collections.
+
+Config files build a `Config` and hand out `to_config_dict(config)`, so that every knob prints and
+`--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses
+unknown keys and wrong types. No other file holds a default.
+"""
+
+import ast
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from vit_registers.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The Vision Transformer. Sizes left at None come from `variant` (models/blocks.py: VARIANTS)."""
+
+    variant: str = "S"
+    width: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_dim: int | None = None
+    mlp: str | None = None  # mlp | swiglu
+    patch_size: int = 16
+    image_size: tuple[int, int] = (224, 224)  # height, width that the positions are made for
+    channels: int = 3
+    num_classes: int = 1000  # 0: no head, logits are None
+
+    use_cls: bool = True
+    num_registers: int = 0
+    registers: str = "learned"  # learned | zeros (fixed)
+    summary_factor: int | None = None  # k: summary grids by floor division of the patch grid by k
+    summaries: str = "learned"  # learned | zeros (fixed)
+    positions: str = "learned"  # sincos2d | learned | alibi2d | none
+    has_cls_position: bool = True  # with positions=learned: cls has a row of its own
+    # Of registers and summaries: none | learned | sincos2d (summaries by their grids; registers get none).
+    extra_positions: str = "none"
+    mask: str = "none"  # none | fractal | fractal_released | fractal_local
+
+    layer_scale_init: float | None = None
+    drop_path: float = 0.0
+    drop_path_schedule: str = "linear"  # linear | constant
+    activation: str = "gelu"  # gelu (exact) | gelu_tanh | quick_gelu; SwiGLU gates with SiLU
+    norm_eps: float = 1e-6
+    use_qkv_bias: bool = True
+    use_patch_bias: bool = True
+    pooling: str = "cls"  # cls | gap (patches only) | map
+    use_pre_logits: bool = False  # Dense(width) + tanh between pooling and head
+    init: str = "big_vision"  # models/initializers.py: INITS
+    dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters are float32
+    attention: str = "xla"  # models/attention.py: BACKENDS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where images come from and what is done to them. Images are 8-bit until they are on the device."""
+
+    loader: str = "tfdata"  # tfdata | memory (resident on the accelerator, no TensorFlow)
+    name: str = "imagenet2012"  # a TFDS name; digits (embedded); folder (root/<split>/<class>/*.jpg)
+    data_dir: str | None = None  # TFDS data_dir, or the root of the folder; None: TFDS's own default
+    train_split: str = "train"
+    eval_split: str = "validation"
+    batch_size: int = 1024  # global
+    eval_batch_size: int = 1024  # global; the last batch is padded
+    image_size: tuple[int, int] | None = None  # None: model.image_size
+    train_ops: str = "inception_crop | flip"  # data/ops.py: OPS; data/memory.py: MEMORY_OPS
+    eval_ops: str = "resize_small(256) | central_crop"
+    shuffle_buffer: int = 50_000  # only for TFRecord files; array_record and folders shuffle globally
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixel values in [0, 1], per channel
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mixup_alpha: float = 0.0  # 0: none; with cutmix too, each batch draws one of the two
+    cutmix_alpha: float = 0.0
+    on_broken: str = "stop"  # stop | skip: an image that cannot be decoded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with warm-up and cosine decay to zero."""
+
+    loss: str = "softmax"  # softmax | sigmoid
+    learning_rate: float = 1e-3
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    weight_decay: float = 0.1  # decoupled, times the learning rate; kernels only
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    mu_dtype: str = "float32"  # of the first moment: float32 | bfloat16
+    grad_clip_norm: float | None = 1.0
+    accumulation_steps: int = 1  # micro-batches per step
+    ema_decay: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices along each axis; one axis may be -1 and takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When to save and what to keep."""
+
+    every_steps: int = 1000
+    keep_last: int = 3
+    keep_best: int = 1  # by top-1 on the evaluation split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Length, seed and reporting."""
+
+    total_steps: int | None = None
+    total_epochs: float | None = None
+    seed: int = 0
+    log_every_steps: int = 50
+    eval_every_steps: int | None = None
+    eval_every_epochs: float | None = None
+    use_tensorboard: bool = True  # clu's writers, which import TensorFlow; metrics.jsonl is always written
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    model: Model = Model()
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    mesh: Mesh = Mesh()
+    checkpoint: Checkpoint = Checkpoint()
+    run: Run = Run()
+
+
+def image_size(config: Config) -> tuple[int, int]:
+    """(height, width) of the images that the loaders deliver."""
+    return config.data.image_size or config.model.image_size
+
+
+# --- durations -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Durations:
+    """Lengths in optimiser steps."""
+
+    total_steps: int
+    warmup_steps: int
+    eval_every_steps: int
+
+
+def durations(config: Config, num_train_examples: int) -> Durations:
+    """The lengths of a run in steps, from whichever unit the config gives. Rounds to the nearest step."""
+
+    def to_steps(name: str, steps: int | None, epochs: float | None, default: int | None) -> int:
+        if steps is not None and epochs is not None:
+            raise ConfigError(f"{name}_steps={steps} and {name}_epochs={epochs} are both set: keep one")
+        if epochs is not None:
+            steps = round(epochs * num_train_examples / config.data.batch_size)
+        if steps is None:
+            steps = default
+        if steps is None:
+            raise ConfigError(f"{name}_steps and {name}_epochs are both unset: set one")
+        if steps < 0:
+            raise ConfigError(f"{name} is {steps} steps: want >= 0")
+        return steps
+
+    run, optimizer = config.run, config.optimizer
+    total = to_steps("run.total", run.total_steps, run.total_epochs, None)
+    warmup = to_steps("optimizer.warmup", optimizer.warmup_steps, optimizer.warmup_epochs, 0)
+    evaluation = to_steps("run.eval_every", run.eval_every_steps, run.eval_every_epochs, total)
+    if total < 1:
+        raise ConfigError(f"run.total_steps={total}: want >= 1")
+    if warmup >= total:
+        raise ConfigError(f"optimizer.warmup is {warmup} steps of {total}: want fewer than the run has")
+    return Durations(total_steps=total, warmup_steps=warmup, eval_every_steps=max(evaluation, 1))
+
+
+# --- conversion ------------------------------------------------------------------------------
+
+
+def nearest(key: str, known: typing.Iterable[str]) -> str:
+    """A hint for an error message: the nearest known name, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def lookup(table: Mapping[str, Any], key: str, where: str) -> Any:
+    """table[key], or a ConfigError that names the setting `where` and lists what there is."""
+    if key not in table:
+        raise ConfigError(f"{where}='{key}' is unknown: {nearest(key, table)}")
+    return table[key]
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}={value!r}: want a section of settings")
+        return _convert_section(hint, value, where)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        args = typing.get_args(hint)
+        if not isinstance(value, (tuple, list)) or (args[-1] is not ... and len(value) != len(args)):
+            raise ConfigError(f"{where}={value!r}: want a tuple such as (224, 224)")
+        return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where}={value!r} is of type {type(value).__name__}: want {hint.__name__}")
+    return value
+
+
+def _convert_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"{where}.{key} is not a setting: {nearest(key, hints)}")
+    return cls(**{key: _convert(values[key], hints[key], f"{where}.{key}") for key in values})
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """The Config of a ConfigDict, or of a dict read from JSON. Raises ConfigError for a wrong key or type."""
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    return _convert_section(Config, values, "config")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts of plain values, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+    """The config as an ml_collections.ConfigDict, so that flags can override every setting."""
+
+    def section(values: Any) -> ml_collections.ConfigDict:
+        out = ml_collections.ConfigDict()
+        for name, hint in typing.get_type_hints(type(values)).items():
+            value = getattr(values, name)
+            if dataclasses.is_dataclass(value):
+                out[name] = section(value)
+            elif isinstance(hint, types.UnionType):
+                # Text is taken as it stands; the rest as a literal, so that None can be given too.
+                out[name] = config_dict.placeholder(str if str in typing.get_args(hint) else object)
+                out[name] = value
+            else:
+                out[name] = value
+        return out
+
+    return section(config)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {'model.num_registers': 4, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
+    """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4} put in."""
+    nested = to_dict(from_mapping(values))
+    for path, value in overrides.items():
+        *sections, key = path.split(".")
+        node = nested
+        for section in sections:
+            if not isinstance(node.get(section), dict):
+                raise ConfigError(f"config.{path} is not a setting: no section '{section}'")
+            node = node[section]
+        node[key] = value
+    return from_mapping(nested)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> Any:
+    """The compact argument of a config file, `--config=configs/digits.py:registers=4,mask=fractal`.
+
+    Returns a namespace with the keys of `defaults`; a value has the type of its default (int and
+    float by literal, str as it stands, bool as True or False, or True when only the key is given).
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, equals, text = item.partition("=")
+        if key not in defaults:
+            raise ConfigError(f"config argument '{key}' is unknown: {nearest(key, defaults)}")
+        kind = type(defaults[key])
+        if kind is str:
+            values[key] = text
+            continue
+        try:
+            value = True if kind is bool and not equals else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        values[key] = _convert(value, kind, f"config argument '{key}'")
+    return types.SimpleNamespace(**values)

@@ -1,0 +1,72 @@
+"""The Loader contract, and the choice of one by data.loader. Imports TensorFlow only when it is chosen."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import jax
+
+from vit_registers.config import Config, lookup
+from vit_registers.data.batch import Batch
+from vit_registers.errors import ConfigError
+
+
+class Loader(Protocol):
+    """Batches of labelled images, the same on every run: a pure function of (run.seed, step)."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    @property
+    def num_broken(self) -> int:
+        """How many different images this process has left out so far, as they could not be decoded."""
+
+    def num_examples(self, split: str) -> int:
+        """How many examples the split has, over all processes. Raises DataError for an unknown split."""
+
+    def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
+        """Endless global batches of data.batch_size, from step `start_step` on.
+
+        They are bit for bit those of a run that never stopped; what lies before is not decoded.
+        """
+
+    def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
+        """Global batches of data.eval_batch_size with each image of the split exactly once.
+
+        The last batches are padded with mask False; all processes get the same number of batches.
+        """
+
+
+def _open_tfdata(config: Config) -> Loader:
+    # Read when TensorFlow is imported; it reports on oneDNN, of no use to image decoding, at any level.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    from vit_registers.data.pipeline import TfdataLoader
+
+    return TfdataLoader(config)
+
+
+def _open_memory(config: Config) -> Loader:
+    from vit_registers.data.memory import MemoryLoader
+
+    return MemoryLoader(config)
+
+
+LOADERS: dict[str, Callable[[Config], Loader]] = {"tfdata": _open_tfdata, "memory": _open_memory}
+
+
+def open_data(config: Config) -> Loader:
+    """The loader that data.loader names, its data set opened.
+
+    Raises ConfigError for settings that cannot work, DataError for a data set that is missing or unfit.
+    """
+    data, model = config.data, config.model
+    open_loader = lookup(LOADERS, data.loader, "data.loader")
+    if model.channels not in (1, 3):
+        raise ConfigError(f"model.channels={model.channels}: images have 1 or 3")
+    if not 0 <= config.run.seed < 2**31:
+        raise ConfigError(f"run.seed={config.run.seed}: want 0 <= seed < 2**31")
+    for name in ("batch_size", "eval_batch_size", "shuffle_buffer"):
+        if getattr(data, name) < 1:
+            raise ConfigError(f"data.{name}={getattr(data, name)}: want >= 1")
+    return open_loader(config)

@@ -1,0 +1,24 @@
+"""Errors that the user can mend: the entry points print them as one line and exit with code 2.
+
+Each message says what is wrong, where, and how to mend it. `assert` is for our own mistakes.
+"""
+
+
+class UserError(Exception):
+    """Base of all errors that a user can mend."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value that cannot work."""
+
+
+class DataError(UserError):
+    """A data set that is missing, empty, broken or other than the configuration says."""
+
+
+class CheckpointError(UserError):
+    """A run folder or checkpoint that is missing, damaged, of another run or not writable."""
+
+
+class TrainingError(UserError):
+    """A run that cannot go on, such as one whose loss is no longer finite."""

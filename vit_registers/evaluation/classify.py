@@ -1,0 +1,41 @@
+"""Loss, top-1 and top-5 over a split, each image once."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from vit_registers.config import Config, lookup
+from vit_registers.data.batch import Batch, normalize
+from vit_registers.training.losses import LOSSES
+from vit_registers.training.metrics import Sums, classification_sums
+from vit_registers.training.sharding import replicated
+from vit_registers.training.state import build
+
+Evaluate = Callable[[Any, Iterable[Batch]], dict[str, float]]
+
+
+def make_evaluate(config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> Evaluate:
+    """evaluate(params, batches) -> {"loss", "top1", "top5", "images"}, means over the images that count.
+
+    top5 is the share of images whose label is among the five highest logits, or all of them where
+    there are fewer classes.
+    """
+    loss_per_example = lookup(LOSSES, config.optimizer.loss, "optimizer.loss")
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def sums(params: Any, batch: Batch) -> Sums:
+        image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
+        logits_BxY = build(graphdef, params)(image).logits
+        label_BxY = jax.nn.one_hot(batch.label_B, config.model.num_classes)
+        return classification_sums(
+            logits_BxY, batch.label_B, batch.mask_B, loss_per_example(logits_BxY, label_BxY)
+        )
+
+    def evaluate(params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        parts = jax.device_get([sums(params, batch) for batch in batches])
+        return functools.reduce(lambda a, b: a + b, parts).means()
+
+    return evaluate

@@ -1,0 +1,203 @@
+"""The layers of a pre-norm transformer block: attention, MLP or SwiGLU, LayerScale, drop path."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_registers.config import Model, lookup
+from vit_registers.errors import ConfigError
+from vit_registers.models.attention import BACKENDS
+from vit_registers.models.initializers import INITS, Inits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dims:
+    """The sizes of a model."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    mlp: str = "mlp"
+
+
+VARIANTS: dict[str, Dims] = {
+    "Ti": Dims(width=192, depth=12, num_heads=3, mlp_dim=768),
+    "S": Dims(width=384, depth=12, num_heads=6, mlp_dim=1536),
+    "M": Dims(width=512, depth=12, num_heads=8, mlp_dim=2048),
+    "B": Dims(width=768, depth=12, num_heads=12, mlp_dim=3072),
+    "L": Dims(width=1024, depth=24, num_heads=16, mlp_dim=4096),
+    "H": Dims(width=1280, depth=32, num_heads=16, mlp_dim=5120),
+    "g": Dims(width=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="swiglu"),
+}
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def dims(model: Model) -> Dims:
+    """The sizes of `model`: its variant, with the settings that are not None put in.
+
+    A width of its own keeps the variant's ratio of mlp_dim to width. Raises ConfigError where the heads
+    do not divide the width.
+    """
+    base = lookup(VARIANTS, model.variant, "model.variant")
+    width = model.width or base.width
+    sizes = Dims(
+        width=width,
+        depth=base.depth if model.depth is None else model.depth,
+        num_heads=model.num_heads or base.num_heads,
+        mlp_dim=model.mlp_dim or round(base.mlp_dim * width / base.width),
+        mlp=model.mlp or base.mlp,
+    )
+    if sizes.width % sizes.num_heads:
+        raise ConfigError(
+            f"model.width={sizes.width} is no multiple of the {sizes.num_heads} heads: set model.num_heads"
+        )
+    return sizes
+
+
+def inits(model: Model) -> Inits:
+    """The initializers of `model`."""
+    sizes = dims(model)
+    recipe = lookup(INITS, model.init, "model.init")
+    return recipe(sizes.width, sizes.mlp_dim, model.channels * model.patch_size**2)
+
+
+def layer_norm(model: Model, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm over the width, in float32; two-pass variance, which high-norm tokens need."""
+    return nnx.LayerNorm(
+        dims(model).width,
+        epsilon=model.norm_eps,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused qkv projection, kernel DxQxNxK with Q = q, k, v."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        sizes, init, dtype = dims(model), inits(model), DTYPES[model.dtype]
+        heads = (sizes.num_heads, sizes.width // sizes.num_heads)
+        self.qkv = nnx.LinearGeneral(
+            sizes.width,
+            (3, *heads),
+            use_bias=model.use_qkv_bias,
+            kernel_init=init.attention,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.out = nnx.LinearGeneral(
+            heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=dtype, rngs=rngs
+        )
+        self.backend = model.attention
+
+    def __call__(
+        self, x_BxTxD: jax.Array, mask_TxT: np.ndarray | None, bias_NxTxT: np.ndarray | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+        """The attention output out_BxTxD and (q, k, v), each BxTxNxK."""
+        qkv_BxTxQxNxK = self.qkv(x_BxTxD)
+        q, k, v = (qkv_BxTxQxNxK[:, :, i] for i in range(3))
+        attend = lookup(BACKENDS, self.backend, "model.attention")
+        out_BxTxNxK = attend(q, k, v, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
+        return self.out(out_BxTxNxK), (q, k, v)
+
+
+class Mlp(nnx.Module):
+    """fc2(activation(fc1(x)))."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        sizes, init, dtype = dims(model), inits(model), DTYPES[model.dtype]
+        layer = functools.partial(
+            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
+        )
+        self.fc1 = layer(sizes.width, sizes.mlp_dim)
+        self.fc2 = layer(sizes.mlp_dim, sizes.width)
+        self.activation = model.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(lookup(ACTIVATIONS, self.activation, "model.activation")(self.fc1(x)))
+
+
+class SwiGlu(nnx.Module):
+    """w3(silu(gate) * value), where w12(x) holds the gate in its first half (DINOv2's order)."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        sizes, init, dtype = dims(model), inits(model), DTYPES[model.dtype]
+        layer = functools.partial(
+            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
+        )
+        self.w12 = layer(sizes.width, 2 * sizes.mlp_dim)
+        self.w3 = layer(sizes.mlp_dim, sizes.width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate, value = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(jax.nn.silu(gate) * value)
+
+
+MLPS: dict[str, type[nnx.Module]] = {"mlp": Mlp, "swiglu": SwiGlu}
+
+
+class LayerScale(nnx.Module):
+    """x * gamma, with gamma learned per channel (arXiv:2103.17239)."""
+
+    def __init__(self, width: int, initial: float, dtype: jnp.dtype):
+        self.gamma = nnx.Param(jnp.full((width,), initial, jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        return x_BxTxD * self.gamma[...].astype(self.dtype)[None, None]
+
+
+def drop_path(x_BxTxD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Each example's branch dropped with probability `rate`, else divided by 1 - rate (arXiv:1603.09382)."""
+    if rate == 0.0 or key is None:
+        return x_BxTxD
+    is_kept_Bx1x1 = jax.random.bernoulli(key, 1.0 - rate, (x_BxTxD.shape[0], 1, 1))
+    return jnp.where(is_kept_Bx1x1, x_BxTxD / (1.0 - rate), 0.0).astype(x_BxTxD.dtype)
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))), each branch under drop path."""
+
+    def __init__(self, model: Model, drop_rate: float, *, rngs: nnx.Rngs):
+        sizes, dtype = dims(model), DTYPES[model.dtype]
+        self.norm1 = layer_norm(model, rngs=rngs)
+        self.attn = Attention(model, rngs=rngs)
+        self.norm2 = layer_norm(model, rngs=rngs)
+        self.mlp = lookup(MLPS, sizes.mlp, "model.mlp")(model, rngs=rngs)
+        initial = model.layer_scale_init
+        self.ls1 = None if initial is None else LayerScale(sizes.width, initial, dtype)
+        self.ls2 = None if initial is None else LayerScale(sizes.width, initial, dtype)
+        self.drop_rate = drop_rate
+
+    def __call__(
+        self,
+        resid_BxTxD: jax.Array,
+        mask_TxT: np.ndarray | None,
+        bias_NxTxT: np.ndarray | None,
+        drop_key: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+        """The residual stream after the block, and the (q, k, v) of its attention."""
+        key1, key2 = (None, None) if drop_key is None else jax.random.split(drop_key)
+        branch_BxTxD, qkv = self.attn(self.norm1(resid_BxTxD), mask_TxT, bias_NxTxT)
+        resid_BxTxD += drop_path(self._scaled(self.ls1, branch_BxTxD), self.drop_rate, key1)
+        branch_BxTxD = self.mlp(self.norm2(resid_BxTxD))
+        resid_BxTxD += drop_path(self._scaled(self.ls2, branch_BxTxD), self.drop_rate, key2)
+        return resid_BxTxD, qkv
+
+    @staticmethod
+    def _scaled(scale: LayerScale | None, x_BxTxD: jax.Array) -> jax.Array:
+        return x_BxTxD if scale is None else scale(x_BxTxD)

@@ -1,0 +1,92 @@
+"""TokenLayout: which tokens a model has, in which order, and on which grids.
+
+Order: cls | registers | summaries, coarse level to fine | patches, each grid row-major. This file
+is the only one that knows where a group sits; all others ask a layout for a slice.
+
+Axis letters of the project, used as name suffixes (`resid_BxTxD`):
+
+    B batch             H, W image rows, columns (px)   C channels
+    T tokens, all       P patches                       R registers
+    S summary tokens    D width                         N heads
+    K head dim          F mlp width                     L layers
+    Y classes           1 broadcast
+"""
+
+import dataclasses
+import math
+
+from vit_registers.errors import ConfigError
+
+Grid = tuple[int, int]  # rows, columns
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """The token groups of one model at one image size. Slices of absent groups are empty."""
+
+    has_cls: bool
+    num_registers: int
+    summary_grids: tuple[Grid, ...]  # coarse to fine
+    patch_grid: Grid
+
+    @property
+    def cls(self) -> slice:
+        return slice(0, int(self.has_cls))
+
+    @property
+    def registers(self) -> slice:
+        return slice(self.cls.stop, self.cls.stop + self.num_registers)
+
+    @property
+    def summaries(self) -> slice:
+        return slice(self.registers.stop, self.registers.stop + self.num_summaries)
+
+    @property
+    def patches(self) -> slice:
+        return slice(self.summaries.stop, self.num_tokens)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """All grids, coarse to fine: the summary levels, then the patches."""
+        return (*self.summary_grids, self.patch_grid)
+
+    @property
+    def grid_slices(self) -> tuple[slice, ...]:
+        """Where each of `grids` sits."""
+        slices, start = [], self.registers.stop
+        for rows, columns in self.grids:
+            slices.append(slice(start, start + rows * columns))
+            start += rows * columns
+        return tuple(slices)
+
+    @property
+    def num_summaries(self) -> int:
+        return sum(math.prod(grid) for grid in self.summary_grids)
+
+    @property
+    def num_patches(self) -> int:
+        return math.prod(self.patch_grid)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.summaries.stop + self.num_patches
+
+
+def summary_grids(patch_grid: Grid, factor: int | None) -> tuple[Grid, ...]:
+    """The summary grids of `factor` k, coarsest first: repeated floor division of the patch grid by k.
+
+    arXiv:2601.15506 uses square grids: 14 x 14 gives 4, 9, 17 and 59 tokens for k = 5, 4, 3 and 2.
+    None gives no level. Raises ConfigError where k < 2, or k is larger than a side of the grid.
+    """
+    if factor is None:
+        return ()
+    rows, columns = patch_grid
+    if not 2 <= factor <= min(patch_grid):
+        raise ConfigError(
+            f"model.summary_factor={factor} does not fit the patch grid of {rows} x {columns}: "
+            f"want 2 <= k <= {min(patch_grid)}, or None for no summaries"
+        )
+    grids = []
+    while min(rows := rows // factor, columns := columns // factor) > 0:
+        grids.append((rows, columns))
+    return tuple(reversed(grids))

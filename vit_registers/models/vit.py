@@ -1,0 +1,284 @@
+"""The Vision Transformer with registers and summary tokens: images -> Outputs."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jax.sharding import PartitionSpec
+
+from vit_registers.config import Model, lookup
+from vit_registers.errors import ConfigError
+from vit_registers.models.attention import BACKENDS, attend_xla
+from vit_registers.models.blocks import ACTIVATIONS, DTYPES, Block, Mlp, dims, inits, layer_norm
+from vit_registers.models.initializers import Init
+from vit_registers.models.masks import build_mask
+from vit_registers.models.positions import POSITIONS, resample, sincos2d
+from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
+
+
+@struct.dataclass
+class Outputs:
+    """What a ViT returns. Token groups are after the final norm, float32; None where a model has none.
+
+    taps holds every block's inner values; under jit the ones that are not read cost nothing:
+    "embed" (BxPxD, patch embeddings before positions), "resid" (depth + 1 times BxTxD: what goes into
+    the first block, then what each block leaves, before the final norm), "q", "k", "v" (depth times BxTxNxK).
+    """
+
+    logits: jax.Array | None  # BxY
+    pooled: jax.Array  # BxD, before pre-logits and head
+    cls: jax.Array | None  # BxD
+    registers: jax.Array | None  # BxRxD
+    summaries: jax.Array | None  # BxSxD
+    patches: jax.Array  # BxPxD
+    taps: dict[str, jax.Array | tuple[jax.Array, ...]]
+
+
+def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
+    """(rows, columns) of patches. Raises ConfigError where the patch size does not divide the image."""
+    height, width = image_size
+    if height % patch_size or width % patch_size or not height or not width:
+        raise ConfigError(
+            f"an image of {height} x {width} px does not divide into patches of {patch_size} px: "
+            "change model.patch_size or the image size"
+        )
+    return height // patch_size, width // patch_size
+
+
+def token_layout(model: Model) -> TokenLayout:
+    """The tokens of `model` at the image size that it is made for."""
+    grid = patch_grid(model.image_size, model.patch_size)
+    return TokenLayout(
+        has_cls=model.use_cls,
+        num_registers=model.num_registers,
+        summary_grids=summary_grids(grid, model.summary_factor),
+        patch_grid=grid,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def static_attention(model: Model, layout: TokenLayout) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The (mask_TxT, bias_NxTxT) constants of `model` for `layout`; None where there is none."""
+    rule = lookup(POSITIONS, model.positions, "model.positions")
+    bias_NxTxT = None if rule.bias is None else rule.bias(layout, dims(model).num_heads)
+    return build_mask(model.mask, layout), bias_NxTxT
+
+
+def shard_batch(x: jax.Array) -> jax.Array:
+    """x with its first axis laid over the mesh axes data and fsdp, where such a mesh is set; else x."""
+    if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
+    return x
+
+
+class MapPool(nnx.Module):
+    """Attention pooling (arXiv:2106.04560): a learned probe attends to the patches, then an MLP."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        sizes, init = dims(model), inits(model)
+        heads = (sizes.num_heads, sizes.width // sizes.num_heads)
+        project = functools.partial(
+            nnx.LinearGeneral, sizes.width, kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
+        )
+        self.probe = nnx.Param(init.probe(rngs.params(), (1, 1, sizes.width), jnp.float32))
+        self.q = project(heads)
+        self.kv = project((2, *heads))
+        self.out = nnx.LinearGeneral(
+            heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
+        )
+        self.norm = layer_norm(model, rngs=rngs)
+        self.mlp = Mlp(model, rngs=rngs)
+
+    def __call__(self, patches_BxPxD: jax.Array) -> jax.Array:
+        """pooled_BxD."""
+        batch = patches_BxPxD.shape[0]
+        q_BxQxNxK = jnp.broadcast_to(self.q(self.probe[...]), (batch, 1, *self.q.out_features))
+        kv_BxPxQxNxK = self.kv(patches_BxPxD)
+        pooled = self.out(attend_xla(q_BxQxNxK, kv_BxPxQxNxK[:, :, 0], kv_BxPxQxNxK[:, :, 1]))
+        pooled += self.mlp(self.norm(pooled)).astype(jnp.float32)
+        return pooled[:, 0]
+
+
+class ViT(nnx.Module):
+    """A Vision Transformer whose tokens, masks and positions are those of `model` (config.Model).
+
+    Raises ConfigError where the settings do not fit each other. Parameters are float32.
+    """
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        _check(model)
+        self.model = model
+        self.layout = token_layout(model)
+        static_attention(model, self.layout)  # fails here, not in the first call
+        sizes, init = dims(model), inits(model)
+        if "sincos2d" in (model.positions, model.extra_positions):
+            sincos2d(self.layout.patch_grid, sizes.width)  # likewise
+        self.patch_embed = nnx.Conv(
+            model.channels,
+            sizes.width,
+            kernel_size=(model.patch_size, model.patch_size),
+            strides=model.patch_size,
+            padding="VALID",
+            use_bias=model.use_patch_bias,
+            kernel_init=init.patch,
+            bias_init=init.patch_bias,
+            dtype=DTYPES[model.dtype],
+            rngs=rngs,
+        )
+        self._make_tokens(rngs)
+        rates = _drop_rates(model, sizes.depth)
+        self.blocks = nnx.List([Block(model, rate, rngs=rngs) for rate in rates])
+        self.norm = layer_norm(model, rngs=rngs)
+        self.map_pool = MapPool(model, rngs=rngs) if model.pooling == "map" else None
+        dense = functools.partial(nnx.Linear, sizes.width, rngs=rngs)
+        self.pre_logits = dense(sizes.width, kernel_init=init.pre_logits) if model.use_pre_logits else None
+        self.head = dense(model.num_classes, kernel_init=init.head) if model.num_classes else None
+
+    def _make_tokens(self, rngs: nnx.Rngs) -> None:
+        model, layout, init, width = self.model, self.layout, inits(self.model), dims(self.model).width
+
+        def table(initializer: Init, rows: int) -> nnx.Param | None:
+            if not rows:
+                return None
+            return nnx.Param(initializer(rngs.params(), (1, rows, width), jnp.float32))
+
+        is_learned = POSITIONS[model.positions].is_learned
+        num_extra = layout.num_registers + layout.num_summaries
+        self.cls_token = table(init.cls, int(model.use_cls))
+        self.cls_pos = table(init.positions, int(model.use_cls and is_learned and model.has_cls_position))
+        self.pos_embed = table(init.positions, layout.num_patches * is_learned)
+        self.registers = table(init.extra, layout.num_registers * (model.registers == "learned"))
+        self.summaries = table(init.extra, layout.num_summaries * (model.summaries == "learned"))
+        self.extra_pos = table(init.positions, num_extra * (model.extra_positions == "learned"))
+
+    def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
+        """The tokens at another image size: the same extra tokens over another patch grid."""
+        return dataclasses.replace(self.layout, patch_grid=patch_grid(image_size, self.model.patch_size))
+
+    def __call__(self, images_BxHxWxC: jax.Array, *, drop_key: jax.Array | None = None) -> Outputs:
+        """The Outputs for float images; `drop_key` switches drop path on."""
+        if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
+            raise ConfigError(
+                f"images of shape {images_BxHxWxC.shape}: want [batch, height, width, {self.model.channels}]"
+            )
+        layout = self.layout_for(images_BxHxWxC.shape[1:3])
+        mask_TxT, bias_NxTxT = static_attention(self.model, layout)
+        embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout)
+        taps = {"embed": embed_BxPxD, "resid": [shard_batch(resid_BxTxD)], "q": [], "k": [], "v": []}
+        for i, block in enumerate(self.blocks):
+            key = None if drop_key is None else jax.random.fold_in(drop_key, i)
+            resid_BxTxD, qkv = block(taps["resid"][-1], mask_TxT, bias_NxTxT, key)
+            taps["resid"].append(shard_batch(resid_BxTxD))
+            for name, value in zip("qkv", qkv, strict=True):
+                taps[name].append(value)
+        tokens_BxTxD = self.norm(taps["resid"][-1])
+        pooled_BxD = self.pool(tokens_BxTxD, layout)
+        has_registers, has_summaries = layout.num_registers > 0, layout.num_summaries > 0
+        return Outputs(
+            logits=self.classify(pooled_BxD),
+            pooled=pooled_BxD,
+            cls=tokens_BxTxD[:, layout.cls.start] if layout.has_cls else None,
+            registers=tokens_BxTxD[:, layout.registers] if has_registers else None,
+            summaries=tokens_BxTxD[:, layout.summaries] if has_summaries else None,
+            patches=tokens_BxTxD[:, layout.patches],
+            taps={k: tuple(v) if isinstance(v, list) else v for k, v in taps.items()},
+        )
+
+    def embed(self, images_BxHxWxC: jax.Array, layout: TokenLayout) -> tuple[jax.Array, jax.Array]:
+        """(patch embeddings BxPxD before positions, all tokens BxTxD with their positions)."""
+        dtype = DTYPES[self.model.dtype]
+        patches = self.patch_embed(images_BxHxWxC.astype(dtype))
+        batch, width = patches.shape[0], patches.shape[-1]
+        embed_BxPxD = patches.reshape(batch, layout.num_patches, width)
+        position = self._patch_positions(layout)
+        patches_BxPxD = embed_BxPxD if position is None else embed_BxPxD + position.astype(dtype)
+        groups = []
+        if layout.has_cls:
+            cls_1x1xD = self.cls_token[...]
+            groups.append(cls_1x1xD if self.cls_pos is None else cls_1x1xD + self.cls_pos[...])
+        groups.append(self._extra_tokens(width))
+        first_1xTxD = jnp.concatenate(groups, axis=1).astype(dtype)
+        first_BxTxD = jnp.broadcast_to(first_1xTxD, (batch, *first_1xTxD.shape[1:]))
+        return embed_BxPxD, jnp.concatenate([first_BxTxD, patches_BxPxD], axis=1)
+
+    def _patch_positions(self, layout: TokenLayout) -> jax.Array | None:
+        """The position table [1, P, D] on the grid of `layout`, resampled from the grid of training."""
+        fixed = POSITIONS[self.model.positions].table
+        if self.pos_embed is not None:
+            table_PxD = self.pos_embed[...][0]
+        elif fixed is not None:
+            table_PxD = fixed(self.layout.patch_grid, dims(self.model).width)
+        else:
+            return None
+        return jnp.asarray(resample(table_PxD, self.layout.patch_grid, layout.patch_grid))[None]
+
+    def _extra_tokens(self, width: int) -> jax.Array:
+        """Registers and summaries with their positions, [1, R + S, D]."""
+        parts = []
+        for learned, count in (
+            (self.registers, self.layout.num_registers),
+            (self.summaries, self.layout.num_summaries),
+        ):
+            parts.append(jnp.zeros((1, count, width)) if learned is None else learned[...])
+        extra_1xExD = jnp.concatenate(parts, axis=1)
+        if self.extra_pos is not None:
+            extra_1xExD += self.extra_pos[...]
+        elif self.model.extra_positions == "sincos2d":
+            tables = [np.zeros((self.layout.num_registers, width), np.float32)]
+            tables += [sincos2d(grid, width) for grid in self.layout.summary_grids]
+            extra_1xExD += np.concatenate(tables)[None]
+        return extra_1xExD
+
+    def pool(self, tokens_BxTxD: jax.Array, layout: TokenLayout) -> jax.Array:
+        """pooled_BxD of the normed tokens."""
+        if self.model.pooling == "cls":
+            return tokens_BxTxD[:, layout.cls.start]
+        patches_BxPxD = tokens_BxTxD[:, layout.patches]
+        if self.map_pool is not None:
+            return self.map_pool(patches_BxPxD)
+        return patches_BxPxD.mean(axis=1)
+
+    def classify(self, pooled_BxD: jax.Array) -> jax.Array | None:
+        """logits_BxY, or None for a model without head."""
+        if self.head is None:
+            return None
+        if self.pre_logits is not None:
+            pooled_BxD = jnp.tanh(self.pre_logits(pooled_BxD))
+        return self.head(pooled_BxD)
+
+
+def _drop_rates(model: Model, depth: int) -> list[float]:
+    """The drop path rate of each block."""
+    if model.drop_path_schedule == "constant":
+        return [model.drop_path] * depth
+    return [model.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def _check(model: Model) -> None:
+    """Raises ConfigError for a setting that building the model would let pass."""
+    choices = {
+        "registers": ("learned", "zeros"),
+        "summaries": ("learned", "zeros"),
+        "extra_positions": ("none", "learned", "sincos2d"),
+        "pooling": ("cls", "gap", "map"),
+        "drop_path_schedule": ("linear", "constant"),
+        "dtype": tuple(DTYPES),
+        "positions": tuple(POSITIONS),
+        "activation": tuple(ACTIVATIONS),
+        "attention": tuple(BACKENDS),
+    }
+    for name, known in choices.items():
+        lookup(dict.fromkeys(known), getattr(model, name), f"model.{name}")
+    smallest = {"patch_size": 1, "channels": 1, "width": 1, "num_heads": 1, "mlp_dim": 1}
+    smallest |= {"depth": 0, "num_registers": 0, "num_classes": 0}
+    for name, least in smallest.items():
+        value = getattr(model, name)
+        if value is not None and value < least:
+            raise ConfigError(f"model.{name}={value}: want >= {least}")
+    if not 0.0 <= model.drop_path < 1.0:
+        raise ConfigError(f"model.drop_path={model.drop_path}: want 0 <= rate < 1")
+    if model.pooling == "cls" and not model.use_cls:
+        raise ConfigError("model.pooling='cls' with model.use_cls=False: set pooling to gap or map")

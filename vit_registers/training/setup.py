@@ -1,0 +1,40 @@
+"""From a config and a mesh to what the loop needs: the first state, its layout, the compiled step."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from vit_registers.config import Config, Durations
+from vit_registers.training import sharding
+from vit_registers.training.optimizer import make_optimizer, schedule
+from vit_registers.training.state import TrainState, abstract_model, state_maker, state_shardings
+from vit_registers.training.step import Step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One run, ready to start. Use it under `jax.set_mesh(mesh)`."""
+
+    graphdef: nnx.GraphDef
+    abstract: TrainState  # shapes, dtypes and shardings
+    make_state: Callable[[], TrainState]  # makes each part where it belongs, never a whole copy
+    train_step: Step  # compiled at its first call; donates its state
+
+
+def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Setup:
+    """The run of `config` on `mesh`. Raises ConfigError where they do not fit."""
+    sharding.check_divisible(config, mesh)
+    graphdef, _ = abstract_model(config.model)
+    optimizer = make_optimizer(config.optimizer, durations)
+    make_state = state_maker(config, optimizer)
+    shapes = jax.eval_shape(make_state)
+    layout = state_shardings(shapes, optimizer, mesh)
+    step = make_train_step(config, graphdef, optimizer, schedule(config.optimizer, durations))
+    return Setup(
+        graphdef=graphdef,
+        abstract=jax.tree.map(sharding.place, shapes, layout),
+        make_state=jax.jit(make_state, out_shardings=layout),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))),
+    )

@@ -1,0 +1,105 @@
+"""The device mesh, and which axis of which parameter lies on which of its axes.
+
+Axes: data (batch), fsdp (batch and parameters), tensor (heads and MLP).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vit_registers.config import Config, Mesh
+from vit_registers.errors import ConfigError
+from vit_registers.models.blocks import dims
+
+AXES = ("data", "fsdp", "tensor")
+
+# The first pattern that is found in a parameter's path decides; what none matches is replicated.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"attn/qkv/bias", PartitionSpec(None, "tensor", None)),
+    (r"attn/out/kernel", PartitionSpec("tensor", None, "fsdp")),
+    (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"mlp/fc1/bias", PartitionSpec("tensor")),
+    (r"mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"mlp/w12/kernel", PartitionSpec("fsdp", None)),
+    (r"mlp/w3/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
+    (r"(head|pre_logits)/kernel", PartitionSpec("fsdp", None)),
+)
+
+
+def make_mesh(mesh: Mesh, *, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """All devices, or the given ones, in the shape that the config asks for.
+
+    Raises ConfigError where it does not fit them.
+    """
+    shape = [getattr(mesh, axis) for axis in AXES]
+    num_devices = jax.device_count() if devices is None else len(devices)
+    asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise ConfigError(f"config.mesh {asked}: want sizes >= 1, and at most one -1")
+    if -1 in shape:
+        shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
+    if math.prod(shape) != num_devices:
+        raise ConfigError(f"config.mesh {asked} does not use the {num_devices} devices that there are")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_divisible(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError where a batch does not divide over the devices, or heads over the tensor axis."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    accumulation = config.optimizer.accumulation_steps
+    if accumulation < 1:
+        raise ConfigError(f"optimizer.accumulation_steps={accumulation}: want >= 1")
+    for name, size, parts in (
+        ("data.batch_size", config.data.batch_size, shards * accumulation),
+        ("data.eval_batch_size", config.data.eval_batch_size, shards),
+    ):
+        if size < 1 or size % parts:
+            what = f"{shards} devices (data x fsdp)"
+            if parts > shards:
+                what += f" x {accumulation} accumulation steps"
+            raise ConfigError(f"{name}={size} is not divisible by {what}: want a multiple of {parts}")
+    tensor, sizes = mesh.shape["tensor"], dims(config.model)
+    for name, size in (("heads", sizes.num_heads), ("mlp_dim", sizes.mlp_dim)):
+        if size % tensor:
+            raise ConfigError(f"mesh.tensor={tensor} does not divide the model's {name} ({size})")
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Examples over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_path(path: tuple[Any, ...]) -> str:
+    """A key path of a parameter tree as 'blocks/0/attn/qkv/kernel'."""
+    return "/".join(str(key.key) for key in path)
+
+
+def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The sharding of each leaf by RULES; an axis whose size the mesh does not divide stays whole."""
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = parameter_path(path)
+        spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), PartitionSpec())
+        fits = (
+            axis if axis is None or size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, leaf.shape, strict=False)
+        )
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """The shape with that sharding: what a checkpoint is restored to."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,104 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard through clu, and a live line on a terminal."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+
+class MetricWriter:
+    """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
+
+    Lines of steps after `start_step`, which a killed run left behind, are taken out first: the file is
+    that of a run that never stopped. Only process 0 should write.
+    """
+
+    def __init__(self, run: Path, *, start_step: int, use_tensorboard: bool):
+        path = run / "metrics.jsonl"
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a")
+        self._tensorboard = None
+        if use_tensorboard:
+            from clu.metric_writers import SummaryWriter  # imports TensorFlow
+
+            self._tensorboard = SummaryWriter(str(run / "tensorboard"))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One record, on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.write_scalars(step, scalars)
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a JSON-lines file, without a last one that a kill cut off."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=False) if line.endswith("}")]
+
+
+class Progress:
+    """A live line with step, images/s, time to go and loss; silent where `out` is no terminal.
+
+    With `is_quiet` nothing is shown at all: for all processes but the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        start_step: int,
+        total_steps: int,
+        batch_size: int,
+        is_quiet: bool = False,
+        out: TextIO = sys.stderr,
+    ):
+        self._total, self._batch_size, self._out = total_steps, batch_size, out
+        self._is_quiet, self._is_live = is_quiet, out.isatty() and not is_quiet
+        self._mark = (start_step, time.monotonic())
+        self.images_per_s = 0.0
+
+    def update(self, step: int, loss: float) -> None:
+        """Shows the state after `step`; the rate is that since the last update."""
+        last_step, last_time = self._mark
+        now = time.monotonic()
+        self.images_per_s = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
+        self._mark = (step, now)
+        if self._is_live:
+            left_s = (self._total - step) * self._batch_size / max(self.images_per_s, 1e-9)
+            self._out.write(
+                f"\r\x1b[Kstep {step}/{self._total}  loss {loss:.4f}  "
+                f"{self.images_per_s:,.0f} images/s  {_clock(left_s)} to go"
+            )
+            self._out.flush()
+
+    def restart(self, step: int) -> None:
+        """Leaves the time since the last update out of the rate: it went into something else than steps."""
+        self._mark = (step, time.monotonic())
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays, terminal or not."""
+        if self._is_live:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+        if not self._is_quiet:
+            print(line, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
