@@ -41,10 +41,15 @@ class Model:
     summaries: str = "learned"  # learned | zeros (fixed)
     positions: str = "learned"  # sincos2d | learned | alibi2d | none
     has_cls_position: bool = True  # with positions=learned: cls has a row of its own
+    # At another image size: bicubic_aa | bicubic | bicubic_offset | linear (models/resampling.py),
+    # or none: a fixed table is made anew for that size.
+    position_resampling: str = "bicubic_aa"
     # Of registers and summaries: none | learned | sincos2d (summaries by their grids; registers get none).
     extra_positions: str = "none"
     mask: str = "none"  # none | fractal | fractal_released | fractal_local
+    use_mask_token: bool = False  # stands for the patches that a caller masks
 
+    use_norm_pre: bool = False  # LayerNorm over all tokens before the first block (CLIP)
     layer_scale_init: float | None = None
     drop_path: float = 0.0
     drop_path_schedule: str = "linear"  # linear | constant
@@ -52,8 +57,11 @@ class Model:
     norm_eps: float = 1e-6
     use_qkv_bias: bool = True
     use_patch_bias: bool = True
-    pooling: str = "cls"  # cls | gap (patches only) | map
+    # cls | gap (mean of patches) | map | cls_gap (both joined) | cls_registers (all of them joined)
+    pooling: str = "cls"
+    use_norm_after_pool: bool = False  # the final norm is of the pooled vector (CLIP, timm's fc_norm)
     use_pre_logits: bool = False  # Dense(width) + tanh between pooling and head
+    use_head_bias: bool = True
     init: str = "big_vision"  # models/initializers.py: INITS
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters are float32
     attention: str = "xla"  # models/attention.py: BACKENDS
@@ -145,45 +153,6 @@ class Config:
 def image_size(config: Config) -> tuple[int, int]:
     """(height, width) of the images that the loaders deliver."""
     return config.data.image_size or config.model.image_size
-
-
-# --- durations -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Durations:
-    """Lengths in optimiser steps."""
-
-    total_steps: int
-    warmup_steps: int
-    eval_every_steps: int
-
-
-def durations(config: Config, num_train_examples: int) -> Durations:
-    """The lengths of a run in steps, from whichever unit the config gives. Rounds to the nearest step."""
-
-    def to_steps(name: str, steps: int | None, epochs: float | None, default: int | None) -> int:
-        if steps is not None and epochs is not None:
-            raise ConfigError(f"{name}_steps={steps} and {name}_epochs={epochs} are both set: keep one")
-        if epochs is not None:
-            steps = round(epochs * num_train_examples / config.data.batch_size)
-        if steps is None:
-            steps = default
-        if steps is None:
-            raise ConfigError(f"{name}_steps and {name}_epochs are both unset: set one")
-        if steps < 0:
-            raise ConfigError(f"{name} is {steps} steps: want >= 0")
-        return steps
-
-    run, optimizer = config.run, config.optimizer
-    total = to_steps("run.total", run.total_steps, run.total_epochs, None)
-    warmup = to_steps("optimizer.warmup", optimizer.warmup_steps, optimizer.warmup_epochs, 0)
-    evaluation = to_steps("run.eval_every", run.eval_every_steps, run.eval_every_epochs, total)
-    if total < 1:
-        raise ConfigError(f"run.total_steps={total}: want >= 1")
-    if warmup >= total:
-        raise ConfigError(f"optimizer.warmup is {warmup} steps of {total}: want fewer than the run has")
-    return Durations(total_steps=total, warmup_steps=warmup, eval_every_steps=max(evaluation, 1))
 
 
 # --- conversion ------------------------------------------------------------------------------

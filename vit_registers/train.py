@@ -25,6 +25,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.training import sharding
 from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
 from vit_registers.training.setup import Setup, set_up
 from vit_registers.training.state import TrainState
@@ -58,7 +59,7 @@ def train(config: Config, workdir: str) -> None:
     sharding.check_divisible(config, mesh)
     loader = open_data(config)
     check_classes(config, loader)
-    durations = config_lib.durations(config, loader.num_examples(config.data.train_split))
+    durations = make_durations(config, loader.num_examples(config.data.train_split))
     setup = set_up(config, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_registers.models.positions import resample, sincos2d
+from vit_registers.models.positions import sincos2d
+from vit_registers.models.resampling import resample
 from vit_registers.models.vit import static_attention
 
 POSITIONS = ["learned", "sincos2d", "alibi2d", "none"]
@@ -56,7 +57,7 @@ def test_position_tables_are_resampled_from_the_grid_of_training(build, images, 
     layout = model.layout_for(size)
     embed_BxPxD, resid_BxTxD = model.embed(x, layout)
     native = model.pos_embed[...][0] if positions == "learned" else sincos2d((4, 4), 32)
-    expected = embed_BxPxD + resample(native, (4, 4), layout.patch_grid)[None]
+    expected = embed_BxPxD + resample(native, (4, 4), layout.patch_grid, "bicubic_aa")[None]
     np.testing.assert_allclose(resid_BxTxD[:, layout.patches], expected, atol=1e-5)
 
 

@@ -2,12 +2,11 @@
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vit_registers.errors import ConfigError
-from vit_registers.models.positions import POSITIONS, alibi2d, alibi_slopes, resample, sincos2d
+from vit_registers.models.positions import POSITIONS, alibi2d, alibi_slopes, sincos2d
 from vit_registers.models.tokens import TokenLayout
 
 
@@ -71,41 +70,6 @@ def test_alibi2d_is_minus_slope_times_distance_within_a_grid_and_0_elsewhere(lay
         if one and other and one[0] == other[0]:
             expected[n, t, s] = -slopes[n] * math.hypot(one[1] - other[1], one[2] - other[2])
     np.testing.assert_allclose(bias_NxTxT, expected, rtol=1e-6)
-
-
-RESIZES = [
-    ((14, 14), (16, 16)),
-    ((14, 14), (37, 37)),
-    ((37, 37), (16, 16)),
-    ((14, 14), (10, 18)),
-    ((4, 7), (9, 5)),
-]
-
-
-@pytest.mark.parametrize(("source", "target"), RESIZES)
-def test_resample_is_torch_bicubic_with_antialias(source, target):
-    torch = pytest.importorskip("torch")
-    table = np.random.default_rng(0).normal(size=(source[0] * source[1], 6)).astype(np.float32)
-    grid_1xDxHxW = torch.from_numpy(table).reshape(1, *source, 6).permute(0, 3, 1, 2)
-    theirs = torch.nn.functional.interpolate(grid_1xDxHxW, size=target, mode="bicubic", antialias=True)
-    expected = theirs.permute(0, 2, 3, 1).reshape(-1, 6).numpy()
-    np.testing.assert_allclose(resample(table, source, target), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("grid", [(14, 14), (3, 5)])
-def test_resample_to_the_same_grid_hands_back_the_table(grid):
-    table = jnp.ones((grid[0] * grid[1], 4))
-    assert resample(table, grid, grid) is table
-
-
-@pytest.mark.parametrize(("source", "target"), RESIZES)
-def test_resample_keeps_a_constant_table_and_the_axes_apart(source, target):
-    rows, columns = np.mgrid[: source[0], : source[1]].astype(np.float32)
-    table = np.stack([np.ones_like(rows), rows, columns], axis=-1).reshape(-1, 3)
-    constant, by_row, by_column = np.moveaxis(np.asarray(resample(table, source, target)), -1, 0)
-    np.testing.assert_allclose(constant, 1.0, atol=1e-5)
-    assert np.ptp(by_row.reshape(target), axis=1).max() < 1e-3
-    assert np.ptp(by_column.reshape(target), axis=0).max() < 1e-3
 
 
 def test_a_rule_of_positions_is_at_most_one_thing():

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from vit_registers.models.attention import attention_weights
+from vit_registers.models.pooling import pool
 from vit_registers.models.vit import static_attention
 
 SHAPE = {"width": 64, "depth": 2, "num_heads": 4, "mlp_dim": 256, "image_size": (32, 32), "num_registers": 3}
@@ -41,7 +42,7 @@ def without_taps(model, x):
     _, resid_BxTxD = model.embed(x, layout)
     for block in model.blocks:
         resid_BxTxD, _ = block(resid_BxTxD, mask_TxT, bias_NxTxT, None)
-    return model.classify(model.pool(model.norm(resid_BxTxD), layout))
+    return model.classify(pool("cls", model.norm(resid_BxTxD), layout, None))
 
 
 def last_attention_map(model, x):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_registers.errors import ConfigError
+from vit_registers.models.pooling import pool
 from vit_registers.models.vit import static_attention
 
 MASKS = ["none", "fractal", "fractal_released", "fractal_local"]
@@ -83,10 +85,10 @@ def test_gap_pools_patches_only(build, images, forward):
     outputs = forward(model, x)
     np.testing.assert_allclose(outputs.pooled, outputs.patches.mean(axis=1), atol=1e-6)
     tokens_BxTxD = np.random.default_rng(0).normal(size=(2, 24, 32)).astype(np.float32)
-    pooled = model.pool(tokens_BxTxD, model.layout)
+    pooled = pool("gap", tokens_BxTxD, model.layout, None)
     others = tokens_BxTxD.copy()
     others[:, :8] = 7.0  # cls, registers, summaries
-    np.testing.assert_array_equal(model.pool(others, model.layout), pooled)
+    np.testing.assert_array_equal(pool("gap", others, model.layout, None), pooled)
 
 
 def test_cls_pools_the_cls_token(build, images, forward):
@@ -97,13 +99,13 @@ def test_cls_pools_the_cls_token(build, images, forward):
 def test_map_pooling_does_not_mind_the_order_of_patches(build):
     model = build(pooling="map", use_cls=False, num_registers=2)
     tokens_BxTxD = np.random.default_rng(0).normal(size=(2, 18, 32)).astype(np.float32)
-    pooled = model.pool(tokens_BxTxD, model.layout)
+    pooled = pool("map", tokens_BxTxD, model.layout, model.map_pool)
     assert pooled.shape == (2, 32)
     shuffled = tokens_BxTxD.copy()
     shuffled[:, 2:] = tokens_BxTxD[:, 2:][:, np.random.default_rng(1).permutation(16)]
-    np.testing.assert_allclose(model.pool(shuffled, model.layout), pooled, atol=1e-5)
+    np.testing.assert_allclose(pool("map", shuffled, model.layout, model.map_pool), pooled, atol=1e-5)
     shuffled[:, :2] = 7.0  # registers
-    np.testing.assert_allclose(model.pool(shuffled, model.layout), pooled, atol=1e-5)
+    np.testing.assert_allclose(pool("map", shuffled, model.layout, model.map_pool), pooled, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["gap", "map"])
@@ -129,13 +131,55 @@ def test_with_positions_the_order_of_patches_matters(build, images, forward):
 def test_map_pooling_is_its_definition(build):
     """A probe attends to the patches; then x + mlp(norm(x))."""
     model = build(pooling="map", use_cls=False)
-    pool, patches_BxPxD = model.map_pool, np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32)
-    leaf = {name: np.asarray(getattr(pool, name).kernel[...]) for name in ("q", "kv", "out")}
-    bias = {name: np.asarray(getattr(pool, name).bias[...]) for name in ("q", "kv", "out")}
-    q_NxK = np.einsum("d,dnk->nk", np.asarray(pool.probe[...])[0, 0], leaf["q"]) + bias["q"]
+    map_pool, patches_BxPxD = (
+        model.map_pool,
+        np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32),
+    )
+    leaf = {name: np.asarray(getattr(map_pool, name).kernel[...]) for name in ("q", "kv", "out")}
+    bias = {name: np.asarray(getattr(map_pool, name).bias[...]) for name in ("q", "kv", "out")}
+    q_NxK = np.einsum("d,dnk->nk", np.asarray(map_pool.probe[...])[0, 0], leaf["q"]) + bias["q"]
     k, v = (np.einsum("bpd,dnk->bpnk", patches_BxPxD, leaf["kv"][:, i]) + bias["kv"][i] for i in range(2))
     weights = np.exp(np.einsum("nk,bpnk->bnp", q_NxK, k) / np.sqrt(8))
     weights /= weights.sum(axis=-1, keepdims=True)
     pooled = np.einsum("bnk,nkd->bd", np.einsum("bnp,bpnk->bnk", weights, v), leaf["out"]) + bias["out"]
-    expected = pooled + pool.mlp(pool.norm(pooled))
-    np.testing.assert_allclose(pool(patches_BxPxD), expected, atol=1e-5)
+    expected = pooled + map_pool.mlp(map_pool.norm(pooled))
+    np.testing.assert_allclose(map_pool(patches_BxPxD), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pooling", "width"), [("cls_gap", 64), ("cls_registers", 96)])
+def test_joined_pooling_is_its_tokens_one_after_the_other(build, images, forward, pooling, width):
+    outputs = forward(build(pooling=pooling, num_registers=2), images(2))
+    rest = outputs.patches.mean(axis=1) if pooling == "cls_gap" else outputs.registers.reshape(2, -1)
+    assert outputs.pooled.shape == (2, width)
+    np.testing.assert_allclose(outputs.pooled, np.concatenate([outputs.cls, rest], axis=1), atol=1e-6)
+
+
+def test_norm_after_pooling_leaves_the_tokens_as_they_are(build, images, forward):
+    for pooling in ("cls", "gap"):
+        model = build(pooling=pooling, use_norm_after_pool=True)
+        model.norm.scale[...] = np.random.default_rng(0).normal(size=32)
+        outputs = forward(model, images(2))
+        np.testing.assert_array_equal(outputs.cls, outputs.taps["resid"][-1][:, 0])
+        one = outputs.cls if pooling == "cls" else outputs.patches.mean(axis=1)
+        np.testing.assert_allclose(outputs.pooled, model.norm(one), atol=1e-5)
+
+
+def test_norm_before_the_first_block_is_over_all_tokens(build, images, forward):
+    model = build(use_norm_pre=True, num_registers=2)
+    model.norm_pre.scale[...], model.norm_pre.bias[...] = jnp.ones(32), jnp.zeros(32)
+    resid_BxTxD = forward(model, images(2)).taps["resid"][0]
+    np.testing.assert_allclose(resid_BxTxD.mean(axis=-1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(resid_BxTxD.std(axis=-1), 1.0, atol=1e-2)
+
+
+def test_masked_patches_hold_the_mask_token_and_their_position(build, images):
+    model = build(use_mask_token=True)
+    model.mask_token[...] = np.random.default_rng(0).normal(size=(1, 1, 32))
+    masked_BxP = np.random.default_rng(1).random((2, 16)) < 0.5
+    _, plain = model.embed(images(2), model.layout)
+    _, masked = model.embed(images(2), model.layout, masked_BxP)
+    expected = (model.mask_token[...] + model.pos_embed[...])[0][np.nonzero(masked_BxP)[1]]
+    np.testing.assert_allclose(masked[:, 1:][masked_BxP], expected, atol=1e-6)
+    np.testing.assert_array_equal(masked[:, 1:][~masked_BxP], plain[:, 1:][~masked_BxP])
+    with pytest.raises(ConfigError, match="use_mask_token"):
+        build().embed(images(2), model.layout, masked_BxP)

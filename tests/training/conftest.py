@@ -6,9 +6,10 @@ import functools
 import jax
 import pytest
 
-from vit_registers.config import Config, Data, Durations, Model, Optimizer, Run
+from vit_registers.config import Config, Data, Model, Optimizer, Run
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.training import sharding
+from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
 
 TINY = Config(

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.config import Durations, Optimizer
+from vit_registers.config import Optimizer
 from vit_registers.errors import ConfigError
+from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import decay_mask, make_optimizer, schedule
 
 DURATIONS = Durations(total_steps=1000, warmup_steps=100, eval_every_steps=100)

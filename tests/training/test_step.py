@@ -65,8 +65,8 @@ def test_average_follows_its_recurrence(tiny, change, run_steps):
 
 
 def test_examples_left_out_have_no_influence(tiny, change):
-    from vit_registers.config import Durations
     from vit_registers.data.batch import Batch, synthetic_batches, to_device
+    from vit_registers.training.durations import Durations
     from vit_registers.training.setup import set_up
 
     config = change(tiny, data={"mixup_alpha": 0.0})

@@ -81,4 +81,14 @@ def deit3(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
     )
 
 
-INITS: dict[str, Callable[[int, int, int], Inits]] = {"big_vision": big_vision, "deit3": deit3}
+def dinov2(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
+    """DINOv2: as DeiT-III, but cls and registers start next to zero, normal(1e-6)."""
+    tiny = normal(1e-6)
+    return dataclasses.replace(deit3(width, mlp_dim, patch_fan_in), cls=tiny, extra=tiny)
+
+
+INITS: dict[str, Callable[[int, int, int], Inits]] = {
+    "big_vision": big_vision,
+    "deit3": deit3,
+    "dinov2": dinov2,
+}

@@ -1,4 +1,4 @@
-"""Where tokens are: fixed tables, learned tables and attention biases over grids; resampling between grids.
+"""Where tokens are: fixed tables, learned tables and attention biases over grids.
 
 A position rule gives a table that is added to the tokens (fixed, or learned by the model), or a
 bias that is added to the attention logits, or neither.
@@ -7,8 +7,6 @@ bias that is added to the attention logits, or neither.
 import dataclasses
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vit_registers.errors import ConfigError
@@ -50,18 +48,6 @@ def alibi2d(layout: TokenLayout, num_heads: int) -> np.ndarray:
         cells = np.mgrid[:rows, :columns].reshape(2, -1).T
         distance_TxT[where, where] = np.linalg.norm(cells[:, None] - cells[None], axis=-1)
     return (-alibi_slopes(num_heads)[:, None, None] * distance_TxT).astype(np.float32)
-
-
-def resample(table_PxD: jax.Array | np.ndarray, source: Grid, target: Grid) -> jax.Array | np.ndarray:
-    """The table of grid `source` resampled to grid `target`; unchanged, and exact, where they are equal.
-
-    Bicubic with antialiasing: torch's bicubic with antialias=True, as timm and DINOv2 with registers use it.
-    """
-    if source == target:
-        return table_PxD
-    width = table_PxD.shape[-1]
-    table = jnp.reshape(table_PxD, (*source, width))
-    return jax.image.resize(table, (*target, width), "cubic", antialias=True).reshape(-1, width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
+from jax.nn.initializers import zeros
 from jax.sharding import PartitionSpec
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS, attend_xla
-from vit_registers.models.blocks import ACTIVATIONS, DTYPES, Block, Mlp, dims, inits, layer_norm
+from vit_registers.models.attention import BACKENDS
+from vit_registers.models.blocks import ACTIVATIONS, DTYPES, Block, dims, inits, layer_norm
 from vit_registers.models.initializers import Init
 from vit_registers.models.masks import build_mask
-from vit_registers.models.positions import POSITIONS, resample, sincos2d
+from vit_registers.models.pooling import POOLINGS, MapPool, pool, pooled_width
+from vit_registers.models.positions import POSITIONS, sincos2d
+from vit_registers.models.resampling import RESAMPLINGS, resample
 from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
 
 
@@ -23,13 +26,15 @@ from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
 class Outputs:
     """What a ViT returns. Token groups are after the final norm, float32; None where a model has none.
 
+    With model.use_norm_after_pool the final norm is of `pooled` only, and the groups are before it, as CLIP
+    and timm's average pooling have it.
     taps holds every block's inner values; under jit the ones that are not read cost nothing:
     "embed" (BxPxD, patch embeddings before positions), "resid" (depth + 1 times BxTxD: what goes into
     the first block, then what each block leaves, before the final norm), "q", "k", "v" (depth times BxTxNxK).
     """
 
     logits: jax.Array | None  # BxY
-    pooled: jax.Array  # BxD, before pre-logits and head
+    pooled: jax.Array  # BxD (wider where pooling joins tokens), before pre-logits and head
     cls: jax.Array | None  # BxD
     registers: jax.Array | None  # BxRxD
     summaries: jax.Array | None  # BxSxD
@@ -74,34 +79,6 @@ def shard_batch(x: jax.Array) -> jax.Array:
     return x
 
 
-class MapPool(nnx.Module):
-    """Attention pooling (arXiv:2106.04560): a learned probe attends to the patches, then an MLP."""
-
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        sizes, init = dims(model), inits(model)
-        heads = (sizes.num_heads, sizes.width // sizes.num_heads)
-        project = functools.partial(
-            nnx.LinearGeneral, sizes.width, kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
-        )
-        self.probe = nnx.Param(init.probe(rngs.params(), (1, 1, sizes.width), jnp.float32))
-        self.q = project(heads)
-        self.kv = project((2, *heads))
-        self.out = nnx.LinearGeneral(
-            heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
-        )
-        self.norm = layer_norm(model, rngs=rngs)
-        self.mlp = Mlp(model, rngs=rngs)
-
-    def __call__(self, patches_BxPxD: jax.Array) -> jax.Array:
-        """pooled_BxD."""
-        batch = patches_BxPxD.shape[0]
-        q_BxQxNxK = jnp.broadcast_to(self.q(self.probe[...]), (batch, 1, *self.q.out_features))
-        kv_BxPxQxNxK = self.kv(patches_BxPxD)
-        pooled = self.out(attend_xla(q_BxQxNxK, kv_BxPxQxNxK[:, :, 0], kv_BxPxQxNxK[:, :, 1]))
-        pooled += self.mlp(self.norm(pooled)).astype(jnp.float32)
-        return pooled[:, 0]
-
-
 class ViT(nnx.Module):
     """A Vision Transformer whose tokens, masks and positions are those of `model` (config.Model).
 
@@ -129,13 +106,23 @@ class ViT(nnx.Module):
             rngs=rngs,
         )
         self._make_tokens(rngs)
+        self.norm_pre = layer_norm(model, rngs=rngs) if model.use_norm_pre else None
         rates = _drop_rates(model, sizes.depth)
         self.blocks = nnx.List([Block(model, rate, rngs=rngs) for rate in rates])
         self.norm = layer_norm(model, rngs=rngs)
         self.map_pool = MapPool(model, rngs=rngs) if model.pooling == "map" else None
-        dense = functools.partial(nnx.Linear, sizes.width, rngs=rngs)
-        self.pre_logits = dense(sizes.width, kernel_init=init.pre_logits) if model.use_pre_logits else None
-        self.head = dense(model.num_classes, kernel_init=init.head) if model.num_classes else None
+        dense = functools.partial(nnx.Linear, rngs=rngs)
+        pooled, before_head = pooled_width(model), pooled_width(model)
+        if model.use_pre_logits:
+            before_head = sizes.width
+        self.pre_logits = (
+            dense(pooled, before_head, kernel_init=init.pre_logits) if model.use_pre_logits else None
+        )
+        self.head = (
+            dense(before_head, model.num_classes, use_bias=model.use_head_bias, kernel_init=init.head)
+            if model.num_classes
+            else None
+        )
 
     def _make_tokens(self, rngs: nnx.Rngs) -> None:
         model, layout, init, width = self.model, self.layout, inits(self.model), dims(self.model).width
@@ -148,6 +135,7 @@ class ViT(nnx.Module):
         is_learned = POSITIONS[model.positions].is_learned
         num_extra = layout.num_registers + layout.num_summaries
         self.cls_token = table(init.cls, int(model.use_cls))
+        self.mask_token = table(zeros, int(model.use_mask_token))
         self.cls_pos = table(init.positions, int(model.use_cls and is_learned and model.has_cls_position))
         self.pos_embed = table(init.positions, layout.num_patches * is_learned)
         self.registers = table(init.extra, layout.num_registers * (model.registers == "learned"))
@@ -158,15 +146,24 @@ class ViT(nnx.Module):
         """The tokens at another image size: the same extra tokens over another patch grid."""
         return dataclasses.replace(self.layout, patch_grid=patch_grid(image_size, self.model.patch_size))
 
-    def __call__(self, images_BxHxWxC: jax.Array, *, drop_key: jax.Array | None = None) -> Outputs:
-        """The Outputs for float images; `drop_key` switches drop path on."""
+    def __call__(
+        self,
+        images_BxHxWxC: jax.Array,
+        *,
+        drop_key: jax.Array | None = None,
+        masked_BxP: jax.Array | None = None,
+    ) -> Outputs:
+        """The Outputs for float images; `drop_key` switches drop path on.
+
+        Patches where `masked_BxP` is True are replaced by the mask token, before positions are added.
+        """
         if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
             raise ConfigError(
                 f"images of shape {images_BxHxWxC.shape}: want [batch, height, width, {self.model.channels}]"
             )
         layout = self.layout_for(images_BxHxWxC.shape[1:3])
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
-        embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout)
+        embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
         taps = {"embed": embed_BxPxD, "resid": [shard_batch(resid_BxTxD)], "q": [], "k": [], "v": []}
         for i, block in enumerate(self.blocks):
             key = None if drop_key is None else jax.random.fold_in(drop_key, i)
@@ -174,8 +171,12 @@ class ViT(nnx.Module):
             taps["resid"].append(shard_batch(resid_BxTxD))
             for name, value in zip("qkv", qkv, strict=True):
                 taps[name].append(value)
-        tokens_BxTxD = self.norm(taps["resid"][-1])
-        pooled_BxD = self.pool(tokens_BxTxD, layout)
+        if self.model.use_norm_after_pool:
+            tokens_BxTxD = taps["resid"][-1].astype(jnp.float32)
+            pooled_BxD = self.norm(pool(self.model.pooling, tokens_BxTxD, layout, self.map_pool))
+        else:
+            tokens_BxTxD = self.norm(taps["resid"][-1])
+            pooled_BxD = pool(self.model.pooling, tokens_BxTxD, layout, self.map_pool)
         has_registers, has_summaries = layout.num_registers > 0, layout.num_summaries > 0
         return Outputs(
             logits=self.classify(pooled_BxD),
@@ -187,14 +188,26 @@ class ViT(nnx.Module):
             taps={k: tuple(v) if isinstance(v, list) else v for k, v in taps.items()},
         )
 
-    def embed(self, images_BxHxWxC: jax.Array, layout: TokenLayout) -> tuple[jax.Array, jax.Array]:
-        """(patch embeddings BxPxD before positions, all tokens BxTxD with their positions)."""
+    def embed(
+        self, images_BxHxWxC: jax.Array, layout: TokenLayout, masked_BxP: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(patch embeddings BxPxD before masking and positions, the tokens BxTxD of the first block)."""
         dtype = DTYPES[self.model.dtype]
         patches = self.patch_embed(images_BxHxWxC.astype(dtype))
         batch, width = patches.shape[0], patches.shape[-1]
         embed_BxPxD = patches.reshape(batch, layout.num_patches, width)
+        patches_BxPxD = embed_BxPxD
+        if masked_BxP is not None:
+            if self.mask_token is None:
+                raise ConfigError(
+                    "masked_BxP was given, but the model has no mask token: model.use_mask_token"
+                )
+            patches_BxPxD = jnp.where(
+                masked_BxP[..., None], self.mask_token[...].astype(dtype), patches_BxPxD
+            )
         position = self._patch_positions(layout)
-        patches_BxPxD = embed_BxPxD if position is None else embed_BxPxD + position.astype(dtype)
+        if position is not None:
+            patches_BxPxD += position.astype(dtype)
         groups = []
         if layout.has_cls:
             cls_1x1xD = self.cls_token[...]
@@ -202,18 +215,23 @@ class ViT(nnx.Module):
         groups.append(self._extra_tokens(width))
         first_1xTxD = jnp.concatenate(groups, axis=1).astype(dtype)
         first_BxTxD = jnp.broadcast_to(first_1xTxD, (batch, *first_1xTxD.shape[1:]))
-        return embed_BxPxD, jnp.concatenate([first_BxTxD, patches_BxPxD], axis=1)
+        tokens_BxTxD = jnp.concatenate([first_BxTxD, patches_BxPxD], axis=1)
+        if self.norm_pre is not None:
+            tokens_BxTxD = self.norm_pre(tokens_BxTxD).astype(dtype)
+        return embed_BxPxD, tokens_BxTxD
 
     def _patch_positions(self, layout: TokenLayout) -> jax.Array | None:
         """The position table [1, P, D] on the grid of `layout`, resampled from the grid of training."""
-        fixed = POSITIONS[self.model.positions].table
+        fixed, method = POSITIONS[self.model.positions].table, self.model.position_resampling
         if self.pos_embed is not None:
             table_PxD = self.pos_embed[...][0]
+        elif fixed is not None and method == "none":
+            return jnp.asarray(fixed(layout.patch_grid, dims(self.model).width))[None]
         elif fixed is not None:
             table_PxD = fixed(self.layout.patch_grid, dims(self.model).width)
         else:
             return None
-        return jnp.asarray(resample(table_PxD, self.layout.patch_grid, layout.patch_grid))[None]
+        return jnp.asarray(resample(table_PxD, self.layout.patch_grid, layout.patch_grid, method))[None]
 
     def _extra_tokens(self, width: int) -> jax.Array:
         """Registers and summaries with their positions, [1, R + S, D]."""
@@ -231,15 +249,6 @@ class ViT(nnx.Module):
             tables += [sincos2d(grid, width) for grid in self.layout.summary_grids]
             extra_1xExD += np.concatenate(tables)[None]
         return extra_1xExD
-
-    def pool(self, tokens_BxTxD: jax.Array, layout: TokenLayout) -> jax.Array:
-        """pooled_BxD of the normed tokens."""
-        if self.model.pooling == "cls":
-            return tokens_BxTxD[:, layout.cls.start]
-        patches_BxPxD = tokens_BxTxD[:, layout.patches]
-        if self.map_pool is not None:
-            return self.map_pool(patches_BxPxD)
-        return patches_BxPxD.mean(axis=1)
 
     def classify(self, pooled_BxD: jax.Array) -> jax.Array | None:
         """logits_BxY, or None for a model without head."""
@@ -263,10 +272,11 @@ def _check(model: Model) -> None:
         "registers": ("learned", "zeros"),
         "summaries": ("learned", "zeros"),
         "extra_positions": ("none", "learned", "sincos2d"),
-        "pooling": ("cls", "gap", "map"),
+        "pooling": POOLINGS,
         "drop_path_schedule": ("linear", "constant"),
         "dtype": tuple(DTYPES),
         "positions": tuple(POSITIONS),
+        "position_resampling": (*RESAMPLINGS, "none"),
         "activation": tuple(ACTIVATIONS),
         "attention": tuple(BACKENDS),
     }
@@ -280,5 +290,18 @@ def _check(model: Model) -> None:
             raise ConfigError(f"model.{name}={value}: want >= {least}")
     if not 0.0 <= model.drop_path < 1.0:
         raise ConfigError(f"model.drop_path={model.drop_path}: want 0 <= rate < 1")
-    if model.pooling == "cls" and not model.use_cls:
-        raise ConfigError("model.pooling='cls' with model.use_cls=False: set pooling to gap or map")
+    if model.pooling in ("cls", "cls_gap") and not model.use_cls:
+        raise ConfigError(
+            f"model.pooling='{model.pooling}' with model.use_cls=False: set pooling to gap or map"
+        )
+    if model.pooling == "cls_registers" and not model.use_cls + model.num_registers:
+        raise ConfigError("model.pooling='cls_registers' with neither cls nor registers: set pooling to gap")
+    if model.use_norm_after_pool and model.pooling not in ("cls", "gap"):
+        raise ConfigError(
+            f"model.use_norm_after_pool with pooling='{model.pooling}': want pooling cls or gap"
+        )
+    if model.position_resampling == "none" and POSITIONS[model.positions].is_learned:
+        raise ConfigError(
+            "model.position_resampling='none' makes a fixed table anew; learned positions need one of "
+            f"{', '.join(RESAMPLINGS)}"
+        )

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from vit_registers.config import Config, Durations
+from vit_registers.config import Config
 from vit_registers.data.batch import Batch
 from vit_registers.errors import TrainingError
 from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.training.durations import Durations
 from vit_registers.training.state import TrainState
 from vit_registers.training.step import Step
 from vit_registers.training.writers import MetricWriter, Progress

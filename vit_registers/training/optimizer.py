@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_registers.config import Durations, Optimizer, lookup
+from vit_registers.config import Optimizer, lookup
 from vit_registers.errors import ConfigError
+from vit_registers.training.durations import Durations
 
 MU_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

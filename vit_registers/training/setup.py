@@ -6,8 +6,9 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from vit_registers.config import Config, Durations
+from vit_registers.config import Config
 from vit_registers.training import sharding
+from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer, schedule
 from vit_registers.training.state import TrainState, abstract_model, state_maker, state_shardings
 from vit_registers.training.step import Step, make_train_step

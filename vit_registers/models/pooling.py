@@ -1,0 +1,63 @@
+"""From tokens to the one vector that the head reads."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_registers.config import Model
+from vit_registers.models.attention import attend_xla
+from vit_registers.models.blocks import Mlp, dims, inits, layer_norm
+from vit_registers.models.tokens import TokenLayout
+
+POOLINGS = ("cls", "gap", "map", "cls_gap", "cls_registers")
+
+
+class MapPool(nnx.Module):
+    """Attention pooling (arXiv:2106.04560): a learned probe attends to the patches, then an MLP."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        sizes, init = dims(model), inits(model)
+        heads = (sizes.num_heads, sizes.width // sizes.num_heads)
+        project = functools.partial(
+            nnx.LinearGeneral, sizes.width, kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
+        )
+        self.probe = nnx.Param(init.probe(rngs.params(), (1, 1, sizes.width), jnp.float32))
+        self.q = project(heads)
+        self.kv = project((2, *heads))
+        self.out = nnx.LinearGeneral(
+            heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
+        )
+        self.norm = layer_norm(model, rngs=rngs)
+        self.mlp = Mlp(model, rngs=rngs)
+
+    def __call__(self, patches_BxPxD: jax.Array) -> jax.Array:
+        """pooled_BxD."""
+        batch = patches_BxPxD.shape[0]
+        q_BxQxNxK = jnp.broadcast_to(self.q(self.probe[...]), (batch, 1, *self.q.out_features))
+        kv_BxPxQxNxK = self.kv(patches_BxPxD)
+        pooled = self.out(attend_xla(q_BxQxNxK, kv_BxPxQxNxK[:, :, 0], kv_BxPxQxNxK[:, :, 1]))
+        pooled += self.mlp(self.norm(pooled)).astype(jnp.float32)
+        return pooled[:, 0]
+
+
+def pooled_width(model: Model) -> int:
+    """The width of Outputs.pooled: that of the model, times the tokens that the pooling joins."""
+    joined = {"cls_gap": 2, "cls_registers": model.use_cls + model.num_registers}
+    return dims(model).width * joined.get(model.pooling, 1)
+
+
+def pool(pooling: str, tokens_BxTxD: jax.Array, layout: TokenLayout, map_pool: MapPool | None) -> jax.Array:
+    """pooled_BxD of all tokens; the joined ones, cls_gap and cls_registers, are wider (pooled_width)."""
+    if pooling == "cls":
+        return tokens_BxTxD[:, layout.cls.start]
+    if pooling == "cls_registers":
+        return tokens_BxTxD[:, : layout.registers.stop].reshape(len(tokens_BxTxD), -1)
+    patches_BxPxD = tokens_BxTxD[:, layout.patches]
+    if map_pool is not None:
+        return map_pool(patches_BxPxD)
+    mean_BxD = patches_BxPxD.mean(axis=1)
+    if pooling == "cls_gap":
+        return jnp.concatenate([tokens_BxTxD[:, layout.cls.start], mean_BxD], axis=-1)
+    return mean_BxD

@@ -1,0 +1,42 @@
+"""How long things last, in optimiser steps."""
+
+import dataclasses
+
+from vit_registers.config import Config
+from vit_registers.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Durations:
+    """Lengths in optimiser steps."""
+
+    total_steps: int
+    warmup_steps: int
+    eval_every_steps: int
+
+
+def durations(config: Config, num_train_examples: int) -> Durations:
+    """The lengths of a run in steps, from whichever unit the config gives. Rounds to the nearest step."""
+
+    def to_steps(name: str, steps: int | None, epochs: float | None, default: int | None) -> int:
+        if steps is not None and epochs is not None:
+            raise ConfigError(f"{name}_steps={steps} and {name}_epochs={epochs} are both set: keep one")
+        if epochs is not None:
+            steps = round(epochs * num_train_examples / config.data.batch_size)
+        if steps is None:
+            steps = default
+        if steps is None:
+            raise ConfigError(f"{name}_steps and {name}_epochs are both unset: set one")
+        if steps < 0:
+            raise ConfigError(f"{name} is {steps} steps: want >= 0")
+        return steps
+
+    run, optimizer = config.run, config.optimizer
+    total = to_steps("run.total", run.total_steps, run.total_epochs, None)
+    warmup = to_steps("optimizer.warmup", optimizer.warmup_steps, optimizer.warmup_epochs, 0)
+    evaluation = to_steps("run.eval_every", run.eval_every_steps, run.eval_every_epochs, total)
+    if total < 1:
+        raise ConfigError(f"run.total_steps={total}: want >= 1")
+    if warmup >= total:
+        raise ConfigError(f"optimizer.warmup is {warmup} steps of {total}: want fewer than the run has")
+    return Durations(total_steps=total, warmup_steps=warmup, eval_every_steps=max(evaluation, 1))
