@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_registers"
-ENTRY_POINTS = ("train", "evaluate", "analyze")
+ENTRY_POINTS = ("train", "evaluate", "analyze", "convert")
 
 # Who may import whom, by room. "*" may import everything.
 ALLOWED = {
@@ -29,7 +29,8 @@ ALLOWED = {
         "training.sharding",
         "training.state",
     },
-    "checkpointed": {"errors", "config", "models", "training"},
+    "interop": {"errors", "config", "models", "interop"},
+    "checkpointed": {"errors", "config", "models", "training", "interop"},
     "cli": {"errors", "config"},
     "analysis": {
         "errors",
@@ -41,10 +42,11 @@ ALLOWED = {
         "training.metrics",
         "training.checkpoints",
     },
-    "__init__": {"checkpointed", "models"},
+    "__init__": {"checkpointed", "models", "interop"},
     "train": {"*"},
     "evaluate": {"*"},
     "analyze": {"*"},
+    "convert": {"*"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

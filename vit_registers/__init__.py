@@ -8,13 +8,36 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str, *, step: int | None = None, params: str = "params") -> "ViT":
-    """The model of a run folder with its parameters: `load("runs/digits")(images).logits`.
+def load(
+    path: str,
+    *,
+    step: int | None = None,
+    params: str = "params",
+    source: str = "auto",
+    image_size: int | tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    hidden_act: str | None = None,
+    interpolation: str | None = None,
+    pooling: str | None = None,
+    mask: str | None = None,
+) -> "ViT":
+    """The model of a run folder, or of other people's checkpoint: `load("runs/digits")(images).logits`.
 
-    `images` are floats [batch, height, width, channels], normalised as in training (the run's data.mean
-    and data.std). `step` picks a checkpoint, by default the newest intact one; `params="ema"` the
-    averaged parameters. Raises errors.CheckpointError where there is nothing to load.
+    `images` are floats [batch, height, width, channels], normalised as in training (a run's data.mean and
+    data.std).
+
+    Of a run folder, `step` picks a checkpoint, by default the newest intact one, and `params="ema"` the
+    averaged parameters. Other people's checkpoints are files (.safetensors, .npz, .pth, .pt, .bin) or folders
+    of DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code.
+    What they are is recognised, and printed in a line; what their tensors do not tell can be given: `source`
+    (interop.SOURCES), `image_size` (px) that the model is made for, to which learned positions are
+    resampled, `num_heads`, `hidden_act` (gelu | quick_gelu | gelu_tanh), `interpolation` of positions at
+    other sizes (models/resampling.py), `pooling`, `mask`.
+
+    Raises errors.CheckpointError where there is nothing to load, or where it does not fit, with all listed.
     """
-    from vit_registers.checkpointed import load as load_run
+    from vit_registers import checkpointed
+    from vit_registers.interop.infer import make_hints
 
-    return load_run(path, step=step, params=params)
+    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask)
+    return checkpointed.load(str(path), step=step, params=params, source=source, hints=hints)

@@ -4,17 +4,19 @@
     python -m vit_registers.analyze attention --checkpoint=runs/digits  where the extra tokens look
     python -m vit_registers.analyze mask --checkpoint=runs/digits       who may attend to whom
 
-Pictures go to RUN/figures, or to --out.
+Pictures go to RUN/figures, or to --out; --config.data... changes the data that `attention` looks at.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
 from vit_registers import checkpointed, cli
+from vit_registers import config as config_lib
 from vit_registers.analysis import features, report
 from vit_registers.analysis.attention import attention_maps
 from vit_registers.config import lookup
@@ -25,20 +27,21 @@ from vit_registers.models.vit import static_attention, token_layout
 from vit_registers.training import sharding
 
 NUM_IMAGES = 6
+Overrides = Mapping[str, object]
 
 
-def curves(run: str, step: int | None, out: Path) -> Path:
+def curves(run: str, step: int | None, out: Path, overrides: Overrides) -> Path:
     """Draws the losses and accuracies of the run."""
-    del step
+    del step, overrides
     path = out / "curves.png"
     report.draw_curves(report.read_metrics(Path(run).expanduser() / "metrics.jsonl"), path)
     return path
 
 
-def attention(run: str, step: int | None, out: Path) -> Path:
+def attention(run: str, step: int | None, out: Path, overrides: Overrides) -> Path:
     """Draws the last block's attention to the patches, mean over heads, of the extra tokens."""
-    step, config = checkpointed.read_config(run, step)
-    model = checkpointed.load(run, step=step)
+    step, config = checkpointed.read_config(run, step, overrides)
+    model = checkpointed.load_run(run, step=step)
     loader = open_data(config)
     layout = sharding.batch_sharding(sharding.make_mesh(config.mesh))
     batch = jax.device_get(next(iter(loader.eval_batches(config.data.eval_split, layout))))
@@ -54,19 +57,20 @@ def attention(run: str, step: int | None, out: Path) -> Path:
     }
     if not maps:
         raise ConfigError(f"{run} has no cls, registers or summaries whose attention could be drawn")
-    answers = [loader.class_names[i] for i in inputs.logits_BxY.argmax(axis=-1)]
-    captions = [
-        f"is {loader.class_names[label]}, answer {answer}"
-        for label, answer in zip(batch.label_B[:NUM_IMAGES], answers, strict=True)
-    ]
+    captions = [f"is {loader.class_names[label]}" for label in batch.label_B[:NUM_IMAGES]]
+    if inputs.logits_BxY is not None and inputs.logits_BxY.shape[-1] == loader.num_classes:
+        answers = inputs.logits_BxY.argmax(axis=-1)
+        captions = [
+            f"{caption}, answer {loader.class_names[i]}" for caption, i in zip(captions, answers, strict=True)
+        ]
     path = out / f"attention-{step}.png"
     report.draw_attention(images, captions, maps, path)
     return path
 
 
-def mask(run: str, step: int | None, out: Path) -> Path:
+def mask(run: str, step: int | None, out: Path, overrides: Overrides) -> Path:
     """Draws the attention mask of the run's model."""
-    _, config = checkpointed.read_config(run, step)
+    _, config = checkpointed.read_config(run, step, overrides)
     layout = token_layout(config.model)
     mask_TxT, _ = static_attention(config.model, layout)
     if mask_TxT is None:
@@ -95,7 +99,7 @@ def token_groups(layout: TokenLayout) -> dict[str, slice]:
     return groups | dict(zip([*names, "patches"], layout.grid_slices, strict=True))
 
 
-EXPERIMENTS: dict[str, Callable[[str, int | None, Path], Path]] = {
+EXPERIMENTS: dict[str, Callable[[str, int | None, Path, Overrides], Path]] = {
     "curves": curves,
     "attention": attention,
     "mask": mask,
@@ -107,13 +111,15 @@ def main(experiment: str) -> None:
     values = flags.FLAGS
     draw = lookup(EXPERIMENTS, experiment, "experiment")
     out = cli.writable_folder(values.out or f"{values.checkpoint}/figures", "--out")
-    print(draw(values.checkpoint, values.step, out))
+    overrides = config_flags.get_override_values(values["config"])
+    print(draw(values.checkpoint, values.step, out, overrides))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Run folder.")
     flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest intact one if not given.")
     flags.DEFINE_string("out", None, "Folder for the pictures; RUN/figures if not given.")
+    config_flags.DEFINE_config_dict("config", config_lib.to_config_dict(config_lib.Config()))
     flags.mark_flags_as_required(["checkpoint"])
     name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     cli.run(lambda: main(name))

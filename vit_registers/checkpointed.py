@@ -1,19 +1,36 @@
-"""Models out of run folders: the one place that turns a checkpoint into a config, parameters or a ViT."""
+"""Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from vit_registers.config import Config, Mesh, Model, from_mapping
+from vit_registers.config import Config, Data, InitFrom, Mesh, Model, from_mapping, override, to_dict
+from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.interop import convert, transfer
+from vit_registers.interop.entries import Leaf
+from vit_registers.interop.infer import Hints
+from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.models.vit import ViT
 from vit_registers.training import checkpoints, sharding, state
 
+# Settings of a run that may be given anew where its checkpoint is read.
+FREE = ("data.", "mesh.", "model.dtype", "model.attention")
 
-def read_config(run: str, step: int | None = None) -> tuple[int, Config]:
-    """The step that is read (the newest intact one for None), and the config of the run."""
+
+def read_config(
+    run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None
+) -> tuple[int, Config]:
+    """The step that is read (the newest intact one for None), and the config of the run with `overrides`."""
+    for name in overrides or {}:
+        if not name.startswith(FREE):
+            raise ConfigError(f"--config.{name}: a run is read as it was trained, but for {', '.join(FREE)}")
     step = checkpoints.find_step(run, step)
-    return step, from_mapping(checkpoints.read_meta(run, step)["config"])
+    config = from_mapping(checkpoints.read_meta(run, step)["config"])
+    return step, override(to_dict(config), overrides or {})
 
 
 def read_model(
@@ -25,7 +42,7 @@ def read_model(
     return graphdef, checkpoints.read_params(run, step, target, name=params)
 
 
-def load(run: str, *, step: int | None = None, params: str = "params") -> ViT:
+def load_run(run: str, *, step: int | None = None, params: str = "params") -> ViT:
     """The model of a run folder with the parameters of one checkpoint, on all devices.
 
     `step` defaults to the newest intact checkpoint; `params` is "params", or "ema" for the averaged ones.
@@ -34,3 +51,58 @@ def load(run: str, *, step: int | None = None, params: str = "params") -> ViT:
     step, config = read_config(run, step)
     graphdef, values = read_model(run, step, config.model, sharding.make_mesh(Mesh()), params=params)
     return state.build(graphdef, values)
+
+
+def is_run(path: str) -> bool:
+    """Whether it is a run folder, and not a file or folder of other people."""
+    return checkpoints.checkpoint_root(path).is_dir()
+
+
+def load(path: str, *, step: int | None, params: str, source: str, hints: Hints) -> ViT:
+    """The model of a run folder, or of a checkpoint of other people, which is told in a line."""
+    if is_run(path):
+        if source != "auto" or hints != Hints():
+            raise ConfigError(
+                f"{path} is a run folder, whose config says all: source, image_size and such are for others"
+            )
+        return load_run(path, step=step, params=params)
+    if step is not None or params != "params":
+        raise CheckpointError(f"{path} is no run folder, and step and params are for those")
+    opened = convert.open_path(path, source=source, hints=hints)
+    print(convert.describe(opened), flush=True)
+    return convert.build(opened)
+
+
+def open_start(settings: InitFrom) -> convert.Opened:
+    """The checkpoint of other people that training starts from."""
+    hints = Hints(
+        num_heads=settings.num_heads,
+        hidden_act=settings.hidden_act,
+        interpolation=settings.interpolation,
+        pooling=settings.pooling,
+        mask=settings.mask,
+    )
+    return convert.open_path(settings.path, source=settings.source, hints=hints)
+
+
+def start_settings(settings: InitFrom) -> tuple[Model, Data]:
+    """The Model and the Data of the weights that training starts from; none of them is read."""
+    if is_run(settings.path):
+        config = read_config(settings.path)[1]
+        return config.model, config.data
+    opened = open_start(settings)
+    return opened.model, preprocessing(opened, Path(settings.path).expanduser())[0]
+
+
+def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
+    """The parameters of `model` that start from `settings.path`, by path; see interop/transfer.py."""
+    if is_run(settings.path):
+        step, config = read_config(settings.path)
+        source = config.model
+        _, params = read_model(settings.path, step, source, sharding.make_mesh(Mesh()))
+        params = jax.device_get(params)
+    else:
+        opened = open_start(settings)
+        print(convert.describe(opened), flush=True)
+        source, params = opened.model, convert.read_leaves(opened)
+    return transfer.taken_leaves(source, params, model, settings)

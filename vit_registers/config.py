@@ -139,10 +139,26 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """The weights that training starts from; the head starts anew unless it is kept."""
+
+    path: str | None = None  # a run folder, or other people's checkpoint; None: the initializers
+    keep_head: bool = False
+    # Of other people's checkpoints, what their tensors do not tell; None: inferred.
+    source: str = "auto"  # interop/recognize.py: SOURCES
+    num_heads: int | None = None
+    hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh
+    interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
+    pooling: str | None = None
+    mask: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
     model: Model = Model()
+    init_from: InitFrom = InitFrom()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()

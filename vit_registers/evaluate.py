@@ -15,26 +15,23 @@ from ml_collections import config_flags
 
 from vit_registers import checkpointed, cli
 from vit_registers import config as config_lib
-from vit_registers.data.loaders import open_data
+from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.training import sharding
 
-FREE = ("data.", "mesh.", "model.dtype", "model.attention")  # settings that may differ from the run's
-
 
 def evaluate(run: str, *, step: int | None, overrides: dict[str, object], params: str) -> dict[str, object]:
     """The metrics of one checkpoint of `run`, with what they were measured on."""
-    for name in overrides:
-        if not name.startswith(FREE):
-            raise ConfigError(
-                f"--config.{name}: a run is evaluated as it was trained, but for {', '.join(FREE)}"
-            )
-    step, config = checkpointed.read_config(run, step)
-    config = config_lib.override(config_lib.to_dict(config), overrides)
+    step, config = checkpointed.read_config(run, step, overrides)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
+    if not config.model.num_classes:
+        raise ConfigError(
+            f"{run} has no head, so there is nothing to evaluate: fine-tune it first, or add one"
+        )
     loader = open_data(config)
+    check_classes(config, loader)
     with jax.set_mesh(mesh):
         graphdef, values = checkpointed.read_model(run, step, config.model, mesh, params=params)
         started = time.monotonic()

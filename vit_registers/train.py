@@ -11,45 +11,25 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import cli
+from vit_registers import checkpointed, cli
 from vit_registers import config as config_lib
 from vit_registers.config import Config
-from vit_registers.data.loaders import Loader, open_data
-from vit_registers.errors import ConfigError
+from vit_registers.data.loaders import Loader, check_classes, open_data
 from vit_registers.evaluation.classify import make_evaluate
+from vit_registers.interop.convert import leaves_of
+from vit_registers.interop.entries import path_text
 from vit_registers.training import sharding
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
 from vit_registers.training.setup import Setup, set_up
-from vit_registers.training.state import TrainState
-from vit_registers.training.writers import MetricWriter, Progress
-
-
-def write_parameter_overview(params: object, path: Path) -> None:
-    """Writes the table of all parameters and prints how many there are."""
-    from clu import parameter_overview
-
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    path.write_text(table + "\n")
-    leaves = jax.tree.leaves(params)
-    count = sum(leaf.size for leaf in leaves)
-    print(f"parameters: {count:,} in {len(leaves)} tensors; table in {path}", flush=True)
-
-
-def check_classes(config: Config, loader: Loader) -> None:
-    """Raises ConfigError where the model has not one class for each of the data set's."""
-    if loader.num_classes != config.model.num_classes:
-        raise ConfigError(
-            f"model.num_classes={config.model.num_classes}, but data '{config.data.name}' has "
-            f"{loader.num_classes} classes: set --config.model.num_classes={loader.num_classes}"
-        )
+from vit_registers.training.state import TrainState, put_parameters
+from vit_registers.training.writers import MetricWriter, Progress, write_parameter_overview
 
 
 def train(config: Config, workdir: str) -> None:
@@ -79,7 +59,7 @@ def train(config: Config, workdir: str) -> None:
         )
         if start_step:
             progress.say(f"going on from step {start_step} of {durations.total_steps} in {workdir}")
-        state = checkpoints.restore(setup.abstract) if start_step else setup.make_state()
+        state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
         loop = Loop(
             config=config,
             durations=durations,
@@ -95,6 +75,17 @@ def train(config: Config, workdir: str) -> None:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
         steps = int(state.step) - start_step
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
+
+
+def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
+    """The state that a new run starts from: of the initializers, or of the weights that are given."""
+    if config.init_from.path is None:
+        return setup.make_state()
+    taken = checkpointed.start_leaves(config.init_from, config.model)
+    fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
+    names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
+    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}")
+    return put_parameters(setup.make_state(), taken)
 
 
 def make_evaluators(

@@ -16,7 +16,7 @@ class AttentionInputs:
 
     q_BxTxNxK: np.ndarray
     k_BxTxNxK: np.ndarray
-    logits_BxY: np.ndarray
+    logits_BxY: np.ndarray | None  # None: the model has no head
 
 
 def attention_inputs(
@@ -30,9 +30,10 @@ def attention_inputs(
     """The queries and keys of one block for 8-bit images; the last block by default."""
 
     @nnx.jit
-    def forward(model: ViT, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def forward(model: ViT, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         out = model(normalize(image, mean=mean, std=std))
         return out.taps["q"][block], out.taps["k"][block], out.logits
 
-    q, k, logits = (np.asarray(x, np.float32) for x in forward(model, image_BxHxWxC))
+    out = forward(model, image_BxHxWxC)
+    q, k, logits = (None if x is None else np.asarray(x, np.float32) for x in out)
     return AttentionInputs(q_BxTxNxK=q, k_BxTxNxK=k, logits_BxY=logits)

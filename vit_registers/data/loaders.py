@@ -70,3 +70,12 @@ def open_data(config: Config) -> Loader:
         if getattr(data, name) < 1:
             raise ConfigError(f"data.{name}={getattr(data, name)}: want >= 1")
     return open_loader(config)
+
+
+def check_classes(config: Config, loader: Loader) -> None:
+    """Raises ConfigError where the model has not one class for each of the data set's."""
+    if loader.num_classes != config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}, but data '{config.data.name}' has "
+            f"{loader.num_classes} classes: set --config.model.num_classes={loader.num_classes}"
+        )

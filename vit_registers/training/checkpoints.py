@@ -27,6 +27,9 @@ from vit_registers.training.state import TrainState
 
 FORMAT_VERSION = 1
 
+# Orbax holds a data file in memory until it is full; its own size, 2 GB, doubles what a save needs.
+DATA_FILE_BYTES = 1 << 24
+
 # Settings that may change between two starts of one run: they leave its results as they are.
 FREE_SETTINGS = (
     "mesh.",
@@ -123,6 +126,13 @@ def find_step(run: str, step: int | None) -> int:
     return step
 
 
+def _restore_args(target: Any, *, is_part: bool) -> ocp.args.PyTreeRestore:
+    """To restore `target` with its shardings, all that a checkpoint has or a part of it."""
+    return ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=is_part
+    )
+
+
 def read_params(run: str, step: int, abstract_params: Any, *, name: str = "params") -> Any:
     """The parameters of a checkpoint, laid out as the shardings of `abstract_params` say.
 
@@ -130,11 +140,7 @@ def read_params(run: str, step: int, abstract_params: Any, *, name: str = "param
     """
     target = {name: abstract_params}
     path = checkpoint_root(run) / str(step) / "state"
-    args = ocp.args.PyTreeRestore(
-        target,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,
-    )
+    args = _restore_args(target, is_part=True)
     try:
         return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)[name]
     except (ValueError, KeyError) as error:
@@ -224,7 +230,13 @@ class Checkpoints:
                 unfinished.rmtree()
         step = newest_intact_step(self._run, set_aside=True)
         if step is not None:
-            check_same_config(read_meta(self._run, step)["config"], self._config, self._run)
+            meta = read_meta(self._run, step)
+            if meta["origin"] is not None:
+                raise ConfigError(
+                    f"{self._run} holds converted weights ({meta['origin']}), not a run to go on with: "
+                    f"start one in another --workdir, with --config.init_from.path={self._run}"
+                )
+            check_same_config(meta["config"], self._config, self._run)
         return step
 
     def __enter__(self) -> "Checkpoints":
@@ -238,15 +250,16 @@ class Checkpoints:
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The state of `restorable_step`, laid out as the shardings of `abstract` say."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_items(abstract)))
+        args = ocp.args.Composite(state=_restore_args(_items(abstract), is_part=False))
         items = self._manager.restore(self.restorable_step, args=args).state
         return TrainState(**{"ema": None, **items})
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
+    def save(self, state: TrainState, metrics: dict[str, float] | None, *, origin: str | None = None) -> None:
         """Starts to save the state; the write goes on behind the steps that follow.
 
-        `metrics` are the evaluation's, where this step had one. Raises CheckpointError where this save,
-        or the one before it, could not be written.
+        `metrics` are the evaluation's, where this step had one; `origin` says where parameters come from
+        that no run has trained. Raises CheckpointError where this save, or the one before it, could not be
+        written.
         """
         step = int(state.step)
         meta = {
@@ -254,6 +267,7 @@ class Checkpoints:
             "config": config_lib.to_dict(self._config),
             "data_position": {"seed": self._config.run.seed, "next_step": step},
             "metrics": metrics,
+            "origin": origin,
         }
         self.wait()
         self._keep.note(step, metrics)
@@ -262,7 +276,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_items(state)), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.PyTreeSave(_items(state), ocdbt_target_data_file_size=DATA_FILE_BYTES),
+                    meta=ocp.args.JsonSave(meta),
                 ),
             )
         self.last_saved_step = step

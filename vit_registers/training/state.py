@@ -1,10 +1,11 @@
 """TrainState: what changes from step to step, created sharded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx, struct
 
@@ -50,6 +51,23 @@ def state_maker(config: Config, optimizer: optax.GradientTransformation) -> Call
         )
 
     return make
+
+
+def put_parameters(state: TrainState, taken: Mapping[tuple[str | int, ...], np.ndarray]) -> TrainState:
+    """The first state of a run with the parameters of those paths put in, the average's too.
+
+    Each part goes where the state has it; the optimiser's state does not depend on parameters.
+    """
+
+    def put(path: tuple, leaf: jax.Array) -> jax.Array:
+        value = taken.get(tuple(key.key for key in path))
+        if value is None:
+            return leaf
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+    params = jax.tree_util.tree_map_with_path(put, state.params)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=ema)
 
 
 def state_shardings(

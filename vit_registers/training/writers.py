@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+import jax
+
 
 class MetricWriter:
     """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
@@ -102,3 +104,14 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def write_parameter_overview(params: object, path: Path) -> None:
+    """Writes the table of all parameters and prints how many there are."""
+    from clu import parameter_overview
+
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    path.write_text(table + "\n")
+    leaves = jax.tree.leaves(params)
+    count = sum(leaf.size for leaf in leaves)
+    print(f"parameters: {count:,} in {len(leaves)} tensors; table in {path}", flush=True)

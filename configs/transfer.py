@@ -1,0 +1,90 @@
+"""Fine-tuning from other weights, with registers or summaries added.
+
+The model, and the normalisation of images, are those of the weights.
+
+Expected: depends on the weights; none can be had offline.
+
+    python -m vit_registers.train --workdir=runs/finetuned \
+        --config=configs/transfer.py:path=weights/model.safetensors,registers=4,data=folder,classes=10 \
+        --config.data.data_dir=root --config.data.eval_split=val
+
+The head starts anew (--config.init_from.keep_head keeps it), and so do registers and summaries that the
+weights do not have. The recipe is a plain one: AdamW, cosine decay, little weight decay, no mixup.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from vit_registers.checkpointed import start_settings
+from vit_registers.config import (
+    Checkpoint,
+    Config,
+    Data,
+    InitFrom,
+    Optimizer,
+    Run,
+    parse_arg,
+    to_config_dict,
+)
+from vit_registers.errors import ConfigError
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Arguments: path (required), source, heads, act (where the tensors do not tell), registers, mask,
+    k (0: no summaries), image (px, 0: that of the weights), classes, data (a TFDS name | folder), epochs,
+    seed."""
+    a = parse_arg(
+        arg,
+        path="",
+        source="auto",
+        heads=0,
+        act="",
+        registers=-1,
+        mask="none",
+        k=0,
+        image=224,
+        classes=1000,
+        data="imagenet2012",
+        epochs=20.0,
+        seed=0,
+    )
+    if not a.path:
+        raise ConfigError("configs/transfer.py:path=... is missing: want a run folder or a checkpoint")
+    start = InitFrom(path=a.path, source=a.source, num_heads=a.heads or None, hidden_act=a.act or None)
+    model, images = start_settings(start)
+    image_size = (a.image, a.image) if a.image else model.image_size
+    model = dataclasses.replace(
+        model,
+        image_size=image_size,
+        num_classes=a.classes,
+        use_head_bias=True,
+        num_registers=model.num_registers if a.registers < 0 else a.registers,
+        summary_factor=a.k or model.summary_factor,
+        mask=a.mask if a.mask != "none" else model.mask,
+        drop_path=0.1,
+    )
+    config = Config(
+        model=model,
+        init_from=start,
+        data=Data(
+            name=a.data,
+            batch_size=256,
+            eval_batch_size=256,
+            mean=images.mean,
+            std=images.std,
+            eval_ops=f"resize_small({round(max(image_size) * 8 / 7)}) | central_crop",
+        ),
+        optimizer=Optimizer(learning_rate=1e-4, warmup_epochs=1.0, weight_decay=0.05),
+        run=Run(total_epochs=a.epochs, eval_every_epochs=1.0, seed=a.seed),
+        checkpoint=Checkpoint(every_steps=1000),
+    )
+    return to_config_dict(config)
+
+
+def sweep() -> Iterator[dict[str, object]]:
+    """Learning rates, each with and without drop path."""
+    for learning_rate in (3e-5, 1e-4, 3e-4):
+        for drop_path in (0.0, 0.1):
+            yield {"optimizer.learning_rate": learning_rate, "model.drop_path": drop_path}

@@ -1,0 +1,298 @@
+"""What the tests of other people's checkpoints share: random weights, images, forward passes, timm."""
+
+import functools
+import importlib.machinery
+import re
+import sys
+import types
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vit_registers.config import Model
+from vit_registers.interop import containers, convert, export
+from vit_registers.interop.infer import Hints
+from vit_registers.models.vit import Outputs, ViT
+
+TINY = {
+    "width": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "mlp_dim": 64,
+    "patch_size": 8,
+    "image_size": (32, 32),
+    "num_classes": 5,
+}
+
+
+def shared(function):
+    """A fixture that is the function."""
+    return pytest.fixture(scope="session", name=function.__name__.lstrip("_"))(lambda: function)
+
+
+def _randomise(module):
+    """A torch module with noise on every parameter: biases, norms, tokens and LayerScale included."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            centre = 1.0 if re.search(r"norm.*weight|layrnorm.*weight|lambda1|gamma", name) else 0.0
+            parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+randomise = shared(_randomise)
+
+
+@shared
+def hf_model(kind: str, *, arguments: dict | None = None, **settings):
+    """A tiny model of transformers, all parameters random."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"image_size": 32, "patch_size": 8}
+    sizes |= {"mlp_ratio": 2} if kind.startswith("Dinov2") else {"intermediate_size": 48}
+    if kind == "CLIPModel":
+        text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        text |= {"vocab_size": 50, "bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 1}
+        settings = {"vision_config": sizes | settings, "text_config": text, "projection_dim": 16}
+    elif kind.startswith("CLIP"):
+        settings = sizes | {"projection_dim": 16} | settings
+    else:
+        settings = sizes | settings
+    model = getattr(transformers, kind)
+    return _randomise(model(model.config_class(**settings), **(arguments or {})))
+
+
+@shared
+def run_hf(theirs, images: np.ndarray, **arguments):
+    """(Their answer or None, the outputs of their encoder)."""
+    import torch
+
+    if "dinov2" not in theirs.config.model_type:
+        arguments["interpolate_pos_encoding"] = True
+    encoder = theirs
+    for part in ("dinov2", "dinov2_with_registers", "vit", "deit", "vision_model"):
+        encoder = getattr(theirs, part, encoder)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        encoded = encoder(x, **arguments)
+        if theirs.config.model_type == "clip":  # the whole, which wants texts too
+            return theirs.visual_projection(encoded.pooler_output), encoded
+        whole = theirs(x, **arguments)
+    return getattr(whole, "logits", getattr(whole, "image_embeds", None)), encoded
+
+
+@shared
+def timm_model(name: str, **settings):
+    """A tiny model of timm's, named as there, all parameters random; import timm by its fixture before."""
+    import timm
+
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+    sizes |= {"num_classes": 5, "dynamic_img_size": True}
+    return _randomise(timm.create_model(name, **(sizes | settings)))
+
+
+@shared
+def from_folder(folder, source: str = "auto", **hints) -> ViT:
+    """The model of a checkpoint in files."""
+    return convert.build(convert.open_path(folder, source=source, hints=Hints(**hints)))
+
+
+@shared
+def make(**settings) -> ViT:
+    """A model of ours of two blocks on 4 x 4 patches, all parameters random."""
+    rng = np.random.default_rng(1)
+
+    def noise(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        centre = float(path[-1].key in ("scale", "gamma"))
+        return jnp.asarray(centre + rng.normal(0, 0.2, leaf.shape), jnp.float32)
+
+    model = Model(**(TINY | settings))
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(noise, nnx.to_pure_dict(shapes)))
+
+
+@shared
+def images(size: tuple[int, int] = (32, 32), batch: int = 2) -> np.ndarray:
+    """Normal noise as images_BxHxWxC."""
+    return np.random.default_rng(0).normal(size=(batch, *size, 3)).astype(np.float32)
+
+
+# Half the time goes into making fast what runs once.
+@shared
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+def forward(model: ViT, images: jax.Array, masked_BxP: jax.Array | None = None) -> Outputs:
+    """The Outputs, compiled."""
+    return model(images, masked_BxP=masked_BxP)
+
+
+@shared
+def tokens(outputs: Outputs) -> np.ndarray:
+    """Cls, registers, summaries and patches, BxTxD."""
+    first = (outputs.cls if outputs.cls is None else outputs.cls[:, None], outputs.registers)
+    groups = (*first, outputs.summaries, outputs.patches)
+    return np.concatenate([group for group in groups if group is not None], axis=1)
+
+
+@shared
+def numpy_state(module) -> dict[str, np.ndarray]:
+    """The state_dict of a torch module as numpy arrays."""
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+@shared
+def params(model: ViT) -> dict:
+    """The parameters of ours as nested dicts."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+# --- families that no package brings: checkpoints by name and shape, and torch's layers on them -------
+
+_SCALES = re.compile(r"gamma|(norm_?\w*|ln(_\w+)?|Norm_\d)[./](weight|scale)$")
+
+
+class _TorchLayers(dict):
+    """The tensors of a state by name, and the layers of torch that they belong to."""
+
+    def __init__(self, state: dict[str, np.ndarray], heads: int, eps: float = 1e-6):
+        import torch
+
+        super().__init__({n: torch.from_numpy(np.asarray(a, np.float32)) for n, a in state.items()})
+        self.heads, self.eps, self.torch = heads, eps, torch
+
+    def linear(self, x, name):
+        return self.torch.nn.functional.linear(x, self[f"{name}.weight"], self[f"{name}.bias"])
+
+    def norm(self, x, name):
+        parts = self[f"{name}.weight"], self[f"{name}.bias"]
+        return self.torch.nn.functional.layer_norm(x, x.shape[-1:], *parts, self.eps)
+
+    def attend(self, x, joint, out, mask=None):
+        """torch's own attention; {} in the names of its two layers stands for weight and bias."""
+        parts = [self[name.format(part)] for name in (joint, out) for part in ("weight", "bias")]
+        names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+        module = self.torch.nn.MultiheadAttention(x.shape[-1], self.heads, batch_first=True)
+        module.load_state_dict(dict(zip(names, parts, strict=True)))
+        return module.requires_grad_(False)(x, x, x, need_weights=False, attn_mask=mask)[0]
+
+    def patches(self, images, name):
+        """(patch embeddings BxPxD, the grid of patches)."""
+        kernel, x = self[f"{name}.weight"], self.torch.from_numpy(images).permute(0, 3, 1, 2)
+        x = self.torch.nn.functional.conv2d(x, kernel, self.get(f"{name}.bias"), stride=kernel.shape[-1])
+        return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+
+
+@pytest.fixture(scope="session")
+def torch_layers():
+    """torch_layers(state, heads, eps): the layers of a state."""
+    pytest.importorskip("torch")
+    return _TorchLayers
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """noise({name: shape}, seed): float32 noise in every tensor, around 1 in scales."""
+
+    def noise(shapes, seed=0):
+        rng = np.random.default_rng(seed)
+        centres = {name: 1.0 if _SCALES.search(name) else 0.0 for name in shapes}
+        return {n: (centres[n] + rng.normal(0, 0.2, shape)).astype(np.float32) for n, shape in shapes.items()}
+
+    return noise
+
+
+@pytest.fixture(scope="session")
+def load():
+    """load(state, source, **hints): (the Model, its parameters) of tensors by name."""
+
+    def load(state, source, **hints):
+        opened = convert.open_weights(containers.from_mapping(state), source=source, hints=Hints(**hints))
+        return opened.model, convert.read_leaves(opened)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def dump():
+    """dump(model, params, target): the tensors of an export by name."""
+    return lambda model, params, target: dict(export.export(model, params, target).weights(np.float32))
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """assert_same(there, here): the same names, shapes, dtypes and bits."""
+
+    def assert_same(there, here):
+        assert set(there) == set(here)
+        for name, array in there.items():
+            np.testing.assert_array_equal(array, here[name], err_msg=name, strict=True)
+
+    return assert_same
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """assert_close(ours, theirs, tolerance=1e-5): largest absolute difference."""
+
+    def assert_close(ours, theirs, tolerance=1e-5):
+        theirs = np.asarray(theirs)
+        print("largest difference", np.abs(np.asarray(ours) - theirs).max(), "of", np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0)
+
+    return assert_close
+
+
+# --- timm, which needs torchvision, which cannot be installed beside a CPU torch -----------------
+
+
+class _AnyClass(type):
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
+class _Stub(types.ModuleType):
+    """A module that has every name, as an empty class: enough for annotations and isinstance."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _AnyClass(name, (), {})
+
+
+_TORCHVISION = ("torchvision", *(f"torchvision.{part}" for part in ("ops", "transforms", "datasets")))
+_TORCHVISION += ("torchvision.ops.misc", "torchvision.transforms.functional", "torchvision.datasets.folder")
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """timm. Where torchvision is missing, stubs stand in for it while timm is imported, and no longer:
+
+    others, transformers among them, ask whether there is a torchvision.
+    """
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    is_missing = importlib.util.find_spec("torchvision") is None
+    for name in _TORCHVISION if is_missing else ():
+        sys.modules[name] = stub = _Stub(name)
+        stub.__spec__, stub.__path__ = importlib.machinery.ModuleSpec(name, None, is_package=True), []
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, stub)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import timm.models.deit
+            import timm.models.vision_transformer
+    finally:
+        for name in _TORCHVISION if is_missing else ():
+            del sys.modules[name]
+    return timm

@@ -1,0 +1,283 @@
+"""Files of named tensors, read one tensor at a time: safetensors, npz, torch's.
+
+A file's first bytes say what it is, not its name. Nothing is unpickled but what torch's restricted
+unpickler takes. Tensors leave as numpy arrays in the dtype of the file.
+"""
+
+import argparse
+import contextlib
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - with it, numpy knows bfloat16 and float8 by name
+import numpy as np
+from safetensors import safe_open
+
+from vit_registers.errors import CheckpointError
+
+# What safetensors files hold: their name for it, and that of numpy and torch.
+SAFETENSORS_DTYPES = {
+    **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64"},
+    **{f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E4M3FNUZ": "float8_e4m3fnuz"},
+    **{"F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu"},
+}
+_MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+_MAX_MAPPED = 1 << 25  # bytes of a mapped file that may be in memory before it is mapped anew
+_IN_A_FOLDER = [n + end for n in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
+_IN_A_FOLDER += ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+_AGAIN = "copy or download it again"
+_ELSEWHERE = "and save its state_dict with safetensors.torch.save_file, in an environment that you trust"
+Facts = tuple[tuple[int, ...], np.dtype]  # shape and dtype
+Read = Callable[[str], np.ndarray]
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Named tensors of a file; a tensor is read when it is asked for, and not kept."""
+
+    def __init__(self, where: str, container: str, facts: Mapping[str, Facts], read: Read):
+        self.where = where  # the path, for messages
+        self.container = container  # "safetensors" | "npz" | "torch" | "memory"
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: shape for name, (shape, _) in facts.items()}
+        self.dtypes: Mapping[str, np.dtype] = {name: dtype for name, (_, dtype) in facts.items()}
+        self._read = read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.shapes:
+            raise KeyError(name)
+        with _one_line(self.where):
+            return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def select(self, names: Mapping[str, str]) -> "Weights":
+        """These tensors under other names, {new name: name here}. CheckpointError where one is not here."""
+        names = dict(names)
+        if missing := [name for name in names.values() if name not in self]:
+            raise CheckpointError(f"{self.where} has no tensor {', '.join(missing)}")
+        facts = {new: (self.shapes[name], self.dtypes[name]) for new, name in names.items()}
+        return Weights(self.where, self.container, facts, lambda new: self[names[new]])
+
+
+@contextlib.contextmanager
+def _one_line(where: object) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # what damaged bytes end as, no list holds: IndexError, zlib.error, ...
+        raise CheckpointError(
+            f"{where} cannot be read ({error_line(error)}): if damaged, {_AGAIN}"
+        ) from error
+
+
+def error_line(error: Exception) -> str:
+    """The kind of the error, and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+def _facts(value: Any, name: str, where: str) -> Facts:
+    """Shape and dtype of an array of numpy, jax or torch. Raises CheckpointError for anything else."""
+    what = f"{where}: '{name}' is"
+    if not (hasattr(value, "__array__") and hasattr(value, "dtype")):
+        raise CheckpointError(f"{what} no array but of type {type(value).__name__}: leave it out")
+    if hasattr(value, "detach") and (  # torch's
+        value.is_quantized or value.is_nested or value.is_meta or str(value.layout) != "torch.strided"
+    ):
+        raise CheckpointError(f"{what} sparse, quantised, nested or without data: save it as a dense tensor")
+    dtype = str(getattr(value.dtype, "name", value.dtype)).removeprefix("torch.")
+    if dtype not in SAFETENSORS_DTYPES.values():
+        raise CheckpointError(f"{what} of dtype {dtype}, which is not supported: save it in another one")
+    return tuple(map(int, value.shape)), np.dtype(dtype)
+
+
+def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
+    """The array, not copied where it need not be."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value, dtype)
+    import torch  # there already, since this tensor is
+
+    tensor = value.detach().cpu().resolve_conj().resolve_neg()
+    if dtype.isbuiltin == 1:
+        return tensor.numpy()
+    return tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8).numpy().view(dtype)
+
+
+def from_mapping(state: Mapping[str, Any], where: str = "the state given") -> Weights:
+    """Weights of arrays of numpy, jax or torch, as they are. CheckpointError for a value that is no array."""
+    state = dict(state)
+    facts = {name: _facts(value, name, where) for name, value in state.items()}
+    return Weights(where, "memory", facts, lambda name: _to_numpy(state[name], facts[name][1]))
+
+
+def open_weights(path: str | Path) -> Weights:
+    """The tensors of a file, or of a folder as from Hugging Face. CheckpointError where it has none."""
+    path = Path(path).expanduser()
+    with _one_line(path):
+        if not path.exists():
+            raise CheckpointError(f"{path}: there is no such file or folder")
+        path = _in_folder(path) if path.is_dir() else path
+        return _open_index(path) if path.name.endswith(".index.json") else _open_file(path)
+
+
+def _in_folder(folder: Path) -> Path:
+    found = [folder / name for name in _IN_A_FOLDER if (folder / name).exists()][:1]
+    found = found or sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(f"{folder} holds {', '.join(p.name for p in found)}: name one of them")
+    looked_for = f"{', '.join(_IN_A_FOLDER)}, or one file with suffix {' '.join(_SUFFIXES)}"
+    raise CheckpointError(f"{folder} holds no weights: looked for {looked_for}")
+
+
+def _open_index(path: Path) -> Weights:
+    """The tensors that an index names, each from its shard."""
+    try:
+        weight_map = json.loads(path.read_text())["weight_map"]
+        files = {name: path.parent / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is no JSON with 'weight_map' ({error_line(error)}): {_AGAIN}"
+        ) from error
+    shards: dict[Path, Weights] = {}
+    for name, file in files.items():
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing, which {path.name} names: download it too")
+        if file not in shards:
+            shards[file] = _open_file(file)
+        if name not in shards[file]:
+            raise CheckpointError(f"{file} has no tensor {name}, which {path.name} says it has: {_AGAIN}")
+    facts = {name: (shards[file].shapes[name], shards[file].dtypes[name]) for name, file in files.items()}
+    container = next((shard.container for shard in shards.values()), "safetensors")
+    return Weights(str(path), container, facts, lambda name: shards[files[name]][name])
+
+
+def _open_file(path: Path) -> Weights:
+    with _one_line(path):
+        with path.open("rb") as file:
+            head = file.read(9)
+        if not head:
+            raise CheckpointError(f"{path} is empty: {_AGAIN}")
+        if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+            return _open_zip(path)
+        is_json = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
+        if is_json or (len(head) < 9 and path.suffix == ".safetensors"):
+            return _open_safetensors(path)
+        if re.match(rb"\x80[\x02-\x05]", head):
+            return _open_torch(path, is_zip=False)
+        raise CheckpointError(f"{path} is no safetensors, npz or torch file (it begins {head!r}): {_AGAIN}")
+
+
+def _open_safetensors(path: Path) -> Weights:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if (missing := max(start, 9) - size) > 0:
+            raise CheckpointError(f"{path} is cut short: at least {missing} bytes are missing; {_AGAIN}")
+        header = {n: e for n, e in json.loads(file.read(start - 8)).items() if n != "__metadata__"}
+    end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size < end:
+        raise CheckpointError(f"{path} is cut short: {end - size} of {end} bytes are missing; {_AGAIN}")
+    safe_open(path, framework="numpy")  # checks that dtypes, shapes, offsets and the size fit each other
+    if unknown := {entry["dtype"] for entry in header.values()} - SAFETENSORS_DTYPES.keys():
+        raise CheckpointError(f"{path} has tensors of dtype {', '.join(unknown)}, which is not supported")
+    facts = {n: (tuple(e["shape"]), np.dtype(SAFETENSORS_DTYPES[e["dtype"]])) for n, e in header.items()}
+
+    def read(name: str) -> np.ndarray:
+        # Not with the library: its numpy side has no float8, and pages that it maps count as memory.
+        (shape, dtype), offset = facts[name], start + header[name]["data_offsets"][0]
+        return np.fromfile(path, dtype, np.prod(shape, dtype=int), offset=offset).reshape(shape)
+
+    return Weights(str(path), "safetensors", facts, read)
+
+
+def _open_zip(path: Path) -> Weights:
+    """The tensors of an npz, or of a torch file of today."""
+    facts: dict[str, Facts] = {}
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        inside = {entry.partition("/")[2] for entry in archive.namelist()}  # torch has all in one folder
+        if "data.pkl" in inside:
+            if any(name == "constants.pkl" or name.startswith("code/") for name in inside):
+                raise CheckpointError(f"{path} is TorchScript, which is code: torch.jit.load it {_ELSEWHERE}")
+            return _open_torch(path, is_zip=True)
+        for entry in (entry for entry in archive.namelist() if entry.endswith(".npy")):
+            with archive.open(entry) as file:
+                shape, _, dtype = headers[np.lib.format.read_magic(file)](file)
+            if dtype.hasobject:
+                raise CheckpointError(f"{path}: '{entry[:-4]}' is a pickle, which can run code: leave it out")
+            # numpy's files have no bfloat16: numpy, and with it big_vision, writes two bytes of anything.
+            facts[entry[:-4]] = shape, np.dtype("bfloat16") if dtype == np.dtype("V2") else dtype
+        if archive.namelist() and not facts:
+            raise CheckpointError(f"{path} is a zip of something else: it has no .npy and no data.pkl inside")
+
+    def read(name: str) -> np.ndarray:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            return np.lib.format.read_array(file, allow_pickle=False).view(facts[name][1])
+
+    return Weights(str(path), "npz", facts, read)
+
+
+def _open_torch(path: Path, *, is_zip: bool) -> Weights:
+    tensors = _load_torch(path, is_zip=is_zip)
+    facts = {name: _facts(tensor, name, str(path)) for name, tensor in tensors.items()}
+    mapped_bytes = 0
+
+    def read(name: str) -> np.ndarray:
+        nonlocal tensors, mapped_bytes
+        if is_zip and mapped_bytes > _MAX_MAPPED:  # pages once read count as memory until they are unmapped
+            tensors, mapped_bytes = _load_torch(path, is_zip=True), 0
+        array = np.array(_to_numpy(tensors[name], facts[name][1]))
+        mapped_bytes += array.nbytes
+        return array
+
+    return Weights(str(path), "torch", facts, read)
+
+
+def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
+    """The tensors of a torch file by name, keys of nested ones joined by dots; of a zip they are mapped."""
+    try:
+        import torch
+    except ImportError as error:
+        mend = "pip install torch, or convert it to safetensors where torch is"
+        raise CheckpointError(f"{path} is a torch file, which needs torch: {mend}") from error
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} is a torch file: rename it to .pth, since torch goes by that name")
+    # A Namespace, in which DINO's and DeiT's training keeps its arguments, only holds attributes.
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        warnings.simplefilter("ignore")
+        try:
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL \S+|Unsupported operand \d+", str(error))
+            what = f"{path} is damaged, or a pickle of more than tensors ({found[0] if found else 'unnamed'})"
+            raise CheckpointError(f"{what}, which can run code: load it {_ELSEWHERE}") from error
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{path} holds a {type(tree).__name__}: save a state_dict, tensors by name")
+    leaves = list(_flatten(tree))
+    if len(tensors := dict(leaves)) < len(leaves):
+        raise CheckpointError(f"{path} holds tensors whose names are the same when joined by dots")
+    return tensors
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif hasattr(value, "detach"):
+            yield f"{prefix}{key}", value

@@ -1,0 +1,272 @@
+"""Other people's checkpoints as our models: recognise, infer, check every name, fill every leaf."""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_registers.config import Model
+from vit_registers.errors import CheckpointError
+from vit_registers.interop import containers
+from vit_registers.interop.big_vision import big_vision_table, infer_big_vision
+from vit_registers.interop.containers import Weights
+from vit_registers.interop.entries import Entry, Leaf, contiguous, lookup_leaf
+from vit_registers.interop.infer import Hints, infer_model, make_hints
+from vit_registers.interop.mup_vit import infer_mup_vit, mup_vit_table
+from vit_registers.interop.recognize import Found, recognize
+from vit_registers.interop.torch_table import torch_table
+from vit_registers.models.blocks import dims
+from vit_registers.models.resampling import resample
+from vit_registers.models.vit import ViT, patch_grid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A checkpoint that has been understood and not yet read."""
+
+    found: Found
+    native: Model  # at the image size of its position table
+    model: Model  # at the image size that was asked for
+    entries: tuple[Entry, ...]
+    settings: Mapping[str, Any]  # of config.json
+
+
+@functools.lru_cache(maxsize=8)
+def abstract_params(model: Model) -> tuple[nnx.GraphDef, dict]:
+    """The model's graph definition, and its parameters as a nested dict of shapes; not to be changed."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0))), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def leaves_of(params: Mapping) -> dict[Leaf, Any]:
+    """The parameters by path."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {tuple(key.key for key in path): leaf for path, leaf in flat}
+
+
+def entries_of(found_names: Any, model: Model, source: str) -> list[Entry]:
+    """The name table of a model in the names of a family."""
+    if source == "big_vision":
+        return big_vision_table(found_names, model)
+    if source == "mup_vit":
+        return mup_vit_table(found_names, model)
+    return torch_table(found_names, model, source)
+
+
+def open_weights(
+    weights: Weights, *, source: str, hints: Hints, settings: Mapping[str, Any] | None = None
+) -> Opened:
+    """The family, the Model and the name table of a checkpoint; no tensor is read but small fixed ones.
+
+    Raises CheckpointError where it is of no known family, does not tell all, or where tensors are missing,
+    too many, or of other shapes, with all of them listed.
+    """
+    settings = settings or {}
+    found = recognize(weights, source=source, settings=settings)
+    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
+    native = infer(found, settings, hints)
+    entries = entries_of(found.names, native, found.source)
+    _check_names(found, native, entries)
+    model = native
+    if hints.image_size is not None and hints.image_size != native.image_size:
+        if native.summary_factor:
+            raise CheckpointError(
+                f"{weights.where} has summaries for images of {native.image_size} px: load it at that size, "
+                "and call the model with images of another"
+            )
+        patch_grid(hints.image_size, native.patch_size)
+        model = dataclasses.replace(native, image_size=hints.image_size)
+    return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
+
+
+def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
+    """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
+    _, abstract = abstract_params(model)
+    leaves = leaves_of(abstract)
+    covered = [leaf for entry in entries for leaf in entry.leaves]
+    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without, or with two entries"
+    there, problems, known = found.weights.shapes, [], set()
+    for entry in entries:
+        shapes = entry.shapes([leaves[leaf].shape for leaf in entry.leaves])
+        for name, shape in zip(entry.names, shapes, strict=True):
+            known.add(name)
+            if name not in there:
+                problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
+            elif tuple(there[name]) != tuple(shape):
+                problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, want {tuple(shape)}")
+    extra = (name for name in there if name not in known)
+    problems += [f"'{found.in_file(name)}' {tuple(there[name])} has no place" for name in extra]
+    if problems:
+        raise CheckpointError(
+            f"{found.weights.where} was read as '{found.source}', and {len(problems)} tensors do not fit: "
+            + "; ".join(problems)
+        )
+
+
+def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
+    """The parameters of `opened.model` by path, float32, read tensor by tensor."""
+    _, abstract = abstract_params(opened.native)
+    shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
+    source, target = (patch_grid(m.image_size, m.patch_size) for m in (opened.native, opened.model))
+    for entry in opened.entries:
+        arrays = [np.asarray(opened.found.weights[name], np.float32) for name in entry.names]
+        parts = entry.load(arrays, [shapes[leaf] for leaf in entry.leaves])
+        for leaf, part in zip(entry.leaves, parts, strict=True):
+            if leaf == ("pos_embed",):
+                part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
+            # A copy, so that what was read for several leaves does not live on in one of them.
+            yield leaf, contiguous(part, np.float32)
+
+
+def read_leaves(opened: Opened) -> dict:
+    """The parameters of `opened.model` as nested dicts of float32 jax arrays."""
+    tree: dict = {}
+    for leaf, value in iter_leaves(opened):  # one by one, so that there are never two copies of all
+        _put(tree, leaf, jnp.asarray(value))
+    return _like(abstract_params(opened.model)[1], tree)
+
+
+def _put(tree: dict, leaf: Leaf, value: np.ndarray) -> None:
+    for key in leaf[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[leaf[-1]] = value
+
+
+def _like(abstract: Any, tree: Any) -> Any:
+    """The tree in the structure of `abstract`, with None where that has None."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: lookup_leaf(tree, tuple(key.key for key in path)), abstract
+    )
+
+
+def build(opened: Opened) -> ViT:
+    """The model with its parameters."""
+    return nnx.merge(abstract_params(opened.model)[0], read_leaves(opened))
+
+
+def from_state_dict(
+    state: Mapping[str, Any],
+    *,
+    source: str,
+    image_size: int | tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    hidden_act: str | None = None,
+    interpolation: str | None = None,
+    pooling: str | None = None,
+    mask: str | None = None,
+) -> ViT:
+    """The model of a mapping of tensor names to numpy arrays.
+
+    `source` says whose names they are (interop.SOURCES, or "auto"). What shapes do not tell is inferred from
+    the family, or given: `image_size` (px) that the model is made for, to which learned positions are
+    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation`
+    (models/resampling.py: RESAMPLINGS) at other sizes; `pooling`; `mask`, for checkpoints of the fractal
+    code that do not store theirs. Raises CheckpointError where tensors and model do not fit, with all listed.
+    """
+    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask)
+    return build(open_weights(containers.from_mapping(state), source=source, hints=hints))
+
+
+def open_path(path: str | Path, *, source: str, hints: Hints) -> Opened:
+    """The checkpoint of a file or folder, with the config.json beside it. Raises CheckpointError."""
+    path = Path(path).expanduser()
+    weights = containers.open_weights(path)
+    return open_weights(weights, source=source, hints=hints, settings=read_settings(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The config.json (transformers, timm) or open_clip_config.json beside the weights, or empty."""
+    folder = path if path.is_dir() else path.parent
+    for name in ("config.json", "open_clip_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            values = json.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
+            return _plain_settings(values)
+    return {}
+
+
+def _plain_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """transformers' composite CLIP config as that of its image tower; timm's in transformers' terms."""
+    if isinstance(values.get("vision_config"), dict):
+        values = values["vision_config"] | {"model_type": values["model_type"]}
+    if values.get("model_type") in ("clip", "clip_vision_model"):
+        values = {"hidden_act": "quick_gelu"} | values  # transformers' default
+    if "model_cfg" in values:
+        return _open_clip_settings(values)
+    return _timm_settings(values) if "architecture" in values else values
+
+
+def _open_clip_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's config with what it says of the layers of its image tower, in the others' terms."""
+    vision = values["model_cfg"].get("vision_cfg") or {}
+    said: dict[str, Any] = {}
+    if (vision.get("act_kwargs") or {}).get("approximate") == "tanh":
+        said["hidden_act"] = "gelu_tanh"
+    if "eps" in (vision.get("norm_kwargs") or {}):
+        said["layer_norm_eps"] = vision["norm_kwargs"]["eps"]
+    if vision.get("pool_type") == "avg":
+        said |= {"global_pool": "avg", "is_norm_after_pool": vision.get("final_ln_after_pool", False)}
+    return values | said
+
+
+# What the names of timm's models stand for, where tensors and widths do not tell (timm 1.0.31).
+_TIMM = {
+    r".*_clip_quickgelu_.*": {"hidden_act": "quick_gelu"},
+    r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_.*": {"hidden_act": "gelu_tanh"},
+    r"vit_large_patch16_siglip_(gap_)?512": {"hidden_act": "gelu_tanh"},
+    r"vit_base_patch16_gap_224": {"num_attention_heads": 16},
+}
+
+
+def _timm_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """timm's config.json with what its architecture and the arguments of the model say."""
+    name, args = str(values["architecture"]), values.get("model_args") or {}
+    if "_rpn_" in name:
+        raise CheckpointError(f"'{name}' of timm has its norms after the branches, which our models have not")
+    said = [known for pattern, known in _TIMM.items() if re.fullmatch(pattern, name)]
+    size = (values.get("pretrained_cfg") or {}).get("input_size", [])[1:]
+    theirs = {
+        "image_size": args.get("img_size", size or None),
+        "num_attention_heads": args.get("num_heads"),
+        "hidden_act": args.get("act_layer"),
+    }
+    return values | {key: value for d in (*said, theirs) for key, value in d.items() if value is not None}
+
+
+def describe(opened: Opened) -> str:
+    """One line that says what was recognised and inferred."""
+    model, sizes, found = opened.model, dims(opened.model), opened.found
+    height, width = model.image_size
+    parts = [
+        f"{found.source}" + (f" ({found.kind})" if found.kind else ""),
+        f"width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads, {sizes.mlp} {sizes.mlp_dim}",
+        f"patches of {model.patch_size} px, made for {height} x {width} px",
+    ]
+    extra = [f"{model.num_registers} registers"] if model.num_registers else []
+    extra += [f"summaries k={model.summary_factor}, mask {model.mask}"] if model.summary_factor else []
+    parts += ["cls" * model.use_cls] * model.use_cls + extra
+    parts.append(f"positions {model.positions} (other sizes: {model.position_resampling})")
+    parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
+    parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
+    text = f"{found.weights.where}: " + "; ".join(parts)
+    if found.note:
+        text += f"; {found.note}"
+    kinds: dict[str, int] = {}
+    for what in found.left_out.values():
+        kinds[what] = kinds.get(what, 0) + 1
+    if kinds:
+        text += "; left out: " + ", ".join(f"{what} ({count} tensors)" for what, count in kinds.items())
+    return text

@@ -1,0 +1,286 @@
+"""From tensor shapes, config.json and what the user says to the Model of a checkpoint."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_registers.config import Model, lookup
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.name_tables import Names
+from vit_registers.interop.recognize import Found
+
+# Heads of the published models by width, where config.json does not tell.
+_NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
+_NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # timm's in between
+_NUM_HEADS_1536 = {"swiglu": 24, "mlp": 16}  # DINOv2's g, big_vision's g-opt
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+# What the shapes do not say, by source; of transformers by model_type.
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "dinov2": {"init": "dinov2"},
+    "deit": {"init": "deit3", "position_resampling": "bicubic"},
+    "dino": {"init": "deit3", "position_resampling": "bicubic_offset"},
+    "clip": {"init": "dinov2", "norm_eps": 1e-5, "activation": "quick_gelu"},
+    "open_clip": {"init": "dinov2", "norm_eps": 1e-5},
+    "timm": {"init": "dinov2"},
+    "big_vision": {"activation": "gelu_tanh", "position_resampling": "linear"},
+    "mup_vit": {},
+    "transformers/dinov2": {"init": "dinov2"},
+    "transformers/vit": {"init": "dinov2", "norm_eps": 1e-12, "position_resampling": "bicubic"},
+    "transformers/deit": {"init": "deit3", "norm_eps": 1e-12, "position_resampling": "bicubic"},
+    "transformers/clip": {
+        "init": "dinov2",
+        "norm_eps": 1e-5,
+        "activation": None,  # quick or exact: config.json says
+        "position_resampling": "bicubic",
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a user may say of a checkpoint that its tensors do not; None: infer it."""
+
+    image_size: tuple[int, int] | None = None  # that the model is made for; positions are resampled to it
+    num_heads: int | None = None
+    hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh
+    interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
+    pooling: str | None = None
+    mask: str | None = None  # of the fractal paper's code, whose flex-attention variant does not store it
+
+
+def make_hints(
+    image_size: int | tuple[int, int] | None,
+    num_heads: int | None,
+    hidden_act: str | None,
+    interpolation: str | None,
+    pooling: str | None,
+    mask: str | None,
+) -> Hints:
+    """The Hints of what a user gave; one number is a square image."""
+    return Hints(
+        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+        num_heads=num_heads,
+        hidden_act=hidden_act,
+        interpolation=interpolation,
+        pooling=pooling,
+        mask=mask,
+    )
+
+
+def family_settings(found: Found) -> dict[str, Any]:
+    """The settings of the family that no shape tells."""
+    return _FAMILIES[f"transformers/{found.kind}" if found.kind else found.source]
+
+
+def infer_model(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+    """The Model of a torch family, at the image size of its position table.
+
+    Raises CheckpointError where something can be told neither from the shapes nor from `hints`.
+    """
+    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+    width, channels, patch_size, patch_columns = shapes[names.patch.format("weight")]
+    if patch_size != patch_columns:
+        raise CheckpointError(f"{where}: patches of {patch_size} x {patch_columns} px: want square ones")
+    use_cls = names.cls in shapes
+    num_registers = shapes[names.registers][-2] if names.registers in shapes else 0
+    block = names.block.format(0)
+    mlp, mlp_dim = _mlp(found, block)
+    rows, grid = _positions(found, settings, hints, use_cls, num_registers, patch_size)
+    has_layer_scale = names.layer_scale is not None and block + names.layer_scale[0] in shapes
+    model = Model(
+        width=width,
+        depth=count_blocks(names.block, shapes),
+        mlp=mlp,
+        mlp_dim=mlp_dim,
+        num_heads=num_heads(width, mlp, settings, hints, where),
+        channels=channels,
+        patch_size=patch_size,
+        image_size=(grid[0] * patch_size, grid[1] * patch_size),
+        use_cls=use_cls,
+        num_registers=num_registers,
+        has_cls_position=rows > 0,
+        extra_positions="learned" if rows > use_cls else "none",
+        use_mask_token=names.mask_token in shapes,
+        layer_scale_init=1e-5 if has_layer_scale else None,
+        use_qkv_bias=block + names.qkv[0].format("bias") in shapes,
+        use_patch_bias=names.patch.format("bias") in shapes,
+        use_norm_pre=names.norm_pre is not None and names.norm_pre.format("weight") in shapes,
+        **_pooling(names, shapes, use_cls, settings, hints),
+        **_head(names, shapes),
+    )
+    return with_family_settings(model, found, settings, hints)
+
+
+def _mlp(found: Found, block: str) -> tuple[str, int]:
+    """(mlp or swiglu, its hidden size) of the first block."""
+    names, shapes = found.names, found.weights.shapes
+    first, gate = block + names.fc1.format("weight"), block + names.w12[0].format("weight")
+    second = block + names.fc2.format("weight")
+    if first in shapes and first != gate:
+        return "mlp", shapes[first][0]
+    if gate not in shapes:
+        raise CheckpointError(f"{found.weights.where}: '{found.in_file(first)}' is missing")
+    hidden = shapes[gate][0]
+    if first == gate and second in shapes and shapes[second][1] == hidden:
+        return "mlp", hidden  # timm has the same names for both: told apart by their shapes
+    return "swiglu", hidden // 2 if len(names.w12) == 1 else hidden
+
+
+def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+    """The model with what its family, config.json and the hints say, later ones first."""
+    values = dict(family_settings(found))
+    if found.source == "dinov2" or found.kind == "dinov2":
+        values["position_resampling"] = _dinov2_resampling(found, model)
+    if found.source == "timm" and model.use_norm_pre:
+        values |= {"norm_eps": 1e-5, "activation": None}  # CLIP's image towers
+    if "layer_norm_eps" in settings:
+        values["norm_eps"] = float(settings["layer_norm_eps"])
+    act = hints.hidden_act or settings.get("hidden_act")
+    if act is None and "model_cfg" in settings:
+        act = "quick_gelu" if settings["model_cfg"].get("quick_gelu") else "gelu"
+    if act is None and "architecture" in settings:
+        act = "gelu"
+    if act == "silu" and model.mlp == "swiglu":
+        act = "gelu"  # that of the gate, and there is no other
+    if act is not None:
+        values["activation"] = lookup(_ACTIVATIONS, act, "hidden_act")
+    elif values.get("activation", "gelu") is None:
+        raise CheckpointError(
+            f"{found.weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was "
+            "trained with: give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's)"
+        )
+    if hints.interpolation is not None:
+        values["position_resampling"] = hints.interpolation
+    return dataclasses.replace(model, **values)
+
+
+def _dinov2_resampling(found: Found, model: Model) -> str:
+    if model.num_registers:
+        return "bicubic_aa"
+    return "bicubic_offset" if found.source == "dinov2" else "bicubic"
+
+
+def count_blocks(template: str, shapes: Mapping[str, Any]) -> int:
+    """One more than the largest number of a block."""
+    pattern = re.escape(template).replace(r"\{\}", r"(\d+)")
+    numbers = [int(match.group(1)) for name in shapes if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
+
+
+def num_heads(width: int, mlp: str, settings: Mapping[str, Any], hints: Hints, where: str) -> int:
+    """The heads that were asked for, that config.json says, or that published models of this width have."""
+    if hints.num_heads is not None:
+        return hints.num_heads
+    if "num_attention_heads" in settings:
+        return int(settings["num_attention_heads"])
+    if "model_cfg" in settings:
+        return width // int(settings["model_cfg"]["vision_cfg"].get("head_width", 64))
+    count = _NUM_HEADS_1536[mlp] if width == 1536 else _NUM_HEADS.get(width)
+    if count is None:
+        raise CheckpointError(
+            f"{where}: the number of heads is not in the tensors, and no published model has width {width}: "
+            "give num_heads"
+        )
+    return count
+
+
+def native_grid(cells: int, patch_size: int, image_size: Any) -> tuple[int, int] | None:
+    """The grid of a table of that many cells: that of `image_size` if it fits, else a square, else None."""
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        grid = (height // patch_size, width // patch_size)
+        if math.prod(grid) == cells and grid != (0, 0):
+            return grid
+    side = math.isqrt(cells) if cells > 0 else 0
+    return (side, side) if side and side * side == cells else None
+
+
+def _positions(
+    found: Found,
+    settings: Mapping[str, Any],
+    hints: Hints,
+    use_cls: bool,
+    num_registers: int,
+    patch_size: int,
+) -> tuple[int, tuple[int, int]]:
+    """(rows of the position table before those of the patches, the grid of the patches)."""
+    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+    if names.positions not in shapes:
+        raise CheckpointError(f"{where}: '{names.positions}' is missing: there is no position table")
+    total = math.prod(shapes[names.positions][:-1])
+    image_size = settings.get("image_size")
+    if found.source == "timm" or found.source == "deit":
+        options = [use_cls + num_registers, int(use_cls), 0]
+    elif names.registers is not None and ("dist" in names.registers):
+        options = [use_cls + num_registers]
+    else:
+        options = [int(use_cls)]
+    options = sorted(set(options), reverse=True)
+    # A table that is no square is that of the size in the settings, or else that the user gives, if of any.
+    grids = {
+        rows: native_grid(total - rows, patch_size, image_size)
+        or native_grid(total - rows, patch_size, hints.image_size)
+        for rows in options
+    }
+    fitting = {rows: grid for rows, grid in grids.items() if grid is not None}
+    if len(fitting) > 1 and image_size is not None:
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        trained = tuple(side // patch_size for side in size)
+        fitting = {rows: grid for rows, grid in fitting.items() if grid == trained} or fitting
+    if not fitting:
+        raise CheckpointError(
+            f"{where}: '{names.positions}' has {total} rows, which is no square grid (with cls: {use_cls}, "
+            f"registers: {num_registers}): give image_size, the size that it was trained at"
+        )
+    if len(fitting) > 1:
+        raise CheckpointError(
+            f"{where}: '{names.positions}' has {total} rows, and the patches may have any of "
+            f"{list(fitting.values())}: give image_size, the size that it was trained at, or none if the "
+            "patches are a square"
+        )
+    return next(iter(fitting.items()))
+
+
+def _pooling(
+    names: Names, shapes: Mapping[str, Any], use_cls: bool, settings: Mapping[str, Any], hints: Hints
+) -> dict[str, Any]:
+    is_after = (
+        names.norm_after_pool is not None
+        and names.norm_after_pool.format("weight") in shapes
+        and (names.norm_after_pool == names.norm or names.norm.format("weight") not in shapes)
+        and settings.get("is_norm_after_pool", True)
+    )
+    pooling = "cls" if use_cls else "gap"
+    if names.attn_pool is not None and names.attn_pool + "latent" in shapes:
+        pooling = "map"
+    elif is_after and names.norm_after_pool != names.norm:
+        pooling = "gap"  # timm has fc_norm with average pooling only
+    elif settings.get("global_pool") == "avg":
+        pooling = "gap"  # timm without fc_norm
+    elif names.head is not None and len(names.head) == 2 and names.head[1].format("weight") in shapes:
+        pooling = "cls_registers"
+    elif names.head is not None and names.head[0].format("weight") in shapes:
+        width = shapes[names.norm.format("weight")][0] if names.norm.format("weight") in shapes else 0
+        if shapes[names.head[0].format("weight")][1] == 2 * width:
+            pooling = "cls_gap"  # transformers' Dinov2ForImageClassification
+    return {"pooling": hints.pooling or pooling, "use_norm_after_pool": is_after}
+
+
+def _head(names: Names, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    if names.projection is not None and (name := names.projection.format("weight")) in shapes:
+        is_ours = "{}" not in names.projection
+        return {"num_classes": shapes[name][1 if is_ours else 0], "use_head_bias": False}
+    if names.head is None or (name := names.head[0].format("weight")) not in shapes:
+        return {"num_classes": 0}
+    use_pre_logits = names.pre_logits is not None and names.pre_logits.format("weight") in shapes
+    return {"num_classes": shapes[name][0], "use_pre_logits": use_pre_logits}

@@ -1,0 +1,195 @@
+"""What every family calls its tensors: the only file that knows names of torch families.
+
+A name holds {} where "weight" or "bias" goes; block names hold {} for the number of the block first. None:
+the family has no such thing. Sources: the repositories of the families, and transformers 5.23's state_dict.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Names:
+    """The tensor names of one family. The defaults are timm's VisionTransformer."""
+
+    patch: str = "patch_embed.proj.{}"
+    cls: str = "cls_token"
+    cls_axes: int = 3
+    positions: str = "pos_embed"
+    position_axes: int = 3
+    registers: str | None = None
+    register_axes: int = 3
+    mask_token: str | None = None
+    mask_token_axes: int = 2
+    norm_pre: str | None = None
+    block: str = "blocks.{}."
+    norm1: str = "norm1.{}"
+    norm2: str = "norm2.{}"
+    qkv: tuple[str, ...] = ("attn.qkv.{}",)  # one fused tensor, or three
+    out: str = "attn.proj.{}"
+    layer_scale: tuple[str, str] | None = ("ls1.gamma", "ls2.gamma")
+    fc1: str = "mlp.fc1.{}"
+    fc2: str = "mlp.fc2.{}"
+    w12: tuple[str, ...] = ("mlp.fc1.{}",)  # one fused tensor with the gate first, or gate and value
+    w3: str = "mlp.fc2.{}"
+    norm: str = "norm.{}"
+    norm_after_pool: str | None = None  # the name of the final norm where it comes after pooling
+    pre_logits: str | None = None
+    head: tuple[str, ...] | None = ("head.{}",)  # one head, or two whose answers are averaged
+    projection: str | None = None  # a head without bias: [width, outputs] as ours unless it ends in {}
+    attn_pool: str | None = None
+    mask: str | None = None  # a fixed tensor that says who attends to whom
+
+
+TIMM = Names(
+    registers="reg_token",
+    norm_pre="norm_pre.{}",
+    norm_after_pool="fc_norm.{}",
+    attn_pool="attn_pool.",
+)
+DINOV2 = Names(
+    registers="register_tokens", mask_token="mask_token", w12=("mlp.w12.{}",), w3="mlp.w3.{}", head=None
+)
+DEIT = Names(registers="reg_tokens", layer_scale=("gamma_1", "gamma_2"))
+# DeiT of 2020, and its distillation token, which is a register with a position of its own.
+DEIT_1 = dataclasses.replace(
+    DEIT,
+    registers="dist_token",
+    head=("head.{}", "head_dist.{}"),
+)
+DINO = Names(mask_token="masked_embed", layer_scale=("gamma_1", "gamma_2"), head=None)
+CLIP = Names(
+    patch="conv1.{}",
+    cls="class_embedding",
+    cls_axes=1,
+    positions="positional_embedding",
+    position_axes=2,
+    norm_pre="ln_pre.{}",
+    block="transformer.resblocks.{}.",
+    norm1="ln_1.{}",
+    norm2="ln_2.{}",
+    qkv=("attn.in_proj_{}",),
+    out="attn.out_proj.{}",
+    layer_scale=("ls_1.gamma", "ls_2.gamma"),
+    fc1="mlp.c_fc.{}",
+    fc2="mlp.c_proj.{}",
+    norm="ln_post.{}",
+    norm_after_pool="ln_post.{}",
+    head=None,
+    projection="proj",
+)
+MUP_VIT = Names(  # the released branch of the fractal code
+    mask="mask",
+    patch="conv_proj.{}",
+    positions="pos_embedding",
+    registers="reg",
+    block="encoder.layers.{}.",
+    norm1="ln_1.{}",
+    norm2="ln_2.{}",
+    qkv=("self_attention.in_proj_{}",),
+    out="self_attention.out_proj.{}",
+    layer_scale=None,
+    fc1="mlp.0.{}",
+    fc2="mlp.3.{}",
+    norm="encoder.ln.{}",
+    pre_logits="heads.pre_logits.{}",
+    head=("heads.head.{}",),
+)
+MUP_VIT_FLEX = dataclasses.replace(  # its flex-attention variant, which does not store its mask
+    MUP_VIT, out="self_attention.out_proj_{}", mask=None
+)
+MUP_VIT_OLDER = dataclasses.replace(MUP_VIT, block="encoder.layers.encoder_layer_{}.")  # before masks
+MUP_VIT_MAIN = dataclasses.replace(  # its main branch
+    MUP_VIT,
+    mask="encoder.attn_mask",
+    patch="patchifier.{}",
+    block="encoder.layers.encoder_layer_{}.",
+    qkv=("attention.attention.in_proj_{}",),
+    out="attention.attention.out_proj.{}",
+)
+
+# --- transformers: names on disk, which every version reads and writes, and names in memory since 5 ---
+
+HF_DINOV2 = Names(
+    patch="embeddings.patch_embeddings.projection.{}",
+    cls="embeddings.cls_token",
+    positions="embeddings.position_embeddings",
+    registers="embeddings.register_tokens",
+    mask_token="embeddings.mask_token",
+    block="encoder.layer.{}.",
+    qkv=tuple(f"attention.attention.{x}.{{}}" for x in ("query", "key", "value")),
+    out="attention.output.dense.{}",
+    layer_scale=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+    w12=("mlp.weights_in.{}",),
+    w3="mlp.weights_out.{}",
+    norm="layernorm.{}",
+    head=("classifier.{}",),
+)
+HF_DINOV2_MEMORY = dataclasses.replace(
+    HF_DINOV2,
+    qkv=tuple(f"attention.{x}_proj.{{}}" for x in "qkv"),
+    out="attention.o_proj.{}",
+    w12=("mlp.gate_proj.{}", "mlp.up_proj.{}"),
+    w3="mlp.down_proj.{}",
+)
+HF_VIT = dataclasses.replace(
+    HF_DINOV2,
+    registers=None,
+    mask_token_axes=3,
+    norm1="layernorm_before.{}",
+    norm2="layernorm_after.{}",
+    layer_scale=None,
+    fc1="intermediate.dense.{}",
+    fc2="output.dense.{}",
+)
+HF_VIT_MEMORY = dataclasses.replace(
+    HF_VIT,
+    block="layers.{}.",
+    qkv=HF_DINOV2_MEMORY.qkv,
+    out=HF_DINOV2_MEMORY.out,
+    fc1="mlp.fc1.{}",
+    fc2="mlp.fc2.{}",
+)
+HF_DEIT = dataclasses.replace(HF_VIT, registers="embeddings.distillation_token")
+HF_DEIT_MEMORY = dataclasses.replace(HF_VIT_MEMORY, registers="embeddings.distillation_token")
+HF_DEIT_HEADS = ("cls_classifier.{}", "distillation_classifier.{}")
+HF_CLIP = Names(
+    patch="embeddings.patch_embedding.{}",
+    cls="embeddings.class_embedding",
+    cls_axes=1,
+    positions="embeddings.position_embedding.weight",
+    position_axes=2,
+    norm_pre="pre_layrnorm.{}",  # their spelling
+    block="encoder.layers.{}.",
+    norm1="layer_norm1.{}",
+    norm2="layer_norm2.{}",
+    qkv=tuple(f"self_attn.{x}_proj.{{}}" for x in "qkv"),
+    out="self_attn.out_proj.{}",
+    layer_scale=None,
+    norm="post_layernorm.{}",
+    norm_after_pool="post_layernorm.{}",
+    head=None,
+    projection="visual_projection.{}",
+)
+
+# --- big_vision, whose names are few and whose axes are ours -----------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BigVisionNames:
+    """What differs between big_vision's layouts."""
+
+    positions: str = "pos_embedding"
+    attention: str = "MultiHeadDotProductAttention_0"
+    norm2: str = "LayerNorm_1"
+    mlp: str = "MlpBlock_0"
+    is_scanned: bool = False
+
+
+BIG_VISION = BigVisionNames()
+BIG_VISION_SCANNED = BigVisionNames(is_scanned=True)
+BIG_VISION_ORIGINAL = BigVisionNames(
+    positions="Transformer/posembed_input/pos_embedding",
+    attention="MultiHeadDotProductAttention_1",
+    norm2="LayerNorm_2",
+    mlp="MlpBlock_3",
+)

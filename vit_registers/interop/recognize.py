@@ -1,0 +1,236 @@
+"""Whose checkpoint it is: from tensor names, and config.json where there is one, to a family."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_registers.config import nearest
+from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.interop import name_tables as nt
+from vit_registers.interop.containers import Weights
+
+SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
+
+# The patch embedding, which every family has, says whose names these are; what stands before it is a prefix.
+_PATCH_NAMES = {
+    "patch_embed.proj.weight": ("timm", "dinov2", "deit", "dino"),
+    "conv1.weight": ("clip", "open_clip"),
+    "embeddings.patch_embeddings.projection.weight": ("transformers",),
+    "embeddings.patch_embedding.weight": ("transformers",),
+    "conv_proj.weight": ("mup_vit",),
+    "patchifier.weight": ("mup_vit",),
+    "embedding/kernel": ("big_vision",),
+}
+# Of several networks in one file, the first of these is taken: DINO evaluates its teacher, DeiT its model.
+_PREFERRED = ("teacher", "model", "state_dict", "", "module", "student", "model_ema")
+
+# Heads of transformers stand outside the prefix of the encoder.
+_HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
+
+# What is left out, with what it is: inside the network that is loaded, and beside it.
+_UNUSED_INSIDE = {
+    r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
+    r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
+    r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
+}
+_UNUSED_BESIDE = {
+    r"(head|dino_head|ibot_head|dino_loss|ibot_patch_loss|koleo_loss)\..*": "a self-supervision head or loss",
+    r"(teacher|student|model|model_ema|state_dict)\..*": "another copy of the network",
+    r"(optimizer|lr_scheduler|scheduler|scaler|fp16_scaler|amp|loss|dino_loss|ibot_loss)\..*|"
+    r"(opt|chrono)/.*|best_acc1|epoch|step": "the state of training",
+    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": "the text tower",
+    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": "the text tower",
+    r"input_resolution|context_length|vocab_size": "the text tower",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """A checkpoint whose family is known."""
+
+    source: str
+    kind: str | None  # of transformers, its model_type
+    names: nt.Names | nt.BigVisionNames
+    weights: Weights  # under plain names, without prefix
+    file_names: dict[str, str]  # plain names -> names in the file
+    prefix: str
+    left_out: dict[str, str]  # names in the file -> what they are
+    note: str = ""  # what was assumed
+
+    def in_file(self, name: str) -> str:
+        """The name in the file of a plain one, or what it would be."""
+        return self.file_names.get(name, name if _HEADS.fullmatch(name) else self.prefix + name)
+
+
+def recognize(weights: Weights, *, source: str, settings: Mapping[str, Any]) -> Found:
+    """The family of `weights`. `settings` is the content of config.json beside it, or empty.
+
+    Raises CheckpointError where it is none of SOURCES, or not the one that `source` says.
+    """
+    if source not in ("auto", *SOURCES):
+        raise ConfigError(f"source='{source}' is unknown: {nearest(source, ('auto', *SOURCES))}")
+    patch, prefix = _find_patch(weights)
+    candidates = _PATCH_NAMES[patch]
+    if source != "auto" and source not in candidates:
+        raise CheckpointError(
+            f"{weights.where}: source='{source}', but the tensors have the names of {' or '.join(candidates)}"
+        )
+    file_names, left_out = _strip(weights, prefix)
+    names = set(file_names)
+    note = ""
+    if source == "auto":
+        source, note = _guess(patch, names, weights, settings)
+    table, kind = _names(source, patch, names, settings)
+    return Found(
+        source=source,
+        kind=kind,
+        names=table,
+        weights=weights.select(file_names),
+        file_names=file_names,
+        prefix=prefix,
+        left_out=left_out,
+        note=note,
+    )
+
+
+def _find_patch(weights: Weights) -> tuple[str, str]:
+    """(name of the patch embedding, what stands before it)."""
+    found: dict[str, str] = {}
+    for name in weights.shapes:
+        for patch in _PATCH_NAMES:
+            prefix = name.removesuffix(patch)
+            is_at_border = prefix == "" or prefix[-1] in "./"
+            if name.endswith(patch) and is_at_border and len(weights.shapes[name]) == 4:
+                if patch == "conv1.weight" and prefix + "class_embedding" not in weights.shapes:
+                    continue
+                found[prefix] = patch
+    if not found:
+        first = ", ".join(list(weights.shapes)[:3]) or "no tensors"
+        raise CheckpointError(
+            f"{weights.where} holds no Vision Transformer that is known: there is no patch embedding among "
+            f"its {len(weights.shapes)} tensors ({first} ...); known are {', '.join(SOURCES)}"
+        )
+    order = {name: i for i, name in enumerate(_PREFERRED)}
+    rank = lambda prefix: min(order.get(part, len(order)) for part in re.split(r"[./]", prefix[:-1]))  # noqa: E731
+    prefix = min(found, key=lambda p: (rank(p), len(p)))
+    return found[prefix], prefix
+
+
+def _strip(weights: Weights, prefix: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Plain names, without `prefix`, of its tensors and of the heads -> names; and what is left out.
+
+    What is neither keeps its name, and is later refused as one that has no place.
+    """
+    plain: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    root = re.match(r"((teacher|student|model|state_dict|module)\.)*(params/|opt/target/)?", prefix).group()
+    for name in weights.shapes:
+        inner, outer = name.removeprefix(prefix), name.removeprefix(root)
+        if name.startswith(prefix):
+            what = _search(_UNUSED_INSIDE, inner)
+        else:
+            is_head = _HEADS.fullmatch(outer)
+            inner = outer if is_head else name
+            what = None if is_head else _search(_UNUSED_BESIDE, outer) or _search(_UNUSED_BESIDE, name)
+        if what:
+            left_out[name] = what
+        else:
+            plain[inner] = name
+    return _unchunked(plain), left_out
+
+
+def _search(patterns: Mapping[str, str], name: str) -> str | None:
+    return next((what for pattern, what in patterns.items() if re.fullmatch(pattern, name)), None)
+
+
+def _unchunked(names: dict[str, str]) -> dict[str, str]:
+    """blocks.<chunk>.<i>.x of DINOv2's training checkpoints as blocks.<i>.x; i counts all blocks."""
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in names.items()}
+
+
+def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """(source, what was assumed to tell it)."""
+    candidates = _PATCH_NAMES[patch]
+    if len(candidates) == 1:
+        return candidates[0], ""
+    if patch == "conv1.weight":
+        if any(name.endswith("input_resolution") for name in weights.shapes):
+            return "clip", ""  # OpenAI's files have it
+        if "model_cfg" in settings:
+            return "open_clip", ""
+        raise CheckpointError(
+            f"{weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was trained "
+            "with: give source='clip' (OpenAI's quick GELU) or source='open_clip' (exact GELU)"
+        )
+    has = lambda part: any(part in name for name in names)  # noqa: E731
+    if "architecture" in settings or (has("reg_token") and not has("reg_tokens")) or has("norm_pre."):
+        return "timm", ""
+    if has("register_tokens") or "mask_token" in names:
+        return "dinov2", ""
+    if has("masked_embed") or any(name.startswith(("teacher.", "student.")) for name in weights.shapes):
+        return "dino", ""
+    if has("reg_tokens") or has(".gamma_1") or has("dist_token"):
+        return "deit", ""
+    if weights.container == "torch" and not has("head.") and not has("fc_norm") and not has(".ls1."):
+        return "dino", "a headless .pth without LayerScale is taken for DINO's; source='timm' otherwise"
+    return "timm", ""
+
+
+def _names(
+    source: str, patch: str, names: set[str], settings: Mapping[str, Any]
+) -> tuple[nt.Names | nt.BigVisionNames, str | None]:
+    if source == "transformers":
+        return _transformers_names(patch, names, settings)
+    if source == "big_vision":
+        is_original = nt.BIG_VISION_ORIGINAL.positions in names or any("MlpBlock_3" in name for name in names)
+        is_scanned = any(name.startswith("Transformer/encoderblock/") for name in names)
+        if is_original:
+            return nt.BIG_VISION_ORIGINAL, None
+        return (nt.BIG_VISION_SCANNED if is_scanned else nt.BIG_VISION), None
+    if source == "mup_vit":
+        if patch == "patchifier.weight":
+            return nt.MUP_VIT_MAIN, None
+        if any(name.startswith("encoder.layers.encoder_layer_") for name in names):
+            return nt.MUP_VIT_OLDER, None
+        is_flex = any(name.endswith("out_proj_weight") for name in names)
+        return (nt.MUP_VIT_FLEX if is_flex else nt.MUP_VIT), None
+    if "dist_token" in names:
+        has_heads = "head_dist.weight" in names
+        return (nt.DEIT_1 if has_heads else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)), None
+    tables = {
+        "timm": nt.TIMM,
+        "dinov2": nt.DINOV2,
+        "deit": nt.DEIT,
+        "dino": nt.DINO,
+        "clip": nt.CLIP,
+        "open_clip": nt.CLIP,
+    }
+    return tables[source], None
+
+
+def _transformers_names(patch: str, names: set[str], settings: Mapping[str, Any]) -> tuple[nt.Names, str]:
+    in_memory = any(".q_proj." in name for name in names)
+    kinds = {
+        "clip": (nt.HF_CLIP, nt.HF_CLIP),
+        "deit": (nt.HF_DEIT, nt.HF_DEIT_MEMORY),
+        "dinov2": (nt.HF_DINOV2, nt.HF_DINOV2_MEMORY),
+        "vit": (nt.HF_VIT, nt.HF_VIT_MEMORY),
+    }
+    known = {"clip_vision_model": "clip", "dinov2_with_registers": "dinov2"} | {kind: kind for kind in kinds}
+    if "model_type" in settings:
+        kind = known.get(settings["model_type"])
+        if kind is None:
+            raise CheckpointError(
+                f"config.json says model_type='{settings['model_type']}': known are {', '.join(known)}"
+            )
+    elif patch == "embeddings.patch_embedding.weight":
+        kind = "clip"
+    elif "embeddings.distillation_token" in names:
+        kind = "deit"
+    else:
+        kind = "dinov2" if any("layer_scale1" in name for name in names) else "vit"
+    table = kinds[kind][in_memory]
+    if "cls_classifier.weight" in names:
+        table = dataclasses.replace(table, head=nt.HF_DEIT_HEADS)
+    return table, kind

@@ -1,0 +1,67 @@
+"""Files of named tensors, written tensor by tensor, so that no second copy of all is held."""
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.containers import SAFETENSORS_DTYPES, Weights, error_line
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` if all goes well, and goes away if not."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} cannot be written: it is there, and is no file")
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} could not be written: {error_line(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_safetensors(path: str | Path, weights: Weights, metadata: Mapping[str, str] | None) -> None:
+    """Writes a file. Where it raises CheckpointError, the old one stays.
+
+    Not with the library, which wants all tensors at once: the format is a JSON header of names, dtypes,
+    shapes and offsets, behind its length in eight bytes, then the tensors one after the other.
+    """
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    with _written_whole(Path(path).expanduser()) as temporary, temporary.open("wb") as file:
+        # The widest first, as the library does: all begin at a multiple of their item's size.
+        order = sorted(weights, key=lambda name: -weights.dtypes[name].itemsize)
+        for name in order:
+            shape, dtype = weights.shapes[name], weights.dtypes[name]
+            if dtype.name not in names:
+                raise TypeError(f"safetensors has no {dtype}, which '{name}' is")
+            start, end = end, end + dtype.itemsize * int(np.prod(shape, dtype=int))
+            header[name] = {"dtype": names[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:  # not tofile, which forgets why it failed, or with little data that it did
+            array = np.ascontiguousarray(weights[name], weights.dtypes[name].newbyteorder("<"))
+            file.write(array.view(np.uint8))
+
+
+def write_npz(path: str | Path, weights: Weights) -> None:
+    """Writes a file, uncompressed. Where it raises CheckpointError, the old one stays."""
+    with _written_whole(Path(path).expanduser()) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in weights:
+            array = weights[name]
+            array = array.view("V2") if array.dtype == np.dtype("bfloat16") else array
+            if array.dtype.isbuiltin == 2:  # of ml_dtypes, which numpy cannot read back
+                raise TypeError(f"npz has no {array.dtype}, which '{name}' is: write safetensors")
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
