@@ -125,7 +125,7 @@ def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, tmp_path
         return max(files, key=lambda p: p.stat().st_size)
 
     _assert_one_line(
-        run("evaluate", f"--checkpoint={work}", "--config.model.depth=2"), "evaluated as it was trained"
+        run("evaluate", f"--checkpoint={work}", "--config.model.depth=2"), "read as it was trained"
     )
     _flip(biggest(4))
     code, out, err = run("evaluate", f"--checkpoint={work}")

@@ -127,7 +127,7 @@ def test_no_tensorflow(kind, make_config):
     program = f"""
 import sys
 import jax
-from vit_registers.config import Config, Data, Model, Run, Optimizer, Mesh, Checkpoint
+from vit_registers.config import Config, Data, InitFrom, Model, Run, Optimizer, Mesh, Checkpoint
 from vit_registers.data.loaders import open_data
 loader = open_data({config!r})
 device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

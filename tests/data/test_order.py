@@ -153,7 +153,7 @@ def test_fewer_records_than_processes(make_loader):
 def test_a_program_ends_with_batches_still_open(make_config):
     program = f"""
 import jax
-from vit_registers.config import Config, Data, Model, Run, Optimizer, Mesh, Checkpoint
+from vit_registers.config import Config, Data, InitFrom, Model, Run, Optimizer, Mesh, Checkpoint
 from vit_registers.data.loaders import open_data
 batches = open_data({make_config("array_record")!r}).train_batches(
     0, jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -11,6 +11,7 @@ from vit_registers.errors import CheckpointError
 from vit_registers.interop import convert
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.infer import Hints
+from vit_registers.interop.settings import plain_settings
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("timm")
@@ -175,7 +176,7 @@ def test_every_vit_of_timm_is_read_as_timm_makes_it_or_refused(timm):
         facts = {n: (tuple(v.shape), np.dtype(np.float32)) for n, v in theirs.state_dict().items()}
         weights = Weights(name, "safetensors", facts, {}.__getitem__)
         try:
-            settings = convert._plain_settings({"architecture": name, "global_pool": theirs.global_pool})
+            settings = plain_settings({"architecture": name, "global_pool": theirs.global_pool})
             model = convert.open_weights(weights, source="auto", hints=Hints(), settings=settings).model
         except CheckpointError:
             refused.append(name)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from vit_registers.interop.entries import Entry, Leaf, contiguous, lookup_leaf
 from vit_registers.interop.infer import Hints, infer_model, make_hints
 from vit_registers.interop.mup_vit import infer_mup_vit, mup_vit_table
 from vit_registers.interop.recognize import Found, recognize
+from vit_registers.interop.settings import read_settings
 from vit_registers.interop.torch_table import torch_table
 from vit_registers.models.blocks import dims
 from vit_registers.models.resampling import resample
@@ -182,70 +181,6 @@ def open_path(path: str | Path, *, source: str, hints: Hints) -> Opened:
     return open_weights(weights, source=source, hints=hints, settings=read_settings(path))
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The config.json (transformers, timm) or open_clip_config.json beside the weights, or empty."""
-    folder = path if path.is_dir() else path.parent
-    for name in ("config.json", "open_clip_config.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            values = json.loads(file.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
-        if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
-            return _plain_settings(values)
-    return {}
-
-
-def _plain_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """transformers' composite CLIP config as that of its image tower; timm's in transformers' terms."""
-    if isinstance(values.get("vision_config"), dict):
-        values = values["vision_config"] | {"model_type": values["model_type"]}
-    if values.get("model_type") in ("clip", "clip_vision_model"):
-        values = {"hidden_act": "quick_gelu"} | values  # transformers' default
-    if "model_cfg" in values:
-        return _open_clip_settings(values)
-    return _timm_settings(values) if "architecture" in values else values
-
-
-def _open_clip_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's config with what it says of the layers of its image tower, in the others' terms."""
-    vision = values["model_cfg"].get("vision_cfg") or {}
-    said: dict[str, Any] = {}
-    if (vision.get("act_kwargs") or {}).get("approximate") == "tanh":
-        said["hidden_act"] = "gelu_tanh"
-    if "eps" in (vision.get("norm_kwargs") or {}):
-        said["layer_norm_eps"] = vision["norm_kwargs"]["eps"]
-    if vision.get("pool_type") == "avg":
-        said |= {"global_pool": "avg", "is_norm_after_pool": vision.get("final_ln_after_pool", False)}
-    return values | said
-
-
-# What the names of timm's models stand for, where tensors and widths do not tell (timm 1.0.31).
-_TIMM = {
-    r".*_clip_quickgelu_.*": {"hidden_act": "quick_gelu"},
-    r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_.*": {"hidden_act": "gelu_tanh"},
-    r"vit_large_patch16_siglip_(gap_)?512": {"hidden_act": "gelu_tanh"},
-    r"vit_base_patch16_gap_224": {"num_attention_heads": 16},
-}
-
-
-def _timm_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """timm's config.json with what its architecture and the arguments of the model say."""
-    name, args = str(values["architecture"]), values.get("model_args") or {}
-    if "_rpn_" in name:
-        raise CheckpointError(f"'{name}' of timm has its norms after the branches, which our models have not")
-    said = [known for pattern, known in _TIMM.items() if re.fullmatch(pattern, name)]
-    size = (values.get("pretrained_cfg") or {}).get("input_size", [])[1:]
-    theirs = {
-        "image_size": args.get("img_size", size or None),
-        "num_attention_heads": args.get("num_heads"),
-        "hidden_act": args.get("act_layer"),
-    }
-    return values | {key: value for d in (*said, theirs) for key, value in d.items() if value is not None}
-
-
 def describe(opened: Opened) -> str:
     """One line that says what was recognised and inferred."""
     model, sizes, found = opened.model, dims(opened.model), opened.found
@@ -257,7 +192,7 @@ def describe(opened: Opened) -> str:
     ]
     extra = [f"{model.num_registers} registers"] if model.num_registers else []
     extra += [f"summaries k={model.summary_factor}, mask {model.mask}"] if model.summary_factor else []
-    parts += ["cls" * model.use_cls] * model.use_cls + extra
+    parts += ["cls"] * model.use_cls + extra
     parts.append(f"positions {model.positions} (other sizes: {model.position_resampling})")
     parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
     parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
