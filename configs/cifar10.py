@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return to_config_dict(config)
 
 
-def sweep() -> Iterator[dict[str, object]]:
+def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
     """Registers, and both fractal masks, three seeds."""
     for seed in range(3):
         for registers in (0, 4, 16):

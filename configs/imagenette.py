@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return to_config_dict(config)
 
 
-def sweep() -> Iterator[dict[str, object]]:
+def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
     """Registers, and summaries with and without the fractal mask."""
     for registers in (0, 4):
         yield {"model.num_registers": registers}

@@ -83,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return to_config_dict(config)
 
 
-def sweep() -> Iterator[dict[str, object]]:
+def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
     """Learning rates, each with and without drop path."""
     for learning_rate in (3e-5, 1e-4, 3e-4):
         for drop_path in (0.0, 0.1):

@@ -32,6 +32,7 @@ ALLOWED = {
     "interop": {"errors", "config", "models", "interop"},
     "checkpointed": {"errors", "config", "models", "training", "interop"},
     "cli": {"errors", "config"},
+    "recipes": {"errors", "config"},
     "analysis": {
         "errors",
         "config",

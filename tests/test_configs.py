@@ -1,5 +1,6 @@
 """Every config file, and every point of every sweep, builds; and settings are read strictly."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from tools.runs import count_parameters
 from vit_registers.config import (
     Config,
     Data,
@@ -23,6 +25,7 @@ from vit_registers.config import (
 )
 from vit_registers.errors import ConfigError
 from vit_registers.interop import export
+from vit_registers.models.vit import token_layout
 from vit_registers.training.durations import durations
 from vit_registers.training.state import abstract_model
 
@@ -47,19 +50,56 @@ def required(tmp_path_factory):
     return lambda config: f"path={path},heads=2," if config.stem == "transfer" else ""
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_point_of_the_sweep_builds(path, required):
+SCALES = ("imagenet", "cifar28", "cifar32", "digits")
+SWEEPS = [(path, "") for path in CONFIGS if path.stem != "fractal_table"]
+SWEEPS += [(path, f"scale={scale}") for path in CONFIGS if path.stem == "fractal_table" for scale in SCALES]
+
+
+@pytest.mark.parametrize(("path", "arg"), SWEEPS, ids=lambda x: getattr(x, "stem", x))
+def test_every_point_of_the_sweep_builds(path, arg, required):
     module = _load(path)
-    base = module.get_config(required(path))
-    points = list(module.sweep())
+    base = module.get_config(required(path) + arg)
+    points = list(module.sweep(arg))
     assert points
     assert len({json.dumps(point, sort_keys=True) for point in points}) == len(points)
+    assert jax.tree.leaves(abstract_model(from_mapping(base).model)[1])
     shapes = set()
-    for point in [{}, *points]:
-        config = override(base, point)
-        if config.model not in shapes:
-            shapes.add(config.model)
-            assert jax.tree.leaves(abstract_model(config.model)[1])
+    for point in points:
+        model = dataclasses.replace(override(base, point).model, depth=1)  # all blocks are alike
+        if model not in shapes:
+            shapes.add(model)
+            assert jax.tree.leaves(abstract_model(model)[1])
+
+
+@pytest.mark.parametrize(
+    ("scale", "tokens"),
+    [
+        ("imagenet", {0, 4, 9, 17, 59}),
+        ("cifar28", {0, 4, 9, 17, 59}),
+        ("cifar32", {0, 17, 85}),
+        ("digits", {0, 5}),
+    ],
+)
+def test_labels_of_the_fractal_table_say_how_many_tokens_there_are(scale, tokens):
+    module = _load(CONFIGS[0].parent / "fractal_table.py")
+    arg, found = f"scale={scale},seeds=1", set()
+    for point in module.sweep(arg):
+        label = module.label(point, arg)
+        layout = token_layout(override(module.get_config(arg), point).model)
+        assert layout.num_registers + layout.num_summaries == int(label["extra tokens"])
+        found.add(tuple(label.values()))
+    assert {int(count) for _, count, _ in found} == tokens
+    assert len(found) == len(list(module.sweep(arg)))
+
+
+def test_recipe_b_has_the_parameters_that_are_published_for_each_number_of_registers():
+    module = _load(CONFIGS[0].parent / "registers_table.py")
+    counts = {}
+    for point in module.sweep():
+        model = override(module.get_config(), point).model
+        counts[model.num_registers] = count_parameters(model)
+    assert counts == {count: 22_059_496 + 384 * count for count in (0, 2, 4, 8, 16)}
+    assert counts[4] == 22_061_032
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

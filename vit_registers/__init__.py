@@ -12,7 +12,7 @@ def load(
     path: str,
     *,
     step: int | None = None,
-    params: str = "params",
+    params: str | None = None,
     source: str = "auto",
     image_size: int | tuple[int, int] | None = None,
     num_heads: int | None = None,
@@ -26,13 +26,14 @@ def load(
     `images` are floats [batch, height, width, channels], normalised as in training (a run's data.mean and
     data.std).
 
-    Of a run folder, `step` picks a checkpoint, by default the newest intact one, and `params="ema"` the
-    averaged parameters. Other people's checkpoints are files (.safetensors, .npz, .pth, .pt, .bin) or folders
-    of DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code.
-    What they are is recognised, and printed in a line; what their tensors do not tell can be given: `source`
-    (interop.SOURCES), `image_size` (px) that the model is made for, to which learned positions are
-    resampled, `num_heads`, `hidden_act` (gelu | quick_gelu | gelu_tanh), `interpolation` of positions at
-    other sizes (models/resampling.py), `pooling`, `mask`.
+    Of a run folder, `step` picks a checkpoint, by default the newest intact one, and `params` the trained
+    parameters ("params") or their average ("ema"); None picks those that count, which are the average after
+    schedule-free training, else the trained ones. Other people's checkpoints are files (.safetensors, .npz,
+    .pth, .pt, .bin) or folders of DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision or
+    the fractal paper's code. What they are is recognised, and printed in a line; what their tensors do not
+    tell can be given: `source` (interop.SOURCES), `image_size` (px) that the model is made for, to which
+    learned positions are resampled, `num_heads`, `hidden_act` (gelu | quick_gelu | gelu_tanh),
+    `interpolation` of positions at other sizes (models/resampling.py), `pooling`, `mask`.
 
     Raises errors.CheckpointError where there is nothing to load, or where it does not fit, with all listed.
     """

@@ -15,7 +15,7 @@ from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.models.vit import ViT
-from vit_registers.training import checkpoints, sharding, state
+from vit_registers.training import averages, checkpoints, sharding, state
 
 # Settings of a run that may be given anew where its checkpoint is read.
 FREE = ("data.", "mesh.", "model.dtype", "model.attention")
@@ -33,19 +33,28 @@ def read_config(
     return step, override(to_dict(config), overrides or {})
 
 
+def counting_params(run: str, step: int) -> str:
+    """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
+    meta = checkpoints.read_meta(run, step)
+    if meta["origin"] is not None:  # converted: whatever run it was, what counted of it is all that is there
+        return "params"
+    return averages.counting_params(from_mapping(meta["config"]).optimizer)
+
+
 def read_model(
-    run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str = "params"
+    run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
-    """The graph definition and the parameters of a checkpoint, laid out over `mesh`."""
+    """The graph definition and the parameters of a checkpoint, by default those that count, over `mesh`."""
     graphdef, abstract = state.abstract_model(model)
     target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
-    return graphdef, checkpoints.read_params(run, step, target, name=params)
+    return graphdef, checkpoints.read_params(run, step, target, name=params or counting_params(run, step))
 
 
-def load_run(run: str, *, step: int | None = None, params: str = "params") -> ViT:
+def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
     """The model of a run folder with the parameters of one checkpoint, on all devices.
 
-    `step` defaults to the newest intact checkpoint; `params` is "params", or "ema" for the averaged ones.
+    `step` defaults to the newest intact checkpoint; `params` is "params" for the trained ones, "ema" for the
+    averaged ones, or None for those that count: averaged of schedule-free training, else trained.
     Raises CheckpointError where there is none.
     """
     step, config = read_config(run, step)
@@ -58,7 +67,7 @@ def is_run(path: str) -> bool:
     return checkpoints.checkpoint_root(path).is_dir()
 
 
-def load(path: str, *, step: int | None, params: str, source: str, hints: Hints) -> ViT:
+def load(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
     """The model of a run folder, or of a checkpoint of other people, which is told in a line."""
     if is_run(path):
         if source != "auto" or hints != Hints():
@@ -66,7 +75,7 @@ def load(path: str, *, step: int | None, params: str, source: str, hints: Hints)
                 f"{path} is a run folder, whose config says all: source, image_size and such are for others"
             )
         return load_run(path, step=step, params=params)
-    if step is not None or params != "params":
+    if step is not None or params not in (None, "params"):
         raise CheckpointError(f"{path} is no run folder, and step and params are for those")
     opened = convert.open_path(path, source=source, hints=hints)
     print(convert.describe(opened), flush=True)

@@ -84,20 +84,31 @@ class Data:
     shuffle_buffer: int = 50_000  # only for TFRecord files; array_record and folders shuffle globally
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixel values in [0, 1], per channel
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    mixup_alpha: float = 0.0  # 0: none; with cutmix too, each batch draws one of the two
+    also_eval: tuple[str, ...] = ()  # more to evaluate, "NAME SPLIT" each: "imagenet2012 train[99%:]"
+    repeats: int = 1  # repeated augmentation: each image so many times in a row, in as many fewer images
+    drop_last: bool = False  # an epoch is whole batches; what is left over is not shown in it
+    mixup_alpha: float = 0.0  # 0: none; with cutmix too, each draw takes one of the two
     cutmix_alpha: float = 0.0
+    use_mixup_folding: bool = False  # the larger share is always the image's own: lam = max(lam, 1 - lam)
+    mix_partner: str = "roll"  # roll (the one before) | flip (the one as far from the other end)
+    mix_groups: int = 1  # the batch is mixed within so many equal parts, as on so many devices
+    mix_noise: str = "global"  # global (one draw for all groups) | per_group
     on_broken: str = "stop"  # stop | skip: an image that cannot be decoded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW with warm-up and cosine decay to zero."""
+    """What is minimised, and how."""
 
-    loss: str = "softmax"  # softmax | sigmoid
-    learning_rate: float = 1e-3
+    loss: str = "softmax"  # training/losses.py: softmax | sigmoid | multi_hot
+    name: str = "adamw"  # training/optimizer.py: adamw | lamb | schedule_free_adamw
+    schedule: str = "cosine"  # training/schedules.py: cosine | cosine_per_epoch | constant
+    learning_rate: float = 1e-3  # at its peak
+    warmup_learning_rate: float = 0.0  # that the warm-up starts from
+    min_learning_rate: float = 0.0  # that the cosine ends at
     warmup_steps: int | None = None
     warmup_epochs: float | None = None
-    weight_decay: float = 0.1  # decoupled, times the learning rate; kernels only
+    weight_decay: float = 0.1  # times the learning rate; kernels only
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8

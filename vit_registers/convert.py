@@ -47,7 +47,7 @@ class Source:
     config: Config
     opened: convert.Opened | None  # None: a run folder
     step: int | None
-    params: str
+    params: str | None
     path: str
 
     def read(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Source:
         )
 
 
-def open_source(path: str, *, source: str, hints: Hints, step: int | None, params: str) -> Source:
+def open_source(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Source:
     """The run folder, or other people's checkpoint, at `path`; a line says what it is."""
     if checkpointed.is_run(path):
         step, config = checkpointed.read_config(path, step)
@@ -231,7 +231,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("mask", None, "Of the fractal paper's code, where its mask is not stored.")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors written, to other formats.")
     flags.DEFINE_integer("step", None, "Of a run folder; the newest intact checkpoint if not given.")
-    flags.DEFINE_enum("params", "params", ["params", "ema"], "Of a run folder: trained, or averaged.")
+    flags.DEFINE_enum(
+        "params", None, ["params", "ema"], "Of a run folder: trained, or averaged; by default what counts."
+    )
     flags.DEFINE_bool("dry-run", False, "Print the name table and write nothing.")
     flags.mark_flags_as_required(["input"])
     cli.run(main)

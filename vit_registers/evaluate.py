@@ -21,9 +21,12 @@ from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.training import sharding
 
 
-def evaluate(run: str, *, step: int | None, overrides: dict[str, object], params: str) -> dict[str, object]:
+def evaluate(
+    run: str, *, step: int | None, overrides: dict[str, object], params: str | None
+) -> dict[str, object]:
     """The metrics of one checkpoint of `run`, with what they were measured on."""
     step, config = checkpointed.read_config(run, step, overrides)
+    params = params or checkpointed.counting_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
     if not config.model.num_classes:
@@ -69,7 +72,9 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Run folder.")
     flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest intact one if not given.")
-    flags.DEFINE_enum("params", "params", ["params", "ema"], "The trained parameters, or their average.")
+    flags.DEFINE_enum(
+        "params", None, ["params", "ema"], "The trained parameters, or their average; by default what counts."
+    )
     flags.DEFINE_string("out", None, "Folder for the JSON file; RUN/evaluation if not given.")
     config_flags.DEFINE_config_dict("config", config_lib.to_config_dict(config_lib.Config()))
     flags.mark_flags_as_required(["checkpoint"])

@@ -3,12 +3,11 @@
     python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
 
 Every setting can be given: --config.model.num_registers=8. The work directory gets config.json,
-parameters.txt, metrics.jsonl, TensorBoard files and checkpoints. SIGTERM or ctrl-C finishes the step,
-saves and exits; the same command goes on from there.
+parameters.txt, metrics.jsonl, TensorBoard files and checkpoints, and at the end result.json. SIGTERM or
+ctrl-C finishes the step, saves and exits; the same command goes on from there.
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 
@@ -19,11 +18,11 @@ from ml_collections import config_flags
 from vit_registers import checkpointed, cli
 from vit_registers import config as config_lib
 from vit_registers.config import Config
-from vit_registers.data.loaders import Loader, check_classes, open_data
+from vit_registers.data.loaders import Loader, check_classes, open_data, open_others
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.entries import path_text
-from vit_registers.training import sharding
+from vit_registers.training import averages, results, sharding
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
@@ -45,16 +44,20 @@ def train(config: Config, workdir: str) -> None:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         start_step = checkpoints.restorable_step or 0
-        writer = None
+        writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
-            (run / "config.json").write_text(json.dumps(config_lib.to_dict(config), indent=1) + "\n")
+            if start_step < durations.total_steps:
+                (run / results.FILE).unlink(missing_ok=True)  # of checkpoints that are gone
+            results.write_json(run / "config.json", config_lib.to_dict(config))
             write_parameter_overview(setup.abstract.params, run / "parameters.txt")
             writer = MetricWriter(run, start_step=start_step, use_tensorboard=config.run.use_tensorboard)
             stack.callback(writer.close)
+            earlier_s, made = results.trained_s(run), results.made_with()
         progress = Progress(
             start_step=start_step,
             total_steps=durations.total_steps,
             batch_size=config.data.batch_size,
+            earlier_s=earlier_s,
             is_quiet=jax.process_index() != 0,
         )
         if start_step:
@@ -71,9 +74,14 @@ def train(config: Config, workdir: str) -> None:
         )
         started = time.monotonic()
         state = loop.run(state, loader.train_batches(start_step, sharding.batch_sharding(mesh)))
+        steps, total = int(state.step) - start_step, durations.total_steps
+        is_new = steps > 0 or not (run / results.FILE).exists()
+        if writer is not None and start_step + steps == total and is_new:
+            results.write_result(
+                run, evaluators=list(loop.evaluators), total_steps=total, params=state.params, made=made
+            )
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
-        steps = int(state.step) - start_step
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
 
 
@@ -85,18 +93,27 @@ def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
     fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
     progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}")
-    return put_parameters(setup.make_state(), taken)
+    return setup.start_from(put_parameters(setup.make_state().params, taken))
 
 
 def make_evaluators(
     config: Config, setup: Setup, loader: Loader, mesh: jax.sharding.Mesh
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
-    """What is evaluated on data.eval_split: the parameters, and their average where there is one."""
+    """What is evaluated: the parameters that count on data.eval_split, under the split's name, then on the
+    splits of data.also_eval; and the exponential average where there is one, on data.eval_split, as
+    <split>_ema."""
     evaluate = make_evaluate(config, setup.graphdef, mesh)
-    split, layout = config.data.eval_split, sharding.batch_sharding(mesh)
-    evaluators = {split: lambda state: evaluate(state.params, loader.eval_batches(split, layout))}
+    layout, counting = sharding.batch_sharding(mesh), averages.counting_params(config.optimizer)
+
+    def evaluator(loader: Loader, split: str, field: str) -> Callable[[TrainState], dict[str, float]]:
+        return lambda state: evaluate(getattr(state, field), loader.eval_batches(split, layout))
+
+    split = config.data.eval_split
+    evaluators = {split: evaluator(loader, split, counting)}
     if config.optimizer.ema_decay is not None:
-        evaluators[f"{split}_ema"] = lambda state: evaluate(state.ema, loader.eval_batches(split, layout))
+        evaluators[f"{split}_ema"] = evaluator(loader, split, "ema")
+    for name, (other, other_split) in open_others(config, loader).items():
+        evaluators[name] = evaluator(other, other_split, counting)
     return evaluators
 
 

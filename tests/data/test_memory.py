@@ -61,6 +61,29 @@ def test_random_crop_shifts_and_fills_with_zeros():
     assert counts.max() < 70
 
 
+def test_larger_images_are_cropped_in_memory(make_loader, device, small):
+    """Images of 8 x 8 with a target of 6 x 6: parts at random for training, the middle for evaluation."""
+    loader = make_loader(
+        "memory_array_record", image_size=(6, 6), train_ops="random_crop(0)", eval_ops="central_crop"
+    )
+    batch = small.take(loader.eval_batches("test", device), None)
+    for i in range(small.NUM_TEST):
+        np.testing.assert_array_equal(batch.image_BxHxWxC[i, ..., 0], small.make_image(i)[1:7, 1:7])
+    found = set()
+    for image in small.take(loader.train_batches(0, device), 5).image_BxHxWxC[..., 0]:
+        parts = {
+            small.make_image(i)[y : y + 6, x : x + 6].tobytes(): (y, x)
+            for i in range(small.NUM_TRAIN)
+            for y in range(3)
+            for x in range(3)
+        }
+        found.add(parts[image.tobytes()])
+    assert len(found) == 9
+    with pytest.raises(ConfigError, match="central_crop of images that are 8 x 8 there: want 10 x 10"):
+        loader = make_loader("memory_array_record", image_size=(10, 10), eval_ops="central_crop")
+        small.take(loader.eval_batches("test", device), None)
+
+
 def test_flip_happens_in_half_of_the_cases():
     image = np.random.default_rng(0).integers(0, 256, (400, 3, 4, 1), dtype=np.uint8)
     out = np.asarray(memory.flip(Target(3, 4, 1))(image, jax.random.key(0)))
@@ -72,7 +95,7 @@ def test_flip_happens_in_half_of_the_cases():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eval_ops": "flip"}, "data.eval_ops='flip': want '' or 'resize'"),
+        ({"eval_ops": "flip"}, "data.eval_ops='flip': in memory, want '', 'resize' or 'central_crop'"),
         ({"eval_ops": "resize_small(256) | central_crop"}, "is unknown"),
         ({"train_ops": "flip | resize"}, "resize can only come first"),
         ({"train_ops": "inception_crop"}, "data.train_ops='inception_crop' is unknown"),

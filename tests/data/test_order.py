@@ -124,9 +124,8 @@ def test_a_batch_larger_than_the_data_set(make_loader, device, small):
 
 
 def test_permutations_are_uniform_enough():
-    first = [
-        order.shuffled_records(np.arange(e * 5, e * 5 + 5), seed=3, num_examples=5)[0] for e in range(2000)
-    ]
+    shuffled = order.Order(seed=3, num_examples=5, batch_size=5)
+    first = [shuffled.records(np.arange(e * 5, e * 5 + 5))[0] for e in range(2000)]
     counts = np.bincount(first, minlength=5)
     assert abs(counts - 400).max() < 80  # 4.5 standard deviations
 

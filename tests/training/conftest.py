@@ -51,7 +51,8 @@ def change():
 @functools.cache
 def _set_up(config, num_devices):
     mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:num_devices])
-    return mesh, set_up(config, Durations(total_steps=40, warmup_steps=2, eval_every_steps=40), mesh)
+    lengths = Durations(total_steps=40, warmup_steps=2, eval_every_steps=40, steps_per_epoch=10.0)
+    return mesh, set_up(config, lengths, mesh)
 
 
 @pytest.fixture

@@ -71,7 +71,8 @@ def test_examples_left_out_have_no_influence(tiny, change):
 
     config = change(tiny, data={"mixup_alpha": 0.0})
     mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-    setup = set_up(config, Durations(total_steps=9, warmup_steps=0, eval_every_steps=9), mesh)
+    lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
+    setup = set_up(config, lengths, mesh)
     batch = next(synthetic_batches(config))
     mask = np.arange(16) < 12
     other = Batch(np.where(mask[:, None, None, None], batch.image_BxHxWxC, 7), batch.label_B * mask, mask)

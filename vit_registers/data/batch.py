@@ -14,7 +14,8 @@ from vit_registers.errors import ConfigError
 class Batch(NamedTuple):
     """Images and labels. On the host: this process's share, numpy. On the device: global, sharded.
 
-    image_BxHxWxC: uint8. label_B: int32. mask_B: bool, False for padding and for images left out.
+    image_BxHxWxC: uint8. label_B: int32; where an image may have several right labels, which is for
+    evaluation only, BxK, padded with -1. mask_B: bool, False for padding and for images left out.
     """
 
     image_BxHxWxC: np.ndarray | jax.Array

@@ -82,6 +82,10 @@ class TfdsSource:
                 f"data.name='{config.data.name}' is prepared as TFRecord files, which data.loader='memory' "
                 "cannot read: prepare it with tools.prepare_data, or set data.loader='tfdata'"
             )
+        if self._data.has_several_labels:
+            raise DataError(
+                f"data.name='{config.data.name}' has several labels for an image: set data.loader='tfdata'"
+            )
         self.class_names = self._data.class_names
 
     def num_examples(self, split: str) -> int:
@@ -111,15 +115,18 @@ def open_source(config: Config) -> Source:
     return TfdsSource(config)
 
 
-def load(split: Split, target: Target, broken: BrokenImages, *, is_resized: bool, setting: str) -> Images:
+def load(
+    split: Split, target: Target, broken: BrokenImages, *, is_resized: bool, is_cropped: bool, setting: str
+) -> Images:
     """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
 
-    Raises DataError for an image that is of another size and not resized, `setting` being what to
-    change, and for one that cannot be decoded if data.on_broken says so.
+    If they are cropped later they have any size, the same for all; else the target's. Raises DataError for
+    an image that is of another size, `setting` being what to change, and for one that cannot be decoded if
+    data.on_broken says so.
     """
-    number = len(split.label_N)
-    images = Images(np.zeros((number, *target), np.uint8), split.label_N, np.ones(number, bool))
-    mode = "L" if target.channels == 1 else "RGB"
+    number, mode = len(split.label_N), "L" if target.channels == 1 else "RGB"
+    size = None if is_cropped and not is_resized else (target.height, target.width)
+    image_N: list[np.ndarray | None] = []
     for i in range(number):
         try:
             with split.read(i) as image:
@@ -127,14 +134,24 @@ def load(split: Split, target: Target, broken: BrokenImages, *, is_resized: bool
         # PIL raises SyntaxError and ValueError for some damaged files
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             broken.report(split.describe(i))
-            images.mask_N[i] = False
+            image_N.append(None)
             continue
         if is_resized:
             image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
-        if image.size != (target.width, target.height):
+        size = size or (image.height, image.width)
+        if (image.height, image.width) != size:
             raise DataError(
                 f"{split.describe(i)} is {image.height} x {image.width}, "
-                f"not {target.height} x {target.width}: begin {setting} with 'resize'"
+                f"not {size[0]} x {size[1]}: begin {setting} with 'resize'"
             )
-        images.image_NxHxWxC[i] = np.asarray(image).reshape(target)
+        image_N.append(np.asarray(image).reshape(*size, target.channels))
+    height, width = size or (target.height, target.width)
+    images = Images(
+        np.zeros((number, height, width, target.channels), np.uint8),
+        split.label_N,
+        np.array([image is not None for image in image_N], bool),
+    )
+    for i, image in enumerate(image_N):
+        if image is not None:
+            images.image_NxHxWxC[i] = image
     return images

@@ -1,5 +1,6 @@
 """The Loader contract, and the choice of one by data.loader. Imports TensorFlow only when it is chosen."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -8,7 +9,7 @@ import jax
 
 from vit_registers.config import Config, lookup
 from vit_registers.data.batch import Batch
-from vit_registers.errors import ConfigError
+from vit_registers.errors import ConfigError, DataError
 
 
 class Loader(Protocol):
@@ -79,3 +80,25 @@ def check_classes(config: Config, loader: Loader) -> None:
             f"model.num_classes={config.model.num_classes}, but data '{config.data.name}' has "
             f"{loader.num_classes} classes: set --config.model.num_classes={loader.num_classes}"
         )
+
+
+def open_others(config: Config, loader: Loader) -> dict[str, tuple[Loader, str]]:
+    """What data.also_eval names, as {"NAME:SPLIT": (its loader, its split)}; `loader` is that of data.name.
+
+    Raises ConfigError or DataError, at once, for what cannot be evaluated.
+    """
+    opened, found = {config.data.name: loader}, {}
+    for entry in config.data.also_eval:
+        name, space, split = entry.strip().partition(" ")
+        if not space:
+            raise ConfigError(f"data.also_eval has {entry!r}: want 'NAME SPLIT', as in 'cifar10 test'")
+        if name not in opened:
+            other = dataclasses.replace(config, data=dataclasses.replace(config.data, name=name))
+            try:
+                opened[name] = open_data(other)
+            except DataError as error:
+                raise DataError(f"data.also_eval: {error}; or leave it out") from None
+            check_classes(other, opened[name])
+        opened[name].num_examples(split)
+        found[f"{name}:{split}"] = (opened[name], split)
+    return found

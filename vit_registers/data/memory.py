@@ -36,7 +36,8 @@ def random_crop(target: Target, padding: int = 4) -> Op:
 
     def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
         padded_BxHxWxC = jnp.pad(image_BxHxWxC, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-        start_Bx2 = jax.random.randint(key, (len(image_BxHxWxC), 2), 0, 2 * padding + 1)
+        room_y, room_x = _room(padded_BxHxWxC, target, f"random_crop({padding})")
+        start_Bx2 = jax.random.randint(key, (len(image_BxHxWxC), 2), 0, jnp.array([[room_y + 1, room_x + 1]]))
 
         def part(image_HxWxC: jax.Array, start: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice(image_HxWxC, (start[0], start[1], 0), target)
@@ -44,6 +45,29 @@ def random_crop(target: Target, padding: int = 4) -> Op:
         return jax.vmap(part)(padded_BxHxWxC, start_Bx2)
 
     return apply
+
+
+def central_crop(target: Target) -> Op:
+    """The middle part of target size; of an odd rest the larger half lies below and to the right."""
+
+    def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
+        del key
+        room_y, room_x = _room(image_BxHxWxC, target, "central_crop")
+        y, x = room_y // 2, room_x // 2
+        return image_BxHxWxC[:, y : y + target.height, x : x + target.width]
+
+    return apply
+
+
+def _room(image_BxHxWxC: jax.Array, target: Target, name: str) -> tuple[int, int]:
+    """By how much images are higher and wider than the target. Raises ConfigError where they are smaller."""
+    height, width = image_BxHxWxC.shape[1:3]
+    if height < target.height or width < target.width:
+        raise ConfigError(
+            f"{name} of images that are {height} x {width} there: "
+            f"want {target.height} x {target.width} at least; begin with 'resize'"
+        )
+    return height - target.height, width - target.width
 
 
 def flip(target: Target) -> Op:
@@ -57,7 +81,14 @@ def flip(target: Target) -> Op:
     return apply
 
 
-MEMORY_OPS: dict[str, Callable[..., Op]] = {"resize": resize, "random_crop": random_crop, "flip": flip}
+MEMORY_OPS: dict[str, Callable[..., Op]] = {
+    "resize": resize,
+    "random_crop": random_crop,
+    "central_crop": central_crop,
+    "flip": flip,
+}
+_CROPS = ("random_crop", "central_crop")
+_FOR_EVALUATION = ([], ["resize"], ["central_crop"])
 
 
 class MemoryLoader:
@@ -69,17 +100,17 @@ class MemoryLoader:
         self._config = config
         self._target = Target(*image_size(config), config.model.channels)
         self._train_ops = _build(data.train_ops, self._target, where="data.train_ops")
-        names = [name for name, _ in _build(data.eval_ops, self._target, where="data.eval_ops")]
-        if names not in ([], ["resize"]):
+        self._eval_ops = _build(data.eval_ops, self._target, where="data.eval_ops")
+        if [name for name, _ in self._eval_ops] not in _FOR_EVALUATION:
             raise ConfigError(
-                f"data.eval_ops={data.eval_ops!r}: want '' or 'resize' with data.loader='memory'"
+                f"data.eval_ops={data.eval_ops!r}: in memory, want '', 'resize' or 'central_crop'"
             )
         self._broken = BrokenImages(config)
         self._source = images_lib.open_source(config)
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
         self._train_steps: dict[jax.sharding.Sharding, Callable[..., Batch]] = {}
-        self._resident: dict[tuple[str, bool, jax.sharding.Sharding], Images] = {}
+        self._resident: dict[tuple[str, bool, bool, jax.sharding.Sharding], Images] = {}
 
     @property
     def num_broken(self) -> int:
@@ -92,17 +123,17 @@ class MemoryLoader:
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Endless global batches on the devices, from step `start_step` on; the same for any sharding."""
-        data, seed = self._config.data, self._config.run.seed
+        data = self._config.data
         check_divides(data.batch_size, sharding, where="data.batch_size")
         images = self._images(data.train_split, sharding, setting="train_ops")
         take = self._train_step(sharding)
+        training = order.training_order(self._config, len(images.label_N))
 
         def batches() -> Iterator[Batch]:
             step = start_step
             while True:
                 position_B = step * data.batch_size + np.arange(data.batch_size)
-                record_B = order.shuffled_records(position_B, seed=seed, num_examples=len(images.label_N))
-                yield take(images, record_B.astype(np.int32), np.uint32(step))
+                yield take(images, training.records(position_B).astype(np.int32), np.uint32(step))
                 step += 1
 
         return batches()
@@ -129,23 +160,32 @@ class MemoryLoader:
         size = self._config.data.eval_batch_size
         check_divides(size, sharding, where="data.eval_batch_size")
         images = self._images(split, sharding, setting="eval_ops")
-        gather = jax.jit(_gather, out_shardings=sharding)
+
+        def take(images: Images, record_B: jax.Array) -> Batch:
+            batch = _gather(images, record_B)
+            for _, op in self._eval_ops:
+                batch = batch._replace(image_BxHxWxC=op(batch.image_BxHxWxC, jax.random.key(0)))
+            return batch
+
+        gather = jax.jit(take, out_shardings=sharding)
         starts = range(0, len(images.label_N), size)
         return (gather(images, np.arange(start, start + size, dtype=np.int32)) for start in starts)
 
     def _images(self, split: str, sharding: jax.sharding.Sharding, *, setting: str) -> Images:
         """The split as arrays on every device of the sharding, loaded once."""
         text = getattr(self._config.data, setting)
-        is_resized = "resize" in [name for name, _ in _build(text, self._target, where=f"data.{setting}")]
+        names = [name for name, _ in _build(text, self._target, where=f"data.{setting}")]
+        is_resized, is_cropped = "resize" in names, not set(names).isdisjoint(_CROPS)
         if isinstance(sharding, jax.sharding.NamedSharding):
             sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        key = (split, is_resized, sharding)
+        key = (split, is_resized, is_cropped, sharding)
         if key not in self._resident:
             images = images_lib.load(
                 self._source.open(split),
                 self._target,
                 self._broken,
                 is_resized=is_resized,
+                is_cropped=is_cropped,
                 setting=f"data.{setting}",
             )
             self._resident[key] = jax.tree.map(lambda x: _replicate(x, sharding), images)

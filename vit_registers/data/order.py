@@ -5,10 +5,12 @@ step s holds the positions [s * B, (s + 1) * B), and process p of n holds the p-
 of it. Pure numpy, shared by both loaders, so that both show random-access data in the same order.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
 
+from vit_registers.config import Config
 from vit_registers.errors import ConfigError
 
 
@@ -19,17 +21,66 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return order
 
 
-def shuffled_records(position_B: np.ndarray, *, seed: int, num_examples: int) -> np.ndarray:
-    """The record number in [0, num_examples) at each position, record_B, int64.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """The order of a training split. Every epoch has a uniform permutation of its own.
 
-    Every epoch is a permutation of its own, drawn uniformly from (seed, epoch).
+    With `repeats` > 1, an image comes so many times in a row and an epoch still has as many examples as
+    the split, so that it shows the first part of its permutation only (repeated augmentation,
+    arXiv:1902.05509, as in DeiT's code). Within a batch such neighbours are dealt to `groups` in turn, the
+    equal parts that are mixed apart, as that code deals them to processes.
+    With `drop_last`, an epoch ends with its last whole batch.
     """
-    epoch_B, offset_B = np.divmod(np.asarray(position_B, np.int64), num_examples)
-    record_B = np.empty_like(offset_B)
-    for epoch in np.unique(epoch_B):
-        here_B = epoch_B == epoch
-        record_B[here_B] = _permutation(seed, int(epoch), num_examples)[offset_B[here_B]]
-    return record_B
+
+    seed: int
+    num_examples: int
+    batch_size: int
+    repeats: int = 1
+    groups: int = 1
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.batch_size % self.groups == 0, (self.batch_size, self.groups)
+
+    @property
+    def epoch_size(self) -> int:
+        """How many positions an epoch has."""
+        return self.num_examples - self.num_examples % self.batch_size * self.drop_last
+
+    def records(self, position_B: np.ndarray) -> np.ndarray:
+        """The record number in [0, num_examples) at each position, record_B, int64."""
+        position_B = np.asarray(position_B, np.int64)
+        if self.repeats > 1:
+            batch_B, place_B = np.divmod(position_B, self.batch_size)
+            group_B, member_B = np.divmod(place_B, self.batch_size // self.groups)
+            position_B = batch_B * self.batch_size + member_B * self.groups + group_B
+        epoch_B, offset_B = np.divmod(position_B, self.epoch_size)
+        record_B = np.empty_like(offset_B)
+        for epoch in np.unique(epoch_B):
+            here_B = epoch_B == epoch
+            permutation = _permutation(self.seed, int(epoch), self.num_examples)
+            record_B[here_B] = permutation[offset_B[here_B] // self.repeats]
+        return record_B
+
+
+def training_order(config: Config, num_examples: int) -> Order:
+    """The order of the training split. Raises ConfigError for settings that do not fit it."""
+    data = config.data
+    if data.repeats < 1:
+        raise ConfigError(f"data.repeats={data.repeats}: want >= 1")
+    if data.drop_last and num_examples < data.batch_size:
+        raise ConfigError(
+            f"data.drop_last with data.batch_size={data.batch_size}: "
+            f"the {num_examples} examples of '{data.train_split}' make no whole batch"
+        )
+    return Order(
+        seed=config.run.seed,
+        num_examples=num_examples,
+        batch_size=data.batch_size,
+        repeats=data.repeats,
+        groups=data.mix_groups,
+        drop_last=data.drop_last,
+    )
 
 
 def share(batch_size: int, process_count: int, *, where: str) -> int:

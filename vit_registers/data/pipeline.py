@@ -20,8 +20,8 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.folder import open_folder
 from vit_registers.data.op_strings import Target
 from vit_registers.data.streams import CHUNK, Chunk, Share
-from vit_registers.data.tfds_source import open_tfds
-from vit_registers.errors import DataError
+from vit_registers.data.tfds_source import MAX_LABELS, TfdsData, open_tfds
+from vit_registers.errors import ConfigError, DataError
 
 _OK, _BROKEN, _WRONG_SIZE = 0, 1, 2  # status of an image
 
@@ -43,6 +43,7 @@ class TfdataLoader:
         self._source = open_folder(config) if config.data.name == "folder" else open_tfds(config)
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
+        self.has_several_labels = isinstance(self._source, TfdsData) and self._source.has_several_labels
 
     @property
     def num_broken(self) -> int:
@@ -74,14 +75,18 @@ class TfdataLoader:
     ) -> Iterator[Batch]:
         """One process's shares of the training batches, as numpy."""
         data = self._config.data
+        if self.has_several_labels:
+            raise ConfigError(
+                f"data.name={data.name!r} has several labels for an image: it is for evaluation"
+            )
         local_size = order.share(data.batch_size, process_count, where="data.batch_size")
         chunks = streams.train_stream(
             self._source,
             data.train_split,
             Share(data.batch_size, process_index, process_count),
+            order.training_order(self._config, self.num_examples(data.train_split)),
             start_step=start_step,
-            seed=self._config.run.seed,
-            shuffle_buffer=data.shuffle_buffer,
+            buffer=data.shuffle_buffer,
         )
         batches = self._batches(
             chunks, self._train_ops, local_size, split=data.train_split, setting="train_ops"
@@ -101,7 +106,8 @@ class TfdataLoader:
         return self._padded(batches, number, local_size)
 
     def _padded(self, batches: Iterator[Batch], number: int, local_size: int) -> Iterator[Batch]:
-        empty = Batch(np.zeros((0, *self._target), np.uint8), np.zeros(0, np.int32), np.zeros(0, bool))
+        label = np.zeros((0, MAX_LABELS) if self.has_several_labels else 0, np.int32)
+        empty = Batch(np.zeros((0, *self._target), np.uint8), label, np.zeros(0, bool))
         for _ in range(number):
             yield batch_lib.pad_batch(next(batches, empty), local_size)
 

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from vit_registers.data import order
 from vit_registers.data.folder import Folder
-from vit_registers.data.tfds_source import RecordFile, TfdsData
-from vit_registers.errors import DataError
+from vit_registers.data.order import Order
+from vit_registers.data.tfds_source import MAX_LABELS, SEVERAL, RecordFile, TfdsData
+from vit_registers.errors import ConfigError, DataError
 
 CHUNK = 16
 _PARALLEL_READS = 16
@@ -40,18 +41,22 @@ class Share(NamedTuple):
 
 
 def train_stream(
-    source: Folder | TfdsData, split: str, share: Share, *, start_step: int, seed: int, shuffle_buffer: int
+    source: Folder | TfdsData, split: str, share: Share, training: Order, *, start_step: int, buffer: int
 ) -> tf.data.Dataset:
-    """The endless stream of chunks from the first example of step `start_step` on."""
+    """The endless stream of chunks from the first example of step `start_step` on.
+
+    TFRecord files are shuffled by file and through `buffer` examples; raises ConfigError where `training`
+    asks for more than that.
+    """
     start = start_step * (share.batch_size // share.process_count)
     if isinstance(source, TfdsData) and not source.is_random_access:
-        return _train_files(source, split, share, start=start, seed=seed, shuffle_buffer=shuffle_buffer)
-    num_examples = source.num_examples(split)
-
-    def records(position_N: np.ndarray) -> np.ndarray:
-        return order.shuffled_records(position_N, seed=seed, num_examples=num_examples)
-
-    return _read_at(source, split, share, tf.data.Dataset.range(start, _MAX), records)
+        if training.repeats > 1 or training.drop_last:
+            raise ConfigError(
+                f"data.repeats and data.drop_last want random access; {source.name} is of TFRecord files: "
+                "prepare it anew with tools.prepare_data, which writes array_record"
+            )
+        return _train_files(source, split, share, start=start, seed=training.seed, shuffle_buffer=buffer)
+    return _read_at(source, split, share, tf.data.Dataset.range(start, _MAX), training.records)
 
 
 def eval_stream(source: Folder | TfdsData, split: str, share: Share) -> tf.data.Dataset:
@@ -60,7 +65,8 @@ def eval_stream(source: Folder | TfdsData, split: str, share: Share) -> tf.data.
     if isinstance(source, TfdsData) and not source.is_random_access:
         files = _own_files(source, split, share)
         local = tf.data.Dataset.range(sum(file.take for file in files))
-        return _parse(tf.data.Dataset.zip(local, _read_files(files, tf.range(len(files)), cycle=1)), share)
+        examples = tf.data.Dataset.zip(local, _read_files(files, tf.range(len(files)), cycle=1))
+        return _parse(examples, source, share)
     number = order.num_positions(
         number, share.batch_size, process_index=share.process_index, process_count=share.process_count
     )
@@ -122,7 +128,7 @@ def _array_record_reader(data: TfdsData, split: str) -> Callable[[tf.Tensor], tu
     def read(record_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         serialized_N = tf.numpy_function(lookup, [record_N], tf.string)
         serialized_N.set_shape([None])
-        return _parse_examples(serialized_N)
+        return _parse_examples(serialized_N, data)
 
     return read
 
@@ -149,7 +155,7 @@ def _train_files(
         # serialized examples are dropped here, before anything is decoded
         return examples.skip(tf.where(epoch == first_epoch, tf.constant(skipped, tf.int64), 0))
 
-    return _parse(tf.data.Dataset.range(first_epoch, _MAX).flat_map(epoch_examples), share)
+    return _parse(tf.data.Dataset.range(first_epoch, _MAX).flat_map(epoch_examples), data, share)
 
 
 def _own_files(data: TfdsData, split: str, share: Share) -> list[RecordFile]:
@@ -178,20 +184,27 @@ def _read_files(files: list[RecordFile], order_F: tf.Tensor, *, cycle: int) -> t
     )
 
 
-def _parse(examples: tf.data.Dataset, share: Share) -> tf.data.Dataset:
+def _parse(examples: tf.data.Dataset, data: TfdsData, share: Share) -> tf.data.Dataset:
     """Chunks, from (local position, (record number, serialized example))."""
 
     def chunk(local_N: tf.Tensor, numbered: tuple[tf.Tensor, tf.Tensor]) -> Chunk:
         record_N, serialized_N = numbered
-        data_N, label_N = _parse_examples(serialized_N)
+        data_N, label_N = _parse_examples(serialized_N, data)
         return {"bytes": data_N, "label": label_N, "record": record_N, "position": share.positions(local_N)}
 
     return examples.batch(CHUNK).map(chunk, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _parse_examples(serialized_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    parsed = tf.io.parse_example(
-        serialized_N,
-        {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)},
-    )
-    return parsed["image"], tf.cast(parsed["label"], tf.int32)
+def _parse_examples(serialized_N: tf.Tensor, data: TfdsData) -> tuple[tf.Tensor, tf.Tensor]:
+    """(encoded images, labels), the labels NxK padded with -1 where an image may have several."""
+    image = tf.io.FixedLenFeature([], tf.string)
+    if not data.has_several_labels:
+        label = tf.io.FixedLenFeature([], tf.int64)
+        parsed = tf.io.parse_example(serialized_N, {"image": image, "label": label})
+        return parsed["image"], tf.cast(parsed["label"], tf.int32)
+    labels = tf.io.RaggedFeature(tf.int64)
+    parsed = tf.io.parse_example(serialized_N, {"image": image, SEVERAL: labels})
+    is_short = tf.reduce_all(parsed[SEVERAL].row_lengths() <= MAX_LABELS)
+    tf.debugging.Assert(is_short, [f"an image of {data.name} has more than {MAX_LABELS} labels"])
+    label_NxK = parsed[SEVERAL].to_tensor(default_value=-1, shape=[None, MAX_LABELS])
+    return parsed["image"], tf.cast(label_NxK, tf.int32)

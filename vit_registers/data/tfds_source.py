@@ -22,21 +22,32 @@ class RecordFile(NamedTuple):
     first: int
 
 
+SEVERAL = "real_label"  # the feature of data sets with any number of right labels for an image
+MAX_LABELS = 32  # of one image; ImageNet-ReaL has fewer
+
+
 class TfdsData:
-    """One prepared data set with features 'image' and 'label'. Parts such as 'train[:99%]' are splits too."""
+    """One prepared data set with features 'image' and 'label'. Parts such as 'train[:99%]' are splits too.
+
+    In the place of 'label' there may be 'real_label', a sequence of labels (imagenet2012_real,
+    arXiv:2006.07159).
+    """
 
     def __init__(self, builder: tfds.core.DatasetBuilder) -> None:
         """Raises DataError when the data set is not one of labelled images."""
         self._builder = builder
         self.name = builder.info.name
         features = {key: builder.info.features[key] for key in builder.info.features}
+        several = features.get(SEVERAL)
+        self.has_several_labels = isinstance(several, tfds.features.Sequence)
+        label = several.feature if self.has_several_labels else features.get("label")
         if not (
             isinstance(features.get("image"), tfds.features.Image)
-            and isinstance(features.get("label"), tfds.features.ClassLabel)
+            and isinstance(label, tfds.features.ClassLabel)
         ):
             has = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in features.items())
             raise DataError(f"data.name='{self.name}' has {has}: want image: Image and label: ClassLabel")
-        self.class_names = tuple(features["label"].names or map(str, range(features["label"].num_classes)))
+        self.class_names = tuple(label.names or map(str, range(label.num_classes)))
         self.is_random_access = builder.info.file_format.value == "array_record"
 
     def num_examples(self, split: str) -> int:

@@ -1,10 +1,11 @@
-"""Loss, top-1 and top-5 over a split, each image once."""
+"""Loss, top-1 and top-5 over a split, each image once; several right labels for an image too."""
 
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from vit_registers.config import Config, lookup
@@ -21,7 +22,8 @@ def make_evaluate(config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mes
     """evaluate(params, batches) -> {"loss", "top1", "top5", "images"}, means over the images that count.
 
     top5 is the share of images whose label is among the five highest logits, or all of them where
-    there are fewer classes.
+    there are fewer classes. Of several right labels any one will do; an image without one does not
+    count; the loss is that against the uniform distribution over them.
     """
     loss_per_example = lookup(LOSSES, config.optimizer.loss, "optimizer.loss")
 
@@ -29,10 +31,11 @@ def make_evaluate(config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mes
     def sums(params: Any, batch: Batch) -> Sums:
         image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
         logits_BxY = build(graphdef, params)(image).logits
-        label_BxY = jax.nn.one_hot(batch.label_B, config.model.num_classes)
-        return classification_sums(
-            logits_BxY, batch.label_B, batch.mask_B, loss_per_example(logits_BxY, label_BxY)
-        )
+        label_BxK = batch.label_B.reshape(len(batch.label_B), -1)
+        label_BxY = jax.nn.one_hot(label_BxK, config.model.num_classes).sum(axis=1)
+        label_BxY /= jnp.maximum(label_BxY.sum(axis=-1, keepdims=True), 1.0)
+        loss_B = loss_per_example(logits_BxY, label_BxY)
+        return classification_sums(logits_BxY, label_BxK, batch.mask_B, loss_B)
 
     def evaluate(params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         parts = jax.device_get([sums(params, batch) for batch in batches])

@@ -36,6 +36,7 @@ FREE_SETTINGS = (
     "checkpoint.",
     "data.data_dir",
     "data.eval_batch_size",
+    "data.also_eval",
     "run.log_every_steps",
     "run.use_tensorboard",
     "model.attention",

@@ -13,16 +13,29 @@ class Durations:
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
+    steps_per_epoch: float  # whole where data.drop_last is set, or where the batches divide the split
 
 
 def durations(config: Config, num_train_examples: int) -> Durations:
-    """The lengths of a run in steps, from whichever unit the config gives. Rounds to the nearest step."""
+    """The lengths of a run in steps, from whichever unit the config gives. Rounds to the nearest step.
+
+    An epoch is all examples once, in the middle of a batch if need be; with data.drop_last it is as many
+    whole batches as they fill. Raises ConfigError for lengths that make no run.
+    """
+    examples_per_epoch, batch_size = num_train_examples, config.data.batch_size
+    if config.data.drop_last:
+        examples_per_epoch -= num_train_examples % batch_size
+        if examples_per_epoch == 0:
+            raise ConfigError(
+                f"data.batch_size={batch_size} is more than the {num_train_examples} training examples: with "
+                "data.drop_last=True nothing is left of an epoch"
+            )
 
     def to_steps(name: str, steps: int | None, epochs: float | None, default: int | None) -> int:
         if steps is not None and epochs is not None:
             raise ConfigError(f"{name}_steps={steps} and {name}_epochs={epochs} are both set: keep one")
         if epochs is not None:
-            steps = round(epochs * num_train_examples / config.data.batch_size)
+            steps = round(epochs * examples_per_epoch / batch_size)
         if steps is None:
             steps = default
         if steps is None:
@@ -39,4 +52,9 @@ def durations(config: Config, num_train_examples: int) -> Durations:
         raise ConfigError(f"run.total_steps={total}: want >= 1")
     if warmup >= total:
         raise ConfigError(f"optimizer.warmup is {warmup} steps of {total}: want fewer than the run has")
-    return Durations(total_steps=total, warmup_steps=warmup, eval_every_steps=max(evaluation, 1))
+    return Durations(
+        total_steps=total,
+        warmup_steps=warmup,
+        eval_every_steps=max(evaluation, 1),
+        steps_per_epoch=examples_per_epoch / batch_size,
+    )

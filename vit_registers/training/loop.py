@@ -111,8 +111,8 @@ class Loop:
         step, metrics = self._fetch()
         self.progress.update(step, metrics["loss"])
         self._write(step, {f"train/{name}": value for name, value in metrics.items()})
-        # Apart, as the rate is not a function of the step and these lines are to be comparable.
-        self._write(step, {"images_per_s": self.progress.images_per_s})
+        # Apart, as times are not functions of the step and these lines are to be comparable.
+        self._write(step, {"images_per_s": self.progress.images_per_s, "time_s": self.progress.time_s})
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         results = {name: evaluate(state) for name, evaluate in self.evaluators.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -16,7 +17,18 @@ def sigmoid(logits_BxY: jax.Array, label_BxY: jax.Array) -> jax.Array:
     return optax.sigmoid_binary_cross_entropy(logits_BxY, label_BxY).sum(axis=-1)
 
 
+def multi_hot(logits_BxY: jax.Array, label_BxY: jax.Array) -> jax.Array:
+    """loss_B: binary cross entropy against label > 0, averaged over the classes.
+
+    Each class that a mixed image was made of counts in full, whatever its share: the loss of DeiT-III
+    (arXiv:2204.07118, section 3) as its code has it.
+    """
+    target_BxY = (label_BxY > 0).astype(jnp.float32)
+    return optax.sigmoid_binary_cross_entropy(logits_BxY, target_BxY).mean(axis=-1)
+
+
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "softmax": softmax,
     "sigmoid": sigmoid,
+    "multi_hot": multi_hot,
 }

@@ -27,13 +27,22 @@ class Sums:
 
 
 def classification_sums(
-    logits_BxY: jax.Array, label_B: jax.Array, mask_B: jax.Array, loss_B: jax.Array
+    logits_BxY: jax.Array, label_BxK: jax.Array, mask_B: jax.Array, loss_B: jax.Array
 ) -> Sums:
-    """Sums of one batch. A label's rank counts the classes with a higher logit, and ties before it."""
+    """Sums of one batch, where any of the labels of an example is right; -1 is none.
+
+    An example without any label does not count (arXiv:2006.07159, section 4). A label's rank counts the
+    classes with a higher logit, and ties before it.
+    """
     num_classes = logits_BxY.shape[-1]
-    own_Bx1 = jnp.take_along_axis(logits_BxY, label_B[:, None], axis=-1)
-    is_before = jnp.arange(num_classes)[None] < label_B[:, None]
-    rank_B = ((logits_BxY > own_Bx1) | ((logits_BxY == own_Bx1) & is_before)).sum(axis=-1)
+    label_BxKx1 = label_BxK[..., None]
+    own_BxKx1 = jnp.take_along_axis(logits_BxY[:, None], jnp.maximum(label_BxKx1, 0), axis=-1)
+    logits_Bx1xY = logits_BxY[:, None]
+    is_before_BxKxY = jnp.arange(num_classes)[None, None] < label_BxKx1
+    is_ahead_BxKxY = (logits_Bx1xY > own_BxKx1) | ((logits_Bx1xY == own_BxKx1) & is_before_BxKxY)
+    is_label_BxK = label_BxK >= 0
+    rank_B = jnp.where(is_label_BxK, is_ahead_BxKxY.sum(axis=-1), num_classes).min(axis=-1)
+    mask_B &= is_label_BxK.any(axis=-1)
     return Sums(
         loss=jnp.where(mask_B, loss_B, 0.0).sum(),
         top1=(mask_B & (rank_B < 1)).sum(dtype=jnp.int32),

@@ -1,27 +1,52 @@
-"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899), on the device, over the global batch."""
+"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899), on the device.
+
+The codes that recipes come from mix on each device or in each process by itself. Here the global batch
+has data.mix_groups equal parts, one after another, and partners are of the same part; data.mix_noise says
+whether all parts share one draw (big_vision's mixup: global) or have their own (timm, torch: per_group).
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from vit_registers.config import Data
+from vit_registers.config import Data, lookup
+from vit_registers.errors import ConfigError
 
 Mixed = tuple[jax.Array, jax.Array, jax.Array]  # image_BxHxWxC, label_BxY, mask_B
+Partner = Callable[[jax.Array], jax.Array]  # x -> the x of each one's partner
+
+PARTNERS: dict[str, Partner] = {
+    "roll": lambda x: jnp.roll(x, 1, axis=0),  # the example before
+    "flip": lambda x: x[::-1],  # as far from the end as the example is from the start
+}
+NOISES = ("global", "per_group")
 
 
-def mixup(key: jax.Array, alpha: float, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """lam times each image and label plus 1 - lam times its neighbour's, with lam ~ Beta(alpha, alpha)."""
+def mixup(
+    key: jax.Array, alpha: float, partner: Partner, image: jax.Array, label: jax.Array, *, is_folded: bool
+) -> tuple[jax.Array, jax.Array]:
+    """lam times each image and label plus 1 - lam times its partner's, with lam ~ Beta(alpha, alpha).
+
+    With `is_folded` the larger of lam and 1 - lam is the example's own (big_vision).
+    """
     lam = jax.random.beta(key, alpha, alpha)
+    if is_folded:
+        lam = jnp.maximum(lam, 1.0 - lam)
     return (
-        lam * image + (1.0 - lam) * jnp.roll(image, 1, axis=0),
-        lam * label + (1.0 - lam) * jnp.roll(label, 1, axis=0),
+        lam * image + (1.0 - lam) * partner(image),
+        lam * label + (1.0 - lam) * partner(label),
     )
 
 
-def cutmix(key: jax.Array, alpha: float, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Images with one box of their neighbour's, labels weighted by the area that is each one's.
+def cutmix(
+    key: jax.Array, alpha: float, partner: Partner, image: jax.Array, label: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Images with one box of their partner's, labels weighted by the area that is each one's.
 
-    The box has sides int(H * sqrt(1 - lam)) and int(W * sqrt(1 - lam)) round a uniform centre, and is
-    clipped to the image; lam ~ Beta(alpha, alpha) is then what the clipped box leaves.
+    The box has sides int(H * sqrt(1 - lam)) and int(W * sqrt(1 - lam)), odd ones one less, round a
+    uniform centre, and is clipped to the image; lam ~ Beta(alpha, alpha) is then what the clipped box
+    leaves, as in timm.
     """
     height, width = image.shape[1:3]
     key_lam, key_y, key_x = jax.random.split(key, 3)
@@ -35,28 +60,53 @@ def cutmix(key: jax.Array, alpha: float, image: jax.Array, label: jax.Array) -> 
 
     box_HxW = is_inside(key_y, height)[:, None] & is_inside(key_x, width)[None, :]
     lam = 1.0 - box_HxW.mean()
-    image = jnp.where(box_HxW[None, :, :, None], jnp.roll(image, 1, axis=0), image)
-    return image, lam * label + (1.0 - lam) * jnp.roll(label, 1, axis=0)
+    image = jnp.where(box_HxW[None, :, :, None], partner(image), image)
+    return image, lam * label + (1.0 - lam) * partner(label)
+
+
+def check(data: Data) -> None:
+    """Raises ConfigError for settings that say no way of mixing."""
+    lookup(PARTNERS, data.mix_partner, "data.mix_partner")
+    lookup(dict.fromkeys(NOISES), data.mix_noise, "data.mix_noise")
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(data, name) < 0.0:
+            raise ConfigError(f"data.{name}={getattr(data, name)}: want >= 0, where 0 is none")
+    if data.mix_groups < 1 or data.batch_size % data.mix_groups:
+        raise ConfigError(
+            f"data.mix_groups={data.mix_groups} does not divide data.batch_size={data.batch_size}"
+        )
 
 
 def mix(key: jax.Array, data: Data, image: jax.Array, label: jax.Array, mask_B: jax.Array) -> Mixed:
     """The batch mixed as `data` says: not at all, by one of the two, or by either with equal chance.
 
-    One draw per batch; an example's partner is the one before it. An example mixed with one that the
-    mask leaves out is left out too.
+    One draw for a group, or for all. An example mixed with one that the mask leaves out is left out too.
     """
-    use_mixup, use_cutmix = data.mixup_alpha > 0.0, data.cutmix_alpha > 0.0
-    if not use_mixup and not use_cutmix:
+    if data.mixup_alpha == 0.0 and data.cutmix_alpha == 0.0:
         return image, label, mask_B
+    groups, is_global = data.mix_groups, data.mix_noise == "global"
+    keys = key if is_global else jax.random.split(key, groups)
+
+    def mix_group(key: jax.Array, image: jax.Array, label: jax.Array, mask: jax.Array) -> Mixed:
+        return _mix_group(key, data, image, label, mask)
+
+    parts = tuple(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]) for x in (image, label, mask_B))
+    mixed = jax.vmap(mix_group, in_axes=(None if is_global else 0, 0, 0, 0))(keys, *parts)
+    return tuple(x.reshape(-1, *x.shape[2:]) for x in mixed)
+
+
+def _mix_group(key: jax.Array, data: Data, image: jax.Array, label: jax.Array, mask: jax.Array) -> Mixed:
+    partner = PARTNERS[data.mix_partner]
     key_choice, key = jax.random.split(key)
-    if use_mixup and use_cutmix:
-        image, label = jax.lax.cond(
-            jax.random.bernoulli(key_choice),
-            lambda: mixup(key, data.mixup_alpha, image, label),
-            lambda: cutmix(key, data.cutmix_alpha, image, label),
-        )
-    elif use_mixup:
-        image, label = mixup(key, data.mixup_alpha, image, label)
+
+    def by_mixup() -> tuple[jax.Array, jax.Array]:
+        return mixup(key, data.mixup_alpha, partner, image, label, is_folded=data.use_mixup_folding)
+
+    def by_cutmix() -> tuple[jax.Array, jax.Array]:
+        return cutmix(key, data.cutmix_alpha, partner, image, label)
+
+    if data.mixup_alpha and data.cutmix_alpha:
+        image, label = jax.lax.cond(jax.random.bernoulli(key_choice), by_mixup, by_cutmix)
     else:
-        image, label = cutmix(key, data.cutmix_alpha, image, label)
-    return image, label, mask_B & jnp.roll(mask_B, 1)
+        image, label = by_mixup() if data.mixup_alpha else by_cutmix()
+    return image, label, mask & partner(mask)

@@ -1,6 +1,6 @@
 """TrainState: what changes from step to step, created sharded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from flax import nnx, struct
 
-from vit_registers.config import Config, Model
+from vit_registers.config import Config, Model, Optimizer
 from vit_registers.models.vit import ViT
+from vit_registers.training.averages import has_average
 from vit_registers.training.sharding import parameter_shardings, replicated
 
 
@@ -36,28 +37,24 @@ def build(graphdef: nnx.GraphDef, params: Any) -> ViT:
     return nnx.merge(graphdef, params)
 
 
-def state_maker(config: Config, optimizer: optax.GradientTransformation) -> Callable[[], TrainState]:
-    """A function without arguments that makes the first state of a run, a pure function of the config."""
-
-    def make() -> TrainState:
-        model = ViT(config.model, rngs=nnx.Rngs(config.run.seed))
-        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        has_ema = config.optimizer.ema_decay is not None
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if has_ema else None,
-        )
-
-    return make
+def make_params(config: Config) -> Any:
+    """The parameters by the initializers, a pure function of the config."""
+    model = ViT(config.model, rngs=nnx.Rngs(config.run.seed))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def put_parameters(state: TrainState, taken: Mapping[tuple[str | int, ...], np.ndarray]) -> TrainState:
-    """The first state of a run with the parameters of those paths put in, the average's too.
+def state_from(params: Any, *, settings: Optimizer, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step of a run that starts from those parameters, as its average does."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if has_average(settings) else None,
+    )
 
-    Each part goes where the state has it; the optimiser's state does not depend on parameters.
-    """
+
+def put_parameters(params: Any, taken: Mapping[tuple[str | int, ...], np.ndarray]) -> Any:
+    """The parameters with those of these paths put in, each part where the parameter has it."""
 
     def put(path: tuple, leaf: jax.Array) -> jax.Array:
         value = taken.get(tuple(key.key for key in path))
@@ -65,23 +62,22 @@ def put_parameters(state: TrainState, taken: Mapping[tuple[str | int, ...], np.n
             return leaf
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
-    params = jax.tree_util.tree_map_with_path(put, state.params)
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema=ema)
+    return jax.tree_util.tree_map_with_path(put, params)
 
 
-def state_shardings(
-    abstract: TrainState, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """The sharding of each leaf: the optimiser's moments and the average lie as their parameters do."""
+def state_shardings(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """The sharding of each leaf: the average, and what the optimiser has of the parameters' structure (its
+    moments, or a second copy), lie as the parameters do; the rest is on every device."""
     whole = replicated(mesh)
     params = parameter_shardings(abstract.params, mesh)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract.opt_state,
-        params,
-        transform_non_params=lambda _: whole,
+    structure = jax.tree.structure(abstract.params)
+
+    def is_like_params(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    # optax's tree_map_params would call init without arrays, which not every optimiser stands.
+    opt_state = jax.tree.map(
+        lambda node: params if is_like_params(node) else whole, abstract.opt_state, is_leaf=is_like_params
     )
     return TrainState(
         step=whole,

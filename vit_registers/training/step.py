@@ -10,6 +10,7 @@ from flax import nnx
 
 from vit_registers.config import Config, lookup
 from vit_registers.data.batch import Batch, normalize
+from vit_registers.training.averages import make_average
 from vit_registers.training.losses import LOSSES
 from vit_registers.training.mixing import mix
 from vit_registers.training.state import TrainState, build
@@ -70,7 +71,7 @@ def make_train_step(
     clipping, learning_rate, all of this very step.
     """
     gradient = jax.value_and_grad(make_loss(config, graphdef), has_aux=True)
-    ema_decay = config.optimizer.ema_decay
+    average = make_average(config.optimizer)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
@@ -83,9 +84,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay is not None:
-            ema = jax.tree.map(lambda e, p: ema_decay * e + (1.0 - ema_decay) * p, ema, params)
+        ema = average(state.ema, params, opt_state)
         metrics = {
             "loss": loss / count,
             "top1": right / count,

@@ -20,7 +20,7 @@ class MetricWriter:
 
     def __init__(self, run: Path, *, start_step: int, use_tensorboard: bool):
         path = run / "metrics.jsonl"
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start_step]
+        kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= start_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, path)
@@ -46,7 +46,7 @@ class MetricWriter:
             self._tensorboard.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
+def complete_lines(path: Path) -> list[str]:
     """The lines of a JSON-lines file, without a last one that a kill cut off."""
     if not path.exists():
         return []
@@ -56,7 +56,8 @@ def _complete_lines(path: Path) -> list[str]:
 class Progress:
     """A live line with step, images/s, time to go and loss; silent where `out` is no terminal.
 
-    With `is_quiet` nothing is shown at all: for all processes but the first.
+    With `is_quiet` nothing is shown at all: for all processes but the first. `time_s` are the seconds of the
+    run up to the last update, with `earlier_s` of earlier starts.
     """
 
     def __init__(
@@ -65,19 +66,22 @@ class Progress:
         start_step: int,
         total_steps: int,
         batch_size: int,
+        earlier_s: float = 0.0,
         is_quiet: bool = False,
         out: TextIO = sys.stderr,
     ):
         self._total, self._batch_size, self._out = total_steps, batch_size, out
         self._is_quiet, self._is_live = is_quiet, out.isatty() and not is_quiet
         self._mark = (start_step, time.monotonic())
-        self.images_per_s = 0.0
+        self._started = self._mark[1] - earlier_s
+        self.images_per_s, self.time_s = 0.0, earlier_s
 
     def update(self, step: int, loss: float) -> None:
         """Shows the state after `step`; the rate is that since the last update."""
         last_step, last_time = self._mark
         now = time.monotonic()
         self.images_per_s = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
+        self.time_s = now - self._started
         self._mark = (step, now)
         if self._is_live:
             left_s = (self._total - step) * self._batch_size / max(self.images_per_s, 1e-9)

@@ -1,0 +1,70 @@
+"""DeiT-III Small on ImageNet-1k with 0, 2, 4, 8 and 16 registers: recipe B.
+
+Paper: Registers in Small Vision Transformers: A Reproducibility Study of Vision Transformers Need Registers,
+section 4.1: one run each. 66 hours a model on 4 A100 there.
+Expected: not yet run here: the data set cannot be had offline.
+
+    python -m tools.prepare_data --name=imagenet2012   # needs the ImageNet archives
+    python -m tools.sweep --config=configs/registers_table.py --workdir=/shared/registers
+    python -m tools.tabulate --config=configs/registers_table.py --workdir=/shared/registers
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from vit_registers import recipes
+from vit_registers.config import parse_arg, to_config_dict
+from vit_registers.errors import ConfigError
+
+TOP1 = {0: 81.05, 2: 80.96, 4: 80.81, 8: 81.04, 16: 81.07}
+SOURCE = "Registers in Small Vision Transformers, section 4.1"
+
+
+def _parse(arg: str | None):
+    return parse_arg(
+        arg,
+        registers=0,
+        mask="none",
+        k=0,
+        ranks=4,
+        seeds=1,
+        data="imagenet2012",
+        epochs=800.0,
+        seed=0,
+    )
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Arguments: registers, mask, k (0: no summaries), ranks (4, or DeiT-III's own 8; 256 images each), seeds
+    (of the sweep), data (a TFDS name | folder), epochs, seed."""
+    a = _parse(arg)
+    if a.ranks < 1:
+        raise ConfigError(f"config argument 'ranks'={a.ranks}: want >= 1")
+    config = recipes.deit3(ranks=a.ranks, epochs=a.epochs, seed=a.seed)
+    model = dataclasses.replace(
+        config.model, num_registers=a.registers, summary_factor=a.k or None, mask=a.mask
+    )
+    data = dataclasses.replace(config.data, name=a.data)
+    return to_config_dict(dataclasses.replace(config, model=model, data=data))
+
+
+def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
+    """The numbers of registers of the study, with as many seeds as the argument says."""
+    for seed in range(_parse(arg).seeds):
+        for count in TOP1:
+            yield {"model.num_registers": count, "run.seed": seed}
+
+
+def label(point: dict[str, object], arg: str | None = None) -> dict[str, str]:
+    """The columns that name a cell of the table."""
+    del arg
+    return {"registers": str(point["model.num_registers"])}
+
+
+def published(arg: str | None = None) -> list[tuple[dict[str, str], float, str]]:
+    """The study's figures, which are of ImageNet-1k after 800 epochs."""
+    if _parse(arg).data != "imagenet2012":
+        return []
+    return [({"registers": str(count)}, value, SOURCE) for count, value in TOP1.items()]

@@ -1,0 +1,69 @@
+"""What DeiT-III is trained with, against timm's own: the rate of each epoch, and LAMB."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_registers.config import Optimizer
+from vit_registers.training.durations import Durations
+from vit_registers.training.optimizer import make_optimizer
+from vit_registers.training.schedules import schedule
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(800, 5), (30, 0), (12, 11)])
+def test_rates_per_epoch_are_those_of_timm_when_it_is_asked_at_the_end_of_each(timm, epochs, warmup):
+    import torch
+    from timm.scheduler.cosine_lr import CosineLRScheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=4e-3)
+    theirs = CosineLRScheduler(
+        optimizer, t_initial=epochs, lr_min=1e-5, warmup_t=warmup, warmup_lr_init=1e-6, cycle_limit=1
+    )
+    want = []
+    for epoch in range(epochs):
+        want.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step(epoch)
+    settings = Optimizer(
+        schedule="cosine_per_epoch", learning_rate=4e-3, warmup_learning_rate=1e-6, min_learning_rate=1e-5
+    )
+    lengths = Durations(
+        total_steps=epochs * 7, warmup_steps=warmup * 7, eval_every_steps=7, steps_per_epoch=7.0
+    )
+    found = jax.jit(schedule(settings, lengths))(np.arange(epochs * 7))
+    np.testing.assert_allclose(np.float64(found), np.repeat(want, 7), rtol=1e-7, atol=0)
+
+
+def test_lamb_is_that_of_timm_with_the_epsilon_of_deit(timm):
+    """timm's Lamb is apex's FusedLAMB in torch; 20 steps in float64, kernels decayed, a kernel of zeros."""
+    import torch
+    from timm.optim.lamb import Lamb
+
+    rng = np.random.default_rng(0)
+    start = {"qkv": rng.normal(size=(24, 8)), "head": np.zeros((5, 8)), "bias": rng.normal(size=5)}
+    ours = {name: {"bias" if name == "bias" else "kernel": jnp.float32(v)} for name, v in start.items()}
+    theirs = {name: torch.nn.Parameter(torch.tensor(np.float64(np.float32(v)))) for name, v in start.items()}
+    groups = [
+        {"params": [theirs["qkv"], theirs["head"]], "weight_decay": 0.05},
+        {"params": [theirs["bias"]], "weight_decay": 0.0},
+    ]
+    lamb = Lamb(groups, lr=4e-3, eps=1e-8, max_grad_norm=1.0)
+    settings = Optimizer(name="lamb", schedule="constant", learning_rate=4e-3, weight_decay=0.05)
+    lengths = Durations(total_steps=20, warmup_steps=0, eval_every_steps=20, steps_per_epoch=20.0)
+    optimizer = make_optimizer(settings, lengths)
+    opt_state, update = optimizer.init(ours), jax.jit(optimizer.update)
+    for step in range(20):
+        scale = 10.0 ** (step % 3 - 2.5)  # of norms above and below 1
+        grads = {name: np.float32(scale * rng.normal(size=value.shape)) for name, value in start.items()}
+        nested = jax.tree.unflatten(jax.tree.structure(ours), [grads[name] for name in sorted(grads)])
+        updates, opt_state = update(nested, opt_state, ours)
+        ours = optax.apply_updates(ours, updates)
+        for name, value in theirs.items():
+            value.grad = torch.tensor(np.float64(grads[name]))
+        lamb.step()
+    largest = max(value.abs().max().item() for value in theirs.values())
+    for name, value in theirs.items():
+        (found,) = ours[name].values()
+        np.testing.assert_allclose(found, value.detach().numpy(), rtol=0, atol=1e-6 * largest)

@@ -1,0 +1,203 @@
+"""The table of a sweep: statistics by hand, missing runs, baselines, published numbers, other evaluators."""
+
+import csv
+import json
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tools import runs, tabulate
+from vit_registers.config import to_dict
+from vit_registers.errors import ConfigError
+from vit_registers.training.state import abstract_model
+
+TOP1 = ((0.5, 0.75), (0.25, 0.5), (0.125, 0.125), (0.5, 0.625))  # of each cell with seeds 0 and 1
+
+MORE = """
+def label(point, arg):
+    return {"positions": point["model.positions"].upper(), "R": str(point["model.num_registers"])}
+
+def baseline(arg):
+    return {"positions": "NONE", "R": "0"}
+
+def published(arg):
+    cell = {"positions": "LEARNED", "R": "2"}
+    return [(cell, 61.5, "arXiv:0, table 1"), ({"positions": "X"}, 3.0, "a book")]
+"""
+
+
+@pytest.fixture
+def finish():
+    """finish(run, top1): its folder becomes that of a finished run."""
+
+    def finish(run, top1, **changes):
+        result = {
+            "step": 24,
+            "total_steps": 24,
+            "metrics": {"test/top1": top1, "test/loss": 1.0, "real/top1": top1 / 2},
+            "best": {
+                "evaluator": "test",
+                "top1": 1.0,
+                "step": 8,
+                "metrics": {"test/top1": 1.0, "real/top1": 0.9},
+            },
+            "time_s": 10.0 + run.config.run.seed,
+            "images_per_s": 100.0,
+            "parameters": 3850 + run.config.model.num_registers,
+            "platform": {"platform": "cpu", "device_kind": "cpu", "count": 1},
+            "versions": {"jax": "1.2.3", "python": "3.11.0"},
+            "commit": "abc+changes",
+        }
+        run.folder.mkdir(parents=True)
+        (run.folder / "config.json").write_text(json.dumps(to_dict(run.config)))
+        (run.folder / "result.json").write_text(json.dumps(result | changes))
+
+    return finish
+
+
+@pytest.fixture
+def work(make, finish):
+    """A sweep that is finished."""
+    work = make()
+    for run in work.runs:
+        finish(run, TOP1[run.index % 4][run.config.run.seed])
+    return work
+
+
+def _rows(work, which="last", metric="test"):
+    cells = tabulate.read_cells(work)
+    base = tabulate.find_cell(cells, work.call("baseline", None), "config")
+    rows = tabulate.make_rows(cells, base, work.call("published", []), metric=metric, which=which)
+    return rows, cells, base
+
+
+def test_mean_deviation_and_difference_are_those_of_numpy(work):
+    rows, _, _ = _rows(work)
+    assert [row.labels for row in rows] == [
+        {"positions": p, "num_registers": r} for p in ("learned", "none") for r in ("0", "2")
+    ]
+    base = 100.0 * np.array(TOP1[0])
+    for row, top1 in zip(rows, TOP1, strict=True):
+        values = 100.0 * np.array(top1)
+        np.testing.assert_allclose((row.mean, row.std), (values.mean(), values.std(ddof=1)), rtol=1e-12)
+        assert (row.num_runs, row.num_wanted, row.time_s) == (2, 2, 10.5)
+        if row is rows[0]:
+            assert (row.difference, row.difference_std) == (None, None)
+            continue
+        pooled = np.sqrt((values.var(ddof=1) + base.var(ddof=1)) / 2)
+        np.testing.assert_allclose(row.difference, values.mean() - base.mean(), rtol=1e-12)
+        np.testing.assert_allclose(row.difference_std, (values.mean() - base.mean()) / pooled, rtol=1e-12)
+    for row, run in zip(rows, work.runs, strict=False):
+        shapes = jax.tree.leaves(abstract_model(run.config.model)[1])
+        assert row.parameters == sum(math.prod(leaf.shape) for leaf in shapes)
+
+
+def test_statistics_that_are_undefined():
+    assert tabulate.mean_std([]) == (None, None)
+    assert tabulate.mean_std([3.0]) == (3.0, None)
+    assert tabulate.compare([3.0], [1.0, 2.0]) == (1.5, None)
+    assert tabulate.compare([], [1.0, 2.0]) == (None, None)
+    assert tabulate.compare([3.0, 3.0], [1.0, 1.0]) == (2.0, None)
+    assert tabulate.compare([2.0, 4.0], [1.0, 1.0]) == (2.0, pytest.approx(2.0))
+    assert math.isclose(tabulate.mean_std([1.0, 2.0, 4.0])[1], np.std([1, 2, 4], ddof=1))
+
+
+def test_missing_runs_are_counted_and_never_invented(make, finish):
+    work = make()
+    for run in (work.runs[0], work.runs[4], work.runs[1]):
+        finish(run, 0.5)
+    rows, cells, base = _rows(work)
+    text = tabulate.markdown(rows, base.labels, metric="test", which="last")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == [
+        *("positions", "num_registers", "test top-1 in % (last)", "runs"),
+        *("difference", "in std", "parameters", "time, s"),
+    ]
+    assert lines[2] == ["learned", "0", "50.00 ± 0.00", "2", "baseline", "", "3,850", "10.5"]
+    assert lines[3] == ["learned", "2", "50.00 ± -", "1 of 2", "+0.00", "-", "3,882", "10.0"]
+    assert lines[4] == ["none", "0", "-", "0 of 2", "-", "-", "3,770", "-"]
+    notes = tabulate.notes(cells, base, [], config="configs/x.py", which="last")
+    assert "3 of 8 runs finished; 31 s of training in all" in notes
+    (work.runs[2].folder / "checkpoints" / "4").mkdir(parents=True)
+    (work.runs[2].folder / "config.json").write_text(json.dumps(to_dict(work.runs[3].config)))
+    with pytest.raises(ConfigError, match=r"holds a run of another config: model\.num_registers"):
+        _rows(work)
+
+
+def test_config_file_says_labels_baseline_and_published_numbers(work, config, make):
+    config.write_text(config.read_text() + MORE)
+    rows, cells, base = _rows(make())
+    assert base.labels == {"positions": "NONE", "R": "0"}
+    assert rows[0].difference == pytest.approx(50.0)
+    assert [row.published for row in rows] == [None, 61.5, None, None]
+    text = tabulate.markdown(rows, base.labels, metric="test", which="last")
+    assert (
+        "| LEARNED | 2 | 37.50 ± 17.68 | 2 | +25.00 | +2.00 | 3,882 | 10.5 | 61.5 | arXiv:0, table 1 |"
+        in text
+    )
+    notes = tabulate.notes(cells, base, make().call("published", []), config="c", which="last")
+    assert "Published, but no cell of this sweep: positions=X: 3 (a book)" in notes
+    for before, after, message in (
+        ('"R": "0"}', '"R": "1"}', r"baseline\(\) says positions=NONE, R=1, which no cell is"),
+        ('point["model.positions"].upper()', '"same"', r"label\(\) says positions=same, R=0 of two cells"),
+    ):
+        other = config.read_text()
+        assert before in other
+        config.write_text(other.replace(before, after))
+        with pytest.raises(ConfigError, match=message):
+            _rows(make())
+        config.write_text(other)
+
+
+def test_best_and_other_evaluators(work, finish):
+    assert tabulate.default_metric(tabulate.read_cells(work)) == "test"
+    assert [row.mean for row in _rows(work, which="best")[0]] == [100.0] * 4
+    assert [row.mean for row in _rows(work, which="best", metric="real")[0]] == [90.0] * 4
+    assert _rows(work, metric="real")[0][0].mean == pytest.approx(31.25)
+    with pytest.raises(ConfigError, match=r"--metric=v2: .* has only test, real"):
+        _rows(work, metric="v2")
+
+
+def test_without_a_finished_run_the_table_says_what_is_planned(make):
+    rows, cells, base = _rows(make())
+    assert tabulate.default_metric(cells) == "test"
+    assert [(row.mean, row.num_runs, row.num_wanted) for row in rows] == [(None, 0, 2)] * 4
+    assert "0 of 8 runs finished" in tabulate.notes(cells, base, [], config="c", which="last")
+
+
+def test_command_line(work, launch, config, tmp_path):
+    (work.runs[7].folder / "result.json").unlink()
+    program = launch(
+        *("-m", "tools.tabulate", f"--config={config}", f"--workdir={tmp_path}/work"),
+        f"--csv={tmp_path}/tables/table.csv",
+    )
+    out, err = program.communicate(timeout=60)
+    assert (program.returncode, err) == (0, "")
+    assert "| none | 2 | 50.00 ± - | 1 of 2 | -12.50 | - | 3,802 | 10.0 |" in out
+    assert "sqrt((s² + s_baseline²) / 2)" in out
+    for line in (
+        f"Config: {config}; 7 of 8 runs finished; 73 s of training in all.",
+        "Commit: abc+changes",
+        "Devices: 1 x cpu (cpu)",
+        "Versions: jax 1.2.3, python 3.11.0",
+    ):
+        assert line in out.splitlines()
+    with (tmp_path / "tables" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["num_runs"] for row in rows] == ["2", "2", "2", "1"]
+    assert rows[3]["std"] == ""
+    assert re.fullmatch(r"17\.67766952966\d*", rows[0]["std"])
+
+
+def test_two_commits_are_told_with_their_counts(make, finish):
+    work = make()
+    finish(work.runs[0], 0.5)
+    finish(work.runs[1], 0.5, commit=None)
+    cells = tabulate.read_cells(work)
+    text = tabulate.notes(cells, cells[0], [], config="c", which="best")
+    assert "Commit: abc+changes (1 runs); unknown (1 runs)" in text
+    assert "chosen on that very split" in text
+    assert runs.read_result(work.runs[2]) is None

@@ -1,0 +1,114 @@
+"""The papers' training recipes on ImageNet-1k as Configs; run cards in configs/ start from them.
+
+Recipe A trains a plain ViT-S/16 (arXiv:2205.01580), in the two variants that differ by settings only: as
+in big_vision, and as in the code of arXiv:2601.15506. Recipe B is DeiT-III (arXiv:2204.07118), as
+"Registers in Small Vision Transformers" has it. Whoever changes a setting here changes what is compared.
+"""
+
+from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+REAL, V2 = "imagenet2012_real validation", "imagenet_v2/matched-frequency test"
+
+
+def big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
+    """Recipe A as in big_vision's vit_s16_i1k: 99 % of the training split, MLP head, tanh GELU.
+
+    Deviation: mixing groups are those of 8 devices, on any number of devices.
+    """
+    return Config(
+        model=Model(
+            positions="sincos2d",
+            use_cls=False,
+            pooling="gap",
+            use_pre_logits=True,
+            activation="gelu_tanh",
+            init="big_vision",
+        ),
+        data=Data(
+            train_split="train[:99%]",
+            also_eval=("imagenet2012 train[99%:]", REAL, V2),
+            shuffle_buffer=250_000,
+            train_ops="inception_crop | flip | randaugment(2, 10)",
+            eval_ops="resize_small(256) | central_crop",
+            mixup_alpha=0.2,
+            use_mixup_folding=True,
+            mix_groups=8,
+            mix_noise="global",
+        ),
+        optimizer=Optimizer(
+            learning_rate=1e-3,
+            warmup_steps=10_000,
+            weight_decay=0.1,  # times the rate: 1e-4 at the peak
+            mu_dtype="bfloat16",
+        ),
+        run=Run(total_epochs=epochs, eval_every_steps=2500, seed=seed),
+        checkpoint=Checkpoint(every_steps=2500),
+    )
+
+
+def fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
+    """Recipe A as in the code of arXiv:2601.15506 with the flag that all its scripts give,
+    --torchvision-inception-crop: all of the training split, linear head, exact GELU."""
+    return Config(
+        model=Model(positions="sincos2d", use_cls=False, pooling="gap", init="big_vision"),
+        data=Data(
+            also_eval=(REAL, V2),
+            train_ops="random_resized_crop(area_min=0.05, method='pil_bilinear') | flip "
+            "| randaugment(2, 10, contrast='mean')",
+            eval_ops="resize_small(256, method='pil_bilinear') | central_crop(rounding='half_even')",
+            mixup_alpha=0.2,
+            mix_groups=8,
+            mix_noise="per_group",
+        ),
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=10_000, weight_decay=0.1),
+        run=Run(total_epochs=epochs, eval_every_steps=2500, seed=seed),
+        checkpoint=Checkpoint(every_steps=2500),
+    )
+
+
+def deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> Config:
+    """Recipe B: DeiT-III Small with a batch of 256 for each of `ranks` processes.
+
+    4 ranks are those of the registers study, as far as it says; 8 those of DeiT-III's own command.
+    Deviation: bfloat16 in the place of float16 with scaled gradients. The average (ema) is kept and
+    evaluated beside the parameters, which are what both report.
+    """
+    return Config(
+        model=Model(
+            positions="learned",
+            has_cls_position=False,
+            layer_scale_init=1e-4,
+            drop_path=0.05,
+            drop_path_schedule="constant",
+            init="deit3",
+            dtype="bfloat16",
+        ),
+        data=Data(
+            batch_size=256 * ranks,
+            repeats=3,
+            drop_last=True,
+            train_ops="random_resized_crop | flip | three_augment | color_jitter(0.3, 0.3, 0.3)",
+            eval_ops="resize_small(224, method='pil_bicubic') | central_crop(rounding='half_even')",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            mixup_alpha=0.8,
+            cutmix_alpha=1.0,
+            mix_partner="flip",
+            mix_groups=ranks,
+            mix_noise="per_group",
+        ),
+        optimizer=Optimizer(
+            loss="multi_hot",
+            name="lamb",
+            schedule="cosine_per_epoch",
+            learning_rate=4e-3,
+            warmup_learning_rate=1e-6,
+            min_learning_rate=1e-5,
+            warmup_epochs=5.0,
+            weight_decay=0.05,
+            ema_decay=0.99996,
+        ),
+        run=Run(total_epochs=epochs, eval_every_epochs=1.0, seed=seed),
+        checkpoint=Checkpoint(every_steps=10_000),
+    )

@@ -1,0 +1,129 @@
+"""RUN/result.json: what a finished run came to, and what it was made with.
+
+Its numbers are read from metrics.jsonl, so that a run which was stopped and gone on with has the result of
+one that was not. A run folder has the file if and only if all steps are done.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vit_registers.training.writers import complete_lines
+
+FILE = "result.json"
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes `values` so that the file is there as a whole or not at all, whenever the process is killed."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """The records of RUN/metrics.jsonl, in the order in which they were written."""
+    return [json.loads(line) for line in complete_lines(run / "metrics.jsonl")]
+
+
+def trained_s(run: Path) -> float:
+    """Seconds of training that the run has behind it, counting only work that was kept."""
+    return max((record["time_s"] for record in read_records(run) if "time_s" in record), default=0.0)
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit of the checkout that a package folder lies in, None where there is none.
+
+    "+changes" is added where tracked files differ from it, or the folder has files that git does not know.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed package may lie within a checkout of something else.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        head = git("rev-parse", "HEAD")
+        is_changed = git("status", "--porcelain", "--untracked-files=no") or git(
+            "ls-files", "--others", "--exclude-standard"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+changes" if is_changed else head
+
+
+def made_with() -> dict[str, Any]:
+    """The devices, the versions and the commit of this very process."""
+    devices = jax.devices()
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
+    return {
+        "platform": {
+            "platform": devices[0].platform,
+            "device_kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "versions": {**versions, "python": platform.python_version()},
+        "commit": commit(Path(__file__).parents[1]),
+    }
+
+
+def evaluations(records: Sequence[dict[str, Any]], evaluators: Sequence[str]) -> dict[int, dict[str, float]]:
+    """What each evaluation gave, by step: {"<evaluator>/top1": ..., "<evaluator>/loss": ..., ...}."""
+    names = tuple(f"{name}/" for name in evaluators)
+    found: dict[int, dict[str, float]] = {}
+    for record in records:
+        # A split may be called "train" as well, as the metrics of training steps are.
+        if "train/grad_norm" not in record:
+            values = {key: value for key, value in record.items() if key.startswith(names)}
+            if values:
+                found.setdefault(record["step"], {}).update(values)
+    return found
+
+
+def summarize(
+    records: Sequence[dict[str, Any]], *, evaluators: Sequence[str], total_steps: int
+) -> dict[str, Any]:
+    """The numbers of a run that is done, from its metrics.
+
+    "metrics" are those of the last evaluation; "best" is the evaluation with the highest top1 of the first
+    evaluator, the later of equals, as with checkpoints. "time_s" lasts from the making of the state to the
+    last step, with compilation, evaluations and saves, over all starts; "images_per_s" is the median of what
+    was logged.
+    """
+    found, first = evaluations(records, evaluators), f"{evaluators[0]}/top1"
+    ranked = [(values[first], step) for step, values in found.items() if first in values]
+    best = None
+    if ranked:
+        top1, step = max(ranked)
+        best = {"evaluator": evaluators[0], "top1": top1, "step": step, "metrics": found[step]}
+    rates = [record["images_per_s"] for record in records if "images_per_s" in record]
+    times = [record["time_s"] for record in records if "time_s" in record]
+    return {
+        "step": total_steps,
+        "total_steps": total_steps,
+        "metrics": found[max(found)] if found else {},
+        "best": best,
+        "time_s": round(max(times, default=0.0), 3),
+        "images_per_s": round(statistics.median(rates), 1) if rates else None,
+    }
+
+
+def write_result(
+    run: Path, *, evaluators: Sequence[str], total_steps: int, params: Any, made: dict[str, Any]
+) -> None:
+    """Writes RUN/result.json of a run that has done all its steps; `made` is of made_with()."""
+    numbers = summarize(read_records(run), evaluators=evaluators, total_steps=total_steps)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    write_json(run / FILE, {**numbers, "parameters": parameters, **made})
