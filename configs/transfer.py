@@ -29,6 +29,7 @@ from vit_registers.config import (
     to_config_dict,
 )
 from vit_registers.errors import ConfigError
+from vit_registers.interop import preprocessing
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -74,7 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             eval_batch_size=256,
             mean=images.mean,
             std=images.std,
-            eval_ops=f"resize_small({round(max(image_size) * 8 / 7)}) | central_crop",
+            eval_ops=preprocessing.eval_ops(image_size, 7 / 8, "pil_bicubic"),
         ),
         optimizer=Optimizer(learning_rate=1e-4, warmup_epochs=1.0, weight_decay=0.05),
         run=Run(total_epochs=a.epochs, eval_every_epochs=1.0, seed=a.seed),

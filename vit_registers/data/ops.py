@@ -1,9 +1,7 @@
-"""Image operations of the tf.data loader: plain functions example -> example. Imports TensorFlow.
+"""Image operations of the tf.data loader, and how they are chained. Imports TensorFlow.
 
-An example is a dict with `bytes` (an encoded image), `image` (uint8, HxWxC, once it is decoded) and
-`seed` (int64 of shape [2]), the only source of randomness. Random choices follow
-arXiv:1409.4842, section 6 (inception_crop) and arXiv:1512.03385, section 4.2 (random_crop, flip);
-resizing follows the code of arXiv:2205.01580 down to its rounding.
+Two kinds: OPS are functions example -> example (decoding.py) and may change the size of an image;
+PIXEL_OPS keep it, and run compiled wherever the size is known to be the target's.
 """
 
 from collections.abc import Callable
@@ -11,90 +9,21 @@ from typing import Any
 
 import tensorflow as tf
 
+from vit_registers.config import lookup
 from vit_registers.data import op_strings
+from vit_registers.data.crops import inception_crop, random_resized_crop
+from vit_registers.data.decoding import Example, Op, decode
 from vit_registers.data.op_strings import Target
+from vit_registers.data.pixel_ops import PixelOp, compiled, draw, flip
+from vit_registers.data.randaugment import randaugment
+from vit_registers.data.resizing import METHODS, resize_to
+from vit_registers.data.three_augment import color_jitter, three_augment
 from vit_registers.errors import ConfigError
-
-Example = dict[str, tf.Tensor]
-Op = Callable[[Example], Example]
-
-
-def decode(target: Target) -> Op:
-    """Decodes JPEG or PNG to the channels of the target; colour to grey and back as libjpeg and libpng do."""
-
-    def apply(example: Example) -> Example:
-        image_HxWxC = tf.io.decode_jpeg(  # despite its name it decodes PNG too
-            example["bytes"], channels=target.channels, dct_method="INTEGER_ACCURATE"
-        )
-        return {**example, "image": image_HxWxC}
-
-    return apply
-
-
-def inception_crop(
-    target: Target,
-    area_min: float = 0.05,
-    area_max: float = 1.0,
-    aspect_min: float = 0.75,
-    aspect_max: float = 1.33,
-) -> Op:
-    """A random part of the image, resized to the target.
-
-    The part has a share of the area in [area_min, area_max] and width / height in [aspect_min, aspect_max];
-    the whole image is taken when 100 draws do not fit. Of a JPEG that is not decoded yet only the part is
-    decoded. Resizing is bilinear without antialias, as in arXiv:2205.01580.
-    """
-    if not 0 < area_min <= area_max <= 1:
-        raise ConfigError(
-            f"inception_crop: area_min={area_min}, area_max={area_max}: want 0 < min <= max <= 1"
-        )
-    if not 0 < aspect_min <= aspect_max:
-        raise ConfigError(
-            f"inception_crop: aspect_min={aspect_min}, aspect_max={aspect_max}: want 0 < min <= max"
-        )
-    decode_whole = decode(target)
-
-    def box(shape: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        start, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            shape,
-            tf.zeros([1, 0, 4]),
-            seed,
-            min_object_covered=0.0,
-            aspect_ratio_range=(aspect_min, aspect_max),
-            area_range=(area_min, area_max),
-            max_attempts=100,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return start[:2], size[:2]
-
-    def crop_decoded(image_HxWxC: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        start, size = box(tf.shape(image_HxWxC), seed)
-        return tf.slice(image_HxWxC, tf.concat([start, [0]], 0), tf.concat([size, [-1]], 0))
-
-    def crop_jpeg(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        start, size = box(tf.io.extract_jpeg_shape(data), seed)
-        return tf.io.decode_and_crop_jpeg(
-            data, tf.concat([start, size], 0), channels=target.channels, dct_method="INTEGER_ACCURATE"
-        )
-
-    def apply(example: Example) -> Example:
-        seed = example["seed"]
-        if "image" in example:
-            part_HxWxC = crop_decoded(example["image"], seed)
-        else:
-            part_HxWxC = tf.cond(
-                tf.io.is_jpeg(example["bytes"]),
-                lambda: crop_jpeg(example["bytes"], seed),
-                lambda: crop_decoded(decode_whole(example)["image"], seed),
-            )
-        part_HxWxC.set_shape([None, None, target.channels])
-        return {**example, "image": _resize(part_HxWxC, (target.height, target.width), "bilinear")}
-
-    return apply
 
 
 def random_crop(target: Target, padding: int = 4) -> Op:
-    """A random part of target size of the image padded with `padding` pixels of zeros on each side."""
+    """A random part of target size of the image padded with `padding` pixels of zeros on each side
+    (arXiv:1512.03385, section 4.2)."""
     if padding < 0:
         raise ConfigError(f"random_crop: padding={padding}: want >= 0")
 
@@ -102,58 +31,54 @@ def random_crop(target: Target, padding: int = 4) -> Op:
         image_HxWxC = tf.pad(example["image"], [[padding, padding], [padding, padding], [0, 0]])
         size, room = _fit(image_HxWxC, target)
         # a float draw, as the integer one wants its limits to be scalars
-        draw = tf.random.stateless_uniform([2], example["seed"])
-        start = tf.minimum(tf.cast(draw * tf.cast(room + 1, tf.float32), tf.int32), room)
+        draw_2 = tf.random.stateless_uniform([2], example["seed"])
+        start = tf.minimum(tf.cast(draw_2 * tf.cast(room + 1, tf.float32), tf.int32), room)
         return {**example, "image": _part(image_HxWxC, start, size)}
 
     return apply
 
 
-def flip(target: Target) -> Op:
-    """The image or, in half of the cases, its mirror image (left and right exchanged)."""
-    del target
+def resize_small(target: Target, size: int, method: str = "area") -> Op:
+    """The image with its shorter side resized to `size` pixels, the other in proportion.
 
-    def apply(example: Example) -> Example:
-        return {
-            **example,
-            "image": tf.image.stateless_random_flip_left_right(example["image"], example["seed"]),
-        }
-
-    return apply
-
-
-def resize_small(target: Target, size: int) -> Op:
-    """The image with its shorter side resized to `size` pixels by area, the other in proportion, rounded."""
+    The longer side is rounded, as in the code of arXiv:2205.01580; with PIL's methods it is truncated, as by
+    torchvision's Resize (and an image whose shorter side is `size` already comes out as it was).
+    """
     del target
     if size < 1:
         raise ConfigError(f"resize_small: size={size}: want >= 1")
+    resize_image = lookup(METHODS, method, "resize_small: method")
 
     def apply(example: Example) -> Example:
-        sides = tf.cast(tf.shape(example["image"])[:2], tf.float32)
-        sides = tf.cast(tf.round(sides * (size / tf.reduce_min(sides))), tf.int32)
-        return {**example, "image": _resize(example["image"], sides, "area")}
+        sides = tf.shape(example["image"])[:2]
+        if method.startswith("pil_"):
+            sides = sides * size // tf.reduce_min(sides)
+        else:
+            sides = tf.cast(sides, tf.float32)
+            sides = tf.cast(tf.round(sides * (size / tf.reduce_min(sides))), tf.int32)
+        return {**example, "image": resize_image(example["image"], sides)}
 
     return apply
 
 
-def resize(target: Target) -> Op:
-    """The image resized to the target, bilinear without antialias, whatever its aspect."""
-
-    def apply(example: Example) -> Example:
-        return {**example, "image": _resize(example["image"], (target.height, target.width), "bilinear")}
-
-    return apply
+def resize(target: Target, method: str = "bilinear") -> Op:
+    """The image resized to the target, whatever its aspect."""
+    resize_image = resize_to(target, method)
+    return lambda example: {**example, "image": resize_image(example["image"])}
 
 
-def central_crop(target: Target) -> Op:
-    """The middle part of target size; of an odd rest the larger half lies below and to the right.
+def central_crop(target: Target, rounding: str = "floor") -> Op:
+    """The middle part of target size.
 
-    A side that is smaller than the target is left as it is: the loader refuses the image by name.
+    Half of an odd rest is rounded down for the part above and to the left of it, as in the code of
+    arXiv:2205.01580; with rounding="half_even" to the even neighbour, as by torchvision's CenterCrop. A side
+    that is smaller than the target is left as it is: the loader refuses the image by name.
     """
+    half = lookup({"floor": tf.floor, "half_even": tf.round}, rounding, "central_crop: rounding")
 
     def apply(example: Example) -> Example:
         size, room = _fit(example["image"], target)
-        return {**example, "image": _part(example["image"], room // 2, size)}
+        return {**example, "image": _part(example["image"], tf.cast(half(room / 2), tf.int32), size)}
 
     return apply
 
@@ -161,13 +86,26 @@ def central_crop(target: Target) -> Op:
 OPS: dict[str, Callable[..., Op]] = {
     "decode": decode,
     "inception_crop": inception_crop,
+    "random_resized_crop": random_resized_crop,
     "random_crop": random_crop,
-    "flip": flip,
     "resize_small": resize_small,
     "resize": resize,
     "central_crop": central_crop,
 }
-_DECODING = ("decode", "inception_crop")
+PIXEL_OPS: dict[str, Callable[..., PixelOp]] = {
+    "flip": flip,
+    "randaugment": randaugment,
+    "three_augment": three_augment,
+    "color_jitter": color_jitter,
+}
+_DECODING = ("decode", "inception_crop", "random_resized_crop")
+_SIZING = (  # what leaves the target's size
+    "inception_crop",
+    "random_resized_crop",
+    "random_crop",
+    "resize",
+    "central_crop",
+)
 
 
 def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
@@ -176,28 +114,64 @@ def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf
     Decoding comes first unless the first operation decodes. Each operation draws from the seed folded
     with its place in the string. Errors in the string are ConfigErrors that name the setting `where`.
     """
-    built: list[tuple[str, Any]] = op_strings.build(text, OPS, target, where=where)
+    built: list[tuple[str, Any]] = op_strings.build(text, OPS | PIXEL_OPS, target, where=where)
     names = [name for name, _ in built]
     if "decode" in names[1:]:
         raise ConfigError(f"{where}={text!r}: decode can only come first")
     first = [] if names[:1] and names[0] in _DECODING else [decode(target)]
+    stages = _stages(built, target)
 
     def apply(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         example = {"bytes": data, "seed": seed}
         for op in first:
             example = op(example)
-        for place, (_, op) in enumerate(built):
-            op_seed = tf.random.experimental.stateless_fold_in(seed, tf.constant(place, tf.int64))
-            example = op({**example, "seed": op_seed})
+        for stage in stages:
+            example = stage({**example, "seed": seed})
         return example["image"]
 
     return apply
 
 
-def _resize(image_HxWxC: tf.Tensor, size: Any, method: str) -> tf.Tensor:
-    image_HxWxC = tf.image.resize(image_HxWxC, size, method=method, antialias=False)
-    image_HxWxC = tf.cast(image_HxWxC, tf.float32)  # a resize to the same size keeps uint8
-    return tf.cast(tf.clip_by_value(image_HxWxC, 0.0, 255.0), tf.uint8)  # truncates
+def _stages(built: list[tuple[str, Any]], target: Target) -> list[Op]:
+    """The operations as functions of an example with the seed of the whole chain; pixel operations in a
+    row, after one that leaves the target's size, as one compiled function."""
+    stages: list[Op] = []
+    row: list[tuple[int, PixelOp]] = []
+    has_size = False
+    for place, (name, op) in enumerate(built):
+        if isinstance(op, PixelOp) and has_size:
+            row.append((place, op))
+            continue
+        if row:
+            stages.append(_compiled_stage(row, target))
+            row = []
+        stages.append(_stage(place, op))
+        has_size = name in _SIZING or (has_size and isinstance(op, PixelOp))
+    return [*stages, _compiled_stage(row, target)] if row else stages
+
+
+def _stage(place: int, op: Op | PixelOp) -> Op:
+    def apply(example: Example) -> Example:
+        seed = _fold(example["seed"], place)
+        if isinstance(op, PixelOp):
+            return {**example, "image": op.apply(example["image"], draw(op, seed))}
+        return op({**example, "seed": seed})
+
+    return apply
+
+
+def _compiled_stage(row: list[tuple[int, PixelOp]], target: Target) -> Op:
+    run = compiled([op for _, op in row], target)
+
+    def apply(example: Example) -> Example:
+        draws = [draw(op, _fold(example["seed"], place)) for place, op in row]
+        return {**example, "image": run(example["image"], draws)}
+
+    return apply
+
+
+def _fold(seed: tf.Tensor, place: int) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(seed, tf.constant(place, tf.int64))
 
 
 def _fit(image_HxWxC: tf.Tensor, target: Target) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,7 +1,7 @@
 """How the images of a family are prepared: what its files say, else what its authors did."""
 
-import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +11,55 @@ from vit_registers.interop.convert import Opened
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_SQUASHED = 0.0  # the whole image, whatever its aspect
+# Mean and deviation; the share of the resized image that the crop takes of a side; the way of resizing.
 _BY_FAMILY = {
-    "dinov2": _IMAGENET,
-    "deit": _IMAGENET,
-    "dino": _IMAGENET,
-    "clip": _CLIP,
-    "open_clip": _CLIP,
-    "timm": _HALF,  # augreg; timm's DeiT and DINOv2 have ImageNet's, and say so in config.json
-    "big_vision": _HALF,
-    "mup_vit": _HALF,
-    "transformers/dinov2": _IMAGENET,
-    "transformers/vit": _HALF,
-    "transformers/deit": _IMAGENET,
-    "transformers/clip": _CLIP,
+    "dinov2": (_IMAGENET, 7 / 8, "pil_bicubic"),
+    "deit": (_IMAGENET, 1.0, "pil_bicubic"),  # DeiT-III; DeiT of 2020 takes 7 / 8
+    "dino": (_IMAGENET, 7 / 8, "pil_bicubic"),
+    "clip": (_CLIP, 1.0, "pil_bicubic"),
+    "open_clip": (_CLIP, 1.0, "pil_bicubic"),
+    "timm": (_HALF, 0.9, "pil_bicubic"),  # augreg; DeiT and DINOv2 have others, and say so in config.json
+    "big_vision": (_HALF, 7 / 8, "area"),
+    "mup_vit": (_HALF, 7 / 8, "pil_bilinear"),
+    "transformers/dinov2": (_IMAGENET, 7 / 8, "pil_bicubic"),
+    "transformers/vit": (_HALF, _SQUASHED, "pil_bilinear"),
+    "transformers/deit": (_IMAGENET, 7 / 8, "pil_bicubic"),
+    "transformers/clip": (_CLIP, 1.0, "pil_bicubic"),
 }
 
 
 def preprocessing(opened: Opened, path: Path) -> tuple[Data, str]:
     """(the Data settings for evaluation, where its mean and standard deviation come from).
 
-    Images are resized so that the middle 7/8 are the model's size, and cropped. Where a file beside the
-    weights has a mean and deviation, those are taken.
+    Resizing and cropping are the family's at the model's image size. Where a file beside the weights has a
+    mean and deviation, or timm's crop_pct, those are taken.
     """
-    mean, std, origin = _normalization(opened, path)
-    height, width = opened.model.image_size
-    data = Data(
-        mean=mean,
-        std=std,
-        eval_batch_size=64,
-        batch_size=64,
-        eval_ops=f"resize_small({round(max(height, width) * 8 / 7)}) | central_crop",
-    )
-    if opened.model.channels != len(mean):
-        half = (0.5,) * opened.model.channels
-        data, origin = dataclasses.replace(data, mean=half, std=half), "assumed"
-    return data, origin
-
-
-def _normalization(opened: Opened, path: Path) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-    folder = path if path.is_dir() else path.parent
-    said: dict[str, Any] = opened.settings.get("pretrained_cfg", {})
-    said = said | opened.settings.get("preprocess_cfg", {})
-    if "model_type" in opened.settings and (folder / "preprocessor_config.json").is_file():
-        said = json.loads((folder / "preprocessor_config.json").read_text())
-    mean, std = said.get("mean", said.get("image_mean")), said.get("std", said.get("image_std"))
-    if mean and std:
-        return tuple(map(float, mean)), tuple(map(float, std)), "from the files"
+    said = _said(opened, path)
     found = opened.found
-    mean, std = _BY_FAMILY[f"transformers/{found.kind}" if found.kind else found.source]
-    return mean, std, f"assumed for {found.source}"
+    (mean, std), share, method = _BY_FAMILY[f"transformers/{found.kind}" if found.kind else found.source]
+    origin, share = f"assumed for {found.source}", said.get("crop_pct", share)
+    own_mean, own_std = said.get("mean", said.get("image_mean")), said.get("std", said.get("image_std"))
+    if own_mean and own_std:
+        mean, std, origin = tuple(map(float, own_mean)), tuple(map(float, own_std)), "from the files"
+    if opened.model.channels != len(mean):
+        mean, std, origin = *((0.5,) * opened.model.channels,) * 2, "assumed"
+    ops = eval_ops(opened.model.image_size, share, method)
+    return Data(mean=mean, std=std, eval_batch_size=64, batch_size=64, eval_ops=ops), origin
+
+
+def eval_ops(image_size: tuple[int, int], share: float, method: str) -> str:
+    """The operation string that resizes by `method` so that the crop is `share` of the longer side."""
+    if share == _SQUASHED:
+        return f"resize({method!r})"
+    rounding = "" if method == "area" else "(rounding='half_even')"
+    size = math.floor(max(image_size) / share)
+    return f"resize_small({size}, {method!r}) | central_crop{rounding}"
+
+
+def _said(opened: Opened, path: Path) -> dict[str, Any]:
+    """What the files beside the weights say of images."""
+    folder = path if path.is_dir() else path.parent
+    if "model_type" in opened.settings and (folder / "preprocessor_config.json").is_file():
+        return json.loads((folder / "preprocessor_config.json").read_text())
+    return opened.settings.get("pretrained_cfg", {}) | opened.settings.get("preprocess_cfg", {})

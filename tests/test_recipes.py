@@ -1,0 +1,95 @@
+"""Both recipes from JPEGs to a checkpoint: 50 steps at 224 px with a small model, as a user starts them."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vit_registers import recipes
+
+pytestmark = pytest.mark.slow
+
+ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample.zip"
+SMALL = (
+    "--config.model.width=64",
+    "--config.model.depth=2",
+    "--config.model.num_heads=4",
+    "--config.data.eval_split=val",
+    "--config.data.also_eval=()",
+    "--config.data.eval_batch_size=100",
+    "--config.run.eval_every_steps=50",
+    "--config.run.log_every_steps=1",
+    "--config.run.use_tensorboard=False",
+)
+STEPS = (
+    "--config.data.batch_size=40",
+    "--config.optimizer.warmup_steps=10",
+    "--config.run.total_epochs=None",
+    "--config.run.total_steps=50",
+)
+EPOCHS = (  # the rate is by the epoch, which has 10 steps
+    "--config.data.batch_size=100",
+    "--config.optimizer.warmup_epochs=1",
+    "--config.run.total_epochs=5",
+    "--config.run.eval_every_epochs=None",
+)
+RECIPES = {
+    "big_vision": ("configs/vit_s16_i1k.py:data=folder", *STEPS),
+    "fractal": ("configs/fractal_table.py:data=folder,k=2,mask=fractal", *STEPS),
+    "deit3": ("configs/registers_table.py:data=folder,registers=4", *EPOCHS),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """1,000 JPEGs of 1,000 classes, as a folder with the splits train and val."""
+    if not ARCHIVE.exists():
+        pytest.skip(f"{ARCHIVE.name} is not there: real images are tested only where they are")
+    root = tmp_path_factory.mktemp("imagenet")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        for name in archive.namelist():
+            if name.endswith(".JPEG"):
+                target = root / "train" / Path(name).name.split("_")[0] / f"{Path(name).stem}.jpeg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(name))
+    (root / "val").symlink_to(root / "train")
+    return root
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fifty_steps(name, images, run, tmp_path):
+    config, *settings = RECIPES[name]
+    work = tmp_path / "run"
+    code, _, err = run(
+        "train",
+        f"--config={config}",
+        *SMALL,
+        *settings,
+        f"--config.data.data_dir={images}",
+        f"--workdir={work}",
+    )
+    assert code == 0, err
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "train/loss" in line]
+    losses = np.array([line["train/loss"] for line in steps])
+    assert [line["step"] for line in steps] == list(range(1, 51))
+    assert np.isfinite(losses).all()
+    rates = [line["train/learning_rate"] for line in steps]
+    if name == "deit3":
+        assert losses[0] > 0.6 and losses[-5:].mean() < losses[0] - 0.02
+        assert len(set(rates)) == 4 and rates[0] == rates[19] == pytest.approx(1e-6)
+    else:
+        assert losses[0] == pytest.approx(np.log(1000), rel=1e-5)  # the head starts at zero
+        assert rates[0] == 0.0 and rates[10] == pytest.approx(1e-3)
+    result = json.loads((work / "result.json").read_text())
+    assert result["metrics"]["val/images"] == 1000
+    assert ("val_ema/top1" in result["metrics"]) == (name == "deit3")
+
+
+def test_both_variants_of_recipe_a_differ_in_settings_only():
+    ours, theirs = recipes.big_vision(), recipes.fractal()
+    assert ours.optimizer.weight_decay * ours.optimizer.learning_rate == pytest.approx(1e-4)
+    assert ours.data.batch_size == theirs.data.batch_size == 1024
+    assert ours.data.train_ops != theirs.data.train_ops

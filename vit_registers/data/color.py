@@ -1,0 +1,130 @@
+"""Pure functions on the colours of 8-bit images, shared by the operations. Imports TensorFlow.
+
+Shapes are static, and work along the flat rows of an image where that lets XLA vectorize it. XLA contracts
+a * b + c to one rounding (FMA) where TensorFlow's own kernels and PIL round twice: where that could show,
+it is said, or the sums are of whole numbers. No divided float here is near a whole number: what is
+truncated has 0.5 added to its numerator, which changes no result but makes it safe from rounding.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+_NUM_LEVELS = 256
+
+
+def blend(first: tf.Tensor | float, second: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
+    """first + factor * (second - first) in float32, clipped to [0, 255] and truncated, as uint8.
+
+    As PIL's Image.blend and the code of arXiv:2205.01580: factor 0 is the first image, 1 the second,
+    beyond 1 an exaggeration of the second. The images may be of any type and broadcast.
+    """
+    first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
+    # The minimum changes nothing; it keeps XLA from contracting to one rounding, which can cost a level.
+    change = tf.minimum(factor * (second - first), 1e9)
+    return tf.cast(tf.clip_by_value(first + change, 0.0, 255.0), tf.uint8)
+
+
+def gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
+    """gray_HxWx1, uint8: 0.2989 r + 0.587 g + 0.114 b of colours in [0, 1], times 255.5, truncated.
+
+    This is tf.image.rgb_to_grayscale; compiled, 26 of the 2^24 colours differ from it by one level. PIL's
+    gray (0.299 r, in 16-bit integers) is another: it differs by one level for a quarter of the colours.
+    """
+    r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.float32) * (1.0 / 255.0), axis=-1)
+    return tf.cast((0.2989 * r + 0.587 * g + 0.114 * b) * 255.5, tf.uint8)[..., None]
+
+
+def mean_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
+    """The mean over the image of 0.2989 r + 0.587 g + 0.114 b truncated to integers; a float32 scalar.
+
+    As torchvision's adjust_contrast has it for 8-bit tensors.
+    """
+    r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.float32), axis=-1)
+    gray_HxW = tf.cast((2989.0 * r + 5870.0 * g + 1140.0 * b + 0.5) / 10000.0, tf.int32)
+    return tf.cast(tf.reduce_sum(gray_HxW), tf.float32) / float(np.prod(gray_HxW.shape))
+
+
+def autocontrast(image_HxWxC: tf.Tensor) -> tf.Tensor:
+    """The image with the range [low, high] of each channel stretched to [0, 255]: (level - low) * 255 /
+    (high - low), truncated. A channel of one level stays.
+
+    PIL's ImageOps.autocontrast and the code of arXiv:2205.01580 compute level * scale + offset, whose
+    rounding loses a level for some whole numbers, among them 255 for `high`; here they are exact.
+    """
+    height, width, channels = image_HxWxC.shape
+    rows = tf.reshape(image_HxWxC, [height, width * channels])
+    low_C = tf.reduce_min(tf.reshape(tf.reduce_min(rows, 0), [width, channels]), 0)
+    high_C = tf.reduce_max(tf.reshape(tf.reduce_max(rows, 0), [width, channels]), 0)
+    low = tf.cast(tf.tile(low_C, [width]), tf.float32)
+    span = tf.cast(tf.tile(high_C - low_C, [width]), tf.float32)
+    stretched = ((tf.cast(rows, tf.float32) - low) * 255.0 + 0.5) / tf.maximum(span, 1.0)
+    return tf.reshape(tf.where(span > 0, tf.cast(stretched, tf.uint8), rows), image_HxWxC.shape)
+
+
+def equalize(image_HxWxC: tf.Tensor) -> tf.Tensor:
+    """The image with the histogram of each channel made flat, as by PIL's ImageOps.equalize.
+
+    With `step` the number of pixels that are not of the highest level, over 255: a level becomes the
+    number of pixels of lower levels over step, rounded; if step is 0, the channel stays.
+    """
+    channels = [tf.cast(channel, tf.int32) for channel in tf.unstack(image_HxWxC, axis=-1)]
+    table_CxL = _equalizing(tf.stack([_histogram(channel) for channel in channels]))
+    equalized = [tf.gather(table_CxL[c], channel) for c, channel in enumerate(channels)]
+    return tf.stack(equalized, axis=-1)
+
+
+def _histogram(level: tf.Tensor) -> tf.Tensor:
+    """count_L, int32. (tf.math.bincount would make XLA compile anew for every image.)"""
+    level_Nx1 = tf.reshape(level, [-1, 1])
+    return tf.scatter_nd(level_Nx1, tf.ones(level_Nx1.shape[:1], tf.int32), [_NUM_LEVELS])
+
+
+def _equalizing(count_CxL: tf.Tensor) -> tf.Tensor:
+    """The new levels, table_CxL, uint8."""
+    level_1xL = tf.range(_NUM_LEVELS)[None]
+    highest_Cx1 = tf.reduce_max(tf.where(count_CxL > 0, level_1xL, 0), 1, keepdims=True)
+    count_below_Cx1 = tf.reduce_sum(tf.where(level_1xL < highest_Cx1, count_CxL, 0), 1, keepdims=True)
+    step_Cx1 = count_below_Cx1 // 255
+
+    def flat() -> tf.Tensor:
+        below_CxL = tf.cumsum(count_CxL, axis=1, exclusive=True)
+        table_CxL = tf.minimum((below_CxL + step_Cx1 // 2) // tf.maximum(step_Cx1, 1), 255)
+        return tf.where(step_Cx1 > 0, table_CxL, level_1xL)
+
+    # tf.cond for another reason too: XLA would otherwise compute the table anew for every pixel
+    table_CxL = tf.cond(tf.reduce_any(step_Cx1 > 0), flat, lambda: level_1xL + tf.zeros_like(count_CxL))
+    return tf.cast(table_CxL, tf.uint8)
+
+
+def posterize(image_HxWxC: tf.Tensor, num_bits: int) -> tf.Tensor:
+    """The image with only the `num_bits` highest bits of each level kept."""
+    return tf.bitwise.bitwise_and(image_HxWxC, np.uint8(256 - 2 ** (8 - num_bits)))
+
+
+def solarize(image_HxWxC: tf.Tensor, threshold: int) -> tf.Tensor:
+    """The image with the levels from `threshold` (0 to 255) on inverted."""
+    return tf.where(image_HxWxC < np.uint8(threshold), image_HxWxC, 255 - image_HxWxC)
+
+
+def solarize_add(image_HxWxC: tf.Tensor, addition: int) -> tf.Tensor:
+    """The image with `addition` added to the levels below 128, up to 255."""
+    added_HxWxC = tf.minimum(tf.cast(image_HxWxC, tf.int32) + addition, 255)
+    return tf.where(image_HxWxC < 128, tf.cast(added_HxWxC, tf.uint8), image_HxWxC)
+
+
+def sharpen(image_HxWxC: tf.Tensor, factor: float) -> tf.Tensor:
+    """blend(smooth, image, factor): sharper for factors beyond 1. The pixels at the border stay.
+
+    `smooth` is the mean of a pixel with weight 5 and its 8 neighbours with weight 1, truncated, as in the
+    code of arXiv:2205.01580 (whose float sum loses a level for some whole numbers). PIL rounds it.
+    """
+    height, width, channels = image_HxWxC.shape
+    rows = tf.reshape(image_HxWxC, [height, width * channels])
+    level = tf.cast(rows, tf.int32)
+    inner = level[1:-1, channels:-channels]
+    sums = level[:-2] + level[1:-1] + level[2:]
+    sums = sums[:, : -2 * channels] + sums[:, channels:-channels] + sums[:, 2 * channels :] + 4 * inner
+    smooth = tf.floor((tf.cast(sums, tf.float32) + 0.5) / 13.0)
+    middle = [rows[1:-1, :channels], blend(smooth, inner, factor), rows[1:-1, -channels:]]
+    sharp = tf.concat([rows[:1], tf.concat(middle, 1), rows[-1:]], 0)
+    return tf.reshape(sharp, image_HxWxC.shape)
