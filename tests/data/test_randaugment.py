@@ -59,14 +59,15 @@ def run(function, name, image, draw=PLUS):
 
 
 def blended(dull, image, factor):
-    """In float32, rounded twice as in TensorFlow and PIL (XLA may round once)."""
     dull, image, factor = np.float32(dull), np.float32(image), np.float32(factor)
     return np.clip(dull + factor * (image - dull), 0, 255).astype(np.uint8)
 
 
 def autocontrast(image):
-    low, high = image.min((0, 1)).astype(int), image.max((0, 1)).astype(int)
-    return np.where(high > low, (image - low) * 255 // np.maximum(high - low, 1), image)
+    low, high = (np.float32(of(image, (0, 1))) for of in (np.min, np.max))
+    scale = np.float32(255) / np.maximum(high - low, 1)
+    stretched = np.clip(image.astype(np.float32) * scale - low * scale, 0, 255).astype(np.uint8)
+    return np.where(high > low, stretched, image)
 
 
 def sharpness(image):
@@ -125,18 +126,16 @@ EXACT = {
     "invert": by_pil(ImageOps.invert),
     "posterize": by_pil(lambda image: ImageOps.posterize(image, 4)),
     "solarize": by_pil(ImageOps.invert),  # the threshold 256 is 0 in 8 bits
+    "color": lambda image: blended(tf.image.rgb_to_grayscale(image), image, 1.9),
     "contrast": lambda image: blended(min(image[..., 0].size // 256, 255), image, 1.9),
     "brightness": by_pil(lambda image: ImageEnhance.Brightness(image).enhance(1.9)),
     "sharpness": sharpness,
     "solarize_add": lambda image: np.where(image < 128, image + np.uint8(110), image),
 }
-CLOSE = {  # by at most one level
-    # PIL and TensorFlow round level * scale + offset, which for some whole numbers falls short
-    "autocontrast": by_pil(ImageOps.autocontrast),
-    # FMA in the gray of 26 of the 2^24 colours
-    "color": lambda image: blended(tf.image.rgb_to_grayscale(image), image, 1.9),
-    # PIL rounds the smoothed image, which is here truncated
-    "sharpness": by_pil(lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),
+CLOSE = {  # to PIL, by at most one level
+    "autocontrast": by_pil(ImageOps.autocontrast),  # computed in float64
+    "color": by_pil(lambda image: ImageEnhance.Color(image).enhance(1.9)),  # of another gray
+    "sharpness": by_pil(lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),  # smooth is rounded
 }
 
 
@@ -150,14 +149,13 @@ def test_operation_is_exact(name, source, compiled, request):
 
 @pytest.mark.parametrize("source", ["drawn", "photos"])
 @pytest.mark.parametrize("name", CLOSE)
-def test_operation_is_within_one_level(name, source, compiled, request):
+def test_operation_is_within_one_level_of_pil(name, source, compiled, request):
     num_far = size = 0
     for image in request.getfixturevalue(source):
         far = abs(run(compiled(*image.shape[:2]), name, image).astype(int) - CLOSE[name](image))
         assert far.max() <= 1
         num_far, size = num_far + np.count_nonzero(far), size + far.size
     print(f"{name}, {source}: {num_far} of {size} levels differ by one")
-    assert num_far <= {"autocontrast": 0.25, "color": 1e-4, "sharpness": 0.6}[name] * size
 
 
 @pytest.mark.parametrize("source", ["drawn", "photos"])
@@ -189,17 +187,16 @@ def test_contrast_from_the_mean(source, compiled, request):
 
 
 @pytest.mark.parametrize("magnitude", [0, 5, 15, 20])
-def test_other_magnitudes(magnitude, drawn):
+def test_other_magnitudes(magnitude, drawn):  # not compiled
     noise, draw_2 = tf.constant(drawn[0]), tf.constant([PLUS, PLACE])
     level = magnitude / 10
     by_name = {name: op(noise, level, draw_2).numpy() for name, op in randaugment.OPERATIONS.items()}
-    bits = {0: 1, 5: 2, 15: 6, 20: 8}[magnitude]
+    bits = {0: 1, 5: 2, 15: 6, 20: 8}[magnitude]  # never 0
     np.testing.assert_array_equal(by_name["posterize"], drawn[0] >> (8 - bits) << (8 - bits))
     threshold = {0: 0, 5: 128, 15: 128, 20: 0}[magnitude]
     solarized = np.asarray(ImageOps.solarize(Image.fromarray(drawn[0]), threshold))
     np.testing.assert_array_equal(by_name["solarize"], solarized)
-    brighter = blended(0, drawn[0], level * 1.8 + 0.1)
-    np.testing.assert_array_equal(by_name["brightness"], brighter)
+    np.testing.assert_array_equal(by_name["brightness"], blended(0, drawn[0], level * 1.8 + 0.1))
     pixels = int(level * 100)
     np.testing.assert_array_equal(by_name["translate_x"], projected(drawn[0], (1, 0, pixels, 0, 1, 0)))
     np.testing.assert_array_equal(by_name["shear_y"], projected(drawn[0], (1, 0, 0, level * 0.3, 1, 0)))
@@ -207,20 +204,18 @@ def test_other_magnitudes(magnitude, drawn):
     np.testing.assert_array_equal(by_name["solarize_add"], added)
 
 
-def test_blend_is_pils_for_all_levels():
+@pytest.mark.parametrize("factor", [0.1, 1.36, 1.72, 1.9, 2.44])
+def test_blend_is_pils_for_all_levels(factor):
     first, second = (a.astype(np.uint8) for a in np.mgrid[:256, :256])
-    for factor in np.float32([1.9, 0.0, 0.1, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 0.123]):
-        expected = Image.blend(Image.fromarray(first), Image.fromarray(second), float(factor))
-        out = tf.function(color.blend, jit_compile=True)(first, second, factor)
-        np.testing.assert_array_equal(out, expected)
+    expected = Image.blend(Image.fromarray(first), Image.fromarray(second), factor)
+    out = tf.function(lambda a, b: color.blend(a, b, factor), jit_compile=True)(first, second)
+    np.testing.assert_array_equal(out, expected)
 
 
 def test_gray_is_tensorflows():
     colors = np.stack(np.mgrid[:256, :256:3, :256:5], -1).astype(np.uint8).reshape(256, -1, 3)
-    expected = tf.image.rgb_to_grayscale(colors).numpy()
-    far = abs(tf.function(color.gray, jit_compile=True)(colors).numpy().astype(int) - expected)
-    assert far.max() <= 1
-    assert far.sum() <= 10  # of a million
+    out = tf.function(color.gray, jit_compile=True)(colors)
+    np.testing.assert_array_equal(out, tf.image.rgb_to_grayscale(colors))
 
 
 def test_operations_come_one_after_the_other(drawn):

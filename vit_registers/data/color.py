@@ -1,9 +1,9 @@
 """Pure functions on the colours of 8-bit images, shared by the operations. Imports TensorFlow.
 
-Shapes are static, and work along the flat rows of an image where that lets XLA vectorize it. XLA contracts
-a * b + c to one rounding (FMA) where TensorFlow's own kernels and PIL round twice: where that could show,
-it is said, or the sums are of whole numbers. No divided float here is near a whole number: what is
-truncated has 0.5 added to its numerator, which changes no result but makes it safe from rounding.
+Shapes are static, and images are worked on as rows of width * channels levels where that lets XLA use vector
+instructions. Compiled, the results are bit for bit those of TensorFlow's own kernels, which round a * b + c
+twice (see `_product`), but for `sharpen`. A quotient of integers that is truncated has 0.5 added to its
+numerator: no result changes, and no rounding can bring it below a whole number.
 """
 
 import numpy as np
@@ -19,19 +19,25 @@ def blend(first: tf.Tensor | float, second: tf.Tensor, factor: float | tf.Tensor
     beyond 1 an exaggeration of the second. The images may be of any type and broadcast.
     """
     first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
-    # The minimum changes nothing; it keeps XLA from contracting to one rounding, which can cost a level.
-    change = tf.minimum(factor * (second - first), 1e9)
+    change = _product(factor, second - first)
     return tf.cast(tf.clip_by_value(first + change, 0.0, 255.0), tf.uint8)
+
+
+def _product(a: tf.Tensor | float, b: tf.Tensor) -> tf.Tensor:
+    """a * b, below 1e9, rounded. XLA would contract a * b + c to one rounding (FMA), which can change a
+    level; the minimum changes nothing but that."""
+    return tf.minimum(a * b, 1e9)
 
 
 def gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
     """gray_HxWx1, uint8: 0.2989 r + 0.587 g + 0.114 b of colours in [0, 1], times 255.5, truncated.
 
-    This is tf.image.rgb_to_grayscale; compiled, 26 of the 2^24 colours differ from it by one level. PIL's
-    gray (0.299 r, in 16-bit integers) is another: it differs by one level for a quarter of the colours.
+    This is tf.image.rgb_to_grayscale. PIL's gray (0.299 r, in 16-bit integers) is another: it differs by one
+    level for a quarter of the 2^24 colours.
     """
     r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.float32) * (1.0 / 255.0), axis=-1)
-    return tf.cast((0.2989 * r + 0.587 * g + 0.114 * b) * 255.5, tf.uint8)[..., None]
+    gray_HxW = _product(0.2989, r) + _product(0.587, g) + _product(0.114, b)
+    return tf.cast(gray_HxW * 255.5, tf.uint8)[..., None]
 
 
 def mean_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
@@ -45,19 +51,20 @@ def mean_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
 
 
 def autocontrast(image_HxWxC: tf.Tensor) -> tf.Tensor:
-    """The image with the range [low, high] of each channel stretched to [0, 255]: (level - low) * 255 /
-    (high - low), truncated. A channel of one level stays.
+    """The image with the range [low, high] of each channel stretched to [0, 255]: level * scale - low * scale
+    with scale = 255 / (high - low), in float32 and truncated. A channel of one level stays.
 
-    PIL's ImageOps.autocontrast and the code of arXiv:2205.01580 compute level * scale + offset, whose
-    rounding loses a level for some whole numbers, among them 255 for `high`; here they are exact.
+    As in the code of arXiv:2205.01580. PIL's ImageOps.autocontrast computes in float64. For some whole
+    numbers, `high` and its 255 among them, either can fall short of the exact value by one level.
     """
     height, width, channels = image_HxWxC.shape
     rows = tf.reshape(image_HxWxC, [height, width * channels])
     low_C = tf.reduce_min(tf.reshape(tf.reduce_min(rows, 0), [width, channels]), 0)
     high_C = tf.reduce_max(tf.reshape(tf.reduce_max(rows, 0), [width, channels]), 0)
-    low = tf.cast(tf.tile(low_C, [width]), tf.float32)
-    span = tf.cast(tf.tile(high_C - low_C, [width]), tf.float32)
-    stretched = ((tf.cast(rows, tf.float32) - low) * 255.0 + 0.5) / tf.maximum(span, 1.0)
+    low_C, span_C = tf.cast(low_C, tf.float32), tf.cast(high_C - low_C, tf.float32)
+    scale_C = 255.0 / tf.maximum(span_C, 1.0)
+    scale, offset, span = (tf.tile(a, [width]) for a in (scale_C, _product(low_C, scale_C), span_C))
+    stretched = tf.clip_by_value(_product(tf.cast(rows, tf.float32), scale) - offset, 0.0, 255.0)
     return tf.reshape(tf.where(span > 0, tf.cast(stretched, tf.uint8), rows), image_HxWxC.shape)
 
 
@@ -116,7 +123,8 @@ def sharpen(image_HxWxC: tf.Tensor, factor: float) -> tf.Tensor:
     """blend(smooth, image, factor): sharper for factors beyond 1. The pixels at the border stay.
 
     `smooth` is the mean of a pixel with weight 5 and its 8 neighbours with weight 1, truncated, as in the
-    code of arXiv:2205.01580 (whose float sum loses a level for some whole numbers). PIL rounds it.
+    code of arXiv:2205.01580, whose sum in float32 loses a level for some whole numbers (one in 400 levels of
+    a photograph ends up different). PIL rounds it.
     """
     height, width, channels = image_HxWxC.shape
     rows = tf.reshape(image_HxWxC, [height, width * channels])

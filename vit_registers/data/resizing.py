@@ -16,8 +16,7 @@ def _tensorflow(method: str) -> Resize:
 
     def apply(image_HxWxC: tf.Tensor, sides: tf.Tensor) -> tf.Tensor:
         image_HxWxC = tf.image.resize(image_HxWxC, sides, method=method, antialias=False)
-        image_HxWxC = tf.cast(image_HxWxC, tf.float32)  # a resize to the same size keeps uint8
-        return tf.cast(tf.clip_by_value(image_HxWxC, 0.0, 255.0), tf.uint8)
+        return tf.cast(image_HxWxC, tf.uint8)  # means of levels, so that nothing is to be clipped
 
     return apply
 
