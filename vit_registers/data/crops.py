@@ -1,6 +1,7 @@
 """Random parts of images, resized to the target. Imports TensorFlow."""
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -9,6 +10,7 @@ from vit_registers.data.op_strings import Target
 from vit_registers.data.resizing import resize_to
 from vit_registers.errors import ConfigError
 
+Range = tuple[float, float]  # least, most
 _ATTEMPTS = 10  # A in names
 
 
@@ -26,22 +28,12 @@ def inception_crop(
     Of a JPEG that is not decoded yet only the part is decoded. Resizing (resizing.py: METHODS) is bilinear
     without antialias by default, as in arXiv:2205.01580.
     """
-    check_ranges("inception_crop", area_min, area_max, aspect_min, aspect_max)
-
-    resize = resize_to(target, method)
-
-    def box(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return inception_box(shape, seed, (area_min, area_max), (aspect_min, aspect_max))
-
-    def apply(example: Example) -> Example:
-        return {**example, "image": resize(decode_part(example, box, target))}
-
-    return apply
+    return _crop(
+        "inception_crop", inception_box, target, (area_min, area_max), (aspect_min, aspect_max), method
+    )
 
 
-def inception_box(
-    shape: tf.Tensor, seed: tf.Tensor, areas: tuple[float, float], aspects: tuple[float, float]
-) -> tf.Tensor:
+def inception_box(shape: tf.Tensor, seed: tf.Tensor, areas: Range, aspects: Range) -> tf.Tensor:
     """y, x, height, width (int32) of a random part of an image of `shape`, by TensorFlow's
     sample_distorted_bounding_box.
 
@@ -75,21 +67,17 @@ def random_resized_crop(
     Of a JPEG that is not decoded yet only the part is decoded. Resizing (resizing.py: METHODS) is PIL's
     bicubic by default.
     """
-    check_ranges("random_resized_crop", area_min, area_max, aspect_min, aspect_max)
-    resize = resize_to(target, method)
-
-    def box(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return random_resized_box(shape, seed, (area_min, area_max), (aspect_min, aspect_max))
-
-    def apply(example: Example) -> Example:
-        return {**example, "image": resize(decode_part(example, box, target))}
-
-    return apply
+    return _crop(
+        "random_resized_crop",
+        random_resized_box,
+        target,
+        (area_min, area_max),
+        (aspect_min, aspect_max),
+        method,
+    )
 
 
-def random_resized_box(
-    shape: tf.Tensor, seed: tf.Tensor, areas: tuple[float, float], aspects: tuple[float, float]
-) -> tf.Tensor:
+def random_resized_box(shape: tf.Tensor, seed: tf.Tensor, areas: Range, aspects: Range) -> tf.Tensor:
     """y, x, height, width (int32) of a random part of an image of `shape`, by torchvision's sampler.
 
     The share of the area is uniform in `areas`, width / height log-uniform in `aspects`; sides are rounded
@@ -129,9 +117,18 @@ def _fitting_box(
     return tf.cast(tf.concat([start, size], 0), tf.int32)
 
 
-def check_ranges(name: str, area_min: float, area_max: float, aspect_min: float, aspect_max: float) -> None:
-    """Raises ConfigError where no part of an image could fit; `name` is the operation to name."""
-    if not 0 < area_min <= area_max <= 1:
-        raise ConfigError(f"{name}: area_min={area_min}, area_max={area_max}: want 0 < min <= max <= 1")
-    if not 0 < aspect_min <= aspect_max:
-        raise ConfigError(f"{name}: aspect_min={aspect_min}, aspect_max={aspect_max}: want 0 < min <= max")
+def _crop(name: str, sampler: Callable, target: Target, areas: Range, aspects: Range, method: str) -> Op:
+    """The operation `name`: parts that `sampler` draws, resized. Raises ConfigError where none could fit."""
+    if not 0 < areas[0] <= areas[1] <= 1:
+        raise ConfigError(f"{name}: area_min={areas[0]}, area_max={areas[1]}: want 0 < min <= max <= 1")
+    if not 0 < aspects[0] <= aspects[1]:
+        raise ConfigError(f"{name}: aspect_min={aspects[0]}, aspect_max={aspects[1]}: want 0 < min <= max")
+    resize = resize_to(target, method)
+
+    def box(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return sampler(shape, seed, areas, aspects)
+
+    def apply(example: Example) -> Example:
+        return {**example, "image": resize(decode_part(example, box, target))}
+
+    return apply
