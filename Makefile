@@ -27,7 +27,7 @@ demo: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m vit_registers.analyze mask --checkpoint=$(RUNS)/digits-fractal
 
 test: $(VENV)/ready-$(EXTRAS)
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m ruff format --check .

@@ -52,12 +52,14 @@ def _evaluated(run, work):
 
 
 def test_cifar10_jpegs(run, tmp_path):
-    _archive("cifar10-jpeg.zip").extractall(tmp_path / "images")
+    """Every fifth image of each class."""
+    archive = _archive("cifar10-jpeg.zip")
+    archive.extractall(tmp_path / "images", archive.namelist()[::5])
     args = ("--config=configs/cifar10.py:registers=4", "--config.model.patch_size=4")
     losses = _train(run, tmp_path / "images", tmp_path / "run", *args)
     assert losses[-20:].mean() < losses[:20].mean() - 0.4
     result = _evaluated(run, tmp_path / "run")
-    assert result["images"] == 10_000
+    assert result["images"] == 2_000
     assert result["top1"] > 0.3
 
 

@@ -12,27 +12,27 @@ from vit_registers import recipes
 pytestmark = pytest.mark.slow
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample.zip"
-NUM_IMAGES = 500  # of as many classes
+NUM_IMAGES = 200  # of as many classes
 SMALL = (
     "--config.model.width=64",
     "--config.model.depth=2",
     "--config.model.num_heads=4",
     "--config.data.eval_split=val",
     "--config.data.also_eval=()",
-    "--config.data.eval_batch_size=50",
+    "--config.data.eval_batch_size=20",
     f"--config.model.num_classes={NUM_IMAGES}",
     "--config.run.eval_every_steps=50",
     "--config.run.log_every_steps=1",
     "--config.run.use_tensorboard=False",
 )
 STEPS = (
-    "--config.data.batch_size=40",
+    "--config.data.batch_size=20",
     "--config.optimizer.warmup_steps=10",
     "--config.run.total_epochs=None",
     "--config.run.total_steps=50",
 )
 EPOCHS = (  # the rate is by the epoch, which has 10 steps
-    "--config.data.batch_size=50",
+    "--config.data.batch_size=20",
     "--config.data.mix_groups=5",
     "--config.optimizer.warmup_epochs=1",
     "--config.run.total_epochs=5",

@@ -1,7 +1,8 @@
 """PIL's Image.resize of 8-bit images, level for level, compiled by XLA. Imports TensorFlow.
 
-PIL resizes one axis after the other, each as sums of `taps` neighbouring rows with 22-bit integer weights
-rounded to 8 bits; so does this. Letters: I rows in, O rows out, T taps, V values in a row.
+PIL resizes one axis after the other, each as sums of neighbouring levels (taps) with 22-bit integer weights,
+rounded to 8 bits; so does this. Letters: V rows, I values in a row (of columns with C channels), J of their
+words of 4 values, O columns of the result, T taps.
 """
 
 from collections.abc import Callable
@@ -9,14 +10,12 @@ from collections.abc import Callable
 import tensorflow as tf
 
 _BITS = 22  # of the weights' fraction
-# XLA compiles anew for every shape (0.1 s), so sides are padded: of the image to one of 8 up to 512 and of 4
-# per octave beyond; of the result, which in training has one size, to multiples.
-_SIDES = [64 * k for k in range(1, 9)] + [2**e * k for e in range(7, 22) for k in (5, 6, 7, 8)]
+# XLA compiles anew for every shape (0.2 s), so sides are padded: of the image to 4 up to 512 and 2 per
+# octave beyond; of the result, which in training has one size, to multiples.
+_SIDES = [128, 256, 384] + [2**e * k for e in range(8, 22) for k in (2, 3)]
 _STEP = 32
 
-_TABLE = tf.TensorSpec([None, None], tf.int32)
-_INTS = tf.TensorSpec([None], tf.int32)
-_FLOATS, _FLOAT = tf.TensorSpec([None], tf.float64), tf.TensorSpec([], tf.float64)
+_TABLE, _INDEX = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None, None, None], tf.int32)
 
 
 def pil_resize(
@@ -30,37 +29,45 @@ def pil_resize(
     keeps the size; here its weights are 1 and 0, so that it changes nothing.
     """
 
-    @tf.function(jit_compile=True, autograph=False, input_signature=[_TABLE, _INTS, _FLOATS, _FLOAT])
-    def weigh(source_OxT: tf.Tensor, end_O: tf.Tensor, center_O: tf.Tensor, stretch: tf.Tensor) -> tf.Tensor:
+    @tf.function(jit_compile=True, autograph=False)
+    def weigh(
+        place_O: tf.Tensor, tap_T: tf.Tensor, size: tf.Tensor, out: tf.Tensor, channels: int
+    ) -> list[tf.Tensor]:
+        """word_OxCxT, shift_OxCxT and weight_OxT: where the levels are that each of `out` columns is the sum
+        of, among those of `size` columns, and how much each counts."""
+        ratio = tf.cast(size, tf.float64) / tf.cast(out, tf.float64)
+        stretch = tf.maximum(ratio, 1.0)
+        # XLA would contract a * b + c to one rounding (FMA); the minimum changes nothing but that
+        center_O = tf.minimum((tf.cast(place_O, tf.float64) + 0.5) * ratio, 1e9)
+        first_O = tf.maximum(tf.cast(center_O - radius * stretch + 0.5, tf.int32), 0)
+        end_O = tf.minimum(tf.cast(center_O + radius * stretch + 0.5, tf.int32), size)
+        source_OxT = first_O[:, None] + tap_T
         weight_OxT = kernel(tf.abs(tf.cast(source_OxT, tf.float64) - center_O[:, None] + 0.5) / stretch)
         weight_OxT = weight_OxT * tf.cast(source_OxT < end_O[:, None], tf.float64)
         weight_OxT = tf.math.divide_no_nan(weight_OxT, tf.reduce_sum(weight_OxT, 1, keepdims=True))
-        return tf.cast(weight_OxT * 2**_BITS + 0.5 * tf.sign(weight_OxT), tf.int32)
+        weight_OxT = tf.cast(weight_OxT * 2**_BITS + 0.5 * tf.sign(weight_OxT), tf.int32)
+        byte_OxCxT = tf.minimum(source_OxT, size - 1)[:, None] * channels + tf.range(channels)[:, None]
+        return [byte_OxCxT // 4, 8 * (byte_OxCxT % 4), weight_OxT]
 
-    def resize_rows(rows_IxV: tf.Tensor, size: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
-        """The first `size` rows to `out` rows, and some more that mean nothing."""
-        ratio = tf.cast(size, tf.float64) / tf.cast(out, tf.float64)
-        reach = radius * tf.maximum(ratio, 1.0)
-        center_O = (tf.cast(tf.range(_padded(out)), tf.float64) + 0.5) * ratio
-        # not compiled, as XLA computes twice what it needs twice, and may round it otherwise
-        first_O = tf.maximum(tf.cast(center_O - reach + 0.5, tf.int32), 0)
-        end_O = tf.minimum(tf.cast(center_O + reach + 0.5, tf.int32), size)
-        taps = 2 * tf.cast(tf.math.ceil(reach), tf.int32) + 1
-        source_OxT = first_O[:, None] + tf.range(taps)
-        weight_OxT = weigh(source_OxT, end_O, center_O, tf.maximum(ratio, 1.0))
-        return _combine(rows_IxV, tf.minimum(source_OxT, size - 1), weight_OxT)
+    def resize_columns(rows_VxI: tf.Tensor, channels: int, size: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
+        """The first `size` columns to `out`, and some more that mean nothing; transposed: (O and C)xV."""
+        # as many taps as the widest image of these padded sides needs: no further shapes
+        widest = tf.cast(tf.shape(rows_VxI)[1] // channels, tf.float64) / tf.cast(out, tf.float64)
+        taps = tf.cast(tf.math.ceil(2 * radius * tf.maximum(widest, 1.0)), tf.int32)
+        words_VxJ = tf.bitcast(tf.reshape(rows_VxI, [tf.shape(rows_VxI)[0], -1, 4]), tf.int32)
+        weights = weigh(tf.range(_padded(out)), tf.range(taps), size, out, channels)
+        return _combine(tf.transpose(words_VxJ), *weights)
 
     def apply(image_HxWxC: tf.Tensor, sides: tf.Tensor) -> tf.Tensor:
         height, width, _ = tf.unstack(tf.shape(image_HxWxC), num=3)
         channels = image_HxWxC.shape[-1]
         pad_height, pad_width = tf.unstack(tf.gather(_SIDES, tf.searchsorted(_SIDES, [height, width])))
-        out_width = _padded(sides[1])
-        rows = _extended(tf.reshape(image_HxWxC, [height, width * channels]), pad_height)
-        columns = tf.reshape(tf.transpose(rows), [width, channels * pad_height])
-        columns = resize_rows(_extended(columns, pad_width), width, sides[1])
-        rows = tf.transpose(tf.reshape(columns, [out_width * channels, pad_height]))
-        rows = resize_rows(rows, height, sides[0])
-        return tf.reshape(rows, [-1, out_width, channels])[: sides[0], : sides[1]]
+        rows = tf.reshape(image_HxWxC, [height, width * channels])
+        rows = tf.concat([rows, tf.zeros([height, (pad_width - width) * channels], tf.uint8)], 1)
+        rows = tf.concat([rows, tf.zeros([pad_height - height, pad_width * channels], tf.uint8)], 0)
+        columns = resize_columns(rows, channels, width, sides[1])
+        rows = resize_columns(columns, 1, height, sides[0])
+        return tf.reshape(rows, [tf.shape(rows)[0], -1, channels])[: sides[0], : sides[1]]
 
     return apply
 
@@ -77,22 +84,17 @@ def bicubic(distance: tf.Tensor) -> tf.Tensor:
     return tf.where(distance < 1.0, near, tf.where(distance < 2.0, far, tf.zeros_like(far)))
 
 
-@tf.function(
-    jit_compile=True,
-    autograph=False,
-    input_signature=[tf.TensorSpec([None, None], tf.uint8), _TABLE, _TABLE],
-)
-def _combine(rows_IxV: tf.Tensor, source_OxT: tf.Tensor, weight_OxT: tf.Tensor) -> tf.Tensor:
-    taken_OxTxV = tf.cast(tf.gather(rows_IxV, source_OxT), tf.int32)
-    sum_OxV = tf.reduce_sum(taken_OxTxV * weight_OxT[..., None], 1) + 2 ** (_BITS - 1)
-    return tf.cast(tf.clip_by_value(tf.bitwise.right_shift(sum_OxV, _BITS), 0, 255), tf.uint8)
+@tf.function(jit_compile=True, autograph=False, input_signature=[_TABLE, _INDEX, _INDEX, _TABLE])
+def _combine(
+    words_JxV: tf.Tensor, word_OxCxT: tf.Tensor, shift_OxCxT: tf.Tensor, weight_OxT: tf.Tensor
+) -> tf.Tensor:
+    """The sums (O and C in one)xV of levels that are bytes in words: TensorFlow transposes words far faster
+    than bytes. Where the bytes are is computed before, once, and not for every row."""
+    level_OxCxTxV = tf.bitwise.right_shift(tf.gather(words_JxV, word_OxCxT), shift_OxCxT[..., None]) & 255
+    sum_OxCxV = tf.reduce_sum(level_OxCxTxV * weight_OxT[:, None, :, None], 2) + 2 ** (_BITS - 1)
+    level_OxCxV = tf.cast(tf.clip_by_value(tf.bitwise.right_shift(sum_OxCxV, _BITS), 0, 255), tf.uint8)
+    return tf.reshape(level_OxCxV, [-1, tf.shape(words_JxV)[1]])
 
 
 def _padded(side: tf.Tensor) -> tf.Tensor:
     return (side + _STEP - 1) // _STEP * _STEP
-
-
-def _extended(rows_IxV: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-    """With rows of zeros below up to `number` of them: concat copies rows, where tf.pad would copy values."""
-    missing = tf.stack([number - tf.shape(rows_IxV)[0], tf.shape(rows_IxV)[1]])
-    return tf.concat([rows_IxV, tf.zeros(missing, tf.uint8)], 0)

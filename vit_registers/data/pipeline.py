@@ -128,7 +128,7 @@ class TfdataLoader:
         options = tf.data.Options()
         options.deterministic = True
         options.threading.max_intra_op_parallelism = 1  # images are parallel, not the work within one
-        dataset = decoded.unbatch().batch(local_size).prefetch(2).with_options(options)
+        dataset = decoded.rebatch(local_size).prefetch(2).with_options(options)
         try:
             for columns in dataset.as_numpy_iterator():
                 yield self._to_batch(columns, split, setting)
