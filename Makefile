@@ -18,13 +18,10 @@ $(VENV)/ready-$(EXTRAS): requirements.txt pyproject.toml
 demo: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m vit_registers.train --config=configs/digits.py:registers=4,steps=$(STEPS) --workdir=$(RUNS)/digits-registers
 	$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-registers
-	$(PY) -m vit_registers.analyze curves --checkpoint=$(RUNS)/digits-registers
-	$(PY) -m vit_registers.analyze attention --checkpoint=$(RUNS)/digits-registers
 	$(PY) -m vit_registers.train --config=configs/digits.py:mask=fractal,k=2,steps=$(STEPS) --workdir=$(RUNS)/digits-fractal
 	$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-fractal
-	$(PY) -m vit_registers.analyze curves --checkpoint=$(RUNS)/digits-fractal
-	$(PY) -m vit_registers.analyze attention --checkpoint=$(RUNS)/digits-fractal
-	$(PY) -m vit_registers.analyze mask --checkpoint=$(RUNS)/digits-fractal
+	$(PY) -m vit_registers.analyze all --checkpoint=$(RUNS)/digits-registers --checkpoint=$(RUNS)/digits-fractal \
+	  --out=$(RUNS)/report
 
 test: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m pytest -n 2 --dist worksteal

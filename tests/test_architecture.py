@@ -31,6 +31,16 @@ ALLOWED = {
     },
     "interop": {"errors", "config", "models", "interop"},
     "checkpointed": {"errors", "config", "models", "training", "interop"},
+    "subjects": {
+        "errors",
+        "config",
+        "models",
+        "data",
+        "training",
+        "interop",
+        "analysis",
+        "checkpointed",
+    },
     "cli": {"errors", "config"},
     "recipes": {"errors", "config"},
     "analysis": {

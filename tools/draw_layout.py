@@ -10,8 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vit_registers import cli
-from vit_registers.analysis import report
-from vit_registers.analyze import token_groups
+from vit_registers.analysis import pictures
 from vit_registers.errors import ConfigError
 from vit_registers.models.masks import build_mask, owners
 from vit_registers.models.vit import token_layout
@@ -39,7 +38,7 @@ def main() -> None:
             np.full(grid[0] * grid[1], EVERYWHERE) if is_coarser else owners(reference, grid) % EVERYWHERE
         )
         levels.append(("patches" if grid == layout.patch_grid else "summaries", colors.reshape(grid)))
-    report.draw_layout(levels, mask_TxT, token_groups(layout), Path(flags.FLAGS.out))
+    pictures.save(pictures.draw_layout(levels, mask_TxT, layout.level_groups), Path(flags.FLAGS.out))
     print(flags.FLAGS.out)
 
 

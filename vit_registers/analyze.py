@@ -1,125 +1,110 @@
-"""Draws what a run has learned, from its run folder.
+"""The papers' experiments on any checkpoint and any images: a table, a figure and a JSON file each.
 
-    python -m vit_registers.analyze curves --checkpoint=runs/digits     losses and accuracies over steps
-    python -m vit_registers.analyze attention --checkpoint=runs/digits  where the extra tokens look
-    python -m vit_registers.analyze mask --checkpoint=runs/digits       who may attend to whom
+    python -m vit_registers.analyze --list                                      # what there is
+    python -m vit_registers.analyze norms --checkpoint=runs/digits              # on the run's own evaluation
+    split python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
-Pictures go to RUN/figures, or to --out; --config.data... changes the data that `attention` looks at.
+A checkpoint is a run folder, runs/digits@STEP for one of its steps, or weights of others. --data is a folder
+of images (classes are the folders that they lie in), NAME:SPLIT of TFDS, or digits:test. Several checkpoints
+stand side by side. Features are kept in OUT/features and used again while nothing has changed; a stopped
+command goes on where it was.
 """
 
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import checkpointed, cli
+from vit_registers import cli, subjects
 from vit_registers import config as config_lib
-from vit_registers.analysis import features, report
-from vit_registers.analysis.attention import attention_maps
+from vit_registers.analysis import write
+from vit_registers.analysis.experiments.listed import EXPERIMENTS
+from vit_registers.analysis.outliers import find
+from vit_registers.analysis.section import Section
+from vit_registers.analysis.subject import Options
 from vit_registers.config import lookup
-from vit_registers.data.loaders import open_data
-from vit_registers.errors import ConfigError
-from vit_registers.models.tokens import TokenLayout
-from vit_registers.models.vit import static_attention, token_layout
-from vit_registers.training import sharding
+from vit_registers.errors import ConfigError, UserError
 
-NUM_IMAGES = 6
-Overrides = Mapping[str, object]
+ALL = "all"
 
 
-def curves(run: str, step: int | None, out: Path, overrides: Overrides) -> Path:
-    """Draws the losses and accuracies of the run."""
-    del step, overrides
-    path = out / "curves.png"
-    report.draw_curves(report.read_metrics(Path(run).expanduser() / "metrics.jsonl"), path)
-    return path
+def analyze(
+    names: list[str], opened: list[subjects.Opened], options: Options, out: Path
+) -> list[write.Entry]:
+    """Runs the experiments on all models that can answer them; writes each one's folder under `out`."""
+    found = {}
+    for one in opened:
+        asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.layout)]
+        features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
+        found[one.name] = subjects.extract(one, tuple(features), out, options)
+    entries = []
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        lacking = {one.name: experiment.lacking(one.layout) for one in opened}
+        able = [found[key] for key, missing in lacking.items() if not missing]
+        gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
+        section = experiment.measure(able, options) if able else Section(definition="Not measured.")
+        section.gaps[:0] = gaps
+        entries.append(write.Entry(name, experiment.question, experiment.answers, section))
+        write.write_entry(entries[-1], out)
+    return entries
 
 
-def attention(run: str, step: int | None, out: Path, overrides: Overrides) -> Path:
-    """Draws the last block's attention to the patches, mean over heads, of the extra tokens."""
-    step, config = checkpointed.read_config(run, step, overrides)
-    model = checkpointed.load_run(run, step=step)
-    loader = open_data(config)
-    layout = sharding.batch_sharding(sharding.make_mesh(config.mesh))
-    batch = jax.device_get(next(iter(loader.eval_batches(config.data.eval_split, layout))))
-    images = batch.image_BxHxWxC[:NUM_IMAGES]
-    tokens = model.layout_for(images.shape[1:3])
-    mask_TxT, bias_NxTxT = static_attention(config.model, tokens)
-    inputs = features.attention_inputs(model, images, mean=config.data.mean, std=config.data.std)
-    maps = {
-        name: attention_maps(
-            inputs.q_BxTxNxK, inputs.k_BxTxNxK, tokens, tokens=where, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT
-        ).mean(axis=(1, 2))
-        for name, where in extra_tokens(tokens).items()
-    }
-    if not maps:
-        raise ConfigError(f"{run} has no cls, registers or summaries whose attention could be drawn")
-    captions = [f"is {loader.class_names[label]}" for label in batch.label_B[:NUM_IMAGES]]
-    if inputs.logits_BxY is not None and inputs.logits_BxY.shape[-1] == loader.num_classes:
-        answers = inputs.logits_BxY.argmax(axis=-1)
-        captions = [
-            f"{caption}, answer {loader.class_names[i]}" for caption, i in zip(captions, answers, strict=True)
-        ]
-    path = out / f"attention-{step}.png"
-    report.draw_attention(images, captions, maps, path)
-    return path
+def show_list() -> None:
+    """Prints all experiments, and which figures and tables they answer."""
+    width = max(map(len, EXPERIMENTS))
+    for name, experiment in EXPERIMENTS.items():
+        print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
 
 
-def mask(run: str, step: int | None, out: Path, overrides: Overrides) -> Path:
-    """Draws the attention mask of the run's model."""
-    _, config = checkpointed.read_config(run, step, overrides)
-    layout = token_layout(config.model)
-    mask_TxT, _ = static_attention(config.model, layout)
-    if mask_TxT is None:
-        raise ConfigError(f"{run} was trained with model.mask='none': there is no mask to draw")
-    path = out / "mask.png"
-    report.draw_mask(mask_TxT, token_groups(layout), path, title=f"mask '{config.model.mask}'")
-    return path
-
-
-def extra_tokens(layout: TokenLayout) -> dict[str, slice]:
-    """cls, each register, and each summary level by its grid."""
-    groups = {"cls": layout.cls} if layout.has_cls else {}
-    start = layout.registers.start
-    groups |= {f"register {i}": slice(start + i, start + i + 1) for i in range(layout.num_registers)}
-    for (rows, columns), where in zip(layout.summary_grids, layout.grid_slices, strict=False):
-        groups[f"summary {rows} x {columns}"] = where
-    return groups
-
-
-def token_groups(layout: TokenLayout) -> dict[str, slice]:
-    """All groups that a layout has, in order."""
-    groups = {"cls": layout.cls} if layout.has_cls else {}
-    if layout.num_registers:
-        groups["registers"] = layout.registers
-    names = [f"summary {rows} x {columns}" for rows, columns in layout.summary_grids]
-    return groups | dict(zip([*names, "patches"], layout.grid_slices, strict=True))
-
-
-EXPERIMENTS: dict[str, Callable[[str, int | None, Path, Overrides], Path]] = {
-    "curves": curves,
-    "attention": attention,
-    "mask": mask,
-}
-
-
-def main(experiment: str) -> None:
+def main(name: str) -> None:
     """The command line, after the name of the experiment."""
     values = flags.FLAGS
-    draw = lookup(EXPERIMENTS, experiment, "experiment")
-    out = cli.writable_folder(values.out or f"{values.checkpoint}/figures", "--out")
+    if values.list:
+        show_list()
+        return
+    if not name:
+        raise ConfigError(f"say which experiment: {', '.join([ALL, *EXPERIMENTS])}; --list tells them apart")
+    if name != ALL:
+        lookup(EXPERIMENTS, name, "experiment")
+    if not values.checkpoint:
+        raise ConfigError("--checkpoint is missing: a run folder, or weights of others; several may be given")
+    if jax.process_count() > 1:
+        raise ConfigError("analyze runs on one machine, on all of its devices")
+    find(np.array([[0.0, 1.0]]), values.rule)  # a rule that cannot be is refused before anything is computed
+    options = Options(rule=values.rule, num_examples=values.examples)
+    out = cli.writable_folder(values.out or subjects.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
-    print(draw(values.checkpoint, values.step, out, overrides))
+    opened = subjects.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
+    entries = analyze(list(EXPERIMENTS) if name == ALL else [name], opened, options, out)
+    if name == ALL:
+        about = {one.name: one.describe() for one in opened}
+        path = write.write_report(entries, out, title="Registers, dissected", about=about)
+        print(f"{path}\n{out / 'report.md'}")
+        return
+    (entry,) = entries
+    for gap in entry.section.gaps:
+        print(f"gap: {gap}")
+    print(out / name)
+    if entry.section.gaps and not entry.section.tables:
+        raise UserError(f"{name} could not be measured on any of the checkpoints")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "Run folder.")
-    flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest intact one if not given.")
-    flags.DEFINE_string("out", None, "Folder for the pictures; RUN/figures if not given.")
+    flags.DEFINE_multi_string(
+        "checkpoint", None, "Run folder, RUN@STEP, or weights of others; may be repeated."
+    )
+    flags.DEFINE_string(
+        "data", None, "Folder of images, or NAME:SPLIT; by default the run's evaluation split."
+    )
+    flags.DEFINE_integer("num_images", None, "Only the first so many images.", lower_bound=1)
+    flags.DEFINE_string("out", None, "Folder for results; RUN/analysis if not given.")
+    flags.DEFINE_string("rule", Options.rule, "Outliers: absolute:150, quantile:0.98, std:3 or valley.")
+    flags.DEFINE_integer("examples", Options.num_examples, "How many images pictures show.", lower_bound=1)
+    flags.DEFINE_bool("list", False, "Print what experiments there are.")
     config_flags.DEFINE_config_dict("config", config_lib.to_config_dict(config_lib.Config()))
-    flags.mark_flags_as_required(["checkpoint"])
-    name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
-    cli.run(lambda: main(name))
+    first = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+    cli.run(lambda: main(first))

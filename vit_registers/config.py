@@ -72,7 +72,7 @@ class Data:
     """Where images come from and what is done to them. Images are 8-bit until they are on the device."""
 
     loader: str = "tfdata"  # tfdata | memory (resident on the accelerator, no TensorFlow)
-    name: str = "imagenet2012"  # a TFDS name; digits (embedded); folder (root/<split>/<class>/*.jpg)
+    name: str = "imagenet2012"  # a TFDS name; digits (embedded); folder, images (data/folder.py)
     data_dir: str | None = None  # TFDS data_dir, or the root of the folder; None: TFDS's own default
     train_split: str = "train"
     eval_split: str = "validation"

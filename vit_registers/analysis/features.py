@@ -1,39 +1,215 @@
-"""The only file of the analysis that runs a model: images -> arrays."""
+"""The only file of the analysis that runs a model: images -> features on disk, batch by batch."""
 
-import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_registers.data.batch import normalize
-from vit_registers.models.vit import ViT
+from vit_registers.analysis.severity import neighbour_cosine
+from vit_registers.analysis.store import VALID, Store, Writer
+from vit_registers.data.batch import Batch, normalize
+from vit_registers.models.attention import attention_weights
+from vit_registers.models.tokens import TokenLayout
+from vit_registers.models.vit import Outputs, ViT, static_attention
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionInputs:
-    """What the attention of one block sees, and what the model answers; float32 numpy."""
+class Forward(NamedTuple):
+    """One forward pass of a batch: what a feature is computed from."""
 
-    q_BxTxNxK: np.ndarray
-    k_BxTxNxK: np.ndarray
-    logits_BxY: np.ndarray | None  # None: the model has no head
+    model: ViT
+    out: Outputs
+    layout: TokenLayout
+
+    @property
+    def resid_LxBxTxD(self) -> tuple[jax.Array, ...]:
+        """What goes into the first block, then what each block leaves; L is depth + 1."""
+        return self.out.taps["resid"]
+
+    def weights_BxNxTxT(self, block: int) -> jax.Array:
+        """The attention weights of a block, float32. XLA shares them with the forward pass."""
+        mask_TxT, bias_NxTxT = static_attention(self.model.model, self.layout)
+        q, k = self.out.taps["q"][block], self.out.taps["k"][block]
+        return attention_weights(q, k, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
 
 
-def attention_inputs(
+def norms_LxT(forward: Forward) -> jax.Array:
+    """L2 norms of all tokens, before the first block and after each, before the final norm: BxLxT."""
+    norms = [jnp.linalg.norm(r.astype(jnp.float32), axis=-1) for r in forward.resid_LxBxTxD]
+    return jnp.stack(norms, axis=1)
+
+
+def final_norms_T(forward: Forward) -> jax.Array:
+    """L2 norms of all tokens after the final norm: BxT."""
+    out = forward.out
+    cls = None if out.cls is None else out.cls[:, None]
+    groups = [g for g in (cls, out.registers, out.summaries, out.patches) if g is not None]
+    return jnp.linalg.norm(jnp.concatenate(groups, axis=1).astype(jnp.float32), axis=-1)
+
+
+def attention_NxExT(forward: Forward) -> jax.Array:
+    """Attention of cls and each register (E queries) to all tokens in the last block: BxNxExT."""
+    return forward.weights_BxNxTxT(-1)[:, :, : forward.layout.registers.stop]
+
+
+def mass_LxGxG(forward: Forward) -> jax.Array:
+    """Attention from each token group to each, per block, mean over heads and queries: BxLxGxG."""
+    groups = tuple(forward.layout.groups.values())
+    blocks = []
+    for block in range(len(forward.model.blocks)):
+        weights = forward.weights_BxNxTxT(block)
+        to_BxTxG = jnp.stack([weights[..., where].sum(-1).mean(1) for where in groups], axis=-1)
+        blocks.append(jnp.stack([to_BxTxG[:, where].mean(1) for where in groups], axis=1))
+    return jnp.stack(blocks, axis=1)
+
+
+def entropy_LxG(forward: Forward) -> jax.Array:
+    """Entropy of each token group's attention, per block, in nats, mean over heads and queries: BxLxG."""
+    groups = tuple(forward.layout.groups.values())
+    blocks = []
+    for block in range(len(forward.model.blocks)):
+        entropy_BxT = jax.scipy.special.entr(forward.weights_BxNxTxT(block)).sum(-1).mean(1)
+        blocks.append(jnp.stack([entropy_BxT[:, where].mean(1) for where in groups], axis=1))
+    return jnp.stack(blocks, axis=1)
+
+
+def embed_PxD(forward: Forward) -> jax.Array:
+    """What leaves the patch embedding, before positions are added: BxPxD."""
+    return forward.out.taps["embed"].astype(jnp.float32)
+
+
+def patches_PxD(forward: Forward) -> jax.Array:
+    """The patches after the last block and before the final norm: BxPxD."""
+    return forward.resid_LxBxTxD[-1][:, forward.layout.patches].astype(jnp.float32)
+
+
+def cls_LxD(forward: Forward) -> jax.Array:
+    """cls before the first block and after each: BxLxD."""
+    return jnp.stack([r[:, 0].astype(jnp.float32) for r in forward.resid_LxBxTxD], axis=1)
+
+
+def register_hidden_2xRxD(forward: Forward) -> jax.Array:
+    """Registers as they go into the last block, before and after its first norm: Bx2xRxD."""
+    hidden = forward.resid_LxBxTxD[-2]
+    normed = forward.model.blocks[-1].norm1(hidden)
+    where = forward.layout.registers
+    return jnp.stack([hidden[:, where].astype(jnp.float32), normed[:, where].astype(jnp.float32)], axis=1)
+
+
+def terms_ExD(forward: Forward) -> jax.Array:
+    """What cls is the sum of after the attention of the last block, before its MLP: BxExD, in the order of
+    Subject.term_names.
+
+    One term for each token group that cls attends to (itself among them), after the output projection and
+    LayerScale; the projection's bias; and the skip connection (arXiv:2505.05892, equations 3 to 6).
+    """
+    block, layout = forward.model.blocks[-1], forward.layout
+    weights_BxNxT, v_BxTxNxK = forward.weights_BxNxTxT(-1)[:, :, 0], forward.out.taps["v"][-1]
+    project = block.attn.out
+    terms = []
+    for where in layout.groups.values():
+        head_BxNxK = jnp.einsum(
+            "bnt,btnk->bnk", weights_BxNxT[..., where], v_BxTxNxK[:, where].astype(jnp.float32)
+        )
+        terms.append(jnp.einsum("bnk,nkd->bd", head_BxNxK, project.kernel[...]))
+    bias_D = jnp.zeros(terms[0].shape[-1]) if project.bias is None else project.bias[...]
+    terms.append(jnp.broadcast_to(bias_D, terms[0].shape))
+    terms_BxExD = jnp.stack(terms, axis=1)
+    if block.ls1 is not None:
+        terms_BxExD *= block.ls1.gamma[...].reshape(1, 1, -1)
+    skip_Bx1xD = forward.resid_LxBxTxD[-2][:, :1].astype(jnp.float32)
+    return jnp.concatenate([terms_BxExD, skip_Bx1xD], axis=1)
+
+
+class Feature(NamedTuple):
+    """How a feature is computed on the devices, which token group it needs, and what is made of it after."""
+
+    compute: Callable[[Forward], jax.Array]
+    needs: str | None = None
+    finish: Callable[[np.ndarray, TokenLayout], np.ndarray] = lambda values, layout: values
+
+
+def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
+    """`neighbour_cosine` as float32, NaN where there is no neighbour: Bx4xP."""
+    found = neighbour_cosine(feature_BxPxD, layout.patch_grid)
+    return np.where(found.is_valid_Bx4xP, found.cosine_Bx4xP, np.nan).astype(np.float32)
+
+
+FEATURES: dict[str, Feature] = {
+    "norms_LxT": Feature(norms_LxT),
+    "final_norms_T": Feature(final_norms_T),
+    "attention_NxExT": Feature(attention_NxExT),
+    "mass_LxGxG": Feature(mass_LxGxG),
+    "entropy_LxG": Feature(entropy_LxG),
+    "embed_cosine_4xP": Feature(embed_PxD, finish=_neighbours),
+    "output_cosine_4xP": Feature(patches_PxD, finish=_neighbours),
+    "patches_PxD": Feature(patches_PxD),
+    "cls_LxD": Feature(cls_LxD, needs="cls"),
+    "terms_ExD": Feature(terms_ExD, needs="cls"),
+    "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers"),
+}
+
+
+def extract(
     model: ViT,
-    image_BxHxWxC: np.ndarray,
+    batches: Iterator[Batch],
+    store: Store,
+    names: tuple[str, ...],
     *,
+    image_size: tuple[int, int],
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    block: int = -1,
-) -> AttentionInputs:
-    """The queries and keys of one block for 8-bit images; the last block by default."""
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Completes the features `names` of the store from all batches of the data set, in its order.
+
+    Each batch is written as soon as it is there, while the next one is computed; what a stopped run has
+    written is not computed again. `progress` is told how many images of how many are done.
+    """
+    names = store.missing((VALID, "label", *names))
+    if not names:
+        return
+
+    layout = model.layout_for(image_size)
 
     @nnx.jit
-    def forward(model: ViT, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        out = model(normalize(image, mean=mean, std=std))
-        return out.taps["q"][block], out.taps["k"][block], out.logits
+    def compute(model: ViT, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
+        out = model(normalize(image_BxHxWxC, mean=mean, std=std))
+        forward = Forward(model, out, layout)
+        return {name: FEATURES[name].compute(forward) for name in names if name in FEATURES}
 
-    out = forward(model, image_BxHxWxC)
-    q, k, logits = (None if x is None else np.asarray(x, np.float32) for x in out)
-    return AttentionInputs(q_BxTxNxK=q, k_BxTxNxK=k, logits_BxY=logits)
+    with store.writer(names) as writer:
+        begun, pending = 0, None
+        for batch in batches:
+            skipped = max(writer.num_done - begun, 0) if pending is None else 0
+            begun += len(batch.label_B)
+            if skipped >= len(batch.label_B):
+                continue
+            computed = compute(model, batch.image_BxHxWxC) | {VALID: batch.mask_B, "label": batch.label_B}
+            computed = {name: value[skipped:] for name, value in computed.items()} if skipped else computed
+            if pending is not None:
+                _write(writer, pending, store, layout, progress)
+            pending = computed
+            if begun >= store.num_images:
+                break
+        if pending is not None:
+            _write(writer, pending, store, layout, progress)
+
+
+def _write(
+    writer: Writer,
+    computed: Mapping[str, jax.Array],
+    store: Store,
+    layout: TokenLayout,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Appends a batch, without the padding of the last one."""
+    size = store.num_images - writer.num_done
+    if size > 0:
+        arrays = {name: np.asarray(value)[:size] for name, value in computed.items()}
+        for name in arrays.keys() & FEATURES.keys():
+            arrays[name] = FEATURES[name].finish(arrays[name], layout)
+        writer.append(arrays)
+        progress(writer.num_done, store.num_images)

@@ -1,4 +1,7 @@
-"""Plain image folders, root/<split>/<class>/*.jpg: the list of files and labels. No TensorFlow."""
+"""Plain image folders: the list of files and labels. No TensorFlow.
+
+data.name='folder' is root/<split>/<class>/*.jpg; 'images' is all images under a folder, at any depth.
+"""
 
 import os
 from pathlib import Path
@@ -9,6 +12,7 @@ from vit_registers.config import Config, nearest
 from vit_registers.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # in any case
+ALL = "all"  # the one split of 'images'
 _LAYOUT = "want root/<split>/<class>/*.jpg (or jpeg, png)"
 
 
@@ -69,11 +73,39 @@ class Folder:
         return paths, np.asarray(labels, np.int32)
 
 
+class ImageTree(Folder):
+    """All images under `root`, at any depth, as the split 'all'; for looking at, not for training.
+
+    Their class is the folder that they lie in, relative to the root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Lists the images. Raises DataError when there are none."""
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder of images")
+        paths = sorted(
+            str((Path(folder) / file).relative_to(root))
+            for folder, _, files in os.walk(root)
+            for file in files
+            if file.lower().endswith(SUFFIXES)
+        )
+        if not paths:
+            raise DataError(f"no images (jpg, jpeg, png) under {root}")
+        self.root, self.splits = root, [ALL]
+        self.class_names = tuple(sorted({str(Path(path).parent) for path in paths}))
+        number = {name: i for i, name in enumerate(self.class_names)}
+        label_N = np.array([number[str(Path(path).parent)] for path in paths], np.int32)
+        self._lists = {ALL: (paths, label_N)}
+
+
+FOLDERS: dict[str, type[Folder]] = {"folder": Folder, "images": ImageTree}
+
+
 def open_folder(config: Config) -> Folder:
     """The folder that data.data_dir names. Raises ConfigError when it is unset, DataError as in Folder."""
     if config.data.data_dir is None:
-        raise ConfigError(f"data.name='folder' needs data.data_dir: {_LAYOUT}")
-    return Folder(Path(config.data.data_dir).expanduser())
+        raise ConfigError(f"data.name={config.data.name!r} needs data.data_dir: {_LAYOUT}")
+    return FOLDERS[config.data.name](Path(config.data.data_dir).expanduser())
 
 
 def _folders(path: Path) -> list[str]:

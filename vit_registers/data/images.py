@@ -10,7 +10,7 @@ from PIL import Image
 from vit_registers.config import Config, nearest
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.digits import arrays
-from vit_registers.data.folder import Folder, open_folder
+from vit_registers.data.folder import FOLDERS, Folder, open_folder
 from vit_registers.data.op_strings import Target
 from vit_registers.errors import DataError
 
@@ -110,7 +110,7 @@ def open_source(config: Config) -> Source:
     """The data set data.name. Raises DataError or ConfigError when there is none."""
     if config.data.name == "digits":
         return DigitsSource()
-    if config.data.name == "folder":
+    if config.data.name in FOLDERS:
         return FolderSource(open_folder(config))
     return TfdsSource(config)
 

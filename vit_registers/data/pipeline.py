@@ -17,7 +17,7 @@ from vit_registers.data import batch as batch_lib
 from vit_registers.data import ops, order, streams
 from vit_registers.data.batch import Batch
 from vit_registers.data.broken import BrokenImages
-from vit_registers.data.folder import open_folder
+from vit_registers.data.folder import FOLDERS, open_folder
 from vit_registers.data.op_strings import Target
 from vit_registers.data.streams import CHUNK, Chunk, Share
 from vit_registers.data.tfds_source import MAX_LABELS, TfdsData, open_tfds
@@ -40,7 +40,7 @@ class TfdataLoader:
         self._open: weakref.WeakSet[Iterator[Batch]] = weakref.WeakSet()
         # TensorFlow's threads call Python to read array_record files: left running, they would hang its exit.
         weakref.finalize(self, _close, self._open)
-        self._source = open_folder(config) if config.data.name == "folder" else open_tfds(config)
+        self._source = open_folder(config) if config.data.name in FOLDERS else open_tfds(config)
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
         self.has_several_labels = isinstance(self._source, TfdsData) and self._source.has_several_labels

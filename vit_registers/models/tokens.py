@@ -46,6 +46,19 @@ class TokenLayout:
         return slice(self.summaries.stop, self.num_tokens)
 
     @property
+    def groups(self) -> dict[str, slice]:
+        """The groups that there are, in order, by name: cls, registers, summaries, patches."""
+        groups = {name: getattr(self, name) for name in ("cls", "registers", "summaries", "patches")}
+        return {name: where for name, where in groups.items() if where.stop > where.start}
+
+    @property
+    def level_groups(self) -> dict[str, slice]:
+        """As `groups`, with each summary level by itself."""
+        names = [f"summary {rows} x {columns}" for rows, columns in self.summary_grids]
+        own = {name: where for name, where in self.groups.items() if name in ("cls", "registers")}
+        return own | dict(zip([*names, "patches"], self.grid_slices, strict=True))
+
+    @property
     def grids(self) -> tuple[Grid, ...]:
         """All grids, coarse to fine: the summary levels, then the patches."""
         return (*self.summary_grids, self.patch_grid)

@@ -1,4 +1,4 @@
-"""Numbers -> figures. Imports no JAX."""
+"""What a run and its mask look like: numbers -> figures. Imports no JAX."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from vit_registers.errors import DataError
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure as a picture."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
 
@@ -33,7 +34,7 @@ def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {name: tuple(np.array(points, float).T) for name, points in series.items()}
 
 
-def draw_curves(metrics: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+def draw_curves(metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Loss and top-1 against steps: of single training batches in grey, of evaluations as marked lines."""
     figure = Figure(figsize=(10, 3.6))
     for place, (kind, label) in enumerate([("loss", "loss"), ("top1", "top-1 accuracy")], start=1):
@@ -53,41 +54,16 @@ def draw_curves(metrics: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.tight_layout()
-    _save(figure, path)
+    return figure
 
 
-def draw_attention(
-    images: np.ndarray, captions: list[str], maps: Mapping[str, np.ndarray], path: Path
-) -> None:
-    """One row per image: the image, then one map [images, rows, columns] per entry of `maps` over it.
-
-    Every map has its own scale, from 0 to its maximum, which is printed.
-    """
-    rows, columns = len(images), 1 + len(maps)
-    figure = Figure(figsize=(1.5 * columns + 0.4, 1.7 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for row, image in enumerate(images):
-        height, width = image.shape[:2]
-        for axes in grid[row]:
-            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-            axes.set(xticks=[], yticks=[])
-        grid[row][0].set_ylabel(captions[row], fontsize=8)
-        for axes, (name, values) in zip(grid[row][1:], maps.items(), strict=True):
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes.imshow(values[row], cmap="inferno", vmin=0, alpha=0.75, extent=extent)
-            axes.set_xlabel(f"max {values[row].max():.3f}", fontsize=7, labelpad=2)
-            if row == 0:
-                axes.set_title(name, fontsize=9)
-    _save(figure, path)
-
-
-def draw_mask(mask_TxT: np.ndarray, groups: Mapping[str, slice], path: Path, *, title: str) -> None:
+def draw_mask(mask_TxT: np.ndarray, groups: Mapping[str, slice], *, title: str) -> Figure:
     """The mask with its token groups: row = who attends, column = to whom, dark = may attend."""
     figure = Figure(figsize=(6.4, 6.4))
     axes = figure.add_subplot()
     _draw_mask(axes, mask_TxT, groups)
     axes.set_title(f"{title}: {mask_TxT.mean():.1%} of the pairs may attend", fontsize=9)
-    _save(figure, path)
+    return figure
 
 
 def _draw_mask(axes: Axes, mask_TxT: np.ndarray, groups: Mapping[str, slice]) -> None:
@@ -116,8 +92,8 @@ def _merge_small(groups: Mapping[str, slice], *, smallest: int) -> list[tuple[st
 
 
 def draw_layout(
-    levels: Sequence[tuple[str, np.ndarray]], mask_TxT: np.ndarray, groups: Mapping[str, slice], path: Path
-) -> None:
+    levels: Sequence[tuple[str, np.ndarray]], mask_TxT: np.ndarray, groups: Mapping[str, slice]
+) -> Figure:
     """The token sequence group by group, cells that may attend to each other in one colour, and the mask.
 
     `levels` holds a name and a 2-D array of colour numbers per group, in the order of the sequence.
@@ -134,4 +110,4 @@ def draw_layout(
         axes.spines[:].set_visible(False)
         axes.set_title(f"{name}\n{rows} x {columns}", fontsize=9)
     _draw_mask(bottom.subplots(), mask_TxT, groups)
-    _save(figure, path)
+    return figure

@@ -1,0 +1,111 @@
+"""analyze as users start it: a run with registers and a mask, one without, a folder of images."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_registers.analysis.experiments.listed import EXPERIMENTS
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("--config.model.depth=2", "--config.data.batch_size=32", "--config.run.use_tensorboard=False")
+CARDS = {"extra": "registers=2,mask=fractal,k=2,steps=10", "plain": "registers=0,steps=10"}
+
+
+def _start(program, *args):
+    command = [sys.executable, "-m", f"vit_registers.{program}", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two runs and 20 images, of which one is broken."""
+    root = tmp_path_factory.mktemp("analyze")
+    for name, card in CARDS.items():
+        args = (f"--config=configs/digits.py:{card}", *SMALL, f"--workdir={root / name}")
+        code, _, err = _start("train", *args)
+        assert code == 0, err
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        folder = root / "images" / ("cats" if i % 2 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (root / "images" / "cats" / "1.png").write_bytes(b"no image")
+    return root
+
+
+def _analyze(place, name, *args, checkpoints=("extra", "plain"), out="report"):
+    given = [f"--checkpoint={place / checkpoint}" for checkpoint in checkpoints]
+    return _start("analyze", name, *given, f"--out={place / out}", *args)
+
+
+def test_all_on_a_folder_of_images(place):
+    data = (f"--data={place / 'images'}", "--config.data.on_broken=skip")
+    code, out, err = _analyze(place, "all", *data)
+    assert code == 0, err
+    assert out.splitlines() == [f"{place}/report/report.html", f"{place}/report/report.md"]
+    assert "extra: 20 of 20 images" in err
+    page, text = ((place / "report" / name).read_text() for name in ("report.html", "report.md"))
+    assert not re.search(r"https?://|<script|\bnan\b", page)
+    for name in EXPERIMENTS:
+        assert f'<section id="{name}">' in page
+        assert f"\n## {name}\n" in text
+        numbers = json.loads((place / "report" / name / "numbers.json").read_text())
+        assert numbers["tables"] or numbers["gaps"] or name == "attention-maps", name
+        for table in numbers["tables"]:
+            cells = [cell for row in table["rows"] for cell in row if isinstance(cell, float)]
+            assert np.isfinite(cells).all(), (name, table["title"])
+    for picture in re.findall(r"\]\(([^)#]+\.png)\)", text):
+        assert (place / "report" / picture).stat().st_size > 1000
+    assert "plain: the model has no registers" in page
+    assert "plain: model.mask=&#x27;none&#x27;" in page
+
+    tokens = {
+        (row[0], row[1])
+        for row in json.loads((place / "report" / "norms" / "numbers.json").read_text())["tables"][0]["rows"]
+    }
+    both = {(name, token) for name in CARDS for token in ("cls", "patches")}
+    assert tokens == both | {("extra", "register 0"), ("extra", "register 1"), ("extra", "summaries")}
+
+    code, _, err = _analyze(place, "norms", *data)
+    assert code == 0, err
+    assert "of 20 images" not in err  # nothing is computed again
+
+
+def test_the_runs_own_split_and_the_first_images(place):
+    code, out, err = _analyze(place, "norms", "--num_images=30", checkpoints=("extra",), out="own")
+    assert code == 0, err
+    assert out.strip() == f"{place}/own/norms"
+    assert "30 of 30 images" in err
+    assert len((place / "own" / "norms" / "norms-by-token.csv").read_text().splitlines()) == 6
+
+
+BAD = {
+    "unknown experiment": (("norm",), {}, "norms"),
+    "no outliers rule": (("norms", "--rule=median:3"), {}, "--rule='median' is unknown"),
+    "missing data": (("norms", "--data=nowhere"), {}, "--data=nowhere: there is no such folder"),
+    "missing checkpoint": (("norms",), {"checkpoints": ("nowhere",)}, "no such run folder"),
+    "missing step": (("norms",), {"checkpoints": ("extra@7",)}, "has no checkpoint of step 7"),
+    "no registers": (("register-activations",), {"checkpoints": ("plain",)}, "could not be measured"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, place):
+    args, options, line = BAD[case]
+    code, _, err = _analyze(place, *args, out="bad", **options)
+    assert code == 2
+    assert line in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_broken_image_is_named(place):
+    code, _, err = _analyze(place, "norms", f"--data={place / 'images'}", out="broken")
+    assert code == 2
+    assert "cats/1.png cannot be decoded" in err.splitlines()[-1]

@@ -1,0 +1,112 @@
+"""What patches say about their place in the image: neighbours, principal components. No JAX."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+
+from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.severity import DENSITY_POINTS, NeighbourCosine, split_by_outlier
+from vit_registers.analysis.subject import Options, Subject
+
+BLUE, ORANGE = "#2b6cb0", "#dd6b20"
+_SEED = 0
+_PCA_TOKENS = 50_000  # tokens that components are fitted to, at most
+_PCA_SIGMA = 3.0
+
+
+def neighbours(subjects: list[Subject], options: Options) -> Section:
+    """Cosines between neighbouring patches at the patch embedding, around outliers and elsewhere."""
+    return _split(
+        subjects,
+        options,
+        "embed_cosine_4xP",
+        "What leaves the patch embedding, before positions are added",
+    )
+
+
+def smoothness(subjects: list[Subject], options: Options) -> Section:
+    """Cosines between neighbouring patches after the last block, around outliers and elsewhere."""
+    return _split(subjects, options, "output_cosine_4xP", "What the last block leaves, before the final norm")
+
+
+def _split(subjects: list[Subject], options: Options, feature: str, what: str) -> Section:
+    rows, gaps = [], []
+    figure = Figure(figsize=(4.0 * len(subjects) + 0.5, 3.0), layout="constrained")
+    for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
+        cosine_Bx4xP = np.asarray(subject.store.read(feature), np.float64)
+        is_valid = ~np.isnan(cosine_Bx4xP)
+        outliers = subject.outliers(options.rule)
+        found = split_by_outlier(
+            NeighbourCosine(np.where(is_valid, cosine_Bx4xP, 0.0), is_valid),
+            outliers.is_outlier_BxP,
+            seed=_SEED,
+        )
+        if found.ks_distance is None:
+            gaps.append(f"{subject.name}: no outliers by {options.rule}, so nothing to compare with")
+        for name, group, color in (
+            ("outliers", found.outliers, ORANGE),
+            ("others", found.background, BLUE),
+        ):
+            distance = found.ks_distance if name == "outliers" else None
+            rows.append(
+                (subject.name, name, group.num_tokens, group.num_pairs, group.mean, group.median, distance)
+            )
+            if group.density is not None:
+                axes.plot(DENSITY_POINTS, group.density, color=color, label=name)
+        axes.set(xlabel="cosine with a neighbour", ylabel="density", title=subject.name)
+        axes.legend(frameon=False, fontsize=8)
+    columns = ("model", "patches", "tokens", "pairs", "mean", "median", "Kolmogorov-Smirnov distance")
+    return Section(
+        definition=f"{what}: cosine of each patch with the patches above, below, left and right of it, every "
+        "pair counted for the kind of its centre. Outliers are those of the last block's output, by the rule "
+        "chosen. Densities are Gaussian kernel estimates.",
+        tables=[Table(title="Cosine with neighbours", columns=columns, rows=rows)],
+        pictures=[Picture(name="cosine", caption="Densities of the cosine.", figure=figure)],
+        gaps=gaps,
+    )
+
+
+def components(subjects: list[Subject], options: Options) -> Section:
+    """Maps of the first three principal components of the patches."""
+    rows, pictures = [], []
+    for subject in subjects:
+        patches_BxPxD = subject.store.read("patches_PxD")
+        num_images, num_patches, width = patches_BxPxD.shape
+        fitted_images = min(num_images, max(_PCA_TOKENS // num_patches, 1))
+        tokens = np.asarray(patches_BxPxD[:fitted_images]).reshape(-1, width)
+        number = min(3, *tokens.shape)
+        pca = PCA(number, whiten=True, svd_solver="covariance_eigh").fit(tokens)
+        shares = [float(share) for share in pca.explained_variance_ratio_]
+        rows.append((subject.name, len(tokens), *shares, *[None] * (3 - number)))
+        shown = patches_BxPxD[: options.num_examples]
+        maps = pca.transform(np.asarray(shown).reshape(-1, width)).reshape(
+            len(shown), *subject.layout.patch_grid, number
+        )
+        pictures.append(
+            Picture(
+                name=f"components-{subject.name}",
+                caption=f"{subject.name}: the image, then components 1 to {number}, in standard deviations "
+                f"from -3 to 3.",
+                figure=_draw(subject.example_NxHxWxC, maps),
+            )
+        )
+    columns = ("model", "tokens fitted", "share of variance 1", "2", "3")
+    return Section(
+        definition="Principal components of the patches that the last block leaves, before the final norm, "
+        "of all images together; whitened, so that maps are in standard deviations.",
+        tables=[Table(title="Variance of the components", columns=columns, rows=rows)],
+        pictures=pictures,
+    )
+
+
+def _draw(images: np.ndarray, maps_NxHxWxM: np.ndarray) -> Figure:
+    rows, columns = len(images), 1 + maps_NxHxWxM.shape[-1]
+    figure = Figure(figsize=(1.7 * columns + 0.3, 1.75 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row, image in enumerate(images):
+        grid[row][0].imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        for axes, values in zip(grid[row][1:], np.moveaxis(maps_NxHxWxM[row], -1, 0), strict=True):
+            axes.imshow(values, cmap="coolwarm", vmin=-_PCA_SIGMA, vmax=_PCA_SIGMA)
+        for axes in grid[row]:
+            axes.set(xticks=[], yticks=[])
+    return figure

@@ -1,0 +1,90 @@
+"""How attention is spread by layer, and how much of the features' variance is the outliers'."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.severity import VarianceSums
+from vit_registers.analysis.subject import Options, Subject
+
+_BATCH = 64
+
+
+def entropy(subjects: list[Subject], options: Options) -> Section:
+    """Entropy of attention and the mass that goes to each token group, by layer."""
+    rows = []
+    figure = Figure(figsize=(4.2 * len(subjects) + 0.5, 3.2), layout="constrained")
+    for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
+        groups, uniform = tuple(subject.layout.groups), np.log(subject.layout.num_tokens)
+        entropy_LxG = subject.store.read("entropy_LxG").mean(0, dtype=np.float64)
+        mass_LxGxG = subject.store.read("mass_LxGxG").mean(0, dtype=np.float64)
+        for layer in range(len(entropy_LxG)):
+            for i, group in enumerate(groups):
+                mass = dict(zip(groups, map(float, mass_LxGxG[layer, i]), strict=True))
+                rows.append(
+                    (
+                        subject.name,
+                        layer + 1,
+                        group,
+                        float(entropy_LxG[layer, i]),
+                        float(entropy_LxG[layer, i] / uniform),
+                        *(mass.get(name) for name in ("cls", "registers", "summaries", "patches")),
+                    )
+                )
+        for i, group in enumerate(groups):
+            axes.plot(
+                np.arange(1, len(entropy_LxG) + 1), entropy_LxG[:, i] / uniform, "o-", ms=3, label=group
+            )
+        axes.set(xlabel="block", ylabel="entropy / uniform", ylim=(0, 1.02), title=subject.name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, fontsize=8)
+    columns = (
+        "model",
+        "block",
+        "queries",
+        "entropy, nats",
+        "/ uniform",
+        "mass to cls",
+        "to registers",
+        "to summaries",
+        "to patches",
+    )
+    return Section(
+        definition="Entropy of the softmax weights of a query, mean over heads, the group's queries and "
+        "images; a mask lowers it. Mass: the weights that a group's queries send to each group.",
+        tables=[Table(title="Attention by layer", columns=columns, rows=rows)],
+        pictures=[Picture(name="entropy", caption="Entropy by block.", figure=figure)],
+    )
+
+
+def variance(subjects: list[Subject], options: Options) -> Section:
+    """Variance of flagged and of other patches, and their shares of the total."""
+    rows, gaps = [], []
+    for subject in subjects:
+        patches_BxPxD = subject.store.read("patches_PxD")
+        is_outlier_BxP = subject.outliers(options.rule).is_outlier_BxP
+        sums = VarianceSums()
+        for start in range(0, len(patches_BxPxD), _BATCH):
+            part = slice(start, start + _BATCH)
+            sums.add(np.asarray(patches_BxPxD[part]), is_outlier_BxP[part])
+        found = sums.result()
+        if not found.num_outliers:
+            gaps.append(f"{subject.name}: no outliers by {options.rule}")
+        rows.append((subject.name, *found))
+    columns = (
+        "model",
+        "outliers",
+        "others",
+        "variance of outliers",
+        "of others",
+        "share within outliers",
+        "within others",
+        "between",
+    )
+    return Section(
+        definition="Patches that the last block leaves, before the final norm: trace of the covariance of "
+        "those that the rule flags and of the others; and how the sum of squared distances from the mean of "
+        "all splits into that around the outliers' mean, around the others' mean, and between the two.",
+        tables=[Table(title="Variance", columns=columns, rows=rows)],
+        gaps=gaps,
+    )

@@ -1,0 +1,54 @@
+"""One model on one set of images, as the experiments see it. No JAX."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from vit_registers.analysis.outliers import Outliers, find
+from vit_registers.analysis.store import Store
+from vit_registers.config import Model
+from vit_registers.models.tokens import TokenLayout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user may choose, for all experiments."""
+
+    rule: str = "std:3"  # outliers.py
+    num_examples: int = 6  # images that pictures show
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The features of a model. Subjects of one report saw the same images."""
+
+    name: str
+    run: Path | None  # the run folder, of one of ours
+    model: Model
+    store: Store
+    layout: TokenLayout
+    class_names: tuple[str, ...]
+    example_NxHxWxC: np.ndarray  # the first images, uint8
+
+    def patch_norms(self) -> np.ndarray:
+        """norm_BxP after the last block, before the final norm."""
+        return self.store.read("norms_LxT")[:, -1, self.layout.patches]
+
+    def outliers(self, rule: str) -> Outliers:
+        """The patches that `rule` flags by `patch_norms`."""
+        return find(self.patch_norms(), rule)
+
+    def tokens(self) -> dict[str, slice]:
+        """cls, each register, all summaries, all patches: those that there are."""
+        layout = self.layout
+        tokens = {"cls": layout.cls} if layout.has_cls else {}
+        start = layout.registers.start
+        tokens |= {f"register {i}": slice(start + i, start + i + 1) for i in range(layout.num_registers)}
+        if layout.num_summaries:
+            tokens["summaries"] = layout.summaries
+        return tokens | {"patches": layout.patches}
+
+    def term_names(self) -> tuple[str, ...]:
+        """The terms of terms_ExD: what comes from each token group, the bias, the skip connection."""
+        return (*self.layout.groups, "bias", "skip")

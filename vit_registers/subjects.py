@@ -1,0 +1,234 @@
+"""What `analyze` works on: checkpoints opened beside the images that they are shown, and their features."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import vit_registers
+from vit_registers import checkpointed
+from vit_registers.analysis import features
+from vit_registers.analysis.store import Store
+from vit_registers.analysis.subject import Options, Subject
+from vit_registers.config import Config, Data, InitFrom, image_size, override, to_dict
+from vit_registers.data.loaders import Loader, open_data
+from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.interop.infer import Hints
+from vit_registers.models.tokens import TokenLayout
+from vit_registers.models.vit import ViT
+from vit_registers.training import checkpoints, sharding
+from vit_registers.training.manifest import MANIFEST
+
+_BATCH = 64  # images at a time, unless the user says otherwise
+_LIBRARIES = ("jax", "flax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A checkpoint with its model, and the images that it is shown."""
+
+    name: str
+    path: str
+    step: int | None  # None: not a run
+    sha256: str
+    model: ViT
+    config: Config
+    loader: Loader
+    num_images: int
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens at the size of the images."""
+        return self.model.layout_for(image_size(self.config))
+
+    def describe(self) -> str:
+        """What it is, in a line."""
+        data = self.config.data
+        step = "" if self.step is None else f", step {self.step}"
+        where = f" of {data.data_dir}" if data.name == "images" else f", split '{data.eval_split}'"
+        return f"{self.path}{step}; {self.num_images} images of {data.name}{where}"
+
+    def provenance(self) -> dict[str, Any]:
+        """All that its features depend on."""
+        data, model = self.config.data, self.config.model
+        libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        return {
+            "checkpoint": {"path": self.path, "step": self.step, "sha256": self.sha256},
+            "model": {"dtype": model.dtype, "attention": model.attention},
+            "data": {
+                "name": data.name,
+                "data_dir": data.data_dir,
+                "split": data.eval_split,
+                "num_examples": self.loader.num_examples(data.eval_split),
+            },
+            "preprocessing": {
+                "loader": data.loader,
+                "image_size": list(image_size(self.config)),
+                "eval_ops": data.eval_ops,
+                "mean": list(data.mean),
+                "std": list(data.std),
+            },
+            "num_images": self.num_images,
+            "versions": {"vit_registers": vit_registers.__version__, **libraries},
+        }
+
+
+def default_out(checkpoint: str) -> str:
+    """Where results go if not told: in the run folder, or else in the working folder."""
+    path, _ = split_step(checkpoint)
+    return f"{path}/analysis" if checkpointed.is_run(path) else "analysis"
+
+
+def split_step(checkpoint: str) -> tuple[str, int | None]:
+    """('runs/x', 200) of 'runs/x@200', and (checkpoint, None) of all others."""
+    path, at, step = checkpoint.rpartition("@")
+    return (path, int(step)) if at and step.isdigit() else (checkpoint, None)
+
+
+def open_all(
+    given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
+) -> list[Opened]:
+    """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
+    names = _short_names(given)
+    opened = [
+        _open(name, checkpoint, data, overrides, num_images)
+        for name, checkpoint in zip(names, given, strict=True)
+    ]
+    first = opened[0].config.data
+    for other in opened[1:]:
+        theirs = other.config.data
+        if (theirs.name, theirs.data_dir, theirs.eval_split) != (
+            first.name,
+            first.data_dir,
+            first.eval_split,
+        ):
+            raise ConfigError(
+                f"{opened[0].path} was trained on {first.name}, {other.path} on {theirs.name}: "
+                "say with --data which images to show to both"
+            )
+    return opened
+
+
+def _open(
+    name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
+) -> Opened:
+    path, step = split_step(checkpoint)
+    own = {key: value for key, value in overrides.items() if not key.startswith("mesh.")}
+    if checkpointed.is_run(path):
+        step, config = checkpointed.read_config(path, step, own)
+        model = checkpointed.load_run(path, step=step)
+        digest = _sha256([checkpoints.checkpoint_root(path) / str(step) / MANIFEST])
+    else:
+        if not Path(path).expanduser().exists():
+            raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
+        architecture, settings = checkpointed.start_settings(InitFrom(path=path))
+        config = override(to_dict(Config(model=architecture, data=settings)), own)
+        model = checkpointed.load(path, step=None, params=None, source="auto", hints=Hints())
+        digest = _sha256(_files(Path(path).expanduser()))
+    config = dataclasses.replace(config, data=_shown(config, data, own))
+    loader = open_data(config)
+    number = loader.num_examples(config.data.eval_split)
+    return Opened(
+        name=name,
+        path=path,
+        step=step,
+        sha256=digest,
+        model=model,
+        config=config,
+        loader=loader,
+        num_images=min(number, limit or number),
+    )
+
+
+def _shown(config: Config, data: str | None, own: Mapping[str, Any]) -> Data:
+    """The Data settings with what --data says put in."""
+    settings = config.data
+    if data is not None:
+        name, _, split = data.partition(":")
+        if Path(data).expanduser().is_dir():
+            resized = settings.eval_ops if "resize" in settings.eval_ops else "resize"
+            folder = str(Path(data).expanduser().resolve())
+            settings = dataclasses.replace(
+                settings, name="images", data_dir=folder, eval_split="all", eval_ops=resized
+            )
+        elif not split:
+            raise ConfigError(
+                f"--data={data}: there is no such folder; want a folder of images, or NAME:SPLIT"
+            )
+        else:
+            settings = dataclasses.replace(settings, name=name, eval_split=split)
+    if "data.eval_batch_size" not in own:
+        settings = dataclasses.replace(settings, eval_batch_size=max(_BATCH, jax.device_count()))
+    return settings
+
+
+def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) -> Subject:
+    """The subject, with the features `names` on disk under out/features."""
+    data = one.config.data
+    store = Store(out / "features", one.name, one.provenance())
+    mesh = sharding.make_mesh(one.config.mesh)
+    if store.missing(names):
+        with jax.set_mesh(mesh):
+            batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
+            features.extract(
+                one.model,
+                batches,
+                store,
+                names,
+                image_size=image_size(one.config),
+                mean=data.mean,
+                std=data.std,
+                progress=_progress(one.name),
+            )
+    first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
+    is_valid_B = np.asarray(first.mask_B)
+    return Subject(
+        name=one.name,
+        run=None if one.step is None else Path(one.path).expanduser(),
+        model=one.config.model,
+        store=store,
+        layout=one.layout,
+        class_names=one.loader.class_names,
+        example_NxHxWxC=np.asarray(first.image_BxHxWxC)[is_valid_B][: options.num_examples],
+    )
+
+
+def _progress(name: str) -> Callable[[int, int], None]:
+    """What tells on stderr how far the features of a model are: one line, rewritten."""
+
+    def show(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\r{name}: {done} of {total} images", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _short_names(given: Sequence[str]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [Path(checkpoint.rstrip("/")).parts for checkpoint in given]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-length:]).strip("/") for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("the same --checkpoint was given twice")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    return [path]
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
