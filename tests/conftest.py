@@ -15,6 +15,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
+# Most of the time of small tests is LLVM's. Programs that tests start are compiled as users compile them.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # torch looks for Triton, whose LLVM and TensorFlow's abort each other in one process.
 sys.modules.setdefault("triton", None)

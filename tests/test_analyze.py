@@ -13,7 +13,12 @@ from vit_registers.analysis.experiments.listed import EXPERIMENTS
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--config.model.depth=2", "--config.data.batch_size=32", "--config.run.use_tensorboard=False")
+SMALL = (
+    "--config.checkpoint.every_steps=5",
+    "--config.model.depth=2",
+    "--config.data.batch_size=32",
+    "--config.run.use_tensorboard=False",
+)
 CARDS = {"extra": "registers=2,mask=fractal,k=2,steps=10", "plain": "registers=0,steps=10"}
 
 
@@ -86,11 +91,48 @@ def test_the_runs_own_split_and_the_first_images(place):
     assert len((place / "own" / "norms" / "norms-by-token.csv").read_text().splitlines()) == 6
 
 
+def test_objects_in_a_folder_of_pascal_voc(place):
+    """Two images of another size than the model's; one has no box."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "annotations"):
+        (place / "voc" / part).mkdir(parents=True, exist_ok=True)
+    for name, box in (("one", "<object><bndbox>{}</bndbox></object>"), ("two", "")):
+        Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(
+            place / "voc" / "images" / f"{name}.png"
+        )
+        sides = "".join(
+            f"<{side}>{value}</{side}>"
+            for side, value in zip(("xmin", "ymin", "xmax", "ymax"), (1, 1, 30, 24), strict=True)
+        )
+        text = f"<annotation>{box.format(sides)}</annotation>"
+        (place / "voc" / "annotations" / f"{name}.xml").write_text(text)
+    code, _, err = _analyze(place, "lost", f"--boxes={place / 'voc'}", "--num_images=4", out="lost")
+    assert code == 0, err
+    numbers = json.loads((place / "lost" / "lost" / "numbers.json").read_text())
+    best, every = numbers["tables"]
+    assert [row[:2] for row in best["rows"]] == [
+        [name, cell] for name in CARDS for cell in ("best of the sweep", "no sweep")
+    ]
+    assert {tuple(row[-2:]) for row in best["rows"]} == {(1, 1)}  # one judged, one without a box
+    assert len(every["rows"]) == 2 * 3 * 4 * 6  # models, q k v, centring and normalising, biases
+    assert {row[5] for row in every["rows"]} <= {0.0, 100.0}
+
+
+def test_all_steps_of_a_run(place):
+    code, _, err = _analyze(place, "over-training", checkpoints=("extra@all",), out="steps")
+    assert code == 0, err
+    (table,) = json.loads((place / "steps" / "over-training" / "numbers.json").read_text())["tables"]
+    steps = sorted(int(path.name) for path in (place / "extra" / "checkpoints").iterdir())
+    assert [row[1] for row in table["rows"]] == steps
+    assert len(steps) > 1
+
+
 BAD = {
     "unknown experiment": (("norm",), {}, "norms"),
     "no outliers rule": (("norms", "--rule=median:3"), {}, "--rule='median' is unknown"),
     "missing data": (("norms", "--data=nowhere"), {}, "--data=nowhere: there is no such folder"),
     "missing checkpoint": (("norms",), {"checkpoints": ("nowhere",)}, "no such run folder"),
+    "missing boxes": (("lost", "--boxes=nowhere"), {}, "--boxes=nowhere: there is no such folder"),
     "missing step": (("norms",), {"checkpoints": ("extra@7",)}, "has no checkpoint of step 7"),
     "no registers": (("register-activations",), {"checkpoints": ("plain",)}, "could not be measured"),
 }

@@ -254,7 +254,7 @@ def test_converted_weights_are_evaluated_analysed_and_fine_tuned_on_real_images(
     assert code == 0, err
     assert (tmp_path / "out" / "attention-maps" / f"maps-{weights.name}.png").stat().st_size > 10_000
     for i, start in enumerate((weights, work)):
-        card = f"--config=configs/transfer.py:path={start},registers=4,image=48,data=folder"
+        card = f"--config=configs/transfer.py:path={start},registers=4,image=48,data=folder,classes=100"
         args = (f"--workdir={tmp_path}/fine{i}", card, *data, *FINETUNE)
         code, out, err = run("train", *args)
         assert code == 0, err

@@ -26,7 +26,7 @@ SMALL = (
     "--config.run.use_tensorboard=False",
 )
 STEPS = (
-    "--config.data.batch_size=20",
+    "--config.data.batch_size=16",
     "--config.optimizer.warmup_steps=10",
     "--config.run.total_epochs=None",
     "--config.run.total_steps=50",

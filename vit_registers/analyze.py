@@ -75,7 +75,8 @@ def main(name: str) -> None:
     if jax.process_count() > 1:
         raise ConfigError("analyze runs on one machine, on all of its devices")
     find(np.array([[0.0, 1.0]]), values.rule)  # a rule that cannot be is refused before anything is computed
-    options = Options(rule=values.rule, num_examples=values.examples)
+    boxes = subjects.open_boxes(values.boxes) if values.boxes else ()
+    options = Options(rule=values.rule, num_examples=values.examples, boxes=boxes)
     out = cli.writable_folder(values.out or subjects.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
     opened = subjects.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
@@ -100,6 +101,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "data", None, "Folder of images, or NAME:SPLIT; by default the run's evaluation split."
     )
+    flags.DEFINE_string("boxes", None, "For lost: a folder of PASCAL VOC, or NAME:SPLIT of TFDS.")
     flags.DEFINE_integer("num_images", None, "Only the first so many images.", lower_bound=1)
     flags.DEFINE_string("out", None, "Folder for results; RUN/analysis if not given.")
     flags.DEFINE_string("rule", Options.rule, "Outliers: absolute:150, quantile:0.98, std:3 or valley.")

@@ -1,5 +1,6 @@
 """What the entry points share: flags, and errors that the user can mend as one line with exit code 2."""
 
+import logging as standard_logging
 import os
 import sys
 from collections.abc import Callable
@@ -59,6 +60,9 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)
             # Orbax logs stack traces of errors that it raises as well, and that end as one line here.
             logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+            standard_logging.getLogger("asyncio").addFilter(
+                lambda record: "never retrieved" not in record.getMessage()
+            )
         try:
             main()
         except UserError as error:

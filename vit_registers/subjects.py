@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 import vit_registers
 from vit_registers import checkpointed
@@ -17,6 +18,8 @@ from vit_registers.analysis import features
 from vit_registers.analysis.store import Store
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.config import Config, Data, InitFrom, image_size, override, to_dict
+from vit_registers.data import boxes
+from vit_registers.data.boxes import BoxImage
 from vit_registers.data.loaders import Loader, open_data
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.infer import Hints
@@ -25,6 +28,7 @@ from vit_registers.models.vit import ViT
 from vit_registers.training import checkpoints, sharding
 from vit_registers.training.manifest import MANIFEST
 
+ALL_STEPS = "all"
 _BATCH = 64  # images at a time, unless the user says otherwise
 _LIBRARIES = ("jax", "flax", "numpy")
 
@@ -51,8 +55,8 @@ class Opened:
         """What it is, in a line."""
         data = self.config.data
         step = "" if self.step is None else f", step {self.step}"
-        where = f" of {data.data_dir}" if data.name == "images" else f", split '{data.eval_split}'"
-        return f"{self.path}{step}; {self.num_images} images of {data.name}{where}"
+        where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
+        return f"{self.path}{step}; {self.num_images} images of {where}"
 
     def provenance(self) -> dict[str, Any]:
         """All that its features depend on."""
@@ -86,8 +90,10 @@ def default_out(checkpoint: str) -> str:
 
 
 def split_step(checkpoint: str) -> tuple[str, int | None]:
-    """('runs/x', 200) of 'runs/x@200', and (checkpoint, None) of all others."""
+    """('runs/x', 200) of 'runs/x@200', and (path, None) of all others."""
     path, at, step = checkpoint.rpartition("@")
+    if at and step == ALL_STEPS:
+        return path, None
     return (path, int(step)) if at and step.isdigit() else (checkpoint, None)
 
 
@@ -95,6 +101,7 @@ def open_all(
     given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
 ) -> list[Opened]:
     """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
+    given = [one for checkpoint in given for one in _steps(checkpoint)]
     names = _short_names(given)
     opened = [
         _open(name, checkpoint, data, overrides, num_images)
@@ -168,6 +175,19 @@ def _shown(config: Config, data: str | None, own: Mapping[str, Any]) -> Data:
     return settings
 
 
+def open_boxes(given: str) -> Sequence[BoxImage]:
+    """Images with boxes: a folder of PASCAL VOC, DIR or DIR:SPLIT, or NAME:SPLIT of TFDS."""
+    where, _, split = given.partition(":")
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return boxes.open_voc(folder, split=split or None).records
+    if not split:
+        raise ConfigError(
+            f"--boxes={given}: there is no such folder; want a folder of PASCAL VOC, or NAME:SPLIT"
+        )
+    return boxes.open_tfds(where, split)
+
+
 def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) -> Subject:
     """The subject, with the features `names` on disk under out/features."""
     data = one.config.data
@@ -191,10 +211,15 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
     return Subject(
         name=one.name,
         run=None if one.step is None else Path(one.path).expanduser(),
+        step=one.step,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(one.model, nnx.Param))),
         model=one.config.model,
         store=store,
         layout=one.layout,
         class_names=one.loader.class_names,
+        mean=data.mean,
+        std=data.std,
+        native=features.native(one.model, mean=data.mean, std=data.std),
         example_NxHxWxC=np.asarray(first.image_BxHxWxC)[is_valid_B][: options.num_examples],
     )
 
@@ -207,6 +232,17 @@ def _progress(name: str) -> Callable[[int, int], None]:
         print(f"\r{name}: {done} of {total} images", end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+def _steps(checkpoint: str) -> list[str]:
+    """RUN@step for each step of RUN@all, the oldest first; others as they are."""
+    path, at, step = checkpoint.rpartition("@")
+    if not at or step != ALL_STEPS:
+        return [checkpoint]
+    steps = checkpoints.list_steps(path)
+    if not steps:
+        raise CheckpointError(f"--checkpoint={checkpoint}: {path} has no checkpoints")
+    return [f"{path}@{step}" for step in sorted(steps)]
 
 
 def _short_names(given: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The only file of the analysis that runs a model: images -> features on disk, batch by batch."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -7,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from vit_registers.analysis.severity import neighbour_cosine
 from vit_registers.analysis.store import VALID, Store, Writer
 from vit_registers.data.batch import Batch, normalize
 from vit_registers.models.attention import attention_weights
-from vit_registers.models.tokens import TokenLayout
+from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import Outputs, ViT, static_attention
 
 
@@ -22,6 +24,7 @@ class Forward(NamedTuple):
     model: ViT
     out: Outputs
     layout: TokenLayout
+    image_BxHxWxC: jax.Array  # uint8
 
     @property
     def resid_LxBxTxD(self) -> tuple[jax.Array, ...]:
@@ -85,6 +88,16 @@ def patches_PxD(forward: Forward) -> jax.Array:
     return forward.resid_LxBxTxD[-1][:, forward.layout.patches].astype(jnp.float32)
 
 
+def extras_ExD(forward: Forward) -> jax.Array:
+    """cls and registers after the last block, before the final norm: BxExD."""
+    return forward.resid_LxBxTxD[-1][:, : forward.layout.registers.stop].astype(jnp.float32)
+
+
+def image_HxWxC(forward: Forward) -> jax.Array:
+    """The images as the model is shown them, before the mean is taken away, uint8."""
+    return forward.image_BxHxWxC
+
+
 def cls_LxD(forward: Forward) -> jax.Array:
     """cls before the first block and after each: BxLxD."""
     return jnp.stack([r[:, 0].astype(jnp.float32) for r in forward.resid_LxBxTxD], axis=1)
@@ -146,6 +159,8 @@ FEATURES: dict[str, Feature] = {
     "embed_cosine_4xP": Feature(embed_PxD, finish=_neighbours),
     "output_cosine_4xP": Feature(patches_PxD, finish=_neighbours),
     "patches_PxD": Feature(patches_PxD),
+    "extras_ExD": Feature(extras_ExD),
+    "image_HxWxC": Feature(image_HxWxC),
     "cls_LxD": Feature(cls_LxD, needs="cls"),
     "terms_ExD": Feature(terms_ExD, needs="cls"),
     "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers"),
@@ -177,7 +192,7 @@ def extract(
     @nnx.jit
     def compute(model: ViT, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
         out = model(normalize(image_BxHxWxC, mean=mean, std=std))
-        forward = Forward(model, out, layout)
+        forward = Forward(model, out, layout, image_BxHxWxC)
         return {name: FEATURES[name].compute(forward) for name in names if name in FEATURES}
 
     with store.writer(names) as writer:
@@ -213,3 +228,36 @@ def _write(
             arrays[name] = FEATURES[name].finish(arrays[name], layout)
         writer.append(arrays)
         progress(writer.num_done, store.num_images)
+
+
+def native(
+    model: ViT, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[np.ndarray], tuple[dict[str, np.ndarray], Grid]]:
+    """A function from one image of any size, uint8, to what the last block makes of its patches; their grid.
+
+    That is {"q", "k", "v"}, heads joined, PxD. The image is normalised, then filled up with zeros on the
+    right and below to whole patches, as LOST does it. Each new size is compiled anew.
+    """
+    patch = model.model.patch_size
+
+    @nnx.jit
+    def forward(model: ViT, image_1xHxWxC: jax.Array) -> tuple[jax.Array, ...]:
+        height, width = image_1xHxWxC.shape[1:3]
+        filled = jnp.pad(
+            normalize(image_1xHxWxC, mean=mean, std=std),
+            ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)),
+        )
+        out = model(filled)
+        patches = model.layout_for(filled.shape[1:3]).patches
+        last = (out.taps[name][-1][0, patches].astype(jnp.float32) for name in "qkv")
+        return tuple(values.reshape(len(values), -1) for values in last)
+
+    def apply(image_HxWxC: np.ndarray) -> tuple[dict[str, np.ndarray], Grid]:
+        if model.model.channels == 1:
+            image_HxWxC = np.asarray(Image.fromarray(image_HxWxC).convert("L"))[..., None]
+        height, width = image_HxWxC.shape[:2]
+        values = forward(model, image_HxWxC[None])
+        grid = math.ceil(height / patch), math.ceil(width / patch)
+        return {name: np.asarray(value) for name, value in zip("qkv", values, strict=True)}, grid
+
+    return apply

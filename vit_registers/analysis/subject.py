@@ -1,6 +1,7 @@
 """One model on one set of images, as the experiments see it. No JAX."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,11 @@ import numpy as np
 from vit_registers.analysis.outliers import Outliers, find
 from vit_registers.analysis.store import Store
 from vit_registers.config import Model
-from vit_registers.models.tokens import TokenLayout
+from vit_registers.data.boxes import BoxImage
+from vit_registers.models.tokens import Grid, TokenLayout
+
+# {"q", "k", "v"} of the last block for one image of any size, uint8, heads joined, PxD each; the grid
+Native = tuple[Mapping[str, np.ndarray], Grid]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +22,7 @@ class Options:
 
     rule: str = "std:3"  # outliers.py
     num_examples: int = 6  # images that pictures show
+    boxes: Sequence[BoxImage] = ()  # what objects are looked for in
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,16 @@ class Subject:
 
     name: str
     run: Path | None  # the run folder, of one of ours
+    step: int | None  # of the run
+    num_parameters: int
     model: Model
     store: Store
     layout: TokenLayout
     class_names: tuple[str, ...]
     example_NxHxWxC: np.ndarray  # the first images, uint8
+    mean: tuple[float, ...]  # of pixel values in [0, 1], per channel
+    std: tuple[float, ...]
+    native: Callable[[np.ndarray], Native]
 
     def patch_norms(self) -> np.ndarray:
         """norm_BxP after the last block, before the final norm."""

@@ -161,7 +161,7 @@ def _html_table(table: Table) -> str:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
 
 

@@ -18,7 +18,7 @@ from vit_registers.data.order import Order
 from vit_registers.data.tfds_source import MAX_LABELS, SEVERAL, RecordFile, TfdsData
 from vit_registers.errors import ConfigError, DataError
 
-CHUNK = 16
+CHUNK = 32
 _PARALLEL_READS = 16
 _MAX = np.iinfo(np.int64).max
 

@@ -3,7 +3,18 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vit_registers.analysis.experiments import attention, decoupling, design, local, norms, severity
+from vit_registers.analysis.experiments import (
+    attention,
+    cost,
+    decoupling,
+    design,
+    discovery,
+    local,
+    norms,
+    probes,
+    severity,
+    training,
+)
 from vit_registers.analysis.features import FEATURES
 from vit_registers.analysis.section import Section
 from vit_registers.analysis.subject import Options, Subject
@@ -103,6 +114,24 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("patches_PxD",),
         local.components,
     ),
+    "probe-position": Experiment(
+        "Do patches know where they are, and outliers too?",
+        f"{REGISTERS}, figure 5b and table 5",
+        (*NORMS, "patches_PxD"),
+        probes.position,
+    ),
+    "probe-reconstruction": Experiment(
+        "Do patches know their pixels, and outliers too?",
+        f"{REGISTERS}, figure 5b and table 5; {SMALL}, section 4.2.1",
+        (*NORMS, "patches_PxD", "image_HxWxC"),
+        probes.reconstruction,
+    ),
+    "probe-global": Experiment(
+        "How much of the image's class does a single token hold?",
+        f"{REGISTERS}, tables 1, 4 and 6; {SMALL}, tables 2, 4 and 5; arXiv:2506.08010, table 1",
+        (*NORMS, "patches_PxD", "extras_ExD"),
+        probes.global_information,
+    ),
     "cls-terms": Experiment(
         "What is the output of cls made of: patches, registers, or what it was before?",
         f"{DECOUPLING}, figures 3a, 5a, 6 and 8",
@@ -121,4 +150,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("register_hidden_2xRxD",),
         decoupling.registers,
     ),
+    "lost": Experiment(
+        "Can objects be found without labels?",
+        f"{REGISTERS}, table 3, figures 13 and 14; {SMALL}, table 1; arXiv:2506.08010, table 5",
+        (),
+        discovery.discovery,
+    ),
+    "over-training": Experiment(
+        "When in training do outliers appear, and do registers grow apart?",
+        f"{REGISTERS}, figure 4b; {SMALL}, figures 8, 11 and 12",
+        (*NORMS, "attention_NxExT"),
+        training.over_training,
+    ),
+    "cost": Experiment("What do registers cost?", f"{REGISTERS}, figure 12", (), cost.registers),
 }

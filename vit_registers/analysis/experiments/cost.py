@@ -1,0 +1,52 @@
+"""What registers cost: parameters and floating-point operations of a forward pass."""
+
+import dataclasses
+
+from matplotlib.figure import Figure
+
+from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.subject import Options, Subject
+from vit_registers.models.blocks import dims
+from vit_registers.models.tokens import TokenLayout
+
+_REGISTERS = (0, 1, 2, 4, 8, 16)
+
+
+def forward_flops(subject: Subject, layout: TokenLayout) -> int:
+    """Floating-point operations of one image's forward pass: 2 for each multiplication and addition of a
+    matrix product, and nothing else (norms, softmax, activations and biases are some per cent)."""
+    model, sizes = subject.model, dims(subject.model)
+    tokens, width = layout.num_tokens, sizes.width
+    embed = layout.num_patches * width * model.channels * model.patch_size**2
+    factor = 3 if sizes.mlp == "swiglu" else 2
+    block = tokens * width * (4 * width + factor * sizes.mlp_dim) + 2 * tokens**2 * width
+    return 2 * (embed + sizes.depth * block + width * model.num_classes)
+
+
+def registers(subjects: list[Subject], options: Options) -> Section:
+    """Operations and parameters with 0 to 16 registers."""
+    rows = []
+    figure = Figure(figsize=(5.0, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for subject in subjects:
+        model, own = subject.model, subject.layout.num_registers
+        tables = (model.registers == "learned") + (model.extra_positions == "learned")
+        learned = tables * dims(model).width  # for each register
+        plain = forward_flops(subject, dataclasses.replace(subject.layout, num_registers=0))
+        more = []
+        for count in _REGISTERS:
+            flops = forward_flops(subject, dataclasses.replace(subject.layout, num_registers=count))
+            parameters = subject.num_parameters + (count - own) * learned
+            more.append(100 * (flops / plain - 1))
+            rows.append((subject.name, count, flops / 1e9, more[-1], parameters))
+        axes.plot(_REGISTERS, more, "o-", ms=3, label=subject.name)
+    axes.set(xlabel="registers", ylabel="more operations, %")
+    axes.legend(frameon=False, fontsize=8)
+    columns = ("model", "registers", "GFLOP per image", "more, %", "parameters")
+    return Section(
+        definition="Operations of the matrix products of a forward pass at the size of the images, a "
+        "multiplication and an addition counted as two; summary tokens, a mask and learned positions of "
+        "registers as in the model.",
+        tables=[Table(title="Cost of registers", columns=columns, rows=rows)],
+        pictures=[Picture(name="cost", caption="Operations against none.", figure=figure)],
+    )
