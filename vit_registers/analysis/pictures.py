@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from vit_registers.errors import DataError
 
-BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -4,11 +4,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.decoupling import CkaSums, layer_similarity, norm_table, register_activations
+from vit_registers.analysis.pictures import BLUE, ORANGE
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import summarize
 from vit_registers.analysis.subject import Options, Subject
 
-BLUE, ORANGE = "#2b6cb0", "#dd6b20"
 _BATCH = 512  # images at a time, so that memory is bounded
 SKIP, BIAS = "skip", "bias"
 

@@ -4,11 +4,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
+from vit_registers.analysis.pictures import BLUE, ORANGE
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import DENSITY_POINTS, NeighbourCosine, split_by_outlier
 from vit_registers.analysis.subject import Options, Subject
 
-BLUE, ORANGE = "#2b6cb0", "#dd6b20"
 _SEED = 0
 _PCA_TOKENS = 50_000  # tokens that components are fitted to, at most
 _PCA_SIGMA = 3.0
@@ -109,4 +109,6 @@ def _draw(images: np.ndarray, maps_NxHxWxM: np.ndarray) -> Figure:
             axes.imshow(values, cmap="coolwarm", vmin=-_PCA_SIGMA, vmax=_PCA_SIGMA)
         for axes in grid[row]:
             axes.set(xticks=[], yticks=[])
+    for i, axes in enumerate(grid[0][1:], start=1):
+        axes.set_title(f"component {i}", fontsize=9)
     return figure

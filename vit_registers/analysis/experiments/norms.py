@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from vit_registers.analysis.outliers import find
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 
-BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
 
 
@@ -82,7 +82,7 @@ def _histograms(subjects: list[Subject], options: Options) -> Picture:
             axes.hist(norms[:, where].ravel(), bins=edges, histtype="step", color=color, label=token)
         threshold = subject.outliers(options.rule).threshold
         if threshold is not None:
-            axes.axvline(threshold, color="#c53030", lw=0.9, ls="--", label=options.rule)
+            axes.axvline(threshold, color=RED, lw=0.9, ls="--", label=options.rule)
         axes.set(xscale="log", yscale="log", xlabel="norm", ylabel="tokens", title=subject.name)
         axes.legend(frameon=False, fontsize=7)
     return Picture(

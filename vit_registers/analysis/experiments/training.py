@@ -5,11 +5,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from vit_registers.analysis.focus import map_similarity
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import summarize
 from vit_registers.analysis.subject import Options, Subject
 
-_COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#718096")
+_COLORS = (BLUE, ORANGE, GREEN, GREY)
 
 
 def over_training(subjects: list[Subject], options: Options) -> Section:
