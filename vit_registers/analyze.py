@@ -10,6 +10,7 @@ stand side by side. Features are kept in OUT/features and used again while nothi
 command goes on where it was.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -37,13 +38,13 @@ def analyze(
     """Runs the experiments on all models that can answer them; writes each one's folder under `out`."""
     found = {}
     for one in opened:
-        asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.layout)]
+        asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
         features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
         found[one.name] = subjects.extract(one, tuple(features), out, options)
     entries = []
     for name in names:
         experiment = EXPERIMENTS[name]
-        lacking = {one.name: experiment.lacking(one.layout) for one in opened}
+        lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
         gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
         section = experiment.measure(able, options) if able else Section(definition="Not measured.")
@@ -58,6 +59,22 @@ def show_list() -> None:
     width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
+
+
+def _energy(given: list[str]) -> tuple[float, ...] | None:
+    """The four numbers of --energy, or None."""
+    if not given:
+        return None
+    try:
+        numbers = tuple(float(text) for text in given)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 4 or not all(0 <= number < math.inf for number in numbers):
+        raise ConfigError(
+            f"--energy={','.join(given)}: want HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all devices, watts "
+            "of one, power usage effectiveness, kg of CO2 for each kWh; as in --energy=66,400,1.2,0.4"
+        )
+    return numbers
 
 
 def main(name: str) -> None:
@@ -76,7 +93,13 @@ def main(name: str) -> None:
         raise ConfigError("analyze runs on one machine, on all of its devices")
     find(np.array([[0.0, 1.0]]), values.rule)  # a rule that cannot be is refused before anything is computed
     boxes = subjects.open_boxes(values.boxes) if values.boxes else ()
-    options = Options(rule=values.rule, num_examples=values.examples, boxes=boxes)
+    options = Options(
+        rule=values.rule,
+        num_examples=values.examples,
+        boxes=boxes,
+        num_blocks=values.lost_blocks,
+        energy=_energy(values.energy),
+    )
     out = cli.writable_folder(values.out or subjects.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
     opened = subjects.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
@@ -106,6 +129,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder for results; RUN/analysis if not given.")
     flags.DEFINE_string("rule", Options.rule, "Outliers: absolute:150, quantile:0.98, std:3 or valley.")
     flags.DEFINE_integer("examples", Options.num_examples, "How many images pictures show.", lower_bound=1)
+    flags.DEFINE_integer(
+        "lost_blocks",
+        Options.num_blocks,
+        "LOST on the features of so many of the last blocks.",
+        lower_bound=1,
+    )
+    flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print what experiments there are.")
     config_flags.DEFINE_config_dict("config", config_lib.to_config_dict(config_lib.Config()))
     first = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""

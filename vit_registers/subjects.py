@@ -51,6 +51,11 @@ class Opened:
         """The tokens at the size of the images."""
         return self.model.layout_for(image_size(self.config))
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The token groups that the model has, and its head."""
+        return (*self.layout.groups, *(["head"] if self.config.model.num_classes else []))
+
     def describe(self) -> str:
         """What it is, in a line."""
         data = self.config.data

@@ -93,6 +93,11 @@ def extras_ExD(forward: Forward) -> jax.Array:
     return forward.resid_LxBxTxD[-1][:, : forward.layout.registers.stop].astype(jnp.float32)
 
 
+def logits_Y(forward: Forward) -> jax.Array:
+    """The scores of the model's own head: BxY."""
+    return forward.out.logits.astype(jnp.float32)
+
+
 def image_HxWxC(forward: Forward) -> jax.Array:
     """The images as the model is shown them, before the mean is taken away, uint8."""
     return forward.image_BxHxWxC
@@ -137,7 +142,7 @@ def terms_ExD(forward: Forward) -> jax.Array:
 
 
 class Feature(NamedTuple):
-    """How a feature is computed on the devices, which token group it needs, and what is made of it after."""
+    """How a feature is computed on the devices, which part of a model it needs, what is made of it after."""
 
     compute: Callable[[Forward], jax.Array]
     needs: str | None = None
@@ -161,6 +166,7 @@ FEATURES: dict[str, Feature] = {
     "patches_PxD": Feature(patches_PxD),
     "extras_ExD": Feature(extras_ExD),
     "image_HxWxC": Feature(image_HxWxC),
+    "logits_Y": Feature(logits_Y, needs="head"),
     "cls_LxD": Feature(cls_LxD, needs="cls"),
     "terms_ExD": Feature(terms_ExD, needs="cls"),
     "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers"),

@@ -54,12 +54,16 @@ class Picture:
 
 @dataclasses.dataclass(kw_only=True)
 class Section:
-    """The answer to one question. `gaps` are lines that say what is missing, and why."""
+    """The answer to one question. `gaps` are lines that say what is missing, and why.
+
+    `files` are written beside the tables, by name, and are not part of the report: what is too long for it.
+    """
 
     definition: str
     tables: list[Table] = dataclasses.field(default_factory=list)
     pictures: list[Picture] = dataclasses.field(default_factory=list)
     gaps: list[str] = dataclasses.field(default_factory=list)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """All tables and gaps, for a JSON file."""

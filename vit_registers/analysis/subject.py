@@ -23,6 +23,8 @@ class Options:
     rule: str = "std:3"  # outliers.py
     num_examples: int = 6  # images that pictures show
     boxes: Sequence[BoxImage] = ()  # what objects are looked for in
+    num_blocks: int = 1  # of how many of the last blocks LOST takes features
+    energy: tuple[float, float, float, float] | None = None  # hours, watts, PUE, kg of CO2 for each kWh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,12 @@ class Subject:
         if layout.num_summaries:
             tokens["summaries"] = layout.summaries
         return tokens | {"patches": layout.patches}
+
+    def head_labels(self) -> np.ndarray | None:
+        """The label_B of the images, where they are classes of the model's own head; else None."""
+        label_B = np.asarray(self.store.read("label"))
+        is_of_head = label_B.ndim == 1 and len(self.class_names) == self.model.num_classes > 0
+        return label_B if is_of_head else None
 
     def term_names(self) -> tuple[str, ...]:
         """The terms of terms_ExD: what comes from each token group, the bias, the skip connection."""

@@ -62,6 +62,8 @@ def write_entry(entry: Entry, out: Path) -> Path:
             (folder / f"{_file_name(table.title)}.csv").write_text(table.csv())
         for picture in entry.section.pictures:
             (folder / f"{picture.name}.png").write_bytes(_png(picture.figure))
+        for name, text in entry.section.files.items():
+            (folder / name).write_text(text)
         numbers = {"experiment": entry.name, "question": entry.question, **entry.section.numbers()}
         (folder / "numbers.json").write_text(json.dumps(numbers, indent=1, default=float) + "\n")
         (folder / "section.md").write_text(_markdown(entry, ""))

@@ -1,6 +1,6 @@
 """All experiments by name: what each asks, which figures and tables it answers, what it needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from vit_registers.analysis.experiments import (
@@ -18,14 +18,13 @@ from vit_registers.analysis.experiments import (
 from vit_registers.analysis.features import FEATURES
 from vit_registers.analysis.section import Section
 from vit_registers.analysis.subject import Options, Subject
-from vit_registers.models.tokens import TokenLayout
 
 REGISTERS, DECOUPLING = "arXiv:2309.16588", "arXiv:2505.05892"
 SMALL = "Registers in Small Vision Transformers"
 
 
 class Experiment(NamedTuple):
-    """One question. `needs_any` are token groups of which a model has to have one."""
+    """One question. `needs_any` are parts (Subject.parts) of which a model has to have one."""
 
     question: str
     answers: str
@@ -33,14 +32,13 @@ class Experiment(NamedTuple):
     measure: Callable[[list[Subject], Options], Section]
     needs_any: tuple[str, ...] = ()
 
-    def lacking(self, layout: TokenLayout) -> str | None:
-        """What a model of this layout would have to have and has not, in words."""
-        groups = layout.groups
+    def lacking(self, parts: Collection[str]) -> str | None:
+        """What a model of these parts would have to have and has not, in words."""
         for name in self.features:
             needed = FEATURES[name].needs
-            if needed is not None and needed not in groups:
+            if needed is not None and needed not in parts:
                 return needed
-        if self.needs_any and not groups.keys() & set(self.needs_any):
+        if self.needs_any and not set(parts) & set(self.needs_any):
             return " and no ".join(self.needs_any)
         return None
 
