@@ -116,11 +116,13 @@ def test_taps_have_one_entry_per_block_and_one_more_for_the_residual_stream(buil
     model = build(depth=depth, num_registers=2, summary_factor=2)
     taps = jax.eval_shape(model, images(2)).taps
     num_tokens = 1 + 2 + 5 + 16
-    assert set(taps) == {"embed", "resid", "q", "k", "v"}
+    assert set(taps) == {"embed", "resid", "q", "k", "v", "middle", "hidden"}
     assert taps["embed"].shape == (2, 16, 32)
     assert [tap.shape for tap in taps["resid"]] == [(2, num_tokens, 32)] * (depth + 1)
     for name in "qkv":
         assert [tap.shape for tap in taps[name]] == [(2, num_tokens, 4, 8)] * depth
+    assert [tap.shape for tap in taps["middle"]] == [(2, num_tokens, 32)] * depth
+    assert [tap.shape for tap in taps["hidden"]] == [(2, num_tokens, 64)] * depth
 
 
 def test_taps_are_what_their_names_say(build, images, forward):
@@ -136,6 +138,9 @@ def test_taps_are_what_their_names_say(build, images, forward):
     qkv_BxTxQxNxK = block.attn.qkv(block.norm1(taps["resid"][1]))
     for i, name in enumerate("qkv"):
         np.testing.assert_allclose(taps[name][1], qkv_BxTxQxNxK[:, :, i], atol=1e-5)
+    before, after = (np.asarray(taps[name][-1]) for name in ("middle", "resid"))
+    np.testing.assert_allclose(block.mlp.fc2(taps["hidden"][1]), after - before, atol=1e-5)
+    np.testing.assert_allclose(taps["hidden"][1], block.mlp.hidden(block.norm2(before)), atol=1e-5)
     tokens_BxTxD = model.norm(taps["resid"][-1])
     np.testing.assert_allclose(outputs.cls, tokens_BxTxD[:, 0], atol=1e-5)
     np.testing.assert_allclose(outputs.registers, tokens_BxTxD[:, 1:3], atol=1e-5)

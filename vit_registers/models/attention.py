@@ -36,6 +36,17 @@ def attention_weights(
     return jax.nn.softmax(logits_BxNxTxT, axis=-1)
 
 
+def open_to_more(
+    mask_TxT: np.ndarray | None, bias_NxTxT: np.ndarray | None, num_keys: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(mask_TxS, bias_NxTxS) for S keys, where those beyond the T tokens are open to all, without bias."""
+    if mask_TxT is not None and num_keys > mask_TxT.shape[1]:
+        mask_TxT = np.pad(mask_TxT, [(0, 0), (0, num_keys - mask_TxT.shape[1])], constant_values=True)
+    if bias_NxTxT is not None and num_keys > bias_NxTxT.shape[2]:
+        bias_NxTxT = np.pad(bias_NxTxT, [(0, 0), (0, 0), (0, num_keys - bias_NxTxT.shape[2])])
+    return mask_TxT, bias_NxTxT
+
+
 def attend_xla(
     q_BxTxNxK: jax.Array,
     k_BxTxNxK: jax.Array,

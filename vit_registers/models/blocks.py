@@ -11,7 +11,8 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS
+from vit_registers.models.attention import BACKENDS, open_to_more
+from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 
 
@@ -42,6 +43,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
+BLOCK_TAPS = ("q", "k", "v", "middle", "hidden")  # what a Block returns beside its output
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -105,18 +107,24 @@ class Attention(nnx.Module):
         self.backend = model.attention
 
     def __call__(
-        self, x_BxTxD: jax.Array, mask_TxT: np.ndarray | None, bias_NxTxT: np.ndarray | None
+        self,
+        x_BxTxD: jax.Array,
+        mask_TxT: np.ndarray | None,
+        bias_NxTxT: np.ndarray | None,
+        edit: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda k, v: (k, v),
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        """The attention output out_BxTxD and (q, k, v), each BxTxNxK."""
+        """The attention output out_BxTxD and (q, k, v), each BxTxNxK, after `edit` of keys and values."""
         qkv_BxTxQxNxK = self.qkv(x_BxTxD)
         q, k, v = (qkv_BxTxQxNxK[:, :, i] for i in range(3))
+        k, v = edit(k, v)
+        mask_TxT, bias_NxTxT = open_to_more(mask_TxT, bias_NxTxT, k.shape[1])
         attend = lookup(BACKENDS, self.backend, "model.attention")
         out_BxTxNxK = attend(q, k, v, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
         return self.out(out_BxTxNxK), (q, k, v)
 
 
 class Mlp(nnx.Module):
-    """fc2(activation(fc1(x)))."""
+    """fc2(activation(fc1(x))): `project` of `hidden`."""
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         sizes, init, dtype = dims(model), inits(model), DTYPES[model.dtype]
@@ -127,8 +135,16 @@ class Mlp(nnx.Module):
         self.fc2 = layer(sizes.mlp_dim, sizes.width)
         self.activation = model.activation
 
+    def hidden(self, x: jax.Array) -> jax.Array:
+        """The activations, as wide as the MLP."""
+        return lookup(ACTIVATIONS, self.activation, "model.activation")(self.fc1(x))
+
+    def project(self, hidden: jax.Array) -> jax.Array:
+        """From the activations back to the width of the model."""
+        return self.fc2(hidden)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(lookup(ACTIVATIONS, self.activation, "model.activation")(self.fc1(x)))
+        return self.project(self.hidden(x))
 
 
 class SwiGlu(nnx.Module):
@@ -142,9 +158,17 @@ class SwiGlu(nnx.Module):
         self.w12 = layer(sizes.width, 2 * sizes.mlp_dim)
         self.w3 = layer(sizes.mlp_dim, sizes.width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def hidden(self, x: jax.Array) -> jax.Array:
+        """The gated values, as wide as the MLP."""
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
-        return self.w3(jax.nn.silu(gate) * value)
+        return jax.nn.silu(gate) * value
+
+    def project(self, hidden: jax.Array) -> jax.Array:
+        """From the gated values back to the width of the model."""
+        return self.w3(hidden)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.project(self.hidden(x))
 
 
 MLPS: dict[str, type[nnx.Module]] = {"mlp": Mlp, "swiglu": SwiGlu}
@@ -189,14 +213,22 @@ class Block(nnx.Module):
         mask_TxT: np.ndarray | None,
         bias_NxTxT: np.ndarray | None,
         drop_key: jax.Array | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        """The residual stream after the block, and the (q, k, v) of its attention."""
+        *,
+        index: int = 0,
+        edits: Edits = NO_EDITS,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The residual stream after the block, and what it is made of, by the names of Outputs.taps.
+
+        `index` is that of the block in its model, by which `edits` know it.
+        """
         key1, key2 = (None, None) if drop_key is None else jax.random.split(drop_key)
-        branch_BxTxD, qkv = self.attn(self.norm1(resid_BxTxD), mask_TxT, bias_NxTxT)
-        resid_BxTxD += drop_path(self._scaled(self.ls1, branch_BxTxD), self.drop_rate, key1)
-        branch_BxTxD = self.mlp(self.norm2(resid_BxTxD))
-        resid_BxTxD += drop_path(self._scaled(self.ls2, branch_BxTxD), self.drop_rate, key2)
-        return resid_BxTxD, qkv
+        edit = functools.partial(edits.keys_values, index)
+        branch_BxTxD, (q, k, v) = self.attn(self.norm1(resid_BxTxD), mask_TxT, bias_NxTxT, edit)
+        middle_BxTxD = resid_BxTxD + drop_path(self._scaled(self.ls1, branch_BxTxD), self.drop_rate, key1)
+        hidden_BxTxF = edits.hidden(index, self.mlp.hidden(self.norm2(middle_BxTxD)))
+        branch_BxTxD = self.mlp.project(hidden_BxTxF)
+        resid_BxTxD = middle_BxTxD + drop_path(self._scaled(self.ls2, branch_BxTxD), self.drop_rate, key2)
+        return resid_BxTxD, dict(zip(BLOCK_TAPS, (q, k, v, middle_BxTxD, hidden_BxTxF), strict=True))
 
     @staticmethod
     def _scaled(scale: LayerScale | None, x_BxTxD: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention import BACKENDS
-from vit_registers.models.blocks import ACTIVATIONS, DTYPES, Block, dims, inits, layer_norm
+from vit_registers.models.blocks import ACTIVATIONS, BLOCK_TAPS, DTYPES, Block, dims, inits, layer_norm
+from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import Init
 from vit_registers.models.masks import build_mask
 from vit_registers.models.pooling import POOLINGS, MapPool, pool, pooled_width
@@ -30,7 +31,8 @@ class Outputs:
     and timm's average pooling have it.
     taps holds every block's inner values; under jit the ones that are not read cost nothing:
     "embed" (BxPxD, patch embeddings before positions), "resid" (depth + 1 times BxTxD: what goes into
-    the first block, then what each block leaves, before the final norm), "q", "k", "v" (depth times BxTxNxK).
+    the first block, then what each block leaves, before the final norm), and per block "q", "k", "v"
+    (BxTxNxK), "middle" (BxTxD, between attention and MLP) and "hidden" (BxTxF, the MLP's activations).
     """
 
     logits: jax.Array | None  # BxY
@@ -152,10 +154,12 @@ class ViT(nnx.Module):
         *,
         drop_key: jax.Array | None = None,
         masked_BxP: jax.Array | None = None,
+        edits: Edits = NO_EDITS,
     ) -> Outputs:
         """The Outputs for float images; `drop_key` switches drop path on.
 
-        Patches where `masked_BxP` is True are replaced by the mask token, before positions are added.
+        Patches where `masked_BxP` is True are replaced by the mask token, before positions are added. Taps
+        and all that comes out are as `edits` change them.
         """
         if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
             raise ConfigError(
@@ -164,12 +168,12 @@ class ViT(nnx.Module):
         layout = self.layout_for(images_BxHxWxC.shape[1:3])
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
-        taps = {"embed": embed_BxPxD, "resid": [shard_batch(resid_BxTxD)], "q": [], "k": [], "v": []}
+        taps = {"resid": [shard_batch(edits.resid(0, resid_BxTxD))]} | {name: [] for name in BLOCK_TAPS}
         for i, block in enumerate(self.blocks):
             key = None if drop_key is None else jax.random.fold_in(drop_key, i)
-            resid_BxTxD, qkv = block(taps["resid"][-1], mask_TxT, bias_NxTxT, key)
-            taps["resid"].append(shard_batch(resid_BxTxD))
-            for name, value in zip("qkv", qkv, strict=True):
+            resid_BxTxD, inner = block(taps["resid"][-1], mask_TxT, bias_NxTxT, key, index=i, edits=edits)
+            taps["resid"].append(shard_batch(edits.resid(i + 1, resid_BxTxD)))
+            for name, value in inner.items():
                 taps[name].append(value)
         if self.model.use_norm_after_pool:
             tokens_BxTxD = taps["resid"][-1].astype(jnp.float32)
@@ -185,7 +189,7 @@ class ViT(nnx.Module):
             registers=tokens_BxTxD[:, layout.registers] if has_registers else None,
             summaries=tokens_BxTxD[:, layout.summaries] if has_summaries else None,
             patches=tokens_BxTxD[:, layout.patches],
-            taps={k: tuple(v) if isinstance(v, list) else v for k, v in taps.items()},
+            taps={"embed": embed_BxPxD} | {name: tuple(values) for name, values in taps.items()},
         )
 
     def embed(
