@@ -115,7 +115,8 @@ def test_objects_in_a_folder_of_pascal_voc(place):
     ]
     assert {tuple(row[-2:]) for row in best["rows"]} == {(1, 1)}  # one judged, one without a box
     assert len(every["rows"]) == 2 * 3 * 4 * 6  # models, q k v, centring and normalising, biases
-    assert {row[5] for row in every["rows"]} <= {0.0, 100.0}
+    percent = every["columns"].index("CorLoc, %")
+    assert {row[percent] for row in every["rows"]} <= {0.0, 100.0}
 
 
 def test_all_steps_of_a_run(place):

@@ -27,7 +27,8 @@ from vit_registers.analysis.outliers import find
 from vit_registers.analysis.section import Section
 from vit_registers.analysis.subject import Options
 from vit_registers.config import lookup
-from vit_registers.errors import ConfigError, UserError
+from vit_registers.errors import ConfigError, DataError, UserError
+from vit_registers.extraction import extract
 
 ALL = "all"
 
@@ -40,14 +41,20 @@ def analyze(
     for one in opened:
         asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
         features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
-        found[one.name] = subjects.extract(one, tuple(features), out, options)
+        found[one.name] = extract(one, tuple(features), out, options)
     entries = []
     for name in names:
         experiment = EXPERIMENTS[name]
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
         gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
-        section = experiment.measure(able, options) if able else Section(definition="Not measured.")
+        section = Section(definition="Not measured.")
+        try:
+            section = experiment.measure(able, options) if able else section
+        except DataError as error:  # one experiment's trouble is not the report's
+            if len(names) == 1:
+                raise
+            gaps.append(str(error))
         section.gaps[:0] = gaps
         entries.append(write.Entry(name, experiment.question, experiment.answers, section))
         write.write_entry(entries[-1], out)
@@ -71,8 +78,9 @@ def _energy(given: list[str]) -> tuple[float, ...] | None:
         numbers = ()
     if len(numbers) != 4 or not all(0 <= number < math.inf for number in numbers):
         raise ConfigError(
-            f"--energy={','.join(given)}: want HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all devices, watts "
-            "of one, power usage effectiveness, kg of CO2 for each kWh; as in --energy=66,400,1.2,0.4"
+            f"--energy={','.join(given)}: want HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
+            "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
+            "--energy=66,400,1.2,0.4"
         )
     return numbers
 
@@ -98,6 +106,7 @@ def main(name: str) -> None:
         num_examples=values.examples,
         boxes=boxes,
         num_blocks=values.lost_blocks,
+        num_edited=values.edited_images,
         energy=_energy(values.energy),
     )
     out = cli.writable_folder(values.out or subjects.default_out(values.checkpoint[0]), "--out")
@@ -133,6 +142,12 @@ if __name__ == "__main__":
         "lost_blocks",
         Options.num_blocks,
         "LOST on the features of so many of the last blocks.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "edited_images",
+        Options.num_edited,
+        "How many images, at most, models are shown that an experiment changes.",
         lower_bound=1,
     )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")

@@ -11,6 +11,8 @@ from absl import app, flags, logging
 from vit_registers.config import Config, from_mapping
 from vit_registers.errors import ConfigError, UserError
 
+_OF_JAX = "1"  # what jax sets TF_CPP_MIN_LOG_LEVEL to when it is imported
+
 
 def fail(error: Exception) -> None:
     """Prints the error as one line and exits with code 2."""
@@ -52,7 +54,8 @@ def _show_unraisable(error: "sys.UnraisableHookArgs") -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, then calls `main`."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", _OF_JAX) == _OF_JAX:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what TensorFlow fails at is raised too
     sys.unraisablehook = _show_unraisable
 
     def guarded(_: list[str]) -> None:

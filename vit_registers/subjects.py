@@ -1,22 +1,16 @@
-"""What `analyze` works on: checkpoints opened beside the images that they are shown, and their features."""
+"""What `analyze` works on: checkpoints, opened beside the images that they are shown."""
 
 import dataclasses
 import hashlib
 import importlib.metadata
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 
 import vit_registers
 from vit_registers import checkpointed
-from vit_registers.analysis import features
-from vit_registers.analysis.store import Store
-from vit_registers.analysis.subject import Options, Subject
 from vit_registers.config import Config, Data, InitFrom, image_size, override, to_dict
 from vit_registers.data import boxes
 from vit_registers.data.boxes import BoxImage
@@ -25,7 +19,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.infer import Hints
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
-from vit_registers.training import checkpoints, sharding
+from vit_registers.training import checkpoints
 from vit_registers.training.manifest import MANIFEST
 
 ALL_STEPS = "all"
@@ -191,52 +185,6 @@ def open_boxes(given: str) -> Sequence[BoxImage]:
             f"--boxes={given}: there is no such folder; want a folder of PASCAL VOC, or NAME:SPLIT"
         )
     return boxes.open_tfds(where, split)
-
-
-def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) -> Subject:
-    """The subject, with the features `names` on disk under out/features."""
-    data = one.config.data
-    store = Store(out / "features", one.name, one.provenance())
-    mesh = sharding.make_mesh(one.config.mesh)
-    if store.missing(names):
-        with jax.set_mesh(mesh):
-            batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
-            features.extract(
-                one.model,
-                batches,
-                store,
-                names,
-                image_size=image_size(one.config),
-                mean=data.mean,
-                std=data.std,
-                progress=_progress(one.name),
-            )
-    first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
-    is_valid_B = np.asarray(first.mask_B)
-    return Subject(
-        name=one.name,
-        run=None if one.step is None else Path(one.path).expanduser(),
-        step=one.step,
-        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(one.model, nnx.Param))),
-        model=one.config.model,
-        store=store,
-        layout=one.layout,
-        class_names=one.loader.class_names,
-        mean=data.mean,
-        std=data.std,
-        native=features.native(one.model, mean=data.mean, std=data.std),
-        example_NxHxWxC=np.asarray(first.image_BxHxWxC)[is_valid_B][: options.num_examples],
-    )
-
-
-def _progress(name: str) -> Callable[[int, int], None]:
-    """What tells on stderr how far the features of a model are: one line, rewritten."""
-
-    def show(done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\r{name}: {done} of {total} images", end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 def _steps(checkpoint: str) -> list[str]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from vit_registers.analysis.experiments.cost import forward_flops, registers
+from vit_registers.analysis.experiments.cost import energy, forward_flops, registers
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.models.vit import ViT, token_layout
@@ -49,3 +49,21 @@ def test_parameters_are_those_of_models_that_are_built(contents):
     for _, count, _, more, parameters in table.rows:
         assert parameters == _count(dataclasses.replace(model, num_registers=count))
         assert (more == 0) == (count == 0)
+
+
+def test_energy_worked_by_hand():
+    assert energy(1320, 400, 1.2, 0.4) == pytest.approx((633.6, 253.44))
+    assert energy(1, 1000, 1, 0) == (1, 0)
+
+
+def test_energy_has_a_table_only_where_its_factors_are_given():
+    subject = _subject(MODEL)
+    plain = registers([subject], Options())
+    given = registers([subject], Options(energy=(1320, 400, 1.2, 0.4)))
+    assert [table.title for table in plain.tables] == ["Cost of registers"]
+    assert "kWh" not in plain.definition and "/ 1000" in given.definition
+    _, table = given.tables
+    (row,) = table.rows
+    assert dict(zip(table.columns, row, strict=True)) == pytest.approx(
+        {"hours": 1320, "watts": 400, "PUE": 1.2, "kg CO2 per kWh": 0.4, "kWh": 633.6, "kg CO2": 253.44}
+    )

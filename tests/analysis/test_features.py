@@ -8,6 +8,7 @@ from flax import nnx
 
 import vit_registers
 from vit_registers.analysis import features
+from vit_registers.analysis.forward import FEATURES
 from vit_registers.analysis.severity import neighbour_cosine
 from vit_registers.analysis.store import VALID, Store
 from vit_registers.config import Model
@@ -53,7 +54,7 @@ def _batches(size, images=IMAGES):
 
 def _names(model):
     groups = model.layout.groups
-    return tuple(name for name, f in features.FEATURES.items() if f.needs is None or f.needs in groups)
+    return tuple(name for name, f in FEATURES.items() if f.needs is None or f.needs in groups)
 
 
 def _extract(model, root, size=4, names=None, progress=lambda done, total: None, num_images=11):
@@ -101,6 +102,8 @@ def test_attention_mass_and_entropy(case):
     ]
     queries = model.layout.registers.stop
     np.testing.assert_allclose(store.read("attention_NxExT"), weights[-1][:, :, :queries], atol=1e-6)
+    middle = model.layout.patches.start + 4 * 2 + 2  # row 2, column 2 of 4 x 4
+    np.testing.assert_allclose(store.read("center_T"), weights[-1][:, :, middle].mean(1), atol=1e-6)
     groups = list(model.layout.groups.values())
     for layer, weight_BxNxTxT in enumerate(weights):
         positive = np.where(weight_BxNxTxT > 0, weight_BxNxTxT, 1.0)

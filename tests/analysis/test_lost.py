@@ -116,6 +116,30 @@ def test_random_features(center, norm, bias):
         check(found, expected, grid, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("grid", [(1, 127), (16, 16), (29, 29)])
+def test_counts_of_large_grids(grid):
+    """All rows are similar to each other, and there are more of them than a byte can count."""
+    num_patches = grid[0] * grid[1]
+    feature_PxD = np.random.default_rng(num_patches).integers(-1, 3, (num_patches, 4))
+    for bias in (0, 40, -3):
+        similar_PxP = feature_PxD @ feature_PxD.T + bias > 0
+        np.fill_diagonal(similar_PxP, False)
+        found = discover(feature_PxD, grid, patch_size_px=1, image_size_px=grid, bias=bias)
+        np.testing.assert_array_equal(found.degree, similar_PxP.sum(1).reshape(grid))
+    assert similar_PxP.sum(1).max() < num_patches - 1
+
+
+@pytest.mark.parametrize("value", [2.0, 0.0])
+def test_one_patch(value):
+    """An image smaller than a patch: the box is the image, whatever is done to the feature."""
+    cells = list(sweep({("k", 1): np.array([[value, 0]])}, (1, 1), patch_size_px=16, image_size_px=(5, 7)))
+    assert len(cells) == 4
+    for cell, found in cells:
+        assert found.box_xyxy_px.tolist() == [0, 0, 7, 5]
+        assert found.degree.tolist() == [[0]] and found.seed == (0, 0)
+        assert found.is_fallback is (value == 0 or cell.use_center)
+
+
 def one_hot(grid_of_digits):
     """Patches with the same digit have similarity 1, others 0."""
     digits = np.array([list(map(int, row)) for row in grid_of_digits])
@@ -265,33 +289,36 @@ def test_a_planted_object_is_found_in_its_patches(raccoons):
 
 def test_sweep_is_discover_for_each_cell_once():
     rng = np.random.default_rng(3)
-    features = {"k of block 11": rng.standard_normal((12, 4)), "v of block 11": rng.integers(-1, 2, (12, 4))}
+    features = {("k", 11): rng.standard_normal((12, 4)), ("v", 12): rng.integers(-1, 2, (12, 4))}
     where = {"patch_size_px": 8, "image_size_px": (20, 30)}
     biases = [0.0, -0.5, 0.05, 0.0]
     cells = list(sweep(features, (3, 4), **where, biases=biases, num_candidates=6))
     assert [cell for cell, _ in cells] == [
-        Cell(*options) for options in itertools.product(features, (False, True), (False, True), biases[:3])
+        Cell(*name, *options)
+        for name, *options in itertools.product(features, (False, True), (False, True), biases[:3])
     ]
     for cell, found in cells:
         options = {"use_center": cell.use_center, "use_norm": cell.use_norm, "bias": cell.bias}
-        alone = discover(features[cell.feature], (3, 4), **where, **options, num_candidates=6)
+        alone = discover(features[cell[:2]], (3, 4), **where, **options, num_candidates=6)
         assert (found.seed, found.is_fallback) == (alone.seed, alone.is_fallback)
         for name in ARRAYS:
             np.testing.assert_array_equal(getattr(found, name), getattr(alone, name), err_msg=name)
     only = list(sweep(features, (3, 4), **where, center_options=[True], norm_options=[False]))
-    assert [cell for cell, _ in only] == [Cell(name, True, False, 0.0) for name in features]
+    assert [cell for cell, _ in only] == [Cell(*name, True, False, 0.0) for name in features]
 
 
 def test_summary_has_the_best_and_the_original():
     def result(num_hits):
         return CorLoc(10.0 * num_hits, num_hits, 10, 1)
 
-    original, other = Cell("k", False, False, 0.0), Cell("v", False, False, 0.0)
-    biased, centred = Cell("k", False, False, -0.2), Cell("k", True, True, 0.05)
+    original, other = Cell("k", 12, False, False, 0.0), Cell("v", 12, False, False, 0.0)
+    biased, centred = Cell("k", 12, False, False, -0.2), Cell("k", 11, True, True, 0.05)
     table = {biased: result(4), centred: result(6), original: result(3), other: result(6)}
-    assert summarize(table, feature="k") == (centred, original)
-    assert summarize(table, feature="v") == (other, other)  # of equal cells the original
-    with pytest.raises(ConfigError, match="lacks 'q' with bias 0, neither centred nor normalised"):
-        summarize(table, feature="q")
+    assert summarize(table, feature="k", block=12) == (centred, original)
+    assert summarize(table, feature="v", block=12) == (other, other)  # of equal cells the original
+    with pytest.raises(ConfigError, match="lacks 'k' of block 11 with bias 0, neither centred nor norm"):
+        summarize(table, feature="k", block=11)
+    with pytest.raises(ConfigError, match="lacks 'q'"):
+        summarize(table, feature="q", block=12)
     with pytest.raises(ConfigError, match="lacks 'k'"):
-        summarize({}, feature="k")
+        summarize({}, feature="k", block=12)

@@ -51,6 +51,26 @@ def test_images_left_out_are_not_read(tmp_path):
     assert store.num_read() == is_valid.sum()
 
 
+@pytest.mark.parametrize("stop", [None, 4, 8])
+def test_large_features_are_kept_of_the_first_images_only(tmp_path, stop):
+    """Also where a run was stopped before or after the last of them."""
+    is_valid = np.arange(10) != 2
+    values = VALUES | {"large": np.arange(10.0), VALID: is_valid}
+
+    def store():
+        return Store(tmp_path, "model", {"num_images": 10}, {"large": 6})
+
+    batches = [(0, 4), (4, 8), (8, 10)]
+    _fill(store(), [batch for batch in batches if stop is None or batch[1] <= stop], values)
+    left = store().missing(tuple(values))
+    assert left == (() if stop is None else ("a", VALID) if stop == 8 else ("a", VALID, "large"))
+    if left:
+        _fill(store(), batches, {name: values[name] for name in left})
+    assert store().missing(tuple(values)) == ()
+    np.testing.assert_array_equal(store().read("large"), [0, 1, 3, 4, 5])
+    np.testing.assert_array_equal(store().read("a"), VALUES["a"][is_valid])
+
+
 def test_other_provenance_is_another_folder(tmp_path):
     first, second = _store(tmp_path), _store(tmp_path, sha256="y")
     assert first.folder != second.folder

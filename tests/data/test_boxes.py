@@ -166,6 +166,55 @@ def test_images_that_are_missing_broken_or_twice_there(tmp_path):
         open_voc(tmp_path)
 
 
+def test_boxes_outside_of_their_image(tmp_path):
+    """Those over the edge stay as they are; those that share no pixel with the image cannot be meant."""
+    over = voc_object((0, 0, 21, 11)) + voc_object((20, 10, 90, 90))
+    write_voc(tmp_path, {"a": over})
+    assert open_voc(tmp_path).records[0].box_xyxy_px.tolist() == [[-1, -1, 21, 11], [19, 9, 90, 90]]
+    for box in ((21, 1, 30, 5), (1, 11, 5, 30), (-8, 1, 0, 5), (1, -3.5, 5, 0)):
+        (tmp_path / "Annotations" / "a.xml").write_text(
+            f"<annotation>{voc_object((1, 1, 5, 5))}{voc_object(box)}</annotation>"
+        )
+        line = ", ".join(map(str, box))
+        with pytest.raises(DataError, match=rf"a.xml has a box .*= {line} outside of a.jpg.* 20 x 10 px"):
+            open_voc(tmp_path)
+
+
+def test_images_that_cannot_be_opened_are_found_before_they_are_needed(tmp_path):
+    write_voc(tmp_path, {"a": "", "b": ""})
+    image = tmp_path / "JPEGImages" / "b.jpg"
+    for content in (b"", b"no image"):
+        image.write_bytes(content)
+        with pytest.raises(DataError, match=r"b.jpg cannot be decoded as an image"):
+            open_voc(tmp_path)
+    image.unlink()
+    image.mkdir()
+    with pytest.raises(DataError, match=r"b.jpg cannot be decoded as an image"):
+        open_voc(tmp_path)
+
+
+def test_kinds_of_images(tmp_path):
+    write_voc(tmp_path, {"a": ""}, suffix=".png")
+    path = tmp_path / "JPEGImages" / "a.png"
+    grey = np.random.default_rng(0).integers(0, 256, (10, 20), dtype=np.uint8)
+    for image in (
+        Image.fromarray(grey),
+        Image.fromarray(grey.astype(np.uint16) * 256 + 200),  # 16 bits
+        Image.fromarray(np.stack([grey] * 3 + [grey // 2], axis=-1)),  # with alpha, which is left out
+    ):
+        image.save(path)
+        found = read_image(open_voc(tmp_path).records[0])
+        np.testing.assert_array_equal(found, np.stack([grey] * 3, axis=-1), err_msg=image.mode)
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    write_voc(tmp_path, {"a": ""})
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "trainval.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"1 of 1 images in .*trainval.txt have no annotation"):
+        open_voc(tmp_path, split="trainval")
+
+
 def test_raccoons(tmp_path):
     if not RACCOONS.exists():
         pytest.skip(f"{RACCOONS.name} is not there: real annotations are tested only where they are")

@@ -1,8 +1,8 @@
 """The only file of the analysis that runs a model: images -> features on disk, batch by batch."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,167 +10,25 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from vit_registers.analysis.severity import neighbour_cosine
+from vit_registers.analysis.forward import FEATURES, LIMITS, Forward
+from vit_registers.analysis.interventions import NO_INTERVENTION, Arrays, Intervention
 from vit_registers.analysis.store import VALID, Store, Writer
 from vit_registers.data.batch import Batch, normalize
-from vit_registers.models.attention import attention_weights
+from vit_registers.models.edits import Edits
 from vit_registers.models.tokens import Grid, TokenLayout
-from vit_registers.models.vit import Outputs, ViT, static_attention
+from vit_registers.models.vit import ViT
 
 
-class Forward(NamedTuple):
-    """One forward pass of a batch: what a feature is computed from."""
-
-    model: ViT
-    out: Outputs
-    layout: TokenLayout
-    image_BxHxWxC: jax.Array  # uint8
-
-    @property
-    def resid_LxBxTxD(self) -> tuple[jax.Array, ...]:
-        """What goes into the first block, then what each block leaves; L is depth + 1."""
-        return self.out.taps["resid"]
-
-    def weights_BxNxTxT(self, block: int) -> jax.Array:
-        """The attention weights of a block, float32. XLA shares them with the forward pass."""
-        mask_TxT, bias_NxTxT = static_attention(self.model.model, self.layout)
-        q, k = self.out.taps["q"][block], self.out.taps["k"][block]
-        return attention_weights(q, k, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
-
-
-def norms_LxT(forward: Forward) -> jax.Array:
-    """L2 norms of all tokens, before the first block and after each, before the final norm: BxLxT."""
-    norms = [jnp.linalg.norm(r.astype(jnp.float32), axis=-1) for r in forward.resid_LxBxTxD]
-    return jnp.stack(norms, axis=1)
-
-
-def final_norms_T(forward: Forward) -> jax.Array:
-    """L2 norms of all tokens after the final norm: BxT."""
-    out = forward.out
-    cls = None if out.cls is None else out.cls[:, None]
-    groups = [g for g in (cls, out.registers, out.summaries, out.patches) if g is not None]
-    return jnp.linalg.norm(jnp.concatenate(groups, axis=1).astype(jnp.float32), axis=-1)
-
-
-def attention_NxExT(forward: Forward) -> jax.Array:
-    """Attention of cls and each register (E queries) to all tokens in the last block: BxNxExT."""
-    return forward.weights_BxNxTxT(-1)[:, :, : forward.layout.registers.stop]
-
-
-def mass_LxGxG(forward: Forward) -> jax.Array:
-    """Attention from each token group to each, per block, mean over heads and queries: BxLxGxG."""
-    groups = tuple(forward.layout.groups.values())
-    blocks = []
-    for block in range(len(forward.model.blocks)):
-        weights = forward.weights_BxNxTxT(block)
-        to_BxTxG = jnp.stack([weights[..., where].sum(-1).mean(1) for where in groups], axis=-1)
-        blocks.append(jnp.stack([to_BxTxG[:, where].mean(1) for where in groups], axis=1))
-    return jnp.stack(blocks, axis=1)
-
-
-def entropy_LxG(forward: Forward) -> jax.Array:
-    """Entropy of each token group's attention, per block, in nats, mean over heads and queries: BxLxG."""
-    groups = tuple(forward.layout.groups.values())
-    blocks = []
-    for block in range(len(forward.model.blocks)):
-        entropy_BxT = jax.scipy.special.entr(forward.weights_BxNxTxT(block)).sum(-1).mean(1)
-        blocks.append(jnp.stack([entropy_BxT[:, where].mean(1) for where in groups], axis=1))
-    return jnp.stack(blocks, axis=1)
-
-
-def embed_PxD(forward: Forward) -> jax.Array:
-    """What leaves the patch embedding, before positions are added: BxPxD."""
-    return forward.out.taps["embed"].astype(jnp.float32)
-
-
-def patches_PxD(forward: Forward) -> jax.Array:
-    """The patches after the last block and before the final norm: BxPxD."""
-    return forward.resid_LxBxTxD[-1][:, forward.layout.patches].astype(jnp.float32)
-
-
-def extras_ExD(forward: Forward) -> jax.Array:
-    """cls and registers after the last block, before the final norm: BxExD."""
-    return forward.resid_LxBxTxD[-1][:, : forward.layout.registers.stop].astype(jnp.float32)
-
-
-def logits_Y(forward: Forward) -> jax.Array:
-    """The scores of the model's own head: BxY."""
-    return forward.out.logits.astype(jnp.float32)
-
-
-def image_HxWxC(forward: Forward) -> jax.Array:
-    """The images as the model is shown them, before the mean is taken away, uint8."""
-    return forward.image_BxHxWxC
-
-
-def cls_LxD(forward: Forward) -> jax.Array:
-    """cls before the first block and after each: BxLxD."""
-    return jnp.stack([r[:, 0].astype(jnp.float32) for r in forward.resid_LxBxTxD], axis=1)
-
-
-def register_hidden_2xRxD(forward: Forward) -> jax.Array:
-    """Registers as they go into the last block, before and after its first norm: Bx2xRxD."""
-    hidden = forward.resid_LxBxTxD[-2]
-    normed = forward.model.blocks[-1].norm1(hidden)
-    where = forward.layout.registers
-    return jnp.stack([hidden[:, where].astype(jnp.float32), normed[:, where].astype(jnp.float32)], axis=1)
-
-
-def terms_ExD(forward: Forward) -> jax.Array:
-    """What cls is the sum of after the attention of the last block, before its MLP: BxExD, in the order of
-    Subject.term_names.
-
-    One term for each token group that cls attends to (itself among them), after the output projection and
-    LayerScale; the projection's bias; and the skip connection (arXiv:2505.05892, equations 3 to 6).
-    """
-    block, layout = forward.model.blocks[-1], forward.layout
-    weights_BxNxT, v_BxTxNxK = forward.weights_BxNxTxT(-1)[:, :, 0], forward.out.taps["v"][-1]
-    project = block.attn.out
-    terms = []
-    for where in layout.groups.values():
-        head_BxNxK = jnp.einsum(
-            "bnt,btnk->bnk", weights_BxNxT[..., where], v_BxTxNxK[:, where].astype(jnp.float32)
-        )
-        terms.append(jnp.einsum("bnk,nkd->bd", head_BxNxK, project.kernel[...]))
-    bias_D = jnp.zeros(terms[0].shape[-1]) if project.bias is None else project.bias[...]
-    terms.append(jnp.broadcast_to(bias_D, terms[0].shape))
-    terms_BxExD = jnp.stack(terms, axis=1)
-    if block.ls1 is not None:
-        terms_BxExD *= block.ls1.gamma[...].reshape(1, 1, -1)
-    skip_Bx1xD = forward.resid_LxBxTxD[-2][:, :1].astype(jnp.float32)
-    return jnp.concatenate([terms_BxExD, skip_Bx1xD], axis=1)
-
-
-class Feature(NamedTuple):
-    """How a feature is computed on the devices, which part of a model it needs, what is made of it after."""
-
-    compute: Callable[[Forward], jax.Array]
-    needs: str | None = None
-    finish: Callable[[np.ndarray, TokenLayout], np.ndarray] = lambda values, layout: values
-
-
-def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
-    """`neighbour_cosine` as float32, NaN where there is no neighbour: Bx4xP."""
-    found = neighbour_cosine(feature_BxPxD, layout.patch_grid)
-    return np.where(found.is_valid_Bx4xP, found.cosine_Bx4xP, np.nan).astype(np.float32)
-
-
-FEATURES: dict[str, Feature] = {
-    "norms_LxT": Feature(norms_LxT),
-    "final_norms_T": Feature(final_norms_T),
-    "attention_NxExT": Feature(attention_NxExT),
-    "mass_LxGxG": Feature(mass_LxGxG),
-    "entropy_LxG": Feature(entropy_LxG),
-    "embed_cosine_4xP": Feature(embed_PxD, finish=_neighbours),
-    "output_cosine_4xP": Feature(patches_PxD, finish=_neighbours),
-    "patches_PxD": Feature(patches_PxD),
-    "extras_ExD": Feature(extras_ExD),
-    "image_HxWxC": Feature(image_HxWxC),
-    "logits_Y": Feature(logits_Y, needs="head"),
-    "cls_LxD": Feature(cls_LxD, needs="cls"),
-    "terms_ExD": Feature(terms_ExD, needs="cls"),
-    "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers"),
-}
+def size_bytes(model: ViT, names: tuple[str, ...], *, image_size: tuple[int, int], num_images: int) -> int:
+    """How much the features take on the disk. Nothing is computed."""
+    layout, channels = model.layout_for(image_size), model.model.channels
+    compute = _program(names, layout, (0.0,) * channels, (1.0,) * channels, NO_INTERVENTION.edits)
+    image = jax.ShapeDtypeStruct((1, *image_size, channels), np.uint8)
+    total = 0
+    for name, one in jax.eval_shape(compute, model, image, {}, {}).items():
+        finished = FEATURES[name].finish(np.zeros(one.shape, one.dtype), layout)
+        total += finished.nbytes * min(num_images, LIMITS.get(name, num_images))
+    return total
 
 
 def extract(
@@ -183,24 +41,20 @@ def extract(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    intervention: Intervention = NO_INTERVENTION,
 ) -> None:
     """Completes the features `names` of the store from all batches of the data set, in its order.
 
     Each batch is written as soon as it is there, while the next one is computed; what a stopped run has
-    written is not computed again. `progress` is told how many images of how many are done.
+    written is not computed again. `progress` is told how many images of how many are done. `model` has the
+    registers that the intervention adds.
     """
     names = store.missing((VALID, "label", *names))
     if not names:
         return
 
     layout = model.layout_for(image_size)
-
-    @nnx.jit
-    def compute(model: ViT, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
-        out = model(normalize(image_BxHxWxC, mean=mean, std=std))
-        forward = Forward(model, out, layout, image_BxHxWxC)
-        return {name: FEATURES[name].compute(forward) for name in names if name in FEATURES}
-
+    compute = _program(names, layout, mean, std, intervention.edits)
     with store.writer(names) as writer:
         begun, pending = 0, None
         for batch in batches:
@@ -208,7 +62,9 @@ def extract(
             begun += len(batch.label_B)
             if skipped >= len(batch.label_B):
                 continue
-            computed = compute(model, batch.image_BxHxWxC) | {VALID: batch.mask_B, "label": batch.label_B}
+            rows = intervention.rows_of(slice(begun - len(batch.label_B), begun))
+            computed = compute(model, batch.image_BxHxWxC, dict(intervention.values), rows)
+            computed |= {VALID: batch.mask_B, "label": batch.label_B}
             computed = {name: value[skipped:] for name, value in computed.items()} if skipped else computed
             if pending is not None:
                 _write(writer, pending, store, layout, progress)
@@ -217,6 +73,37 @@ def extract(
                 break
         if pending is not None:
             _write(writer, pending, store, layout, progress)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(
+    names: tuple[str, ...],
+    layout: TokenLayout,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    edits: Callable[[Arrays, Arrays, TokenLayout], Edits],
+) -> Callable[..., dict[str, jax.Array]]:
+    """The compiled computation of features; the same for all interventions of one `edits`."""
+
+    @nnx.jit
+    def compute(model: ViT, image_BxHxWxC: jax.Array, values: Arrays, rows: Arrays) -> dict[str, jax.Array]:
+        out = model(normalize(image_BxHxWxC, mean=mean, std=std), edits=edits(values, rows, layout))
+        forward = Forward(model, out, layout, image_BxHxWxC, values, rows)
+        return {name: FEATURES[name].compute(forward) for name in names if name in FEATURES}
+
+    return compute
+
+
+def stored_batches(
+    image_BxHxWxC: np.ndarray, label_B: np.ndarray, batch_size: int, sharding: jax.sharding.Sharding
+) -> Iterator[Batch]:
+    """Batches of images that are on the disk already; the last one is filled up with zeros."""
+    for start in range(0, len(image_BxHxWxC), batch_size):
+        batch = slice(start, start + batch_size)
+        parts = (image_BxHxWxC[batch], label_B[batch], np.ones(len(label_B[batch]), bool))
+        missing = batch_size - len(parts[0])
+        filled = (np.pad(part, [(0, missing), *[(0, 0)] * (part.ndim - 1)]) for part in parts)
+        yield jax.device_put(Batch(*filled), sharding)
 
 
 def _write(
@@ -238,32 +125,38 @@ def _write(
 
 def native(
     model: ViT, *, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[np.ndarray], tuple[dict[str, np.ndarray], Grid]]:
-    """A function from one image of any size, uint8, to what the last block makes of its patches; their grid.
+) -> Callable[[np.ndarray, int], tuple[dict[tuple[str, int], np.ndarray], Grid]]:
+    """A function from one image of any size, uint8, to what the last blocks make of its patches; their grid.
 
-    That is {"q", "k", "v"}, heads joined, PxD. The image is normalised, then filled up with zeros on the
-    right and below to whole patches, as LOST does it. Each new size is compiled anew.
+    Its second argument is the number of blocks; there may be fewer. What comes is {("q", 12): PxD}, the same
+    for "k" and "v" and for each block, heads joined; the first block is 1. The image is normalised, then
+    filled up with zeros on the right and below to whole patches, as LOST does it. Each new grid is compiled
+    anew.
     """
-    patch = model.model.patch_size
+    patch, depth = model.model.patch_size, len(model.blocks)
 
-    @nnx.jit
-    def forward(model: ViT, image_1xHxWxC: jax.Array) -> tuple[jax.Array, ...]:
-        height, width = image_1xHxWxC.shape[1:3]
-        filled = jnp.pad(
-            normalize(image_1xHxWxC, mean=mean, std=std),
-            ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)),
-        )
-        out = model(filled)
-        patches = model.layout_for(filled.shape[1:3]).patches
-        last = (out.taps[name][-1][0, patches].astype(jnp.float32) for name in "qkv")
-        return tuple(values.reshape(len(values), -1) for values in last)
+    @functools.partial(nnx.jit, static_argnums=3)
+    def forward(
+        model: ViT, filled_1xHxWxC: jax.Array, size_px: jax.Array, num_blocks: int
+    ) -> list[jax.Array]:
+        height, width = filled_1xHxWxC.shape[1:3]
+        is_image_HxW = (jnp.arange(height) < size_px[0])[:, None] & (jnp.arange(width) < size_px[1])[None]
+        normal_1xHxWxC = normalize(filled_1xHxWxC, mean=mean, std=std)
+        out = model(jnp.where(is_image_HxW[None, :, :, None], normal_1xHxWxC, 0.0))
+        patches = model.layout_for((height, width)).patches
+        values = [out.taps[name][block][0, patches] for block in range(-num_blocks, 0) for name in "qkv"]
+        return [value.astype(jnp.float32).reshape(len(value), -1) for value in values]
 
-    def apply(image_HxWxC: np.ndarray) -> tuple[dict[str, np.ndarray], Grid]:
+    def apply(image_HxWxC: np.ndarray, num_blocks: int) -> tuple[dict[tuple[str, int], np.ndarray], Grid]:
         if model.model.channels == 1:
             image_HxWxC = np.asarray(Image.fromarray(image_HxWxC).convert("L"))[..., None]
         height, width = image_HxWxC.shape[:2]
-        values = forward(model, image_HxWxC[None])
+        # filled up before jit, which then sees one shape for all sizes of a grid
+        filled_HxWxC = np.pad(image_HxWxC, ((0, -height % patch), (0, -width % patch), (0, 0)))
+        num_blocks = min(num_blocks, depth)
+        values = forward(model, filled_HxWxC[None], np.array([height, width]), num_blocks)
+        names = [(name, block) for block in range(depth - num_blocks + 1, depth + 1) for name in "qkv"]
         grid = math.ceil(height / patch), math.ceil(width / patch)
-        return {name: np.asarray(value) for name, value in zip("qkv", values, strict=True)}, grid
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}, grid
 
     return apply

@@ -12,6 +12,7 @@ from vit_registers.errors import ConfigError, DataError
 from vit_registers.models.tokens import Grid
 
 HIT_IOU = 0.5
+_NUM_ROWS = 128  # of a Gram matrix at a time: they stay in the cache; at most 255, since counts are uint8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,21 +53,24 @@ def discover(
     alone is the object, and `is_fallback` says so.
 
     `feature_PxD` has patches only, row by row. `image_size_px` is (height, width) before it was padded,
-    right and bottom, to whole patches; boxes end there. Memory: 9 bytes x P x P. Raises DataError for
+    right and bottom, to whole patches; boxes end there. Memory: 8 bytes x P x P. Raises DataError for
     features that are not finite, ConfigError for num_candidates < 1.
     """
-    gram_PxP = _gram(feature_PxD, use_center=use_center, use_norm=use_norm)
-    return _discover(
-        gram_PxP,
+    cells = sweep(
+        {("given", 1): feature_PxD},
         grid,
         patch_size_px=patch_size_px,
         image_size_px=image_size_px,
-        bias=bias,
+        center_options=[use_center],
+        norm_options=[use_norm],
+        biases=[bias],
         num_candidates=num_candidates,
     )
+    ((_, found),) = cells
+    return found
 
 
-def _gram(feature_PxD: np.ndarray, *, use_center: bool, use_norm: bool) -> np.ndarray:
+def _prepared(feature_PxD: np.ndarray, *, use_center: bool, use_norm: bool) -> np.ndarray:
     feature_PxD = np.asarray(feature_PxD, np.float64)
     if not np.isfinite(feature_PxD).all():
         raise DataError("LOST got features that are not finite: look for NaN in the weights of the model")
@@ -75,11 +79,33 @@ def _gram(feature_PxD: np.ndarray, *, use_center: bool, use_norm: bool) -> np.nd
     if use_norm:
         norm_Px1 = np.linalg.norm(feature_PxD, axis=1, keepdims=True)
         feature_PxD = feature_PxD / np.where(norm_Px1 > 0, norm_Px1, 1)
-    return feature_PxD @ feature_PxD.T
+    return feature_PxD
+
+
+def _fill_gram(gram_PxP: np.ndarray, feature_PxD: np.ndarray, biases: Sequence[float]) -> np.ndarray:
+    """Fills `gram_PxP`; returns for each bias to how many others a patch is similar, int [biases, P].
+
+    A few rows are compared with all biases while they are in the cache. The matrix is symmetric, so columns
+    may be counted: these are sums of whole rows of bytes.
+    """
+    # by a copy: NumPy makes F F^T of one array from half of it, and mirroring that takes longer than the half
+    np.matmul(feature_PxD, feature_PxD.copy().T, out=gram_PxP)
+    num_patches = len(gram_PxP)
+    degree_VxP = np.zeros((len(biases), num_patches), np.int64)
+    buffer = np.empty((_NUM_ROWS, num_patches), bool)
+    for start in range(0, num_patches, _NUM_ROWS):
+        rows = gram_PxP[start : start + _NUM_ROWS]
+        is_similar = buffer[: len(rows)]
+        for degree_P, bias in zip(degree_VxP, biases, strict=True):
+            # the same as A + bias > 0 in floating point too, without a second matrix
+            np.greater(rows, -bias, out=is_similar)
+            degree_P += is_similar.view(np.uint8).sum(axis=0, dtype=np.uint8)
+    return degree_VxP - (np.diagonal(gram_PxP) > -np.asarray(biases, np.float64)[:, None])
 
 
 def _discover(
     gram_PxP: np.ndarray,
+    degree_P: np.ndarray,
     grid: Grid,
     *,
     patch_size_px: int,
@@ -87,16 +113,9 @@ def _discover(
     bias: float,
     num_candidates: int,
 ) -> Discovery:
-    if num_candidates < 1:
-        raise ConfigError(f"num_candidates={num_candidates}: want >= 1, such as 100")
-    assert gram_PxP.shape[0] == grid[0] * grid[1]
-    assert grid == tuple(-(-side // patch_size_px) for side in image_size_px)
-    # the same as A + bias > 0 in floating point too, without a second matrix
-    is_similar_PxP = gram_PxP > -bias
-    degree_P = np.count_nonzero(is_similar_PxP, axis=1) - np.diagonal(is_similar_PxP)
     order_P = np.argsort(degree_P, kind="stable")
     seed, candidates = order_P[0], order_P[:num_candidates]
-    seeds = candidates[is_similar_PxP[seed, candidates]]
+    seeds = candidates[gram_PxP[seed, candidates] > -bias]
     expansion = (gram_PxP[seeds] + bias).sum(axis=0).reshape(grid)
     cell = (int(seed) // grid[1], int(seed) % grid[1])
     label, _ = ndimage.label(expansion > 0)  # 4-connected; 0 is background
@@ -167,13 +186,14 @@ class Cell(NamedTuple):
     """One setting of a sweep."""
 
     feature: str
+    block: int  # from 1
     use_center: bool
     use_norm: bool
     bias: float
 
 
 def sweep(
-    features: Mapping[str, np.ndarray],
+    features: Mapping[tuple[str, int], np.ndarray],
     grid: Grid,
     *,
     patch_size_px: int,
@@ -185,17 +205,25 @@ def sweep(
 ) -> Iterator[tuple[Cell, Discovery]]:
     """(cell, discovery) of one image for each feature, centring, normalising and bias, each cell once.
 
-    `features` maps names such as "k of block 11" to feature_PxD. The similarities are computed once for all
-    biases. Everything else is as in `discover`.
+    `features` maps a name and a block, such as ("k", 12), to feature_PxD. The similarities are computed once
+    for all biases, in one matrix for all cells. Everything else is as in `discover`.
     """
+    if num_candidates < 1:
+        raise ConfigError(f"num_candidates={num_candidates}: want >= 1, such as 100")
+    assert grid == tuple(-(-side // patch_size_px) for side in image_size_px)
+    biases, num_patches = tuple(dict.fromkeys(biases)), grid[0] * grid[1]
+    gram_PxP = np.empty((num_patches, num_patches))
     options = itertools.product(features.items(), dict.fromkeys(center_options), dict.fromkeys(norm_options))
-    for (name, feature_PxD), use_center, use_norm in options:
-        gram_PxP = _gram(feature_PxD, use_center=use_center, use_norm=use_norm)
-        for bias in dict.fromkeys(biases):
+    for ((name, block), feature_PxD), use_center, use_norm in options:
+        assert len(feature_PxD) == num_patches
+        prepared_PxD = _prepared(feature_PxD, use_center=use_center, use_norm=use_norm)
+        degree_VxP = _fill_gram(gram_PxP, prepared_PxD, biases)
+        for degree_P, bias in zip(degree_VxP, biases, strict=True):
             yield (
-                Cell(name, use_center, use_norm, bias),
+                Cell(name, block, use_center, use_norm, bias),
                 _discover(
                     gram_PxP,
+                    degree_P,
                     grid,
                     patch_size_px=patch_size_px,
                     image_size_px=image_size_px,
@@ -212,18 +240,18 @@ class SweepSummary(NamedTuple):
     no_sweep: Cell
 
 
-def summarize(table: Mapping[Cell, CorLoc], *, feature: str) -> SweepSummary:
-    """The cell of most hits, and the original LOST on `feature`: bias 0, not centred, not normalised.
+def summarize(table: Mapping[Cell, CorLoc], *, feature: str, block: int) -> SweepSummary:
+    """The cell of most hits, and the original LOST on `feature` of `block`: no bias, centring, normalising.
 
     The best cell was chosen on the images that it is judged by, so its CorLoc is optimistic; the other's is
     not. Of equal cells the original comes first, then the order of the table. Raises ConfigError where the
     table lacks the original.
     """
-    no_sweep = Cell(feature, use_center=False, use_norm=False, bias=0.0)
+    no_sweep = Cell(feature, block, use_center=False, use_norm=False, bias=0.0)
     if no_sweep not in table:
         raise ConfigError(
-            f"the sweep lacks '{feature}' with bias 0, neither centred nor normalised: add it, "
-            "since the best cell alone would be optimistic"
+            f"the sweep lacks '{feature}' of block {block} with bias 0, neither centred nor normalised: "
+            "add it, since the best cell alone would be optimistic"
         )
     assert len({(result.num_images, result.num_skipped) for result in table.values()}) == 1
     best = max([no_sweep, *table], key=lambda cell: table[cell].num_hits)  # max keeps the first

@@ -1,13 +1,14 @@
 """What a run and its mask look like: numbers -> figures. Imports no JAX."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 
 from vit_registers.errors import DataError
@@ -19,6 +20,11 @@ def save(figure: Figure, path: Path) -> None:
     """Writes the figure as a picture."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+
+
+def wrapped(name: str) -> str:
+    """A name in lines that fit above a small picture."""
+    return "\n".join(textwrap.wrap(name, 30))
 
 
 def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -111,3 +117,29 @@ def draw_layout(
         axes.set_title(f"{name}\n{rows} x {columns}", fontsize=9)
     _draw_mask(bottom.subplots(), mask_TxT, groups)
     return figure
+
+
+def draw_owners(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
+    """For each pair of levels, two maps of the fine grid: its cells' owners by the mask, and by the image.
+
+    `pairs` holds a title and two maps of cell numbers of the coarse grid. Numbers below 0, for no one owner,
+    are grey; numbers that follow each other have unlike colours.
+    """
+    figure = Figure(figsize=(1.7 * len(pairs) + 0.4, 4.0), layout="constrained")
+    grid = figure.subplots(2, len(pairs), squeeze=False)
+    for (top, below), (title, linked_HxW, geometric_HxW) in zip(grid.T, pairs, strict=True):
+        for axes, owner_HxW in ((top, linked_HxW), (below, geometric_HxW)):
+            axes.imshow(_colors(owner_HxW), interpolation="none")
+            axes.set(xticks=[], yticks=[])
+        top.set_title(title, fontsize=8)
+    grid[0, 0].set_ylabel("linked", fontsize=9)
+    grid[1, 0].set_ylabel("lies in", fontsize=9)
+    return figure
+
+
+def _colors(owner_HxW: np.ndarray) -> np.ndarray:
+    """Hues a golden section apart, in three steps of brightness: HxWx3."""
+    hue_HxW = owner_HxW * 0.618034 % 1
+    value_HxW = np.array([0.9, 0.65, 0.45])[owner_HxW % 3]
+    color_HxWx3 = hsv_to_rgb(np.stack([hue_HxW, np.full(owner_HxW.shape, 0.7), value_HxW], axis=-1))
+    return np.where(owner_HxW[..., None] < 0, to_rgb("#edf2f7"), color_HxWx3)

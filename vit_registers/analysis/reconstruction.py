@@ -7,7 +7,7 @@ N counts tokens of several images. Everything is read a few images at a time.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from vit_registers.errors import ConfigError, DataError
 _CHUNK_IMAGES = 16
 
 Predict = Callable[[np.ndarray], np.ndarray]  # token_NxD -> pixel_NxM
+Cut = Callable[[np.ndarray, int], np.ndarray]  # image_BxHxWxC, patch_size -> pixel_BxPxM
 
 
 def patchify(image_BxHxWxC: np.ndarray, patch_size: int) -> np.ndarray:
@@ -57,6 +58,7 @@ class Pairs:
     patch_size: int
     mean: tuple[float, ...]  # per channel, of values in [0, 1]
     std: tuple[float, ...]
+    cut: Cut = patchify
 
     def __len__(self) -> int:
         return len(self.token_BxPxD)
@@ -66,7 +68,7 @@ class Pairs:
         image_BxHxWxC = self.image_BxHxWxC[images]
         assert image_BxHxWxC.dtype == np.uint8, image_BxHxWxC.dtype
         normal = (image_BxHxWxC / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
-        pixel_BxPxM = patchify(normal, self.patch_size)
+        pixel_BxPxM = self.cut(normal, self.patch_size)
         token_BxPxD = self.token_BxPxD[images]
         assert token_BxPxD.shape[:2] == pixel_BxPxM.shape[:2], (token_BxPxD.shape, pixel_BxPxM.shape)
         token_NxD = token_BxPxD.reshape(-1, token_BxPxD.shape[2]).astype(np.float32)
@@ -130,20 +132,44 @@ def fit_mlp(
     by `seed`; the last epoch counts, not the best one; the remainder of an epoch that fills no batch is
     left out of it. With fewer images than a batch, all are one batch. Errors as in `fit_linear`.
     """
-    token_mean_D, scale_D = (x.astype(np.float32) for x in feature_moments(pairs.token_BxPxD))
-    size = pairs.take(slice(0, 1))[1].shape[1]
+    moments = feature_moments(pairs.token_BxPxD)
     rng = np.random.default_rng(seed)
-    parameters = _initial_mlp(rng, (len(scale_D), 4 * len(scale_D), size))
+    parameters = initial_mlp(rng, pairs)
+    orders = (rng.permutation(len(pairs)) for _ in range(epochs))
+    return train_mlp(
+        pairs, parameters, orders, moments, batch_images=batch_images, learning_rate=learning_rate
+    )
+
+
+def train_mlp(
+    pairs: Pairs,
+    parameters: dict[str, np.ndarray],
+    orders: Iterable[np.ndarray],
+    moments: tuple[np.ndarray, np.ndarray],
+    *,
+    batch_images: int,
+    learning_rate: float,
+) -> Predict:
+    """The MLP of `parameters` after an epoch for each of `orders`, which holds all images.
+
+    It is given (token - mean_D) / scale_D, with (mean_D, scale_D) = `moments`.
+    """
+    token_mean_D, scale_D = (x.astype(np.float32) for x in moments)
     state = _optimizer(learning_rate).init(parameters)
     batch_images = min(batch_images, len(pairs))
-    for _ in range(epochs):
-        order_B = rng.permutation(len(pairs))
+    for order_B in orders:
         for start in range(0, len(pairs) - batch_images + 1, batch_images):
             token_NxD, pixel_NxM = pairs.take(np.sort(order_B[start : start + batch_images]))
             standard_NxD = (token_NxD - token_mean_D) / scale_D
             parameters, state = _step(parameters, state, standard_NxD, pixel_NxM, learning_rate)
     apply = jax.jit(_apply_mlp)
     return lambda token_NxD: np.asarray(apply(parameters, (token_NxD - token_mean_D) / scale_D))
+
+
+def initial_mlp(rng: np.random.Generator, pairs: Pairs) -> dict[str, np.ndarray]:
+    """The MLP D -> 4 D -> M that fits `pairs`, before training."""
+    width, size = pairs.token_BxPxD.shape[2], pairs.take(slice(0, 1))[1].shape[1]
+    return _initial_mlp(rng, (width, 4 * width, size))
 
 
 def _initial_mlp(rng: np.random.Generator, widths: tuple[int, int, int]) -> dict[str, np.ndarray]:

@@ -23,27 +23,37 @@ VALID = "is_valid"  # the feature that is False for images that could not be dec
 class Store:
     """The features of one model on one set of images."""
 
-    def __init__(self, root: Path, name: str, provenance: Mapping[str, Any]) -> None:
-        """Opens root/<name>-<digest of provenance>, or makes it."""
+    def __init__(
+        self, root: Path, name: str, provenance: Mapping[str, Any], limits: Mapping[str, int] | None = None
+    ) -> None:
+        """Opens root/<name>-<digest of provenance>, or makes it.
+
+        `limits` are numbers of images, for features that are kept of the first ones only.
+        """
         text = json.dumps(provenance, indent=1, sort_keys=True)
         self.folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self.provenance = dict(provenance)
         self.num_images = int(provenance["num_images"])
+        self._limits = dict(limits or {})
         self.folder.mkdir(parents=True, exist_ok=True)
         _replace(self.folder / "provenance.json", text + "\n")
 
     def missing(self, names: Iterator[str] | tuple[str, ...]) -> tuple[str, ...]:
         """Those of `names` that are not complete."""
         done = self._progress()
-        return tuple(name for name in names if done.get(name, 0) < self.num_images)
+        return tuple(name for name in names if done.get(name, 0) < self.count(name))
+
+    def count(self, name: str) -> int:
+        """How many images the feature is kept of, broken ones included."""
+        return min(self.num_images, self._limits.get(name, self.num_images))
 
     def read(self, name: str) -> np.ndarray:
-        """The feature [num_images, ...] without the images that could not be decoded.
+        """The feature, [images, ...], without the images that could not be decoded.
 
         It is memory-mapped, and copied only where there are such images.
         """
         values = self._open(name)
-        is_valid = np.asarray(self._open(VALID))
+        is_valid = np.asarray(self._open(VALID))[: len(values)]
         return values if is_valid.all() else values[is_valid]
 
     def num_read(self) -> int:
@@ -89,13 +99,17 @@ class Writer:
     def append(self, features: Mapping[str, np.ndarray]) -> None:
         """One batch, [B, ...] of each name. Raises DataError where it cannot be written."""
         try:
+            done = self._store._progress()
             for name in self._names:
-                values = np.ascontiguousarray(features[name])
+                wanted = self._store.count(name) - self.num_done
+                if wanted <= 0:
+                    continue
+                values = np.ascontiguousarray(features[name][:wanted])
+                done[name] = self.num_done + len(values)
                 file = self._files.get(name) or self._begin(name, values)
                 file.write(values)
                 file.flush()
             self.num_done += len(features[self._names[0]])
-            done = self._store._progress() | dict.fromkeys(self._names, self.num_done)
             _replace(self._store.folder / "progress.json", json.dumps(done, indent=1) + "\n")
         except OSError as error:
             raise DataError(f"{self._store.folder} cannot be written to: {error.strerror}") from None
@@ -118,7 +132,7 @@ class Writer:
             file.seek(file.tell() + self.num_done * row_bytes)
             file.truncate()
         else:
-            shape = (self._store.num_images, *values.shape[1:])
+            shape = (self._store.count(name), *values.shape[1:])
             header = {
                 "descr": np.lib.format.dtype_to_descr(values.dtype),
                 "fortran_order": False,

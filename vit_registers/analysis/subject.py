@@ -1,19 +1,29 @@
-"""One model on one set of images, as the experiments see it. No JAX."""
+"""One model on one set of images, as the experiments see it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vit_registers.analysis.interventions import Intervention
 from vit_registers.analysis.outliers import Outliers, find
 from vit_registers.analysis.store import Store
 from vit_registers.config import Model
 from vit_registers.data.boxes import BoxImage
 from vit_registers.models.tokens import Grid, TokenLayout
 
-# {"q", "k", "v"} of the last block for one image of any size, uint8, heads joined, PxD each; the grid
-Native = tuple[Mapping[str, np.ndarray], Grid]
+# {("q", block), ...} of the last blocks for one image of any size, uint8, heads joined, PxD each; the grid
+Native = tuple[Mapping[tuple[str, int], np.ndarray], Grid]
+
+
+_PART = 256
+
+
+def in_parts(num_images: int) -> Iterator[slice]:
+    """Slices of so many images as fit the memory, of all images in order."""
+    for start in range(0, num_images, _PART):
+        yield slice(start, min(start + _PART, num_images))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +34,7 @@ class Options:
     num_examples: int = 6  # images that pictures show
     boxes: Sequence[BoxImage] = ()  # what objects are looked for in
     num_blocks: int = 1  # of how many of the last blocks LOST takes features
+    num_edited: int = 128  # images that edited models are shown, at most
     energy: tuple[float, float, float, float] | None = None  # hours, watts, PUE, kg of CO2 for each kWh
 
 
@@ -42,7 +53,11 @@ class Subject:
     example_NxHxWxC: np.ndarray  # the first images, uint8
     mean: tuple[float, ...]  # of pixel values in [0, 1], per channel
     std: tuple[float, ...]
-    native: Callable[[np.ndarray], Native]
+    native: Callable[[np.ndarray, int], Native]  # of an image and the number of blocks
+    # tells the user how far a long work is: what, images done, images in all
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    # features of the model under an intervention, on the first so many images; wants image_HxWxC in the store
+    rerun: Callable[[Intervention, tuple[str, ...], int], Store]
 
     def patch_norms(self) -> np.ndarray:
         """norm_BxP after the last block, before the final norm."""

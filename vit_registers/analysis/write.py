@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vit_registers.analysis.published import PUBLISHED
 from vit_registers.analysis.section import Section, Table
 from vit_registers.errors import DataError
 
 _DPI = 130
+_NOT_OURS = "Published, not ours"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a202c; --paper: #ffffff; --line: #cbd5e0; --soft: #f7fafc;
   --link: #2b6cb0; --gap: #b7791f; }
@@ -39,6 +41,9 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 1rem 0; }
 figure img { max-width: 100%; background: #ffffff; border-radius: 4px; }
 figcaption { font-size: 0.85rem; }
+.published { margin: 1rem 0; border-left: 4px solid var(--line); padding: 0.2rem 0 0.6rem 1rem;
+  background: var(--soft); }
+.published h4 { margin: 0.8rem 0 0.3rem; font-weight: 400; font-size: 0.85rem; }
 .question { font-weight: 600; }
 .gap { color: var(--gap); }
 """
@@ -52,6 +57,18 @@ class Entry(NamedTuple):
     answers: str  # which figure or table of which paper
     section: Section
 
+    @property
+    def published(self) -> list[Table]:
+        """The papers' numbers, where there is something of ours to be read beside them."""
+        has_own = bool(self.section.tables or self.section.pictures)
+        return PUBLISHED.get(self.name, []) if has_own else []
+
+    def numbers(self) -> dict[str, Any]:
+        """All that was measured, and what others published, for a JSON file."""
+        theirs = Section(definition="", tables=self.published).numbers()["tables"]
+        head = {"experiment": self.name, "question": self.question}
+        return {**head, **self.section.numbers(), "published": theirs}
+
 
 def write_entry(entry: Entry, out: Path) -> Path:
     """Writes out/<name>/: section.md, a CSV file per table, a PNG per picture, numbers.json. The folder."""
@@ -64,8 +81,7 @@ def write_entry(entry: Entry, out: Path) -> Path:
             (folder / f"{picture.name}.png").write_bytes(_png(picture.figure))
         for name, text in entry.section.files.items():
             (folder / name).write_text(text)
-        numbers = {"experiment": entry.name, "question": entry.question, **entry.section.numbers()}
-        (folder / "numbers.json").write_text(json.dumps(numbers, indent=1, default=float) + "\n")
+        (folder / "numbers.json").write_text(json.dumps(entry.numbers(), indent=1, default=float) + "\n")
         (folder / "section.md").write_text(_markdown(entry, ""))
     except OSError as error:
         raise DataError(f"{folder} cannot be written to: {error.strerror}") from None
@@ -107,6 +123,10 @@ def _markdown(entry: Entry, folder: str) -> str:
     ]
     parts += [f"Gap: {gap}.\n" for gap in section.gaps]
     parts += [f"### {table.title}\n\n{table.markdown()}" for table in section.tables]
+    if entry.published:
+        published = [f"#### {table.title}\n\n{table.markdown()}" for table in entry.published]
+        lines = "\n".join([f"### {_NOT_OURS}\n", *published]).splitlines()
+        parts.append("".join(f"> {line}".rstrip() + "\n" for line in lines))
     parts += [f"![{p.caption}]({folder}{p.name}.png)\n\n{p.caption}\n" for p in section.pictures]
     return "\n".join(parts)
 
@@ -138,6 +158,9 @@ def _html_section(entry: Entry) -> str:
     ]
     parts += [f'<p class="gap">Gap: {text(gap)}.</p>' for gap in section.gaps]
     parts += [f"<h3>{text(table.title)}</h3>{_html_table(table)}" for table in section.tables]
+    if entry.published:
+        tables = [f"<h4>{text(table.title)}</h4>{_html_table(table)}" for table in entry.published]
+        parts.append(f'<div class="published"><h3>{_NOT_OURS}</h3>{"".join(tables)}</div>')
     for picture in section.pictures:
         data = base64.b64encode(_png(picture.figure)).decode()
         parts.append(

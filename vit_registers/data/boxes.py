@@ -45,13 +45,14 @@ class VocImages(NamedTuple):
 
 
 def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = False) -> VocImages:
-    """The annotated images of a folder in the style of PASCAL VOC. Reads all annotations, no image.
+    """The annotated images of a folder in the style of PASCAL VOC. Reads all annotations, of images the size.
 
     A split is a list root/ImageSets/Main/<split>.txt, and has to be named where there are any: trainval and
     test often lie in one folder. Without lists all annotations are taken; images without one are ignored.
     `only_easy` drops objects that are difficult or truncated, then images that have no others (VOC_all in
-    LOST). Images without any object stay. Raises DataError for folders, splits, annotations and images that
-    are missing, and for annotations that cannot be read.
+    LOST). Images without any object stay, and so do boxes that go over the edge of their image. Raises
+    DataError for folders, splits, annotations and images that are missing, for annotations and images that
+    cannot be read, and for boxes that lie outside of their image.
     """
     root = Path(root).expanduser()
     images, annotations = _find_folders(root)
@@ -64,6 +65,7 @@ def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = Fa
         if name not in image_files:
             raise DataError(f"{images} has no image {name} (jpg, jpeg, png) for {xml_files[name]}: add it")
         box_xyxy_px, is_hard = _read_annotation(xml_files[name])
+        _check_inside(box_xyxy_px, image_files[name], xml_files[name])
         records.append(BoxImage(name=name, path=image_files[name], box_xyxy_px=box_xyxy_px, is_hard=is_hard))
     if not only_easy:
         return VocImages(tuple(records), 0)
@@ -86,6 +88,8 @@ def read_image(record: BoxImage) -> np.ndarray:
     """
     with _open(record.name, record.path or io.BytesIO(record.encoded)) as image:
         try:
+            if image.mode.startswith("I;16"):  # which PIL would make white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
         except _BROKEN:
             raise _broken(record.path or record.name) from None
@@ -133,7 +137,7 @@ def _names(root: Path, split: str | None, xml_files: Mapping[str, Path]) -> list
         raise DataError(f"{root / _SPLITS} has lists of images: name a split, such as trainval")
     if split not in lists:
         raise DataError(f"{root / _SPLITS} has no split '{split}': {nearest(split, lists)}")
-    names = [line.strip() for line in lists[split].read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in lists[split].read_text(errors="replace").splitlines() if line.strip()]
     if not names:
         raise DataError(f"{lists[split]} is empty: take another split")
     if any(len(name.split()) > 1 for name in names):
@@ -158,6 +162,19 @@ def _read_annotation(path: Path) -> tuple[np.ndarray, np.ndarray]:
     box_xyxy_px = np.array([_read_box(item, path) for item in objects], np.float64).reshape(-1, 4)
     is_hard = np.array([_is_set(item, "difficult") or _is_set(item, "truncated") for item in objects], bool)
     return box_xyxy_px, is_hard
+
+
+def _check_inside(box_xyxy_px: np.ndarray, image: Path, annotation: Path) -> None:
+    """Fails, before anything is computed, for images that cannot be opened and boxes that cannot be hit."""
+    with _open(image.stem, image) as opened:
+        size = opened.size
+    is_outside = (box_xyxy_px[:, 2:] <= 0).any(axis=1) | (box_xyxy_px[:, :2] >= size).any(axis=1)
+    if is_outside.any():
+        first = ", ".join(f"{side:g}" for side in box_xyxy_px[is_outside][0] + (1, 1, 0, 0))
+        raise DataError(
+            f"{annotation} has a box with xmin, ymin, xmax, ymax = {first} outside of {image.name}, which "
+            f"has {size[0]} x {size[1]} px: mend it; perhaps it is of another image, or of another size"
+        )
 
 
 def _is_set(item: ElementTree.Element, key: str) -> bool:

@@ -39,8 +39,7 @@ class Loader(Protocol):
 
 
 def _open_tfdata(config: Config) -> Loader:
-    # Read when TensorFlow is imported; it reports on oneDNN, of no use to image decoding, at any level.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Read when TensorFlow is imported: oneDNN is of no use to image decoding, and it reports on it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from vit_registers.data.pipeline import TfdataLoader
 

@@ -3,13 +3,18 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.decoupling import CkaSums, layer_similarity, norm_table, register_activations
+from vit_registers.analysis.decoupling import (
+    CkaSums,
+    NormTable,
+    layer_similarity,
+    norm_table,
+    register_activations,
+)
 from vit_registers.analysis.pictures import BLUE, ORANGE
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import summarize
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Options, Subject, in_parts
 
-_BATCH = 512  # images at a time, so that memory is bounded
 SKIP, BIAS = "skip", "bias"
 
 
@@ -21,11 +26,13 @@ def terms(subjects: list[Subject], options: Options) -> Section:
         names = subject.term_names()
         attention = [name for name in names if name not in (SKIP, BIAS)]
         terms_BxExD = subject.store.read("terms_ExD")
-        sums = CkaSums()
-        for start in range(0, len(terms_BxExD), _BATCH):
-            sums.add(_named(terms_BxExD[start : start + _BATCH], names))
+        sums, tables = CkaSums(), []
+        for images in in_parts(len(terms_BxExD)):
+            part = _named(terms_BxExD[images], names)
+            sums.add(part)
+            tables.append(norm_table(part, full=names))
         to_attention, to_all = sums.with_full(attention), sums.with_full(names)
-        table = norm_table(_named(terms_BxExD, names), full=names).summary()
+        table = NormTable.joined(tables).summary()
         for name in names:
             norm, cosine = table["norm"][name], table["cosine"][name]
             own = to_attention[name] if name in attention else None
@@ -65,7 +72,9 @@ def layers(subjects: list[Subject], options: Options) -> Section:
     figure = Figure(figsize=(5.0, 3.2), layout="constrained")
     axes = figure.subplots()
     for subject in subjects:
-        similarity_BxL = layer_similarity(subject.store.read("cls_LxD"))
+        cls_BxLxD = subject.store.read("cls_LxD")
+        parts = [layer_similarity(cls_BxLxD[images]) for images in in_parts(len(cls_BxLxD))]
+        similarity_BxL = np.concatenate(parts)
         found = [summarize(column) for column in similarity_BxL.T]
         rows += [(subject.name, i, one.mean, one.std) for i, one in enumerate(found)]
         axes.plot(np.linspace(0, 1, len(found)), [one.mean for one in found], "o-", ms=3, label=subject.name)

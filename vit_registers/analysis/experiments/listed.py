@@ -4,23 +4,28 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from vit_registers.analysis.experiments import (
+    accuracy,
     attention,
+    cls_parts,
     cost,
     decoupling,
     design,
     discovery,
+    edited,
     local,
+    moved,
+    neurons,
     norms,
+    positions,
     probes,
+    removal,
     severity,
     training,
 )
-from vit_registers.analysis.features import FEATURES
+from vit_registers.analysis.forward import FEATURES
+from vit_registers.analysis.published import DECOUPLING, REGISTERS, SMALL
 from vit_registers.analysis.section import Section
 from vit_registers.analysis.subject import Options, Subject
-
-REGISTERS, DECOUPLING = "arXiv:2309.16588", "arXiv:2505.05892"
-SMALL = "Registers in Small Vision Transformers"
 
 
 class Experiment(NamedTuple):
@@ -47,6 +52,12 @@ NORMS = ("norms_LxT",)
 EXPERIMENTS: dict[str, Experiment] = {
     "curves": Experiment("How did training go?", "the runs' own metrics", (), design.curves),
     "mask": Experiment("Who may attend to whom?", "arXiv:2601.15506, the fractal mask", (), design.masks),
+    "accuracy": Experiment(
+        "How often is the model's own head right, and do registers cost accuracy?",
+        f"{REGISTERS}, figure 8; {SMALL}, section 4.1; arXiv:2601.15506",
+        ("logits_Y",),
+        accuracy.own_head,
+    ),
     "norms": Experiment(
         "How large are the tokens that the last block leaves, and which are outliers?",
         f"{REGISTERS}, figures 3, 7 and 15; {SMALL}, figure 4",
@@ -59,8 +70,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         NORMS,
         norms.by_layer,
     ),
+    "norms-by-size": Experiment(
+        "Do only large models have outliers?", f"{REGISTERS}, figure 4c", NORMS, norms.by_size
+    ),
     "norms-by-position": Experiment(
         "Where in the image are outliers?", f"{REGISTERS}, figure 10", NORMS, norms.by_position
+    ),
+    "position-resampling": Experiment(
+        "Do all positions count alike once the position table is resampled?",
+        f"{REGISTERS}, figure 11",
+        (),
+        positions.resampling,
     ),
     "attention-maps": Experiment(
         "Where do cls and the registers look?",
@@ -72,7 +92,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "positional-focus": Experiment(
         "Where do they look on average, and do registers look at different places?",
         f"{REGISTERS}, figure 16; {SMALL}, figures 10, 11 and 13",
-        ("attention_NxExT",),
+        ("attention_NxExT", "center_T"),
         attention.positional_focus,
         needs_any=("cls", "registers"),
     ),
@@ -84,7 +104,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "attention-by-layer": Experiment(
         "How is attention spread in each block, and onto which tokens?",
-        "a question of the reviewers of arXiv:2309.16588: how severe are artifacts?",
+        "what reviewers of arXiv:2309.16588 asked: how severe artifacts are",
         ("entropy_LxG", "mass_LxGxG"),
         severity.entropy,
     ),
@@ -96,13 +116,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "smoothness": Experiment(
         "How smooth are the features that come out?",
-        "a question of the reviewers of arXiv:2309.16588: how severe are artifacts?",
+        "what reviewers of arXiv:2309.16588 asked: how severe artifacts are",
         (*NORMS, "output_cosine_4xP"),
         local.smoothness,
     ),
     "variance": Experiment(
         "How much of the features' variance is the outliers'?",
-        "a question of the reviewers of arXiv:2309.16588: how severe are artifacts?",
+        "what reviewers of arXiv:2309.16588 asked: how severe artifacts are",
         (*NORMS, "patches_PxD"),
         severity.variance,
     ),
@@ -130,6 +150,30 @@ EXPERIMENTS: dict[str, Experiment] = {
         (*NORMS, "patches_PxD", "extras_ExD"),
         probes.global_information,
     ),
+    "remove-outliers": Experiment(
+        "What is lost without the outliers: accuracy, cls, registers?",
+        "what reviewers of arXiv:2309.16588 asked: what artifacts cause",
+        edited.BASE,
+        removal.removal,
+    ),
+    "register-neurons": Experiment(
+        "Which neurons make outliers, and in which block?",
+        "arXiv:2506.08010, figures 2, 3 and 19, algorithm 1",
+        edited.BASE,
+        neurons.register_neurons,
+    ),
+    "test-time-registers": Experiment(
+        "Can outliers be moved to a register that was never trained?",
+        "arXiv:2506.08010, figures 4 and 22 to 24, tables 7, 8 and 10, algorithm 2",
+        edited.BASE,
+        moved.test_time_registers,
+    ),
+    "attention-bias": Experiment(
+        "Does a key and a value do instead of a register?",
+        "arXiv:2506.08010, section A.2 and table 7",
+        edited.BASE,
+        moved.attention_bias,
+    ),
     "cls-terms": Experiment(
         "What is the output of cls made of: patches, registers, or what it was before?",
         f"{DECOUPLING}, figures 3a, 5a, 6 and 8",
@@ -141,6 +185,18 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"{DECOUPLING}, figures 5b, 7 and 9",
         ("cls_LxD",),
         decoupling.layers,
+    ),
+    "one-shot": Experiment(
+        "What does a classifier of the output of cls make of its parts?",
+        f"{DECOUPLING}, figure 3b",
+        ("terms_ExD",),
+        cls_parts.one_shot,
+    ),
+    "cls-patches-only": Experiment(
+        "Does what cls takes from the patches point where all that it takes does?",
+        f"{DECOUPLING}, figure 4",
+        ("terms_ExD", "attention_NxExT", "image_HxWxC"),
+        cls_parts.patches_only,
     ),
     "register-activations": Experiment(
         "Is one register large, and the same for every image?",
@@ -156,9 +212,18 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "over-training": Experiment(
         "When in training do outliers appear, and do registers grow apart?",
-        f"{REGISTERS}, figure 4b; {SMALL}, figures 8, 11 and 12",
+        f"{REGISTERS}, figure 4b; {SMALL}, figures 8 and 11",
         (*NORMS, "attention_NxExT"),
         training.over_training,
     ),
-    "cost": Experiment("What do registers cost?", f"{REGISTERS}, figure 12", (), cost.registers),
+    "attention-over-training": Experiment(
+        "When in training do cls and the registers come to look where they do?",
+        f"{SMALL}, figures 9 and 12",
+        ("attention_NxExT",),
+        training.attention_over_training,
+        needs_any=("cls", "registers"),
+    ),
+    "cost": Experiment(
+        "What do registers cost?", f"{REGISTERS}, figure 12; {SMALL}, table 6", (), cost.registers
+    ),
 }

@@ -42,7 +42,8 @@ def _split(subjects: list[Subject], options: Options, feature: str, what: str) -
             seed=_SEED,
         )
         if found.ks_distance is None:
-            gaps.append(f"{subject.name}: no outliers by {options.rule}, so nothing to compare with")
+            which = "patches are all" if outliers.is_outlier_BxP.all() else "no patches are"
+            gaps.append(f"{subject.name}: {which} outliers by {options.rule}, so nothing to compare with")
         for name, group, color in (
             ("outliers", found.outliers, ORANGE),
             ("others", found.background, BLUE),
@@ -54,7 +55,8 @@ def _split(subjects: list[Subject], options: Options, feature: str, what: str) -
             if group.density is not None:
                 axes.plot(DENSITY_POINTS, group.density, color=color, label=name)
         axes.set(xlabel="cosine with a neighbour", ylabel="density", title=subject.name)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
     columns = ("model", "patches", "tokens", "pairs", "mean", "median", "Kolmogorov-Smirnov distance")
     return Section(
         definition=f"{what}: cosine of each patch with the patches above, below, left and right of it, every "

@@ -13,11 +13,14 @@ from vit_registers.analysis.reconstruction import (
     fit_mlp,
     score_reconstruction,
 )
+from vit_registers.analysis.released import fit_released, score_released
 from vit_registers.analysis.section import Section, Table
 from vit_registers.analysis.subject import Options, Subject
+from vit_registers.errors import DataError
 
 _SEEDS = (0, 1, 2)
-_TRAIN_IMAGES = 400  # for probes on all patches
+_MANY_IMAGES = 400  # at most, to train on and to test on, for probes on all patches
+_FEWEST_IMAGES = 4  # two to train on, of which one chooses the strength
 _TEST_SHARE = 0.5
 
 
@@ -27,7 +30,10 @@ def position(subjects: list[Subject], options: Options) -> Section:
     for subject in subjects:
         patches = subject.store.read("patches_PxD")
         train, test = _halves(len(patches))
-        probe = fit_position_probe(np.asarray(patches[train[:_TRAIN_IMAGES]]), seed=0)
+        if len(patches) < _FEWEST_IMAGES:
+            gaps.append(f"{subject.name}: the probe wants {_FEWEST_IMAGES} images or more")
+            continue
+        probe = fit_position_probe(np.asarray(patches[train]), seed=0)
         is_outlier = subject.outliers(options.rule).is_outlier_BxP[test]
         scores = score_positions(probe, patches[test], is_outlier, grid=subject.layout.patch_grid)
         for score in scores:
@@ -40,9 +46,9 @@ def position(subjects: list[Subject], options: Options) -> Section:
     columns = ("model", "patches", "tokens", "top-1, %", "distance, patches")
     return Section(
         definition="One linear softmax classifier over the positions, on the patches that the last block "
-        f"leaves, trained on half of the images ({_TRAIN_IMAGES} at most) and scored on the other half, on "
+        f"leaves, trained on half of the images and scored on the other half ({_MANY_IMAGES} at most), on "
         "flagged and on other patches. Distance is Euclidean, from the position answered to the true one.",
-        tables=[Table(title="Position probe", columns=columns, rows=rows)],
+        tables=[Table(title="Position probe", columns=columns, rows=rows)] if rows else [],
         gaps=gaps,
     )
 
@@ -51,16 +57,17 @@ def reconstruction(subjects: list[Subject], options: Options) -> Section:
     """Whether a patch still knows its pixels."""
     rows, gaps = [], []
     for subject in subjects:
-        train, test = _halves(subject.store.num_read())
-        fitted, scored = (_pairs(subject, images) for images in (train[:_TRAIN_IMAGES], test))
+        train, test = _halves(len(subject.store.read("patches_PxD")))
+        fitted, scored = (_pairs(subject, images) for images in (train, test))
         is_outlier = subject.outliers(options.rule).is_outlier_BxP[test]
         probes = {
-            "none (mean patch)": fit_mean(fitted),
-            "linear": fit_linear(fitted),
-            "MLP": fit_mlp(fitted, seed=0),
+            "none (mean patch)": (fit_mean(fitted), score_reconstruction),
+            "linear": (fit_linear(fitted), score_reconstruction),
+            "MLP": (fit_mlp(fitted, seed=0), score_reconstruction),
+            "MLP, as released": (fit_released(fitted, seed=0), score_released),
         }
-        for name, probe in probes.items():
-            for score in score_reconstruction(probe, scored, is_outlier):
+        for name, (probe, score_of) in probes.items():
+            for score in score_of(probe, scored, is_outlier):
                 rows.append((subject.name, name, score.kind, score.num_tokens, score.mse, score.l2))
         if not is_outlier.any():
             gaps.append(f"{subject.name}: no outliers by {options.rule}")
@@ -68,7 +75,9 @@ def reconstruction(subjects: list[Subject], options: Options) -> Section:
     return Section(
         definition="From a patch that the last block leaves to its pixels, normalised as the model is shown "
         "them: ridge regression, and an MLP with a hidden layer of 4 x the width; trained on half of the "
-        f"images ({_TRAIN_IMAGES} at most) and scored on the other half.",
+        f"images and scored on the other half ({_MANY_IMAGES} at most). 'As released' is what the code of "
+        "'Registers in Small Vision Transformers' computes: targets that are no patches, and sums over "
+        "batches of 64 images instead of means, so that its numbers can be compared with each other only.",
         tables=[Table(title="Reconstruction", columns=columns, rows=rows)],
         gaps=gaps,
     )
@@ -88,14 +97,16 @@ def global_information(subjects: list[Subject], options: Options) -> Section:
     """How much of the image's class one token holds."""
     rows, gaps = [], []
     for subject in subjects:
-        label = np.asarray(subject.store.read("label"))
+        label = np.asarray(subject.store.read("label"))[: len(subject.store.read("patches_PxD"))]
         if label.ndim > 1 or len(np.unique(label)) < 2 or np.unique(label, return_counts=True)[1].min() < 2:
             gaps.append(f"{subject.name}: the images want two classes or more, of two images or more each")
             continue
-        kinds = {
-            kind: [_inputs(subject, options, kind, seed) for seed in seeds] for kind, seeds in _kinds(subject)
-        }
-        for row in global_probe(kinds):
+        for kind, seeds in _kinds(subject):
+            try:
+                (row,) = global_probe({kind: [_inputs(subject, options, kind, seed) for seed in seeds]})
+            except DataError as error:
+                gaps.append(f"{subject.name}: {error}")
+                continue
             if row.accuracy is None:
                 gaps.append(f"{subject.name}: no {row.kind} patches by {options.rule} to train and test on")
             accuracy = None if row.accuracy is None else 100 * row.accuracy
@@ -122,14 +133,16 @@ def _kinds(subject: Subject) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeInputs:
-    label, patches = np.asarray(subject.store.read("label")), subject.store.read("patches_PxD")
+    patches = subject.store.read("patches_PxD")
+    label = np.asarray(subject.store.read("label"))[: len(patches)]
     has = np.ones(len(label), bool)
     if kind in subject.tokens():
-        token = np.asarray(subject.store.read("extras_ExD")[:, subject.tokens()[kind].start])
+        token = np.asarray(subject.store.read("extras_ExD")[: len(patches), subject.tokens()[kind].start])
     elif kind == "mean patch":
         token = np.stack([np.asarray(image).mean(0) for image in patches])
     else:
-        flagged, grid = subject.outliers(options.rule).is_outlier_BxP, subject.layout.patch_grid
+        flagged = subject.outliers(options.rule).is_outlier_BxP[: len(patches)]
+        grid = subject.layout.patch_grid
         has = choose_tokens(flagged, "outlier", grid=grid, seed=seed)[1] if kind != "center" else has
         index, has = choose_tokens(flagged, kind, grid=grid, seed=seed, among_B=has)
         token = np.asarray(patches[np.arange(len(label)), index])
@@ -144,10 +157,10 @@ def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeIn
 
 
 def _halves(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images to train on and to test on, at random, the same for every model."""
+    """Images to train on and to test on, at random, the same for every model; _MANY_IMAGES at most each."""
     mixed = np.random.default_rng(0).permutation(number)
     half = number - int(number * _TEST_SHARE)
-    return np.sort(mixed[:half]), np.sort(mixed[half:])
+    return np.sort(mixed[:half][:_MANY_IMAGES]), np.sort(mixed[half:][:_MANY_IMAGES])
 
 
 def _halves_by_class(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

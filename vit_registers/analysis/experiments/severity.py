@@ -5,9 +5,7 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import VarianceSums
-from vit_registers.analysis.subject import Options, Subject
-
-_BATCH = 64
+from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
 def entropy(subjects: list[Subject], options: Options) -> Section:
@@ -64,8 +62,7 @@ def variance(subjects: list[Subject], options: Options) -> Section:
         patches_BxPxD = subject.store.read("patches_PxD")
         is_outlier_BxP = subject.outliers(options.rule).is_outlier_BxP
         sums = VarianceSums()
-        for start in range(0, len(patches_BxPxD), _BATCH):
-            part = slice(start, start + _BATCH)
+        for part in in_parts(len(patches_BxPxD)):
             sums.add(np.asarray(patches_BxPxD[part]), is_outlier_BxP[part])
         found = sums.result()
         if not found.num_outliers:

@@ -1,0 +1,151 @@
+"""How often the model's own head is right, and whether registers cost accuracy. No JAX."""
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED
+from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.subject import Options, Subject, in_parts
+
+_COLORS = (BLUE, ORANGE, GREEN, RED)
+_MARKERS = "osD^v"
+_MOST_CLASSES_WITHOUT_TOP5 = 5  # there the first five are all of them
+_SLOT = 0.7  # how much of the room of a register count its models share
+
+
+class Accuracy(NamedTuple):
+    """Means over images: shares in [0, 1], and cross-entropy in nats."""
+
+    num_images: int
+    top1: float
+    top5: float | None
+    cross_entropy: float
+
+    @property
+    def top1_error(self) -> float:
+        """The standard error of top1, as of images drawn at random, in [0, 1]."""
+        return float(np.sqrt(self.top1 * (1 - self.top1) / self.num_images))
+
+
+def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
+    """Top-1, top-5 and cross-entropy of the images that have a label (>= 0); None where none has.
+
+    A label is among the first k where fewer than k classes are ahead of it: those with a higher logit, and of
+    equal ones those that come before it. Top-5 is None for 5 classes or fewer. The cross-entropy is that of
+    the softmax, whatever the loss of training was.
+    """
+    num_classes = logits_BxY.shape[1]
+    number, first, among, loss = 0, 0, 0, 0.0
+    for images in in_parts(len(label_B)):
+        part = np.asarray(label_B[images])
+        is_labelled_B = part >= 0
+        label_Bx1 = part[is_labelled_B, None]
+        logits = np.asarray(logits_BxY[images], np.float64)[is_labelled_B]
+        own_Bx1 = np.take_along_axis(logits, label_Bx1, axis=1)
+        is_tie_before = (logits == own_Bx1) & (np.arange(num_classes)[None] < label_Bx1)
+        rank_B = ((logits > own_Bx1) | is_tie_before).sum(1)
+        first += int((rank_B < 1).sum())
+        among += int((rank_B < 5).sum())
+        with np.errstate(invalid="ignore"):  # of logits that are not finite: neither is their loss
+            loss += float((np.logaddexp.reduce(logits, axis=1) - own_Bx1[:, 0]).sum())
+        number += len(logits)
+    if not number:
+        return None
+    top5 = among / number if num_classes > _MOST_CLASSES_WITHOUT_TOP5 else None
+    return Accuracy(number, first / number, top5, loss / number)
+
+
+def own_head(subjects: list[Subject], options: Options) -> Section:
+    """Accuracy of each model's own head on the images, by the number of its registers."""
+    section = Section(
+        definition="Each image once; the n-th class of the images is taken to be the n-th of the head. Top-5 "
+        "is given for heads of more than five classes only. The standard error is that of drawing so many "
+        "images, not that of training again. The cross-entropy is the softmax's, in nats; it need not be "
+        "small where a head was trained with another loss."
+    )
+    found: dict[str, tuple[int, Accuracy]] = {}
+    for subject in subjects:
+        label_B = subject.head_labels()
+        if label_B is None:
+            section.gaps.append(f"{subject.name}: {_why_no_labels(subject)}")
+            continue
+        one = measure(subject.store.read("logits_Y"), label_B)
+        if one is None:
+            section.gaps.append(f"{subject.name}: no image has a label")
+        elif not np.isfinite(one.cross_entropy):
+            section.gaps.append(f"{subject.name}: the head gives numbers that are not finite")
+        else:
+            found[subject.name] = subject.layout.num_registers, one
+    if found:
+        section.tables.append(_table(found))
+        section.pictures.append(
+            Picture(
+                name="accuracy",
+                caption="Top-1 by the number of registers; bars are one standard error; the line goes "
+                "through the means of the models of each number.",
+                figure=_draw(found),
+            )
+        )
+    return section
+
+
+def _why_no_labels(subject: Subject) -> str:
+    theirs, own = len(subject.class_names), subject.model.num_classes
+    if theirs != own:
+        return f"its head has {own} classes and the images have {theirs}, so that it cannot be judged by them"
+    return "an image has several labels, of which the head's accuracy is not taken here"
+
+
+def _table(found: dict[str, tuple[int, Accuracy]]) -> Table:
+    columns = (
+        "model",
+        "registers",
+        "images",
+        "top-1, %",
+        "standard error",
+        "top-5, %",
+        "cross-entropy, nats",
+    )
+    rows = [
+        (
+            name,
+            registers,
+            one.num_images,
+            100 * one.top1,
+            100 * one.top1_error,
+            None if one.top5 is None else 100 * one.top5,
+            one.cross_entropy,
+        )
+        for name, (registers, one) in sorted(found.items(), key=lambda item: item[1][0])
+    ]
+    return Table(title="Accuracy of the own head", columns=columns, rows=rows)
+
+
+def _draw(found: dict[str, tuple[int, Accuracy]]) -> Figure:
+    counts = sorted({registers for registers, _ in found.values()})
+    figure = Figure(figsize=(max(5.0, 0.9 * len(counts) + 1), 2.8 + 0.2 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    means, shown = [], 0
+    for slot, count in enumerate(counts):
+        here = [(name, one) for name, (registers, one) in found.items() if registers == count]
+        means.append(100 * np.mean([one.top1 for _, one in here]))
+        for place, (name, one) in enumerate(here):
+            axes.errorbar(
+                slot + _SLOT * ((place + 0.5) / len(here) - 0.5),
+                100 * one.top1,
+                100 * one.top1_error,
+                fmt=_MARKERS[shown // len(_COLORS) % len(_MARKERS)],
+                color=_COLORS[shown % len(_COLORS)],
+                ms=5,
+                capsize=3,
+                label=f"{name}: {100 * one.top1:.2f} %",
+            )
+            shown += 1
+    axes.plot(range(len(counts)), means, "-", color=GREY, lw=1, zorder=0)
+    axes.set_xticks(range(len(counts)), map(str, counts))
+    axes.set(xlabel="registers", ylabel="top-1, %", xlim=(-0.6, len(counts) - 0.4))
+    axes.grid(alpha=0.3, axis="y")
+    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,75 @@
+"""What experiments that change a model share: its outputs as they are and as they become, compared."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vit_registers.analysis.interventions import NO_INTERVENTION, Intervention
+from vit_registers.analysis.store import Store
+from vit_registers.analysis.subject import Options, Subject
+
+BASE = ("norms_LxT", "image_HxWxC")  # what must be in the store of a subject that is changed
+_EPS = 1e-12
+
+
+class Change(NamedTuple):
+    """How far outputs are from those of the model as it is; None where the model has no such output."""
+
+    cls_cosine: float | None
+    registers_cosine: float | None  # of its own registers, mean over them
+    agreement: float | None  # how often the head's first choice stays
+    accuracy: float | None  # of the head, where the images' classes are its own
+
+
+def outputs_of(subject: Subject) -> tuple[str, ...]:
+    """The features that `change` compares."""
+    extras = ["extras_ExD"] if subject.layout.registers.stop else []
+    return ("norms_LxT", *extras, *(["logits_Y"] if subject.model.num_classes else []))
+
+
+def as_it_is(subject: Subject, options: Options, names: tuple[str, ...]) -> Store:
+    """Features of the model unchanged, on the images that changed ones are shown."""
+    return subject.rerun(NO_INTERVENTION, names, options.num_edited)
+
+
+def flagged(subject: Subject, options: Options) -> tuple[np.ndarray, float | None]:
+    """(is_outlier_BxP of these images, the threshold), by the rule over all images."""
+    found = subject.outliers(options.rule)
+    return found.is_outlier_BxP[: options.num_edited], found.threshold
+
+
+def run(subject: Subject, options: Options, intervention: Intervention, names: tuple[str, ...]) -> Store:
+    """Features of the model under an intervention, on the same images."""
+    return subject.rerun(intervention, names, options.num_edited)
+
+
+def change(subject: Subject, before: Store, after: Store, images: np.ndarray) -> Change:
+    """What an intervention did to cls, registers and the head's choice, on the images of those indices."""
+    layout, own = subject.layout, subject.layout.registers.stop
+    cls = registers = agreement = accuracy = None
+    if own:
+        cosine_BxE = _cosine(before.read("extras_ExD")[images], after.read("extras_ExD")[images][:, :own])
+        cls = float(cosine_BxE[:, layout.cls].mean()) if layout.has_cls else None
+        registers = float(cosine_BxE[:, layout.registers].mean()) if layout.num_registers else None
+    if subject.model.num_classes:
+        first, then = (store.read("logits_Y")[images].argmax(1) for store in (before, after))
+        agreement = float((first == then).mean())
+        accuracy = accuracy_of(subject, then, images)
+    return Change(cls, registers, agreement, accuracy)
+
+
+def accuracy_of(subject: Subject, choice_B: np.ndarray, images: np.ndarray) -> float | None:
+    """How often the head's choice is right, None where the images' classes are not the head's."""
+    label_B = subject.head_labels()
+    return None if label_B is None else float((choice_B == label_B[images]).mean())
+
+
+def percent(share: float | None) -> float | None:
+    """A share as per cent."""
+    return None if share is None else 100 * share
+
+
+def _cosine(a_BxExD: np.ndarray, b_BxExD: np.ndarray) -> np.ndarray:
+    a_BxExD, b_BxExD = np.asarray(a_BxExD, np.float64), np.asarray(b_BxExD, np.float64)
+    norms_BxE = np.linalg.norm(a_BxExD, axis=-1) * np.linalg.norm(b_BxExD, axis=-1)
+    return (a_BxExD * b_BxExD).sum(-1) / np.maximum(norms_BxE, _EPS)

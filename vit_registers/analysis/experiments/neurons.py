@@ -1,0 +1,173 @@
+"""Which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_registers.analysis.experiments import edited
+from vit_registers.analysis.interventions import Intervention, nothing
+from vit_registers.analysis.neurons import first_block, highest, neuron_scores
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE
+from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.subject import Options, Subject
+
+_LISTED, _FILED, _DRAWN = 15, 200, 3  # neurons in the table, in the file, in the picture
+
+
+class Found(NamedTuple):
+    """The neurons of one model. Blocks and neurons count from 0."""
+
+    threshold: float | None
+    is_outlier_BxP: np.ndarray
+    num_images: int  # that have outliers
+    last_block: int  # where outliers begin; neurons after it are not looked at
+    score_LxF: np.ndarray
+    others_LxF: np.ndarray
+    neuron_Ex2: np.ndarray  # the highest score first
+
+
+def find_neurons(subject: Subject, options: Options) -> Found | None:
+    """The neurons by how active they are on outliers; None where there are no outliers."""
+    is_outlier_BxP, threshold = edited.flagged(subject, options)
+    has_outlier_B = is_outlier_BxP.any(1)
+    if not has_outlier_B.any():
+        return None
+    intervention = Intervention(
+        name="neurons", edits=nothing, values={}, rows={"is_outlier_BxP": is_outlier_BxP}
+    )
+    store = edited.run(subject, options, intervention, ("neurons_2xLxF",))
+    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B)
+    norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
+    last_block = first_block(norm_BxLxP, is_outlier_BxP, threshold)
+    return Found(
+        threshold=threshold,
+        is_outlier_BxP=is_outlier_BxP,
+        num_images=int(has_outlier_B.sum()),
+        last_block=last_block,
+        score_LxF=score_LxF,
+        others_LxF=others_LxF,
+        neuron_Ex2=highest(score_LxF, last_block),
+    )
+
+
+def register_neurons(subjects: list[Subject], options: Options) -> Section:
+    """The neurons most active on outliers, norms and attention by layer, and maps of the neurons."""
+    section = Section(
+        definition="For each hidden unit of each MLP, after the activation: the mean size on an image's "
+        "outliers (by the rule, after the last block), mean over the images that have any, among the first "
+        f"{options.num_edited}. Units up to the block where outliers begin: the first that leaves more than "
+        "half of them above the rule's threshold. Blocks count from 1, neurons "
+        "from 0."
+    )
+    rows, curves = [], []
+    for subject in subjects:
+        found = find_neurons(subject, options)
+        if found is None:
+            section.gaps.append(f"{subject.name}: no outliers by {options.rule}")
+            continue
+        rows += [(subject.name, *_row(found, at)) for at in found.neuron_Ex2[:_LISTED]]
+        section.files[f"neurons-{subject.name}.json"] = _listed(subject, options, found)
+        layers, figure = _curves(subject, options)
+        curves += [(subject.name, *layer) for layer in layers]
+        section.pictures += [
+            Picture(
+                name=f"layers-{subject.name}",
+                caption=f"{subject.name}: largest patch norm of an image after each attention and each MLP, "
+                f"and largest attention of cls to a patch, mean over images. Outliers begin in block "
+                f"{found.last_block + 1}.",
+                figure=figure,
+            ),
+            _maps(subject, options, found),
+        ]
+    if rows:
+        columns = ("model", "block", "neuron", "on outliers", "on other patches", "images")
+        section.tables.append(Table(title="Register neurons", columns=columns, rows=rows))
+        columns = ("model", "block", "norm after attention", "after the MLP", "attention of cls")
+        section.tables.append(Table(title="Largest patch by layer", columns=columns, rows=curves))
+    return section
+
+
+def _row(found: Found, at: np.ndarray) -> tuple:
+    block, neuron = map(int, at)
+    score, others = (float(values[block, neuron]) for values in (found.score_LxF, found.others_LxF))
+    return block + 1, neuron, score, others, found.num_images
+
+
+def _listed(subject: Subject, options: Options, found: Found) -> str:
+    """The file of neurons: JSON, blocks from 0."""
+    neurons = [
+        {"block": int(block), "neuron": int(neuron), "score": float(found.score_LxF[block, neuron])}
+        for block, neuron in found.neuron_Ex2[:_FILED]
+    ]
+    about = {
+        "model": subject.name,
+        "rule": options.rule,
+        "threshold": found.threshold,
+        "images": found.num_images,
+        "last_block": found.last_block,
+        "neurons": neurons,
+    }
+    return json.dumps(about, indent=1) + "\n"
+
+
+def _curves(subject: Subject, options: Options) -> tuple[list[tuple], Figure]:
+    """(block, norm after attention, after the MLP, attention of cls) of each block, and the picture."""
+    has_cls = subject.layout.has_cls
+    names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
+    store = edited.as_it_is(subject, options, names)
+    patches = subject.layout.patches
+    after_L = store.read("norms_LxT")[..., patches].max(-1).mean(0, dtype=np.float64)
+    middle_L = store.read("middle_norms_LxT")[..., patches].max(-1).mean(0, dtype=np.float64)
+    attention_L = store.read("cls_attention_L").mean(0, dtype=np.float64) if has_cls else None
+    rows = [
+        (
+            i + 1,
+            float(middle_L[i]),
+            float(after_L[i + 1]),
+            None if attention_L is None else float(attention_L[i]),
+        )
+        for i in range(len(middle_L))
+    ]
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes, block = figure.subplots(), np.arange(1, len(middle_L) + 1)
+    axes.plot(np.arange(len(after_L)), after_L, "o-", ms=3, color=BLUE, label="after the MLP")
+    axes.plot(block - 0.5, middle_L, "o", ms=3, color=GREEN, label="after attention")
+    axes.set(xlabel="block", ylabel="largest norm of a patch", yscale="log", title=subject.name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    if attention_L is not None:
+        other = axes.twinx()
+        other.plot(block, attention_L, "s--", ms=3, color=ORANGE)
+        other.set_ylabel("largest attention of cls", color=ORANGE)
+        other.set_ylim(bottom=0)
+    return rows, figure
+
+
+def _maps(subject: Subject, options: Options, found: Found) -> Picture:
+    """Norms and the activations of the first neurons on the images that have outliers."""
+    shown = np.flatnonzero(found.is_outlier_BxP.any(1))[: options.num_examples]
+    neurons = found.neuron_Ex2[:_DRAWN]
+    intervention = Intervention(
+        name="maps", edits=nothing, values={"neuron_Ex2": neurons.astype(np.int32)}, rows={}
+    )
+    store = edited.run(subject, options, intervention, ("neuron_maps_ExP",))
+    norms = subject.store.read("norms_LxT")[shown][:, -1, subject.layout.patches]
+    maps = np.concatenate([norms[:, None], store.read("neuron_maps_ExP")[shown]], axis=1)
+    titles = ["norm", *(f"block {block + 1}, neuron {neuron}" for block, neuron in neurons)]
+    figure = Figure(figsize=(1.8 * (len(titles) + 1) + 0.3, 1.8 * len(shown) + 0.3), layout="constrained")
+    grid = figure.subplots(len(shown), len(titles) + 1, squeeze=False)
+    for row, image, values in zip(grid, subject.store.read("image_HxWxC")[shown], maps, strict=True):
+        row[0].imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        for axes, map_P in zip(row[1:], values, strict=True):
+            axes.imshow(map_P.reshape(subject.layout.patch_grid), cmap="inferno")
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+    for axes, title in zip(grid[0][1:], titles, strict=True):
+        axes.set_title(title, fontsize=8, color=GREY)
+    return Picture(
+        name=f"maps-{subject.name}",
+        caption=f"{subject.name}: norms of patches, and the activations of the neurons highest on outliers.",
+        figure=figure,
+    )

@@ -1,0 +1,72 @@
+"""Which neurons make outliers: scores, the block where outliers begin, choices. Pure numpy.
+
+arXiv:2506.08010, algorithm 1 and appendix A.4. A neuron is a hidden unit of an MLP after its activation (of
+SwiGLU: the gated value), named by its block and its index, both from 0.
+"""
+
+import numpy as np
+
+
+def neuron_scores(neurons_Bx2xLxF: np.ndarray, has_outlier_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(score_LxF, others_LxF): mean size of activations on outliers, and on other patches, over the images
+    that have outliers.
+
+    First the mean over an image's patches, then over images, as in algorithm 1; sizes, as in its code. cls
+    is no patch here, however large it is. Image by image, so that memory does not grow with them.
+    """
+    assert has_outlier_B.any(), "no image has an outlier"
+    total = np.zeros(neurons_Bx2xLxF.shape[1:])
+    for image in np.flatnonzero(has_outlier_B):
+        total += neurons_Bx2xLxF[image]
+    score_LxF, others_LxF = total / has_outlier_B.sum()
+    return score_LxF, others_LxF
+
+
+def first_block(norm_BxLxP: np.ndarray, is_outlier_BxP: np.ndarray, threshold: float) -> int:
+    """The block in which outliers begin: the first that leaves more than half of them above the threshold.
+
+    `norm_BxLxP` has the norms before the first block (layer 0) and after each; `is_outlier_BxP` are the
+    outliers of the last layer, by that threshold. The paper reads the block off a figure. If there is none,
+    the last block.
+    """
+    assert is_outlier_BxP.any(), "no outliers"
+    depth = norm_BxLxP.shape[1] - 1
+    for block in range(depth):
+        if (norm_BxLxP[:, block + 1][is_outlier_BxP] > threshold).mean() > 0.5:
+            return block
+    return depth - 1
+
+
+def highest(score_LxF: np.ndarray, last_block: int) -> np.ndarray:
+    """neuron_Ex2: (block, neuron) of all neurons up to `last_block`, the highest score first."""
+    kept_LxF = score_LxF[: last_block + 1]
+    order = np.argsort(-kept_LxF, axis=None, kind="stable")
+    return np.stack(np.unravel_index(order, kept_LxF.shape), axis=1)
+
+
+def random_like(neuron_Ex2: np.ndarray, num_hidden: int, *, seed: int) -> np.ndarray:
+    """As many other neurons of the same blocks, at random: the control. neuron_Ex2."""
+    rng, chosen = np.random.default_rng(seed), []
+    for block, count in zip(*np.unique(neuron_Ex2[:, 0], return_counts=True), strict=True):
+        own = neuron_Ex2[neuron_Ex2[:, 0] == block, 1]
+        free = np.setdiff1d(np.arange(num_hidden), own)
+        chosen += [(block, neuron) for neuron in rng.choice(free, min(count, len(free)), replace=False)]
+    return np.array(chosen, int).reshape(-1, 2)
+
+
+def as_mask(neuron_Ex2: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """is_neuron_LxF of the neurons named."""
+    is_neuron_LxF = np.zeros(shape, bool)
+    is_neuron_LxF[neuron_Ex2[:, 0], neuron_Ex2[:, 1]] = True
+    return is_neuron_LxF
+
+
+def random_patches(is_outlier_BxP: np.ndarray, *, seed: int) -> np.ndarray:
+    """is_chosen_BxP: of each image as many patches that are no outliers, at random, as it has outliers.
+
+    All others where an image has more outliers than others.
+    """
+    rng = np.random.default_rng(seed)
+    order_BxP = np.argsort(np.where(is_outlier_BxP, 2.0, rng.random(is_outlier_BxP.shape)), axis=1)
+    rank_BxP = np.argsort(order_BxP, axis=1)
+    return (rank_BxP < is_outlier_BxP.sum(1, keepdims=True)) & ~is_outlier_BxP
