@@ -1,18 +1,21 @@
 """How fast features are extracted, against the bare forward pass, and whether memory grows with the images.
 
-    python -m tools.bench_features --images=DIR [--variant=S] [--numbers=250,1000]
+    python -m tools.bench_features --images=DIR [--variant=S] [--timed=1000] [--rounds=2] [--numbers=250,1000]
 
 The floor is the same model's jitted forward pass on batches that are in memory, its logits fetched. Both are
 measured in turn in one process; then each number of images in a process of its own, for its peak memory.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import numpy as np
@@ -40,7 +43,8 @@ def config(args: argparse.Namespace) -> Config:
 
 def names(model: ViT) -> tuple[str, ...]:
     """The features that `analyze all` takes."""
-    able = [e for e in EXPERIMENTS.values() if not e.lacking(model.layout)]
+    parts = (*model.layout.groups, "head")
+    able = [e for e in EXPERIMENTS.values() if not e.lacking(parts)]
     return tuple(dict.fromkeys(name for experiment in able for name in experiment.features))
 
 
@@ -86,7 +90,9 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     parser.add_argument("--variant", default="S")
-    parser.add_argument("--numbers", default="250,1000")
+    parser.add_argument("--timed", type=int, default=1000, help="images of which the speed is measured")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--numbers", default="250,1000", help="images of which the peak memory is measured")
     parser.add_argument("--only", type=int, help="extract so many, and print the peak memory")
     args = parser.parse_args()
     cfg = config(args)
@@ -98,13 +104,12 @@ def main() -> None:
             return
         forward(cfg, model, BATCH)
         ratios = []
-        for i in range(3):
-            bare = forward(cfg, model, 250)
-            own = extract(cfg, model, Path(folder) / str(i), 250)
+        for i in range(args.rounds):
+            bare = forward(cfg, model, args.timed)
+            own = extract(cfg, model, Path(folder) / str(i), args.timed)
             ratios.append(bare / own)
-            print(
-                f"bare {250 / bare:6.1f}/s   features {250 / own:6.1f}/s   ratio {ratios[-1]:.2f}", flush=True
-            )
+            speeds = f"bare {args.timed / bare:6.1f}/s   features {args.timed / own:6.1f}/s"
+            print(f"{speeds}   ratio {ratios[-1]:.2f}", flush=True)
         print(f"median ratio {statistics.median(ratios):.2f}, compiling and decoding included")
     for number in args.numbers.split(","):
         command = [sys.executable, "-m", "tools.bench_features", f"--images={args.images}"]
