@@ -64,7 +64,8 @@ class Model:
     use_head_bias: bool = True
     init: str = "big_vision"  # models/initializers.py: INITS
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters are float32
-    attention: str = "xla"  # models/attention.py: BACKENDS
+    attention: str = "xla"  # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention_auto.py)
+    remat: str = "none"  # none | block: only what enters a block is kept for the backward pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from vit_registers import checkpointed, cli
 from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.loaders import Loader, check_classes, open_data, open_others
+from vit_registers.data.prefetch import ahead
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.entries import path_text
@@ -73,7 +74,8 @@ def train(config: Config, workdir: str) -> None:
             progress=progress,
         )
         started = time.monotonic()
-        state = loop.run(state, loader.train_batches(start_step, sharding.batch_sharding(mesh)))
+        batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
+        state = loop.run(state, ahead(batches, durations.total_steps - start_step))
         steps, total = int(state.step) - start_step, durations.total_steps
         is_new = steps > 0 or not (run / results.FILE).exists()
         if writer is not None and start_step + steps == total and is_new:

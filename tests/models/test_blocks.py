@@ -138,3 +138,18 @@ def test_sizes_that_are_set_replace_those_of_the_variant(tiny):
     assert (sizes.width, sizes.depth, sizes.num_heads, sizes.mlp_dim) == (96, 12, 3, 384)
     with pytest.raises(ConfigError, match=r"width=100 is no multiple of the 6 heads: set model\.num_heads"):
         dims(tiny(variant="S", width=100, num_heads=None))
+
+
+def test_computing_blocks_again_changes_nothing(build, images):
+    """Loss and gradients, with drop path, whose keys have to be the same both times."""
+    settings = {"depth": 3, "drop_path": 0.5, "summary_factor": 2, "mask": "fractal"}
+    x, key, found = images(4), jax.random.key(3), []
+
+    def loss(model, x):
+        return jnp.square(model(x, drop_key=key).logits).mean()
+
+    for remat in ("none", "block"):
+        found.append(jax.jit(jax.value_and_grad(loss))(build(**settings, remat=remat), x))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+    for a, b in zip(*(jax.tree.leaves(gradient) for _, gradient in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

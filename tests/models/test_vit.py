@@ -140,7 +140,7 @@ def test_pooling_is_float32_whatever_the_compute_dtype(build, images, forward, p
         ({"drop_path_schedule": "const"}, "did you mean 'constant'?"),
         ({"dtype": "bf16"}, "model.dtype='bf16' is unknown"),
         ({"activation": "gelu_tan"}, "did you mean 'gelu_tanh'?"),
-        ({"attention": "cuda"}, "model.attention='cuda' is unknown: known: xla"),
+        ({"attention": "cuda"}, "model.attention='cuda' is unknown: did you mean 'cudnn'?"),
         ({"mlp": "swigl"}, "did you mean 'swiglu'?"),
         ({"init": "deit"}, "did you mean 'deit3'?"),
         ({"variant": "XXL"}, "model.variant='XXL' is unknown"),

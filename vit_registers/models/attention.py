@@ -1,16 +1,20 @@
 """attend(q, k, v): softmax attention under a static mask and bias. Knows nothing of token groups.
 
-Masks and biases are numpy arrays and become compile-time constants; `jnp.asarray` before any
-reshaping lets all blocks share one copy of them in the compiled program. A back end is a function with
-the signature of `attend_xla`, listed in BACKENDS.
+Masks and biases are numpy arrays and become compile-time constants. A back end is a function with the
+signature of `attend_xla`, listed in BACKENDS; each has a file attention_<name>.py, which says where it
+applies. What a back end cannot do raises ConfigError when the model is traced.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from vit_registers.models.attention_auto import attend_auto
+from vit_registers.models.attention_cudnn import attend_cudnn
+from vit_registers.models.attention_splash import attend_splash
+from vit_registers.models.attention_structured import attend_structured
+from vit_registers.models.attention_xla import attend_xla, masked_logits
 
 
 def attention_weights(
@@ -24,16 +28,7 @@ def attention_weights(
 
     A masked pair has weight 0 exactly and passes no gradient. Every row of the mask must allow a token.
     """
-    scale = 1.0 / math.sqrt(q_BxTxNxK.shape[-1])
-    logits_BxNxTxT = jnp.einsum(
-        "btnk,bsnk->bnts", q_BxTxNxK * scale, k_BxTxNxK, preferred_element_type=jnp.float32
-    )
-    if bias_NxTxT is not None:
-        logits_BxNxTxT += jnp.asarray(bias_NxTxT)[None]
-    if mask_TxT is not None:
-        mask_1x1xTxT = jnp.asarray(mask_TxT)[None, None]
-        logits_BxNxTxT = jnp.where(mask_1x1xTxT, logits_BxNxTxT, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(logits_BxNxTxT, axis=-1)
+    return jax.nn.softmax(masked_logits(q_BxTxNxK, k_BxTxNxK, mask_TxT, bias_NxTxT), axis=-1)
 
 
 def open_to_more(
@@ -47,17 +42,10 @@ def open_to_more(
     return mask_TxT, bias_NxTxT
 
 
-def attend_xla(
-    q_BxTxNxK: jax.Array,
-    k_BxTxNxK: jax.Array,
-    v_BxTxNxK: jax.Array,
-    *,
-    mask_TxT: np.ndarray | None = None,
-    bias_NxTxT: np.ndarray | None = None,
-) -> jax.Array:
-    """Attention output out_BxTxNxK in the dtype of v; logits and softmax in float32. Plain XLA."""
-    weights_BxNxTxT = attention_weights(q_BxTxNxK, k_BxTxNxK, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
-    return jnp.einsum("bnts,bsnk->btnk", weights_BxNxTxT.astype(v_BxTxNxK.dtype), v_BxTxNxK)
-
-
-BACKENDS: dict[str, Callable[..., jax.Array]] = {"xla": attend_xla}
+BACKENDS: dict[str, Callable[..., jax.Array]] = {
+    "xla": attend_xla,
+    "structured": attend_structured,
+    "cudnn": attend_cudnn,
+    "splash": attend_splash,
+    "auto": attend_auto,
+}

@@ -43,6 +43,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
+# What is kept of a block for the backward pass; everything else of it is computed again.
+REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable}
+
 BLOCK_TAPS = ("q", "k", "v", "middle", "hidden")  # what a Block returns beside its output
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

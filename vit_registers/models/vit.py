@@ -12,14 +12,14 @@ from jax.sharding import PartitionSpec
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS
-from vit_registers.models.blocks import ACTIVATIONS, BLOCK_TAPS, DTYPES, Block, dims, inits, layer_norm
+from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block, dims, inits, layer_norm
+from vit_registers.models.checks import check
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import Init
 from vit_registers.models.masks import build_mask
-from vit_registers.models.pooling import POOLINGS, MapPool, pool, pooled_width
+from vit_registers.models.pooling import MapPool, pool, pooled_width
 from vit_registers.models.positions import POSITIONS, sincos2d
-from vit_registers.models.resampling import RESAMPLINGS, resample
+from vit_registers.models.resampling import resample
 from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
 
 
@@ -88,7 +88,7 @@ class ViT(nnx.Module):
     """
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        _check(model)
+        check(model)
         self.model = model
         self.layout = token_layout(model)
         static_attention(model, self.layout)  # fails here, not in the first call
@@ -169,9 +169,15 @@ class ViT(nnx.Module):
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
         taps = {"resid": [shard_batch(edits.resid(0, resid_BxTxD))]} | {name: [] for name in BLOCK_TAPS}
+        policy = lookup(REMAT, self.model.remat, "model.remat")
         for i, block in enumerate(self.blocks):
             key = None if drop_key is None else jax.random.fold_in(drop_key, i)
-            resid_BxTxD, inner = block(taps["resid"][-1], mask_TxT, bias_NxTxT, key, index=i, edits=edits)
+            apply = functools.partial(
+                Block.__call__, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT, index=i, edits=edits
+            )
+            if policy is not None:
+                apply = jax.checkpoint(apply, policy=policy)
+            resid_BxTxD, inner = apply(block, taps["resid"][-1], drop_key=key)
             taps["resid"].append(shard_batch(edits.resid(i + 1, resid_BxTxD)))
             for name, value in inner.items():
                 taps[name].append(value)
@@ -268,44 +274,3 @@ def _drop_rates(model: Model, depth: int) -> list[float]:
     if model.drop_path_schedule == "constant":
         return [model.drop_path] * depth
     return [model.drop_path * i / max(depth - 1, 1) for i in range(depth)]
-
-
-def _check(model: Model) -> None:
-    """Raises ConfigError for a setting that building the model would let pass."""
-    choices = {
-        "registers": ("learned", "zeros"),
-        "summaries": ("learned", "zeros"),
-        "extra_positions": ("none", "learned", "sincos2d"),
-        "pooling": POOLINGS,
-        "drop_path_schedule": ("linear", "constant"),
-        "dtype": tuple(DTYPES),
-        "positions": tuple(POSITIONS),
-        "position_resampling": (*RESAMPLINGS, "none"),
-        "activation": tuple(ACTIVATIONS),
-        "attention": tuple(BACKENDS),
-    }
-    for name, known in choices.items():
-        lookup(dict.fromkeys(known), getattr(model, name), f"model.{name}")
-    smallest = {"patch_size": 1, "channels": 1, "width": 1, "num_heads": 1, "mlp_dim": 1}
-    smallest |= {"depth": 0, "num_registers": 0, "num_classes": 0}
-    for name, least in smallest.items():
-        value = getattr(model, name)
-        if value is not None and value < least:
-            raise ConfigError(f"model.{name}={value}: want >= {least}")
-    if not 0.0 <= model.drop_path < 1.0:
-        raise ConfigError(f"model.drop_path={model.drop_path}: want 0 <= rate < 1")
-    if model.pooling in ("cls", "cls_gap") and not model.use_cls:
-        raise ConfigError(
-            f"model.pooling='{model.pooling}' with model.use_cls=False: set pooling to gap or map"
-        )
-    if model.pooling == "cls_registers" and not model.use_cls + model.num_registers:
-        raise ConfigError("model.pooling='cls_registers' with neither cls nor registers: set pooling to gap")
-    if model.use_norm_after_pool and model.pooling not in ("cls", "gap"):
-        raise ConfigError(
-            f"model.use_norm_after_pool with pooling='{model.pooling}': want pooling cls or gap"
-        )
-    if model.position_resampling == "none" and POSITIONS[model.positions].is_learned:
-        raise ConfigError(
-            "model.position_resampling='none' makes a fixed table anew; learned positions need one of "
-            f"{', '.join(RESAMPLINGS)}"
-        )

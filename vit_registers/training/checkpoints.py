@@ -40,6 +40,7 @@ FREE_SETTINGS = (
     "run.log_every_steps",
     "run.use_tensorboard",
     "model.attention",
+    "model.remat",
 )
 
 

@@ -1,0 +1,51 @@
+"""Settings of a model that building it would let pass."""
+
+from vit_registers.config import Model, lookup
+from vit_registers.errors import ConfigError
+from vit_registers.models.attention import BACKENDS
+from vit_registers.models.blocks import ACTIVATIONS, DTYPES, REMAT
+from vit_registers.models.pooling import POOLINGS
+from vit_registers.models.positions import POSITIONS
+from vit_registers.models.resampling import RESAMPLINGS
+
+
+def check(model: Model) -> None:
+    """Raises ConfigError for a setting that building the model would let pass."""
+    choices = {
+        "registers": ("learned", "zeros"),
+        "summaries": ("learned", "zeros"),
+        "extra_positions": ("none", "learned", "sincos2d"),
+        "pooling": POOLINGS,
+        "drop_path_schedule": ("linear", "constant"),
+        "dtype": tuple(DTYPES),
+        "positions": tuple(POSITIONS),
+        "position_resampling": (*RESAMPLINGS, "none"),
+        "activation": tuple(ACTIVATIONS),
+        "attention": tuple(BACKENDS),
+        "remat": tuple(REMAT),
+    }
+    for name, known in choices.items():
+        lookup(dict.fromkeys(known), getattr(model, name), f"model.{name}")
+    smallest = {"patch_size": 1, "channels": 1, "width": 1, "num_heads": 1, "mlp_dim": 1}
+    smallest |= {"depth": 0, "num_registers": 0, "num_classes": 0}
+    for name, least in smallest.items():
+        value = getattr(model, name)
+        if value is not None and value < least:
+            raise ConfigError(f"model.{name}={value}: want >= {least}")
+    if not 0.0 <= model.drop_path < 1.0:
+        raise ConfigError(f"model.drop_path={model.drop_path}: want 0 <= rate < 1")
+    if model.pooling in ("cls", "cls_gap") and not model.use_cls:
+        raise ConfigError(
+            f"model.pooling='{model.pooling}' with model.use_cls=False: set pooling to gap or map"
+        )
+    if model.pooling == "cls_registers" and not model.use_cls + model.num_registers:
+        raise ConfigError("model.pooling='cls_registers' with neither cls nor registers: set pooling to gap")
+    if model.use_norm_after_pool and model.pooling not in ("cls", "gap"):
+        raise ConfigError(
+            f"model.use_norm_after_pool with pooling='{model.pooling}': want pooling cls or gap"
+        )
+    if model.position_resampling == "none" and POSITIONS[model.positions].is_learned:
+        raise ConfigError(
+            "model.position_resampling='none' makes a fixed table anew; learned positions need one of "
+            f"{', '.join(RESAMPLINGS)}"
+        )
