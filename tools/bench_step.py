@@ -18,7 +18,6 @@ import math
 import os
 import statistics
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,7 +158,7 @@ class Program:
 
 def flops_per_image(model: Model, step: str) -> float:
     """Operations of one image's matrix products; a train step has three times those of a forward pass."""
-    forward = forward_flops(types.SimpleNamespace(model=model), token_layout(model))
+    forward = forward_flops(model, token_layout(model))
     return forward * (1 if step == "forward" else 3)
 
 

@@ -39,7 +39,7 @@ def test_operations_are_those_of_xla_but_for_what_is_no_matrix_product(change):
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     compiled = jax.jit(lambda p, x: nnx.merge(graph, p)(x).logits).lower(params, image).compile()
     counted = compiled.cost_analysis()["flops"]
-    assert 0.9 < forward_flops(_subject(model), token_layout(model)) / counted <= 1.0
+    assert 0.9 < forward_flops(model, token_layout(model)) / counted <= 1.0
 
 
 @pytest.mark.parametrize("contents", ["learned", "zeros"])

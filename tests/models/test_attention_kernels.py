@@ -68,7 +68,7 @@ def mesh():
         yield
 
 
-def on_a_mesh(attend, bias_NxTxT):
+def assert_same_on_a_mesh(attend, bias_NxTxT):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(4, 21, 2, 8)).astype(np.float32) for _ in range(3))
 
@@ -84,12 +84,14 @@ def test_a_mesh_splits_examples_heads_and_the_bias_of_heads(mesh):
     rng = np.random.default_rng(1)
     mask_TxT = np.tri(21, dtype=bool)
     attend = functools.partial(attention_cudnn.attend_even, mask_TxT=mask_TxT, implementation="xla")
-    on_a_mesh(attend, rng.normal(size=(2, 21, 21)).astype(np.float32))
+    assert_same_on_a_mesh(attend, rng.normal(size=(2, 21, 21)).astype(np.float32))
 
 
 def test_a_mesh_splits_the_splash_kernel(mesh):
     mask_TxT = np.tri(21, dtype=bool)
-    on_a_mesh(functools.partial(attention_splash.attend_blocks, mask_TxT=mask_TxT, is_interpreted=True), None)
+    assert_same_on_a_mesh(
+        functools.partial(attention_splash.attend_blocks, mask_TxT=mask_TxT, is_interpreted=True), None
+    )
 
 
 @pytest.mark.parametrize(("batch", "heads"), [(2, 2), (4, 3)])

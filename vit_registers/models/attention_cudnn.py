@@ -30,7 +30,7 @@ def attend_cudnn(
     attend = functools.partial(attend_even, mask_TxT=mask_TxT, implementation="cudnn")
     try:
         return over_mesh(attend, q_BxTxNxK, k_BxTxNxK, v_BxTxNxK, bias_NxTxT)
-    except (RuntimeError, NotImplementedError) as error:  # no cuDNN; what this version or GPU cannot do
+    except (RuntimeError, NotImplementedError) as error:  # there is no cuDNN, or it cannot do this
         raise ConfigError(f"model.attention='cudnn': {error} Use model.attention='xla'") from error
 
 

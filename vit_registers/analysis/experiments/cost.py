@@ -6,16 +6,17 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
+from vit_registers.config import Model
 from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout
 
 _REGISTERS = (0, 1, 2, 4, 8, 16)
 
 
-def forward_flops(subject: Subject, layout: TokenLayout) -> int:
+def forward_flops(model: Model, layout: TokenLayout) -> int:
     """Floating-point operations of one image's forward pass: 2 for each multiplication and addition of a
     matrix product, and nothing else (norms, softmax, activations and biases are some per cent)."""
-    model, sizes = subject.model, dims(subject.model)
+    sizes = dims(model)
     tokens, width = layout.num_tokens, sizes.width
     embed = layout.num_patches * width * model.channels * model.patch_size**2
     factor = 3 if sizes.mlp == "swiglu" else 2
@@ -43,10 +44,10 @@ def registers(subjects: list[Subject], options: Options) -> Section:
         model, own = subject.model, subject.layout.num_registers
         tables = (model.registers == "learned") + (model.extra_positions == "learned")
         learned = tables * dims(model).width  # for each register
-        plain = forward_flops(subject, dataclasses.replace(subject.layout, num_registers=0))
+        plain = forward_flops(model, dataclasses.replace(subject.layout, num_registers=0))
         more = []
         for count in _REGISTERS:
-            flops = forward_flops(subject, dataclasses.replace(subject.layout, num_registers=count))
+            flops = forward_flops(model, dataclasses.replace(subject.layout, num_registers=count))
             parameters = subject.num_parameters + (count - own) * learned
             more.append(100 * (flops / plain - 1))
             rows.append((subject.name, count, flops / 1e9, more[-1], parameters))
