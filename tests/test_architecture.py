@@ -50,6 +50,8 @@ ALLOWED = {
         "training.sharding",
     },
     "cli": {"errors", "config"},
+    "rendezvous": {"errors"},
+    "distributed": {"errors", "rendezvous"},
     "recipes": {"errors", "config"},
     "analysis": {
         "errors",

@@ -135,6 +135,7 @@ class Checkpoint:
     every_steps: int = 1000
     keep_last: int = 3
     keep_best: int = 1  # by top-1 on the evaluation split
+    max_failed_saves: int = 5  # in a row; fewer are reported, and the run goes on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,15 @@ class Run:
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     use_tensorboard: bool = True  # clu's writers, which import TensorFlow; metrics.jsonl is always written
+    # Steps in a row whose loss or gradient is not finite: they change nothing, and one more ends the run.
+    max_skipped_steps: int = 10
+    profile_steps: str | None = None  # "first:last", as "10:15": traced into RUN/profile
+    # With several processes: after a signal all stop at the same step, at most twice as many later.
+    stop_every_steps: int = 5
+    lost_timeout_s: float = 60.0  # a process that gives no sign of life for so long ends the others
+    # No step has come back for so long: the process ends. None: 1800 with several processes, 0 with one;
+    # 0: no limit. Evaluations, saves and the first step may take ten times as long.
+    hang_timeout_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

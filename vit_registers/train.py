@@ -4,18 +4,22 @@
 
 Every setting can be given: --config.model.num_registers=8. The work directory gets config.json,
 parameters.txt, metrics.jsonl, TensorBoard files and checkpoints, and at the end result.json. SIGTERM or
-ctrl-C finishes the step, saves and exits; the same command goes on from there.
+ctrl-C finishes the step, saves and exits; the same command goes on from there. With --distributed (TPU pods,
+SLURM), or --coordinator, --num_processes and --process_id, it is one of several processes: all are given the
+same command, stop at the same step, and end when one of them fails.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import checkpointed, cli
+from vit_registers import checkpointed, cli, distributed
 from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.loaders import Loader, check_classes, open_data, open_others
@@ -27,14 +31,23 @@ from vit_registers.training import averages, results, sharding
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
+from vit_registers.training.profiling import Profile, parse_steps
 from vit_registers.training.setup import Setup, set_up
 from vit_registers.training.state import TrainState, put_parameters
+from vit_registers.training.stopping import Agreement
+from vit_registers.training.watchdog import Watchdog
 from vit_registers.training.writers import MetricWriter, Progress, write_parameter_overview
 
 
 def train(config: Config, workdir: str) -> None:
     """Runs `config` in `workdir` to its end, or to a stop that was asked for."""
-    run = cli.writable_folder(workdir, "--workdir")
+    run = Path(workdir).expanduser()
+    if jax.process_index() == 0:
+        cli.writable_folder(workdir, "--workdir")
+    traced = parse_steps(config.run.profile_steps)
+    watchdog = Watchdog(
+        config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
+    )
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
     loader = open_data(config)
@@ -72,12 +85,17 @@ def train(config: Config, workdir: str) -> None:
             checkpoints=checkpoints,
             writer=writer,
             progress=progress,
+            agreement=Agreement(mesh, config.run.stop_every_steps),
+            watchdog=watchdog,
+            profile=Profile(run / "profile", traced),
         )
         started = time.monotonic()
         batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
         state = loop.run(state, ahead(batches, durations.total_steps - start_step))
         steps, total = int(state.step) - start_step, durations.total_steps
         is_new = steps > 0 or not (run / results.FILE).exists()
+        if writer is not None:
+            writer.settle()
         if writer is not None and start_step + steps == total and is_new:
             results.write_result(
                 run, evaluators=list(loop.evaluators), total_steps=total, params=state.params, made=made
@@ -121,14 +139,26 @@ def make_evaluators(
 
 def main() -> None:
     """The command line."""
-    if flags.FLAGS.distributed:
-        jax.distributed.initialize()
-    train(cli.read_config(), flags.FLAGS.workdir)
+    given, config = flags.FLAGS, cli.read_config()
+    distributed.join(
+        is_cluster=given.distributed,
+        coordinator=given.coordinator,
+        num_processes=given.num_processes,
+        process_id=given.process_id,
+        connect_timeout_s=given.connect_timeout_s,
+        lost_timeout_s=config.run.lost_timeout_s,
+    )
+    with distributed.together(config.run.lost_timeout_s):
+        train(config, given.workdir)
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
     flags.DEFINE_string("workdir", None, "Run folder: made, or gone on with.")
     flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod or SLURM job.")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, to join processes anywhere else.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.")
+    flags.DEFINE_float("connect_timeout_s", 300.0, "How long the processes wait for each other to start.")
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

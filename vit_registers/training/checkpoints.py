@@ -11,7 +11,6 @@ manifest; a step without one was never finished.
 import contextlib
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,25 +22,14 @@ from jax.experimental import multihost_utils
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.training.manifest import find_damage, write_manifest
+from vit_registers.training.same_config import check_same_config
 from vit_registers.training.state import TrainState
+from vit_registers.training.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, FailedSaves, Keep, is_any
 
 FORMAT_VERSION = 1
 
 # Orbax holds a data file in memory until it is full; its own size, 2 GB, doubles what a save needs.
 DATA_FILE_BYTES = 1 << 24
-
-# Settings that may change between two starts of one run: they leave its results as they are.
-FREE_SETTINGS = (
-    "mesh.",
-    "checkpoint.",
-    "data.data_dir",
-    "data.eval_batch_size",
-    "data.also_eval",
-    "run.log_every_steps",
-    "run.use_tensorboard",
-    "model.attention",
-    "model.remat",
-)
 
 
 def run_folder(run: str) -> epath.Path:
@@ -152,56 +140,17 @@ def read_params(run: str, step: int, abstract_params: Any, *, name: str = "param
 # --- a run's own checkpoints -----------------------------------------------------------------
 
 
-def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -> None:
-    """Raises ConfigError with the differing settings where a run folder belongs to another config."""
-    # Read back first, so that settings which are newer than the run have their defaults on both sides.
-    there, here = (config_lib.flatten(config_lib.to_dict(c)) for c in (config_lib.from_mapping(saved), now))
-    differing = [
-        f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not key.startswith(FREE_SETTINGS)
-    ]
-    if differing:
-        raise ConfigError(
-            f"{run} holds a run of another config: {'; '.join(differing)}. "
-            "Use another --workdir, or that config"
-        )
-
-
 def _items(state: TrainState) -> dict[str, Any]:
     """The parts of a state that it has."""
     return {name: value for name, value in vars(state).items() if value is not None}
 
 
-class _Keep:
-    """Orbax's preservation policy: the last checkpoints, and the best of those that have been evaluated.
-
-    Orbax's own policy for the best knows no metrics after a restart unless it may also delete the newest.
-    """
-
-    def __init__(self, root: epath.Path, settings: config_lib.Checkpoint):
-        self._settings = settings
-        self._top1: dict[int, float] = {}
-        for step in (int(p.name) for p in root.iterdir() if p.name.isdigit()):
-            with contextlib.suppress(Exception):  # a damaged checkpoint has no say
-                self.note(step, read_meta(str(root.parent), step)["metrics"])
-
-    def note(self, step: int, metrics: dict[str, float] | None) -> None:
-        """Takes down what the evaluation at `step` gave."""
-        if metrics is not None:
-            self._top1[step] = metrics["top1"]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        """Whether to keep each of `checkpoints`, which come oldest first."""
-        del context
-        steps = [info.step for info in checkpoints]
-        ranked = sorted((s for s in steps if s in self._top1), key=lambda s: (self._top1[s], s), reverse=True)
-        kept = {*steps[-self._settings.keep_last :], *ranked[: self._settings.keep_best]}
-        return [step in kept for step in steps]
-
-
 class Checkpoints:
-    """Saves and restores the states of one run. A context manager: leaving it waits for a save under way."""
+    """Saves and restores the states of one run. A context manager: leaving it waits for a save under way.
+
+    A save that fails is reported, and the run may go on; checkpoint.max_failed_saves in a row raise. What
+    is said of a save holds on all processes: it has failed where one of them could not write its part.
+    """
 
     def __init__(self, run: str, config: config_lib.Config):
         if config.checkpoint.keep_last < 2:
@@ -211,11 +160,19 @@ class Checkpoints:
             )
         self._run, self._config = run, config
         self._root = checkpoint_root(run)
-        self._saving_step: int | None = None
-        self.restorable_step = self._prepare_folder()
+        self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
+        self._saving_step: int | None = None  # that was started and not yet waited for
+        self._error: Exception | None = None  # what starting it raised
+        self.restorable_step, self.skipped = self._prepare_folder()
         self.last_saved_step = self.restorable_step
-        self._keep = _Keep(self._root, config.checkpoint)
-        self._manager = ocp.CheckpointManager(
+        self._keep = Keep(config.checkpoint)
+        for step in list_steps(run):
+            with contextlib.suppress(Exception):  # a damaged checkpoint has no say
+                self._keep.note(step, read_meta(run, step)["metrics"])
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self._root,
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
@@ -224,22 +181,28 @@ class Checkpoints:
             ),
         )
 
-    def _prepare_folder(self) -> int | None:
-        """The step to go on from, after what cannot be used has been moved out of the way."""
+    def _prepare_folder(self) -> tuple[int | None, tuple[int, int]]:
+        """The step to go on from, after what cannot be used has been moved out of the way; and its skips."""
         if jax.process_index() == 0:
             self._root.mkdir(parents=True, exist_ok=True)
             for unfinished in self._root.glob("*.orbax-checkpoint-tmp*"):
                 unfinished.rmtree()
         step = newest_intact_step(self._run, set_aside=True)
-        if step is not None:
-            meta = read_meta(self._run, step)
-            if meta["origin"] is not None:
-                raise ConfigError(
-                    f"{self._run} holds converted weights ({meta['origin']}), not a run to go on with: "
-                    f"start one in another --workdir, with --config.init_from.path={self._run}"
-                )
-            check_same_config(meta["config"], self._config, self._run)
-        return step
+        if not (self._root if step is None else self._root / str(step)).is_dir():
+            raise CheckpointError(
+                f"{self._root} is not what process 0 has there: want one --workdir for all processes"
+            )
+        if step is None:
+            return None, (0, 0)
+        meta = read_meta(self._run, step)
+        if meta["origin"] is not None:
+            raise ConfigError(
+                f"{self._run} holds converted weights ({meta['origin']}), not a run to go on with: "
+                f"start one in another --workdir, with --config.init_from.path={self._run}"
+            )
+        check_same_config(meta["config"], self._config, self._run)
+        skipped = meta.get("skipped", {"total": 0, "in_a_row": 0})  # which early checkpoints do not have
+        return step, (skipped["total"], skipped["in_a_row"])
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -248,7 +211,8 @@ class Checkpoints:
         # An error that is under way is the one to show, not what it did to a save.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.wait()
-        self._manager.close()
+        with contextlib.suppress(Exception):  # it waits once more, and raises what has been dealt with
+            self._manager.close()
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The state of `restorable_step`, laid out as the shardings of `abstract` say."""
@@ -256,12 +220,20 @@ class Checkpoints:
         items = self._manager.restore(self.restorable_step, args=args).state
         return TrainState(**{"ema": None, **items})
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None, *, origin: str | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        metrics: dict[str, float] | None,
+        *,
+        origin: str | None = None,
+        skipped: tuple[int, int] = (0, 0),
+    ) -> None:
         """Starts to save the state; the write goes on behind the steps that follow.
 
         `metrics` are the evaluation's, where this step had one; `origin` says where parameters come from
-        that no run has trained. Raises CheckpointError where this save, or the one before it, could not be
-        written.
+        that no run has trained; `skipped` are the steps that were not finite, in all and the last in a row.
+        That the save before this one could not be written is printed. Raises CheckpointError where it was
+        one too many.
         """
         step = int(state.step)
         meta = {
@@ -270,34 +242,70 @@ class Checkpoints:
             "data_position": {"seed": self._config.run.seed, "next_step": step},
             "metrics": metrics,
             "origin": origin,
+            "skipped": {"total": skipped[0], "in_a_row": skipped[1]},
         }
-        self.wait()
+        self._finish()
         self._keep.note(step, metrics)
         self._saving_step = step
-        with self._named_errors(step):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_items(state), ocdbt_target_data_file_size=DATA_FILE_BYTES),
-                    meta=ocp.args.JsonSave(meta),
-                ),
-            )
-        self.last_saved_step = step
+        items = ocp.args.PyTreeSave(_items(state), ocdbt_target_data_file_size=DATA_FILE_BYTES)
+        try:
+            self._manager.save(step, args=ocp.args.Composite(state=items, meta=ocp.args.JsonSave(meta)))
+        except Exception as error:
+            self._error = error
+
+    def save_surely(
+        self, state: TrainState, metrics: dict[str, float] | None, *, skipped: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Returns when the state is saved, if need be after further tries with growing pauses.
+
+        Raises CheckpointError where too many in a row could not be written.
+        """
+        step, pause_s = int(state.step), FIRST_PAUSE_S
+        self._finish()
+        while self.last_saved_step != step:
+            if self._failed:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self.save(state, metrics, skipped=skipped)
+            self._finish()
 
     def wait(self) -> None:
-        """Returns when no save is under way. Raises CheckpointError where it could not be written."""
-        with self._named_errors(self._saving_step):
-            self._manager.wait_until_finished()
+        """Returns when no save is under way. Raises CheckpointError where the last could not be written."""
+        self._finish()
+        if self._failed:
+            raise self._failed.error(self.last_saved_step)
 
-    @contextlib.contextmanager
-    def _named_errors(self, step: int | None) -> Any:
+    def _finish(self) -> None:
+        """Waits for the save under way, and takes down what became of it."""
+        if self._saving_step is None:
+            return
+        error, self._error = self._error, None
         try:
-            yield
-        except Exception as error:
-            line = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise CheckpointError(
-                f"checkpoint {self._root / str(step)} could not be written: {line}"
-            ) from error
+            self._manager.wait_until_finished()
+        except Exception as late:
+            error = error or late
+        step = self._saving_step
+        if is_any(error is not None) and not is_any(self._is_written(step)):
+            self._start_over(step)
+            self._saving_step = None
+            self._failed.note(step, error, self.last_saved_step)
+        else:
+            self._saving_step, self.last_saved_step = None, step
+            self._failed.clear()
+
+    def _is_written(self, step: int) -> bool:
+        """Whether process 0 finds the checkpoint whole: what failed came after it, as deleting another."""
+        return jax.process_index() == 0 and find_damage(self._root / str(step)) is None
+
+    def _start_over(self, step: int) -> None:
+        """A manager that knows nothing of a save that failed, nor has its files."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        if jax.process_index() == 0:
+            for unfinished in [*self._root.glob(f"{step}.orbax-checkpoint-tmp*"), self._root / str(step)]:
+                with contextlib.suppress(OSError):
+                    unfinished.rmtree()
+        self._manager = self._open()
 
     def _before_commit(self) -> None:
         """Runs in Orbax's thread, when all files are written and the folder still has its temporary name."""

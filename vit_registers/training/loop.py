@@ -2,48 +2,21 @@
 
 import dataclasses
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 
 from vit_registers.config import Config
 from vit_registers.data.batch import Batch
-from vit_registers.errors import TrainingError
+from vit_registers.errors import CheckpointError, ConfigError, TrainingError
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import Durations
+from vit_registers.training.profiling import Profile
 from vit_registers.training.state import TrainState
 from vit_registers.training.step import Step
+from vit_registers.training.stopping import Agreement, StopRequest
+from vit_registers.training.watchdog import Watchdog
 from vit_registers.training.writers import MetricWriter, Progress
-
-
-class StopRequest:
-    """True once SIGTERM or SIGINT has come, inside its `with` block; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self._name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        if self._name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._name = signal.Signals(number).name
-
-    def __bool__(self) -> bool:
-        return bool(self._name)
-
-    def __str__(self) -> str:
-        return self._name
 
 
 @dataclasses.dataclass
@@ -61,61 +34,91 @@ class Loop:
     checkpoints: Checkpoints
     writer: MetricWriter | None  # None on all processes but the first
     progress: Progress
+    agreement: Agreement
+    watchdog: Watchdog
+    profile: Profile
     _pending: list[tuple[int, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
+    _is_save_due: bool = False
+
+    def __post_init__(self) -> None:
+        if self.config.run.max_skipped_steps < 0:
+            raise ConfigError(f"run.max_skipped_steps={self.config.run.max_skipped_steps}: want >= 0")
+        self._skipped, self._skipped_in_a_row = self.checkpoints.skipped
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
         """The state after the last step, or after the step in which a stop was asked for; both are saved.
 
-        Raises TrainingError where the loss is no longer finite.
+        Raises TrainingError where too many steps in a row are not finite.
         """
         total, log_every = self.durations.total_steps, max(self.config.run.log_every_steps, 1)
-        step = int(state.step)
-        with StopRequest() as stop:
-            while step < total and not stop:
+        step, evaluated = int(state.step), None
+        with StopRequest() as stop, self.watchdog, self.profile:
+            while step < total and not self.agreement.is_reached(step, stop):
+                self.profile.before(step + 1)
                 state, metrics = self.train_step(state, next(batches))
-                step += 1
+                step, evaluated = step + 1, None
                 self._pending.append((step, metrics))
+                self.watchdog.started(step, metrics["loss"])
+                self.profile.after(step, metrics["loss"])
                 if step % log_every == 0 or step == total:
                     self._log()
                 if self._is_evaluation(step):
-                    self._save(state, self._evaluate(step, state))
-                elif step % self.config.checkpoint.every_steps == 0:
-                    self._save(state, None)
-        if stop and step < total:
-            if self.checkpoints.last_saved_step != step:
-                self._save(state, None)
-            self.checkpoints.wait()
+                    evaluated = self._evaluate(step, state)
+                    self._save(step, state, evaluated)
+                elif self._is_save_due or step % self.config.checkpoint.every_steps == 0:
+                    self._save(step, state, None)
+            with self.watchdog.slow("the last save"):
+                self._fetch()
+                self.checkpoints.save_surely(state, evaluated, skipped=self._skips())
+        if step < total:
             self.progress.say(f"{stop}: saved at step {step} of {total}; the same command goes on from there")
-        self.checkpoints.wait()
         return state
 
     def _is_evaluation(self, step: int) -> bool:
         return step % self.durations.eval_every_steps == 0 or step == self.durations.total_steps
 
+    def _skips(self) -> tuple[int, int]:
+        return self._skipped, self._skipped_in_a_row
+
     def _fetch(self) -> tuple[int, dict[str, float]] | None:
         """The newest metrics, after a look at those of every step since the last look."""
         newest = None
-        for step, metrics in [(step, jax.device_get(metrics)) for step, metrics in self._pending]:
+        steps, metrics_of_steps = zip(*self._pending, strict=True) if self._pending else ((), ())
+        for step, metrics in zip(steps, jax.device_get(metrics_of_steps), strict=True):
             newest = step, {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(newest[1]["loss"]) or not math.isfinite(newest[1]["grad_norm"]):
-                good = self.checkpoints.last_saved_step
-                raise TrainingError(
-                    f"step {step}: loss is {newest[1]['loss']}, gradient norm {newest[1]['grad_norm']}. "
-                    f"The last good checkpoint is {'none' if good is None else f'that of step {good}'}; "
-                    "try a lower optimizer.learning_rate, a longer warm-up or optimizer.grad_clip_norm"
-                )
+            if math.isfinite(newest[1]["loss"]) and math.isfinite(newest[1]["grad_norm"]):
+                self._skipped_in_a_row = 0
+            else:
+                self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
+            if self._skipped_in_a_row > self.config.run.max_skipped_steps:
+                raise self._not_finite(*newest)
         self._pending.clear()
         return newest
+
+    def _not_finite(self, step: int, metrics: Mapping[str, float]) -> TrainingError:
+        try:
+            self.checkpoints.wait()
+        except CheckpointError as error:
+            self.progress.say(str(error))
+        good = self.checkpoints.last_saved_step
+        return TrainingError(
+            f"step {step}: loss is {metrics['loss']}, gradient norm {metrics['grad_norm']}; it is the "
+            f"{self._skipped_in_a_row}. in a row that is not finite (run.max_skipped_steps). "
+            f"The last good checkpoint is {'none' if good is None else f'that of step {good}'}; "
+            "try a lower optimizer.learning_rate, a longer warm-up or optimizer.grad_clip_norm"
+        )
 
     def _log(self) -> None:
         step, metrics = self._fetch()
         self.progress.update(step, metrics["loss"])
-        self._write(step, {f"train/{name}": value for name, value in metrics.items()})
+        values = {f"train/{name}": value for name, value in metrics.items()}
+        self._write(step, {**values, "train/skipped_steps": self._skipped})
         # Apart, as times are not functions of the step and these lines are to be comparable.
         self._write(step, {"images_per_s": self.progress.images_per_s, "time_s": self.progress.time_s})
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        results = {name: evaluate(state) for name, evaluate in self.evaluators.items()}
+        with self.watchdog.slow("an evaluation"):
+            results = {name: evaluate(state) for name, evaluate in self.evaluators.items()}
         for name, result in results.items():
             self._write(step, {f"{name}/{key}": value for key, value in result.items()})
             shown = "  ".join(f"{key} {value:.4g}" for key, value in result.items())
@@ -123,9 +126,14 @@ class Loop:
         self.progress.restart(step)
         return dict(next(iter(results.values())))
 
-    def _save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-        self._fetch()  # never save a state whose loss was not finite
-        self.checkpoints.save(state, metrics)
+    def _save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
+        """Starts a save. After a skipped step it is put off to the next that is not: a run that is lost would
+        otherwise save the same state until nothing before it was kept."""
+        with self.watchdog.slow("a save"):
+            self._fetch()
+            self._is_save_due = self._skipped_in_a_row > 0 and step < self.durations.total_steps
+            if not self._is_save_due:
+                self.checkpoints.save(state, metrics, skipped=self._skips())
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         if self.writer is not None:

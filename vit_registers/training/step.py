@@ -1,5 +1,6 @@
 """The train step: a pure function (state, batch) -> (state, metrics). Read `make_train_step` last."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,11 @@ def accumulate(
     return jax.lax.scan(body, zeros, (jnp.arange(steps), micro))[0]
 
 
+def updates_made(opt_state: Any) -> jax.Array:
+    """How many updates an optimiser has made: the steps that were not skipped."""
+    return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
+
+
 def make_train_step(
     config: Config,
     graphdef: nnx.GraphDef,
@@ -68,7 +74,9 @@ def make_train_step(
     """One update of the parameters, as a function to be jitted with the state donated.
 
     Metrics: loss and top1 (mean over the examples that count, on mixed labels), grad_norm before
-    clipping, learning_rate, all of this very step.
+    clipping, learning_rate, all of this very step. Where loss or grad_norm is not finite, the step
+    counts and changes nothing else: parameters, optimiser state and average keep their bits, and so does
+    the optimiser's own count of updates, by which the schedule goes.
     """
     gradient = jax.value_and_grad(make_loss(config, graphdef), has_aux=True)
     average = make_average(config.optimizer)
@@ -82,15 +90,22 @@ def make_train_step(
         )
         count = jnp.maximum(examples[-1].sum(), 1)
         grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = average(state.ema, params, opt_state)
         metrics = {
             "loss": loss / count,
             "top1": right / count,
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
+            "learning_rate": schedule(updates_made(state.opt_state)),
         }
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = average(state.ema, params, opt_state)
+        is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        # A select, as it is fused into the update, which reads and writes all of this anyway.
+        params, opt_state, ema = jax.tree.map(
+            functools.partial(jnp.where, is_finite),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return train_step

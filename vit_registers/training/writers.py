@@ -1,6 +1,8 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard through clu, and a live line on a terminal."""
 
+import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -10,40 +12,84 @@ from typing import TextIO
 
 import jax
 
+from vit_registers.errors import TrainingError
+
 
 class MetricWriter:
     """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
 
     Lines of steps after `start_step`, which a killed run left behind, are taken out first: the file is
-    that of a run that never stopped. Only process 0 should write.
+    that of a run that never stopped. Only process 0 should write. Lines that cannot be written wait, and
+    are tried again with the next. Raises TrainingError where the file cannot be made, or lines still wait at
+    the end.
     """
 
     def __init__(self, run: Path, *, start_step: int, use_tensorboard: bool):
-        path = run / "metrics.jsonl"
-        kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= start_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a")
+        self._path = run / "metrics.jsonl"
+        self._waiting = b""
+        try:
+            kept = [line for line in complete_lines(self._path) if json.loads(line)["step"] <= start_step]
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, self._path)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._error(error) from error
         self._tensorboard = None
         if use_tensorboard:
             from clu.metric_writers import SummaryWriter  # imports TensorFlow
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"))
 
+    def _error(self, error: OSError) -> TrainingError:
+        return TrainingError(f"{self._path} cannot be written: {error.strerror}")
+
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One record, on disk when this returns."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
+        """One record, on disk when this returns. What is not finite is null, as JSON has no other word."""
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        record = {"step": step, **dict.fromkeys(scalars), **finite}
+        if error := self._append(json.dumps(record).encode() + b"\n"):
+            say(f"{self._path} cannot be written: {error.strerror}; the lines wait for the next")
         if self._tensorboard is not None:
-            self._tensorboard.write_scalars(step, scalars)
+            self._tensorboard.write_scalars(step, finite)
             self._tensorboard.flush()
 
+    def _append(self, line: bytes) -> OSError | None:
+        """Writes what waits and the line. What went wrong, if it did; then the file is as it was."""
+        is_first, self._waiting = not self._waiting, self._waiting + line
+        size = None
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            left = self._waiting
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(size)
+            return error if is_first or not line else None
+        self._waiting = b""
+        return None
+
+    def settle(self) -> None:
+        """Returns when no line waits any more. Raises TrainingError where that cannot be."""
+        if self._waiting and (error := self._append(b"")):
+            raise self._error(error)
+
     def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """Closes the files, after a last try."""
+        try:
+            self.settle()
+        finally:
+            self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+
+def say(line: str) -> None:
+    """Prints a line on what cannot be written; where the log cannot be either, there is nobody to tell."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def complete_lines(path: Path) -> list[str]:

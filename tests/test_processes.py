@@ -1,0 +1,382 @@
+"""Several real processes, over loopback: they train as one does, stop together, and end when one fails.
+
+This file is also the program that those processes run: see `_work`.
+"""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
+
+from vit_registers import distributed, rendezvous
+from vit_registers import train as train_lib
+from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run
+from vit_registers.errors import ConfigError
+from vit_registers.training import sharding, stopping
+from vit_registers.training.checkpoints import list_steps
+
+TOTAL = 16
+LOST_S = 10.0
+# A large epsilon: the gradient of the key bias is zero but for rounding, which Adam would blow up.
+CONFIG = Config(
+    model=Model(
+        width=16,
+        depth=1,
+        num_heads=2,
+        patch_size=4,
+        image_size=(8, 8),
+        channels=1,
+        num_classes=10,
+        num_registers=2,
+    ),
+    data=Data(
+        loader="memory",
+        name="digits",
+        eval_split="test",
+        batch_size=64,
+        eval_batch_size=64,
+        train_ops="random_crop(padding=1)",
+        eval_ops="",
+        mean=(0.5,),
+        std=(0.5,),
+    ),
+    optimizer=Optimizer(learning_rate=1e-2, warmup_steps=2, eps=1e-3),
+    checkpoint=Checkpoint(every_steps=4),
+    run=Run(
+        total_steps=TOTAL, eval_every_steps=8, log_every_steps=2, stop_every_steps=2, use_tensorboard=False
+    ),
+)
+by_hand = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="long: set LONG_TESTS=1")
+
+
+# --- the program -------------------------------------------------------------------------------
+
+
+def _at_step(step, act):
+    """Has `act` called in this process when the loop is at `step`, once."""
+    ask = stopping.Agreement.is_reached
+    done = []
+
+    def is_reached(self, at, request):
+        if at == step and not done:
+            done.append(at)
+            act()
+        return ask(self, at, request)
+
+    stopping.Agreement.is_reached = is_reached
+
+
+def _signal_myself(number):
+    os.kill(os.getpid(), number)
+
+
+def _train(folder):
+    """All that several processes do in one life, as starting them takes most of the time."""
+    from jax.experimental import multihost_utils
+
+    is_last = jax.process_index() == jax.process_count() - 1
+    train_lib.train(CONFIG, f"{folder}/whole")
+    if is_last:
+        _at_step(5, functools.partial(_signal_myself, signal.SIGTERM))
+    train_lib.train(CONFIG, f"{folder}/stopped")
+    if jax.process_index() == 0:
+        shutil.copytree(f"{folder}/stopped", f"{folder}/moved")
+    multihost_utils.sync_global_devices("copied")
+    train_lib.train(CONFIG, f"{folder}/stopped")
+    print("killing", flush=True)
+    if is_last:
+        # The save of step 4 is done when that of step 8 begins, which is perhaps not.
+        _at_step(9, functools.partial(_signal_myself, signal.SIGKILL))
+    train_lib.train(CONFIG, f"{folder}/killed")
+
+
+def _go_on(folder):
+    train_lib.train(CONFIG, f"{folder}/killed")
+
+
+def _refuse(folder):
+    if distributed.jax_distributed.global_state.process_id == 1:
+        raise ConfigError("disk 7 is unplugged:\nplug it in")
+    time.sleep(60)
+
+
+def _vanish(folder):
+    """Process 0 is gone, and with it what the others wait on."""
+    time.sleep(1)
+    if distributed.jax_distributed.global_state.process_id == 0:
+        _signal_myself(signal.SIGKILL)
+    time.sleep(60)
+
+
+def _finish(folder):
+    print("done", flush=True)
+
+
+def _work(port, count, me, folder, what):
+    distributed.join(
+        is_cluster=False,
+        coordinator=f"127.0.0.1:{port}",
+        num_processes=int(count),
+        process_id=int(me),
+        connect_timeout_s=120.0,
+        lost_timeout_s=LOST_S,
+    )
+    with distributed.together(LOST_S):
+        globals()[what](folder)
+
+
+# --- starting it -------------------------------------------------------------------------------
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def job(compilation_cache, tmp_path):
+    """job("_train", 2) -> [(exit code, standard output, standard error), ...] of so many processes."""
+    running = []
+
+    def job(what, count=2, timeout_s=600):
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        port = str(_free_port())
+        for me in range(count):
+            command = [sys.executable, __file__, port, str(count), str(me), str(tmp_path), what]
+            pipe = subprocess.PIPE
+            running.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+        outputs = [program.communicate(timeout=timeout_s) for program in running]
+        results = [(program.returncode, *output) for program, output in zip(running, outputs, strict=True)]
+        running.clear()
+        return results
+
+    yield job
+    for program in running:
+        program.kill()
+        program.communicate()
+
+
+def _errors(text):
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+def _metrics(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "images_per_s" not in line]
+
+
+def _leaves(run, step=TOTAL):
+    path = run / "checkpoints" / str(step) / "state"
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    shapes = reader.metadata(path).item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    return jax.tree_util.tree_leaves_with_path(
+        reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    )
+
+
+def _assert_same_end(run, other, atol):
+    for (name, a), (_, b) in zip(_leaves(run), _leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=str(name))
+    for a, b in zip(_metrics(run), _metrics(other), strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5, atol=atol)
+
+
+@pytest.fixture
+def train_here(monkeypatch, compilation_cache):
+    """train_here(run, num_devices, stop_at=None): goes on with a run in this one process."""
+    settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in settings]
+    for name, value in zip(settings, (str(compilation_cache), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache_lib.reset_cache()
+
+    def train_here(run, num_devices, stop_at=None):
+        make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:num_devices])
+        with monkeypatch.context() as patch:
+            patch.setattr(train_lib.sharding, "make_mesh", make_mesh)
+            if stop_at is not None:
+                patch.setattr(stopping.Agreement, "is_reached", lambda self, step, request: step >= stop_at)
+            train_lib.train(CONFIG, str(run))
+
+    yield train_here
+    for name, value in zip(settings, before, strict=True):
+        jax.config.update(name, value)
+    compilation_cache_lib.reset_cache()
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=by_hand)])
+def test_several_processes_train_as_one_stop_together_and_do_not_outlive_one(
+    job, train_here, tmp_path, count
+):
+    results = job("_train", count)
+    survivors, (killed_code, _, _) = results[:-1], results[-1]
+    assert killed_code == -signal.SIGKILL
+    for me, (code, out, err) in enumerate(survivors):
+        assert (code, len(_errors(err))) == (distributed.LOST, 1), err
+        assert f"no sign of life from process {count - 1} for 10 s" in err
+        assert f"this process ({me}) ends too" in err
+        assert ("top1" in out) == ("parameters: " in out) == (me == 0)  # only process 0 speaks
+    assert "stop asked for on another process: saved at step 8 of 16" in results[0][1]
+    # The same layout: the same bits, though all were stopped by a signal to one of them.
+    assert list_steps(str(tmp_path / "moved"))[0] == 8
+    _assert_same_end(tmp_path / "stopped", tmp_path / "whole", atol=0.0)
+    # Other layouts go on, with the same training: one process with one device, then four devices.
+    train_here(tmp_path / "moved", 1, stop_at=11)
+    assert list_steps(str(tmp_path / "moved"))[0] == 11
+    train_here(tmp_path / "moved", 4)
+    _assert_same_end(tmp_path / "moved", tmp_path / "whole", atol=2e-5)
+    # Their evaluation is the same too, and counts each image once: 359 do not divide over the devices.
+    ends = [_metrics(tmp_path / name)[-1] for name in ("moved", "whole")]
+    assert [end["test/images"] for end in ends] == [359, 359]
+    # What a killed job left is gone on with by half of it.
+    assert list_steps(str(tmp_path / "killed"))[0] in (4, 8)
+    train_here(tmp_path / "killed", count // 2)
+    _assert_same_end(tmp_path / "killed", tmp_path / "whole", atol=2e-5)
+
+
+@by_hand
+def test_what_a_killed_job_left_is_gone_on_with_by_as_many_processes(job, tmp_path):
+    job("_train")
+    assert [code for code, _, _ in job("_go_on")] == [0, 0]
+    _assert_same_end(tmp_path / "killed", tmp_path / "whole", atol=0.0)
+
+
+# --- ending together ---------------------------------------------------------------------------
+
+
+def test_an_error_of_one_process_ends_the_other_with_its_cause(job):
+    started = time.monotonic()
+    (code_0, _, err_0), (code_1, _, err_1) = job("_refuse")
+    assert time.monotonic() - started < 50
+    assert (code_0, code_1) == (2, 2)
+    assert _errors(err_1) == ["error: disk 7 is unplugged: plug it in"]
+    assert _errors(err_0) == [
+        "error: process 1 of 2 failed: disk 7 is unplugged: plug it in; this process (0) ends too"
+    ]
+
+
+def test_without_process_0_the_others_end_and_say_so(job):
+    started = time.monotonic()
+    (code_0, _, _), (code_1, _, err) = job("_vanish")
+    assert time.monotonic() - started < 50
+    assert code_0 == -signal.SIGKILL
+    # JAX aborts the process at the same moment; whichever of the two is first, the line is the same.
+    assert code_1 == distributed.LOST
+    assert _errors(err) == ["error: process 0 is gone; this one (1 of 2) ends with it"]
+
+
+def test_a_job_that_is_done_ends_at_once(job):
+    assert [(code, out) for code, out, _ in job("_finish")] == [(0, "done\n")] * 2
+
+
+# --- coming together ---------------------------------------------------------------------------
+
+
+def _meet(*callers, port=None, timeout_s=1.0):
+    """What each of (process_id, num_processes) gets: None, or its error."""
+    port, results = port or _free_port(), {}
+
+    def call(place, process_id, count):
+        try:
+            rendezvous.meet(
+                f"127.0.0.1:{port}", num_processes=count, process_id=process_id, timeout_s=timeout_s
+            )
+            results[place] = None
+        except ConfigError as error:
+            results[place] = str(error)
+
+    threads = [threading.Thread(target=call, args=(i, *caller)) for i, caller in enumerate(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[i] for i in range(len(callers))]
+
+
+def test_processes_that_fit_together_meet():
+    assert _meet((2, 3), (0, 3), (1, 3), timeout_s=20) == [None] * 3
+    assert _meet((0, 1)) == [None]
+
+
+def test_numbers_that_do_not_fit_are_told_to_all():
+    for found in _meet((0, 2), (1, 3), timeout_s=20):
+        assert found == "process 1 has --num_processes=3, process 0 has 2"
+    for found in _meet((0, 3), (1, 3), (1, 3), timeout_s=20):
+        assert found == "two processes have --process_id=1"
+
+
+def test_who_is_missing_is_named():
+    for found in _meet((0, 4), (2, 4)):
+        assert "of 4 processes, 1, 3 did not come" in found
+    (found,) = _meet((1, 2))
+    assert "cannot be reached within 1 s" in found
+    assert "Connection refused" in found
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        (found,) = _meet((0, 2), port=listener.getsockname()[1])
+    assert "cannot be listened on: Address already in use" in found
+
+
+def test_strangers_at_the_port_are_not_counted():
+    port, found = _free_port(), []
+    thread = threading.Thread(target=lambda: found.extend(_meet((0, 2), port=port, timeout_s=20)))
+    thread.start()
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    assert _meet((1, 2), port=port, timeout_s=20) == [None]
+    thread.join()
+    assert found == [None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"coordinator": "host"}, "wants --num_processes and --process_id"),
+        ({"num_processes": 2}, "want --coordinator=host:port"),
+        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "want host:port"),
+        ({"coordinator": "host:99999", "num_processes": 2, "process_id": 0}, "want host:port"),
+        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "want 0 to 1"),
+        ({"coordinator": "host:1", "num_processes": 0, "process_id": 0}, "--num_processes=0"),
+        ({"is_cluster": True, "connect_timeout_s": 0.0}, "--connect_timeout_s=0"),
+    ],
+)
+def test_addresses_that_cannot_be_are_refused(arguments, message):
+    given = {"is_cluster": False, "coordinator": None, "num_processes": None, "process_id": None}
+    given |= {"connect_timeout_s": 1.0, "lost_timeout_s": 1.0}
+    with pytest.raises(ConfigError, match=message):
+        distributed.join(**(given | arguments))
+
+
+if __name__ == "__main__":
+    _work(*sys.argv[1:])

@@ -1,0 +1,53 @@
+"""A trace of a few steps, for TensorBoard's profile plugin, XProf or Perfetto."""
+
+from pathlib import Path
+
+import jax
+
+from vit_registers.errors import ConfigError
+
+
+def parse_steps(text: str | None) -> tuple[int, int] | None:
+    """(first, last) of "first:last", both of them traced. Raises ConfigError for anything else."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ConfigError(
+            f"run.profile_steps={text!r}: want 'first:last' with 1 <= first <= last, as '10:15'"
+        )
+    return int(first), int(last)
+
+
+class Profile:
+    """Writes a trace of steps first to last into RUN/profile, of the devices of this process.
+
+    A run that goes on from a step after `first` writes none. A context manager: a trace under way is ended.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int] | None):
+        self._folder, self._steps = folder, steps
+        self._is_tracing = False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """To be called before `step` is started."""
+        if self._steps is not None and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._is_tracing = True
+
+    def after(self, step: int, result: jax.Array) -> None:
+        """To be called when `step` has been started; `result` is one of its outputs."""
+        if self._is_tracing and step == self._steps[1]:
+            jax.block_until_ready(result)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._is_tracing:
+            self._is_tracing = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,67 @@
+"""An orderly stop: a signal asks for it, and all processes agree on the step after which it comes."""
+
+import signal
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_registers.errors import ConfigError
+
+
+class StopRequest:
+    """True once SIGTERM or SIGINT has come, inside its `with` block; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self._name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._name = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        return bool(self._name)
+
+    def __str__(self) -> str:
+        return self._name or "stop asked for on another process"
+
+
+class Agreement:
+    """Whether any process wants to stop: the same answer on all of them at the same step.
+
+    Asked every `every_steps` steps, it starts a reduction over the devices and returns the answer of the one
+    before, which has long been there: no step waits for it. So all stop at most twice as many steps after a
+    signal. One process needs no agreement, and is answered at every step.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh, every_steps: int):
+        if every_steps < 1:
+            raise ConfigError(f"run.stop_every_steps={every_steps}: want >= 1")
+        self._every_steps, self._is_alone = every_steps, jax.process_count() == 1
+        self._layout = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._asked: jax.Array | None = None
+
+    def is_reached(self, step: int, request: StopRequest) -> bool:
+        """Whether to stop after `step`. All processes ask for the same steps, in order."""
+        if self._is_alone:
+            return bool(request)
+        if step % self._every_steps:
+            return False
+        before, own = self._asked, np.array([bool(request)])
+        shape = (self._layout.mesh.size,)
+        self._asked = self._any(jax.make_array_from_callback(shape, self._layout, lambda _: own))
+        return before is not None and bool(before)

@@ -1,0 +1,103 @@
+"""What a run keeps of its checkpoints, and what it does when they cannot be written."""
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vit_registers import config as config_lib
+from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.training.writers import say
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run ends with; each twice as long
+
+
+def is_any(flag: bool) -> bool:
+    """Whether the flag is set on any process. All have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+class Keep:
+    """Orbax's preservation policy: the last checkpoints, and the best of those that have been evaluated.
+
+    Orbax's own policy for the best knows no metrics after a restart unless it may also delete the newest.
+    """
+
+    def __init__(self, settings: config_lib.Checkpoint):
+        self._settings = settings
+        self._top1: dict[int, float] = {}
+
+    def note(self, step: int, metrics: dict[str, float] | None) -> None:
+        """Takes down what the evaluation at `step` gave."""
+        if metrics is not None:
+            self._top1[step] = metrics["top1"]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        """Whether to keep each of `checkpoints`, which come oldest first."""
+        del context
+        steps = [info.step for info in checkpoints]
+        ranked = sorted((s for s in steps if s in self._top1), key=lambda s: (self._top1[s], s), reverse=True)
+        kept = {*steps[-self._settings.keep_last :], *ranked[: self._settings.keep_best]}
+        return [step in kept for step in steps]
+
+
+class FailedSaves:
+    """The saves that failed since the last one that did not. So many in a row as `limit` end the run."""
+
+    def __init__(self, root: Any, limit: int):
+        if limit < 1:
+            raise ConfigError(f"checkpoint.max_failed_saves={limit}: want >= 1")
+        self._root, self._limit = root, limit
+        self._failed: list[tuple[int, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._failed)
+
+    def clear(self) -> None:
+        """A save was written."""
+        self._failed = []
+
+    def note(self, step: int, error: Exception | None, last_saved_step: int | None) -> None:
+        """Takes down and prints that the save of `step` failed; `error` is None where it failed elsewhere.
+
+        Raises CheckpointError where it was the last that may.
+        """
+        self._failed.append((step, _reason(error)))
+        if len(self._failed) >= self._limit:
+            raise self.error(last_saved_step) from error
+        if jax.process_index() == 0 or error is not None:
+            left = self._limit - len(self._failed)
+            say(
+                f"checkpoint {self._root / str(step)} could not be written: {self._failed[-1][1]}; the run "
+                f"goes on, {_good(last_saved_step)}; {left} more in a row end it "
+                "(checkpoint.max_failed_saves)"
+            )
+
+    def error(self, last_saved_step: int | None) -> CheckpointError:
+        """What to raise where the run cannot go on without a save."""
+        (first, reason), (last, last_reason) = self._failed[0], self._failed[-1]
+        more = ""
+        if len(self._failed) > 1:
+            more = f"; nor could {len(self._failed) - 1} more, up to step {last} ({last_reason})"
+        return CheckpointError(
+            f"checkpoint {self._root / str(first)} could not be written: {reason}{more}; "
+            f"{_good(last_saved_step)}. Once there is room and access the same command goes on from there"
+        )
+
+
+def _good(step: int | None) -> str:
+    return "there is no earlier checkpoint" if step is None else f"the last good checkpoint is step {step}"
+
+
+def _reason(error: Exception | None) -> str:
+    if error is None:
+        return "another process could not write its part"
+    line = (str(error) or type(error).__name__).strip().splitlines()[0]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        line += " (the disk, or its quota, is full)"
+    return line
