@@ -65,7 +65,9 @@ class Model:
     init: str = "big_vision"  # models/initializers.py: INITS
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters are float32
     attention: str = "xla"  # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention_auto.py)
-    remat: str = "none"  # none | block: only what enters a block is kept for the backward pass
+    # What is computed again in the backward pass, to keep less: none | attention: the attention weights |
+    # block: all of a block.
+    remat: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -148,8 +148,11 @@ def test_computing_blocks_again_changes_nothing(build, images):
     def loss(model, x):
         return jnp.square(model(x, drop_key=key).logits).mean()
 
-    for remat in ("none", "block"):
+    for remat in ("none", "attention", "block"):
         found.append(jax.jit(jax.value_and_grad(loss))(build(**settings, remat=remat), x))
-    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
-    for a, b in zip(*(jax.tree.leaves(gradient) for _, gradient in found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for value, gradient in found[1:]:
+        np.testing.assert_allclose(value, found[0][0], rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(found[0][1]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"'cudnn', which keeps no weights: set model\.remat"):
+        build(attention="cudnn", remat="attention")

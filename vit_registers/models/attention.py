@@ -10,11 +10,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from vit_registers.models.attention_auto import attend_auto
+from vit_registers.models.attention_auto import FASTER, attend_auto
 from vit_registers.models.attention_cudnn import attend_cudnn
+from vit_registers.models.attention_mesh import platform
 from vit_registers.models.attention_splash import attend_splash
 from vit_registers.models.attention_structured import attend_structured
-from vit_registers.models.attention_xla import attend_xla, masked_logits
+from vit_registers.models.attention_xla import KEPT, attend_xla, masked_logits, tokens_last
 
 
 def attention_weights(
@@ -49,3 +50,19 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "splash": attend_splash,
     "auto": attend_auto,
 }
+
+# Those that keep attention weights for the backward pass, if they are let.
+KEEP_WEIGHTS = ("xla", "structured", "auto")
+
+
+def split(qkv_BxTxQxNxK: jax.Array, backend: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q, k and v, each BxTxNxK, out of one array, which is laid out as the back end will want them."""
+    if backend in KEEP_WEIGHTS and not (backend == "auto" and platform() in FASTER):
+        qkv_BxTxQxNxK = tokens_last(qkv_BxTxQxNxK)
+    q, k, v = (qkv_BxTxQxNxK[:, :, i] for i in range(3))
+    return q, k, v
+
+
+def lean(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`attend`, of KEEP_WEIGHTS, with the weights computed again for the backward pass instead of kept."""
+    return jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(*KEPT))

@@ -1,12 +1,14 @@
 """Softmax attention in plain XLA ops, whose backward pass is written out so that little is kept for it.
 
 Differentiated by JAX, the softmax would keep its weights twice: in float32 for itself, and in the dtype of
-the values for the product with them. Here they are kept once, in the dtype of the values. Computing them
-again instead, as flash attention does (arXiv:2205.14135), takes a quarter less memory and 11 % more traffic,
-by the compiler's estimate for a v5p.
+the values for the product with them. Here they are kept once, in the dtype of the values; or, with
+model.remat="attention", computed again from what KEPT names, as flash attention does (arXiv:2205.14135).
 
-Logits, their maximum, their sum and the gradient of the logits are float32; products take operands of the
-dtype of the values and add up in float32.
+On a TPU in bfloat16 no logits are ever in memory. XLA can work on a product's result on its way out, but only
+if nothing else wants it, and a softmax wants its logits twice: for the maximum of each row, and to take it
+off. So there are two products, one for each. The maximum may come from a rounded one, as any number near it
+serves; the logits that enter the exponential, the sums and the gradient of the logits are float32. Products
+take operands of the dtype of the values and add up in float32.
 """
 
 import math
@@ -14,27 +16,37 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_registers.models.attention_mesh import platform
 
+# The names of what the backward pass cannot do without, beside q, k and v.
+KEPT = ("attention_out", "attention_top", "attention_sum")
+
+# Float32 and bfloat16 have it both, so that it is the same in rounded logits.
+_MASKED = float(jnp.finfo(jnp.bfloat16).min)
+
 
 def masked_logits(
-    q_BxTxNxK: jax.Array, k_BxSxNxK: jax.Array, mask_TxS: np.ndarray | None, bias_NxTxS: np.ndarray | None
+    q_BxTxNxK: jax.Array,
+    k_BxSxNxK: jax.Array,
+    mask_TxS: np.ndarray | None,
+    bias_NxTxS: np.ndarray | None,
+    dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-    """q k^T / sqrt(K) + bias as logits_BxNxTxS, float32, and float32's lowest number where masked.
+    """q k^T / sqrt(K) + bias as logits_BxNxTxS of `dtype`, and bfloat16's lowest number where masked.
 
     `jnp.asarray` comes before any reshaping, so that all blocks share one copy of mask and bias in the
     compiled program.
     """
-    logits_BxNxTxS = jnp.einsum(
-        "btnk,bsnk->bnts", q_BxTxNxK, k_BxSxNxK, preferred_element_type=jnp.float32
-    ) * (1.0 / math.sqrt(q_BxTxNxK.shape[-1]))
+    logits_BxNxTxS = jnp.einsum("btnk,bsnk->bnts", q_BxTxNxK, k_BxSxNxK, preferred_element_type=dtype)
+    logits_BxNxTxS *= jnp.asarray(1.0 / math.sqrt(q_BxTxNxK.shape[-1]), dtype)
     if bias_NxTxS is not None:
-        logits_BxNxTxS += jnp.asarray(bias_NxTxS)[None]
+        logits_BxNxTxS += jnp.asarray(bias_NxTxS)[None].astype(dtype)
     if mask_TxS is not None:
         mask_1x1xTxS = jnp.asarray(mask_TxS)[None, None]
-        logits_BxNxTxS = jnp.where(mask_1x1xTxS, logits_BxNxTxS, jnp.finfo(jnp.float32).min)
+        logits_BxNxTxS = jnp.where(mask_1x1xTxS, logits_BxNxTxS, jnp.asarray(_MASKED, dtype))
     return logits_BxNxTxS
 
 
@@ -53,16 +65,21 @@ def attend_with_log_sum(
     """
     dtype = v_BxSxNxK.dtype
 
-    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
+    def weights(q: jax.Array, k: jax.Array, top_BxNxT: jax.Array) -> jax.Array:
+        """exp(logits - top), not divided by their sum, in the dtype of the values."""
         logits_BxNxTxS = _keys_last(masked_logits(q, k, mask_TxS, bias_NxTxS))
-        top_BxNxTx1 = logits_BxNxTxS.max(axis=-1, keepdims=True)
-        weights_BxNxTxS = jnp.exp(logits_BxNxTxS - top_BxNxTx1)
-        sum_BxNxT = weights_BxNxTxS.sum(axis=-1)
-        weights_BxNxTxS = _keys_last(weights_BxNxTxS.astype(dtype))
+        return _keys_last(jnp.exp(logits_BxNxTxS - top_BxNxT[..., None]).astype(dtype))
+
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
+        rough = dtype if platform() == "tpu" else jnp.float32  # elsewhere XLA makes one of the two products
+        logits_BxNxTxS = _keys_last(masked_logits(q, k, mask_TxS, bias_NxTxS, rough))
+        top_BxNxT = checkpoint_name(logits_BxNxTxS.max(axis=-1).astype(jnp.float32), KEPT[1])
+        weights_BxNxTxS = weights(q, k, top_BxNxT)
+        sum_BxNxT = checkpoint_name(weights_BxNxTxS.astype(jnp.float32).sum(axis=-1), KEPT[2])
         # Divided by their sum afterwards, when there are K numbers a row instead of S.
         out_BxTxNxK = jnp.einsum("bnts,bsnk->btnk", weights_BxNxTxS, v, preferred_element_type=jnp.float32)
-        out_BxTxNxK = (out_BxTxNxK / _by_token(sum_BxNxT)).astype(dtype)
-        log_sum_BxNxT = top_BxNxTx1[..., 0] + jnp.log(sum_BxNxT)
+        out_BxTxNxK = checkpoint_name((out_BxTxNxK / _by_token(sum_BxNxT)).astype(dtype), KEPT[0])
+        log_sum_BxNxT = top_BxNxT + jnp.log(sum_BxNxT)
         return (out_BxTxNxK, log_sum_BxNxT), (q, k, v, out_BxTxNxK, weights_BxNxTxS, sum_BxNxT)
 
     def backward(residuals: tuple, gradients: tuple) -> tuple:
@@ -94,12 +111,22 @@ def attend_with_log_sum(
 def _keys_last(x_BxNxTxS: jax.Array) -> jax.Array:
     """The same, in the layout in which a TPU's products come out.
 
-    XLA would rather have the batch in the lanes, of which it wastes none, and copies all four arrays of this
+    XLA would rather have the batch in the lanes, of which it wastes none, and copies all arrays of this
     size in every block to have it so: 14 % of the traffic of a ViT-S/16's step on a v5p.
     """
     if platform() != "tpu":
         return x_BxNxTxS
     return with_layout_constraint(x_BxNxTxS, Layout(major_to_minor=(0, 1, 2, 3)))
+
+
+def tokens_last(qkv_BxTxQxNxK: jax.Array) -> jax.Array:
+    """The same, in the layout in which a TPU's products over heads take q, k and v.
+
+    Left to itself, XLA copies each of them twice: to take it out of the three, and to turn it round.
+    """
+    if platform() != "tpu":
+        return qkv_BxTxQxNxK
+    return with_layout_constraint(qkv_BxTxQxNxK, Layout(major_to_minor=(2, 0, 3, 4, 1)))
 
 
 def _by_token(x_BxNxT: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS, open_to_more
+from vit_registers.models.attention import BACKENDS, lean, open_to_more, split
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 
@@ -43,8 +43,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
-# What is kept of a block for the backward pass; everything else of it is computed again.
-REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable}
+# What is kept of a block for the backward pass, None being all that it wants; everything else of it is
+# computed again. "attention" is what Attention sees to: its weights.
+REMAT = {"none": None, "attention": None, "block": jax.checkpoint_policies.nothing_saveable}
 
 BLOCK_TAPS = ("q", "k", "v", "middle", "hidden")  # what a Block returns beside its output
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -107,7 +108,7 @@ class Attention(nnx.Module):
         self.out = nnx.LinearGeneral(
             heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=dtype, rngs=rngs
         )
-        self.backend = model.attention
+        self.backend, self.is_lean = model.attention, model.remat == "attention"
 
     def __call__(
         self,
@@ -117,12 +118,13 @@ class Attention(nnx.Module):
         edit: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda k, v: (k, v),
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         """The attention output out_BxTxD and (q, k, v), each BxTxNxK, after `edit` of keys and values."""
-        qkv_BxTxQxNxK = self.qkv(x_BxTxD)
-        q, k, v = (qkv_BxTxQxNxK[:, :, i] for i in range(3))
+        q, k, v = split(self.qkv(x_BxTxD), self.backend)
         k, v = edit(k, v)
         mask_TxT, bias_NxTxT = open_to_more(mask_TxT, bias_NxTxT, k.shape[1])
-        attend = lookup(BACKENDS, self.backend, "model.attention")
-        out_BxTxNxK = attend(q, k, v, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
+        attend = functools.partial(
+            lookup(BACKENDS, self.backend, "model.attention"), mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT
+        )
+        out_BxTxNxK = (lean(attend) if self.is_lean else attend)(q, k, v)
         return self.out(out_BxTxNxK), (q, k, v)
 
 

@@ -2,7 +2,7 @@
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS
+from vit_registers.models.attention import BACKENDS, KEEP_WEIGHTS
 from vit_registers.models.blocks import ACTIVATIONS, DTYPES, REMAT
 from vit_registers.models.pooling import POOLINGS
 from vit_registers.models.positions import POSITIONS
@@ -26,6 +26,11 @@ def check(model: Model) -> None:
     }
     for name, known in choices.items():
         lookup(dict.fromkeys(known), getattr(model, name), f"model.{name}")
+    if model.remat == "attention" and model.attention not in KEEP_WEIGHTS:
+        raise ConfigError(
+            f"model.remat='attention' with model.attention='{model.attention}', which keeps no weights: "
+            "set model.remat to none or block"
+        )
     smallest = {"patch_size": 1, "channels": 1, "width": 1, "num_heads": 1, "mlp_dim": 1}
     smallest |= {"depth": 0, "num_registers": 0, "num_classes": 0}
     for name, least in smallest.items():
