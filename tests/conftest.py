@@ -6,16 +6,27 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+import logging
+import runpy
 import subprocess
 import sys
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import pytest
+from absl import app, flags
+from absl import logging as absl_logging
+
+# The emitters of fused loops that jaxlib 0.10 has take three times as long to compile as those before them.
+# Other versions may not know the flag, and XLA ends the process on flags that it does not know.
+QUICK_FLAGS = " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
+os.environ["XLA_FLAGS"] += QUICK_FLAGS
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
-# Most of the time of small tests is LLVM's. Programs that tests start are compiled as users compile them.
+# Most of the time of small tests is LLVM's.
 jax.config.update("jax_disable_most_optimizations", True)
 
 # torch looks for Triton, whose LLVM and TensorFlow's abort each other in one process.
@@ -37,17 +48,35 @@ def compilation_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
-@pytest.fixture
-def start(compilation_cache):
-    """start("train", "--flag=...", devices=1) -> a running program of ours; killed at the end of the test."""
-    running = []
+@pytest.fixture(scope="session")
+def quick(compilation_cache):
+    """quick(devices=1): the environment of a program that is compiled quickly, which runs slower."""
 
-    def start(program, *args, devices=1, folder=ROOT, limit_bytes=None):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    def quick(devices=1):
+        return os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}{QUICK_FLAGS}",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
+
+    return quick
+
+
+@pytest.fixture
+def start(quick, request):
+    """start("train", "--flag=...", devices=1) -> a running program of ours; killed at the end of the test.
+
+    It is compiled quickly; as users compile it in tests marked "as_users".
+    """
+    running = []
+    is_quick = request.node.get_closest_marker("as_users") is None
+
+    def start(program, *args, devices=1, folder=ROOT, limit_bytes=None):
+        environment = quick(devices)
+        if not is_quick:
+            del environment["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+            environment["XLA_FLAGS"] = environment["XLA_FLAGS"].removesuffix(QUICK_FLAGS)
         command = [sys.executable, "-m", f"vit_registers.{program}", *args]
         if limit_bytes is not None:
             command = [sys.executable, "-c", LIMITED, str(limit_bytes), *command]
@@ -81,3 +110,41 @@ def run(start):
         return process.returncode, out, err
 
     return run
+
+
+@pytest.fixture
+def run_here(monkeypatch, capfd):
+    """run_here("train", "--flag=...") -> (exit code, standard output, standard error), in this process.
+
+    For what ends soon: a program of its own spends seconds on imports. What programs do to this process is
+    undone: flags, handlers and filters of logs, hooks.
+    """
+
+    def run_here(program, *args):
+        app.define_help_flags()
+        before = set(flags.FLAGS)
+        capfd.readouterr()
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as Python does in programs
+            for log in (logging.getLogger(), absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+                patch.setattr(log, "handlers", [*log.handlers])
+                patch.setattr(log, "filters", [*log.filters])
+            patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+            patch.setattr(sys, "argv", [program, *args])
+            patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+            patch.delitem(sys.modules, f"vit_registers.{program}", raising=False)
+            patch.chdir(ROOT)
+            verbosity = absl_logging.get_verbosity()
+            try:
+                with pytest.raises(SystemExit) as stopped:
+                    runpy.run_module(f"vit_registers.{program}", run_name="__main__", alter_sys=True)
+            finally:
+                for name in set(flags.FLAGS) - before:  # but for those of modules, which stay imported
+                    owner = flags.FLAGS.find_module_defining_flag(name, "")
+                    if name.startswith("config") or owner.endswith(f"{program}.py"):
+                        delattr(flags.FLAGS, name)
+                flags.FLAGS.unparse_flags()
+                absl_logging.set_verbosity(verbosity)
+        return stopped.value.code or 0, *capfd.readouterr()
+
+    return run_here

@@ -22,19 +22,25 @@ SMALL = (
 CARDS = {"extra": "registers=2,mask=fractal,k=2,steps=10", "plain": "registers=0,steps=10"}
 
 
-def _start(program, *args):
-    command = [sys.executable, "-m", f"vit_registers.{program}", *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def command(quick):
+    """command("train", "--flag=...") -> (exit code, standard output, standard error)."""
+
+    def command(program, *args):
+        whole = [sys.executable, "-m", f"vit_registers.{program}", *args]
+        done = subprocess.run(whole, env=quick(), capture_output=True, text=True, timeout=300, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    return command
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, command):
     """A folder with two runs and 20 images, of which one is broken."""
     root = tmp_path_factory.mktemp("analyze")
     for name, card in CARDS.items():
         args = (f"--config=configs/digits.py:{card}", *SMALL, f"--workdir={root / name}")
-        code, _, err = _start("train", *args)
+        code, _, err = command("train", *args)
         assert code == 0, err
     rng = np.random.default_rng(0)
     for i in range(20):
@@ -45,14 +51,14 @@ def place(tmp_path_factory):
     return root
 
 
-def _analyze(place, name, *args, checkpoints=("extra", "plain"), out="report"):
+def _analyze(command, place, name, *args, checkpoints=("extra", "plain"), out="report"):
     given = [f"--checkpoint={place / checkpoint}" for checkpoint in checkpoints]
-    return _start("analyze", name, *given, f"--out={place / out}", *args)
+    return command("analyze", name, *given, f"--out={place / out}", *args)
 
 
-def test_all_on_a_folder_of_images(place):
+def test_all_on_a_folder_of_images(place, command):
     data = (f"--data={place / 'images'}", "--config.data.on_broken=skip")
-    code, out, err = _analyze(place, "all", *data)
+    code, out, err = _analyze(command, place, "all", *data)
     assert code == 0, err
     assert out.splitlines() == [f"{place}/report/report.html", f"{place}/report/report.md"]
     assert "extra: 20 of 20 images" in err
@@ -78,20 +84,20 @@ def test_all_on_a_folder_of_images(place):
     both = {(name, token) for name in CARDS for token in ("cls", "patches")}
     assert tokens == both | {("extra", "register 0"), ("extra", "register 1"), ("extra", "summaries")}
 
-    code, _, err = _analyze(place, "norms", *data)
+    code, _, err = _analyze(command, place, "norms", *data)
     assert code == 0, err
     assert "of 20 images" not in err  # nothing is computed again
 
 
-def test_the_runs_own_split_and_the_first_images(place):
-    code, out, err = _analyze(place, "norms", "--num_images=30", checkpoints=("extra",), out="own")
+def test_the_runs_own_split_and_the_first_images(place, command):
+    code, out, err = _analyze(command, place, "norms", "--num_images=30", checkpoints=("extra",), out="own")
     assert code == 0, err
     assert out.strip() == f"{place}/own/norms"
     assert "30 of 30 images" in err
     assert len((place / "own" / "norms" / "norms-by-token.csv").read_text().splitlines()) == 6
 
 
-def test_objects_in_a_folder_of_pascal_voc(place):
+def test_objects_in_a_folder_of_pascal_voc(place, command):
     """Two images of another size than the model's; one has no box."""
     rng = np.random.default_rng(0)
     for part in ("images", "annotations"):
@@ -106,7 +112,7 @@ def test_objects_in_a_folder_of_pascal_voc(place):
         )
         text = f"<annotation>{box.format(sides)}</annotation>"
         (place / "voc" / "annotations" / f"{name}.xml").write_text(text)
-    code, _, err = _analyze(place, "lost", f"--boxes={place / 'voc'}", "--num_images=4", out="lost")
+    code, _, err = _analyze(command, place, "lost", f"--boxes={place / 'voc'}", "--num_images=4", out="lost")
     assert code == 0, err
     numbers = json.loads((place / "lost" / "lost" / "numbers.json").read_text())
     best, every = numbers["tables"]
@@ -119,8 +125,8 @@ def test_objects_in_a_folder_of_pascal_voc(place):
     assert {row[percent] for row in every["rows"]} <= {0.0, 100.0}
 
 
-def test_all_steps_of_a_run(place):
-    code, _, err = _analyze(place, "over-training", checkpoints=("extra@all",), out="steps")
+def test_all_steps_of_a_run(place, command):
+    code, _, err = _analyze(command, place, "over-training", checkpoints=("extra@all",), out="steps")
     assert code == 0, err
     (table,) = json.loads((place / "steps" / "over-training" / "numbers.json").read_text())["tables"]
     steps = sorted(int(path.name) for path in (place / "extra" / "checkpoints").iterdir())
@@ -140,15 +146,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(case, place):
+def test_bad_input(case, place, run_here):
     args, options, line = BAD[case]
-    code, _, err = _analyze(place, *args, out="bad", **options)
+    code, _, err = _analyze(run_here, place, *args, out="bad", **options)
     assert code == 2
     assert line in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
-def test_broken_image_is_named(place):
-    code, _, err = _analyze(place, "norms", f"--data={place / 'images'}", out="broken")
+def test_broken_image_is_named(place, command):
+    code, _, err = _analyze(command, place, "norms", f"--data={place / 'images'}", out="broken")
     assert code == 2
     assert "cats/1.png cannot be decoded" in err.splitlines()[-1]

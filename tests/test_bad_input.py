@@ -38,18 +38,18 @@ def _assert_one_line(result, message):
         ((DIGITS, "--workdir=gs://bucket/run"), "mount the bucket"),
     ],
 )
-def test_bad_settings(run, tmp_path, args, message):
-    _assert_one_line(run("train", f"--workdir={tmp_path}", *args), message)
+def test_bad_settings(run_here, tmp_path, args, message):
+    _assert_one_line(run_here("train", f"--workdir={tmp_path}", *args), message)
 
 
-def test_batch_that_does_not_divide_over_the_devices(run, tmp_path):
+def test_batch_that_does_not_divide_over_the_devices(run_here, tmp_path):
     args = (DIGITS, f"--workdir={tmp_path}", "--config.data.batch_size=12")
-    _assert_one_line(run("train", *args, devices=8), "data.batch_size=12 is not divisible by 8 devices")
+    _assert_one_line(run_here("train", *args), "data.batch_size=12 is not divisible by 8 devices")
 
 
-def test_data_set_that_is_not_prepared(run, tmp_path):
+def test_data_set_that_is_not_prepared(run_here, tmp_path):
     args = ("--config=configs/cifar10.py", f"--workdir={tmp_path}", f"--config.data.data_dir={tmp_path}")
-    _assert_one_line(run("train", *args), "python -m tools.prepare_data --name=cifar10")
+    _assert_one_line(run_here("train", *args), "python -m tools.prepare_data --name=cifar10")
 
 
 def test_work_directory_that_cannot_be_written(run, tmp_path):
@@ -83,10 +83,10 @@ def _folder_args(tmp_path, folder):
     )
 
 
-def test_class_folder_without_images(run, tmp_path, folder):
+def test_class_folder_without_images(run_here, tmp_path, folder):
     shutil.rmtree(folder / "train" / "white")
     (folder / "train" / "white").mkdir()
-    _assert_one_line(run("train", *_folder_args(tmp_path, folder)), "white")
+    _assert_one_line(run_here("train", *_folder_args(tmp_path, folder)), "white")
 
 
 @pytest.mark.slow
@@ -111,13 +111,13 @@ def _truncate(path):
 
 
 @pytest.mark.slow
-def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, tmp_path):
+def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, run_here, tmp_path):
     work = tmp_path / "run"
     code, _, err = run("train", DIGITS, *SHORT, f"--workdir={work}")
     assert code == 0, err
-    _assert_one_line(run("evaluate", f"--checkpoint={tmp_path}"), "is not a run folder")
+    _assert_one_line(run_here("evaluate", f"--checkpoint={tmp_path}"), "is not a run folder")
     _assert_one_line(
-        run("evaluate", f"--checkpoint={work}", "--step=3"), "has no checkpoint of step 3; it has 2, 4"
+        run_here("evaluate", f"--checkpoint={work}", "--step=3"), "has no checkpoint of step 3; it has 2, 4"
     )
 
     def biggest(step):
@@ -125,14 +125,14 @@ def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, tmp_path
         return max(files, key=lambda p: p.stat().st_size)
 
     _assert_one_line(
-        run("evaluate", f"--checkpoint={work}", "--config.model.depth=2"), "read as it was trained"
+        run_here("evaluate", f"--checkpoint={work}", "--config.model.depth=2"), "read as it was trained"
     )
     _flip(biggest(4))
     code, out, err = run("evaluate", f"--checkpoint={work}")
     assert code == 0, err
     assert "SHA-256 differs); using the one before" in out
     assert "step        2" in out
-    _assert_one_line(run("evaluate", f"--checkpoint={work}", "--step=4"), "is damaged")
+    _assert_one_line(run_here("evaluate", f"--checkpoint={work}", "--step=4"), "is damaged")
     _truncate(biggest(2))
     _assert_one_line(run("evaluate", f"--checkpoint={work}"), "no checkpoint is intact")
 

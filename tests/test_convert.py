@@ -79,10 +79,10 @@ def test_in_out_and_in_again(run, tmp_path, folder):
     np.testing.assert_array_equal(theirs.logits, ours.logits)
 
 
-def test_half_precision_is_written_and_compared_in_it(run, tmp_path, folder):
+def test_half_precision_is_written_and_compared_in_it(run, run_here, tmp_path, folder):
     out_file = f"{tmp_path}/half.safetensors"
     args = (f"--input={folder}", f"--output={out_file}", "--to=timm", "--dtype=bfloat16")
-    _one_line(run("convert", *args), "a model with pooling='cls_gap' cannot be written as 'timm'")
+    _one_line(run_here("convert", *args), "a model with pooling='cls_gap' cannot be written as 'timm'")
     _write(Model(**{**vars(TINY), "pooling": "cls"}), "timm", tmp_path / "weights.safetensors")
     args = (f"--input={tmp_path}/weights.safetensors", "--num_heads=2", *args[1:])
     code, out, err = run("convert", *args)
@@ -92,16 +92,16 @@ def test_half_precision_is_written_and_compared_in_it(run, tmp_path, folder):
     assert {tensor.dtype.name for tensor in load_file(tmp_path / "half.safetensors").values()} == {"bfloat16"}
 
 
-def test_dry_run_prints_the_name_table_and_writes_nothing(run, tmp_path, folder):
+def test_dry_run_prints_the_name_table_and_writes_nothing(run_here, tmp_path, folder):
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = run("convert", f"--input={folder}", "--dry-run")
+    code, out, err = run_here("convert", f"--input={folder}", "--dry-run")
     assert code == 0, err
     qkv = " + ".join(
         f"dinov2_with_registers.encoder.layer.0.attention.attention.{x}.weight [32, 32]"
         for x in ("query", "key", "value")
     )
     assert f"{qkv}  =  blocks/0/attn/qkv/kernel [32, 3, 2, 16]" in out
-    code, out, err = run("convert", f"--input={folder}", "--dry-run", "--to=transformers")
+    code, out, err = run_here("convert", f"--input={folder}", "--dry-run", "--to=transformers")
     assert code == 0, err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -152,9 +152,9 @@ def _unknown_kind(folder):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_bad_checkpoints_are_one_line(run, tmp_path, folder, damage, messages):
+def test_bad_checkpoints_are_one_line(run_here, tmp_path, folder, damage, messages):
     damage(folder)
-    _one_line(run("convert", f"--input={folder}", f"--output={tmp_path}/run"), *messages)
+    _one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run"), *messages)
     assert not (tmp_path / "run").exists()
 
 
@@ -196,17 +196,17 @@ def test_a_pickle_that_would_run_code_does_not(run, tmp_path, is_zip):
         (("--input=/no/such/file",), "no such file or folder"),
     ],
 )
-def test_bad_flags(run, tmp_path, folder, args, message):
-    _one_line(run("convert", f"--input={folder}", f"--output={tmp_path}/run", *args), message)
+def test_bad_flags(run_here, tmp_path, folder, args, message):
+    _one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run", *args), message)
 
 
-def test_output_that_is_there_already(run, tmp_path, folder):
+def test_output_that_is_there_already(run, run_here, tmp_path, folder):
     args = (f"--input={folder}", f"--output={tmp_path}/run")
-    assert run("convert", *args)[0] == 0
+    assert run_here("convert", *args)[0] == 0
     _one_line(run("convert", *args), "has checkpoints already")
-    _one_line(run("evaluate", f"--checkpoint={folder}"), "is not a run folder")
+    _one_line(run_here("evaluate", f"--checkpoint={folder}"), "is not a run folder")
     train = ("train", "--config=configs/digits.py:steps=4", f"--workdir={tmp_path}/run")
-    _one_line(run(*train), "holds converted weights", f"--config.init_from.path={tmp_path}/run")
+    _one_line(run_here(*train), "holds converted weights", f"--config.init_from.path={tmp_path}/run")
 
 
 FINETUNE = (

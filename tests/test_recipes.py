@@ -9,7 +9,7 @@ import pytest
 
 from vit_registers import recipes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.as_users]
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample.zip"
 NUM_IMAGES = 200  # of as many classes

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.as_users]
 
 STEPS = 120
 ARGS = (
@@ -22,10 +22,13 @@ ARGS = (
     "--config.run.eval_every_steps=40",
     "--config.run.log_every_steps=5",
     "--config.model.drop_path=0.1",
+    # For other numbers of devices: a size that divides, and an epsilon that does not blow rounding up.
+    "--config.data.eval_batch_size=360",
+    "--config.optimizer.eps=1e-4",
 )
 LOADERS = {
-    "memory": ("--config.data.loader=memory",),
     "tfdata": ("--config.data.loader=tfdata",),
+    "memory": ("--config.data.loader=memory",),
 }
 
 
@@ -66,12 +69,30 @@ def _is_saving(run):
     return any((run / "checkpoints").glob("*.orbax-checkpoint-tmp"))
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of this module's runs, of which some serve several tests."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def whole(run, runs):
+    """whole(loader) -> (the arguments of a run, its folder), which never stopped. Each is made once."""
+
+    def whole(loader):
+        folder, args = runs / loader, (*ARGS, *LOADERS[loader], f"--config.data.data_dir={runs}/tfds")
+        if not (folder / "result.json").exists():
+            code, _, err = run("train", *args, f"--workdir={folder}")
+            assert code == 0, err
+        return args, folder
+
+    return whole
+
+
 @pytest.mark.parametrize("loader", LOADERS)
-def test_killed_three_times_once_during_a_save(run, start, tmp_path, loader):
-    args = (*ARGS, *LOADERS[loader], f"--config.data.data_dir={tmp_path}/tfds")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, _, err = run("train", *args, f"--workdir={whole}")
-    assert code == 0, err
+def test_killed_three_times_once_during_a_save(run, start, whole, tmp_path, loader):
+    args, reference = whole(loader)
+    killed = tmp_path / "killed"
     moments = [random.Random(loader).randrange(12, 50), random.Random(loader).randrange(60, 100)]
     for moment in [*moments, "save"]:
         program = start("train", *args, f"--workdir={killed}")
@@ -85,20 +106,20 @@ def test_killed_three_times_once_during_a_save(run, start, tmp_path, loader):
     code, out, err = run("train", *args, f"--workdir={killed}")
     assert code == 0, err
     assert "going on from step" in out
-    _assert_same_end(killed, whole)
+    _assert_same_end(killed, reference)
 
 
-def test_sigterm_saves_says_so_and_exits_with_0(run, start, tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run("train", *ARGS, f"--workdir={whole}")[0] == 0
-    program = start("train", *ARGS, f"--workdir={stopped}")
+def test_sigterm_saves_says_so_and_exits_with_0(run, start, whole, tmp_path):
+    args, reference = whole("memory")
+    stopped = tmp_path / "stopped"
+    program = start("train", *args, f"--workdir={stopped}")
     _wait(program, lambda: _steps_logged(stopped) >= 15)
     program.send_signal(signal.SIGTERM)
     out, err = program.communicate()
     assert program.returncode == 0, err
     assert "SIGTERM: saved at step" in out
-    assert run("train", *ARGS, f"--workdir={stopped}")[0] == 0
-    _assert_same_end(stopped, whole)
+    assert run("train", *args, f"--workdir={stopped}")[0] == 0
+    _assert_same_end(stopped, reference)
     for params, name in (("params", "test"), ("ema", "test_ema")):
         assert (
             run("evaluate", f"--checkpoint={stopped}", f"--params={params}", f"--out={tmp_path}/{params}")[0]
@@ -110,10 +131,8 @@ def test_sigterm_saves_says_so_and_exits_with_0(run, start, tmp_path):
             assert restored[key] == trained[f"{name}/{key}"]
 
 
-def test_saved_on_8_devices_goes_on_on_1_and_on_2(run, start, tmp_path):
-    args = (*ARGS, "--config.data.eval_batch_size=360", "--config.optimizer.eps=1e-4")
-    whole = tmp_path / "whole"
-    assert run("train", *args, f"--workdir={whole}")[0] == 0
+def test_saved_on_8_devices_goes_on_on_1_and_on_2(run, start, whole, tmp_path):
+    args, reference = whole("memory")
     for devices in (1, 2):
         moved = tmp_path / f"moved-{devices}"
         program = start("train", *args, f"--workdir={moved}", devices=8)
@@ -123,5 +142,5 @@ def test_saved_on_8_devices_goes_on_on_1_and_on_2(run, start, tmp_path):
         code, out, err = run("train", *args, f"--workdir={moved}", devices=devices)
         assert code == 0, err
         assert "going on from step" in out
-        for (name, a), (_, b) in zip(_leaves(moved), _leaves(whole), strict=True):
+        for (name, a), (_, b) in zip(_leaves(moved), _leaves(reference), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(name))

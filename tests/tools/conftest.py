@@ -99,21 +99,16 @@ def make(config, tmp_path):
 
 
 @pytest.fixture
-def launch(compilation_cache):
+def launch(quick):
     """launch("-m", "tools.sweep", ...) -> Python in a process group of its own, killed at the end."""
     running = []
 
     def launch(*command):
-        environment = os.environ | {
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
         running.append(
             subprocess.Popen(
                 [sys.executable, *map(str, command)],
                 cwd=ROOT,
-                env=environment,
+                env=quick(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,18 +163,13 @@ def test_why_timm_cannot_run_is_one_line(small, tmp_path, monkeypatch, script, m
         bench_models.TimmProcess(small, compile_mode="off")
 
 
-def test_runs_without_tensorflow(tmp_path, compilation_cache):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def test_runs_without_tensorflow(tmp_path, quick):
     flags = ["--small", "--steps=train", "--masks=", "--backends=cudnn", "--rounds=2", "--seconds=0.01"]
     flags += ["--registers=", "--compare=", f"--json={tmp_path}/out.json", "--config.optimizer.ema_decay=0.9"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TENSORFLOW, *flags],
         cwd=ROOT,
-        env=environment,
+        env=quick(),
         capture_output=True,
         text=True,
     )

@@ -15,7 +15,7 @@ from vit_registers.training.setup import set_up
 TINY = Config(
     model=Model(
         width=16,
-        depth=2,
+        depth=1,
         num_heads=4,
         patch_size=4,
         image_size=(8, 8),

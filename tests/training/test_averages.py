@@ -45,7 +45,7 @@ def _assert_equal(found, want):
 
 
 def test_the_average_follows_z_and_its_weights(tiny, change, run_steps):
-    config = change(tiny, model={"depth": 1}, optimizer=SCHEDULE_FREE)
+    config = change(tiny, optimizer=SCHEDULE_FREE)
     state, _ = run_steps(config, 0)
     x, total = jax.device_get(state.params), 0.0
     for tree in (state.ema, state.opt_state[-1].z):
