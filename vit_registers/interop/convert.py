@@ -39,7 +39,6 @@ class Opened:
 
 
 @functools.lru_cache(maxsize=8)
-@functools.lru_cache(maxsize=4)  # tracing a ViT-g takes seconds, and reading one asks three times
 def abstract_params(model: Model) -> tuple[nnx.GraphDef, dict]:
     """The model's graph definition, and its parameters as a nested dict of shapes; not to be changed."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0))), nnx.Param)
