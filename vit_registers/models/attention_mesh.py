@@ -47,3 +47,20 @@ def over_mesh(
         out_specs=spec,
         check_vma=False,  # kernels do not say how their results vary over the mesh
     )(q_BxTxNxK, k_BxTxNxK, v_BxTxNxK, bias_NxTxT)
+
+
+def on_own_share(function: Callable[[jax.Array], jax.Array], x_BxNxTxS: jax.Array) -> jax.Array:
+    """function(x), which keeps the shape, on each device for its own examples and heads.
+
+    For what XLA's partitioner does not know how to split: it would first bring the whole batch to every
+    device. Where the mesh does not divide batch and heads, x as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types.get(axis, AxisType.Manual) == AxisType.Manual for axis in AXES):
+        return function(x_BxNxTxS)
+    data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    if x_BxNxTxS.shape[0] % (data * fsdp) or x_BxNxTxS.shape[1] % tensor:
+        return x_BxNxTxS
+    spec = PartitionSpec(AXES[:2], AXES[2])
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(x_BxNxTxS)

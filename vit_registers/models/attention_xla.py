@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from vit_registers.models.attention_mesh import platform
+from vit_registers.models.attention_mesh import on_own_share, platform
 
 
 def masked_logits(
@@ -99,7 +99,7 @@ def _keys_last(x_BxNxTxS: jax.Array) -> jax.Array:
     """
     if platform() != "tpu":
         return x_BxNxTxS
-    return with_layout_constraint(x_BxNxTxS, Layout(major_to_minor=(0, 1, 2, 3)))
+    return on_own_share(lambda x: with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2, 3))), x_BxNxTxS)
 
 
 def _by_token(x_BxNxT: jax.Array) -> jax.Array:
