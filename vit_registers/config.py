@@ -66,6 +66,7 @@ class Model:
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters are float32
     attention: str = "xla"  # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention_auto.py)
     remat: str = "none"  # none | block: only what enters a block is kept for the backward pass
+    use_scan: bool = False  # the blocks as one loop of the program: compiles faster; goes with remat=block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ FREE_SETTINGS = (
     "run.use_tensorboard",
     "model.attention",
     "model.remat",
+    "model.use_scan",
 )
 
 
