@@ -5,7 +5,8 @@
 Wants `pip install libtpu` in the version that goes with jax. Topologies: v4:2x2x1, v5e:4x4, v5p:4x4x4,
 v6e:2x2, up to 256 chips. What can be trusted of XLA's estimates, most first: memory, FLOPs, bytes, and the
 time on v5p, relative to another program's; times on v4, v5e and v6e are nonsense, and not printed. What a
-Pallas kernel (attention=splash) costs is not in them.
+Pallas kernel (attention=splash) costs is not in them, and what is in a loop (model.use_scan,
+optimizer.accumulation_steps) is counted once for all of its rounds; memory is right in both.
 """
 
 import dataclasses
@@ -87,7 +88,9 @@ def compile_step(config: Config, topology: str) -> tuple[jax.stages.Compiled, in
             f"--topology={topology}: {str(error).splitlines()[0]}; is libtpu installed?"
         ) from None
     mesh = sharding.make_mesh(config.mesh, devices=found.devices)
-    durations = Durations(total_steps=100_000, warmup_steps=1, eval_every_steps=1000, steps_per_epoch=1000.0)
+    durations = Durations(
+        total_steps=100_000, warmup_steps=1000, eval_every_steps=1000, steps_per_epoch=1000.0
+    )
     setup = set_up(config, durations, mesh)
     batch, layout = config.data.batch_size, sharding.batch_sharding(mesh)
     shapes = Batch(

@@ -68,6 +68,7 @@ class Model:
     # What is computed again in the backward pass, to keep less: none | attention: the attention weights |
     # block: all of a block.
     remat: str = "none"
+    use_scan: bool = False  # the blocks as one loop of the program: compiles faster; goes with remat=block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

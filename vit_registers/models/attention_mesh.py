@@ -47,3 +47,20 @@ def over_mesh(
         out_specs=spec,
         check_vma=False,  # kernels do not say how their results vary over the mesh
     )(q_BxTxNxK, k_BxTxNxK, v_BxTxNxK, bias_NxTxT)
+
+
+def on_own_share(function: Callable[[jax.Array], jax.Array], x: jax.Array, heads_axis: int) -> jax.Array:
+    """function(x), which keeps the shape, on each device for its own examples and heads.
+
+    Examples are x's first axis. For what XLA's partitioner does not know how to split: it would first bring
+    the whole batch to every device. Where the mesh does not divide batch and heads, x as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types.get(axis, AxisType.Manual) == AxisType.Manual for axis in AXES):
+        return function(x)
+    data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    if x.shape[0] % (data * fsdp) or x.shape[heads_axis] % tensor:
+        return x
+    spec = PartitionSpec(AXES[:2], *[None] * (heads_axis - 1), AXES[2])
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(x)

@@ -190,18 +190,30 @@ class LayerScale(nnx.Module):
         return x_BxTxD * self.gamma[...].astype(self.dtype)[None, None]
 
 
-def drop_path(x_BxTxD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Each example's branch dropped with probability `rate`, else divided by 1 - rate (arXiv:1603.09382)."""
-    if rate == 0.0 or key is None:
+def drop_rates(model: Model) -> list[float]:
+    """The drop path rate of each block."""
+    depth = dims(model).depth
+    if model.drop_path_schedule == "constant":
+        return [model.drop_path] * depth
+    return [model.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def drop_path(x_BxTxD: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
+    """Each example's branch dropped with probability `rate`, else divided by 1 - rate (arXiv:1603.09382).
+
+    At rate 0 it is `x_BxTxD` exactly, also where the rate is an array, known only when the program runs.
+    """
+    if key is None or (isinstance(rate, float) and rate == 0.0):
         return x_BxTxD
     is_kept_Bx1x1 = jax.random.bernoulli(key, 1.0 - rate, (x_BxTxD.shape[0], 1, 1))
-    return jnp.where(is_kept_Bx1x1, x_BxTxD / (1.0 - rate), 0.0).astype(x_BxTxD.dtype)
+    share = jnp.asarray(1.0 - rate, x_BxTxD.dtype)
+    return jnp.where(is_kept_Bx1x1, x_BxTxD / share, jnp.zeros((), x_BxTxD.dtype))
 
 
 class Block(nnx.Module):
     """Pre-norm block: x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))), each branch under drop path."""
 
-    def __init__(self, model: Model, drop_rate: float, *, rngs: nnx.Rngs):
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
         sizes, dtype = dims(model), DTYPES[model.dtype]
         self.norm1 = layer_norm(model, rngs=rngs)
         self.attn = Attention(model, rngs=rngs)
@@ -210,7 +222,6 @@ class Block(nnx.Module):
         initial = model.layer_scale_init
         self.ls1 = None if initial is None else LayerScale(sizes.width, initial, dtype)
         self.ls2 = None if initial is None else LayerScale(sizes.width, initial, dtype)
-        self.drop_rate = drop_rate
 
     def __call__(
         self,
@@ -219,20 +230,22 @@ class Block(nnx.Module):
         bias_NxTxT: np.ndarray | None,
         drop_key: jax.Array | None,
         *,
+        drop_rate: float | jax.Array = 0.0,
         index: int = 0,
         edits: Edits = NO_EDITS,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The residual stream after the block, and what it is made of, by the names of Outputs.taps.
 
-        `index` is that of the block in its model, by which `edits` know it.
+        `index` is that of the block in its model, by which `edits` know it. The blocks of a model differ in
+        their parameters only; what else differs, such as `drop_rate`, is an argument.
         """
         key1, key2 = (None, None) if drop_key is None else jax.random.split(drop_key)
         edit = functools.partial(edits.keys_values, index)
         branch_BxTxD, (q, k, v) = self.attn(self.norm1(resid_BxTxD), mask_TxT, bias_NxTxT, edit)
-        middle_BxTxD = resid_BxTxD + drop_path(self._scaled(self.ls1, branch_BxTxD), self.drop_rate, key1)
+        middle_BxTxD = resid_BxTxD + drop_path(self._scaled(self.ls1, branch_BxTxD), drop_rate, key1)
         hidden_BxTxF = edits.hidden(index, self.mlp.hidden(self.norm2(middle_BxTxD)))
         branch_BxTxD = self.mlp.project(hidden_BxTxF)
-        resid_BxTxD = middle_BxTxD + drop_path(self._scaled(self.ls2, branch_BxTxD), self.drop_rate, key2)
+        resid_BxTxD = middle_BxTxD + drop_path(self._scaled(self.ls2, branch_BxTxD), drop_rate, key2)
         return resid_BxTxD, dict(zip(BLOCK_TAPS, (q, k, v, middle_BxTxD, hidden_BxTxF), strict=True))
 
     @staticmethod

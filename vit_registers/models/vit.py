@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 from jax.nn.initializers import zeros
-from jax.sharding import PartitionSpec
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block, dims, inits, layer_norm
+from vit_registers.models.blocks import DTYPES, Block, dims, inits, layer_norm
 from vit_registers.models.checks import check
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import Init
@@ -20,6 +19,7 @@ from vit_registers.models.masks import build_mask
 from vit_registers.models.pooling import MapPool, pool, pooled_width
 from vit_registers.models.positions import POSITIONS, sincos2d
 from vit_registers.models.resampling import resample
+from vit_registers.models.stack import ready, run_blocks
 from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
 
 
@@ -74,13 +74,6 @@ def static_attention(model: Model, layout: TokenLayout) -> tuple[np.ndarray | No
     return build_mask(model.mask, layout), bias_NxTxT
 
 
-def shard_batch(x: jax.Array) -> jax.Array:
-    """x with its first axis laid over the mesh axes data and fsdp, where such a mesh is set; else x."""
-    if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
-    return x
-
-
 class ViT(nnx.Module):
     """A Vision Transformer whose tokens, masks and positions are those of `model` (config.Model).
 
@@ -109,8 +102,7 @@ class ViT(nnx.Module):
         )
         self._make_tokens(rngs)
         self.norm_pre = layer_norm(model, rngs=rngs) if model.use_norm_pre else None
-        rates = _drop_rates(model, sizes.depth)
-        self.blocks = nnx.List([Block(model, rate, rngs=rngs) for rate in rates])
+        self.blocks = nnx.List([Block(model, rngs=rngs) for _ in range(sizes.depth)])
         self.norm = layer_norm(model, rngs=rngs)
         self.map_pool = MapPool(model, rngs=rngs) if model.pooling == "map" else None
         dense = functools.partial(nnx.Linear, rngs=rngs)
@@ -168,19 +160,15 @@ class ViT(nnx.Module):
         layout = self.layout_for(images_BxHxWxC.shape[1:3])
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
-        taps = {"resid": [shard_batch(edits.resid(0, resid_BxTxD))]} | {name: [] for name in BLOCK_TAPS}
-        policy = lookup(REMAT, self.model.remat, "model.remat")
-        for i, block in enumerate(self.blocks):
-            key = None if drop_key is None else jax.random.fold_in(drop_key, i)
-            apply = functools.partial(
-                Block.__call__, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT, index=i, edits=edits
-            )
-            if policy is not None:
-                apply = jax.checkpoint(apply, policy=policy)
-            resid_BxTxD, inner = apply(block, taps["resid"][-1], drop_key=key)
-            taps["resid"].append(shard_batch(edits.resid(i + 1, resid_BxTxD)))
-            for name, value in inner.items():
-                taps[name].append(value)
+        taps = run_blocks(
+            self.model,
+            self.blocks,
+            resid_BxTxD,
+            mask_TxT=mask_TxT,
+            bias_NxTxT=bias_NxTxT,
+            drop_key=drop_key,
+            edits=edits,
+        )
         if self.model.use_norm_after_pool:
             tokens_BxTxD = taps["resid"][-1].astype(jnp.float32)
             pooled_BxD = self.norm(pool(self.model.pooling, tokens_BxTxD, layout, self.map_pool))
@@ -195,7 +183,7 @@ class ViT(nnx.Module):
             registers=tokens_BxTxD[:, layout.registers] if has_registers else None,
             summaries=tokens_BxTxD[:, layout.summaries] if has_summaries else None,
             patches=tokens_BxTxD[:, layout.patches],
-            taps={"embed": embed_BxPxD} | {name: tuple(values) for name, values in taps.items()},
+            taps={"embed": embed_BxPxD} | taps,
         )
 
     def embed(
@@ -203,7 +191,7 @@ class ViT(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """(patch embeddings BxPxD before masking and positions, the tokens BxTxD of the first block)."""
         dtype = DTYPES[self.model.dtype]
-        patches = self.patch_embed(images_BxHxWxC.astype(dtype))
+        patches = ready(self.patch_embed, "patch_embed", dtype)(images_BxHxWxC.astype(dtype))
         batch, width = patches.shape[0], patches.shape[-1]
         embed_BxPxD = patches.reshape(batch, layout.num_patches, width)
         patches_BxPxD = embed_BxPxD
@@ -265,12 +253,5 @@ class ViT(nnx.Module):
         if self.head is None:
             return None
         if self.pre_logits is not None:
-            pooled_BxD = jnp.tanh(self.pre_logits(pooled_BxD))
-        return self.head(pooled_BxD)
-
-
-def _drop_rates(model: Model, depth: int) -> list[float]:
-    """The drop path rate of each block."""
-    if model.drop_path_schedule == "constant":
-        return [model.drop_path] * depth
-    return [model.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+            pooled_BxD = jnp.tanh(ready(self.pre_logits, "pre_logits", jnp.float32)(pooled_BxD))
+        return ready(self.head, "head", jnp.float32)(pooled_BxD)

@@ -21,6 +21,7 @@ FREE_SETTINGS = (
     "run.use_tensorboard",
     "model.attention",
     "model.remat",
+    "model.use_scan",
 )
 
 

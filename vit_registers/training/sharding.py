@@ -1,10 +1,6 @@
-"""The device mesh, and which axis of which parameter lies on which of its axes.
-
-Axes: data (batch), fsdp (batch and parameters), tensor (heads and MLP).
-"""
+"""The device mesh, and how what the step reads and writes is laid over it."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,32 +9,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vit_registers.config import Config, Mesh
 from vit_registers.errors import ConfigError
+from vit_registers.models.attention_mesh import AXES
 from vit_registers.models.blocks import dims
-
-AXES = ("data", "fsdp", "tensor")
-
-# The first pattern that is found in a parameter's path decides; what none matches is replicated.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
-    (r"attn/qkv/bias", PartitionSpec(None, "tensor", None)),
-    (r"attn/out/kernel", PartitionSpec("tensor", None, "fsdp")),
-    (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"mlp/fc1/bias", PartitionSpec("tensor")),
-    (r"mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"mlp/w12/kernel", PartitionSpec("fsdp", None)),
-    (r"mlp/w3/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
-    (r"(head|pre_logits)/kernel", PartitionSpec("fsdp", None)),
-)
+from vit_registers.models.partition import parameter_path, parameter_spec
 
 
-def make_mesh(mesh: Mesh, *, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """All devices, or the given ones, in the shape that the config asks for.
-
-    Raises ConfigError where it does not fit them.
-    """
+def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
+    """The sizes of AXES that the config asks for. Raises ConfigError where they do not fit the devices."""
     shape = [getattr(mesh, axis) for axis in AXES]
-    num_devices = jax.device_count() if devices is None else len(devices)
     asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise ConfigError(f"config.mesh {asked}: want sizes >= 1, and at most one -1")
@@ -46,7 +24,16 @@ def make_mesh(mesh: Mesh, *, devices: Sequence[jax.Device] | None = None) -> jax
         shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
     if math.prod(shape) != num_devices:
         raise ConfigError(f"config.mesh {asked} does not use the {num_devices} devices that there are")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return tuple(shape)
+
+
+def make_mesh(mesh: Mesh, *, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """All devices, or the given ones, in the shape that the config asks for.
+
+    Raises ConfigError where it does not fit them.
+    """
+    shape = mesh_shape(mesh, jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def check_divisible(config: Config, mesh: jax.sharding.Mesh) -> None:
@@ -80,24 +67,12 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_path(path: tuple[Any, ...]) -> str:
-    """A key path of a parameter tree as 'blocks/0/attn/qkv/kernel'."""
-    return "/".join(str(key.key) for key in path)
-
-
 def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The sharding of each leaf by RULES; an axis whose size the mesh does not divide stays whole."""
-
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = parameter_path(path)
-        spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), PartitionSpec())
-        fits = (
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, leaf.shape, strict=False)
-        )
-        return NamedSharding(mesh, PartitionSpec(*fits))
-
-    return jax.tree_util.tree_map_with_path(sharding, params)
+    """The sharding of each leaf by models/partition.py: RULES."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, parameter_spec(parameter_path(path), leaf.shape, mesh.shape)),
+        params,
+    )
 
 
 def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

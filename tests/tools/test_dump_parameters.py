@@ -1,0 +1,15 @@
+"""Where the parameters of the main configs lie is as docs/parameters says."""
+
+import pytest
+
+from tools.dump_parameters import CARDS, FOLDER, card_table
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_tables_are_those_of_the_configs(name):
+    ours, written = card_table(CARDS[name]), (FOLDER / f"{name}.txt").read_text()
+    assert ours.splitlines() == written.splitlines(), "if that is meant: python -m tools.dump_parameters"
+
+
+def test_there_is_a_table_for_each_card_and_no_other():
+    assert {path.stem for path in FOLDER.iterdir()} == set(CARDS)

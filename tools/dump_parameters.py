@@ -1,0 +1,136 @@
+"""Writes where every parameter of the main configs lies, and what it takes: docs/parameters/*.txt.
+
+    python -m tools.dump_parameters    # all of them anew
+    python -m tools.dump_parameters --config=configs/vit_s16_i1k.py:variant=L --devices=8 --config.mesh.fsdp=8
+
+No devices are needed: with --config the table of that config on so many is printed.
+"""
+
+import dataclasses
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import AbstractMesh
+from ml_collections import config_flags
+
+from vit_registers import cli
+from vit_registers.config import Config, override
+from vit_registers.models.partition import parameter_path
+from vit_registers.training import sharding
+from vit_registers.training.durations import Durations
+from vit_registers.training.optimizer import make_optimizer
+from vit_registers.training.state import TrainState, abstract_model, state_from, state_shardings
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs/parameters"
+_MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A config file with its argument, on a number of devices, with settings put in."""
+
+    config: str
+    arg: str
+    num_devices: int
+    settings: dict[str, Any]
+
+
+CARDS: dict[str, Card] = {
+    "vit_s16_i1k-registers4-data256": Card("vit_s16_i1k", "registers=4", 256, {}),
+    "registers_table-registers4-data8": Card("registers_table", "registers=4", 8, {}),
+    "vit_b16-fsdp8": Card("vit_s16_i1k", "variant=B,registers=4", 64, {"mesh.data": 8, "mesh.fsdp": 8}),
+    "vit_l16-fsdp8-tensor2": Card(
+        "vit_s16_i1k", "variant=L,registers=4", 64, {"mesh.data": 4, "mesh.fsdp": 8, "mesh.tensor": 2}
+    ),
+    "vit_g14-fsdp64": Card(
+        "vit_s16_i1k",
+        "variant=g,registers=4",
+        64,
+        {"model.patch_size": 14, "mesh.data": 1, "mesh.fsdp": 64},
+    ),
+}
+
+
+def table(config: Config, num_devices: int) -> str:
+    """The overview of `config` on so many devices, which need not be there. Raises ConfigError."""
+    shape = sharding.mesh_shape(config.mesh, num_devices)
+    mesh = AbstractMesh(shape, sharding.AXES)
+    sharding.check_divisible(config, mesh)
+    durations = Durations(total_steps=100, warmup_steps=10, eval_every_steps=10, steps_per_epoch=10.0)
+    optimizer = make_optimizer(config.optimizer, durations)
+    _, params = abstract_model(config.model)
+    shapes = jax.eval_shape(
+        lambda params: state_from(params, settings=config.optimizer, optimizer=optimizer), params
+    )
+    return overview(jax.tree.map(sharding.place, shapes, state_shardings(shapes, mesh)))
+
+
+def card_table(card: Card) -> str:
+    """The text of a card's file."""
+    spec = importlib.util.spec_from_file_location(card.config, ROOT / f"configs/{card.config}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return table(override(module.get_config(card.arg), card.settings), card.num_devices)
+
+
+def overview(state: TrainState) -> str:
+    """A table of the parameters: path, shape, dtype, mesh axes, MiB per device; then what the state takes.
+
+    `state` is of shapes with shardings, as Setup.abstract. An axis of a parameter that is not split has "-"
+    in `split over`, and an array that is whole on every device has nothing there.
+    """
+    rows = [("parameter", "shape", "dtype", "split over", "MiB/device")]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        shape = " x ".join(map(str, leaf.shape))
+        rows.append((parameter_path(path), shape, str(leaf.dtype), _spec(leaf), _mib(_bytes(leaf))))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join((*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[4].rjust(10)))
+        for row in rows
+    ]
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    mesh = jax.tree.leaves(state.params)[0].sharding.mesh
+    sizes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    lines += ["", f"mesh: {sizes}", f"parameters: {count:,} in {len(rows) - 1} tensors", "MiB/device:"]
+    parts = {"parameters": state.params, "optimiser": state.opt_state, "average": state.ema}
+    for name, part in parts.items():
+        lines.append(f"  {name:<12}{_mib(sum(map(_bytes, jax.tree.leaves(part)))):>12}")
+    lines.append(f"  {'all':<12}{_mib(sum(map(_bytes, jax.tree.leaves(state)))):>12}")
+    return "\n".join(lines) + "\n"
+
+
+def _spec(leaf: jax.ShapeDtypeStruct) -> str:
+    axes = [axis or "-" for axis in leaf.sharding.spec]
+    return ", ".join(axes) if set(axes) - {"-"} else ""
+
+
+def _bytes(leaf: Any) -> float:
+    """Of one device's share."""
+    axes = [axis for axis in leaf.sharding.spec if axis is not None]
+    return leaf.size * leaf.dtype.itemsize / math.prod(leaf.sharding.mesh.shape[axis] for axis in axes)
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / _MIB:,.3f}"
+
+
+def main() -> None:
+    """The command line."""
+    if flags.FLAGS.config is not None:
+        print(table(cli.read_config(), flags.FLAGS.devices), end="")
+        return
+    FOLDER.mkdir(exist_ok=True)
+    for name, card in CARDS.items():
+        (FOLDER / f"{name}.txt").write_text(card_table(card))
+        print(FOLDER / f"{name}.txt")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+    flags.DEFINE_integer("devices", 1, "Number of devices of the mesh.")
+    cli.run(main)

@@ -1,0 +1,114 @@
+"""Which axis of an array lies on which axis of the mesh, and how weights are brought together for use.
+
+Mesh axes: data (batch), fsdp (batch and parameters), tensor (heads and MLP). RULES is the only place that
+says where parameters lie; without a mesh of these axes nothing here has an effect.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+# The first pattern that is found in a parameter's path decides; what none matches is replicated.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"attn/qkv/bias", PartitionSpec(None, "tensor", None)),
+    (r"attn/out/kernel", PartitionSpec("tensor", None, "fsdp")),
+    (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"mlp/fc1/bias", PartitionSpec("tensor")),
+    (r"mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"mlp/w12/kernel", PartitionSpec("fsdp", None)),
+    (r"mlp/w3/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
+    (r"(head|pre_logits)/kernel", PartitionSpec("fsdp", None)),
+)
+
+
+def parameter_path(path: tuple[Any, ...]) -> str:
+    """A key path of a parameter tree as 'blocks/0/attn/qkv/kernel'."""
+    return "/".join(str(key.key) for key in path)
+
+
+def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+    """The spec by RULES of the parameter of that path, on a mesh of those sizes by axis.
+
+    An axis of the parameter that the mesh does not divide stays whole.
+    """
+    spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), PartitionSpec())
+    fits = (
+        axis if axis is None or size % sizes[axis] == 0 else None
+        for axis, size in zip(spec, shape, strict=False)
+    )
+    return PartitionSpec(*fits)
+
+
+def shard_batch(x: jax.Array) -> jax.Array:
+    """x with its first axis laid over the mesh axes data and fsdp, where such a mesh is set; else x."""
+    if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
+    return x
+
+
+def in_compute_dtype(params: Any, dtype: jnp.dtype) -> Any:
+    """The parameters with kernels in the dtype that their layers compute in, and would cast them to."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
+    )
+
+
+def gathered(params: Any, dtype: jnp.dtype, prefix: str = "") -> Any:
+    """The parameters whole along fsdp, still split along tensor, kernels in `dtype`: ready to be used.
+
+    XLA's partitioner may else use weights where they lie and send activations around; how it weighs that is
+    its own matter. Gradients go back split along fsdp, as the parameters are. `prefix` stands before the
+    paths within `params`. Where fsdp has one device, `params` as they are.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if sizes.get("fsdp", 1) == 1:
+        return params
+
+    def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        spec = parameter_spec(prefix + parameter_path(path), leaf.shape, sizes)
+        if "fsdp" not in spec:
+            return leaf
+        whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+        return _move(leaf, spec, whole)
+
+    return jax.tree_util.tree_map_with_path(gather, in_compute_dtype(params, dtype))
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """The parameters of equal blocks as one tree with a first axis for the block, split as they are."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+
+    def stack(path: tuple[Any, ...], *leaves: jax.Array) -> jax.Array:
+        together = jnp.stack(leaves)
+        if not {"fsdp", "tensor"} <= set(sizes):
+            return together
+        spec = parameter_spec(parameter_path(path), leaves[0].shape, sizes)
+        return jax.lax.with_sharding_constraint(together, PartitionSpec(None, *spec))
+
+    return jax.tree_util.tree_map_with_path(stack, *trees)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _move(x: jax.Array, before: PartitionSpec, after: PartitionSpec) -> jax.Array:
+    """x, laid out as `after`; its gradient as `before`."""
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, before), after)
+
+
+def _move_forward(x: jax.Array, before: PartitionSpec, after: PartitionSpec) -> tuple[jax.Array, None]:
+    return _move(x, before, after), None
+
+
+def _move_backward(
+    before: PartitionSpec, after: PartitionSpec, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, before),)
+
+
+_move.defvjp(_move_forward, _move_backward)

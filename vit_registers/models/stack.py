@@ -1,0 +1,107 @@
+"""The blocks of a model one after the other: as they are, computed again, or as one loop of the program."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_registers.config import Model, lookup
+from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block, drop_rates
+from vit_registers.models.edits import NO_EDITS, Edits
+from vit_registers.models.partition import gathered, in_compute_dtype, shard_batch, stacked
+
+Taps = dict[str, tuple[jax.Array, ...]]
+
+
+def ready(module: nnx.Module, name: str, dtype: jnp.dtype) -> nnx.Module:
+    """The module at that path of a model, its weights gathered in `dtype` where the mesh has them split."""
+    graphdef, params = _split(module)
+    return nnx.merge(graphdef, gathered(params, dtype, prefix=f"{name}/"))
+
+
+def run_blocks(
+    model: Model,
+    blocks: Sequence[Block],
+    resid_BxTxD: jax.Array,
+    *,
+    mask_TxT: np.ndarray | None,
+    bias_NxTxT: np.ndarray | None,
+    drop_key: jax.Array | None,
+    edits: Edits,
+) -> Taps:
+    """The taps "resid" (depth + 1) and BLOCK_TAPS (depth each) of a model's blocks; see vit.Outputs.
+
+    Weights that lie split over fsdp are gathered block by block, within what model.remat computes again.
+    With model.use_scan the blocks are one loop of the compiled program; edits, which tell blocks apart while
+    jit traces, need a program that has them one by one, and get it.
+    """
+    constants = {"mask_TxT": mask_TxT, "bias_NxTxT": bias_NxTxT}
+    if model.use_scan and len(blocks) > 1 and edits == NO_EDITS:
+        return _scan(model, blocks, resid_BxTxD, constants, drop_key)
+    policy = lookup(REMAT, model.remat, "model.remat")
+    taps: dict[str, list[jax.Array]] = {name: [] for name in ("resid", *BLOCK_TAPS)}
+    taps["resid"].append(shard_batch(edits.resid(0, resid_BxTxD)))
+    for i, (block, rate) in enumerate(zip(blocks, drop_rates(model), strict=True)):
+        graphdef, params = _split(block)
+        apply = functools.partial(
+            _apply, graphdef, DTYPES[model.dtype], **constants, drop_rate=rate, index=i, edits=edits
+        )
+        if policy is not None:
+            apply = jax.checkpoint(apply, policy=policy)
+        key = None if drop_key is None else jax.random.fold_in(drop_key, i)
+        resid_BxTxD, inner = apply(params, taps["resid"][-1], drop_key=key)
+        taps["resid"].append(shard_batch(edits.resid(i + 1, resid_BxTxD)))
+        for name, value in inner.items():
+            taps[name].append(value)
+    return {name: tuple(values) for name, values in taps.items()}
+
+
+def _scan(
+    model: Model,
+    blocks: Sequence[Block],
+    resid_BxTxD: jax.Array,
+    constants: dict[str, np.ndarray | None],
+    drop_key: jax.Array | None,
+) -> Taps:
+    """The same values from a loop over the blocks' parameters, stacked each time the program runs."""
+    depth, dtype, rates = len(blocks), DTYPES[model.dtype], drop_rates(model)
+    apply = functools.partial(_apply, _split(blocks[0])[0], dtype, **constants)
+    policy = lookup(REMAT, model.remat, "model.remat")
+    if policy is not None:
+        apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)  # a loop's body has no other to share
+    # Stacked in the dtype of the computation: half of a copy of all weights, where that is bfloat16.
+    params = stacked([in_compute_dtype(_split(block)[1], dtype) for block in blocks])
+    has_drop = drop_key is not None and any(rates)
+    each = {
+        "drop_key": jax.vmap(lambda i: jax.random.fold_in(drop_key, i))(jnp.arange(depth))
+        if has_drop
+        else None,
+        "drop_rate": jnp.asarray(rates, jnp.float32) if has_drop else None,
+    }
+
+    def body(resid_BxTxD: jax.Array, inputs: tuple[Any, dict[str, Any]]) -> tuple[jax.Array, dict[str, Any]]:
+        params, each = inputs
+        resid_BxTxD, inner = apply(params, resid_BxTxD, **each)
+        resid_BxTxD = shard_batch(resid_BxTxD)
+        return resid_BxTxD, {"resid": resid_BxTxD} | inner
+
+    first_BxTxD = shard_batch(resid_BxTxD)
+    last_BxTxD, left = jax.lax.scan(body, first_BxTxD, (params, each))
+    taps = {name: tuple(values[i] for i in range(depth)) for name, values in left.items()}
+    return taps | {"resid": (first_BxTxD, *taps["resid"][:-1], last_BxTxD)}
+
+
+def _apply(
+    graphdef: nnx.GraphDef, dtype: jnp.dtype, params: Any, resid_BxTxD: jax.Array, **arguments: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the block with those parameters, whole only within this function, makes of the stream."""
+    return nnx.merge(graphdef, gathered(params, dtype))(resid_BxTxD, **arguments)
+
+
+def _split(module: nnx.Module) -> tuple[nnx.GraphDef, Any]:
+    graphdef, params = nnx.split(module, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
