@@ -65,9 +65,7 @@ class Model:
     init: str = "big_vision"  # models/initializers.py: INITS
     dtype: str = "float32"  # of the computation: float32 | bfloat16; parameters are float32
     attention: str = "xla"  # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention_auto.py)
-    # What is computed again in the backward pass, to keep less: none | attention: the attention weights |
-    # block: all of a block.
-    remat: str = "none"
+    remat: str = "none"  # what is computed again in the backward pass: none | attention (weights) | block
     use_scan: bool = False  # the blocks as one loop of the program: compiles faster; goes with remat=block
 
 
@@ -158,8 +156,8 @@ class Run:
     # With several processes: after a signal all stop at the same step, at most twice as many later.
     stop_every_steps: int = 5
     lost_timeout_s: float = 60.0  # a process that gives no sign of life for so long ends the others
-    # No step has come back for so long: the process ends. None: 1800 with several processes, 0 with one;
-    # 0: no limit. Evaluations, saves and the first step may take ten times as long.
+    # No step has come back for so long: the process ends. None: 1800 with several processes, else 0, which is
+    # no limit. Evaluations, saves and the first step may take ten times as long.
     hang_timeout_s: float | None = None
 
 

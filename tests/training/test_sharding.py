@@ -81,11 +81,11 @@ def test_what_the_partitioner_cannot_split_sees_its_own_share_only():
 
     with jax.set_mesh(mesh):
         x = np.arange(8 * 4 * 3 * 3.0).reshape(8, 4, 3, 3)
-        np.testing.assert_array_equal(jax.jit(lambda x: on_own_share(function, x))(x), x)
+        np.testing.assert_array_equal(jax.jit(lambda x: on_own_share(function, x, 1))(x), x)
         assert seen == [(2, 2, 3, 3)]
-        jax.jit(lambda x: on_own_share(function, x)).lower(x[:3])
+        jax.jit(lambda x: on_own_share(function, x, 1)).lower(x[:3])
         assert len(seen) == 1
-    on_own_share(function, x)
+    on_own_share(function, x, 1)
     assert seen[-1] == x.shape
 
 
