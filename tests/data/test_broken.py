@@ -106,3 +106,43 @@ def test_a_wrong_size_in_memory(make_loader, device):
 def test_an_unknown_policy(make_config):
     with pytest.raises(Exception, match=r"data.on_broken='skp' is unknown: did you mean .skip"):
         open_data(make_config("folder", on_broken="skp"))
+
+
+def _remove(path):
+    path.unlink()
+
+
+def _cut_off(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "reason"),
+    [
+        ("array_record", _remove, r"open\(\) failed: No such file.*array_record-00001-of-00004"),
+        ("array_record", _cut_off, r"record \d+ is empty"),
+        ("tfrecord", _remove, "tfrecord-00001-of-00004; No such file"),
+        ("tfrecord", _cut_off, "expected to contain 14 elements but contained only"),
+        ("tfrecord", _flip, r"corrupted record at \d+"),
+        ("folder", _remove, r"ant/003.png; No such file"),
+    ],
+)
+def test_a_file_of_the_data_that_is_gone_or_damaged_is_one_line(
+    kind, damage, reason, make_loader, data_dirs, device, tmp_path
+):
+    root = tmp_path / "data"
+    shutil.copytree(data_dirs[kind], root)
+    batches = make_loader(kind, data_dir=str(root)).train_batches(0, device)
+    damage(sorted(p for p in root.rglob("*") if p.is_file() and "train" in str(p) and p.suffix != ".json")[1])
+    name = "folder" if kind == "folder" else "toy"
+    with pytest.raises(DataError, match=rf"^reading split 'train' of {name} failed: .*{reason}") as error:
+        for _ in range(6):
+            next(batches)
+    assert "\n" not in str(error.value)
+    assert "; see that all files of data.data_dir are there and whole" in str(error.value)

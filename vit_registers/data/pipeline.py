@@ -5,6 +5,7 @@ for TFRecord files the examples of the epoch so far are read again, not decoded.
 """
 
 import contextlib
+import re
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -24,6 +25,11 @@ from vit_registers.data.tfds_source import MAX_LABELS, TfdsData, open_tfds
 from vit_registers.errors import ConfigError, DataError
 
 _OK, _BROKEN, _WRONG_SIZE = 0, 1, 2  # status of an image
+
+# What TensorFlow puts around the reason for an error.
+_NOT_THE_REASON = re.compile(
+    r"\{\{[^}]*\}\}|Error in user-defined function.* iterator: \S+:|\[Op:.*| name: $"
+)
 
 
 class TfdataLoader:
@@ -133,7 +139,10 @@ class TfdataLoader:
             for columns in dataset.as_numpy_iterator():
                 yield self._to_batch(columns, split, setting)
         except tf.errors.OpError as error:
-            raise DataError(f"reading split '{split}' failed: {str(error).splitlines()[0]}") from None
+            raise DataError(
+                f"reading split '{split}' of {self._config.data.name} failed: {_reason(error)}; see that all "
+                "files of data.data_dir are there and whole, or prepare the data set again"
+            ) from None
 
     def _to_batch(self, columns: dict[str, np.ndarray], split: str, setting: str) -> Batch:
         status_B = columns["status"]
@@ -147,6 +156,11 @@ class TfdataLoader:
                 )
             self._broken.report(name)
         return Batch(columns["image"], columns["label"], status_B == _OK)
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What an error of TensorFlow says, in one line."""
+    return " ".join(_NOT_THE_REASON.sub("", str(error).splitlines()[0]).split())
 
 
 def _close(generators: weakref.WeakSet[Iterator[Batch]]) -> None:

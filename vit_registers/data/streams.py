@@ -123,7 +123,10 @@ def _array_record_reader(data: TfdsData, split: str) -> Callable[[tf.Tensor], tu
 
     def lookup(record_N: np.ndarray) -> np.ndarray:
         # not all at once by __getitems__, which makes new threads for every call: chunks are read in parallel
-        return np.array([reader[i] for i in record_N], dtype=object)
+        found = [reader[i] for i in record_N]
+        if not all(found):  # as the reader gives it where a part of a file is damaged
+            raise ValueError(f"record {record_N[found.index(b'')]} is empty")
+        return np.array(found, dtype=object)
 
     def read(record_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         serialized_N = tf.numpy_function(lookup, [record_N], tf.string)
@@ -174,6 +177,8 @@ def _read_files(files: list[RecordFile], order_F: tf.Tensor, *, cycle: int) -> t
     def read(index: tf.Tensor) -> tf.data.Dataset:
         first, take = first_F[index], take_F[index]
         records = tf.data.TFRecordDataset(path_F[index]).skip(skip_F[index]).take(take)
+        # A file that was cut off would else end early without a word.
+        records = records.apply(tf.data.experimental.assert_cardinality(take))
         return tf.data.Dataset.zip(tf.data.Dataset.range(first, first + take), records)
 
     return tf.data.Dataset.from_tensor_slices(order_F).interleave(
