@@ -64,7 +64,7 @@ def _measured(root, batch_size):
     return {name: experiment.measure([subject], OPTIONS) for name, experiment in EXPERIMENTS.items()}
 
 
-# Points by which a cell may differ: one image of 99 may lie so near between two classes that rounding decides.
+# Points by which a cell may differ: of 99 images one may lie so near between two classes that rounding tells.
 ONE_IMAGE = {"probe-global": 100 / 99 + 1e-4}
 
 
