@@ -1,6 +1,6 @@
 """What a run keeps of its checkpoints, and what it does when they cannot be written."""
 
-import errno
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,10 +94,17 @@ def _good(step: int | None) -> str:
     return "there is no earlier checkpoint" if step is None else f"the last good checkpoint is step {step}"
 
 
+# What operating systems say, which TensorStore has somewhere in a line that also has all its paths.
+_CAUSES = re.compile(
+    "No space left on device|Disk quota exceeded|File too large|Read-only file system|Permission denied"
+    "|Input/output error|Stale file handle|Connection timed out|No such file or directory"
+)
+
+
 def _reason(error: Exception | None) -> str:
     if error is None:
         return "another process could not write its part"
+    if found := _CAUSES.search(str(error)):
+        return found[0]
     line = (str(error) or type(error).__name__).strip().splitlines()[0]
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        line += " (the disk, or its quota, is full)"
-    return line
+    return f"{type(error).__name__}: {line[:200]}"
