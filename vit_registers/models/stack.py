@@ -80,7 +80,7 @@ def _scan(
         "drop_key": jax.vmap(lambda i: jax.random.fold_in(drop_key, i))(jnp.arange(depth))
         if has_drop
         else None,
-        "drop_rate": jnp.asarray(rates, jnp.float32) if has_drop else None,
+        "drop_rate": jnp.asarray(rates if has_drop else [0.0] * depth, jnp.float32),
     }
 
     def body(resid_BxTxD: jax.Array, inputs: tuple[Any, dict[str, Any]]) -> tuple[jax.Array, dict[str, Any]]:
@@ -96,10 +96,21 @@ def _scan(
 
 
 def _apply(
-    graphdef: nnx.GraphDef, dtype: jnp.dtype, params: Any, resid_BxTxD: jax.Array, **arguments: Any
+    graphdef: nnx.GraphDef,
+    dtype: jnp.dtype,
+    params: Any,
+    resid_BxTxD: jax.Array,
+    *,
+    mask_TxT: np.ndarray | None,
+    bias_NxTxT: np.ndarray | None,
+    drop_key: jax.Array | None,
+    drop_rate: float | jax.Array,
+    index: int = 0,
+    edits: Edits = NO_EDITS,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What the block with those parameters, whole only within this function, makes of the stream."""
-    return nnx.merge(graphdef, gathered(params, dtype))(resid_BxTxD, **arguments)
+    block = nnx.merge(graphdef, gathered(params, dtype))
+    return block(resid_BxTxD, mask_TxT, bias_NxTxT, drop_key, drop_rate=drop_rate, index=index, edits=edits)
 
 
 def _split(module: nnx.Module) -> tuple[nnx.GraphDef, Any]:
