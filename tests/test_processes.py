@@ -258,7 +258,7 @@ def test_several_processes_train_as_one_stop_together_and_do_not_outlive_one(
     _assert_same_end(tmp_path / "killed", tmp_path / "whole", atol=2e-5)
 
 
-@by_hand
+@pytest.mark.slow
 def test_what_a_killed_job_left_is_gone_on_with_by_as_many_processes(job, tmp_path):
     job("_train")
     assert [code for code, _, _ in job("_go_on")] == [0, 0]

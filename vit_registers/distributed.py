@@ -79,7 +79,7 @@ def join(
             heartbeat_timeout_seconds=int(2 * lost_timeout_s) + 10,
         )
     except Exception as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
+        line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         hint = "; outside of TPU pods and SLURM give --coordinator, --num_processes and --process_id"
         raise ConfigError(f"{how}: {line}{hint if coordinator is None else ''}") from error
     finally:
