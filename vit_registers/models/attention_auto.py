@@ -19,9 +19,10 @@ from vit_registers.models.attention_xla import attend_xla
 #      8 x 8,  k=2, fractal, batch 8                  0.73         7       23
 #      8 x 8,  k=2, fractal_local, batch 8            0.26         7       34
 #     28 x 28, k=2, fractal, batch 1                  0.65       215      198
-# tpu: not measured. By the compiler for a v5p a ViT-S/16's step takes 39.5 ms with xla and 40.3 with splash
-#   without its kernels, which that estimate leaves out. Keys come in 128 lanes: the 198 that patches of 14 x 14, k=2 with cls see densely take as
-#   many as all 256. Up to 512 tokens are one block of `splash`, which no mask makes smaller.
+# tpu: not measured. By the compiler for a v5p a ViT-S/16's step takes 39.5 ms with xla; with splash 40.3,
+#   without its kernels, which the estimate leaves out. Keys come in 128 lanes: the 198 that patches of 14
+#   x 14, k=2 with cls see densely take as many as all 256. Up to 512 tokens are one block of `splash`,
+#   which no mask makes less.
 # gpu: not measured.
 FASTER: dict[str, Callable[..., jax.Array]] = {}
 
