@@ -64,10 +64,6 @@ def _measured(root, batch_size):
     return {name: experiment.measure([subject], OPTIONS) for name, experiment in EXPERIMENTS.items()}
 
 
-# Points by which a cell may differ: of 99 images one may lie so near between two classes that rounding tells.
-ONE_IMAGE = {"probe-global": 100 / 99 + 1e-4}
-
-
 def test_parts_give_what_the_whole_gives(tmp_path, monkeypatch):
     """In one test, because its two passes over all experiments take their time."""
     monkeypatch.setattr(probes, "_SEEDS", (0,))  # more of them have nothing to do with parts
@@ -88,7 +84,6 @@ def _compare(one, other, name):
     for row, expected in zip(one.rows, other.rows, strict=True):
         for cell, value in zip(row, expected, strict=True):
             if isinstance(value, float):
-                atol = ONE_IMAGE.get(name, 1e-5)
-                np.testing.assert_allclose(cell, value, rtol=1e-4, atol=atol, err_msg=f"{name}: {row}")
+                np.testing.assert_allclose(cell, value, rtol=1e-4, atol=1e-5, err_msg=f"{name}: {row}")
             else:
                 assert cell == value, (name, row)
