@@ -1,6 +1,8 @@
 """What a user can mend is one clear line and exit code 2, never a stack trace."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,39 @@ def test_checkpoint_that_cannot_be_written(run, tmp_path):
     _assert_one_line(run("train", *args, limit_bytes=50_000), "checkpoints/2 could not be written")
     code, _, err = run("train", *args)
     assert code == 0, err
+
+
+# A save that fails gives up others: some have not begun, and some end in an error of their own.
+GIVES_UP = """
+from vit_registers import cli
+from vit_registers.errors import CheckpointError
+
+async def begins_never(): ...
+
+class Stubborn:
+    def __await__(self):
+        try:
+            yield
+        finally:
+            yield
+
+async def does_not_end():
+    await Stubborn()
+
+def main():
+    begins_never()
+    begun = does_not_end()
+    begun.send(None)
+    del begun
+    raise CheckpointError("could not be written")
+
+cli.run(main)
+"""
+
+
+def test_saves_that_are_given_up_add_no_lines():
+    ended = subprocess.run([sys.executable, "-c", GIVES_UP], capture_output=True, text=True, cwd=ROOT)
+    _assert_one_line((ended.returncode, ended.stdout, ended.stderr), "could not be written")
 
 
 def test_run_folder_with_a_relative_name(run, tmp_path):

@@ -1,8 +1,10 @@
 """What the entry points share: flags, and errors that the user can mend as one line with exit code 2."""
 
+import inspect
 import logging as standard_logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,25 +49,33 @@ def read_config() -> Config:
 
 
 def _show_unraisable(error: "sys.UnraisableHookArgs") -> None:
-    """sys.unraisablehook, without TensorStore on writes that failed and were reported."""
-    if str(error.exc_value) != "Event loop is closed":
+    """sys.unraisablehook, without what is left behind by saves that failed and were reported."""
+    if str(error.exc_value) != "Event loop is closed" and not inspect.iscoroutine(error.object):
         sys.__unraisablehook__(error)
+
+
+def _hush_failed_saves() -> None:
+    """A save that fails in one array gives up those of the others, wherever they are.
+
+    Orbax raises its error, and this program says it in one line. Which of the given-up writes Python would
+    speak of as well, and in which words, is a matter of time.
+    """
+    sys.unraisablehook = _show_unraisable
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    standard_logging.getLogger("asyncio").addFilter(lambda record: record.levelno > standard_logging.ERROR)
+    # Orbax logs stack traces of errors that it raises as well.
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, then calls `main`."""
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", _OF_JAX) == _OF_JAX:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what TensorFlow fails at is raised too
-    sys.unraisablehook = _show_unraisable
 
     def guarded(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-            # Orbax logs stack traces of errors that it raises as well, and that end as one line here.
-            logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-            standard_logging.getLogger("asyncio").addFilter(
-                lambda record: "never retrieved" not in record.getMessage()
-            )
+            _hush_failed_saves()
         try:
             main()
         except UserError as error:
