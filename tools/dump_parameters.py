@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.config import Config, override
+from vit_registers.errors import ConfigError
 from vit_registers.models.partition import parameter_path
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -122,6 +123,8 @@ def _mib(num_bytes: float) -> str:
 def main() -> None:
     """The command line."""
     if flags.FLAGS.config is not None:
+        if flags.FLAGS.devices is None:
+            raise ConfigError("--config wants --devices=N too: on how many its table is to be")
         print(table(cli.read_config(), flags.FLAGS.devices), end="")
         return
     FOLDER.mkdir(exist_ok=True)
@@ -132,5 +135,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
-    flags.DEFINE_integer("devices", 1, "Number of devices of the mesh.")
+    flags.DEFINE_integer("devices", None, "Number of devices of the mesh.", lower_bound=1)
     cli.run(main)

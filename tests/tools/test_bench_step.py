@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tools import bench_models, bench_step
+from tools import bench_models, bench_programs, bench_step
 from vit_registers.config import from_mapping
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.errors import ConfigError
@@ -62,8 +62,8 @@ def test_variants_differ_in_one_thing_and_masks_have_equal_tokens(small):
     names = [f"train{other}" for other in plain + masked + both]
     assert list(found) == names + [f"forward{other}" for other in plain + masked]
     assert found["train"].config == small
-    flops = [bench_step.flops_per_image(found[f"train{other}"].config.model, "train") for other in masked]
-    assert flops[0] == flops[1] > bench_step.flops_per_image(small.model, "train")
+    flops = [bench_programs.flops_per_image(found[f"train{other}"].config.model, "train") for other in masked]
+    assert flops[0] == flops[1] > bench_programs.flops_per_image(small.model, "train")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_flags_that_cannot_be_meant(given, message):
 
 def test_goals_and_ratios_are_taken_within_rounds(small):
     def program(name, *rates):
-        return bench_step.Program(name, small, 16, call=None, flops=2e9, rates=list(rates))
+        return bench_programs.Program(name, small, 16, call=None, flops=2e9, rates=list(rates))
 
     programs = [
         program("train", 100.0, 200.0, 300.0),  # the machine became faster from round to round
@@ -104,7 +104,7 @@ def test_goals_and_ratios_are_taken_within_rounds(small):
 def test_what_is_timed_trains(small):
     mesh = sharding.make_mesh(small.mesh, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        program = bench_step.prepare(bench_step.Variant("train", "train", small), mesh)
+        program = bench_programs.prepare(bench_programs.Variant("train", "train", small), mesh)
         metrics = [jax.device_get(program.call()) for _ in range(3)]
         assert program.rate(0.01) > 0 and program.memory.endswith("compiled")
     assert set(metrics[0]) >= {"loss", "grad_norm", "learning_rate"}  # of the run's own train step

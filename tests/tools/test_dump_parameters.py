@@ -1,5 +1,8 @@
 """Where the parameters of the main configs lie is as docs/parameters says."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tools.dump_parameters import CARDS, FOLDER, card_table
@@ -13,3 +16,10 @@ def test_the_tables_are_those_of_the_configs(name):
 
 def test_there_is_a_table_for_each_card_and_no_other():
     assert {path.stem for path in FOLDER.iterdir()} == set(CARDS)
+
+
+def test_a_table_wants_a_number_of_devices(quick):
+    command = [sys.executable, "-m", "tools.dump_parameters", "--config=configs/digits.py"]
+    done = subprocess.run(command, cwd=FOLDER.parents[1], env=quick(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: --config wants --devices=N")
