@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"errors"},
     "models": {"errors", "config", "models"},
     "data": {"errors", "config", "data"},
-    "training": {"errors", "config", "models", "data.batch", "training"},
+    "training": {"errors", "config", "distributed", "models", "data.batch", "training"},
     "evaluation": {
         "errors",
         "config",

@@ -3,9 +3,11 @@
 This file is also the program that those processes run: see `_work`.
 """
 
+import dataclasses
 import functools
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -22,10 +24,10 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 
 from vit_registers import distributed, rendezvous
 from vit_registers import train as train_lib
-from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run
+from vit_registers.config import Checkpoint, Config, Data, Mesh, Model, Optimizer, Run
 from vit_registers.errors import ConfigError
 from vit_registers.training import sharding, stopping
-from vit_registers.training.checkpoints import list_steps
+from vit_registers.training.checkpoints import list_steps, newest_intact_step
 
 TOTAL = 16
 LOST_S = 10.0
@@ -106,6 +108,18 @@ def _go_on(folder):
     train_lib.train(CONFIG, f"{folder}/killed")
 
 
+def _fill_up(folder):
+    """In a first run the last process cannot write its part of two saves, in a second one process 0."""
+    mine, limits = jax.process_index(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = dataclasses.replace(CONFIG.model, width=64)
+    config = dataclasses.replace(CONFIG, model=model, mesh=Mesh(data=1, fsdp=jax.process_count()))
+    for name, one in (("last", jax.process_count() - 1), ("first", 0)):
+        if mine == one:
+            _at_step(3, functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (50_000, limits[1])))
+            _at_step(11, functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits))
+        train_lib.train(config, f"{folder}/{name}")
+
+
 def _refuse(folder):
     if distributed.jax_distributed.global_state.process_id == 1:
         raise ConfigError("disk 7 is unplugged:\nplug it in")
@@ -159,19 +173,23 @@ def job(compilation_cache, tmp_path):
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
         port = str(_free_port())
-        for me in range(count):
+        # Into files, as a pipe that nobody reads yet would hold up who writes much, and so all.
+        logs = [[tmp_path / f"{me}.{name}" for name in ("out", "err")] for me in range(count)]
+        for me, (out, err) in enumerate(logs):
             command = [sys.executable, __file__, port, str(count), str(me), str(tmp_path), what]
-            pipe = subprocess.PIPE
-            running.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
-        outputs = [program.communicate(timeout=timeout_s) for program in running]
-        results = [(program.returncode, *output) for program, output in zip(running, outputs, strict=True)]
+            with out.open("w") as stdout, err.open("w") as stderr:
+                running.append(subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr))
+        deadline = time.monotonic() + timeout_s
+        codes = [program.wait(deadline - time.monotonic()) for program in running]
         running.clear()
-        return results
+        return [
+            (code, out.read_text(), err.read_text()) for code, (out, err) in zip(codes, logs, strict=True)
+        ]
 
     yield job
     for program in running:
         program.kill()
-        program.communicate()
+        program.wait()
 
 
 def _errors(text):
@@ -263,6 +281,20 @@ def test_what_a_killed_job_left_is_gone_on_with_by_as_many_processes(job, tmp_pa
     job("_train")
     assert [code for code, _, _ in job("_go_on")] == [0, 0]
     _assert_same_end(tmp_path / "killed", tmp_path / "whole", atol=0.0)
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_write_its_part_of_a_save_does_not_hold_up_the_others(job, tmp_path):
+    results = job("_fill_up", timeout_s=200)  # Orbax's own barrier waits 20 minutes
+    assert [code for code, _, _ in results] == [0, 0], results
+    for run, failed in (("last", 1), ("first", 0)):
+        for me, (_, out, _) in enumerate(results):
+            who = "" if me == failed else f"process {failed} could not write its part: "
+            for step in (4, 8):
+                line = f"{run}/checkpoints/{step} could not be written: {who}File too large; the run goes on"
+                assert (line in out) == (me in (0, failed)), out
+        assert list_steps(str(tmp_path / run)) == [16, 12]
+        assert newest_intact_step(str(tmp_path / run)) == 16
 
 
 # --- ending together ---------------------------------------------------------------------------

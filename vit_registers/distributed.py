@@ -27,10 +27,15 @@ from vit_registers.rendezvous import meet, split_address
 
 MENDABLE, LOST = 2, 3  # exit codes: something to mend first; a process or host is gone or hung: start again
 
-_KEYS = "vit_registers/"
-_STOPPED, _ALIVE, _SEEN, _COUNT = (f"{_KEYS}{name}" for name in ("stopped", "alive/", "seen/", "count"))
+KEYS = "vit_registers/"  # what all names in the key-value store begin with
+_STOPPED, _ALIVE, _SEEN, _COUNT = (f"{KEYS}{name}" for name in ("stopped", "alive/", "seen/", "count"))
 _FAREWELL_S = 5.0  # process 0, which holds the keys, stays so long for others to read why it ends
 _DONE = "done"
+
+
+def key_value_store() -> Any:
+    """JAX's store of strings that all processes of a job share; None where there is but one."""
+    return jax_distributed.global_state.client
 
 
 # --- joining -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.training.manifest import find_damage, write_manifest
 from vit_registers.training.same_config import check_same_config
 from vit_registers.training.state import TrainState
-from vit_registers.training.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, FailedSaves, Keep, is_any
+from vit_registers.training.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, Barrier, FailedSaves, Keep, is_any
 
 FORMAT_VERSION = 1
 
@@ -161,6 +161,7 @@ class Checkpoints:
         self._run, self._config = run, config
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
+        self._barrier = Barrier() if jax.process_count() > 1 else None
         self._saving_step: int | None = None  # that was started and not yet waited for
         self._error: Exception | None = None  # what starting it raised
         self.restorable_step, self.skipped = self._prepare_folder()
@@ -177,7 +178,9 @@ class Checkpoints:
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._keep,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._before_commit),
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._before_commit, barrier_sync_fn=self._barrier
+                ),
             ),
         )
 
@@ -245,6 +248,8 @@ class Checkpoints:
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},
         }
         self._finish()
+        if self._barrier is not None:
+            self._barrier.begin()
         self._keep.note(step, metrics)
         self._saving_step = step
         items = ocp.args.PyTreeSave(_items(state), ocdbt_target_data_file_size=DATA_FILE_BYTES)

@@ -1,6 +1,10 @@
 """What a run keeps of its checkpoints, and what it does when they cannot be written."""
 
+import collections
+import itertools
 import re
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_registers import config as config_lib
+from vit_registers import distributed
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.training.writers import say
 
@@ -46,6 +51,67 @@ class Keep:
         return [step in kept for step in steps]
 
 
+class FailedElsewhere(Exception):
+    """Another process could not write its part of a save."""
+
+
+class Barrier:
+    """Orbax's barrier_sync_fn, at which nobody waits for a process that could not write its part.
+
+    Orbax's own waits 20 minutes for it. A process whose save has failed comes to a last barrier while the
+    error is on its way up; there it says so, and all that wait at any barrier of that save raise
+    FailedElsewhere. Process 0 counts who is there, as it is the one that holds the keys.
+    """
+
+    _saves = itertools.count()  # of all runs of this process, which are those of the others too
+    _poll_s, _look_s = 0.05, 1.0
+
+    def __init__(self):
+        self._save, self._calls = "", collections.Counter()
+
+    def begin(self) -> None:
+        """A save begins, and the one before it has ended on all processes. All have to call it."""
+        client = distributed.key_value_store()
+        if self._save and jax.process_index() == 0:
+            client.key_value_delete(self._save)
+        self._save = f"{distributed.KEYS}saves/{next(self._saves)}/"
+        self._calls.clear()
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        """Returns when all processes are here. Raises FailedElsewhere, or TimeoutError."""
+        client, me = distributed.key_value_store(), jax.process_index()
+        if (error := sys.exc_info()[1]) is not None:
+            if not isinstance(error, FailedElsewhere):
+                client.key_value_set(f"{self._save}failed/{me}", _reason(error), True)
+            return
+        self._calls[key] += 1
+        here = f"{self._save}{key}/{self._calls[key]}/"
+        client.key_value_set(f"{here}there/{me}", "")
+        deadline = time.monotonic() + timeout_ms / 1000
+        while time.monotonic() < deadline:
+            if self._is_open(client, here):
+                return
+            for path, reason in client.key_value_dir_get(f"{self._save}failed/"):
+                raise FailedElsewhere(f"process {path.rpartition('/')[2]} could not write its part: {reason}")
+        raise TimeoutError(f"not all processes were there within {timeout_ms / 1000:.0f} s")
+
+    def _is_open(self, client: Any, here: str) -> bool:
+        """Whether all are there, after a while of waiting for that."""
+        if jax.process_index() != 0:
+            try:
+                client.blocking_key_value_get(f"{here}open", int(1000 * self._look_s))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+                return False
+            return True
+        if len(client.key_value_dir_get(f"{here}there/")) < jax.process_count():
+            time.sleep(self._poll_s)
+            return False
+        client.key_value_set(f"{here}open", "")
+        return True
+
+
 class FailedSaves:
     """The saves that failed since the last one that did not. So many in a row as `limit` end the run."""
 
@@ -70,7 +136,7 @@ class FailedSaves:
         self._failed.append((step, _reason(error)))
         if len(self._failed) >= self._limit:
             raise self.error(last_saved_step) from error
-        if jax.process_index() == 0 or error is not None:
+        if jax.process_index() == 0 or not isinstance(error, FailedElsewhere | None):
             left = self._limit - len(self._failed)
             say(
                 f"checkpoint {self._root / str(step)} could not be written: {self._failed[-1][1]}; the run "
@@ -104,6 +170,8 @@ _CAUSES = re.compile(
 def _reason(error: Exception | None) -> str:
     if error is None:
         return "another process could not write its part"
+    if isinstance(error, FailedElsewhere):
+        return str(error)
     if found := _CAUSES.search(str(error)):
         return found[0]
     line = (str(error) or type(error).__name__).strip().splitlines()[0]
