@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -133,12 +134,13 @@ def test_sigterm_saves_says_so_and_exits_with_0(run, start, whole, tmp_path):
 
 def test_saved_on_8_devices_goes_on_on_1_and_on_2(run, start, whole, tmp_path):
     args, reference = whole("memory")
+    begun = tmp_path / "begun"
+    program = start("train", *args, f"--workdir={begun}", devices=8)
+    _wait(program, lambda: _steps_logged(begun) >= 30)
+    program.send_signal(signal.SIGTERM)
+    program.communicate()
     for devices in (1, 2):
-        moved = tmp_path / f"moved-{devices}"
-        program = start("train", *args, f"--workdir={moved}", devices=8)
-        _wait(program, lambda run=moved: _steps_logged(run) >= 30)
-        program.send_signal(signal.SIGTERM)
-        program.communicate()
+        moved = shutil.copytree(begun, tmp_path / f"moved-{devices}")
         code, out, err = run("train", *args, f"--workdir={moved}", devices=devices)
         assert code == 0, err
         assert "going on from step" in out

@@ -57,7 +57,8 @@ def test_skipping_masks_and_counts_them(kind, make_loader, settings, device, sma
     evaluated = small.take(loader.eval_batches("test", device), None)
     np.testing.assert_array_equal(np.flatnonzero(~evaluated.mask_B), [7, 28])
     assert loader.num_broken == 4
-    lines = [record.getMessage() for record in caplog.records]
+    # TensorFlow logs as well, where warnings are errors that it works around.
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
     assert len(lines) == 4
     assert "left out: train/a/007.jpg cannot be decoded as an image" in lines
 
