@@ -14,7 +14,7 @@ ENTRY_POINTS = ("train", "evaluate", "analyze", "convert")
 # Who may import whom, by room. "*" may import everything.
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "config"},
     "models": {"errors", "config", "models"},
     "data": {"errors", "config", "data"},
     "training": {"errors", "config", "distributed", "models", "data.batch", "training"},
@@ -61,7 +61,7 @@ ALLOWED = {
         "analysis",
         "training.sharding",
         "training.metrics",
-        "training.checkpoints",
+        "training.checkpoint_folder",
     },
     "__init__": {"checkpointed", "models", "interop"},
     "train": {"*"},

@@ -17,7 +17,8 @@ from vit_registers import config as config_lib
 from vit_registers.config import Checkpoint, Config
 from vit_registers.errors import CheckpointError, ConfigError, TrainingError
 from vit_registers.training import checkpoints, sharding
-from vit_registers.training.checkpoints import Checkpoints, find_step, list_steps
+from vit_registers.training.checkpoint_folder import find_step, list_steps
+from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState
 from vit_registers.training.writers import MetricWriter
 

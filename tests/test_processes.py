@@ -27,7 +27,7 @@ from vit_registers import train as train_lib
 from vit_registers.config import Checkpoint, Config, Data, Mesh, Model, Optimizer, Run
 from vit_registers.errors import ConfigError
 from vit_registers.training import sharding, stopping
-from vit_registers.training.checkpoints import list_steps, newest_intact_step
+from vit_registers.training.checkpoint_folder import list_steps, newest_intact_step
 
 TOTAL = 16
 LOST_S = 10.0

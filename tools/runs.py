@@ -28,8 +28,9 @@ from ml_collections import config_flags
 from vit_registers.config import Config, Model, flatten, from_mapping, override, to_config_dict, to_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
-from vit_registers.training.checkpoints import check_same_config, list_steps
+from vit_registers.training.checkpoint_folder import list_steps
 from vit_registers.training.results import FILE
+from vit_registers.training.same_config import check_same_config
 from vit_registers.training.state import abstract_model
 
 SEED = "run.seed"

@@ -15,7 +15,7 @@ from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.models.vit import ViT
-from vit_registers.training import averages, checkpoints, sharding, state
+from vit_registers.training import averages, checkpoint_folder, sharding, state
 
 # Settings of a run that may be given anew where its checkpoint is read.
 FREE = ("data.", "mesh.", "model.dtype", "model.attention")
@@ -28,14 +28,14 @@ def read_config(
     for name in overrides or {}:
         if not name.startswith(FREE):
             raise ConfigError(f"--config.{name}: a run is read as it was trained, but for {', '.join(FREE)}")
-    step = checkpoints.find_step(run, step)
-    config = from_mapping(checkpoints.read_meta(run, step)["config"])
+    step = checkpoint_folder.find_step(run, step)
+    config = from_mapping(checkpoint_folder.read_meta(run, step)["config"])
     return step, override(to_dict(config), overrides or {})
 
 
 def counting_params(run: str, step: int) -> str:
     """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
-    meta = checkpoints.read_meta(run, step)
+    meta = checkpoint_folder.read_meta(run, step)
     if meta["origin"] is not None:  # converted: whatever run it was, what counted of it is all that is there
         return "params"
     return averages.counting_params(from_mapping(meta["config"]).optimizer)
@@ -47,7 +47,9 @@ def read_model(
     """The graph definition and the parameters of a checkpoint, by default those that count, over `mesh`."""
     graphdef, abstract = state.abstract_model(model)
     target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
-    return graphdef, checkpoints.read_params(run, step, target, name=params or counting_params(run, step))
+    return graphdef, checkpoint_folder.read_params(
+        run, step, target, name=params or counting_params(run, step)
+    )
 
 
 def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
@@ -64,7 +66,7 @@ def load_run(run: str, *, step: int | None = None, params: str | None = None) ->
 
 def is_run(path: str) -> bool:
     """Whether it is a run folder, and not a file or folder of other people."""
-    return checkpoints.checkpoint_root(path).is_dir()
+    return checkpoint_folder.checkpoint_root(path).is_dir()
 
 
 def load(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:

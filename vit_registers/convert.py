@@ -31,7 +31,9 @@ from vit_registers.interop import convert, export
 from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
-from vit_registers.training import checkpoints, sharding
+from vit_registers.training import sharding
+from vit_registers.training.checkpoint_folder import list_steps
+from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState
 from vit_registers.training.writers import write_parameter_overview
 
@@ -95,7 +97,7 @@ def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str
 
 def to_run(source: Source, output: str) -> None:
     """Writes a run folder with one checkpoint, of step 0. Raises CheckpointError where one is there."""
-    if checkpoints.list_steps(output):
+    if list_steps(output):
         raise CheckpointError(f"{output} has checkpoints already: give another --output")
     run = cli.writable_folder(output, "--output")
     params = source.read()
@@ -104,7 +106,7 @@ def to_run(source: Source, output: str) -> None:
         origin += f", read as {source.opened.found.source}"
     write_parameter_overview(params, run / "parameters.txt")
     (run / "config.json").write_text(json.dumps(config_lib.to_dict(source.config), indent=1) + "\n")
-    with checkpoints.Checkpoints(output, source.config) as written:
+    with Checkpoints(output, source.config) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
         written.save(state, None, origin=origin)
 

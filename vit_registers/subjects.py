@@ -19,7 +19,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.infer import Hints
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
-from vit_registers.training import checkpoints
+from vit_registers.training.checkpoint_folder import checkpoint_root, list_steps
 from vit_registers.training.manifest import MANIFEST
 
 ALL_STEPS = "all"
@@ -129,7 +129,7 @@ def _open(
     if checkpointed.is_run(path):
         step, config = checkpointed.read_config(path, step, own)
         model = checkpointed.load_run(path, step=step)
-        digest = _sha256([checkpoints.checkpoint_root(path) / str(step) / MANIFEST])
+        digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
@@ -192,7 +192,7 @@ def _steps(checkpoint: str) -> list[str]:
     path, at, step = checkpoint.rpartition("@")
     if not at or step != ALL_STEPS:
         return [checkpoint]
-    steps = checkpoints.list_steps(path)
+    steps = list_steps(path)
     if not steps:
         raise CheckpointError(f"--checkpoint={checkpoint}: {path} has no checkpoints")
     return [f"{path}@{step}" for step in sorted(steps)]

@@ -14,7 +14,7 @@ from vit_registers.config import Checkpoint, Config, Data, InitFrom, Mesh, Model
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.infer import Hints
 from vit_registers.train import first_state, train
-from vit_registers.training import checkpoints, sharding
+from vit_registers.training import checkpoint_folder, sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
 from vit_registers.training.state import abstract_model
@@ -75,7 +75,7 @@ def _saved(run, name):
     _, abstract = abstract_model(DIGITS.model)
     layout = sharding.parameter_shardings(abstract, sharding.make_mesh(Mesh()))
     target = jax.tree.map(sharding.place, abstract, layout)
-    return jax.device_get(checkpoints.read_params(str(run), 8, target, name=name))
+    return jax.device_get(checkpoint_folder.read_params(str(run), 8, target, name=name))
 
 
 def _loaded(run, **settings):

@@ -9,8 +9,9 @@ from etils import epath
 
 from vit_registers.config import Mesh
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.training import checkpoints, sharding
-from vit_registers.training.checkpoints import Checkpoints, find_step, newest_intact_step
+from vit_registers.training import checkpoint_folder, checkpoints, sharding
+from vit_registers.training.checkpoint_folder import find_step, newest_intact_step
+from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.manifest import find_damage
 from vit_registers.training.state import TrainState
 
@@ -36,7 +37,7 @@ def _save(run, config, steps, top1=None):
 
 
 def _kept(run):
-    return sorted(checkpoints.list_steps(str(run)))
+    return sorted(checkpoint_folder.list_steps(str(run)))
 
 
 def _biggest_file(run, step):
