@@ -36,7 +36,7 @@ def _assert_one_line(result, message):
         ((DIGITS, "--config.data.name=nosuchdata", "--config.data.loader=tfdata"), "nosuchdata"),
         ((DIGITS, "--config.data.train_ops=flipp"), "did you mean 'flip'"),
         ((DIGITS, "--config.model.num_classes=7"), "set --config.model.num_classes=10"),
-        ((DIGITS, "--config.run.total_epochs=3"), "both set"),
+        ((DIGITS, "--config.run.total_epochs=3", "--config.run.total_steps=4"), "both set"),
         ((DIGITS, "--workdir=gs://bucket/run"), "mount the bucket"),
     ],
 )

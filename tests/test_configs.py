@@ -127,9 +127,9 @@ def test_config_dict_shows_every_setting_with_its_default():
         (
             "model.num_register",
             1,
-            r"config.model.num_register is not a setting: did you mean 'num_registers'",
+            r"config.model.num_register is not a setting: did you mean 'model.num_registers'",
         ),
-        ("modle.num_registers", 1, "no section 'modle'"),
+        ("modle.num_registers", 1, "did you mean 'model.num_registers'"),
         ("model.num_registers", "4", r"config.model.num_registers='4' is of type str: want int"),
         ("model.num_registers", True, "is of type bool: want int"),
         ("model.num_registers", 2.0, "is of type float: want int"),
@@ -154,7 +154,7 @@ def test_unknown_sections_of_a_config_dict_are_refused():
     values = to_config_dict(Config())
     with values.unlocked():
         values.extra = ml_collections.ConfigDict({"a": 1})
-    with pytest.raises(ConfigError, match=r"config.extra is not a setting"):
+    with pytest.raises(ConfigError, match=r"config.extra.a is not a setting: sections: model"):
         from_mapping(values)
 
 

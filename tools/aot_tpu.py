@@ -20,7 +20,6 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 import jax
 from absl import flags
 from jax.experimental import topologies
-from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.config import Config, image_size
@@ -150,7 +149,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+    cli.define_config()
     flags.DEFINE_string("topology", "v5p:2x2x1", "Kind and shape of the TPU slice.")
     flags.DEFINE_string("hlo", None, "Write the compiled program to this file.")
     flags.mark_flags_as_required(["config"])

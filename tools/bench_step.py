@@ -25,7 +25,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others want m
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from tools import bench_models
 from tools.bench_programs import Other, Program, Variant, flops_per_image, matmul_peak, prepare
@@ -259,7 +259,7 @@ def main() -> None:
 
 def define_flags() -> None:
     """The flags; what is None is as in Choices, or as in SMALL_CHOICES."""
-    config_flags.DEFINE_config_file("config", __file__, "Config file, with its argument after a colon.")
+    cli.define_config(__file__)
     flags.DEFINE_list("steps", None, "Of train, forward; both, and only train with --small.")
     flags.DEFINE_list("sizes", None, "More sizes, of models/blocks.py: VARIANTS.")
     flags.DEFINE_list("dtypes", None, "More dtypes.")

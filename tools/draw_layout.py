@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.analysis import pictures
@@ -43,7 +42,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+    cli.define_config()
     flags.DEFINE_string("out", None, "The picture to write.")
     flags.mark_flags_as_required(["config", "out"])
     cli.run(main)

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 from absl import flags
 from jax.sharding import AbstractMesh
-from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.config import Config, override
@@ -134,6 +133,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+    cli.define_config()
     flags.DEFINE_integer("devices", None, "Number of devices of the mesh.", lower_bound=1)
     cli.run(main)

@@ -25,7 +25,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers.config import Config, Model, flatten, from_mapping, override, to_config_dict, to_dict
+from vit_registers.config import Config, Model, flag, flatten, override, to_config_dict, to_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.training.checkpoint_folder import list_steps
@@ -145,7 +145,7 @@ def parse_arguments(base: Config, arguments: Sequence[str]) -> Config | None:
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return from_mapping(values.config)
+    return flag.read(values["config"])
 
 
 def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Path) -> Sweep:
@@ -180,10 +180,10 @@ def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Pa
 
 def read_sweep(base: Config) -> Sweep:
     """The sweep of the flags --config and --workdir; `base` is the config of the former."""
-    flag = flags.FLAGS["config"]
-    common = config_flags.get_override_values(flag)
+    defined = flags.FLAGS["config"]
+    common = config_flags.get_override_values(defined)
     workdir = Path(flags.FLAGS.workdir).expanduser()
-    return make_sweep(config_flags.get_config_filename(flag), base, common, workdir)
+    return make_sweep(config_flags.get_config_filename(defined), base, common, workdir)
 
 
 # --- what is in their folders ----------------------------------------------------------------

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from tools.runs import Run, Sweep, parse_arguments, read_result, read_sweep, steps_text, top1_text
 from vit_registers import cli
@@ -272,7 +271,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of all run folders.")
     flags.DEFINE_bool("list", False, "Only print which runs there are and how far they have come.")
     flags.DEFINE_integer("index", None, "Only the run with this number, from 0.", lower_bound=0)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from tools.runs import SEED, Run, Sweep, count_parameters, read_result, read_sweep, short_keys
 from vit_registers import cli
@@ -278,7 +277,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of all run folders.")
     flags.DEFINE_string("csv", None, "Also write the table, with all digits, to this file.")
     flags.DEFINE_enum("which", "last", ["last", "best"], "Which evaluation of a run.")

@@ -20,7 +20,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from vit_registers import cli, subjects
-from vit_registers import config as config_lib
 from vit_registers.analysis import write
 from vit_registers.analysis.experiments.listed import EXPERIMENTS
 from vit_registers.analysis.outliers import find
@@ -152,6 +151,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print what experiments there are.")
-    config_flags.DEFINE_config_dict("config", config_lib.to_config_dict(config_lib.Config()))
+    cli.define_settings()
     first = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     cli.run(lambda: main(first))

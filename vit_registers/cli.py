@@ -1,18 +1,24 @@
 """What the entry points share: flags, and errors that the user can mend as one line with exit code 2."""
 
+import contextlib
 import inspect
+import io
 import logging as standard_logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from vit_registers.config import Config, from_mapping
+from vit_registers.config import Config, flag, to_config_dict
 from vit_registers.errors import ConfigError, UserError
 
+INTERRUPTED = 130  # the exit code after ctrl-C, as of a shell
 _OF_JAX = "1"  # what jax sets TF_CPP_MIN_LOG_LEVEL to when it is imported
 
 
@@ -29,23 +35,74 @@ def _parse(argv: list[str]) -> list[str]:
         print(flags.FLAGS.get_help() if "--helpfull" in argv else flags.FLAGS.main_module_help())
         sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
-    except AttributeError as error:  # ml_collections: an override of a setting that there is not
-        text = str(error).replace("\\n", " ").replace("\\", "").strip("\"'")
-        fail(ConfigError(f"no such setting: '{text}"))
-    except (UserError, flags.Error, KeyError, TypeError, ValueError) as error:
-        fail(error)
+        _check_text(argv)
+        if "config" in flags.FLAGS:
+            flag.check_arguments(argv)
+        _check_empty(argv)
+        with _quiet(logging.get_absl_logger()):  # what it warns of is an error here
+            rest = flags.FLAGS(argv)
+    except Exception as error:
+        fail(flag.explain(error))
     if len(rest) > 1:
         fail(ConfigError(f"'{rest[1]}' is not a flag: settings are written --name=value"))
     return rest
 
 
+@contextlib.contextmanager
+def _quiet(logger: standard_logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _check_text(argv: list[str]) -> None:
+    """Raises ConfigError for an argument that is not UTF-8, which no file of a run could hold."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument).decode(errors="replace")
+            raise ConfigError(f"'{shown}' is not valid UTF-8: rename the file or folder") from None
+
+
+def _check_empty(argv: list[str]) -> None:
+    """Raises ConfigError for a flag of text that was given without any; settings may be empty."""
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        is_empty = value == "" if equals else following == ""
+        if is_empty and name.startswith("-") and not name.lstrip("-").startswith("config"):
+            raise ConfigError(f"{name}= is empty: give a value, or leave the flag out")
+
+
+def define_config(default: str | None = None) -> None:
+    """Defines --config=FILE[:ARGUMENT] and --config.SECTION.NAME=VALUE, to be read by `read_config`."""
+    with _one_line():
+        config_flags.DEFINE_config_file("config", default, "Config file, with its argument after a colon.")
+        defined = flags.FLAGS["config"]
+        defined.parser = flag.ConfigFile(defined.parser)
+
+
+def define_settings() -> None:
+    """Defines --config.SECTION.NAME=VALUE without a file, for what is read from a run."""
+    with _one_line():
+        flag.check_arguments(sys.argv)
+        config_flags.DEFINE_config_dict("config", to_config_dict(Config()))
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """For flags of ml_collections, which read the command line when they are defined."""
+    try:
+        yield
+    except Exception as error:
+        fail(flag.explain(error))
+
+
 def read_config() -> Config:
     """The Config of the --config flag and its overrides."""
-    try:
-        return from_mapping(flags.FLAGS.config)
-    except OSError as error:  # ml_collections: the file is missing
-        raise ConfigError(f"--config: {str(error).rpartition('] ')[2]}") from error
+    return flag.read(flags.FLAGS["config"])
 
 
 def _show_unraisable(error: "sys.UnraisableHookArgs") -> None:
@@ -80,8 +137,30 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             fail(error)
+        except OSError as error:  # of a file or folder, which the user can put right
+            if error.filename is None:
+                raise
+            fail(ConfigError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
 
-    app.run(guarded, flags_parser=_parse)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except KeyboardInterrupt:
+        _end_interrupted()
+
+
+def _end_interrupted() -> NoReturn:
+    """Prints that ctrl-C ended the program, and ends it without waiting for its threads.
+
+    These may be in a save, which is not finished and will not be restored, or wait for data.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        print("error: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def writable_folder(path: str, flag: str) -> Path:

@@ -14,7 +14,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from vit_registers import checkpointed, cli
-from vit_registers import config as config_lib
 from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
@@ -76,6 +75,6 @@ if __name__ == "__main__":
         "params", None, ["params", "ema"], "The trained parameters, or their average; by default what counts."
     )
     flags.DEFINE_string("out", None, "Folder for the JSON file; RUN/evaluation if not given.")
-    config_flags.DEFINE_config_dict("config", config_lib.to_config_dict(config_lib.Config()))
+    cli.define_settings()
     flags.mark_flags_as_required(["checkpoint"])
     cli.run(main)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from vit_registers import checkpointed, cli, distributed
 from vit_registers import config as config_lib
@@ -153,7 +152,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "Run folder: made, or gone on with.")
     flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod or SLURM job.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, to join processes anywhere else.")

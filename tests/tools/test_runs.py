@@ -49,7 +49,7 @@ def test_training_gets_the_config_of_the_point(make):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('"model.num_registers"', '"model.num_register"', "point 0 .*did you mean 'num_registers'"),
+        ('"model.num_registers"', '"model.num_register"', "point 0 .*did you mean 'model.num_registers'"),
         ('("learned", "none")', '("learned", "nine")', "point 2 of the sweep .*nine"),
         ("in (0, 2)", "in (0, 0)", "points 0 and 1 of the sweep are the same"),
         ("in range(2)", "in range(0)", "yields no point"),

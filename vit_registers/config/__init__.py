@@ -1,4 +1,4 @@
-"""Every setting and its default (core.py), and their strict conversion (convert.py).
+"""Every setting and its default (core.py), their strict conversion (convert.py), the --config flag (flag.py).
 
 Config files build a `Config` and return `to_config_dict(config)`, so that every setting prints and
 `--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses unknown keys
@@ -6,6 +6,7 @@ and wrong types.
 """
 
 from vit_registers.config.convert import (
+    check_names,
     flatten,
     from_mapping,
     lookup,
@@ -36,6 +37,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Run",
+    "check_names",
     "flatten",
     "from_mapping",
     "image_size",

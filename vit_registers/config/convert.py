@@ -11,8 +11,10 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from vit_registers.config.core import Config
+from vit_registers.config.core import ALTERNATIVES, Config
 from vit_registers.errors import ConfigError
+
+_MAX_SHOWN = 80  # characters of a value in a message
 
 
 def nearest(key: str, known: typing.Iterable[str]) -> str:
@@ -22,6 +24,49 @@ def nearest(key: str, known: typing.Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
+def suggestion(path: str) -> str:
+    """A hint for the name of a setting that does not exist: the nearest ones, in its section or another.
+
+    Names are compared by spelling, by initials ("lr" is learning_rate) and by their words ("decay").
+    """
+    section, _, key = path.rpartition(".")
+    if path in (sections := to_dict(Config())):
+        return f"it is a section, of {', '.join(sections[path])}"
+    known = list(flatten(to_dict(Config())))
+    own = [name for name in known if name.startswith(f"{section}.")]
+    for names in (own, known):
+        if found := _like(key, names):
+            return f"did you mean {' or '.join(repr(name) for name in found[:3])}?"
+    if own:
+        return f"settings of {section}: {', '.join(name.rpartition('.')[2] for name in own)}"
+    if close := difflib.get_close_matches(path, known, n=1, cutoff=0.75):  # the section is misspelt too
+        return f"did you mean '{close[0]}'?"
+    return f"sections: {', '.join(to_dict(Config()))}"
+
+
+def _like(key: str, names: list[str]) -> list[str]:
+    """Those of the settings `names` whose last part is most like `key`."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    initials = {name: "".join(part[:1] for part in last[name].split("_")) for name in names}
+    close = difflib.get_close_matches(key, last.values(), n=1, cutoff=0.7 if len(key) > 3 else 0.75)
+    return (
+        [name for name in names if last[name] == key]
+        or [name for name in names if len(key) > 1 and initials[name] == key]
+        or [name for name in names if key in last[name].split("_")]
+        or [name for name in names if close and last[name] == close[0]]
+    )
+
+
+def check_names(paths: typing.Iterable[str]) -> None:
+    """Raises ConfigError with all of the dotted `paths` that are not settings, and the nearest of each."""
+    known = flatten(to_dict(Config()))
+    unknown = [path for path in dict.fromkeys(paths) if path not in known]
+    if unknown:
+        raise ConfigError(
+            "; ".join(f"config.{path} is not a setting: {suggestion(path)}" for path in unknown)
+        )
+
+
 def lookup(table: Mapping[str, Any], key: str, where: str) -> Any:
     """table[key], or a ConfigError that names the setting `where` and lists what there is."""
     if key not in table:
@@ -29,10 +74,15 @@ def lookup(table: Mapping[str, Any], key: str, where: str) -> Any:
     return table[key]
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}={value!r}: want a section of settings")
+            raise ConfigError(f"{where}={_shown(value)}: want a section of settings")
         return _convert_section(hint, value, where)
     if isinstance(hint, types.UnionType):
         if value is None:
@@ -41,20 +91,20 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         args = typing.get_args(hint)
         if not isinstance(value, (tuple, list)) or (args[-1] is not ... and len(value) != len(args)):
-            raise ConfigError(f"{where}={value!r}: want a tuple such as (224, 224)")
+            raise ConfigError(f"{where}={_shown(value)}: want a tuple such as (224, 224)")
         return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} is an integer of {len(str(value))} digits: want a float") from None
     if type(value) is not hint:
-        raise ConfigError(f"{where}={value!r} is of type {type(value).__name__}: want {hint.__name__}")
+        raise ConfigError(f"{where}={_shown(value)} is of type {type(value).__name__}: want {hint.__name__}")
     return value
 
 
 def _convert_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise ConfigError(f"{where}.{key} is not a setting: {nearest(key, hints)}")
     return cls(**{key: _convert(values[key], hints[key], f"{where}.{key}") for key in values})
 
 
@@ -62,6 +112,10 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     """The Config of a ConfigDict, or of a dict read from JSON. Raises ConfigError for a wrong key or type."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"the config is of type {type(values).__name__}: want sections of settings")
+    sections = to_dict(Config())
+    check_names(name for name in flatten(values) if name not in sections)
     return _convert_section(Config, values, "config")
 
 
@@ -87,32 +141,37 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
                 out[name] = value
         return out
 
-    return section(config)
+    return section(config).lock()  # so that a misspelt name in a config file fails where it stands
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {'model.num_registers': 4, ...}."""
+    """Nested settings as {'model.num_registers': 4, ...}; an empty section is kept under its own name."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
-    """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4} put in."""
+    """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4} put in.
+
+    Where an override sets one of two alternatives (core.ALTERNATIVES), the other one is unset.
+    """
+    check_names(overrides)
     nested = to_dict(from_mapping(values))
-    for path, value in overrides.items():
-        *sections, key = path.split(".")
-        node = nested
-        for section in sections:
-            if not isinstance(node.get(section), dict):
-                raise ConfigError(f"config.{path} is not a setting: no section '{section}'")
-            node = node[section]
-        node[key] = value
+    for path, value in (dict(overrides) | _unset(overrides)).items():
+        section, key = path.split(".")
+        nested[section][key] = value
     return from_mapping(nested)
+
+
+def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
+    """The settings whose alternative is overridden, while they are not."""
+    pairs = [*ALTERNATIVES, *(pair[::-1] for pair in ALTERNATIVES)]
+    return {other: None for one, other in pairs if overrides.get(one) is not None and other not in overrides}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
@@ -121,18 +180,21 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     Returns a namespace with the keys of `defaults`; a value has the type of its default (int and
     float by literal, str as it stands, bool as True or False, or True when only the key is given).
     """
-    values = dict(defaults)
+    values, given = dict(defaults), set()
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
         if key not in defaults:
             raise ConfigError(f"config argument '{key}' is unknown: {nearest(key, defaults)}")
+        if key in given:
+            raise ConfigError(f"config argument '{key}' is given twice: keep one")
+        given.add(key)
         kind = type(defaults[key])
         if kind is str:
             values[key] = text
             continue
         try:
             value = True if kind is bool and not equals else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: deep nesting
             value = text
         values[key] = _convert(value, kind, f"config argument '{key}'")
     return types.SimpleNamespace(**values)

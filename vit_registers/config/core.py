@@ -173,6 +173,14 @@ class Config:
     run: Run = Run()
 
 
+# Two settings for one length; of a card and the command line, the one that the command line sets counts.
+ALTERNATIVES = (
+    ("run.total_steps", "run.total_epochs"),
+    ("run.eval_every_steps", "run.eval_every_epochs"),
+    ("optimizer.warmup_steps", "optimizer.warmup_epochs"),
+)
+
+
 def image_size(config: Config) -> tuple[int, int]:
     """(height, width) of the images that the loaders deliver."""
     return config.data.image_size or config.model.image_size

@@ -1,0 +1,175 @@
+"""Mistakes on the command line and in config files: one line that says what, where and how to fix it."""
+
+import json
+
+import pytest
+
+from vit_registers.config import Config, Run, override, to_dict
+
+DIGITS = "--config=configs/digits.py"
+_BEGINS = "def get_config(arg=None):\n"
+_IMPORTS = f"from vit_registers.config import *\n{_BEGINS}"
+_RETURNS = f"{_IMPORTS}    c = to_config_dict(Config())\n"
+
+# What a config file may hold instead of a config, and what is said of it; {file} is its path.
+CONFIG_FILES = {
+    "run.json": (json.dumps({"model": {}}), "--config={file} is JSON: want a config file in Python"),
+    "json.py": ('{"model": {}}', "--config={file} is JSON"),
+    "binary.py": (b"\0\1\2", "--config={file} is a binary file"),
+    "not_utf8.py": (b"# \xff\xfe\nx = 1\n", "--config={file}"),
+    "empty.py": ("", "--config={file}: the file has no get_config()"),
+    "no_function.py": ("x = 1\n", "--config={file}: the file has no get_config()"),
+    "syntax.py": ("x = 1\ndef get_config(:\n", "{file}:2: SyntaxError"),
+    "import.py": ("import nosuchmodule\n", "{file}:1: ModuleNotFoundError: No module named 'nosuchmodule'"),
+    "raises.py": (
+        "def get_config(arg=None):\n    raise RuntimeError('a\\nb')\n",
+        "{file}:2: RuntimeError: a",
+    ),
+    "wrong_type.py": (
+        f"{_BEGINS}    return int('x')\n",
+        "{file}:2: ValueError: invalid lit",
+    ),
+    "lookup.py": (_BEGINS + "    return {}['key']\n", "{file}:2: "),
+    "exits.py": ("import sys\nsys.exit('out')\n", "{file}:2: SystemExit: out"),
+    "opens.py": (
+        f"{_BEGINS}    open('nothere.txt')\n",
+        "{file}:2: nothere.txt: No such file",
+    ),
+    "none.py": (f"{_BEGINS}    pass\n", "get_config() returned NoneType; want a ConfigDict"),
+    "dict.py": (_BEGINS + "    return {'a': 1}\n", "returned dict; want a ConfigDict"),
+    "plain.py": (
+        "from vit_registers.config import Config\ndef get_config(arg=None):\n    return Config()\n",
+        "returned Config; want a ConfigDict",
+    ),
+    "argument.py": (
+        f"{_IMPORTS}    return Config(model=Model(widht=3))\n",
+        "{file}:3: Model has no setting 'widht': did you mean 'model.width'?",
+    ),
+    "section.py": (
+        f"{_IMPORTS}    return InitFrom(pth='x')\n",
+        "{file}:3: InitFrom has no setting 'pth': did you mean 'init_from.path'?",
+    ),
+    "reads.py": (
+        f"{_RETURNS}    c.model.width = c.optimizer.learing_rate\n    return c\n",
+        "{file}:4: there is no setting 'learing_rate': did you mean 'optimizer.learning_rate'?",
+    ),
+    "sets.py": (
+        f"{_RETURNS}    c.model.widht = 3\n    return c\n",
+        "{file}:4: there is no setting 'widht': did you mean 'model.width'?",
+    ),
+    "casts.py": (f"{_RETURNS}    c.model.patch_size = 'a'\n    return c\n", "{file}:4: TypeError: "),
+}
+
+
+def one_line(result, message):
+    """Asserts that a program ended with code 2 and one short line on standard error."""
+    code, _, err = result
+    assert code == 2, err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert message in err and len(err) < 1000, err
+
+
+@pytest.mark.parametrize("overrides", [(), ("--config.model.depth=1",)], ids=["plain", "overridden"])
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_config_files(run_here, tmp_path, name, overrides):
+    content, message = CONFIG_FILES[name]
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = run_here("train", f"--config={file}", f"--workdir={tmp_path}/run", *overrides)
+    one_line(result, message.format(file=file))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=configs",), "--config=configs is not a file"),
+        (("--config=configs/nosuch.py",), "--config=configs/nosuch.py: there is no such file"),
+        (("--config=configs/nosuch.py", "--config.model.depth=1"), "there is no such file"),
+        (("--config=",), "--config has no value"),
+        (("--config", "--verbosity=0"), "--config has no value"),
+        (("--config=a\0b",), "--config=a"),
+        ((DIGITS, "--config=configs/cifar10.py"), "--config is given 2 times: keep one"),
+        (("--config.model.depth=1", DIGITS), "Found --config.model.depth=1 in argv before"),
+        (("--config=configs/digits.py:steps=1,steps=2",), "config argument 'steps' is given twice"),
+        (("--config=configs/transfer.py:path=/nonexistent",), "/nonexistent: there is no such file"),
+        ((DIGITS, "--workdir="), "--workdir= is empty"),
+        ((DIGITS, "--flagfile=nothere"), "nothere"),
+        ((DIGITS, "--workdir=caf\udce9"), "is not valid UTF-8"),
+        ((DIGITS, "--config.data.name=caf\udce9"), "is not valid UTF-8"),
+        (
+            (DIGITS, "--config.optimizer.grad_clip_norm=" + 5000 * "1"),
+            "(5002 characters) is of type str",
+        ),
+        (
+            (DIGITS, "--config.optimizer.grad_clip_norm=" + 400 * "1"),
+            "is an integer of 400 digits",
+        ),
+        ((DIGITS, "--config.model.depth=" + 5000 * "("), "(5002 characters) is of type str: want int"),
+        ((DIGITS, "--config.model=1"), "config.model is not a setting: it is a section, of variant, width"),
+        ((DIGITS, "--config.=1"), "config. is not a setting"),
+        ((DIGITS, "--config.data.also_eval=digits test"), "also_eval"),
+    ],
+)
+def test_arguments(run_here, tmp_path, arguments, message):
+    workdir = () if any("workdir" in argument for argument in arguments) else (f"--workdir={tmp_path}/run",)
+    one_line(run_here("train", *workdir, *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("program", "flag"),
+    [("evaluate", "checkpoint"), ("convert", "input"), ("analyze", "checkpoint"), ("train", "workdir")],
+)
+def test_flags_without_a_value(run_here, program, flag):
+    one_line(run_here(program, f"--{flag}="), f"--{flag}= is empty")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("optimizer.lr", "'optimizer.learning_rate'"),
+        ("lr", "'optimizer.learning_rate'"),
+        ("model.learning_rate", "'optimizer.learning_rate'"),
+        ("optimizer.wd", "'optimizer.weight_decay'"),
+        ("optimizer.decay", "'optimizer.weight_decay' or 'optimizer.ema_decay'"),
+        ("data.bs", "'data.batch_size'"),
+        ("data.batchsize", "'data.batch_size'"),
+        ("model.dpth", "'model.depth'"),
+        ("modl.depth", "'model.depth'"),
+        ("modle.patchsize", "'model.patch_size'"),
+        ("run.steps", "'run.total_steps'"),
+        ("model.depth.x", "'model.depth'"),
+        ("model.image_size[0]", "'model.image_size'"),
+        ("optimizer.qqqq", "settings of optimizer: loss, name"),
+        ("qqqq", "sections: model, init_from"),
+    ],
+)
+def test_the_nearest_setting_is_named(run_here, tmp_path, given, meant):
+    one_line(run_here("train", DIGITS, f"--workdir={tmp_path}", f"--config.{given}=1"), meant)
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "analyze"])
+def test_all_misspelt_settings_are_named_at_once(run_here, program):
+    wrong = ("model.dpth", "optimizer.lr", "data.bs")
+    result = run_here(program, *(f"--config.{name}=1" for name in wrong))
+    for name in wrong:
+        one_line(result, f"config.{name} is not a setting")
+
+
+@pytest.mark.parametrize(
+    ("card", "given", "left"),
+    [
+        ("total_steps", "total_epochs", {"total_steps": None, "total_epochs": 3}),
+        ("total_epochs", "total_steps", {"total_steps": 3, "total_epochs": None}),
+        ("eval_every_steps", "eval_every_epochs", {"eval_every_steps": None, "eval_every_epochs": 3}),
+    ],
+)
+def test_an_override_unsets_the_alternative_of_the_card(card, given, left):
+    run = override(to_dict(Config(run=Run(**{card: 7}))), {f"run.{given}": 3}).run
+    assert {name: getattr(run, name) for name in left} == left
+    both = override(to_dict(Config()), {f"run.{card}": 7, f"run.{given}": 3}).run
+    assert getattr(both, card) == 7 and getattr(both, given) == 3
+
+
+def test_an_override_on_the_command_line_unsets_the_alternative_of_the_card(run_here, tmp_path):
+    arguments = (DIGITS, "--config.run.total_epochs=0.001", "--config.optimizer.warmup_epochs=0.002")
+    one_line(run_here("train", *arguments, f"--workdir={tmp_path}/run"), "total")

@@ -1,0 +1,132 @@
+"""The --config flag of the programs: the Config that it gives, and its mistakes as one line each."""
+
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vit_registers.config.convert import check_names, override, suggestion
+from vit_registers.config.core import Config
+from vit_registers.errors import ConfigError, UserError
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_FLAG = re.compile(r"--?config(?:=|$)")
+_MAX_TEXT = 300  # characters of another package's message
+_WANT = "want a config file in Python, such as configs/digits.py"
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+    """Raises ConfigError with all overrides that are no settings, or for a second --config. Reads no file."""
+    matches = (_OVERRIDE.match(argument) for argument in argv)
+    check_names(match[1] for match in matches if match)
+    if (count := sum(bool(_FLAG.match(argument)) for argument in argv)) > 1:
+        raise ConfigError(f"--config is given {count} times: keep one")
+
+
+def read(flag: flags.Flag) -> Config:
+    """The Config of a --config flag whose file is read.
+
+    Where an override sets one of two alternatives, the other one is unset, whatever the file says.
+    """
+    return override(flag.value, config_flags.get_override_values(flag))
+
+
+class ConfigFile(flags.ArgumentParser):
+    """The parser of --config=FILE[:ARGUMENT], which calls get_config() of the file.
+
+    Whatever is wrong with the file, or raised by it, becomes a ConfigError that names the file and the line.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser  # of ml_collections
+
+    def parse(self, path: str) -> ConfigDict:
+        """The ConfigDict that the file returns. Raises ConfigError."""
+        file = path.partition(":")[0]
+        _check_file(file)
+        try:
+            config = self._parser.parse(path)
+            if config is not None:
+                getattr(config, "keys", None)  # raises the error of a file that get_config() could not open
+        except (Exception, SystemExit) as error:  # a config file can raise anything
+            raise explain(error, file) from error
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(
+                f"--config={file}: get_config() returned {type(config).__name__}; want a ConfigDict, as "
+                "to_config_dict(Config(...)) returns it"
+            )
+        return config
+
+
+def _check_file(path: str) -> None:
+    """Raises ConfigError for what can be no config file, by its name and first bytes."""
+    if not path or path.startswith("--"):
+        raise ConfigError(f"--config has no value: {_WANT}")
+    file = Path(path).expanduser()
+    try:
+        if not file.exists():
+            raise ConfigError(f"--config={path}: there is no such file")
+        if not file.is_file():
+            raise ConfigError(f"--config={path} is not a file: {_WANT}")
+        with file.open("rb") as opened:
+            head = opened.read(4096)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config={path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if file.suffix == ".json" or head.lstrip()[:1] == b"{":
+        raise ConfigError(
+            f"--config={path} is JSON: {_WANT}; to resume a run, give the command that started it"
+        )
+    if b"\0" in head:
+        raise ConfigError(f"--config={path} is a binary file: {_WANT}")
+
+
+def explain(error: BaseException, path: str = "") -> UserError:
+    """What went wrong while the flags were parsed, in one line; `path` is the config file, if it was read."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    for one in chain:
+        if isinstance(one, UserError):
+            return one
+    for one in reversed(chain) if path else ():
+        if line := _line(one, path):
+            return ConfigError(f"{path}:{line}: {_problem(one)}")
+    if path:
+        return ConfigError(f"--config={path}: {_problem(chain[-1])}")
+    if found := re.search(r"Flag (--\w+) must have a value other than None", str(error)):
+        return ConfigError(f"{found[1]} is missing: give it a value")
+    return ConfigError(_text(error) if isinstance(error, flags.Error) else _problem(error))
+
+
+def _line(error: BaseException, path: str) -> int | None:
+    """The line of the config file in which an error was raised; None where that is elsewhere."""
+    file = Path(path).expanduser().resolve()
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == file:
+        return error.lineno
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file]
+    return frames[-1].lineno if frames else None
+
+
+def _problem(error: BaseException) -> str:
+    """What an error says, with the nearest setting where it is about a name that none has."""
+    text = str(error)
+    if isinstance(error, AttributeError) and error.name == "get_config":
+        return "the file has no get_config(); want def get_config(arg=None), which returns a ConfigDict"
+    if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
+        section = re.sub(r"(?<!^)(?=[A-Z])", "_", found[1]).lower()
+        return f"{found[1]} has no setting '{found[2]}': {suggestion(f'{section}.{found[2]}')}"
+    is_of_settings = isinstance(error, AttributeError | KeyError) and not isinstance(error, flags.Error)
+    if is_of_settings and (found := re.search(r"\W*([A-Za-z_]\w*)\\*['\"]", text)):
+        return f"there is no setting '{found[1]}': {suggestion(found[1])}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
+
+
+def _text(error: BaseException) -> str:
+    """The first line of what an error says, shortened."""
+    line = next(iter(str(error).strip().splitlines()), "").strip()
+    return f"{line[:_MAX_TEXT]} ..." if len(line) > _MAX_TEXT else line
