@@ -8,6 +8,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import logging
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -134,7 +135,7 @@ def run_here(monkeypatch, capfd):
             patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
             patch.delitem(sys.modules, f"vit_registers.{program}", raising=False)
             patch.chdir(ROOT)
-            verbosity = absl_logging.get_verbosity()
+            verbosity, on_interrupt = absl_logging.get_verbosity(), signal.getsignal(signal.SIGINT)
             try:
                 with pytest.raises(SystemExit) as stopped:
                     runpy.run_module(f"vit_registers.{program}", run_name="__main__", alter_sys=True)
@@ -145,6 +146,7 @@ def run_here(monkeypatch, capfd):
                         delattr(flags.FLAGS, name)
                 flags.FLAGS.unparse_flags()
                 absl_logging.set_verbosity(verbosity)
+                signal.signal(signal.SIGINT, on_interrupt)
         return stopped.value.code or 0, *capfd.readouterr()
 
     return run_here

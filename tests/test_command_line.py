@@ -1,11 +1,17 @@
 """Mistakes on the command line and in config files: one line that says what, where and how to fix it."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from vit_registers.config import Config, Run, override, to_dict
 
+ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
 _BEGINS = "def get_config(arg=None):\n"
 _IMPORTS = f"from vit_registers.config import *\n{_BEGINS}"
@@ -173,3 +179,46 @@ def test_an_override_unsets_the_alternative_of_the_card(card, given, left):
 def test_an_override_on_the_command_line_unsets_the_alternative_of_the_card(run_here, tmp_path):
     arguments = (DIGITS, "--config.run.total_epochs=0.001", "--config.optimizer.warmup_epochs=0.002")
     one_line(run_here("train", *arguments, f"--workdir={tmp_path}/run"), "total")
+
+
+@pytest.mark.parametrize("program", ["vit_registers.train", "vit_registers.evaluate", "tools.sweep"])
+def test_misspelt_settings_are_named_before_the_slow_imports(program):
+    code = f"""
+import runpy, sys
+sys.argv = ["x", "--config=configs/digits.py", "--config.optimizer.lr=1"]
+try:
+    runpy.run_module("{program}", run_name="__main__", alter_sys=True)
+except SystemExit as stopped:
+    assert stopped.code == 2
+assert "jax" not in sys.modules
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "did you mean 'optimizer.learning_rate'?" in ended.stderr
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("moment", ["imports", "parameters"])
+def test_ctrl_c_before_the_first_step_is_a_line_at_most(start, tmp_path, moment, times):
+    program = start("train", DIGITS, f"--workdir={tmp_path}/run")
+    if moment == "imports":
+        time.sleep(0.5)
+    else:
+        assert program.stdout.readline().startswith("parameters")
+    for _ in range(times):
+        program.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, err = program.communicate(timeout=60)
+    assert program.returncode in (0, 130, -signal.SIGINT)
+    assert err in ("", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["config.json", "parameters.txt", "metrics.jsonl", "result.json"])
+def test_folders_where_files_are_expected(run_here, tmp_path, name):
+    (tmp_path / "run" / name / "inside").mkdir(parents=True)
+    one_line(run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}/run"), name)
+
+
+def test_a_file_where_a_folder_is_expected(run_here, tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    one_line(run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}"), "checkpoints")

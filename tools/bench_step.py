@@ -11,6 +11,10 @@ the device. Variants differ from --config in one thing, train steps also in back
 are timed in turn, round after round, and ratios are taken within a round. See docs/performance.md.
 """
 
+from vit_registers import cli
+
+cli.begin(__name__)
+
 import contextlib
 import dataclasses
 import json
@@ -29,7 +33,6 @@ from ml_collections import ConfigDict
 
 from tools import bench_models
 from tools.bench_programs import Other, Program, Variant, flops_per_image, matmul_peak, prepare
-from vit_registers import cli
 from vit_registers.config import Config, Data, Model, to_config_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention import BACKENDS

@@ -6,6 +6,10 @@
 No devices are needed: with --config the table of that config on so many is printed.
 """
 
+from vit_registers import cli
+
+cli.begin(__name__)
+
 import dataclasses
 import importlib.util
 import math
@@ -16,7 +20,6 @@ import jax
 from absl import flags
 from jax.sharding import AbstractMesh
 
-from vit_registers import cli
 from vit_registers.config import Config, override
 from vit_registers.errors import ConfigError
 from vit_registers.models.partition import parameter_path

@@ -6,13 +6,16 @@ For data sets whose archives TFDS cannot download, such as imagenet2012, put the
 DIR/downloads/manual first.
 """
 
+from vit_registers import cli
+
+cli.begin(__name__)
+
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from vit_registers import cli
 from vit_registers.errors import DataError
 
 

@@ -9,6 +9,10 @@ others are compared with; `published(arg)`, a list of (labels, percent, source).
 run is finished.
 """
 
+from vit_registers import cli
+
+cli.begin(__name__)
+
 import collections
 import csv
 import dataclasses
@@ -21,7 +25,6 @@ from typing import Any
 from absl import flags
 
 from tools.runs import SEED, Run, Sweep, count_parameters, read_result, read_sweep, short_keys
-from vit_registers import cli
 from vit_registers.errors import ConfigError
 
 Labels = Mapping[str, str]

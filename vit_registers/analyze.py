@@ -10,6 +10,10 @@ stand side by side. Features are kept in OUT/features and used again while nothi
 command goes on where it was.
 """
 
+from vit_registers import cli
+
+cli.begin(__name__)
+
 import math
 import sys
 from pathlib import Path
@@ -19,7 +23,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import cli, subjects
+from vit_registers import subjects
 from vit_registers.analysis import write
 from vit_registers.analysis.experiments.listed import EXPERIMENTS
 from vit_registers.analysis.outliers import find

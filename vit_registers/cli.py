@@ -16,9 +16,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_registers.config import Config, flag, to_config_dict
-from vit_registers.errors import ConfigError, UserError
+from vit_registers.errors import INTERRUPTED, ConfigError, UserError, user_line
 
-INTERRUPTED = 130  # the exit code after ctrl-C, as of a shell
 _OF_JAX = "1"  # what jax sets TF_CPP_MIN_LOG_LEVEL to when it is imported
 
 
@@ -29,15 +28,29 @@ def fail(error: Exception) -> None:
     sys.exit(2)
 
 
+def begin(module_name: str) -> None:
+    """To be called by a program before the imports that take seconds, with its __name__.
+
+    Until `run`, ctrl-C ends the process at once, as an interrupted import of a C extension may ignore it or
+    fail as something else. Settings that do not exist are named without these imports.
+    """
+    if module_name != "__main__":
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        _check_text(sys.argv)
+        flag.check_arguments(sys.argv)
+    except ConfigError as error:
+        fail(error)
+
+
 def _parse(argv: list[str]) -> list[str]:
     if any(arg in ("--help", "-h", "--helpfull") for arg in argv):
         print(sys.modules["__main__"].__doc__)
         print(flags.FLAGS.get_help() if "--helpfull" in argv else flags.FLAGS.main_module_help())
         sys.exit(0)
     try:
-        _check_text(argv)
-        if "config" in flags.FLAGS:
-            flag.check_arguments(argv)
         _check_empty(argv)
         with _quiet(logging.get_absl_logger()):  # what it warns of is an error here
             rest = flags.FLAGS(argv)
@@ -87,7 +100,6 @@ def define_config(default: str | None = None) -> None:
 def define_settings() -> None:
     """Defines --config.SECTION.NAME=VALUE without a file, for what is read from a run."""
     with _one_line():
-        flag.check_arguments(sys.argv)
         config_flags.DEFINE_config_dict("config", to_config_dict(Config()))
 
 
@@ -135,16 +147,17 @@ def run(main: Callable[[], None]) -> None:
             _hush_failed_saves()
         try:
             main()
-        except UserError as error:
-            fail(error)
-        except OSError as error:  # of a file or folder, which the user can put right
-            if error.filename is None:
+        except Exception as error:
+            line = user_line(error)
+            if line is None:
                 raise
-            fail(ConfigError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+            fail(UserError(line))
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `begin`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt:

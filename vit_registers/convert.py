@@ -10,6 +10,10 @@ init_from), or one of those formats. What was written is read again and compared
 tensor becomes which parameter, and writes nothing.
 """
 
+from vit_registers import cli
+
+cli.begin(__name__)
+
 import contextlib
 import ctypes
 import dataclasses
@@ -23,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from vit_registers import checkpointed, cli
+from vit_registers import checkpointed
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError

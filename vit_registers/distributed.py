@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed as jax_distributed  # for its key-value store, which has no public name
 
-from vit_registers.errors import ConfigError, UserError
+from vit_registers.errors import INTERRUPTED, ConfigError, user_line
 from vit_registers.rendezvous import meet, split_address
 
 MENDABLE, LOST = 2, 3  # exit codes: something to mend first; a process or host is gone or hung: start again
@@ -213,13 +213,16 @@ def _check_count(state: Any) -> None:
 
 
 def _end_for(error: BaseException, lost_timeout_s: float) -> NoReturn:
-    if isinstance(error, UserError) and not _is_of_the_runtime(error):
-        end_all(str(error), MENDABLE)
+    line = user_line(error)
+    if line is not None and not _is_of_the_runtime(error):
+        end_all(line, MENDABLE)
+    if isinstance(error, KeyboardInterrupt):
+        end_all("interrupted", INTERRUPTED)
     if _is_of_the_runtime(error) and "RESOURCE_EXHAUSTED" not in str(error):
         # Most often another process is gone, and soon the watch knows which, and ends this one.
         time.sleep(lost_timeout_s + _FAREWELL_S)
-    if isinstance(error, UserError):
-        end_all(str(error), MENDABLE)
+    if line is not None:
+        end_all(line, MENDABLE)
     traceback.print_exception(error)
     end_all(f"{type(error).__name__}: {error}".splitlines()[0], 1)
 

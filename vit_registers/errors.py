@@ -3,6 +3,10 @@
 Each message says what is wrong, where, and how to mend it. `assert` is for our own mistakes.
 """
 
+import os
+
+INTERRUPTED = 130  # the exit code after ctrl-C, as of a shell
+
 
 class UserError(Exception):
     """Base of all errors that a user can mend."""
@@ -22,3 +26,12 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
+
+
+def user_line(error: BaseException) -> str | None:
+    """The line to print of an error that the user can put right (a UserError, or one of a file), else None."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return None

@@ -6,6 +6,10 @@ The run folder is all that is needed; --config.data... changes the data, and --c
 The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json.
 """
 
+from vit_registers import cli
+
+cli.begin(__name__)
+
 import json
 import time
 
@@ -13,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import checkpointed, cli
+from vit_registers import checkpointed
 from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
