@@ -29,7 +29,7 @@ class TrainingError(UserError):
 
 
 def user_line(error: BaseException) -> str | None:
-    """The line to print of an error that the user can put right (a UserError, or one of a file), else None."""
+    """The line to print of an error that the user can put right, a UserError or one of a file; else None."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
