@@ -7,9 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vit_registers.config import Config, Run, override, to_dict
+from vit_registers.errors import user_line
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
@@ -222,3 +226,13 @@ def test_folders_where_files_are_expected(run_here, tmp_path, name):
 def test_a_file_where_a_folder_is_expected(run_here, tmp_path):
     (tmp_path / "checkpoints").write_text("")
     one_line(run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}"), "checkpoints")
+
+
+def test_memory_that_does_not_suffice_is_one_line():
+    with pytest.raises((MemoryError, jax.errors.JaxRuntimeError)) as here:
+        np.zeros(2**60, np.uint8)
+    assert "out of memory (Unable to allocate 1.00 EiB" in user_line(here.value)
+    with pytest.raises(jax.errors.JaxRuntimeError) as device:
+        jnp.zeros((2**30, 2**15), jnp.uint8).block_until_ready()
+    assert user_line(device.value).startswith("out of memory (Out of memory allocating")
+    assert user_line(ValueError("x")) is None

@@ -29,9 +29,15 @@ class TrainingError(UserError):
 
 
 def user_line(error: BaseException) -> str | None:
-    """The line to print of an error that the user can put right, a UserError or one of a file; else None."""
+    """The line to print of an error that the user can put right, else None.
+
+    That is a UserError, an error of a file, or memory that does not suffice, of this host or of a device.
+    """
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the latter is XLA's
+        reason = next(iter(str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()), "")
+        return f"out of memory ({reason[:200]}): take a smaller batch or model, or more devices"
     return None
