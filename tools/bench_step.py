@@ -13,7 +13,6 @@ are timed in turn, round after round, and ratios are taken within a round. See d
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import statistics
@@ -35,6 +34,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.attention import BACKENDS
 from vit_registers.models.blocks import DTYPES, VARIANTS
 from vit_registers.models.masks import MASKS
+from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 
 SMALL = {"width": 64, "depth": 1, "num_heads": 2, "image_size": (64, 64), "num_classes": 10}
@@ -254,7 +254,7 @@ def main() -> None:
     if flags.FLAGS.json:
         rates = {program.name: program.rates for program in programs}
         record = {"machine": machine(), "peaks": peaks, "images_per_s": rates, "goals": reached}
-        Path(flags.FLAGS.json).write_text(json.dumps(record, indent=1))
+        Path(flags.FLAGS.json).write_text(dumps(record))
 
 
 def define_flags() -> None:

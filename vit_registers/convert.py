@@ -13,7 +13,6 @@ tensor becomes which parameter, and writes nothing.
 import contextlib
 import ctypes
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from vit_registers.interop import convert, export
 from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.checkpoint_folder import list_steps
 from vit_registers.training.checkpoints import Checkpoints
@@ -105,7 +105,7 @@ def to_run(source: Source, output: str) -> None:
     if source.opened is not None:
         origin += f", read as {source.opened.found.source}"
     write_parameter_overview(params, run / "parameters.txt")
-    (run / "config.json").write_text(json.dumps(config_lib.to_dict(source.config), indent=1) + "\n")
+    (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     with Checkpoints(output, source.config) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
         written.save(state, None, origin=origin)

@@ -6,7 +6,6 @@ The run folder is all that is needed; --config.data... changes the data, and --c
 The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json.
 """
 
-import json
 import time
 
 import jax
@@ -18,7 +17,9 @@ from vit_registers import config as config_lib
 from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
+from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
+from vit_registers.training.metrics import find_non_finite
 
 
 def evaluate(
@@ -62,10 +63,12 @@ def main() -> None:
     for name, value in result.items():
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name:<12}{shown}")
+    if found := find_non_finite(result):
+        print(f"{'warning':<12}{found}")
     folder = cli.writable_folder(values.out or f"{values.checkpoint}/evaluation", "--out")
     suffix = "" if result["params"] == "params" else f"-{result['params']}"
     path = folder / f"{result['split'].replace('/', '_')}-{result['step']}{suffix}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(dumps(result) + "\n")
     print(f"{'written to':<12}{path}")
 
 

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.strict_json import plain
 from vit_registers.training.checkpoint_folder import (
     FORMAT_VERSION,
     checkpoint_root,
@@ -134,7 +135,7 @@ class Checkpoints:
             "format": FORMAT_VERSION,
             "config": config_lib.to_dict(self._config),
             "data_position": {"seed": self._config.run.seed, "next_step": step},
-            "metrics": metrics,
+            "metrics": plain(metrics),
             "origin": origin,
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},
         }
