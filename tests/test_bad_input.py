@@ -37,6 +37,15 @@ def _assert_one_line(result, message):
         ((DIGITS, "--config.data.train_ops=flipp"), "did you mean 'flip'"),
         ((DIGITS, "--config.model.num_classes=7"), "set --config.model.num_classes=10"),
         ((DIGITS, "--config.run.total_epochs=3"), "both set"),
+        (
+            (DIGITS, "--config.optimizer.eps=0.0", "--config.run.seed=-1"),
+            "eps=0.0: want > 0; run.seed=-1: want",
+        ),
+        ((DIGITS, "--config.data.std=(0.0,)"), "data.std=(0.0,): want > 0"),
+        (
+            (DIGITS, "--config.model.channels=3"),
+            "data.std=(0.5,): want one for each channel, and model.channels=3",
+        ),
         ((DIGITS, "--workdir=gs://bucket/run"), "mount the bucket"),
     ],
 )

@@ -145,7 +145,7 @@ def parse_arguments(base: Config, arguments: Sequence[str]) -> Config | None:
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return from_mapping(values.config)
+    return from_mapping(values.config, checked=())
 
 
 def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Path) -> Sweep:

@@ -79,7 +79,7 @@ def open_source(path: str, *, source: str, hints: Hints, step: int | None, param
     data, origin = preprocessing(opened, Path(path).expanduser())
     print(convert.describe(opened))
     print(f"normalisation {origin}: mean {data.mean}, std {data.std}")
-    config = Config(model=opened.model, data=data)
+    config = config_lib.check(Config(model=opened.model, data=data), ("model", "data"))
     return Source(config=config, opened=opened, step=None, params=params, path=path)
 
 

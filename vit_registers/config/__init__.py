@@ -1,10 +1,11 @@
-"""Every setting and its default (core.py), and their strict conversion (convert.py).
+"""Every setting and its default (core.py), its values (checks.py), and their strict conversion (convert.py).
 
 Config files build a `Config` and return `to_config_dict(config)`, so that every setting prints and
-`--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses unknown keys
-and wrong types.
+`--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses unknown
+keys, wrong types and values that cannot be.
 """
 
+from vit_registers.config.checks import check, check_section, check_value
 from vit_registers.config.convert import (
     flatten,
     from_mapping,
@@ -36,6 +37,9 @@ __all__ = [
     "Model",
     "Optimizer",
     "Run",
+    "check",
+    "check_section",
+    "check_value",
     "flatten",
     "from_mapping",
     "image_size",

@@ -5,12 +5,13 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from vit_registers.config import checks
 from vit_registers.config.core import Config
 from vit_registers.errors import ConfigError
 
@@ -58,11 +59,15 @@ def _convert_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
     return cls(**{key: _convert(values[key], hints[key], f"{where}.{key}") for key in values})
 
 
-def from_mapping(values: Mapping[str, Any]) -> Config:
-    """The Config of a ConfigDict, or of a dict read from JSON. Raises ConfigError for a wrong key or type."""
+def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.SECTIONS) -> Config:
+    """The Config of a ConfigDict, or of a dict read from JSON.
+
+    Raises ConfigError for a wrong key or type, and in one line for all values that cannot be, in the
+    sections `checked`. The config of a run that was trained earlier needs no check of its values.
+    """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
-    return _convert_section(Config, values, "config")
+    return checks.check(_convert_section(Config, values, "config"), checked)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -101,9 +106,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
-    """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4} put in."""
-    nested = to_dict(from_mapping(values))
+def override(
+    values: Mapping[str, Any], overrides: Mapping[str, Any], *, checked: Sequence[str] = checks.SECTIONS
+) -> Config:
+    """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4} put in.
+
+    Values are checked as by from_mapping, when all overrides are in.
+    """
+    nested = to_dict(from_mapping(values, checked=()))
     for path, value in overrides.items():
         *sections, key = path.split(".")
         node = nested
@@ -112,7 +122,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
                 raise ConfigError(f"config.{path} is not a setting: no section '{section}'")
             node = node[section]
         node[key] = value
-    return from_mapping(nested)
+    return from_mapping(nested, checked=checked)
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:

@@ -45,11 +45,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: str, config: config_lib.Config):
-        if config.checkpoint.keep_last < 2:
-            raise ConfigError(
-                f"checkpoint.keep_last={config.checkpoint.keep_last}: want >= 2, "
-                "or a damaged checkpoint has none before it"
-            )
+        config_lib.check_section("checkpoint", config.checkpoint)
         self._run, self._config = run, config
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from vit_registers.config import Config
+from vit_registers.config import Config, check_section
 from vit_registers.data.batch import Batch
-from vit_registers.errors import CheckpointError, ConfigError, TrainingError
+from vit_registers.errors import CheckpointError, TrainingError
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import Durations
 from vit_registers.training.metrics import find_non_finite
@@ -42,8 +42,7 @@ class Loop:
     _is_save_due: bool = False
 
     def __post_init__(self) -> None:
-        if self.config.run.max_skipped_steps < 0:
-            raise ConfigError(f"run.max_skipped_steps={self.config.run.max_skipped_steps}: want >= 0")
+        check_section("run", self.config.run)
         self._skipped, self._skipped_in_a_row = self.checkpoints.skipped
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
@@ -51,7 +50,7 @@ class Loop:
 
         Raises TrainingError where too many steps in a row are not finite.
         """
-        total, log_every = self.durations.total_steps, max(self.config.run.log_every_steps, 1)
+        total, log_every = self.durations.total_steps, self.config.run.log_every_steps
         step, evaluated = int(state.step), None
         with StopRequest() as stop, self.watchdog, self.profile:
             while step < total and not self.agreement.is_reached(step, stop):

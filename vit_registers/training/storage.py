@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from vit_registers import config as config_lib
 from vit_registers import distributed
-from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.errors import CheckpointError
 from vit_registers.training.metrics import find_non_finite
 from vit_registers.training.writers import say
 
@@ -117,8 +117,6 @@ class FailedSaves:
     """The saves that failed since the last one that did not. So many in a row as `limit` end the run."""
 
     def __init__(self, root: Any, limit: int):
-        if limit < 1:
-            raise ConfigError(f"checkpoint.max_failed_saves={limit}: want >= 1")
         self._root, self._limit = root, limit
         self._failed: list[tuple[int, str]] = []
 
