@@ -7,7 +7,9 @@ from scipy.special import expit, log_softmax
 from sklearn.metrics import top_k_accuracy_score
 
 from vit_registers.analysis.experiments.accuracy import measure
-from vit_registers.training.losses import LOSSES
+from vit_registers.config import Config, Model, Optimizer
+from vit_registers.errors import ConfigError
+from vit_registers.training.losses import LOSSES, make_loss_per_example
 from vit_registers.training.metrics import classification_sums, find_non_finite
 
 
@@ -44,6 +46,16 @@ def test_multi_hot_loss_is_binary_cross_entropy_against_all_classes_that_were_mi
         torch.tensor(logits), torch.tensor(labels).gt(0.0).float()
     )
     np.testing.assert_allclose(LOSSES["multi_hot"](logits, labels).mean(), theirs.numpy(), rtol=1e-6)
+
+
+def test_the_softmax_over_one_class_is_refused_with_a_remedy():
+    config = Config(model=Model(num_classes=1))
+    with pytest.raises(
+        ConfigError, match=r"model.num_classes=1 with .*; give .* or set optimizer.loss='sigmoid'"
+    ):
+        make_loss_per_example(config)
+    for other in (Config(optimizer=Optimizer(loss="sigmoid"), model=config.model), Config()):
+        assert make_loss_per_example(other) is LOSSES[other.optimizer.loss]
 
 
 def test_top1_and_top5_equal_scikit_learn_over_masked_parts():

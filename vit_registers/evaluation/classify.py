@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_registers.config import Config, lookup
+from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
-from vit_registers.training.losses import LOSSES
+from vit_registers.training.losses import make_loss_per_example
 from vit_registers.training.metrics import Sums, classification_sums
 from vit_registers.training.sharding import replicated
 from vit_registers.training.state import build
@@ -26,7 +26,7 @@ def make_evaluate(config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mes
     five classes or fewer. Of several right labels any one will do; an image without one does not
     count; the loss is that against the uniform distribution over them.
     """
-    loss_per_example = lookup(LOSSES, config.optimizer.loss, "optimizer.loss")
+    loss_per_example = make_loss_per_example(config)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(params: Any, batch: Batch) -> Sums:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from vit_registers.config import Config, lookup
+from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
 from vit_registers.training.averages import make_average
-from vit_registers.training.losses import LOSSES
+from vit_registers.training.losses import make_loss_per_example
 from vit_registers.training.metrics import is_finite
 from vit_registers.training.mixing import mix
 from vit_registers.training.state import TrainState, build
@@ -29,7 +29,7 @@ def prepare(config: Config, key: jax.Array, batch: Batch) -> tuple[jax.Array, ja
 
 def make_loss(config: Config, graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """loss(params, key, image, label_BxY, mask_B) -> (sum of losses, number of right answers)."""
-    loss_per_example = lookup(LOSSES, config.optimizer.loss, "optimizer.loss")
+    loss_per_example = make_loss_per_example(config)
 
     def loss(params: Any, key: jax.Array, image: jax.Array, label_BxY: jax.Array, mask_B: jax.Array):
         logits_BxY = build(graphdef, params)(image, drop_key=key).logits
