@@ -14,10 +14,11 @@ ENTRY_POINTS = ("train", "evaluate", "analyze", "convert")
 # Who may import whom, by room. "*" may import everything.
 ALLOWED = {
     "errors": set(),
+    "strict_json": set(),
     "config": {"errors", "config"},
     "models": {"errors", "config", "models"},
     "data": {"errors", "config", "data"},
-    "training": {"errors", "config", "distributed", "models", "data.batch", "training"},
+    "training": {"errors", "strict_json", "config", "distributed", "models", "data.batch", "training"},
     "evaluation": {
         "errors",
         "config",
@@ -29,7 +30,7 @@ ALLOWED = {
         "training.sharding",
         "training.state",
     },
-    "interop": {"errors", "config", "models", "interop"},
+    "interop": {"errors", "strict_json", "config", "models", "interop"},
     "checkpointed": {"errors", "config", "models", "training", "interop"},
     "subjects": {
         "errors",
@@ -49,12 +50,14 @@ ALLOWED = {
         "subjects",
         "training.sharding",
     },
+    "startup": {"cli"},
     "cli": {"errors", "config"},
     "rendezvous": {"errors"},
     "distributed": {"errors", "rendezvous"},
     "recipes": {"errors", "config"},
     "analysis": {
         "errors",
+        "strict_json",
         "config",
         "models",
         "data",

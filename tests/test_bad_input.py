@@ -37,6 +37,15 @@ def _assert_one_line(result, message):
         ((DIGITS, "--config.data.train_ops=flipp"), "did you mean 'flip'"),
         ((DIGITS, "--config.model.num_classes=7"), "set --config.model.num_classes=10"),
         ((DIGITS, "--config.run.total_epochs=3", "--config.run.total_steps=4"), "both set"),
+        (
+            (DIGITS, "--config.optimizer.eps=0.0", "--config.run.seed=-1"),
+            "eps=0.0: want > 0; run.seed=-1: want",
+        ),
+        ((DIGITS, "--config.data.std=(0.0,)"), "data.std=(0.0,): want > 0"),
+        (
+            (DIGITS, "--config.model.channels=3"),
+            "data.std=(0.5,): want one for each channel, and model.channels=3",
+        ),
         ((DIGITS, "--workdir=gs://bucket/run"), "mount the bucket"),
     ],
 )
@@ -194,7 +203,8 @@ def test_run_folder_with_a_relative_name(run, tmp_path):
 @pytest.mark.slow
 def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(run, tmp_path):
     args = ("--config=configs/digits.py:steps=40", *SHORT, f"--workdir={tmp_path}")
-    result = run(
-        "train", *args, "--config.optimizer.learning_rate=1e30", "--config.optimizer.grad_clip_norm=None"
-    )
-    _assert_one_line(result, "The last good checkpoint is that of step 2")
+    # The first step has the rate 0, and every later one an update whose norm is infinite.
+    args += ("--config.optimizer.learning_rate=1e30", "--config.optimizer.grad_clip_norm=None")
+    result = run("train", *args, "--config.run.eval_every_steps=1")
+    _assert_one_line(result, "step 12: norm of the update is inf; it is the 11. in a row")
+    assert "The last good checkpoint is that of step 1;" in result[2]

@@ -206,7 +206,9 @@ assert "jax" not in sys.modules
 def test_ctrl_c_before_the_first_step_is_a_line_at_most(start, tmp_path, moment, times):
     program = start("train", DIGITS, f"--workdir={tmp_path}/run")
     if moment == "imports":
-        time.sleep(0.5)
+        maps = Path(f"/proc/{program.pid}/maps")
+        while "jaxlib" not in maps.read_text():
+            time.sleep(0.01)
     else:
         assert program.stdout.readline().startswith("parameters")
     for _ in range(times):

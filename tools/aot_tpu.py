@@ -9,9 +9,9 @@ Pallas kernel (attention=splash) costs is not in them, and what is in a loop (mo
 optimizer.accumulation_steps) is counted once for all of its rounds; memory is right in both.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import dataclasses
 import os
@@ -25,6 +25,7 @@ import jax
 from absl import flags
 from jax.experimental import topologies
 
+from vit_registers import cli
 from vit_registers.config import Config, image_size
 from vit_registers.data.batch import Batch
 from vit_registers.errors import ConfigError

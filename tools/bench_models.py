@@ -25,6 +25,7 @@ from flax.training.train_state import TrainState
 from vit_registers.config import Config, Model
 from vit_registers.data.batch import Batch, normalize
 from vit_registers.models.blocks import DTYPES, dims
+from vit_registers.strict_json import dumps
 
 # --- Flax linen -------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ def serve(args: argparse.Namespace) -> None:
         about["loss"] = float(loss.detach())
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        print(json.dumps({"error": f"{type(error).__name__}: {lines[0]}"}), flush=True)
+        print(dumps({"error": f"{type(error).__name__}: {lines[0]}"}, indent=None), flush=True)
         return
     started = time.perf_counter()
     step()
@@ -234,7 +235,7 @@ def serve(args: argparse.Namespace) -> None:
         import torch
 
         about["peak_bytes"] = torch.cuda.max_memory_allocated()
-    print(json.dumps(about), flush=True)
+    print(dumps(about, indent=None), flush=True)
     for line in sys.stdin:
         calls = max(2, round(float(line) / one_s))
         started = time.perf_counter()
@@ -242,7 +243,7 @@ def serve(args: argparse.Namespace) -> None:
             step()
         wait()
         one_s = (time.perf_counter() - started) / calls
-        print(json.dumps({"images_per_s": args.batch / one_s}), flush=True)
+        print(dumps({"images_per_s": args.batch / one_s}, indent=None), flush=True)
 
 
 def main() -> None:

@@ -11,13 +11,12 @@ the device. Variants differ from --config in one thing, train steps also in back
 are timed in turn, round after round, and ratios are taken within a round. See docs/performance.md.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import statistics
@@ -33,11 +32,13 @@ from ml_collections import ConfigDict
 
 from tools import bench_models
 from tools.bench_programs import Other, Program, Variant, flops_per_image, matmul_peak, prepare
+from vit_registers import cli
 from vit_registers.config import Config, Data, Model, to_config_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention import BACKENDS
 from vit_registers.models.blocks import DTYPES, VARIANTS
 from vit_registers.models.masks import MASKS
+from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 
 SMALL = {"width": 64, "depth": 1, "num_heads": 2, "image_size": (64, 64), "num_classes": 10}
@@ -257,7 +258,7 @@ def main() -> None:
     if flags.FLAGS.json:
         rates = {program.name: program.rates for program in programs}
         record = {"machine": machine(), "peaks": peaks, "images_per_s": rates, "goals": reached}
-        Path(flags.FLAGS.json).write_text(json.dumps(record, indent=1))
+        Path(flags.FLAGS.json).write_text(dumps(record))
 
 
 def define_flags() -> None:

@@ -3,15 +3,16 @@
 python -m tools.draw_layout --config=configs/vit_s16_i1k.py:registers=4,mask=fractal,k=2 --out=docs/layout.png
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
+from vit_registers import cli
 from vit_registers.analysis import pictures
 from vit_registers.errors import ConfigError
 from vit_registers.models.masks import build_mask, owners

@@ -6,9 +6,9 @@
 No devices are needed: with --config the table of that config on so many is printed.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import dataclasses
 import importlib.util
@@ -20,6 +20,7 @@ import jax
 from absl import flags
 from jax.sharding import AbstractMesh
 
+from vit_registers import cli
 from vit_registers.config import Config, override
 from vit_registers.errors import ConfigError
 from vit_registers.models.partition import parameter_path

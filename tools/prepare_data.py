@@ -6,9 +6,9 @@ For data sets whose archives TFDS cannot download, such as imagenet2012, put the
 DIR/downloads/manual first.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import os
 
@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
+from vit_registers import cli
 from vit_registers.errors import DataError
 
 

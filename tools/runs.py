@@ -29,7 +29,7 @@ from vit_registers.config import Config, Model, flag, flatten, override, to_conf
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.training.checkpoint_folder import list_steps
-from vit_registers.training.results import FILE
+from vit_registers.training.results import FILE, non_finite_of
 from vit_registers.training.same_config import check_same_config
 from vit_registers.training.state import abstract_model
 
@@ -231,6 +231,9 @@ def steps_text(run: Run) -> str:
 
 def top1_text(result: Mapping[str, Any]) -> str:
     """What a finished run came to, in a few words: 'top1 0.9777 (71 s)'."""
-    top1 = next((value for key, value in result["metrics"].items() if key.endswith("/top1")), None)
-    shown = "no top1" if top1 is None else f"top1 {top1:.4f}"
+    metrics = result["metrics"]
+    name = next((key.removesuffix("/top1") for key in metrics if key.endswith("/top1")), None)
+    shown = (
+        "no top1" if name is None else non_finite_of(metrics, name) or f"top1 {metrics[f'{name}/top1']:.4f}"
+    )
     return f"{shown} ({result['time_s']:.0f} s)"

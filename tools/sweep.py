@@ -11,9 +11,9 @@ under way save, and stops. Exit code 0: all runs are done, or a stop was asked f
 what you can mend; 1: some failed otherwise. `python -m tools.tabulate` makes the table.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import collections
 import contextlib
@@ -33,6 +33,7 @@ import jax
 from absl import flags
 
 from tools.runs import Run, Sweep, parse_arguments, read_result, read_sweep, steps_text, top1_text
+from vit_registers import cli
 from vit_registers.errors import ConfigError, UserError
 from vit_registers.training.loop import StopRequest
 from vit_registers.training.state import abstract_model

@@ -9,9 +9,9 @@ others are compared with; `published(arg)`, a list of (labels, percent, source).
 run is finished.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import collections
 import csv
@@ -25,7 +25,9 @@ from typing import Any
 from absl import flags
 
 from tools.runs import SEED, Run, Sweep, count_parameters, read_result, read_sweep, short_keys
+from vit_registers import cli
 from vit_registers.errors import ConfigError
+from vit_registers.training.results import non_finite_of
 
 Labels = Mapping[str, str]
 
@@ -108,15 +110,31 @@ def default_metric(cells: Sequence[Cell]) -> str:
 
 
 def percents(cell: Cell, metric: str, which: str) -> list[float]:
-    """Top-1 of each finished run of a cell, in percent. Raises ConfigError for an unknown evaluator."""
+    """Top-1 of each finished run of a cell, in percent, without evaluations that are not finite.
+
+    Raises ConfigError for an unknown evaluator.
+    """
     values = []
     for result in cell.results:
-        metrics = result["metrics"] if which == "last" else (result["best"] or {}).get("metrics", {})
-        if f"{metric}/top1" not in metrics:
-            known = ", ".join(key.removesuffix("/top1") for key in metrics if key.endswith("/top1"))
+        last, best = result["metrics"], result["best"]
+        if f"{metric}/top1" not in last:
+            known = ", ".join(key.removesuffix("/top1") for key in last if key.endswith("/top1"))
             raise ConfigError(f"--metric={metric}: {_label_text(cell.labels)} has only {known or 'none'}")
-        values.append(100.0 * metrics[f"{metric}/top1"])
+        metrics = last if which == "last" else best and best["metrics"]
+        if metrics and not non_finite_of(metrics, metric):
+            values.append(100.0 * metrics[f"{metric}/top1"])
     return values
+
+
+def left_out(cells: Sequence[Cell], metric: str, which: str) -> list[str]:
+    """A line for each cell with finished runs of which the evaluation is not finite."""
+    numbers = [len(cell.results) - len(percents(cell, metric, which)) for cell in cells]
+    return [
+        f"Left out, as the evaluation is not finite: {number} of {len(cell.results)} runs of "
+        f"{_label_text(cell.labels)}"
+        for cell, number in zip(cells, numbers, strict=True)
+        if number
+    ]
 
 
 # --- statistics ------------------------------------------------------------------------------
@@ -273,6 +291,8 @@ def main() -> None:
     rows = make_rows(cells, baseline, published, metric=metric, which=values.which)
     print(markdown(rows, baseline.labels, metric=metric, which=values.which))
     print("\n" + notes(cells, baseline, published, config=sweep.config, which=values.which))
+    for line in left_out(cells, metric, values.which):
+        print("\n" + line)
     if values.csv is not None:
         path = Path(values.csv).expanduser()
         cli.writable_folder(str(path.parent), "--csv")

@@ -10,9 +10,9 @@ stand side by side. Features are kept in OUT/features and used again while nothi
 command goes on where it was.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import math
 import sys
@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import subjects
+from vit_registers import cli, subjects
 from vit_registers.analysis import write
 from vit_registers.analysis.experiments.listed import EXPERIMENTS
 from vit_registers.analysis.outliers import find

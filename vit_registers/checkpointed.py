@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_registers.config import Config, Data, InitFrom, Mesh, Model, from_mapping, override, to_dict
+from vit_registers.config import Config, Data, InitFrom, Mesh, Model, from_mapping, override
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import convert, transfer
 from vit_registers.interop.entries import Leaf
@@ -29,8 +29,9 @@ def read_config(
         if not name.startswith(FREE):
             raise ConfigError(f"--config.{name}: a run is read as it was trained, but for {', '.join(FREE)}")
     step = checkpoint_folder.find_step(run, step)
-    config = from_mapping(checkpoint_folder.read_meta(run, step)["config"])
-    return step, override(to_dict(config), overrides or {})
+    saved = checkpoint_folder.read_meta(run, step)["config"]
+    # How it was trained is of the past, and need not be what this version would train.
+    return step, override(saved, overrides or {}, checked=("model", "data", "mesh"))
 
 
 def counting_params(run: str, step: int) -> str:
@@ -38,7 +39,7 @@ def counting_params(run: str, step: int) -> str:
     meta = checkpoint_folder.read_meta(run, step)
     if meta["origin"] is not None:  # converted: whatever run it was, what counted of it is all that is there
         return "params"
-    return averages.counting_params(from_mapping(meta["config"]).optimizer)
+    return averages.counting_params(from_mapping(meta["config"], checked=()).optimizer)
 
 
 def read_model(

@@ -28,16 +28,8 @@ def fail(error: Exception) -> None:
     sys.exit(2)
 
 
-def begin(module_name: str) -> None:
-    """To be called by a program before the imports that take seconds, with its __name__.
-
-    Until `run`, ctrl-C ends the process at once, as an interrupted import of a C extension may ignore it or
-    fail as something else. Settings that do not exist are named without these imports.
-    """
-    if module_name != "__main__":
-        return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as under nohup
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+def check_settings() -> None:
+    """Ends the program with a line where the command line names settings that do not exist."""
     try:
         _check_text(sys.argv)
         flag.check_arguments(sys.argv)
@@ -156,7 +148,7 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be no text
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `begin`
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of startup.begin
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app.run(guarded, flags_parser=_parse)

@@ -10,14 +10,13 @@ init_from), or one of those formats. What was written is read again and compared
 tensor becomes which parameter, and writes nothing.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import contextlib
 import ctypes
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from vit_registers import checkpointed
+from vit_registers import checkpointed, cli
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
@@ -35,6 +34,7 @@ from vit_registers.interop import convert, export
 from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.checkpoint_folder import list_steps
 from vit_registers.training.checkpoints import Checkpoints
@@ -83,7 +83,7 @@ def open_source(path: str, *, source: str, hints: Hints, step: int | None, param
     data, origin = preprocessing(opened, Path(path).expanduser())
     print(convert.describe(opened))
     print(f"normalisation {origin}: mean {data.mean}, std {data.std}")
-    config = Config(model=opened.model, data=data)
+    config = config_lib.check(Config(model=opened.model, data=data), ("model", "data"))
     return Source(config=config, opened=opened, step=None, params=params, path=path)
 
 
@@ -109,7 +109,7 @@ def to_run(source: Source, output: str) -> None:
     if source.opened is not None:
         origin += f", read as {source.opened.found.source}"
     write_parameter_overview(params, run / "parameters.txt")
-    (run / "config.json").write_text(json.dumps(config_lib.to_dict(source.config), indent=1) + "\n")
+    (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     with Checkpoints(output, source.config) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
         written.save(state, None, origin=origin)

@@ -31,6 +31,7 @@ KEYS = "vit_registers/"  # what all names in the key-value store begin with
 _STOPPED, _ALIVE, _SEEN, _COUNT = (f"{KEYS}{name}" for name in ("stopped", "alive/", "seen/", "count"))
 _FAREWELL_S = 5.0  # process 0, which holds the keys, stays so long for others to read why it ends
 _DONE = "done"
+_LONGEST_S = 1e7  # operating systems take no waits of any length
 
 
 def key_value_store() -> Any:
@@ -63,8 +64,8 @@ def join(
             return
     elif None in given:
         raise ConfigError("--coordinator wants --num_processes and --process_id as well")
-    if not connect_timeout_s > 0:
-        raise ConfigError(f"--connect_timeout_s={connect_timeout_s:g}: want > 0")
+    if not 0 < connect_timeout_s <= _LONGEST_S:
+        raise ConfigError(f"--connect_timeout_s={connect_timeout_s:g}: want > 0 and <= {_LONGEST_S:,.0f}")
     # JAX would catch SIGTERM for its own purposes; training/stopping.py does.
     jax.config.update("jax_enable_preemption_service", False)
     if coordinator is not None:
@@ -155,8 +156,6 @@ def together(lost_timeout_s: float) -> Iterator[None]:
 
     An error that leaves the block ends all processes; each prints the cause. One process alone is left alone.
     """
-    if not lost_timeout_s > 0:
-        raise ConfigError(f"run.lost_timeout_s={lost_timeout_s:g}: want > 0")
     state = jax_distributed.global_state
     if state.client is None or state.num_processes == 1:
         yield

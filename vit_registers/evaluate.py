@@ -6,22 +6,23 @@ The run folder is all that is needed; --config.data... changes the data, and --c
 The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
-import json
 import time
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import checkpointed
+from vit_registers import checkpointed, cli
 from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
+from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
+from vit_registers.training.metrics import find_non_finite
 
 
 def evaluate(
@@ -65,10 +66,12 @@ def main() -> None:
     for name, value in result.items():
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name:<12}{shown}")
+    if found := find_non_finite(result):
+        print(f"{'warning':<12}{found}")
     folder = cli.writable_folder(values.out or f"{values.checkpoint}/evaluation", "--out")
     suffix = "" if result["params"] == "params" else f"-{result['params']}"
     path = folder / f"{result['split'].replace('/', '_')}-{result['step']}{suffix}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(dumps(result) + "\n")
     print(f"{'written to':<12}{path}")
 
 

@@ -9,9 +9,9 @@ SLURM), or --coordinator, --num_processes and --process_id, it is one of several
 same command, stop at the same step, and end when one of them fails.
 """
 
-from vit_registers import cli
+from vit_registers import startup
 
-cli.begin(__name__)
+startup.begin(__name__)
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from vit_registers import checkpointed, distributed
+from vit_registers import checkpointed, cli, distributed
 from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.loaders import Loader, check_classes, open_data, open_others

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from vit_registers.analysis import subject
+from vit_registers.analysis.experiments import edited
 from vit_registers.analysis.experiments.accuracy import measure, own_head
 from vit_registers.analysis.subject import Options, Subject
 
@@ -43,6 +44,16 @@ def test_large_logits_do_not_overflow():
 def test_top5_of_few_classes_is_left_out(num_classes, has_top5):
     found = measure(RNG.normal(size=(4, num_classes)), np.zeros(4, int))
     assert (found.top5 is not None) == has_top5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_with_a_logit_that_is_not_finite_is_wrong(value):
+    logits_BxY = np.eye(8)[[0, 1, 2, 3]]
+    logits_BxY[1, 1] = logits_BxY[2, 7] = value
+    found = measure(logits_BxY, np.arange(4))
+    assert (found.top1, found.top5, found.num_non_finite) == (0.5, 0.5, 2)
+    assert not np.isfinite(found.cross_entropy)
+    assert edited.choices(logits_BxY).tolist() == [0, edited.NO_CHOICE, edited.NO_CHOICE, 3]
 
 
 def test_images_without_a_label_do_not_count():
@@ -101,4 +112,4 @@ def test_what_cannot_be_measured_is_a_gap():
     assert folder.startswith("folder: its head has 3 classes and the images have 2,")
     assert many.startswith("many: an image has several labels")
     assert blind == "blind: no image has a label"
-    assert broken == "broken: the head gives numbers that are not finite"
+    assert broken.startswith("broken: the head gives numbers that are not finite for 2 of 2 images")

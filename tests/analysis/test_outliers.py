@@ -35,6 +35,13 @@ def test_mean_and_standard_deviation_by_hand():
     assert find(np.array([[1.0, 3.0]]), "std:0.5").threshold == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400", "-1"])
+@pytest.mark.parametrize("kind", ["absolute", "quantile", "std"])
+def test_rules_with_a_number_that_cannot_be_are_refused(kind, number):
+    with pytest.raises(ConfigError, match=f"--rule={kind}:{number}: want a finite number >= 0"):
+        find(BULK, f"{kind}:{number}")
+
+
 @pytest.mark.parametrize("rule", ["std", "std:x", "quantile:2", "quantile:0", "valley:3", "mean", "absolute"])
 def test_bad_rules(rule):
     with pytest.raises(ConfigError):

@@ -47,6 +47,7 @@ def test_strings_are_read(text, expected):
         ("scale(steps=True)", "True is of type bool: want int"),
         ("scale(open('x'))", "is not a plain value"),
         ("scale(**{'factor': 1})", "scale has no argument '**'"),
+        ("scale(1e400)", "scale(factor=...): inf: want a finite number"),
         ("scale(-1)", "data.train_ops: scale: factor=-1.0: want > 0"),
         ("need", "need needs 'size', as in need(256)"),
         ("scale |", "want operations such as"),

@@ -113,7 +113,7 @@ def test_pooling_is_float32_whatever_the_compute_dtype(build, images, forward, p
     ("settings", "message"),
     [
         ({"image_size": (18, 16)}, "18 x 16 px does not divide into patches of 4 px"),
-        ({"image_size": (0, 16)}, "0 x 16 px does not divide"),
+        ({"image_size": (0, 16)}, "model.image_size=(0, 16): want >= 1"),
         ({"width": 30}, "model.width=30 is no multiple of the 4 heads"),
         ({"width": 36, "num_heads": 6, "positions": "sincos2d", "patch_size": 0}, "patch_size=0: want >= 1"),
         ({"width": 18, "num_heads": 3, "positions": "sincos2d"}, "width=18: want a multiple of 4"),

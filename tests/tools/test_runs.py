@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tools import runs, sweep
-from vit_registers.config import Config, from_mapping, to_dict
+from vit_registers.config import from_mapping, to_dict
 from vit_registers.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ def test_training_gets_the_config_of_the_point(make):
     assert (run.config.run.total_steps, run.config.data.mean) == (7, (0.25,))
     assert (run.config.model.positions, run.config.model.num_registers) == ("none", 2)
     assert f"--workdir={run.folder}" in run.arguments
-    taken = runs.parse_arguments(Config(), run.arguments)
+    taken = runs.parse_arguments(work.base, run.arguments)
     assert (taken.data.also_eval, taken.data.mean, taken.optimizer.ema_decay) == (("a b",), (0.25,), 0.5)
     assert from_mapping(json.loads(json.dumps(to_dict(run.config)))) == run.config
 

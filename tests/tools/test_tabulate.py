@@ -161,6 +161,25 @@ def test_best_and_other_evaluators(work, finish):
         _rows(work, metric="v2")
 
 
+@pytest.mark.parametrize("change", [{"test/loss": None}, {"test/non_finite": 2, "test/images": 9}])
+def test_evaluations_that_are_not_finite_are_left_out_and_counted(make, finish, change):
+    work = make()
+    for run in work.runs:
+        finish(run, TOP1[run.index % 4][run.config.run.seed])
+    path = work.runs[0].folder / "result.json"
+    result = json.loads(path.read_text())
+    result["metrics"] |= {"test/top1": 1.0, **change}
+    path.write_text(json.dumps({**result, "best": None}))
+    for which, mean in (("last", 75.0), ("best", 100.0)):
+        rows, cells, _ = _rows(work, which=which)
+        assert (rows[0].mean, rows[0].std, rows[0].num_runs, rows[0].num_wanted) == (mean, None, 1, 2)
+        (line,) = tabulate.left_out(cells, "test", which)
+        assert line.endswith("not finite: 1 of 2 runs of positions=learned, num_registers=0")
+    assert tabulate.left_out(cells, "real", "last") == []
+    assert "not finite" in runs.top1_text(runs.read_result(work.runs[0]))
+    assert re.fullmatch(r"top1 0\.\d{4} \(1\d s\)", runs.top1_text(runs.read_result(work.runs[1])))
+
+
 def test_without_a_finished_run_the_table_says_what_is_planned(make):
     rows, cells, base = _rows(make())
     assert tabulate.default_metric(cells) == "test"

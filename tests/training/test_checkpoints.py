@@ -79,6 +79,26 @@ def test_the_last_and_the_best_are_kept_over_restarts(tmp_path, tiny, change):
     assert _kept(tmp_path) == [2, 5, 6]
 
 
+@pytest.mark.parametrize("broken", [{"loss": np.nan}, {"images": 9, "non_finite": 1}, {"loss": None}])
+def test_an_evaluation_that_is_not_finite_is_never_the_best_that_is_kept(tmp_path, tiny, change, broken):
+    config = change(tiny, checkpoint={"keep_last": 2, "keep_best": 1})
+    given = {
+        1: {"top1": 0.5},
+        2: {"top1": 1.0, **broken},
+        3: {"top1": 0.1},
+        4: {"top1": 0.2},
+        5: {"top1": 0.3},
+    }
+    for steps in ([1, 2, 3], [4, 5]):  # over a restart, which reads them back
+        with Checkpoints(str(tmp_path), config) as saver:
+            for step in steps:
+                saver.save(_state(step), given[step])
+        assert _kept(tmp_path)[0] == 1
+    text = (tmp_path / "checkpoints" / "1" / "meta" / "metadata").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"top1": 0.5}
+    assert _kept(tmp_path) == [1, 4, 5]
+
+
 def test_a_finished_checkpoint_always_has_its_manifest(tmp_path, tiny):
     _save(tmp_path, tiny, [1])
     folder = tmp_path / "checkpoints" / "1"

@@ -6,8 +6,11 @@ import pytest
 from scipy.special import expit, log_softmax
 from sklearn.metrics import top_k_accuracy_score
 
-from vit_registers.training.losses import LOSSES
-from vit_registers.training.metrics import classification_sums
+from vit_registers.analysis.experiments.accuracy import measure
+from vit_registers.config import Config, Model, Optimizer
+from vit_registers.errors import ConfigError
+from vit_registers.training.losses import LOSSES, make_loss_per_example
+from vit_registers.training.metrics import classification_sums, find_non_finite
 
 
 def _logits_and_labels(num_examples=64, num_classes=12):
@@ -45,6 +48,16 @@ def test_multi_hot_loss_is_binary_cross_entropy_against_all_classes_that_were_mi
     np.testing.assert_allclose(LOSSES["multi_hot"](logits, labels).mean(), theirs.numpy(), rtol=1e-6)
 
 
+def test_the_softmax_over_one_class_is_refused_with_a_remedy():
+    config = Config(model=Model(num_classes=1))
+    with pytest.raises(
+        ConfigError, match=r"model.num_classes=1 with .*; give .* or set optimizer.loss='sigmoid'"
+    ):
+        make_loss_per_example(config)
+    for other in (Config(optimizer=Optimizer(loss="sigmoid"), model=config.model), Config()):
+        assert make_loss_per_example(other) is LOSSES[other.optimizer.loss]
+
+
 def test_top1_and_top5_equal_scikit_learn_over_masked_parts():
     logits, _ = _logits_and_labels(100)
     label = np.random.default_rng(1).integers(0, 12, 100)
@@ -64,6 +77,69 @@ def test_top1_and_top5_equal_scikit_learn_over_masked_parts():
     assert means["loss"] == 1.0
     for k, name in ((1, "top1"), (5, "top5")):
         assert means[name] == pytest.approx(top_k_accuracy_score(label, logits, k=k))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 3, 7, slice(None)], ids=["label", "other", "last", "all"])
+def test_an_example_with_a_logit_that_is_not_finite_is_wrong(value, at):
+    """Against NaN every comparison is false, so that no class would be ahead of the label."""
+    logits = np.zeros((6, 8), np.float32)
+    logits[:, 0] = 1.0  # all of label 0, and right
+    broken = np.array([False, True, True, True, True, True])
+    logits[broken, at] = value
+    labels = jnp.array([[0, -1], [0, -1], [0, 5], [-1, 0], [-1, -1], [0, -1]])  # one none, two of several
+    mask = jnp.array([True, True, True, True, True, False])
+    means = classification_sums(jnp.asarray(logits), labels, mask, jnp.zeros(6)).means()
+    assert means == {"loss": 0.0, "top1": 0.25, "top5": 0.25, "images": 4, "non_finite": 3}
+
+
+def test_top1_and_top5_are_those_of_the_analysis_and_of_scikit_learn_on_what_is_finite():
+    rng = np.random.default_rng(3)
+    logits = np.round(rng.normal(size=(200, 9)) * 2).astype(np.float32)  # with ties
+    label = rng.integers(0, 9, 200)
+    for broken in (np.zeros(200, bool), rng.random(200) < 0.3):
+        logits[broken, rng.integers(0, 9, broken.sum())] = rng.choice([np.nan, np.inf, -np.inf], broken.sum())
+        means = classification_sums(logits, label[:, None], jnp.ones(200, bool), jnp.zeros(200)).means()
+        theirs = measure(logits, label)
+        assert (means["top1"], means["top5"]) == (pytest.approx(theirs.top1), pytest.approx(theirs.top5))
+        assert means["non_finite"] == theirs.num_non_finite == broken.sum()
+        # scikit-learn takes the last of equal scores for the highest, and refuses NaN.
+        distinct = logits[~broken].astype(np.float64) - 1e-9 * np.arange(9)
+        for k, name in ((1, "top1"), (5, "top5")):
+            right = top_k_accuracy_score(label[~broken], distinct, k=k, labels=range(9), normalize=False)
+            assert means[name] == pytest.approx(right / 200)
+
+
+@pytest.mark.parametrize(("num_classes", "has_top5"), [(2, False), (5, False), (6, True)])
+def test_top5_of_few_classes_is_left_out(num_classes, has_top5):
+    sums = classification_sums(
+        jnp.zeros((2, num_classes)), jnp.zeros((2, 1), int), jnp.ones(2, bool), jnp.ones(2)
+    )
+    assert ("top5" in (sums + sums).means()) == has_top5
+
+
+def test_a_label_beyond_the_classes_is_wrong():
+    sums = classification_sums(jnp.zeros((2, 6)), jnp.array([[6], [9]]), jnp.ones(2, bool), jnp.ones(2))
+    assert sums.means() == {"loss": 1.0, "top1": 0.0, "top5": 0.0, "images": 2, "non_finite": 0}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ({"loss": 1.0, "top1": 0.5, "images": 9, "non_finite": 0}, None),
+        ({"top1": 0.5}, None),  # of another evaluator
+        (
+            {"loss": np.nan, "top1": 0.5, "images": 9, "non_finite": 2},
+            "the logits of 2 of 9 images are not finite",
+        ),
+        ({"loss": np.inf, "top1": 1.0}, "the loss is not finite"),
+        ({"loss": None, "top1": 1.0, "images": 9}, "the loss is not finite"),  # of JSON
+        ({"loss": 1.0, "top1": None}, "the top1 is not finite"),
+    ],
+)
+def test_what_is_not_finite_in_an_evaluation_is_said(metrics, found):
+    said = find_non_finite(metrics)
+    assert said is None if found is None else said.startswith(found)
 
 
 def test_equal_logits_are_ranked_as_argmax_does():

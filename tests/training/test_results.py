@@ -53,6 +53,21 @@ def test_training_steps_are_no_evaluations_of_a_split_called_train():
     assert (summary["best"]["top1"], summary["best"]["step"]) == (0.5, 4)
 
 
+BROKEN = ({"test/loss": None}, {"test/non_finite": 3}, {"test/loss": float("nan")}, {"test/top1": None})
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: "-".join(map(str, *broken.items())))
+def test_an_evaluation_that_is_not_finite_is_never_best(tmp_path, broken):
+    perfect = {"test/loss": 0.0, "test/top1": 1.0, "test/images": 9, "test/non_finite": 0}
+    records = [*RECORDS, {"step": 14, **perfect, **broken}]
+    best = results.summarize(records, evaluators=["test", "real"], total_steps=14)["best"]
+    assert (best["top1"], best["step"]) == (0.5, 8)
+    _write(tmp_path, records[-1:])
+    results.write_result(tmp_path, evaluators=["test"], total_steps=14, params={}, made={})
+    result = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    assert result["best"] is None and result["metrics"]["test/loss"] in (None, 0.0)
+
+
 def test_run_that_was_never_evaluated_has_no_best():
     summary = results.summarize(RECORDS[:2], evaluators=["test"], total_steps=2)
     assert (summary["metrics"], summary["best"], summary["time_s"]) == ({}, None, 1.0)

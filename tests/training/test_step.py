@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_registers.data.batch import Batch, synthetic_batches, to_device
 from vit_registers.errors import ConfigError
 from vit_registers.training import sharding
+from vit_registers.training.durations import Durations
+from vit_registers.training.setup import set_up
+from vit_registers.training.state import abstract_model
+from vit_registers.training.step import make_loss
 
 
 def _assert_close(a, b, atol):
@@ -53,10 +58,6 @@ def test_average_follows_its_recurrence(tiny, change, run_steps):
 
 
 def test_examples_left_out_have_no_influence(tiny, change):
-    from vit_registers.data.batch import Batch, synthetic_batches, to_device
-    from vit_registers.training.durations import Durations
-    from vit_registers.training.setup import set_up
-
     config = change(tiny, data={"mixup_alpha": 0.0})
     mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
@@ -69,6 +70,54 @@ def test_examples_left_out_have_no_influence(tiny, change):
         for b in (batch._replace(mask_B=mask), other):
             results.append(setup.train_step(setup.make_state(), to_device(b, sharding.batch_sharding(mesh))))
     _assert_close(results[0], results[1], 1e-6)
+
+
+OVERFLOW = {"ema_decay": 0.5, "learning_rate": 1e30, "grad_clip_norm": None}
+
+
+# Of finite losses and gradients: products that overflow.
+@pytest.mark.parametrize(
+    "optimizer",
+    [{}, {"name": "lamb"}, {"name": "schedule_free_adamw", "schedule": "constant", "ema_decay": None}],
+)
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step(tiny, change, optimizer):
+    config = change(tiny, data={"mixup_alpha": 0.0}, optimizer=OVERFLOW | optimizer)
+    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+    lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
+    setup = set_up(config, lengths, mesh)
+    batch = next(synthetic_batches(config))
+    with jax.set_mesh(mesh):
+        state = setup.make_state()
+        before = jax.device_get(state)
+        state, metrics = setup.train_step(state, to_device(batch, sharding.batch_sharding(mesh)))
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    assert not np.isfinite(metrics["update_norm"])
+    assert (before.step, state.step) == (0, 1)
+    _assert_close(
+        (state.params, state.opt_state, state.ema), (before.params, before.opt_state, before.ema), 0.0
+    )
+
+
+def test_update_norm_is_that_of_what_is_added(tiny, change, run_steps):
+    before, _ = run_steps(tiny, 2)
+    before = jax.device_get(before.params)
+    state, history = run_steps(tiny, 3)
+    added = jax.tree.map(np.subtract, jax.device_get(state.params), before)
+    want = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(added)))
+    assert history[-1]["update_norm"] == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_an_example_whose_logits_are_not_finite_is_not_right(tiny, change, value):
+    """Of a label that argmax would hit, as it takes NaN for the highest."""
+    config = change(tiny, data={"mixup_alpha": 0.0}, model={"num_classes": 6})
+    graphdef, params = abstract_model(config.model)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    params["head"]["bias"] = jnp.full(6, value).at[1:].set(0.0 if np.isnan(value) else value)
+    image, label = jnp.zeros((2, 8, 8, 3)), jax.nn.one_hot(jnp.zeros(2, int), 6)
+    loss = jax.jit(make_loss(config, graphdef))
+    _, right = loss(params, jax.random.key(0), image, label, jnp.ones(2, bool))
+    assert right == 0
 
 
 def test_drop_path_differs_from_step_to_step_and_repeats_with_the_seed(tiny, change, run_steps):

@@ -5,6 +5,7 @@ The papers cut by hand, per model (150 for DINOv2 g in arXiv:2309.16588), by a q
 A.4). A quantile flags its share whether there are outliers or not. The valley of the histogram is ours.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ def find(norm_BxP: np.ndarray, rule: str) -> Outliers:
         number = float(text) if text else None
     except ValueError:
         raise ConfigError(f"--rule={rule}: '{text}' is no number") from None
+    if number is not None and not 0.0 <= number < math.inf:
+        raise ConfigError(f"--rule={rule}: want a finite number >= 0")
     if (number is None) != (kind == "valley"):
         raise ConfigError(f"--rule={rule}: want absolute:150, quantile:0.98, std:3 or valley")
     norm_BxP = np.asarray(norm_BxP)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vit_registers.errors import DataError
+from vit_registers.strict_json import dumps
 
 VALID = "is_valid"  # the feature that is False for images that could not be decoded
 
@@ -30,7 +31,7 @@ class Store:
 
         `limits` are numbers of images, for features that are kept of the first ones only.
         """
-        text = json.dumps(provenance, indent=1, sort_keys=True)
+        text = dumps(provenance, sort_keys=True)
         self.folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self.provenance = dict(provenance)
         self.num_images = int(provenance["num_images"])
@@ -110,7 +111,7 @@ class Writer:
                 file.write(values)
                 file.flush()
             self.num_done += len(features[self._names[0]])
-            _replace(self._store.folder / "progress.json", json.dumps(done, indent=1) + "\n")
+            _replace(self._store.folder / "progress.json", dumps(done) + "\n")
         except OSError as error:
             raise DataError(f"{self._store.folder} cannot be written to: {error.strerror}") from None
 

@@ -7,7 +7,6 @@ reader's choice of light or dark, and fits a phone.
 import base64
 import html
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from vit_registers.analysis.published import PUBLISHED
 from vit_registers.analysis.section import Section, Table
 from vit_registers.errors import DataError
+from vit_registers.strict_json import dumps
 
 _DPI = 130
 _NOT_OURS = "Published, not ours"
@@ -81,7 +81,7 @@ def write_entry(entry: Entry, out: Path) -> Path:
             (folder / f"{picture.name}.png").write_bytes(_png(picture.figure))
         for name, text in entry.section.files.items():
             (folder / name).write_text(text)
-        (folder / "numbers.json").write_text(json.dumps(entry.numbers(), indent=1, default=float) + "\n")
+        (folder / "numbers.json").write_text(dumps(entry.numbers()) + "\n")
         (folder / "section.md").write_text(_markdown(entry, ""))
     except OSError as error:
         raise DataError(f"{folder} cannot be written to: {error.strerror}") from None

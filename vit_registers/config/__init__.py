@@ -1,10 +1,12 @@
-"""Every setting and its default (core.py), their strict conversion (convert.py), the --config flag (flag.py).
+"""Every setting and its default (core.py), which values it may have (checks.py), conversion (convert.py), and
+the --config flag (flag.py).
 
 Config files build a `Config` and return `to_config_dict(config)`, so that every setting prints and
-`--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses unknown keys
-and wrong types.
+`--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses unknown
+keys, wrong types and values that cannot be.
 """
 
+from vit_registers.config.checks import check, check_section, check_value
 from vit_registers.config.convert import (
     check_names,
     flatten,
@@ -37,7 +39,10 @@ __all__ = [
     "Model",
     "Optimizer",
     "Run",
+    "check",
     "check_names",
+    "check_section",
+    "check_value",
     "flatten",
     "from_mapping",
     "image_size",

@@ -5,12 +5,13 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from vit_registers.config import checks
 from vit_registers.config.core import ALTERNATIVES, Config
 from vit_registers.errors import ConfigError
 
@@ -108,15 +109,19 @@ def _convert_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
     return cls(**{key: _convert(values[key], hints[key], f"{where}.{key}") for key in values})
 
 
-def from_mapping(values: Mapping[str, Any]) -> Config:
-    """The Config of a ConfigDict, or of a dict read from JSON. Raises ConfigError for a wrong key or type."""
+def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.SECTIONS) -> Config:
+    """The Config of a ConfigDict, or of a dict read from JSON.
+
+    Raises ConfigError for a wrong key or type, and in one line for all values that cannot be, in the
+    sections `checked`. The config of a run that was trained earlier needs no check of its values.
+    """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
     if not isinstance(values, Mapping):
         raise ConfigError(f"the config is of type {type(values).__name__}: want sections of settings")
     sections = to_dict(Config())
     check_names(name for name in flatten(values) if name not in sections)
-    return _convert_section(Config, values, "config")
+    return checks.check(_convert_section(Config, values, "config"), checked)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -155,17 +160,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
+def override(
+    values: Mapping[str, Any], overrides: Mapping[str, Any], *, checked: Sequence[str] = checks.SECTIONS
+) -> Config:
     """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4} put in.
 
-    Where an override sets one of two alternatives (core.ALTERNATIVES), the other one is unset.
+    Where an override sets one of two alternatives (core.ALTERNATIVES), the other one is unset. Values are
+    checked as by from_mapping, when all overrides are in.
     """
     check_names(overrides)
-    nested = to_dict(from_mapping(values))
+    nested = to_dict(from_mapping(values, checked=()))
     for path, value in (dict(overrides) | _unset(overrides)).items():
         section, key = path.split(".")
         nested[section][key] = value
-    return from_mapping(nested)
+    return from_mapping(nested, checked=checked)
 
 
 def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:

@@ -134,7 +134,7 @@ class Run:
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     use_tensorboard: bool = True  # clu's writers, which import TensorFlow; metrics.jsonl is always written
-    # Steps in a row whose loss or gradient is not finite: they change nothing, and one more ends the run.
+    # Steps in a row whose loss, gradient or update is not finite: they change nothing; one more ends the run.
     max_skipped_steps: int = 10
     profile_steps: str | None = None  # "first:last", as "10:15": traced into RUN/profile
     # With several processes: after a signal all stop at the same step, at most twice as many later.

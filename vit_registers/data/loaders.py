@@ -7,7 +7,7 @@ from typing import Protocol
 
 import jax
 
-from vit_registers.config import Config, lookup
+from vit_registers.config import Config, check_section, check_value, lookup
 from vit_registers.data.batch import Batch
 from vit_registers.errors import ConfigError, DataError
 
@@ -64,11 +64,8 @@ def open_data(config: Config) -> Loader:
     open_loader = lookup(LOADERS, data.loader, "data.loader")
     if model.channels not in (1, 3):
         raise ConfigError(f"model.channels={model.channels}: images have 1 or 3")
-    if not 0 <= config.run.seed < 2**31:
-        raise ConfigError(f"run.seed={config.run.seed}: want 0 <= seed < 2**31")
-    for name in ("batch_size", "eval_batch_size", "shuffle_buffer"):
-        if getattr(data, name) < 1:
-            raise ConfigError(f"data.{name}={getattr(data, name)}: want >= 1")
+    check_value("run.seed", config.run.seed)
+    check_section("data", data)
     return open_loader(config)
 
 
@@ -88,9 +85,7 @@ def open_others(config: Config, loader: Loader) -> dict[str, tuple[Loader, str]]
     """
     opened, found = {config.data.name: loader}, {}
     for entry in config.data.also_eval:
-        name, space, split = entry.strip().partition(" ")
-        if not space:
-            raise ConfigError(f"data.also_eval has {entry!r}: want 'NAME SPLIT', as in 'cifar10 test'")
+        name, split = entry.split(maxsplit=1)
         if name not in opened:
             other = dataclasses.replace(config, data=dataclasses.replace(config.data, name=name))
             try:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -98,4 +99,6 @@ def _literal(node: ast.expr, parameter: inspect.Parameter, where: str) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise ConfigError(f"{where}: {value!r} is of type {type(value).__name__}: want {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{where}: {value}: want a finite number")
     return value

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from vit_registers.config import Config
+from vit_registers.config import Config, check_section
 from vit_registers.errors import ConfigError
 
 
@@ -66,8 +66,7 @@ class Order:
 def training_order(config: Config, num_examples: int) -> Order:
     """The order of the training split. Raises ConfigError for settings that do not fit it."""
     data = config.data
-    if data.repeats < 1:
-        raise ConfigError(f"data.repeats={data.repeats}: want >= 1")
+    check_section("data", data)
     if data.drop_last and num_examples < data.batch_size:
         raise ConfigError(
             f"data.drop_last with data.batch_size={data.batch_size}: "

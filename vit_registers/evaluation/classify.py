@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_registers.config import Config, lookup
+from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
-from vit_registers.training.losses import LOSSES
+from vit_registers.training.losses import make_loss_per_example
 from vit_registers.training.metrics import Sums, classification_sums
 from vit_registers.training.sharding import replicated
 from vit_registers.training.state import build
@@ -19,13 +19,14 @@ Evaluate = Callable[[Any, Iterable[Batch]], dict[str, float]]
 
 
 def make_evaluate(config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> Evaluate:
-    """evaluate(params, batches) -> {"loss", "top1", "top5", "images"}, means over the images that count.
+    """evaluate(params, batches) -> {"loss", "top1", "top5", "images", "non_finite"}: means over the images
+    that count, their number, and how many of them have a logit that is not finite, which are wrong.
 
-    top5 is the share of images whose label is among the five highest logits, or all of them where
-    there are fewer classes. Of several right labels any one will do; an image without one does not
+    top5 is the share of images whose label is among the five highest logits; it is left out where there are
+    five classes or fewer. Of several right labels any one will do; an image without one does not
     count; the loss is that against the uniform distribution over them.
     """
-    loss_per_example = lookup(LOSSES, config.optimizer.loss, "optimizer.loss")
+    loss_per_example = make_loss_per_example(config)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(params: Any, batch: Batch) -> Sums:

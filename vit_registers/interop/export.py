@@ -1,7 +1,6 @@
 """Our models as other people's checkpoints: names, settings and files."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from vit_registers.interop.entries import Entry, contiguous, lookup_leaf
 from vit_registers.interop.express import express, is_distilled
 from vit_registers.interop.writing import write_npz, write_safetensors
 from vit_registers.models.blocks import dims
+from vit_registers.strict_json import dumps
 
 _NAMES: dict[str, nt.Names | nt.BigVisionNames] = {
     "dinov2": nt.DINOV2,
@@ -258,8 +258,8 @@ def write(e: Export, path: str | Path, dtype: np.dtype, data: Data) -> list[Path
         config = transformers_config(e) | {"dtype": np.dtype(dtype).name}
         path.mkdir(parents=True, exist_ok=True)
         write_safetensors(path / "model.safetensors", weights, {"format": "pt"})
-        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        processor = json.dumps(transformers_preprocessor(e, data), indent=1)
+        (path / "config.json").write_text(dumps(config) + "\n")
+        processor = dumps(transformers_preprocessor(e, data))
         (path / "preprocessor_config.json").write_text(processor + "\n")
         return [path / n for n in ("model.safetensors", "config.json", "preprocessor_config.json")]
     write_safetensors(path, weights, {"format": "pt"})

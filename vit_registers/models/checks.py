@@ -1,6 +1,6 @@
 """Settings of a model that building it would let pass."""
 
-from vit_registers.config import Model, lookup
+from vit_registers.config import Model, check_section, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention import BACKENDS, KEEP_WEIGHTS
 from vit_registers.models.blocks import ACTIVATIONS, DTYPES, REMAT
@@ -31,14 +31,7 @@ def check(model: Model) -> None:
             f"model.remat='attention' with model.attention='{model.attention}', which keeps no weights: "
             "set model.remat to none or block"
         )
-    smallest = {"patch_size": 1, "channels": 1, "width": 1, "num_heads": 1, "mlp_dim": 1}
-    smallest |= {"depth": 0, "num_registers": 0, "num_classes": 0}
-    for name, least in smallest.items():
-        value = getattr(model, name)
-        if value is not None and value < least:
-            raise ConfigError(f"model.{name}={value}: want >= {least}")
-    if not 0.0 <= model.drop_path < 1.0:
-        raise ConfigError(f"model.drop_path={model.drop_path}: want 0 <= rate < 1")
+    check_section("model", model)
     if model.pooling in ("cls", "cls_gap") and not model.use_cls:
         raise ConfigError(
             f"model.pooling='{model.pooling}' with model.use_cls=False: set pooling to gap or map"

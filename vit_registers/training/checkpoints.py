@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.strict_json import plain
 from vit_registers.training.checkpoint_folder import (
     FORMAT_VERSION,
     checkpoint_root,
@@ -44,11 +45,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: str, config: config_lib.Config):
-        if config.checkpoint.keep_last < 2:
-            raise ConfigError(
-                f"checkpoint.keep_last={config.checkpoint.keep_last}: want >= 2, "
-                "or a damaged checkpoint has none before it"
-            )
+        config_lib.check_section("checkpoint", config.checkpoint)
         self._run, self._config = run, config
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
@@ -134,7 +131,7 @@ class Checkpoints:
             "format": FORMAT_VERSION,
             "config": config_lib.to_dict(self._config),
             "data_position": {"seed": self._config.run.seed, "next_step": step},
-            "metrics": metrics,
+            "metrics": plain(metrics),
             "origin": origin,
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},
         }

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from vit_registers.config import Config
+from vit_registers.config import Config, check_section
+from vit_registers.config.checks import MAX_STEPS
 from vit_registers.errors import ConfigError
 
 
@@ -22,6 +23,8 @@ def durations(config: Config, num_train_examples: int) -> Durations:
     An epoch is all examples once, in the middle of a batch if need be; with data.drop_last it is as many
     whole batches as they fill. Raises ConfigError for lengths that make no run.
     """
+    check_section("run", config.run)
+    check_section("optimizer", config.optimizer)
     examples_per_epoch, batch_size = num_train_examples, config.data.batch_size
     if config.data.drop_last:
         examples_per_epoch -= num_train_examples % batch_size
@@ -40,8 +43,8 @@ def durations(config: Config, num_train_examples: int) -> Durations:
             steps = default
         if steps is None:
             raise ConfigError(f"{name}_steps and {name}_epochs are both unset: set one")
-        if steps < 0:
-            raise ConfigError(f"{name} is {steps} steps: want >= 0")
+        if steps > MAX_STEPS:
+            raise ConfigError(f"{name} is {steps:.6g} steps: want <= {MAX_STEPS:,}")
         return steps
 
     run, optimizer = config.run, config.optimizer

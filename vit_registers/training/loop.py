@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from vit_registers.config import Config
+from vit_registers.config import Config, check_section
 from vit_registers.data.batch import Batch
-from vit_registers.errors import CheckpointError, ConfigError, TrainingError
+from vit_registers.errors import CheckpointError, TrainingError
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import Durations
+from vit_registers.training.metrics import find_non_finite
 from vit_registers.training.profiling import Profile
 from vit_registers.training.state import TrainState
 from vit_registers.training.step import Step
@@ -41,8 +42,7 @@ class Loop:
     _is_save_due: bool = False
 
     def __post_init__(self) -> None:
-        if self.config.run.max_skipped_steps < 0:
-            raise ConfigError(f"run.max_skipped_steps={self.config.run.max_skipped_steps}: want >= 0")
+        check_section("run", self.config.run)
         self._skipped, self._skipped_in_a_row = self.checkpoints.skipped
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
@@ -50,7 +50,7 @@ class Loop:
 
         Raises TrainingError where too many steps in a row are not finite.
         """
-        total, log_every = self.durations.total_steps, max(self.config.run.log_every_steps, 1)
+        total, log_every = self.durations.total_steps, self.config.run.log_every_steps
         step, evaluated = int(state.step), None
         with StopRequest() as stop, self.watchdog, self.profile:
             while step < total and not self.agreement.is_reached(step, stop):
@@ -86,7 +86,7 @@ class Loop:
         steps, metrics_of_steps = zip(*self._pending, strict=True) if self._pending else ((), ())
         for step, metrics in zip(steps, jax.device_get(metrics_of_steps), strict=True):
             newest = step, {name: float(value) for name, value in metrics.items()}
-            if math.isfinite(newest[1]["loss"]) and math.isfinite(newest[1]["grad_norm"]):
+            if all(map(math.isfinite, newest[1].values())):
                 self._skipped_in_a_row = 0
             else:
                 self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
@@ -101,9 +101,11 @@ class Loop:
         except CheckpointError as error:
             self.progress.say(str(error))
         good = self.checkpoints.last_saved_step
+        names = {"grad_norm": "gradient norm", "update_norm": "norm of the update"}
+        found = [f"{names.get(k, k)} is {v}" for k, v in metrics.items() if not math.isfinite(v)]
         return TrainingError(
-            f"step {step}: loss is {metrics['loss']}, gradient norm {metrics['grad_norm']}; it is the "
-            f"{self._skipped_in_a_row}. in a row that is not finite (run.max_skipped_steps). "
+            f"step {step}: {', '.join(found)}; it is the {self._skipped_in_a_row}. in a row that is not "
+            "finite (run.max_skipped_steps). "
             f"The last good checkpoint is {'none' if good is None else f'that of step {good}'}; "
             "try a lower optimizer.learning_rate, a longer warm-up or optimizer.grad_clip_norm"
         )
@@ -123,6 +125,10 @@ class Loop:
             self._write(step, {f"{name}/{key}": value for key, value in result.items()})
             shown = "  ".join(f"{key} {value:.4g}" for key, value in result.items())
             self.progress.say(f"step {step}/{self.durations.total_steps}  {name}: {shown}")
+            if found := find_non_finite(result):
+                self.progress.say(
+                    f"step {step}  {name}: {found}; this evaluation is never the best of the run"
+                )
         self.progress.restart(step)
         return dict(next(iter(results.values())))
 

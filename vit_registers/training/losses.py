@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_registers.config import Config, lookup
+from vit_registers.errors import ConfigError
+
 
 def softmax(logits_BxY: jax.Array, label_BxY: jax.Array) -> jax.Array:
     """loss_B: cross entropy of the softmax against label distributions."""
@@ -27,8 +30,19 @@ def multi_hot(logits_BxY: jax.Array, label_BxY: jax.Array) -> jax.Array:
     return optax.sigmoid_binary_cross_entropy(logits_BxY, target_BxY).mean(axis=-1)
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+LOSSES: dict[str, Loss] = {
     "softmax": softmax,
     "sigmoid": sigmoid,
     "multi_hot": multi_hot,
 }
+
+
+def make_loss_per_example(config: Config) -> Loss:
+    """The loss that optimizer.loss names. Raises ConfigError for the softmax over one class."""
+    if config.optimizer.loss == "softmax" and config.model.num_classes == 1:
+        raise ConfigError(
+            "model.num_classes=1 with optimizer.loss='softmax': the softmax over one class is always 1, so "
+            "that there is nothing to learn; give the data a second class, or set optimizer.loss='sigmoid'"
+        )
+    return lookup(LOSSES, config.optimizer.loss, "optimizer.loss")

@@ -5,6 +5,8 @@ import json
 
 from etils import epath
 
+from vit_registers.strict_json import dumps
+
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 UNHASHED = {MANIFEST, "_CHECKPOINT_METADATA"}  # Orbax stamps the latter after the manifest is written
@@ -34,7 +36,7 @@ def write_manifest(folder: epath.Path) -> None:
         str(path.relative_to(folder)): {"bytes": path.stat().length, "sha256": _sha256(path)}
         for path in _files(folder)
     }
-    (folder / MANIFEST).write_text(json.dumps({"format": MANIFEST_VERSION, "files": entries}, indent=1))
+    (folder / MANIFEST).write_text(dumps({"format": MANIFEST_VERSION, "files": entries}))
 
 
 def find_damage(folder: epath.Path) -> str | None:

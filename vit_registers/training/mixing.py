@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vit_registers.config import Data, lookup
+from vit_registers.config import Data, check_section, lookup
 from vit_registers.errors import ConfigError
 
 Mixed = tuple[jax.Array, jax.Array, jax.Array]  # image_BxHxWxC, label_BxY, mask_B
@@ -68,10 +68,8 @@ def check(data: Data) -> None:
     """Raises ConfigError for settings that say no way of mixing."""
     lookup(PARTNERS, data.mix_partner, "data.mix_partner")
     lookup(dict.fromkeys(NOISES), data.mix_noise, "data.mix_noise")
-    for name in ("mixup_alpha", "cutmix_alpha"):
-        if getattr(data, name) < 0.0:
-            raise ConfigError(f"data.{name}={getattr(data, name)}: want >= 0, where 0 is none")
-    if data.mix_groups < 1 or data.batch_size % data.mix_groups:
+    check_section("data", data)
+    if data.batch_size % data.mix_groups:
         raise ConfigError(
             f"data.mix_groups={data.mix_groups} does not divide data.batch_size={data.batch_size}"
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_registers.config import Optimizer, lookup
+from vit_registers.config import Optimizer, check_section, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import Durations
 from vit_registers.training.schedules import schedule
@@ -99,28 +99,13 @@ OPTIMIZERS: dict[str, Callable[[Optimizer, optax.Schedule], optax.GradientTransf
 }
 
 
-def _check(optimizer: Optimizer) -> None:
-    """Raises ConfigError for numbers that no optimiser can work with."""
-    for name in ("b1", "b2"):
-        beta = getattr(optimizer, name)
-        if not 0.0 <= beta < 1.0:
-            raise ConfigError(f"optimizer.{name}={beta}: want >= 0 and < 1")
-    for name in ("eps", "weight_decay"):
-        value = getattr(optimizer, name)
-        if not value >= 0.0:
-            raise ConfigError(f"optimizer.{name}={value}: want >= 0")
-    clip = optimizer.grad_clip_norm
-    if clip is not None and not clip > 0.0:
-        raise ConfigError(f"optimizer.grad_clip_norm={clip}: want > 0, or None for no clipping")
-
-
 def make_optimizer(optimizer: Optimizer, durations: Durations) -> optax.GradientTransformation:
     """The optimiser of that name, after gradients whose global norm is above the limit are scaled to it.
 
     Raises ConfigError for settings that cannot work, alone or together.
     """
     make = lookup(OPTIMIZERS, optimizer.name, "optimizer.name")
-    _check(optimizer)
+    check_section("optimizer", optimizer)
     clip = optimizer.grad_clip_norm
     return optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),

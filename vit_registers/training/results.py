@@ -10,22 +10,25 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from vit_registers.strict_json import dumps
+from vit_registers.training.metrics import find_non_finite
 from vit_registers.training.writers import complete_lines
 
 FILE = "result.json"
+Evaluations = dict[int, dict[str, float | None]]
 
 
 def write_json(path: Path, values: Any) -> None:
     """Writes `values` so that the file is there as a whole or not at all, whenever the process is killed."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
+        file.write(dumps(values) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -79,10 +82,11 @@ def made_with() -> dict[str, Any]:
     }
 
 
-def evaluations(records: Sequence[dict[str, Any]], evaluators: Sequence[str]) -> dict[int, dict[str, float]]:
-    """What each evaluation gave, by step: {"<evaluator>/top1": ..., "<evaluator>/loss": ..., ...}."""
+def evaluations(records: Sequence[dict[str, Any]], evaluators: Sequence[str]) -> Evaluations:
+    """What each evaluation gave, by step: {"<evaluator>/top1": ..., "<evaluator>/loss": ..., ...}, with None
+    for what was not finite."""
     names = tuple(f"{name}/" for name in evaluators)
-    found: dict[int, dict[str, float]] = {}
+    found: Evaluations = {}
     for record in records:
         # A split may be called "train" as well, as the metrics of training steps are.
         if "train/grad_norm" not in record:
@@ -92,22 +96,37 @@ def evaluations(records: Sequence[dict[str, Any]], evaluators: Sequence[str]) ->
     return found
 
 
+def non_finite_of(values: Mapping[str, float | None], evaluator: str) -> str | None:
+    """What is not finite in the evaluation by `evaluator`, None where nothing is; see find_non_finite.
+
+    `values` are those of one step, of all evaluators.
+    """
+    return find_non_finite(
+        {key.removeprefix(f"{evaluator}/"): v for key, v in values.items() if key.startswith(f"{evaluator}/")}
+    )
+
+
 def summarize(
     records: Sequence[dict[str, Any]], *, evaluators: Sequence[str], total_steps: int
 ) -> dict[str, Any]:
     """The numbers of a run that is done, from its metrics.
 
     "metrics" are those of the last evaluation; "best" is the evaluation with the highest top1 of the first
-    evaluator, the later of equals, as with checkpoints. "time_s" lasts from the making of the state to the
-    last step, with compilation, evaluations and saves, over all starts; "images_per_s" is the median of what
-    was logged.
+    evaluator, the later of equals, as with checkpoints. An evaluation that is not finite, see
+    `find_non_finite`, does not count; "best" is None where no other is left. "time_s" lasts from the making
+    of the state to the last step, with compilation, evaluations and saves, over all starts; "images_per_s" is
+    the median of what was logged.
     """
-    found, first = evaluations(records, evaluators), f"{evaluators[0]}/top1"
-    ranked = [(values[first], step) for step, values in found.items() if first in values]
+    found, first = evaluations(records, evaluators), evaluators[0]
+    ranked = [
+        (values[f"{first}/top1"], step)
+        for step, values in found.items()
+        if f"{first}/top1" in values and not non_finite_of(values, first)
+    ]
     best = None
     if ranked:
         top1, step = max(ranked)
-        best = {"evaluator": evaluators[0], "top1": top1, "step": step, "metrics": found[step]}
+        best = {"evaluator": first, "top1": top1, "step": step, "metrics": found[step]}
     rates = [record["images_per_s"] for record in records if "images_per_s" in record]
     times = [record["time_s"] for record in records if "time_s" in record]
     return {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_registers.config import Optimizer, lookup
+from vit_registers.config import Optimizer, check_section, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import Durations
 
@@ -78,13 +78,12 @@ SCHEDULES: dict[str, Callable[[Optimizer, Durations], tuple[np.ndarray, int]]] =
 
 def _check(optimizer: Optimizer) -> None:
     """Raises ConfigError for rates that make no schedule."""
+    check_section("optimizer", optimizer)
     peak = optimizer.learning_rate
-    if not 0.0 < peak < np.inf:
-        raise ConfigError(f"optimizer.learning_rate={peak}: want > 0")
     for name in ("warmup_learning_rate", "min_learning_rate"):
         rate = getattr(optimizer, name)
-        if not 0.0 <= rate <= peak:
-            raise ConfigError(f"optimizer.{name}={rate}: want >= 0 and <= optimizer.learning_rate={peak}")
+        if rate > peak:
+            raise ConfigError(f"optimizer.{name}={rate}: want <= optimizer.learning_rate={peak}")
     if optimizer.schedule == "constant" and optimizer.min_learning_rate:
         raise ConfigError(
             f"optimizer.min_learning_rate={optimizer.min_learning_rate}: a constant rate does not reach it; "

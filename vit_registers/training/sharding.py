@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vit_registers.config import Config, Mesh
+from vit_registers.config import Config, Mesh, check_section
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention_mesh import AXES
 from vit_registers.models.blocks import dims
@@ -18,8 +18,9 @@ def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
     """The sizes of AXES that the config asks for. Raises ConfigError where they do not fit the devices."""
     shape = [getattr(mesh, axis) for axis in AXES]
     asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise ConfigError(f"config.mesh {asked}: want sizes >= 1, and at most one -1")
+    check_section("mesh", mesh)
+    if shape.count(-1) > 1:
+        raise ConfigError(f"config.mesh {asked}: want at most one -1")
     if -1 in shape:
         shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
     if math.prod(shape) != num_devices:
@@ -40,13 +41,11 @@ def check_divisible(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError where a batch does not divide over the devices, or heads over the tensor axis."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulation = config.optimizer.accumulation_steps
-    if accumulation < 1:
-        raise ConfigError(f"optimizer.accumulation_steps={accumulation}: want >= 1")
     for name, size, parts in (
         ("data.batch_size", config.data.batch_size, shards * accumulation),
         ("data.eval_batch_size", config.data.eval_batch_size, shards),
     ):
-        if size < 1 or size % parts:
+        if size % parts:
             what = f"{shards} devices (data x fsdp)"
             if parts > shards:
                 what += f" x {accumulation} accumulation steps"

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from vit_registers.config import Config, lookup
+from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
 from vit_registers.training.averages import make_average
-from vit_registers.training.losses import LOSSES
+from vit_registers.training.losses import make_loss_per_example
+from vit_registers.training.metrics import is_finite
 from vit_registers.training.mixing import mix
 from vit_registers.training.state import TrainState, build
 
@@ -28,12 +29,13 @@ def prepare(config: Config, key: jax.Array, batch: Batch) -> tuple[jax.Array, ja
 
 def make_loss(config: Config, graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """loss(params, key, image, label_BxY, mask_B) -> (sum of losses, number of right answers)."""
-    loss_per_example = lookup(LOSSES, config.optimizer.loss, "optimizer.loss")
+    loss_per_example = make_loss_per_example(config)
 
     def loss(params: Any, key: jax.Array, image: jax.Array, label_BxY: jax.Array, mask_B: jax.Array):
         logits_BxY = build(graphdef, params)(image, drop_key=key).logits
         loss_B = loss_per_example(logits_BxY, label_BxY)
         is_right_B = logits_BxY.argmax(axis=-1) == label_BxY.argmax(axis=-1)
+        is_right_B &= is_finite(logits_BxY)  # argmax takes NaN for the highest
         return jnp.where(mask_B, loss_B, 0.0).sum(), (is_right_B & mask_B).sum()
 
     return loss
@@ -74,9 +76,9 @@ def make_train_step(
     """One update of the parameters, as a function to be jitted with the state donated.
 
     Metrics: loss and top1 (mean over the examples that count, on mixed labels), grad_norm before
-    clipping, learning_rate, all of this very step. Where loss or grad_norm is not finite, the step
-    counts and changes nothing else: parameters, optimiser state and average keep their bits, and so does
-    the optimiser's own count of updates, by which the schedule goes.
+    clipping, update_norm (of what is added to the parameters), learning_rate, all of this very step. Where
+    one of them is not finite, the step counts and changes nothing else: parameters, optimiser state and
+    average keep their bits, and so does the optimiser's own count of updates, by which the schedule goes.
     """
     gradient = jax.value_and_grad(make_loss(config, graphdef), has_aux=True)
     average = make_average(config.optimizer)
@@ -97,12 +99,14 @@ def make_train_step(
             "learning_rate": schedule(updates_made(state.opt_state)),
         }
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # A finite gradient may give another update: 0 / 0 in the optimiser, or a product that overflows.
+        metrics["update_norm"] = optax.tree.norm(updates)
         params = optax.apply_updates(state.params, updates)
         ema = average(state.ema, params, opt_state)
-        is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        is_sound = jnp.isfinite(jnp.stack([*metrics.values()])).all()
         # A select, as it is fused into the update, which reads and writes all of this anyway.
         params, opt_state, ema = jax.tree.map(
-            functools.partial(jnp.where, is_finite),
+            functools.partial(jnp.where, is_sound),
             (params, opt_state, ema),
             (state.params, state.opt_state, state.ema),
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_registers.errors import ConfigError
+from vit_registers.config import check_value
 
 
 class StopRequest:
@@ -48,8 +48,7 @@ class Agreement:
     """
 
     def __init__(self, mesh: jax.sharding.Mesh, every_steps: int):
-        if every_steps < 1:
-            raise ConfigError(f"run.stop_every_steps={every_steps}: want >= 1")
+        check_value("run.stop_every_steps", every_steps)
         self._every_steps, self._is_alone = every_steps, jax.process_count() == 1
         self._layout = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 
 from vit_registers import config as config_lib
 from vit_registers import distributed
-from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.errors import CheckpointError
+from vit_registers.training.metrics import find_non_finite
 from vit_registers.training.writers import say
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run ends with; each twice as long
@@ -37,9 +38,9 @@ class Keep:
         self._settings = settings
         self._top1: dict[int, float] = {}
 
-    def note(self, step: int, metrics: dict[str, float] | None) -> None:
-        """Takes down what the evaluation at `step` gave."""
-        if metrics is not None:
+    def note(self, step: int, metrics: dict[str, float | None] | None) -> None:
+        """Records what the evaluation at `step` gave. One that is not finite is never among the best."""
+        if metrics is not None and not find_non_finite(metrics):
             self._top1[step] = metrics["top1"]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
@@ -116,8 +117,6 @@ class FailedSaves:
     """The saves that failed since the last one that did not. So many in a row as `limit` end the run."""
 
     def __init__(self, root: Any, limit: int):
-        if limit < 1:
-            raise ConfigError(f"checkpoint.max_failed_saves={limit}: want >= 1")
         self._root, self._limit = root, limit
         self._failed: list[tuple[int, str]] = []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from vit_registers.errors import ConfigError
+from vit_registers.config import check_value
 
 SEVERAL_PROCESSES_S = 1800.0  # the limit where none is set and there are several processes
 SLOW_FACTOR = 10  # evaluations, saves and the first step, which is compiled, may take so many times longer
@@ -24,8 +24,7 @@ class Watchdog:
     """
 
     def __init__(self, limit_s: float | None, end: Callable[[str], None]):
-        if limit_s is not None and not limit_s >= 0:
-            raise ConfigError(f"run.hang_timeout_s={limit_s:g}: want > 0, 0 for no limit, or None")
+        check_value("run.hang_timeout_s", limit_s)
         if limit_s is None:
             limit_s = SEVERAL_PROCESSES_S if jax.process_count() > 1 else 0.0
         self._limit_s, self._end = limit_s, end

@@ -13,6 +13,7 @@ from typing import TextIO
 import jax
 
 from vit_registers.errors import TrainingError
+from vit_registers.strict_json import dumps
 
 
 class MetricWriter:
@@ -47,8 +48,7 @@ class MetricWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One record, on disk when this returns. What is not finite is null, as JSON has no other word."""
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
-        record = {"step": step, **dict.fromkeys(scalars), **finite}
-        if error := self._append(json.dumps(record).encode() + b"\n"):
+        if error := self._append(dumps({"step": step, **scalars}, indent=None).encode() + b"\n"):
             say(f"{self._path} cannot be written: {error.strerror}; the lines wait for the next")
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, finite)

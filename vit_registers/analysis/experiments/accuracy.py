@@ -21,7 +21,8 @@ class Accuracy(NamedTuple):
     num_images: int
     top1: float
     top5: float | None
-    cross_entropy: float
+    cross_entropy: float  # not finite where a logit is not
+    num_non_finite: int  # images with a logit that is not finite; they are wrong
 
     @property
     def top1_error(self) -> float:
@@ -33,11 +34,11 @@ def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
     """Top-1, top-5 and cross-entropy of the images that have a label (>= 0); None where none has.
 
     A label is among the first k where fewer than k classes are ahead of it: those with a higher logit, and of
-    equal ones those that come before it. Top-5 is None for 5 classes or fewer. The cross-entropy is that of
-    the softmax, whatever the loss of training was.
+    equal ones those that come before it. An image with a logit that is NaN or infinite is wrong. Top-5 is
+    None for 5 classes or fewer. The cross-entropy is that of the softmax, whatever the loss of training was.
     """
     num_classes = logits_BxY.shape[1]
-    number, first, among, loss = 0, 0, 0, 0.0
+    number, first, among, broken, loss = 0, 0, 0, 0, 0.0
     for images in in_parts(len(label_B)):
         part = np.asarray(label_B[images])
         is_labelled_B = part >= 0
@@ -46,15 +47,18 @@ def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
         own_Bx1 = np.take_along_axis(logits, label_Bx1, axis=1)
         is_tie_before = (logits == own_Bx1) & (np.arange(num_classes)[None] < label_Bx1)
         rank_B = ((logits > own_Bx1) | is_tie_before).sum(1)
+        is_finite_B = np.isfinite(logits).all(1)
+        rank_B = np.where(is_finite_B, rank_B, num_classes)
         first += int((rank_B < 1).sum())
         among += int((rank_B < 5).sum())
+        broken += int((~is_finite_B).sum())
         with np.errstate(invalid="ignore"):  # of logits that are not finite: neither is their loss
             loss += float((np.logaddexp.reduce(logits, axis=1) - own_Bx1[:, 0]).sum())
         number += len(logits)
     if not number:
         return None
     top5 = among / number if num_classes > _MOST_CLASSES_WITHOUT_TOP5 else None
-    return Accuracy(number, first / number, top5, loss / number)
+    return Accuracy(number, first / number, top5, loss / number, broken)
 
 
 def own_head(subjects: list[Subject], options: Options) -> Section:
@@ -74,8 +78,11 @@ def own_head(subjects: list[Subject], options: Options) -> Section:
         one = measure(subject.store.read("logits_Y"), label_B)
         if one is None:
             section.gaps.append(f"{subject.name}: no image has a label")
-        elif not np.isfinite(one.cross_entropy):
-            section.gaps.append(f"{subject.name}: the head gives numbers that are not finite")
+        elif one.num_non_finite:
+            section.gaps.append(
+                f"{subject.name}: the head gives numbers that are not finite for {one.num_non_finite} of "
+                f"{one.num_images} images; with these as wrong, top-1 is {100 * one.top1:.4g} %"
+            )
         else:
             found[subject.name] = subject.layout.num_registers, one
     if found:

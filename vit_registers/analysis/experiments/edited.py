@@ -9,6 +9,7 @@ from vit_registers.analysis.store import Store
 from vit_registers.analysis.subject import Options, Subject
 
 BASE = ("norms_LxT", "image_HxWxC")  # what must be in the store of a subject that is changed
+NO_CHOICE = -2  # is no class, and no label: -1 is that of images without one
 _EPS = 1e-12
 
 
@@ -52,10 +53,16 @@ def change(subject: Subject, before: Store, after: Store, images: np.ndarray) ->
         cls = float(cosine_BxE[:, layout.cls].mean()) if layout.has_cls else None
         registers = float(cosine_BxE[:, layout.registers].mean()) if layout.num_registers else None
     if subject.model.num_classes:
-        first, then = (store.read("logits_Y")[images].argmax(1) for store in (before, after))
-        agreement = float((first == then).mean())
+        first, then = (choices(store.read("logits_Y")[images]) for store in (before, after))
+        agreement = float(((first == then) & (then != NO_CHOICE)).mean())
         accuracy = accuracy_of(subject, then, images)
     return Change(cls, registers, agreement, accuracy)
+
+
+def choices(logits_BxY: np.ndarray) -> np.ndarray:
+    """The class with the highest logit of each image; NO_CHOICE where a logit is not finite, as argmax would
+    take NaN for the highest."""
+    return np.where(np.isfinite(logits_BxY).all(1), logits_BxY.argmax(1), NO_CHOICE)
 
 
 def accuracy_of(subject: Subject, choice_B: np.ndarray, images: np.ndarray) -> float | None:

@@ -1,6 +1,5 @@
 """Which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
 
-import json
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from vit_registers.analysis.neurons import first_block, highest, neuron_scores
 from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
+from vit_registers.strict_json import dumps
 
 _LISTED, _FILED, _DRAWN = 15, 200, 3  # neurons in the table, in the file, in the picture
 
@@ -109,7 +109,7 @@ def _listed(subject: Subject, options: Options, found: Found) -> str:
         "last_block": found.last_block,
         "neurons": neurons,
     }
-    return json.dumps(about, indent=1) + "\n"
+    return dumps(about) + "\n"
 
 
 def _curves(subject: Subject, options: Options) -> tuple[list[tuple], Figure]:

@@ -1,0 +1,76 @@
+"""Models of finite weights whose logits are not: wrong, never best, and null in every file."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_registers import config as config_lib
+from vit_registers.training import checkpoint_folder
+from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.training.state import TrainState, make_params
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "model.depth": 1,
+    "optimizer.warmup_steps": 1,
+    "run.eval_every_steps": 1,
+    "run.log_every_steps": 1,
+    "run.use_tensorboard": False,
+}
+
+
+def _read(text):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.fixture
+def overflowing(tmp_path, monkeypatch):
+    """A run folder of weights that are finite and overflow in the head."""
+    monkeypatch.syspath_prepend(str(ROOT / "configs"))
+    monkeypatch.delitem(sys.modules, "digits", raising=False)
+    import digits
+
+    config = config_lib.override(digits.get_config("steps=2"), SETTINGS)
+    params = jax.jit(lambda: make_params(config))()
+    params["head"]["kernel"] = jnp.full_like(params["head"]["kernel"], 3e38)
+    run = tmp_path / "overflowing"
+    with Checkpoints(str(run), config) as written:
+        state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
+        written.save(state, None, origin="the test")
+    return run
+
+
+def test_such_a_model_is_wrong_for_every_image(overflowing, run_here):
+    code, out, err = run_here("evaluate", f"--checkpoint={overflowing}")
+    assert code == 0, err
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (lines["top1"], lines["top5"], lines["non_finite"]) == ("0.0000", "0.0000", "359")
+    assert lines["warning"] == "the logits of 359 of 359 images are not finite; they count as wrong"
+    found = _read((overflowing / "evaluation" / "test-0.json").read_text())
+    assert (found["loss"], found["top1"], found["top5"], found["non_finite"]) == (None, 0.0, 0.0, 359)
+
+
+def test_a_run_of_such_a_model_has_no_best(overflowing, tmp_path, run_here):
+    settings = (f"--config.{name}={value}" for name, value in SETTINGS.items())
+    start = (f"--config.init_from.path={overflowing}", "--config.init_from.keep_head=True")
+    work = tmp_path / "run"
+    args = ("--config=configs/digits.py:steps=2", *settings, *start, f"--workdir={work}")
+    code, out, err = run_here("train", *args)
+    assert code == 0, err
+    for step in (1, 2):
+        line = f"step {step}  test: the logits of 359 of 359 images are not finite; they count as wrong;"
+        assert f"{line} this evaluation is never the best of the run" in out.splitlines()
+    result = _read((work / "result.json").read_text())
+    assert result["best"] is None
+    assert (result["metrics"]["test/top1"], result["metrics"]["test/loss"]) == (0.0, None)
+    records = [_read(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    assert [r["train/top1"] for r in records if "train/top1" in r] == [0.0, 0.0]
+    assert [r["test/non_finite"] for r in records if "test/non_finite" in r] == [359, 359]
+    assert records[-1]["step"] == 2
+    for step in checkpoint_folder.list_steps(str(work)):
+        meta = _read((work / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+        assert meta["metrics"]["loss"] is None
