@@ -22,6 +22,11 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
 
 
+def scale_for(values: np.ndarray) -> str:
+    """The scale of an axis that shows `values`: "log", or "linear" where none of them is positive."""
+    return "log" if np.any(np.asarray(values) > 0) else "linear"
+
+
 def wrapped(name: str) -> str:
     """A name in lines that fit above a small picture."""
     return "\n".join(textwrap.wrap(name, 30))

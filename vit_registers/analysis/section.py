@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 Cell = str | float | int | None
@@ -78,4 +79,4 @@ def shown(cell: Cell) -> str:
     """A cell as printed."""
     if cell is None:
         return "-"
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4g}" if isinstance(cell, (float, np.floating)) else str(cell)

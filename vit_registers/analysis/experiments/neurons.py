@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from vit_registers.analysis.experiments import edited
 from vit_registers.analysis.interventions import Intervention, nothing
 from vit_registers.analysis.neurons import first_block, highest, neuron_scores
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 
@@ -134,7 +134,7 @@ def _curves(subject: Subject, options: Options) -> tuple[list[tuple], Figure]:
     axes, block = figure.subplots(), np.arange(1, len(middle_L) + 1)
     axes.plot(np.arange(len(after_L)), after_L, "o-", ms=3, color=BLUE, label="after the MLP")
     axes.plot(block - 0.5, middle_L, "o", ms=3, color=GREEN, label="after attention")
-    axes.set(xlabel="block", ylabel="largest norm of a patch", yscale="log", title=subject.name)
+    axes.set(xlabel="block", ylabel="largest norm of a patch", yscale=scale_for(after_L), title=subject.name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     if attention_L is not None:
