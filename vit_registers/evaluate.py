@@ -7,6 +7,7 @@ The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json
 """
 
 import json
+import sys
 import time
 
 import jax
@@ -26,6 +27,9 @@ def evaluate(
 ) -> dict[str, object]:
     """The metrics of one checkpoint of `run`, with what they were measured on."""
     step, config = checkpointed.read_config(run, step, overrides)
+    origin = checkpointed.normalisation_origin(run, step)
+    if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
+        print(checkpointed.describe_normalisation(config.data, origin), file=sys.stderr)
     params = params or checkpointed.counting_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
