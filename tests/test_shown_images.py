@@ -1,6 +1,5 @@
 """What models are shown, as users give image sizes: the same of a run, of a converted one, of weights."""
 
-
 import numpy as np
 import pytest
 from flax import nnx

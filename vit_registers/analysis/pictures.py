@@ -27,6 +27,11 @@ def scale_for(values: np.ndarray) -> str:
     return "log" if np.any(np.asarray(values) > 0) else "linear"
 
 
+def legend_name(name: str) -> str:
+    """A name as a label that the legend shows: it leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def wrapped(name: str) -> str:
     """A name in lines that fit above a small picture."""
     return "\n".join(textwrap.wrap(name, 30))

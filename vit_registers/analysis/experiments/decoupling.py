@@ -10,7 +10,7 @@ from vit_registers.analysis.decoupling import (
     norm_table,
     register_activations,
 )
-from vit_registers.analysis.pictures import BLUE, ORANGE, scale_for
+from vit_registers.analysis.pictures import BLUE, ORANGE, legend_name, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import summarize
 from vit_registers.analysis.subject import Options, Subject, in_parts
@@ -79,7 +79,13 @@ def layers(subjects: list[Subject], options: Options) -> Section:
         similarity_BxL = np.concatenate(parts)
         found = [summarize(column) for column in similarity_BxL.T]
         rows += [(subject.name, i, one.mean, one.std) for i, one in enumerate(found)]
-        axes.plot(np.linspace(0, 1, len(found)), [one.mean for one in found], "o-", ms=3, label=subject.name)
+        axes.plot(
+            np.linspace(0, 1, len(found)),
+            [one.mean for one in found],
+            "o-",
+            ms=3,
+            label=legend_name(subject.name),
+        )
     axes.set(xlabel="block / depth", ylabel="cosine with cls after the last block")
     axes.legend(frameon=False, fontsize=8)
     return Section(

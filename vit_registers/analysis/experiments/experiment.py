@@ -1,7 +1,6 @@
 """An experiment: its question, what it reads, and how it measures the models that can be measured."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from vit_registers.analysis.finite import NotFiniteError, not_finite
 from vit_registers.analysis.forward import FEATURES
-from vit_registers.analysis.section import Cell, Section, Table
+from vit_registers.analysis.section import Section, Table, is_not_finite
 from vit_registers.analysis.subject import Options, Subject
 
 _ALWAYS = ("norms_LxT",)  # says of a model whether it gives finite values, where an experiment reads nothing
@@ -73,13 +72,9 @@ def _flaw(subject: Subject, features: tuple[str, ...]) -> str | None:
 
 def _without_not_finite(table: Table, gaps: list[str]) -> Table:
     """The table with empty cells for numbers that are not finite, which are counted in a gap."""
-    number = sum(_is_not_finite(cell) for row in table.rows for cell in row)
+    number = sum(is_not_finite(cell) for row in table.rows for cell in row)
     if not number:
         return table
     gaps.append(f"{table.title}: {number} numbers are not finite and are left out")
-    rows = [[None if _is_not_finite(cell) else cell for cell in row] for row in table.rows]
+    rows = [[None if is_not_finite(cell) else cell for cell in row] for row in table.rows]
     return dataclasses.replace(table, rows=rows)
-
-
-def _is_not_finite(cell: Cell) -> bool:
-    return isinstance(cell, (float, np.floating)) and not math.isfinite(cell)

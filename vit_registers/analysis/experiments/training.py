@@ -6,7 +6,7 @@ from scipy import stats
 
 from vit_registers.analysis.experiments.attention_grids import draw_maps, mean_maps, queries
 from vit_registers.analysis.focus import focus, map_similarity
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, scale_for
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, legend_name, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import summarize
 from vit_registers.analysis.subject import Options, Subject, in_parts
@@ -85,7 +85,7 @@ def _draw(runs: dict[str, list[tuple[int, tuple]]]) -> Figure:
         at = [step for step, _ in steps]
         for place, (name, style) in enumerate((("median", "-"), ("p99", "--"), ("max", ":"))):
             values = [row[place] for _, row in steps]
-            axes.plot(at, values, style, marker="o", ms=3, color=color, label=f"{run}: {name}")
+            axes.plot(at, values, style, marker="o", ms=3, color=color, label=legend_name(f"{run}: {name}"))
     largest = [row[2] for steps in runs.values() for _, row in steps]
     axes.set(xlabel="step", ylabel="norm", yscale=scale_for(largest))
     axes.legend(frameon=False, fontsize=7)
