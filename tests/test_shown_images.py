@@ -1,5 +1,8 @@
 """What models are shown, as users give image sizes: the same of a run, of a converted one, of weights."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,6 +16,7 @@ from vit_registers.interop import export
 from vit_registers.models.vit import ViT
 from vit_registers.training.sharding import batch_sharding, make_mesh
 
+ROOT = Path(__file__).parents[1]
 SIDE = 96  # px of the weights; their crop is 0.9 of the short side
 MODEL = Model(
     width=192, depth=1, num_heads=3, mlp_dim=768, patch_size=16, image_size=(SIDE, SIDE), num_classes=2
@@ -122,6 +126,14 @@ def test_the_report_says_what_each_model_saw(place, converted, run_here):
 
     opened = subjects.open_all([str(converted), str(other)], str(place / "data"), {}, num_images=2)
     assert subjects.differences(opened) is None
+
+
+@pytest.mark.parametrize("which", ["run", "weights"])
+@pytest.mark.parametrize("size", [64, 96])
+def test_fine_tuning_evaluates_on_the_part_that_the_weights_were_shown(place, converted, which, size):
+    card = runpy.run_path(str(ROOT / "configs" / "transfer.py"))
+    config = card["get_config"](f"path={_given(place, which)},image={size}")
+    assert config.data.eval_ops == OPS.format(106 * size // SIDE)
 
 
 def test_models_that_are_not_shown_the_same_are_named(place, converted):

@@ -23,6 +23,7 @@ from vit_registers.training.checkpoint_folder import checkpoint_root, list_steps
 from vit_registers.training.manifest import MANIFEST
 
 ALL_STEPS = "all"
+_SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
 _BATCH = 64  # images at a time, unless the user says otherwise
 _LIBRARIES = ("jax", "flax", "numpy")
 
@@ -215,10 +216,10 @@ def _steps(checkpoint: str) -> list[str]:
 
 def differences(opened: Sequence[Opened]) -> str | None:
     """How the images of models that stand side by side are not prepared alike, in a line; None: all alike."""
+    shares = [one.shown.share for one in opened]
+    is_near = None not in shares and max(shares) - min(shares) < _SAME_SHARE
     kinds = {
-        "the part of an image": [
-            round(one.shown.share, 2) if one.shown.share else one.shown.text for one in opened
-        ],
+        "the part of an image": [] if is_near else [one.shown.text for one in opened],
         "the method of resizing": [one.shown.method for one in opened],
         "the normalisation": [(one.config.data.mean, one.config.data.std) for one in opened],
     }

@@ -19,23 +19,26 @@ class NotFiniteError(DataError):
 
 
 def not_finite(store: Store, names: Iterable[str]) -> str | None:
-    """What to say of those of the features `names` that are not finite in an image; None: all are finite.
-
-    NaN counts, except in a feature where it marks what is not defined.
-    """
+    """What to say of those of the features `names` that are not finite in an image; None: all are finite."""
     is_flawed_B, flawed = np.zeros(store.num_read(), bool), []
     for name in names:
-        values = store.read(name)
-        is_wrong = np.isinf if FEATURES[name].has_undefined else lambda part: ~np.isfinite(part)
-        for images in in_parts(len(values)):
-            part = values[images].reshape(len(values[images]), -1)
-            is_wrong_B = is_wrong(part).any(axis=1)
-            is_flawed_B[images] |= is_wrong_B
-            if is_wrong_B.any() and name not in flawed:
-                flawed.append(name)
+        if name not in store.is_flawed:  # read once, whatever the number of experiments
+            store.is_flawed[name] = _is_flawed(store.read(name), FEATURES[name].has_undefined)
+        own_B = store.is_flawed[name]
+        is_flawed_B[: len(own_B)] |= own_B
+        flawed += [name] if own_B.any() else []
     if not flawed:
         return None
     return describe(", ".join(flawed), np.count_nonzero(is_flawed_B), len(is_flawed_B))
+
+
+def _is_flawed(values: np.ndarray, has_undefined: bool) -> np.ndarray:
+    """Whether each image has a value that is not finite; NaN is none where it marks what is not defined."""
+    is_flawed_B = np.zeros(len(values), bool)
+    for images in in_parts(len(values)):
+        part = values[images].reshape(len(values[images]), -1)
+        is_flawed_B[images] = (np.isinf(part) if has_undefined else ~np.isfinite(part)).any(axis=1)
+    return is_flawed_B
 
 
 def describe(names: str, number: int, total: int) -> str:

@@ -47,7 +47,9 @@ class Store:
         self.num_images = int(provenance["num_images"])
         self._limits = dict(limits or {})
         self._checked: dict[str, int] = {}  # of how many images the file was compared with its digest
-        self._num_read: int | None = None
+        self.is_flawed: dict[
+            str, np.ndarray
+        ] = {}  # see finite.py: of each image that `read` gives, by feature
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._discard_others(text + "\n")
@@ -74,9 +76,7 @@ class Store:
 
     def num_read(self) -> int:
         """How many images `read` gives: those that could be decoded."""
-        if self._num_read is None:
-            self._num_read = int(np.count_nonzero(self._open(VALID)))
-        return self._num_read
+        return int(np.count_nonzero(self._open(VALID)))
 
     @contextlib.contextmanager
     def writer(self, names: tuple[str, ...]) -> Iterator["Writer"]:

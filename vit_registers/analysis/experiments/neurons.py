@@ -24,7 +24,7 @@ class Found(NamedTuple):
     num_images: int  # that have outliers
     last_block: int  # where outliers begin; neurons after it are not looked at
     score_LxF: np.ndarray
-    others_LxF: np.ndarray
+    others_LxF: np.ndarray | None  # None: all patches are outliers
     neuron_Ex2: np.ndarray  # the highest score first
 
 
@@ -38,7 +38,8 @@ def find_neurons(subject: Subject, options: Options) -> Found | None:
         name="neurons", edits=nothing, values={}, rows={"is_outlier_BxP": is_outlier_BxP}
     )
     store = edited.run(subject, options, intervention, ("neurons_2xLxF",))
-    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B)
+    has_other_B = ~is_outlier_BxP.all(1)
+    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
     norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
     last_block = first_block(norm_BxLxP, is_outlier_BxP, threshold)
     return Found(
@@ -91,8 +92,8 @@ def register_neurons(subjects: list[Subject], options: Options) -> Section:
 
 def _row(found: Found, at: np.ndarray) -> tuple:
     block, neuron = map(int, at)
-    score, others = (float(values[block, neuron]) for values in (found.score_LxF, found.others_LxF))
-    return block + 1, neuron, score, others, found.num_images
+    others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
+    return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
 
 
 def _listed(subject: Subject, options: Options, found: Found) -> str:
