@@ -29,7 +29,7 @@ from vit_registers.config import (
     to_config_dict,
 )
 from vit_registers.errors import ConfigError
-from vit_registers.interop import preprocessing
+from vit_registers.interop import preprocessing, shown
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -55,6 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ConfigError("configs/transfer.py:path=... is missing: want a run folder or a checkpoint")
     start = InitFrom(path=a.path, source=a.source, num_heads=a.heads or None, hidden_act=a.act or None)
     model, images = start_settings(start)
+    weights_size = images.image_size or model.image_size
     image_size = (a.image, a.image) if a.image else model.image_size
     model = dataclasses.replace(
         model,
@@ -75,13 +76,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
             eval_batch_size=256,
             mean=images.mean,
             std=images.std,
-            eval_ops=preprocessing.eval_ops(image_size, 7 / 8, "pil_bicubic"),
+            eval_ops=_eval_ops(images, old=weights_size, new=image_size),
         ),
         optimizer=Optimizer(learning_rate=1e-4, warmup_epochs=1.0, weight_decay=0.05),
         run=Run(total_epochs=a.epochs, eval_every_epochs=1.0, seed=a.seed),
         checkpoint=Checkpoint(every_steps=1000),
     )
     return to_config_dict(config)
+
+
+def _eval_ops(images: Data, *, old: tuple[int, int], new: tuple[int, int]) -> str:
+    """Those of the weights at the new image size; 7/8 of the short side where they do not resize."""
+    if "resize" not in images.eval_ops:
+        return preprocessing.eval_ops(new, 7 / 8, "pil_bicubic")
+    return shown.eval_ops_at(images.eval_ops, old=old, new=new)
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:

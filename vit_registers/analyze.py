@@ -115,9 +115,14 @@ def main(name: str) -> None:
     out = cli.writable_folder(values.out or subjects.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
     opened = subjects.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
+    for one in opened:
+        print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
+    if unlike := subjects.differences(opened):
+        print(f"warning: {unlike}", file=sys.stderr)
     entries = analyze(list(EXPERIMENTS) if name == ALL else [name], opened, options, out)
     if name == ALL:
-        about = {one.name: one.describe() for one in opened}
+        about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
+        about |= {"Warning": unlike} if unlike else {}
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
         print(f"{path}\n{out / 'report.md'}")
         return

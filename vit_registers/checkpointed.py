@@ -1,5 +1,6 @@
 """Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,30 +9,91 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_registers.config import Config, Data, InitFrom, Mesh, Model, from_mapping, override
+from vit_registers.config import (
+    Config,
+    Data,
+    InitFrom,
+    Mesh,
+    Model,
+    from_mapping,
+    image_size,
+    override,
+    to_dict,
+)
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import convert, transfer
 from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.interop.shown import eval_ops_at
 from vit_registers.models.vit import ViT
 from vit_registers.training import averages, checkpoint_folder, sharding, state
 
-# Settings of a run that may be given anew where its checkpoint is read.
-FREE = ("data.", "mesh.", "model.dtype", "model.attention")
+# Settings that may be given where a checkpoint is read, of a run or of other people.
+FREE = ("data.", "mesh.", "model.dtype", "model.attention", "model.image_size")
+_NORMALISATION = "; normalisation "  # in a converted checkpoint's origin, before where it comes from
 
 
 def read_config(
     run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[int, Config]:
-    """The step that is read (the newest intact one for None), and the config of the run with `overrides`."""
-    for name in overrides or {}:
+    """The step that is read (the newest intact one for None), and the config of the run with `overrides`.
+
+    See `with_overrides`.
+    """
+    check_free(overrides or {})
+    step = checkpoint_folder.find_step(run, step)
+    # How it was trained is of the past, and need not be what this version would train.
+    config = from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
+    return step, with_overrides(config, overrides or {})
+
+
+def check_free(overrides: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a setting is not one of FREE."""
+    for name in overrides:
         if not name.startswith(FREE):
             raise ConfigError(f"--config.{name}: a run is read as it was trained, but for {', '.join(FREE)}")
-    step = checkpoint_folder.find_step(run, step)
-    saved = checkpoint_folder.read_meta(run, step)["config"]
-    # How it was trained is of the past, and need not be what this version would train.
-    return step, override(saved, overrides or {}, checked=("model", "data", "mesh"))
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The config of a checkpoint with settings of FREE put in.
+
+    The model stays the one that the parameters are made for: model.image_size is the size of the images,
+    as data.image_size is, and positions are resampled to it. At another size data.eval_ops is scaled, so that
+    the model is shown the same part of an image, unless it is given too. Raises ConfigError for other
+    settings, and where data.eval_ops cannot be scaled.
+    """
+    check_free(overrides)
+    given = dict(overrides)
+    if "model.image_size" in given:
+        size = given.pop("model.image_size")
+        if given.setdefault("data.image_size", size) not in (size, None):
+            raise ConfigError(
+                "--config.model.image_size and --config.data.image_size differ: give one of them"
+            )
+        given["data.image_size"] = size
+    changed = override(to_dict(config), given, checked=("model", "data", "mesh"))
+    if "data.eval_ops" in given:
+        return changed
+    ops = eval_ops_at(config.data.eval_ops, old=image_size(config), new=image_size(changed))
+    return dataclasses.replace(changed, data=dataclasses.replace(changed.data, eval_ops=ops))
+
+
+def origin_of(where: str, normalisation: str | None) -> str:
+    """What a converted checkpoint says of where it comes from; `normalisation_origin` reads it."""
+    return where if normalisation is None else f"{where}{_NORMALISATION}{normalisation}"
+
+
+def normalisation_origin(run: str, step: int) -> str | None:
+    """Where the mean and deviation of a converted run come from; None: from its config, or not recorded."""
+    origin = checkpoint_folder.read_meta(run, step)["origin"] or ""
+    return origin.rpartition(_NORMALISATION)[2] if _NORMALISATION in origin else None
+
+
+def describe_normalisation(data: Data, origin: str | None) -> str:
+    """The normalisation of images in words, with where it comes from."""
+    numbers = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
+    return "normalisation {}: mean {}, std {}".format(origin or "of the config", *numbers)
 
 
 def counting_params(run: str, step: int) -> str:
@@ -61,8 +123,22 @@ def load_run(run: str, *, step: int | None = None, params: str | None = None) ->
     Raises CheckpointError where there is none.
     """
     step, config = read_config(run, step)
-    graphdef, values = read_model(run, step, config.model, sharding.make_mesh(Mesh()), params=params)
+    return build_run(run, step, config.model, params=params)
+
+
+def build_run(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
+    """The model of one checkpoint of a run, of its own settings but for those of FREE, on all devices."""
+    graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
     return state.build(graphdef, values)
+
+
+def open_others(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
+    """(the model of other people's checkpoint, its config with `overrides`, its normalisation's origin)."""
+    opened = open_start(InitFrom(path=path))
+    data, origin = preprocessing(opened, Path(path).expanduser())
+    config = with_overrides(Config(model=opened.model, data=data), overrides)
+    print(convert.describe(opened), flush=True)
+    return convert.build(dataclasses.replace(opened, model=config.model)), config, origin
 
 
 def is_run(path: str) -> bool:
@@ -115,6 +191,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         params = jax.device_get(params)
     else:
         opened = open_start(settings)
-        print(convert.describe(opened), flush=True)
+        data, origin = preprocessing(opened, Path(settings.path).expanduser())
+        print(convert.describe(opened), describe_normalisation(data, origin), sep="\n", flush=True)
         source, params = opened.model, convert.read_leaves(opened)
     return transfer.taken_leaves(source, params, model, settings)

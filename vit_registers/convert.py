@@ -55,6 +55,7 @@ class Source:
     step: int | None
     params: str | None
     path: str
+    normalisation: str | None  # where its mean and deviation come from
 
     def read(self) -> dict[str, Any]:
         """The parameters, nested."""
@@ -78,13 +79,14 @@ def open_source(path: str, *, source: str, hints: Hints, step: int | None, param
     if checkpointed.is_run(path):
         step, config = checkpointed.read_config(path, step)
         print(f"{path}: a run folder, step {step}")
-        return Source(config=config, opened=None, step=step, params=params, path=path)
+        origin = checkpointed.normalisation_origin(path, step)
+        return Source(config=config, opened=None, step=step, params=params, path=path, normalisation=origin)
     opened = convert.open_path(path, source=source, hints=hints)
     data, origin = preprocessing(opened, Path(path).expanduser())
     print(convert.describe(opened))
-    print(f"normalisation {origin}: mean {data.mean}, std {data.std}")
+    print(checkpointed.describe_normalisation(data, origin))
     config = config_lib.check(Config(model=opened.model, data=data), ("model", "data"))
-    return Source(config=config, opened=opened, step=None, params=params, path=path)
+    return Source(config=config, opened=opened, step=None, params=params, path=path, normalisation=origin)
 
 
 def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str], str]) -> None:
@@ -112,7 +114,7 @@ def to_run(source: Source, output: str) -> None:
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     with Checkpoints(output, source.config) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
-        written.save(state, None, origin=origin)
+        written.save(state, None, origin=checkpointed.origin_of(origin, source.normalisation))
 
 
 def to_family(source: Source, output: str, target: str, dtype: str) -> export.Export:

@@ -10,6 +10,7 @@ from vit_registers import startup
 
 startup.begin(__name__)
 
+import sys
 import time
 
 import jax
@@ -30,6 +31,9 @@ def evaluate(
 ) -> dict[str, object]:
     """The metrics of one checkpoint of `run`, with what they were measured on."""
     step, config = checkpointed.read_config(run, step, overrides)
+    origin = checkpointed.normalisation_origin(run, step)
+    if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
+        print(checkpointed.describe_normalisation(config.data, origin), file=sys.stderr)
     params = params or checkpointed.counting_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)

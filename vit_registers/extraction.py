@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vit_registers.analysis import features
+from vit_registers.analysis.finite import NotFiniteError, describe, not_finite
 from vit_registers.analysis.forward import LIMITS
 from vit_registers.analysis.interventions import Intervention
-from vit_registers.analysis.store import Store
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.store import VALID, Store
+from vit_registers.analysis.subject import Native, Options, Subject
 from vit_registers.config import image_size
 from vit_registers.errors import DataError
 from vit_registers.models.vit import ViT
@@ -30,7 +32,7 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
     mesh = sharding.make_mesh(one.config.mesh)
     progress = _progress(one.name)
-    if missing := store.missing(names):
+    if missing := store.missing((*names, VALID, "label") if names else ()):
         _say_cost(one, missing, store)
         with jax.set_mesh(mesh):
             batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
@@ -49,11 +51,13 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
         raise DataError(f"{one.describe()}: not one of them can be decoded")
     first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
     is_valid_B = np.asarray(first.mask_B)
+    parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
     return Subject(
         name=one.name,
         run=None if one.step is None else Path(one.path).expanduser(),
         step=one.step,
-        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(one.model, nnx.Param))),
+        num_parameters=sum(leaf.size for leaf in parameters),
+        num_not_finite=sum(int((~jnp.isfinite(leaf)).sum()) for leaf in parameters),
         model=one.config.model,
         store=store,
         layout=one.layout,
@@ -61,7 +65,7 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
         mean=data.mean,
         std=data.std,
         rerun=_rerun(one, store, out / "features", progress),
-        native=features.native(one.model, mean=data.mean, std=data.std),
+        native=_native(one),
         progress=progress,
         example_NxHxWxC=np.asarray(first.image_BxHxWxC)[is_valid_B][: min(options.num_examples, number)],
     )
@@ -118,8 +122,8 @@ def _rerun(
         changed = {"num_images": len(images), "intervention": intervention.provenance()}
         edited = Store(root, f"{one.name}-{intervention.name}", one.provenance() | changed)
         mesh, data = sharding.make_mesh(one.config.mesh), one.config.data
-        if not edited.missing(names):
-            return edited
+        if not edited.missing((*names, VALID, "label")):
+            return _checked(one, edited, intervention, names)
         what = f"{intervention.name} {next(number)}"
         with jax.set_mesh(mesh):
             features.extract(
@@ -133,6 +137,28 @@ def _rerun(
                 intervention=intervention,
                 progress=lambda done, total: progress(what, done, total) if done == total else None,
             )
-        return edited
+        return _checked(one, edited, intervention, names)
 
     return rerun
+
+
+def _checked(one: Opened, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
+    """The features of the edited model. Raises NotFiniteError where they are not finite."""
+    if flaw := not_finite(edited, names):
+        raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
+    return edited
+
+
+def _native(one: Opened) -> Callable[[np.ndarray, int], Native]:
+    """`features.native` of the model. Raises NotFiniteError where what it gives is not finite."""
+    compute = features.native(one.model, mean=one.config.data.mean, std=one.config.data.std)
+    shown = itertools.count(1)
+
+    def native(image_HxWxC: np.ndarray, num_blocks: int) -> Native:
+        values, grid = compute(image_HxWxC, num_blocks)
+        number = next(shown)
+        if flawed := [name for (name, _), value in values.items() if not np.isfinite(value).all()]:
+            raise NotFiniteError(one.name, describe(", ".join(dict.fromkeys(flawed)), 1, number))
+        return values, grid
+
+    return native

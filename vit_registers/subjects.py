@@ -11,18 +11,19 @@ import jax
 
 import vit_registers
 from vit_registers import checkpointed
-from vit_registers.config import Config, Data, InitFrom, image_size, override, to_dict
+from vit_registers.config import Config, Data, image_size
 from vit_registers.data import boxes
 from vit_registers.data.boxes import BoxImage
 from vit_registers.data.loaders import Loader, open_data
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.shown import Shown, shown
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.training.checkpoint_folder import checkpoint_root, list_steps
 from vit_registers.training.manifest import MANIFEST
 
 ALL_STEPS = "all"
+_SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
 _BATCH = 64  # images at a time, unless the user says otherwise
 _LIBRARIES = ("jax", "flax", "numpy")
 
@@ -39,6 +40,7 @@ class Opened:
     config: Config
     loader: Loader
     num_images: int
+    normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
 
     @property
     def layout(self) -> TokenLayout:
@@ -56,6 +58,18 @@ class Opened:
         step = "" if self.step is None else f", step {self.step}"
         where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
         return f"{self.path}{step}; {self.num_images} images of {where}"
+
+    @property
+    def shown(self) -> Shown:
+        """The part of each image that the model is shown."""
+        return shown(self.config.data.eval_ops, image_size(self.config))
+
+    def describe_images(self) -> str:
+        """How the images are prepared, in a line."""
+        data, (height, width) = self.config.data, image_size(self.config)
+        parts = (f"{self.shown.text}, at {height} x {width} px", self.shown.method)
+        parts += (checkpointed.describe_normalisation(data, self.normalisation),)
+        return "sees " + ", ".join(part for part in parts if part)
 
     def provenance(self) -> dict[str, Any]:
         """All that its features depend on."""
@@ -128,14 +142,15 @@ def _open(
     own = {key: value for key, value in overrides.items() if not key.startswith("mesh.")}
     if checkpointed.is_run(path):
         step, config = checkpointed.read_config(path, step, own)
-        model = checkpointed.load_run(path, step=step)
+        model, origin = (
+            checkpointed.build_run(path, step, config.model),
+            checkpointed.normalisation_origin(path, step),
+        )
         digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        architecture, settings = checkpointed.start_settings(InitFrom(path=path))
-        config = override(to_dict(Config(model=architecture, data=settings)), own)
-        model = checkpointed.load(path, step=None, params=None, source="auto", hints=Hints())
+        model, config, origin = checkpointed.open_others(path, own)
         digest = _sha256(_files(Path(path).expanduser()))
     config = dataclasses.replace(config, data=_shown(config, data, own))
     loader = open_data(config)
@@ -149,6 +164,7 @@ def _open(
         config=config,
         loader=loader,
         num_images=min(number, limit or number),
+        normalisation=None if own.keys() & {"data.mean", "data.std"} else origin,
     )
 
 
@@ -198,14 +214,35 @@ def _steps(checkpoint: str) -> list[str]:
     return [f"{path}@{step}" for step in sorted(steps)]
 
 
+def differences(opened: Sequence[Opened]) -> str | None:
+    """How the images of models that stand side by side are not prepared alike, in a line; None: all alike."""
+    shares = [one.shown.share for one in opened]
+    is_near = None not in shares and max(shares) - min(shares) < _SAME_SHARE
+    kinds = {
+        "the part of an image": [] if is_near else [one.shown.text for one in opened],
+        "the method of resizing": [one.shown.method for one in opened],
+        "the normalisation": [(one.config.data.mean, one.config.data.std) for one in opened],
+    }
+    unlike = [kind for kind, values in kinds.items() if len(set(values)) > 1]
+    if not unlike:
+        return None
+    each = "; ".join(f"{one.name} {one.describe_images()}" for one in opened)
+    return f"the models are not shown the same: they differ in {', '.join(unlike)}: {each}"
+
+
 def _short_names(given: Sequence[str]) -> list[str]:
     """The last parts of the paths, as many as tell them apart."""
-    parts = [Path(checkpoint.rstrip("/")).parts for checkpoint in given]
+    parts = [[_printable(part) for part in Path(checkpoint.rstrip("/")).parts] for checkpoint in given]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-length:]).strip("/") for p in parts]
         if len(set(names)) == len(names):
             return names
     raise ConfigError("the same --checkpoint was given twice")
+
+
+def _printable(name: str) -> str:
+    """The name in one line, with the replacement character for what cannot be shown."""
+    return " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in name).split())
 
 
 def _files(path: Path) -> list[Path]:

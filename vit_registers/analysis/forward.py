@@ -202,19 +202,27 @@ class Feature(NamedTuple):
     """How a feature is computed on the devices, which part of a model it needs, what is made of it after.
 
     `needs` is one of Subject.parts, or "intervention": its values and rows. Of large features only the first
-    `max_images` are kept: 50,000 images of a ViT-L shall fit a laptop's disk.
+    `max_images` are kept: 50,000 images of a ViT-L shall fit a laptop's disk. NaN marks what is not defined
+    in features that `has_undefined`; in all others it is a fault of the model.
     """
 
     compute: Callable[[Forward], jax.Array]
     needs: str | None = None
     finish: Callable[[np.ndarray, TokenLayout], np.ndarray] = lambda values, layout: values
     max_images: int | None = None
+    has_undefined: bool = False
 
 
 def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
-    """`neighbour_cosine` as float32, NaN where there is no neighbour: Bx4xP."""
-    found = neighbour_cosine(feature_BxPxD, layout.patch_grid)
-    return np.where(found.is_valid_Bx4xP, found.cosine_Bx4xP, np.nan).astype(np.float32)
+    """`neighbour_cosine` as float32, NaN where there is no neighbour: Bx4xP.
+
+    Infinity for images whose features are not finite.
+    """
+    is_finite_B = np.isfinite(feature_BxPxD).all(axis=(1, 2))
+    found = neighbour_cosine(np.where(is_finite_B[:, None, None], feature_BxPxD, 0.0), layout.patch_grid)
+    cosine_Bx4xP = np.where(found.is_valid_Bx4xP, found.cosine_Bx4xP, np.nan)
+    cosine_Bx4xP[~is_finite_B] = np.inf
+    return cosine_Bx4xP.astype(np.float32)
 
 
 _MANY = 10_000
@@ -225,8 +233,8 @@ FEATURES: dict[str, Feature] = {
     "center_T": Feature(center_T),
     "mass_LxGxG": Feature(mass_LxGxG),
     "entropy_LxG": Feature(entropy_LxG),
-    "embed_cosine_4xP": Feature(embed_PxD, finish=_neighbours),
-    "output_cosine_4xP": Feature(patches_PxD, finish=_neighbours),
+    "embed_cosine_4xP": Feature(embed_PxD, finish=_neighbours, has_undefined=True),
+    "output_cosine_4xP": Feature(patches_PxD, finish=_neighbours, has_undefined=True),
     "patches_PxD": Feature(patches_PxD, max_images=_MANY),
     "extras_ExD": Feature(extras_ExD),
     "image_HxWxC": Feature(image_HxWxC, max_images=_MANY),

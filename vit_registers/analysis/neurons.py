@@ -7,9 +7,11 @@ SwiGLU: the gated value), named by its block and its index, both from 0.
 import numpy as np
 
 
-def neuron_scores(neurons_Bx2xLxF: np.ndarray, has_outlier_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def neuron_scores(
+    neurons_Bx2xLxF: np.ndarray, has_outlier_B: np.ndarray, has_other_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
     """(score_LxF, others_LxF): mean size of activations on outliers, and on other patches, over the images
-    that have outliers.
+    that have outliers, and of these over the ones that have other patches; None where none has.
 
     First the mean over an image's patches, then over images, as in algorithm 1; sizes, as in its code. cls
     is no patch here, however large it is. Image by image, so that memory does not grow with them.
@@ -17,9 +19,10 @@ def neuron_scores(neurons_Bx2xLxF: np.ndarray, has_outlier_B: np.ndarray) -> tup
     assert has_outlier_B.any(), "no image has an outlier"
     total = np.zeros(neurons_Bx2xLxF.shape[1:])
     for image in np.flatnonzero(has_outlier_B):
-        total += neurons_Bx2xLxF[image]
-    score_LxF, others_LxF = total / has_outlier_B.sum()
-    return score_LxF, others_LxF
+        total += neurons_Bx2xLxF[image]  # zeros where it has no other patches
+    score_LxF, others_LxF = total
+    number = int((has_outlier_B & has_other_B).sum())
+    return score_LxF / has_outlier_B.sum(), others_LxF / number if number else None
 
 
 def first_block(norm_BxLxP: np.ndarray, is_outlier_BxP: np.ndarray, threshold: float) -> int:

@@ -22,6 +22,16 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
 
 
+def scale_for(values: np.ndarray) -> str:
+    """The scale of an axis that shows `values`: "log", or "linear" where none of them is positive."""
+    return "log" if np.any(np.asarray(values) > 0) else "linear"
+
+
+def legend_name(name: str) -> str:
+    """A name as a label that the legend shows: it leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def wrapped(name: str) -> str:
     """A name in lines that fit above a small picture."""
     return "\n".join(textwrap.wrap(name, 30))

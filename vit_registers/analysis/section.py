@@ -3,10 +3,14 @@
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+
+from vit_registers.analysis.markdown import inline
 
 Cell = str | float | int | None
 
@@ -31,15 +35,16 @@ class Table:
         return all(not isinstance(row[column], str) for row in self.rows)
 
     def markdown(self) -> str:
-        """The table in Markdown, without its title."""
+        """The table in Markdown, without its title; a parser shows the cells literally."""
         rules = ["---:" if self.is_number(i) else "---" for i in range(len(self.columns))]
-        lines = [self.columns, rules, *self.cells()]
+        lines = [map(inline, self.columns), rules, *(map(inline, line) for line in self.cells())]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
     def csv(self) -> str:
         """The table with all digits."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        rows = [[None if is_not_finite(cell) else cell for cell in row] for row in self.rows]
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *rows])
         return text.getvalue()
 
 
@@ -66,16 +71,25 @@ class Section:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
-        """All tables and gaps, for a JSON file."""
+        """All tables and gaps, for a JSON file, which holds no number that is not finite."""
         tables = [
-            {"title": t.title, "columns": list(t.columns), "rows": [list(row) for row in t.rows]}
+            {
+                "title": t.title,
+                "columns": list(t.columns),
+                "rows": [[None if is_not_finite(cell) else cell for cell in row] for row in t.rows],
+            }
             for t in self.tables
         ]
         return {"tables": tables, "gaps": list(self.gaps)}
 
 
+def is_not_finite(cell: Cell) -> bool:
+    """Whether it is a number, and NaN or infinite."""
+    return isinstance(cell, (float, np.floating)) and not math.isfinite(cell)
+
+
 def shown(cell: Cell) -> str:
     """A cell as printed."""
-    if cell is None:
+    if cell is None or is_not_finite(cell):
         return "-"
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4g}" if isinstance(cell, (float, np.floating)) else str(cell)

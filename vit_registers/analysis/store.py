@@ -2,23 +2,32 @@
 
 A folder holds `provenance.json`, `progress.json` and one .npy file per feature. A file is of its full size in
 its header from the start and grows by appending, so that memory does not grow with the data set, and a run
-that was stopped goes on where progress.json says. A folder of another provenance is another folder.
+that was stopped resumes where progress.json says. A folder of another provenance is another folder.
+
+progress.json has the number of images of each feature, and under "files" the bytes that they take and their
+SHA-256. A feature is checked against these before it is used; one that differs is computed again.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from vit_registers.analysis.file_names import file_name
 from vit_registers.errors import DataError
 from vit_registers.strict_json import dumps
 
 VALID = "is_valid"  # the feature that is False for images that could not be decoded
+_FILES = "files"  # in progress.json, beside the numbers of images: [bytes, SHA-256] by feature
+_BLOCK_BYTES = 1 << 20
+_SAVE_EVERY_S = 5.0  # what is computed between two saves is lost by a kill; each save waits for the disk
 
 
 class Store:
@@ -29,20 +38,29 @@ class Store:
     ) -> None:
         """Opens root/<name>-<digest of provenance>, or makes it.
 
-        `limits` are numbers of images, for features that are kept of the first ones only.
+        `limits` are numbers of images, for features that are kept of the first ones only. Features of a
+        folder whose provenance.json says something else are not used. Raises DataError where the folder
+        cannot be written to.
         """
         text = dumps(provenance, sort_keys=True)
-        self.folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.folder = root / f"{file_name(name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self.provenance = dict(provenance)
         self.num_images = int(provenance["num_images"])
         self._limits = dict(limits or {})
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._checked: dict[str, int] = {}  # of how many images the file was compared with its digest
+        self.is_flawed: dict[
+            str, np.ndarray
+        ] = {}  # see finite.py: of each image that `read` gives, by feature
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._discard_others(text + "\n")
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be used: {error.strerror}") from None
         _replace(self.folder / "provenance.json", text + "\n")
 
-    def missing(self, names: Iterator[str] | tuple[str, ...]) -> tuple[str, ...]:
-        """Those of `names` that are not complete."""
-        done = self._progress()
-        return tuple(name for name in names if done.get(name, 0) < self.count(name))
+    def missing(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of `names` that are not complete. A damaged one is not, and a line on stderr says so."""
+        return tuple(name for name in names if self._num_done(name) < self.count(name))
 
     def count(self, name: str) -> int:
         """How many images the feature is kept of, broken ones included."""
@@ -64,9 +82,7 @@ class Store:
     @contextlib.contextmanager
     def writer(self, names: tuple[str, ...]) -> Iterator["Writer"]:
         """What features are appended with; it begins where all of `names` have arrived."""
-        done = self._progress()
-        start = min(done.get(name, 0) for name in names)
-        writer = Writer(self, names, start)
+        writer = Writer(self, names, min(self._num_done(name) for name in names))
         try:
             yield writer
         finally:
@@ -81,12 +97,67 @@ class Store:
                 f"{path} cannot be read ({error}): delete {self.folder} and start again"
             ) from None
 
-    def _progress(self) -> dict[str, int]:
+    def _num_done(self, name: str) -> int:
+        """The number of images whose feature is on disk and is what was written; 0 for a damaged file."""
+        progress = self._progress()
+        done = progress.get(name, 0)
+        if done and self._checked.get(name) != done:
+            if reason := self._damage(name, done, *progress[_FILES].get(name, (0, ""))):
+                path = self.folder / f"{name}.npy"
+                print(f"{path} is damaged ({reason}): {name} is computed again", file=sys.stderr)
+                del progress[name]
+                progress[_FILES].pop(name, None)
+                self._save(progress)
+                return 0
+            self._checked[name] = done
+        return done
+
+    def _damage(self, name: str, done: int, num_bytes: int, digest: str) -> str | None:
+        """How the file differs from its first `done` images as they were written; None where it does not."""
+        path = self.folder / f"{name}.npy"
+        if done > self.count(name):
+            return f"progress.json counts {done} images of {self.count(name)}"
+        if not digest:
+            return "no SHA-256 was recorded"
+        try:
+            size = path.stat().st_size
+            if size < num_bytes or (done == self.count(name) and size > num_bytes):
+                return f"{size} bytes instead of {num_bytes}"
+            with path.open("rb") as file:
+                if _hash(file, num_bytes).hexdigest() != digest:
+                    return "its SHA-256 is not the one recorded"
+                file.seek(0)
+                shape, dtype = _read_header(file)
+                row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+                if shape[0] != self.count(name) or num_bytes != file.tell() + done * row_bytes:
+                    return f"it does not hold the {done} of {self.count(name)} images of progress.json"
+        except OSError as error:
+            return error.strerror
+        return None
+
+    def _discard_others(self, text: str) -> None:
+        """Forgets the features where provenance.json does not have that text."""
+        path, progress = self.folder / "provenance.json", self.folder / "progress.json"
+        if path.exists() and progress.is_file() and path.read_bytes() != text.encode():
+            print(f"{path} is not what was written: all features are computed again", file=sys.stderr)
+            progress.unlink()
+
+    def _save(self, progress: Mapping[str, Any]) -> None:
+        _replace(self.folder / "progress.json", dumps(progress) + "\n")
+
+    def _progress(self) -> dict[str, Any]:
+        """Numbers of images by feature, and the digests. Raises DataError where the file is damaged."""
         path = self.folder / "progress.json"
         try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError:
+            progress = json.loads(path.read_text()) if path.exists() else {}
+            files = progress.setdefault(_FILES, {})
+            is_whole = all(type(done) is int and done >= 0 for done in (progress | {_FILES: 0}).values())
+            is_whole &= all(type(size) is int and type(digest) is str for size, digest in files.values())
+            if not is_whole:
+                raise ValueError
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             raise DataError(f"{path} is damaged: delete {self.folder} and start again") from None
+        return progress
 
 
 class Writer:
@@ -96,42 +167,64 @@ class Writer:
         self.num_done = start
         self._store, self._names = store, names
         self._files: dict[str, BinaryIO] = {}
+        self._hashes: dict[str, Any] = {}
+        self._done: dict[str, int] = {}  # images that were written since the start
+        self._saved_at = time.monotonic()
 
     def append(self, features: Mapping[str, np.ndarray]) -> None:
         """One batch, [B, ...] of each name. Raises DataError where it cannot be written."""
         try:
-            done = self._store._progress()
             for name in self._names:
-                wanted = self._store.count(name) - self.num_done
-                if wanted <= 0:
+                room = self._store.count(name) - self.num_done
+                if room <= 0:
                     continue
-                values = np.ascontiguousarray(features[name][:wanted])
-                done[name] = self.num_done + len(values)
+                values = np.ascontiguousarray(features[name][:room])
                 file = self._files.get(name) or self._begin(name, values)
                 file.write(values)
-                file.flush()
+                self._hashes[name].update(values)
+                self._done[name] = self.num_done + len(values)
             self.num_done += len(features[self._names[0]])
-            _replace(self._store.folder / "progress.json", dumps(done) + "\n")
+            if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+                self._save()
         except OSError as error:
-            raise DataError(f"{self._store.folder} cannot be written to: {error.strerror}") from None
+            raise self._failed(error) from None
 
     def close(self) -> None:
-        """Closes all files."""
+        """Saves what was appended and closes all files. Raises DataError where it cannot be written."""
+        try:
+            self._save()
+        except OSError as error:
+            raise self._failed(error) from None
+        finally:
+            for file in self._files.values():
+                with contextlib.suppress(OSError):
+                    file.close()
+
+    def _save(self) -> None:
+        """Makes the features durable, then counts them in progress.json: never the other way round."""
         for file in self._files.values():
-            with contextlib.suppress(OSError):
-                file.close()
+            file.flush()
+            os.fsync(file.fileno())
+        if self._done:
+            progress = self._store._progress()
+            progress |= self._done
+            for name in self._done:
+                progress[_FILES][name] = [self._files[name].tell(), self._hashes[name].hexdigest()]
+            self._store._save(progress)
+            self._store._checked |= self._done
+        self._saved_at = time.monotonic()
+
+    def _failed(self, error: OSError) -> DataError:
+        return DataError(f"{self._store.folder} cannot be written to: {error.strerror}")
 
     def _begin(self, name: str, values: np.ndarray) -> BinaryIO:
         """The file of a feature with its header, cut after the last row that counts."""
         path = self._store.folder / f"{name}.npy"
-        file = path.open("r+b" if self.num_done else "wb")
+        file = path.open("r+b" if self.num_done else "w+b")
         self._files[name] = file
         if self.num_done:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            row_bytes = values[:1].nbytes
-            file.seek(file.tell() + self.num_done * row_bytes)
-            file.truncate()
+            _read_header(file)
+            size = file.tell() + self.num_done * values[:1].nbytes
         else:
             shape = (self._store.count(name), *values.shape[1:])
             header = {
@@ -140,14 +233,38 @@ class Writer:
                 "shape": shape,
             }
             np.lib.format.write_array_header_1_0(file, header)
+            size = file.tell()
+        file.seek(0)
+        self._hashes[name] = _hash(file, size)
+        file.seek(size)
+        file.truncate()
         return file
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, dtype) of a .npy file that this module wrote; the file is left at its values."""
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
+
+
+def _hash(file: BinaryIO, num_bytes: int) -> Any:
+    """The SHA-256 of the next `num_bytes`."""
+    digest = hashlib.sha256()
+    while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
+        digest.update(block)
+        num_bytes -= len(block)
+    return digest
 
 
 def _replace(path: Path, text: str) -> None:
     """Writes the file at once: after a kill it has the old text or the new one."""
     try:
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None

@@ -46,6 +46,7 @@ class Subject:
     run: Path | None  # the run folder, of one of ours
     step: int | None  # of the run
     num_parameters: int
+    num_not_finite: int = 0  # parameters that are NaN or infinite
     model: Model
     store: Store
     layout: TokenLayout

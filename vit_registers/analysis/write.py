@@ -8,13 +8,17 @@ import base64
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from vit_registers.analysis.file_names import file_name, file_names
+from vit_registers.analysis.markdown import block, inline
 from vit_registers.analysis.published import PUBLISHED
 from vit_registers.analysis.section import Section, Table
 from vit_registers.errors import DataError
@@ -72,17 +76,21 @@ class Entry(NamedTuple):
 
 def write_entry(entry: Entry, out: Path) -> Path:
     """Writes out/<name>/: section.md, a CSV file per table, a PNG per picture, numbers.json. The folder."""
-    folder = out / entry.name
+    folder, section = out / entry.name, entry.section
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for table in entry.section.tables:
-            (folder / f"{_file_name(table.title)}.csv").write_text(table.csv())
-        for picture in entry.section.pictures:
-            (folder / f"{picture.name}.png").write_bytes(_png(picture.figure))
-        for name, text in entry.section.files.items():
-            (folder / name).write_text(text)
-        (folder / "numbers.json").write_text(dumps(entry.numbers()) + "\n")
-        (folder / "section.md").write_text(_markdown(entry, ""))
+        for name, table in zip(
+            file_names([_slug(t.title) for t in section.tables]), section.tables, strict=True
+        ):
+            _write(folder / f"{name}.csv", table.csv())
+        for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+            (folder / f"{name}.png").write_bytes(_png(picture.figure))
+        parts = [name.rpartition(".") for name in section.files]
+        stems = file_names([stem for stem, _, _ in parts])
+        for stem, (_, _, ending), text in zip(stems, parts, section.files.values(), strict=True):
+            _write(folder / f"{stem}.{ending}", text)
+        _write(folder / "numbers.json", dumps(entry.numbers()) + "\n")
+        _write(folder / "section.md", _markdown(entry, ""))
     except OSError as error:
         raise DataError(f"{folder} cannot be written to: {error.strerror}") from None
     return folder
@@ -95,19 +103,19 @@ def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapp
     those that `write_entry` wrote.
     """
     lines = [
-        f"# {title}",
+        f"# {block(title)}",
         "",
-        *(f"- {name}: {value}" for name, value in about.items()),
+        *(f"- {block(name)}: {inline(str(value))}" for name, value in about.items()),
         "",
         "## Contents",
         "",
     ]
-    lines += [f"- [{entry.name}](#{entry.name}): {entry.question}" for entry in entries]
+    lines += [f"- [{inline(e.name)}](#{file_name(e.name)}): {inline(e.question)}" for e in entries]
     markdown = "\n".join(lines) + "\n\n" + "\n".join(_markdown(entry, f"{entry.name}/") for entry in entries)
     path = out / "report.html"
     try:
-        (out / "report.md").write_text(markdown)
-        path.write_text(_html(entries, title, about))
+        _write(out / "report.md", markdown)
+        _write(path, _html(entries, title, about))
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
     return path
@@ -116,25 +124,30 @@ def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapp
 def _markdown(entry: Entry, folder: str) -> str:
     section = entry.section
     parts = [
-        f"## {entry.name}\n",
-        f"**{entry.question}**\n",
-        f"{section.definition}\n",
-        f"Answers: {entry.answers}.\n",
+        f"## {block(entry.name)}\n",
+        f"**{inline(entry.question)}**\n",
+        f"{block(section.definition)}\n",
+        f"Answers: {inline(entry.answers)}.\n",
     ]
-    parts += [f"Gap: {gap}.\n" for gap in section.gaps]
-    parts += [f"### {table.title}\n\n{table.markdown()}" for table in section.tables]
+    parts += [f"Gap: {inline(gap)}.\n" for gap in section.gaps]
+    parts += [f"### {block(table.title)}\n\n{table.markdown()}" for table in section.tables]
     if entry.published:
-        published = [f"#### {table.title}\n\n{table.markdown()}" for table in entry.published]
+        published = [f"#### {block(table.title)}\n\n{table.markdown()}" for table in entry.published]
         lines = "\n".join([f"### {_NOT_OURS}\n", *published]).splitlines()
         parts.append("".join(f"> {line}".rstrip() + "\n" for line in lines))
-    parts += [f"![{p.caption}]({folder}{p.name}.png)\n\n{p.caption}\n" for p in section.pictures]
+    for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+        caption = picture.caption
+        parts.append(f"![{inline(caption)}]({folder}{name}.png)\n\n{block(caption)}\n")
     return "\n".join(parts)
 
 
 def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str:
     text = html.escape
     head = [f"<li>{text(name)}: {text(str(value))}</li>" for name, value in about.items()]
-    contents = [f'<li><a href="#{e.name}">{text(e.name)}</a>: {text(e.question)}</li>' for e in entries]
+    contents = [
+        f'<li><a href="#{text(file_name(e.name))}">{text(e.name)}</a>: {text(e.question)}</li>'
+        for e in entries
+    ]
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -152,7 +165,7 @@ def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str
 def _html_section(entry: Entry) -> str:
     text, section = html.escape, entry.section
     parts = [
-        f'<section id="{entry.name}"><h2>{text(entry.name)}</h2>',
+        f'<section id="{text(file_name(entry.name))}"><h2>{text(entry.name)}</h2>',
         f'<p class="question">{text(entry.question)}</p><p>{text(section.definition)}</p>',
         f"<p>Answers: {text(entry.answers)}.</p>",
     ]
@@ -186,9 +199,23 @@ def _html_table(table: Table) -> str:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
+    for artist in figure.findobj(Text):  # a name between dollar signs is no formula; those of ticks are
+        if "$" in artist.get_text() and "mathdefault" not in artist.get_text():
+            artist.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of a name, drawn as a box
+        figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
 
 
-def _file_name(title: str) -> str:
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _picture_names(section: Section) -> list[str]:
+    """The names of the files of the pictures, without ending."""
+    return file_names([picture.name for picture in section.pictures])
+
+
+def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

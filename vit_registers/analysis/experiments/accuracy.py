@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED, legend_name
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
@@ -147,7 +147,7 @@ def _draw(found: dict[str, tuple[int, Accuracy]]) -> Figure:
                 color=_COLORS[shown % len(_COLORS)],
                 ms=5,
                 capsize=3,
-                label=f"{name}: {100 * one.top1:.2f} %",
+                label=legend_name(f"{name}: {100 * one.top1:.2f} %"),
             )
             shown += 1
     axes.plot(range(len(counts)), means, "-", color=GREY, lw=1, zorder=0)

@@ -125,7 +125,9 @@ def patches_only(subjects: list[Subject], options: Options) -> Section:
             low, high = map(float, np.quantile(kept, [0.05, 0.95])) if len(kept) else (None, None)
             rows.append((subject.name, part, summary.mean, summary.std, low, summary.median, high))
         _draw_cosines(axes, cosines, subject.name)
-        section.pictures.append(_lowest(subject, cosines["patches"], options.num_examples))
+        stored = len(subject.store.read("image_HxWxC"))
+        if not np.isnan(cosines["patches"][:stored]).all():
+            section.pictures.append(_lowest(subject, cosines["patches"], options.num_examples))
     columns = ("model", "part", "mean", "std", "5 %", "median", "95 %")
     section.tables.append(Table(title="Cosine with the attention's output", columns=columns, rows=rows))
     section.pictures.insert(0, Picture(name="cosines", caption="The cosine over images.", figure=figure))
@@ -156,7 +158,9 @@ def _draw_cosines(axes: Axes, cosines: dict[str, np.ndarray], title: str) -> Non
 def _lowest(subject: Subject, cosine_B: np.ndarray, number: int) -> Picture:
     """The images of lowest cosine, with the attention of cls over them."""
     stored = subject.store.read("image_HxWxC")
-    images = np.argsort(cosine_B[: len(stored)], kind="stable")[:number]
+    cosine_B = cosine_B[: len(stored)]
+    number = min(number, int(np.count_nonzero(~np.isnan(cosine_B))))
+    images = np.argsort(cosine_B, kind="stable")[:number]  # NaN comes last
     shown = np.asarray(stored[images])
     maps_BxHxW = mean_maps(subject, images)[:, 0]
     figure = Figure(figsize=(1.6 * len(images) + 0.3, 3.7), layout="constrained")

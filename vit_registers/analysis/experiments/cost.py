@@ -4,6 +4,7 @@ import dataclasses
 
 from matplotlib.figure import Figure
 
+from vit_registers.analysis.pictures import legend_name
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.config import Model
@@ -51,7 +52,7 @@ def registers(subjects: list[Subject], options: Options) -> Section:
             parameters = subject.num_parameters + (count - own) * learned
             more.append(100 * (flops / plain - 1))
             rows.append((subject.name, count, flops / 1e9, more[-1], parameters))
-        axes.plot(_REGISTERS, more, "o-", ms=3, label=subject.name)
+        axes.plot(_REGISTERS, more, "o-", ms=3, label=legend_name(subject.name))
     axes.set(xlabel="registers", ylabel="more operations, %")
     axes.legend(frameon=False, fontsize=8)
     columns = ("model", "registers", "GFLOP per image", "more, %", "parameters")

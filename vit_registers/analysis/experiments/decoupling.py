@@ -10,7 +10,7 @@ from vit_registers.analysis.decoupling import (
     norm_table,
     register_activations,
 )
-from vit_registers.analysis.pictures import BLUE, ORANGE
+from vit_registers.analysis.pictures import BLUE, ORANGE, legend_name, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import summarize
 from vit_registers.analysis.subject import Options, Subject, in_parts
@@ -36,7 +36,8 @@ def terms(subjects: list[Subject], options: Options) -> Section:
         for name in names:
             norm, cosine = table["norm"][name], table["cosine"][name]
             own = to_attention[name] if name in attention else None
-            rows.append((subject.name, name, norm.mean, norm.std, cosine.mean, own, to_all[name]))
+            size = (norm.mean, norm.std) if norm.mean else (None, None)  # 0: there is no such term
+            rows.append((subject.name, name, *size, cosine.mean, own, to_all[name]))
         shown = [name for name in attention if to_attention[name] is not None]
         axes.bar(shown, [to_attention[name] for name in shown], color=BLUE)
         axes.set(ylim=(0, 1), ylabel="CKA with the attention's output", title=subject.name)
@@ -54,7 +55,8 @@ def terms(subjects: list[Subject], options: Options) -> Section:
         definition="cls after the attention of the last block, before its MLP, is the sum of: its attention "
         "to each token group (weights of the other groups set to zero, not divided again), after the output "
         "projection and LayerScale; the projection's bias; and the skip connection. Linear CKA over images, "
-        "of each term with the attention's output (the sum without skip and bias) and with the whole sum.",
+        "of each term with the attention's output (the sum without skip and bias) and with the whole sum. "
+        "A term that is zero in every image, such as the bias of a model that has none, has no numbers.",
         tables=[Table(title="Terms of cls", columns=columns, rows=rows)],
         pictures=[
             Picture(name="cka", caption="CKA of each part with the attention's output.", figure=figure)
@@ -77,7 +79,13 @@ def layers(subjects: list[Subject], options: Options) -> Section:
         similarity_BxL = np.concatenate(parts)
         found = [summarize(column) for column in similarity_BxL.T]
         rows += [(subject.name, i, one.mean, one.std) for i, one in enumerate(found)]
-        axes.plot(np.linspace(0, 1, len(found)), [one.mean for one in found], "o-", ms=3, label=subject.name)
+        axes.plot(
+            np.linspace(0, 1, len(found)),
+            [one.mean for one in found],
+            "o-",
+            ms=3,
+            label=legend_name(subject.name),
+        )
     axes.set(xlabel="block / depth", ylabel="cosine with cls after the last block")
     axes.legend(frameon=False, fontsize=8)
     return Section(
@@ -90,11 +98,13 @@ def layers(subjects: list[Subject], options: Options) -> Section:
 
 def registers(subjects: list[Subject], options: Options) -> Section:
     """Whether one register carries the high norm, and how alike it is between images."""
-    rows = []
+    rows, gaps = [], []
     figure = Figure(figsize=(4.2 * len(subjects) + 0.5, 3.2), layout="constrained")
     for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
         hidden = subject.store.read("register_hidden_2xRxD")
         found = register_activations(hidden[:, 0], hidden[:, 1])
+        if not found.norm_BxR.any():
+            gaps.append(f"{subject.name}: all registers are 0, so that none has the highest norm")
         ratio = None if found.ratio_B is None else summarize(found.ratio_B).mean
         rows.append(
             (
@@ -109,7 +119,8 @@ def registers(subjects: list[Subject], options: Options) -> Section:
         )
         axes.plot(np.abs(found.mean_before), color=BLUE, label="before the norm")
         axes.plot(np.abs(found.mean_after), color=ORANGE, label="after it")
-        axes.set(xlabel="dimension, by size", ylabel="size of the mean", yscale="log", title=subject.name)
+        axes.set(xlabel="dimension, by size", ylabel="size of the mean", title=subject.name)
+        axes.set_yscale(scale_for(np.abs([found.mean_before, found.mean_after])))
         axes.legend(frameon=False, fontsize=8)
     columns = (
         "model",
@@ -126,4 +137,5 @@ def registers(subjects: list[Subject], options: Options) -> Section:
         "before and after the block's first norm.",
         tables=[Table(title="The register of highest norm", columns=columns, rows=rows)],
         pictures=[Picture(name="activations", caption="Largest mean activations.", figure=figure)],
+        gaps=gaps,
     )

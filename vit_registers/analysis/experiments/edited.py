@@ -5,16 +5,19 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_registers.analysis.interventions import NO_INTERVENTION, Intervention
+from vit_registers.analysis.severity import cosine, summarize
 from vit_registers.analysis.store import Store
 from vit_registers.analysis.subject import Options, Subject
 
 BASE = ("norms_LxT", "image_HxWxC")  # what must be in the store of a subject that is changed
 NO_CHOICE = -2  # is no class, and no label: -1 is that of images without one
-_EPS = 1e-12
 
 
 class Change(NamedTuple):
-    """How far outputs are from those of the model as it is; None where the model has no such output."""
+    """How far outputs are from those of the model as it is; None where the model has no such output.
+
+    Cosines are None as well where that output is zero in every image.
+    """
 
     cls_cosine: float | None
     registers_cosine: float | None  # of its own registers, mean over them
@@ -49,9 +52,9 @@ def change(subject: Subject, before: Store, after: Store, images: np.ndarray) ->
     layout, own = subject.layout, subject.layout.registers.stop
     cls = registers = agreement = accuracy = None
     if own:
-        cosine_BxE = _cosine(before.read("extras_ExD")[images], after.read("extras_ExD")[images][:, :own])
-        cls = float(cosine_BxE[:, layout.cls].mean()) if layout.has_cls else None
-        registers = float(cosine_BxE[:, layout.registers].mean()) if layout.num_registers else None
+        cosine_BxE = cosine(before.read("extras_ExD")[images], after.read("extras_ExD")[images][:, :own])
+        cls = summarize(cosine_BxE[:, layout.cls]).mean
+        registers = summarize(cosine_BxE[:, layout.registers]).mean
     if subject.model.num_classes:
         first, then = (choices(store.read("logits_Y")[images]) for store in (before, after))
         agreement = float(((first == then) & (then != NO_CHOICE)).mean())
@@ -74,9 +77,3 @@ def accuracy_of(subject: Subject, choice_B: np.ndarray, images: np.ndarray) -> f
 def percent(share: float | None) -> float | None:
     """A share as per cent."""
     return None if share is None else 100 * share
-
-
-def _cosine(a_BxExD: np.ndarray, b_BxExD: np.ndarray) -> np.ndarray:
-    a_BxExD, b_BxExD = np.asarray(a_BxExD, np.float64), np.asarray(b_BxExD, np.float64)
-    norms_BxE = np.linalg.norm(a_BxExD, axis=-1) * np.linalg.norm(b_BxExD, axis=-1)
-    return (a_BxExD * b_BxExD).sum(-1) / np.maximum(norms_BxE, _EPS)

@@ -1,8 +1,5 @@
 """All experiments by name: what each asks, which figures and tables it answers, what it needs."""
 
-from collections.abc import Callable, Collection
-from typing import NamedTuple
-
 from vit_registers.analysis.experiments import (
     accuracy,
     attention,
@@ -22,31 +19,8 @@ from vit_registers.analysis.experiments import (
     severity,
     training,
 )
-from vit_registers.analysis.forward import FEATURES
+from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.published import DECOUPLING, REGISTERS, SMALL
-from vit_registers.analysis.section import Section
-from vit_registers.analysis.subject import Options, Subject
-
-
-class Experiment(NamedTuple):
-    """One question. `needs_any` are parts (Subject.parts) of which a model has to have one."""
-
-    question: str
-    answers: str
-    features: tuple[str, ...]
-    measure: Callable[[list[Subject], Options], Section]
-    needs_any: tuple[str, ...] = ()
-
-    def lacking(self, parts: Collection[str]) -> str | None:
-        """What a model of these parts would have to have and has not, in words."""
-        for name in self.features:
-            needed = FEATURES[name].needs
-            if needed is not None and needed not in parts:
-                return needed
-        if self.needs_any and not set(parts) & set(self.needs_any):
-            return " and no ".join(self.needs_any)
-        return None
-
 
 NORMS = ("norms_LxT",)
 EXPERIMENTS: dict[str, Experiment] = {

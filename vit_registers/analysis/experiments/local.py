@@ -70,18 +70,22 @@ def _split(subjects: list[Subject], options: Options, feature: str, what: str) -
 
 def components(subjects: list[Subject], options: Options) -> Section:
     """Maps of the first three principal components of the patches."""
-    rows, pictures = [], []
+    rows, pictures, gaps = [], [], []
     for subject in subjects:
         patches_BxPxD = subject.store.read("patches_PxD")
         num_images, num_patches, width = patches_BxPxD.shape
         fitted_images = min(num_images, max(_PCA_TOKENS // num_patches, 1))
         tokens = np.asarray(patches_BxPxD[:fitted_images]).reshape(-1, width)
         number = min(3, *tokens.shape)
-        pca = PCA(number, whiten=True, svd_solver="covariance_eigh").fit(tokens)
+        if (tokens == tokens[0]).all():
+            gaps.append(f"{subject.name}: its patches are all the same, so that they have no components")
+            continue
+        size = float(np.abs(tokens).max())  # whose square may be too large for float32
+        pca = PCA(number, whiten=True, svd_solver="covariance_eigh").fit(tokens / size)
         shares = [float(share) for share in pca.explained_variance_ratio_]
         rows.append((subject.name, len(tokens), *shares, *[None] * (3 - number)))
         shown = patches_BxPxD[: options.num_examples]
-        maps = pca.transform(np.asarray(shown).reshape(-1, width)).reshape(
+        maps = pca.transform(np.asarray(shown).reshape(-1, width) / size).reshape(
             len(shown), *subject.layout.patch_grid, number
         )
         pictures.append(
@@ -96,8 +100,9 @@ def components(subjects: list[Subject], options: Options) -> Section:
     return Section(
         definition="Principal components of the patches that the last block leaves, before the final norm, "
         "of all images together; whitened, so that maps are in standard deviations.",
-        tables=[Table(title="Variance of the components", columns=columns, rows=rows)],
+        tables=[Table(title="Variance of the components", columns=columns, rows=rows)] if rows else [],
         pictures=pictures,
+        gaps=gaps,
     )
 
 

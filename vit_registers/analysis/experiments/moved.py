@@ -15,7 +15,7 @@ from vit_registers.analysis.experiments.trial import (
 )
 from vit_registers.analysis.interventions import Intervention, add_key
 from vit_registers.analysis.neurons import as_mask, random_like
-from vit_registers.analysis.pictures import BLUE, GREY, ORANGE
+from vit_registers.analysis.pictures import BLUE, GREY, ORANGE, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.store import Store
 from vit_registers.analysis.subject import Options, Subject
@@ -115,13 +115,13 @@ def _histogram(trial: Trial, before: Store, after: Store) -> Figure:
     }
     values = np.concatenate([norms.ravel() for norms, _ in groups.values()])
     positive = values[values > 0]
-    edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else np.ones(2)
+    edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else 1
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
     for label, (norms, color) in groups.items():
         axes.hist(norms.ravel(), bins=edges, histtype="step", color=color, label=label)
     axes.axvline(trial.found.threshold, color=GREY, lw=0.9, ls="--", label="threshold")
-    axes.set(xscale="log", yscale="log", xlabel="norm", ylabel="tokens", title=trial.subject.name)
+    axes.set(xscale=scale_for(values), yscale="log", xlabel="norm", ylabel="tokens", title=trial.subject.name)
     axes.legend(frameon=False, fontsize=7)
     return figure
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from vit_registers.analysis.experiments import edited
 from vit_registers.analysis.interventions import Intervention, nothing
 from vit_registers.analysis.neurons import first_block, highest, neuron_scores
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
@@ -24,7 +24,7 @@ class Found(NamedTuple):
     num_images: int  # that have outliers
     last_block: int  # where outliers begin; neurons after it are not looked at
     score_LxF: np.ndarray
-    others_LxF: np.ndarray
+    others_LxF: np.ndarray | None  # None: all patches are outliers
     neuron_Ex2: np.ndarray  # the highest score first
 
 
@@ -38,7 +38,8 @@ def find_neurons(subject: Subject, options: Options) -> Found | None:
         name="neurons", edits=nothing, values={}, rows={"is_outlier_BxP": is_outlier_BxP}
     )
     store = edited.run(subject, options, intervention, ("neurons_2xLxF",))
-    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B)
+    has_other_B = ~is_outlier_BxP.all(1)
+    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
     norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
     last_block = first_block(norm_BxLxP, is_outlier_BxP, threshold)
     return Found(
@@ -91,8 +92,8 @@ def register_neurons(subjects: list[Subject], options: Options) -> Section:
 
 def _row(found: Found, at: np.ndarray) -> tuple:
     block, neuron = map(int, at)
-    score, others = (float(values[block, neuron]) for values in (found.score_LxF, found.others_LxF))
-    return block + 1, neuron, score, others, found.num_images
+    others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
+    return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
 
 
 def _listed(subject: Subject, options: Options, found: Found) -> str:
@@ -134,7 +135,7 @@ def _curves(subject: Subject, options: Options) -> tuple[list[tuple], Figure]:
     axes, block = figure.subplots(), np.arange(1, len(middle_L) + 1)
     axes.plot(np.arange(len(after_L)), after_L, "o-", ms=3, color=BLUE, label="after the MLP")
     axes.plot(block - 0.5, middle_L, "o", ms=3, color=GREEN, label="after attention")
-    axes.set(xlabel="block", ylabel="largest norm of a patch", yscale="log", title=subject.name)
+    axes.set(xlabel="block", ylabel="largest norm of a patch", yscale=scale_for(after_L), title=subject.name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     if attention_L is not None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from vit_registers.analysis.outliers import find
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 
@@ -21,7 +21,13 @@ def distribution(subjects: list[Subject], options: Options) -> Section:
         "distribution).",
         tables=[_by_token(subjects), _by_rule(subjects, options)],
         pictures=[_histograms(subjects, options)],
+        gaps=_zeros(subjects),
     )
+
+
+def _zeros(subjects: list[Subject]) -> list[str]:
+    """A gap for each model that gives patches of zeros only."""
+    return [f"{one.name}: the norms of all patches are 0" for one in subjects if not one.patch_norms().any()]
 
 
 def _by_token(subjects: list[Subject]) -> Table:
@@ -77,13 +83,13 @@ def _histograms(subjects: list[Subject], options: Options) -> Picture:
     for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
         norms = subject.store.read("norms_LxT")[:, -1]
         positive = norms[norms > 0]
-        edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else np.ones(2)
+        edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else 1
         for (token, where), color in zip(_groups(subject).items(), (BLUE, GREEN, ORANGE, GREY), strict=False):
             axes.hist(norms[:, where].ravel(), bins=edges, histtype="step", color=color, label=token)
         threshold = subject.outliers(options.rule).threshold
         if threshold is not None:
             axes.axvline(threshold, color=RED, lw=0.9, ls="--", label=options.rule)
-        axes.set(xscale="log", yscale="log", xlabel="norm", ylabel="tokens", title=subject.name)
+        axes.set(xscale=scale_for(norms), yscale="log", xlabel="norm", ylabel="tokens", title=subject.name)
         axes.legend(frameon=False, fontsize=7)
     return Picture(
         name="histogram",
@@ -143,6 +149,7 @@ def by_layer(subjects: list[Subject], options: Options) -> Section:
                 figure=figure,
             )
         ],
+        gaps=_zeros(subjects),
     )
 
 
@@ -156,7 +163,7 @@ def _draw_bands(axes: Axes, subject: Subject, quantiles_LxQ: np.ndarray, norms_B
     for (name, where), color in zip(_groups(subject).items(), (BLUE, GREEN, ORANGE, GREY), strict=False):
         if name != "patches":
             axes.plot(layers, norms_BxLxT[:, :, where].mean((0, 2)), color=color, ls="--", label=name)
-    axes.set(yscale="log", xlabel="block", ylabel="norm", title=subject.name)
+    axes.set(yscale=scale_for(norms_BxLxT), xlabel="block", ylabel="norm", title=subject.name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=7)
 

@@ -58,6 +58,9 @@ def reconstruction(subjects: list[Subject], options: Options) -> Section:
     rows, gaps = [], []
     for subject in subjects:
         train, test = _halves(len(subject.store.read("patches_PxD")))
+        if not len(test):
+            gaps.append(f"{subject.name}: the probes want two images or more, one of them to be judged by")
+            continue
         fitted, scored = (_pairs(subject, images) for images in (train, test))
         is_outlier = subject.outliers(options.rule).is_outlier_BxP[test]
         probes = {
@@ -78,7 +81,7 @@ def reconstruction(subjects: list[Subject], options: Options) -> Section:
         f"images and scored on the other half ({_MANY_IMAGES} at most). 'As released' is what the code of "
         "'Registers in Small Vision Transformers' computes: targets that are no patches, and sums over "
         "batches of 64 images instead of means, so that its numbers can be compared with each other only.",
-        tables=[Table(title="Reconstruction", columns=columns, rows=rows)],
+        tables=[Table(title="Reconstruction", columns=columns, rows=rows)] if rows else [],
         gaps=gaps,
     )
 

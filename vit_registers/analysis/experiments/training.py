@@ -6,7 +6,7 @@ from scipy import stats
 
 from vit_registers.analysis.experiments.attention_grids import draw_maps, mean_maps, queries
 from vit_registers.analysis.focus import focus, map_similarity
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE
+from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, legend_name, scale_for
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.severity import summarize
 from vit_registers.analysis.subject import Options, Subject, in_parts
@@ -41,6 +41,8 @@ def over_training(subjects: list[Subject], options: Options) -> Section:
         "that was given (RUN@all takes all).",
         gaps=gaps,
     )
+    if not runs:
+        return section
     rows = [(run, step, *row) for run, steps in runs.items() for step, row in steps]
     section.tables.append(
         Table(
@@ -83,10 +85,10 @@ def _draw(runs: dict[str, list[tuple[int, tuple]]]) -> Figure:
         at = [step for step, _ in steps]
         for place, (name, style) in enumerate((("median", "-"), ("p99", "--"), ("max", ":"))):
             values = [row[place] for _, row in steps]
-            axes.plot(at, values, style, marker="o", ms=3, color=color, label=f"{run}: {name}")
-    axes.set(xlabel="step", ylabel="norm", yscale="log")
-    if runs:
-        axes.legend(frameon=False, fontsize=7)
+            axes.plot(at, values, style, marker="o", ms=3, color=color, label=legend_name(f"{run}: {name}"))
+    largest = [row[2] for steps in runs.values() for _, row in steps]
+    axes.set(xlabel="step", ylabel="norm", yscale=scale_for(largest))
+    axes.legend(frameon=False, fontsize=7)
     return figure
 
 

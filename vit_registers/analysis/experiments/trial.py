@@ -30,7 +30,7 @@ _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # neurons to try
 class Outcome(NamedTuple):
     """What a variant comes to, means over images; the target is the token that got the neurons."""
 
-    share: float  # of patches above the threshold of the model as it is, the target left out
+    share: float | None  # of patches above the model's own threshold but the target; None: no other patch
     largest: float  # norm of a patch
     target: float | None  # its norm
     attention: float | None  # of cls in the last block to it
@@ -39,7 +39,14 @@ class Outcome(NamedTuple):
     def cells(self) -> tuple[float | None, ...]:
         """The columns OUTCOME."""
         shares = (edited.percent(self.change.agreement), edited.percent(self.change.accuracy))
-        return (100 * self.share, self.largest, self.target, self.attention, self.change.cls_cosine, *shares)
+        return (
+            edited.percent(self.share),
+            self.largest,
+            self.target,
+            self.attention,
+            self.change.cls_cosine,
+            *shares,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,14 +111,14 @@ class Trial:
         norm_BxT = np.asarray(store.read("norms_LxT")[:, -1], np.float64)
         is_other_BxP = ~is_target_BxT[:, patches]
         norm_BxP = np.where(is_other_BxP, norm_BxT[:, patches], 0.0)
-        has_target = is_target_BxT.any()
+        number, has_target = is_other_BxP.sum(), is_target_BxT.any()
         attention = None
         if has_target and self.subject.layout.has_cls:
             weights_BxT = store.read("attention_NxExT")[:, :, 0].mean(1, dtype=np.float64)
             attention = float((weights_BxT * is_target_BxT).sum(1).mean())
         before = edited.as_it_is(self.subject, self.options, self.names)
         return Outcome(
-            share=float((norm_BxP > self.found.threshold).sum() / is_other_BxP.sum()),
+            share=float((norm_BxP > self.found.threshold).sum() / number) if number else None,
             largest=float(norm_BxP.max(1).mean()),
             target=float(norm_BxT[is_target_BxT].mean()) if has_target else None,
             attention=attention,
