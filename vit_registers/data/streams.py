@@ -6,6 +6,7 @@ decoding guards against broken images once for each chunk (see pipeline.py).
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -108,11 +109,23 @@ def _read_at(
 
 def _folder_reader(folder: Folder, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     files, labels = folder.files(split)
-    path_N = tf.constant([str(folder.root / file) for file in files])
+    root = os.fsencode(folder.root)
+    path_N = tf.constant(
+        [os.path.join(root, os.fsencode(file)) for file in files]
+    )  # bytes: any name is valid
     label_N = tf.constant(labels, tf.int32)
 
+    def read_file(place: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return place, tf.io.read_file(path)
+
     def read(record_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        data_N = tf.map_fn(tf.io.read_file, tf.gather(path_N, record_N), parallel_iterations=CHUNK)
+        """No bytes for a file that cannot be read, as for a broken image; a Dataset as in pipeline.py."""
+        number = tf.size(record_N)
+        paths = tf.data.Dataset.from_tensor_slices((tf.range(number), tf.gather(path_N, record_N)))
+        read = paths.map(read_file, num_parallel_calls=CHUNK).ignore_errors()
+        missing = tf.data.Dataset.from_tensors((-1, b""))
+        place_N, data_N = read.concatenate(missing).batch(CHUNK + 1).get_single_element()
+        data_N = tf.tensor_scatter_nd_update(tf.fill([number], b""), place_N[:-1, None], data_N[:-1])
         return data_N, tf.gather(label_N, record_N)
 
     return read
