@@ -1,5 +1,6 @@
 """Images that cannot be decoded, and images of a size that was not asked for."""
 
+import os
 import shutil
 
 import numpy as np
@@ -147,3 +148,104 @@ def test_a_file_of_the_data_that_is_gone_or_damaged_is_one_line(
             next(batches)
     assert "\n" not in str(error.value)
     assert "; see that all files of data.data_dir are there and whole" in str(error.value)
+
+
+def _replace(path, content=None):
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+
+def _link_to(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
+def _hide(path):
+    path.chmod(0)
+
+
+def _make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+# when: before the data set is opened, or after its files were listed
+UNREADABLE = {
+    "empty": ("before", lambda path: _replace(path, b""), r"cannot be decoded as an image"),
+    "text": (
+        "before",
+        lambda path: _replace(path, b"text"),
+        r"cannot be decoded as an image \(it is in none",
+    ),
+    "link_to_nothing": ("before", lambda path: _link_to(path, "nothing"), "it is a link to nothing"),
+    "link_to_itself": ("before", lambda path: _link_to(path, path.name), "it is a link to nothing"),
+    "forbidden": ("before", _hide, "Permission denied"),
+    # a regular file that nobody can read from its start
+    "unreadable": ("before", lambda path: _link_to(path, "/proc/self/mem"), "Input/output error"),
+    "gone": ("after", _replace, "No such file or directory"),
+    "link_that_breaks": ("after", lambda path: _link_to(path, "nothing"), "No such file or directory"),
+    "folder": ("after", _make_folder, "Is a directory"),
+}
+
+
+@pytest.fixture(params=UNREADABLE)
+def unreadable(request, tmp_path, make_config):
+    """(config of kind and policy -> loader whose first test image cannot be read, its message)"""
+    when, damage, message = UNREADABLE[request.param]
+    if request.param == "unreadable" and not os.path.exists("/proc/self/mem"):
+        pytest.skip("there is no /proc")
+    if damage is _hide and os.geteuid() == 0:
+        pytest.skip("root may read all")
+
+    def open_damaged(kind, policy):
+        root = tmp_path / kind
+        (root / "test" / "a").mkdir(parents=True)
+        for i in range(6):
+            Image.new("L", (8, 8), i).save(root / "test" / "a" / f"{i}.png")
+        loader = open_data(make_config(kind, data_dir=str(root), on_broken=policy))
+        if when == "after":
+            loader.num_examples("test")
+        damage(root / "test" / "a" / "0.png")
+        return loader
+
+    return open_damaged, message
+
+
+def test_unreadable_images_stop_both_loaders_with_the_same_line(unreadable, device, small):
+    open_damaged, message = unreadable
+    lines = []
+    for kind in LOADERS:
+        with pytest.raises(DataError, match=message) as error:
+            small.take(open_damaged(kind, "stop").eval_batches("test", device), None)
+        lines.append(str(error.value))
+    assert lines[0] == lines[1]
+    assert "test/a/0.png" in lines[0]
+    assert "set config.data.on_broken=skip to leave such images out" in lines[0]
+    assert "\n" not in lines[0]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_unreadable_images_are_left_out_and_counted_by_both_loaders(kind, unreadable, device, small, caplog):
+    open_damaged, _ = unreadable
+    loader = open_damaged(kind, "skip")
+    batch = small.take(loader.eval_batches("test", device), None)
+    np.testing.assert_array_equal(batch.image_BxHxWxC[batch.mask_B][:, 0, 0, 0], range(1, 6))
+    assert loader.num_broken == 1
+    lines = [record.getMessage() for record in caplog.records if "left out: " in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("left out: test/a/0.png cannot be ")
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_names_that_are_not_utf8_are_read(kind, make_loader, tmp_path, device, small):
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    for i, name in enumerate((b"0\xff.png", "1é.png".encode(), b"2\n.png")):
+        Image.new("L", (8, 8), i).save(tmp_path / "test" / "a" / os.fsdecode(name))
+    loader = make_loader(kind, data_dir=str(tmp_path))
+    batch = small.take(loader.eval_batches("test", device), None)
+    np.testing.assert_array_equal(small.numbers(batch)[batch.mask_B], [0, 1, 2])
+    broken = tmp_path / "test" / "a" / os.fsdecode(b"3\xff.png")
+    broken.write_bytes(b"")
+    with pytest.raises(DataError, match=r"^test/a/3\\xff.png cannot be decoded"):
+        small.take(make_loader(kind, data_dir=str(tmp_path)).eval_batches("test", device), None)

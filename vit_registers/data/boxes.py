@@ -5,7 +5,6 @@ inclusive, so its xmin and ymin are lowered by 1 and its xmax and ymax stay, as 
 """
 
 import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +12,14 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from vit_registers.config import nearest
-from vit_registers.data.folder import SUFFIXES
+from vit_registers.data import listing, pil_decoding
 from vit_registers.errors import DataError
 
 _FOLDERS = (("JPEGImages", "Annotations"), ("images", "annotations"))
 _LAYOUT = "want root/JPEGImages/*.jpg and root/Annotations/*.xml, or root/images/ and root/annotations/"
 _SPLITS = Path("ImageSets", "Main")
-# PIL raises SyntaxError and ValueError for some damaged files
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +55,7 @@ def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = Fa
     xml_files = _files(annotations, (".xml",))
     if not xml_files:
         raise DataError(f"{annotations} has no annotations (*.xml): {_LAYOUT}")
-    image_files = _files(images, SUFFIXES)
+    image_files = _files(images, listing.SUFFIXES)
     records = []
     for name in _names(root, split, xml_files):
         if name not in image_files:
@@ -86,24 +82,27 @@ def read_image(record: BoxImage) -> np.ndarray:
 
     A rotation noted in EXIF is not applied, since boxes are given without it.
     """
-    with _open(record.name, record.path or io.BytesIO(record.encoded)) as image:
-        try:
-            if image.mode.startswith("I;16"):  # which PIL would make white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-        except _BROKEN:
-            raise _broken(record.path or record.name) from None
-
-
-def _open(name: str, source: Path | io.BytesIO) -> Image.Image:
+    what = record.path or record.name
     try:
-        return Image.open(source)
-    except _BROKEN:
-        raise _broken(source if isinstance(source, Path) else name) from None
+        data = record.encoded if record.path is None else record.path.read_bytes()
+        return pil_decoding.decode(data, channels=3)
+    except (OSError, pil_decoding.BrokenImageError) as error:
+        raise _broken(what, error) from None
 
 
-def _broken(what: Path | str) -> DataError:
-    return DataError(f"{what} cannot be decoded as an image: mend it, or delete it with its annotation")
+def _read_size(name: str, source: Path | bytes) -> tuple[int, int]:
+    try:
+        return pil_decoding.read_size(source)
+    except (OSError, pil_decoding.BrokenImageError) as error:
+        raise _broken(source if isinstance(source, Path) else name, error) from None
+
+
+def _broken(what: Path | str, error: Exception) -> DataError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return DataError(
+        f"{what} cannot be decoded as an image{f' ({reason})' if reason else ''}: "
+        "repair it, or delete it with its annotation"
+    )
 
 
 def _find_folders(root: Path) -> tuple[Path, Path]:
@@ -117,9 +116,10 @@ def _find_folders(root: Path) -> tuple[Path, Path]:
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for file in sorted(entry.name for entry in os.scandir(folder)):
-        if not file.lower().endswith(suffixes) or file.startswith("."):
-            continue
+    found = listing.scan(folder, listing.LeftOut(), suffixes)
+    # links to nothing and folders are refused by name, where an annotation asks for them
+    folders = [name for name in (*found.folders, *found.linked_folders) if name.lower().endswith(suffixes)]
+    for file in sorted([*found.images, *found.dangling, *folders]):
         name = Path(file).stem
         if name in files:
             raise DataError(f"{folder} has both {files[name].name} and {file}: delete or rename one")
@@ -166,8 +166,7 @@ def _read_annotation(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_inside(box_xyxy_px: np.ndarray, image: Path, annotation: Path) -> None:
     """Fails, before anything is computed, for images that cannot be opened and boxes that cannot be hit."""
-    with _open(image.stem, image) as opened:
-        size = opened.size
+    size = _read_size(image.stem, image)
     is_outside = (box_xyxy_px[:, 2:] <= 0).any(axis=1) | (box_xyxy_px[:, :2] >= size).any(axis=1)
     if is_outside.any():
         first = ", ".join(f"{side:g}" for side in box_xyxy_px[is_outside][0] + (1, 1, 0, 0))
@@ -205,8 +204,7 @@ def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
     name = (
         f"record {record}" if file is None else Path(file.decode() if isinstance(file, bytes) else file).stem
     )
-    with _open(name, io.BytesIO(example["image"])) as image:
-        width, height = image.size
+    width, height = _read_size(name, example["image"])
     box_yxyx = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
     box_xyxy_px = box_yxyx[:, [1, 0, 3, 2]] * (width, height, width, height)
     # to thousandths first: float32 must not decide to which side a half goes

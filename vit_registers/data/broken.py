@@ -1,4 +1,4 @@
-"""What happens to an image that cannot be decoded: data.on_broken."""
+"""What happens to an image that cannot be read or decoded: data.on_broken."""
 
 import logging
 
@@ -6,6 +6,7 @@ from vit_registers.config import Config, lookup
 from vit_registers.errors import DataError
 
 POLICIES = {"stop": True, "skip": False}  # whether the run ends
+_SKIP = "set config.data.on_broken=skip to leave such images out"
 _logger = logging.getLogger(__name__)
 
 
@@ -14,6 +15,7 @@ class BrokenImages:
 
     def __init__(self, config: Config) -> None:
         self._is_stopping = lookup(POLICIES, config.data.on_broken, "data.on_broken")
+        self._data = config.data.name
         self._names: set[str] = set()
 
     @property
@@ -21,13 +23,26 @@ class BrokenImages:
         """How many different images were left out so far."""
         return len(self._names)
 
-    def report(self, name: str) -> None:
-        """Notes one broken image, with one log line for each name. Raises DataError with on_broken='stop'."""
+    def report(self, name: str, reason: str = "") -> None:
+        """Notes one image that cannot be decoded, with one log line for each name.
+
+        Raises DataError with on_broken='stop'.
+        """
+        what = f"cannot be decoded as an image{f' ({reason})' if reason else ''}"
+        if self._is_stopping:
+            raise DataError(f"{name} {what}: repair or delete it, or {_SKIP}")
+        self._leave_out(name, what)
+
+    def report_unread(self, name: str, reason: str, *, split: str) -> None:
+        """The same for an image of the split whose file cannot be read."""
         if self._is_stopping:
             raise DataError(
-                f"{name} cannot be decoded as an image: mend or delete it, "
-                "or set config.data.on_broken=skip to leave such images out"
+                f"reading split '{split}' of {self._data} failed: {name}; {reason}; see that all files of "
+                f"data.data_dir are there and whole, or {_SKIP}"
             )
+        self._leave_out(name, f"cannot be read: {reason}")
+
+    def _leave_out(self, name: str, what: str) -> None:
         if name not in self._names:
             self._names.add(name)
-            _logger.warning("left out: %s cannot be decoded as an image", name)
+            _logger.warning("left out: %s %s", name, what)

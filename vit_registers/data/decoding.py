@@ -6,8 +6,10 @@ An example is a dict with `bytes` (an encoded image), `image` (uint8, HxWxC, onc
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
+from vit_registers.data import pil_decoding
 from vit_registers.data.op_strings import Target
 
 Example = dict[str, tf.Tensor]
@@ -15,12 +17,28 @@ Op = Callable[[Example], Example]
 Box = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (height, width, ...), seed -> y, x, height, width (int32)
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER_BYTES = 26  # up to the color type
+_PNG_COLOR = 2  # the bit of the color type that grey images lack
+
+
 def decode(target: Target) -> Op:
-    """Decodes JPEG or PNG to the channels of the target; colour to grey and back as libjpeg and libpng do."""
+    """Decodes an image of any format of pil_decoding.py to the pixels that are defined there."""
 
     def apply(example: Example) -> Example:
-        image_HxWxC = tf.io.decode_jpeg(  # despite its name it decodes PNG too
-            example["bytes"], channels=target.channels, dct_method="INTEGER_ACCURATE"
+        data = example["bytes"]
+        image_HxWxC = tf.cond(
+            tf.io.is_jpeg(data),
+            lambda: tf.cond(
+                _is_plain_jpeg(tf.io.extract_jpeg_shape(data)),
+                lambda: _by_tensorflow(data, target),
+                lambda: _by_pil(data, target),
+            ),
+            lambda: tf.cond(
+                _is_plain_png(data, target),
+                lambda: _by_tensorflow(data, target),
+                lambda: _by_pil(data, target),
+            ),
         )
         return {**example, "image": image_HxWxC}
 
@@ -36,11 +54,13 @@ def decode_part(example: Example, box: Box, target: Target) -> tf.Tensor:
         return tf.slice(image_HxWxC, [y, x, 0], [height, width, -1])
 
     def crop_jpeg(data: tf.Tensor) -> tf.Tensor:
-        return tf.io.decode_and_crop_jpeg(
-            data,
-            box(tf.io.extract_jpeg_shape(data), seed),
-            channels=target.channels,
-            dct_method="INTEGER_ACCURATE",
+        shape = tf.io.extract_jpeg_shape(data)
+        return tf.cond(
+            _is_plain_jpeg(shape),
+            lambda: tf.io.decode_and_crop_jpeg(
+                data, box(shape, seed), channels=target.channels, dct_method="INTEGER_ACCURATE"
+            ),
+            lambda: crop_decoded(_by_pil(data, target)),
         )
 
     if "image" in example:
@@ -53,3 +73,48 @@ def decode_part(example: Example, box: Box, target: Target) -> tf.Tensor:
         )
     part_HxWxC.set_shape([None, None, target.channels])
     return part_HxWxC
+
+
+def _is_plain_jpeg(shape: tf.Tensor) -> tf.Tensor:
+    """Whether TensorFlow decodes a JPEG of the shape (height, width, components) as PIL does; not CMYK."""
+    return (shape[2] != 4) & _is_small(shape[:2])
+
+
+def _is_plain_png(data: tf.Tensor, target: Target) -> tf.Tensor:
+    """Whether it is a PNG that TensorFlow decodes as PIL does; not color to grey, rounded otherwise there."""
+
+    def is_plain() -> tf.Tensor:
+        sides = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.int32, little_endian=False)
+        if target.channels == 3:
+            return _is_small(sides)
+        color_type = tf.io.decode_raw(tf.strings.substr(data, 25, 1), tf.uint8)[0]
+        return _is_small(sides) & (color_type & _PNG_COLOR == 0)
+
+    has_header = (tf.strings.substr(data, 0, len(_PNG)) == _PNG) & (
+        tf.strings.length(data) >= _PNG_HEADER_BYTES
+    )
+    return tf.cond(has_header, is_plain, lambda: tf.constant(False))
+
+
+def _is_small(sides: tf.Tensor) -> tf.Tensor:
+    """Whether PIL would not refuse the size; TensorFlow has other limits."""
+    return tf.reduce_prod(tf.cast(sides, tf.int64)) <= pil_decoding.MAX_PIXELS
+
+
+def _by_tensorflow(data: tf.Tensor, target: Target) -> tf.Tensor:
+    # despite its name it decodes PNG too
+    return tf.io.decode_jpeg(data, channels=target.channels, dct_method="INTEGER_ACCURATE")
+
+
+def _by_pil(data: tf.Tensor, target: Target) -> tf.Tensor:
+    def decode_or_nothing(data: bytes | np.ndarray) -> np.ndarray:
+        # bytes in a graph, an array of no dimensions in eager mode; an error would be printed with traceback
+        try:
+            return pil_decoding.decode(np.asarray(data, object).item(), channels=target.channels)
+        except pil_decoding.BrokenImageError:
+            return np.zeros((0, 0, target.channels), np.uint8)
+
+    image_HxWxC = tf.numpy_function(decode_or_nothing, [data], tf.uint8)
+    image_HxWxC.set_shape([None, None, target.channels])
+    with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image_HxWxC), "it is no image")]):
+        return tf.identity(image_HxWxC)

@@ -1,13 +1,14 @@
 """Whole splits as arrays in host memory, decoded by PIL. No TensorFlow."""
 
-import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vit_registers.config import Config, nearest
+from vit_registers.data import pil_decoding
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.digits import arrays
 from vit_registers.data.folder import FOLDERS, Folder, open_folder
@@ -24,9 +25,14 @@ class Images(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A split whose images are not read yet: `read(i)` opens image i, `describe(i)` names it in errors."""
+    """A split whose images are not read yet.
 
-    read: Callable[[int], Image.Image]
+    `read(i, channels)` decodes image i to uint8 HxWxC, and raises OSError or BrokenImageError; `describe(i)`
+    names it in errors.
+    """
+
+    name: str
+    read: Callable[[int, int], np.ndarray]
     label_N: np.ndarray
     describe: Callable[[int], str]
 
@@ -46,7 +52,8 @@ class DigitsSource:
             raise DataError(f"digits has no split '{split}': {nearest(split, arrays.SPLITS)}")
         image_NxHxWxC, label_N = arrays.load_split(split)
         return Split(
-            lambda i: Image.fromarray(image_NxHxWxC[i, :, :, 0]),
+            split,
+            lambda i, channels: np.repeat(image_NxHxWxC[i], channels, axis=-1),
             label_N,
             lambda i: f"record {i} of split '{split}' of digits",
         )
@@ -65,8 +72,15 @@ class FolderSource:
 
     def open(self, split: str) -> Split:
         """The split; errors as in Folder.files."""
-        files, label_N = self._folder.files(split)
-        return Split(lambda i: Image.open(self._folder.root / files[i]), label_N, lambda i: files[i])
+        _, label_N = self._folder.files(split)
+        return Split(
+            split,
+            lambda i, channels: pil_decoding.decode(
+                Path(self._folder.path(split, i)).read_bytes(), channels=channels
+            ),
+            label_N,
+            lambda i: self._folder.describe(split, i),
+        )
 
 
 class TfdsSource:
@@ -97,7 +111,8 @@ class TfdsSource:
         examples = self._data.examples(split)
         label_N = np.array([examples[i]["label"] for i in range(len(examples))], np.int32)
         return Split(
-            lambda i: Image.open(io.BytesIO(examples[i]["image"])),
+            split,
+            lambda i, channels: pil_decoding.decode(examples[i]["image"], channels=channels),
             label_N,
             lambda i: self._data.describe(split, i),
         )
@@ -106,12 +121,15 @@ class TfdsSource:
 Source = DigitsSource | FolderSource | TfdsSource
 
 
-def open_source(config: Config) -> Source:
-    """The data set data.name. Raises DataError or ConfigError when there is none."""
+def open_source(config: Config, broken: BrokenImages) -> Source:
+    """The data set data.name. Raises DataError or ConfigError when there is none.
+
+    Images that a folder lacks are reported to `broken`.
+    """
     if config.data.name == "digits":
         return DigitsSource()
     if config.data.name in FOLDERS:
-        return FolderSource(open_folder(config))
+        return FolderSource(open_folder(config, broken))
     return TfdsSource(config)
 
 
@@ -121,37 +139,50 @@ def load(
     """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
 
     If they are cropped later they have any size, the same for all; else the target's. Raises DataError for
-    an image that is of another size, `setting` being what to change, and for one that cannot be decoded if
-    data.on_broken says so.
+    an image that is of another size, `setting` being what to change, and for one that cannot be read or
+    decoded if data.on_broken says so.
     """
-    number, mode = len(split.label_N), "L" if target.channels == 1 else "RGB"
+    number = len(split.label_N)
     size = None if is_cropped and not is_resized else (target.height, target.width)
     image_N: list[np.ndarray | None] = []
     for i in range(number):
-        try:
-            with split.read(i) as image:
-                image = image.convert(mode)
-        # PIL raises SyntaxError and ValueError for some damaged files
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            broken.report(split.describe(i))
-            image_N.append(None)
+        image_HxWxC = _read(split, i, target.channels, broken)
+        image_N.append(image_HxWxC)
+        if image_HxWxC is None:
             continue
         if is_resized:
-            image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
-        size = size or (image.height, image.width)
-        if (image.height, image.width) != size:
+            image_HxWxC = image_N[-1] = _resize(image_HxWxC, target)
+        found = image_HxWxC.shape[:2]
+        size = size or found
+        if found != size:
             raise DataError(
-                f"{split.describe(i)} is {image.height} x {image.width}, "
+                f"{split.describe(i)} is {found[0]} x {found[1]}, "
                 f"not {size[0]} x {size[1]}: begin {setting} with 'resize'"
             )
-        image_N.append(np.asarray(image).reshape(*size, target.channels))
     height, width = size or (target.height, target.width)
     images = Images(
         np.zeros((number, height, width, target.channels), np.uint8),
         split.label_N,
         np.array([image is not None for image in image_N], bool),
     )
-    for i, image in enumerate(image_N):
-        if image is not None:
-            images.image_NxHxWxC[i] = image
+    for i, image_HxWxC in enumerate(image_N):
+        if image_HxWxC is not None:
+            images.image_NxHxWxC[i] = image_HxWxC
     return images
+
+
+def _read(split: Split, i: int, channels: int, broken: BrokenImages) -> np.ndarray | None:
+    """The image, or None for one that was reported as broken."""
+    try:
+        return split.read(i, channels)
+    except OSError as error:
+        broken.report_unread(split.describe(i), error.strerror or str(error), split=split.name)
+    except pil_decoding.BrokenImageError as error:
+        broken.report(split.describe(i), str(error))
+    return None
+
+
+def _resize(image_HxWxC: np.ndarray, target: Target) -> np.ndarray:
+    image = Image.fromarray(image_HxWxC[..., 0] if target.channels == 1 else image_HxWxC)
+    image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(target)

@@ -9,6 +9,7 @@ import jax
 
 from vit_registers.config import Config, check_section, check_value, lookup
 from vit_registers.data.batch import Batch
+from vit_registers.data.folder import shortened
 from vit_registers.errors import ConfigError, DataError
 
 
@@ -74,7 +75,8 @@ def check_classes(config: Config, loader: Loader) -> None:
     if loader.num_classes != config.model.num_classes:
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}, but data '{config.data.name}' has "
-            f"{loader.num_classes} classes: set --config.model.num_classes={loader.num_classes}"
+            f"{loader.num_classes} classes: set --config.model.num_classes={loader.num_classes}; they are "
+            f"{shortened(loader.class_names)}"
         )
 
 

@@ -106,7 +106,7 @@ class MemoryLoader:
                 f"data.eval_ops={data.eval_ops!r}: in memory, want '', 'resize' or 'central_crop'"
             )
         self._broken = BrokenImages(config)
-        self._source = images_lib.open_source(config)
+        self._source = images_lib.open_source(config, self._broken)
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
         self._train_steps: dict[jax.sharding.Sharding, Callable[..., Batch]] = {}

@@ -18,7 +18,7 @@ from vit_registers.data import batch as batch_lib
 from vit_registers.data import ops, order, streams
 from vit_registers.data.batch import Batch
 from vit_registers.data.broken import BrokenImages
-from vit_registers.data.folder import FOLDERS, open_folder
+from vit_registers.data.folder import FOLDERS, Folder, open_folder
 from vit_registers.data.op_strings import Target
 from vit_registers.data.streams import CHUNK, Chunk, Share
 from vit_registers.data.tfds_source import MAX_LABELS, TfdsData, open_tfds
@@ -46,7 +46,7 @@ class TfdataLoader:
         self._open: weakref.WeakSet[Iterator[Batch]] = weakref.WeakSet()
         # TensorFlow's threads call Python to read array_record files: left running, they would hang its exit.
         weakref.finalize(self, _close, self._open)
-        self._source = open_folder(config) if config.data.name in FOLDERS else open_tfds(config)
+        self._source = open_folder(config, self._broken) if config.data.name in FOLDERS else open_tfds(config)
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
         self.has_several_labels = isinstance(self._source, TfdsData) and self._source.has_several_labels
@@ -147,14 +147,18 @@ class TfdataLoader:
     def _to_batch(self, columns: dict[str, np.ndarray], split: str, setting: str) -> Batch:
         status_B = columns["status"]
         for i in np.flatnonzero(status_B):
-            name = self._source.describe(split, int(columns["record"][i]))
+            record = int(columns["record"][i])
+            name = self._source.describe(split, record)
             if status_B[i] == _WRONG_SIZE:
                 height, width = columns["size"][i]
                 raise DataError(
                     f"{name} is {height} x {width} after data.{setting}, smaller or larger than the "
                     f"{self._target.height} x {self._target.width} asked for: resize it there"
                 )
-            self._broken.report(name)
+            if isinstance(self._source, Folder):
+                self._source.report(split, record, self._broken)
+            else:
+                self._broken.report(name)
         return Batch(columns["image"], columns["label"], status_B == _OK)
 
 

@@ -6,6 +6,7 @@ decoding guards against broken images once for each chunk (see pipeline.py).
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -108,14 +109,39 @@ def _read_at(
 
 def _folder_reader(folder: Folder, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     files, labels = folder.files(split)
-    path_N = tf.constant([str(folder.root / file) for file in files])
+    root = os.fsencode(folder.root)
+    path_N = tf.constant(
+        [os.path.join(root, os.fsencode(file)) for file in files]
+    )  # bytes: any name is valid
     label_N = tf.constant(labels, tf.int32)
 
     def read(record_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        data_N = tf.map_fn(tf.io.read_file, tf.gather(path_N, record_N), parallel_iterations=CHUNK)
-        return data_N, tf.gather(label_N, record_N)
+        return _read_files_at(tf.gather(path_N, record_N)), tf.gather(label_N, record_N)
 
     return read
+
+
+def _read_files_at(path_N: tf.Tensor) -> tf.Tensor:
+    """What the files hold; no bytes, as for a broken image, where one cannot be read.
+
+    Datasets serve to catch errors, as in pipeline.py. One for each file is slower than one for all, so that
+    files are read one by one only where that fails.
+    """
+
+    def read_all(path_N: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(tf.io.read_file, path_N, parallel_iterations=CHUNK)
+
+    def read_each(path_N: tf.Tensor) -> tf.Tensor:
+        number = tf.size(path_N)
+        numbered = tf.data.Dataset.from_tensor_slices((tf.range(number), path_N))
+        read = numbered.map(lambda place, path: (place, tf.io.read_file(path)), num_parallel_calls=CHUNK)
+        missing = tf.data.Dataset.from_tensors((-1, b""))
+        found = read.ignore_errors().concatenate(missing).batch(CHUNK + 1).get_single_element()
+        place_N, data_N = (column[:-1] for column in found)
+        return tf.tensor_scatter_nd_update(tf.fill([number], b""), place_N[:, None], data_N)
+
+    paths = tf.data.Dataset.from_tensors(path_N)
+    return paths.map(read_all).ignore_errors().concatenate(paths.map(read_each)).take(1).get_single_element()
 
 
 def _array_record_reader(data: TfdsData, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:

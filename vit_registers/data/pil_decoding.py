@@ -1,0 +1,95 @@
+"""Encoded images to pixels by PIL: the definition of what every format decodes to. No TensorFlow.
+
+The tf.data loader decodes plain JPEG and PNG with TensorFlow, to the same pixels, and the rest here.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# PIL's own limit, at which it raises DecompressionBombError. It warns from half of it on, which is no fault.
+MAX_PIXELS = 2 * 89_478_485
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# Explicit, as PIL also reads formats that start other programs (EPS) or that depend on how it was built.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+
+
+class BrokenImageError(Exception):
+    """Bytes that are not an image, or an image without defined 8-bit pixels; str() is the reason if known."""
+
+
+def decode(data: bytes, *, channels: int) -> np.ndarray:
+    """The pixels of an encoded image, uint8 [height, width, channels], channels being 1 or 3.
+
+    Of an animation the first frame. Alpha is dropped, 16-bit values are divided by 256 (their low byte is
+    dropped, as libpng does), palettes are looked up. Grey of colour is the luma of ITU-R 601; for JPEG it is
+    the Y plane, before chroma is added and clipped. A rotation noted in EXIF is not applied, as in
+    torchvision's ImageFolder. Raises BrokenImageError.
+    """
+    try:
+        with _open(io.BytesIO(data)) as image:
+            _check_end(data, image)
+            if channels == 1 and image.format in ("JPEG", "MPO"):
+                image.draft("L", image.size)
+            image.load()
+            image_HxWxC = np.asarray(_to_8_bits(image).convert("L" if channels == 1 else "RGB"))
+    except BrokenImageError:
+        raise
+    except Exception:  # damaged bytes raise anything: OSError, SyntaxError, struct.error, KeyError ...
+        raise BrokenImageError from None
+    return image_HxWxC.reshape(*image_HxWxC.shape[:2], channels)
+
+
+def read_size(source: bytes | Path) -> tuple[int, int]:
+    """(width, height) of an encoded image, from its header. Raises OSError and BrokenImageError."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        try:
+            with _open(file) as image:
+                return image.size
+        except BrokenImageError:
+            raise
+        except Exception:
+            raise BrokenImageError from None
+
+
+def _open(file: io.IOBase) -> Image.Image:
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except Image.UnidentifiedImageError:
+        raise BrokenImageError(f"it is in none of the formats {', '.join(_FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise BrokenImageError(f"it has more than {MAX_PIXELS:,} pixels") from None
+
+
+def _check_end(data: bytes, image: Image.Image) -> None:
+    """Raises BrokenImageError for damage at the end, which TensorFlow refuses and PIL alone would not."""
+    if image.format == "PNG":
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+            again.verify()  # the checksums; it leaves an image that cannot be loaded
+        is_whole = _PNG_END in data
+    elif image.format == "JPEG" and image.mode == "L":
+        # libjpeg does not ask for the last byte of the marker
+        is_whole = data.find(_JPEG_END, data.rfind(_JPEG_SCAN)) >= 0 or data.endswith(_JPEG_END[:1])
+    else:
+        return
+    if not is_whole:
+        raise BrokenImageError("its end is missing")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """The image in a mode that PIL converts to 8-bit grey or RGB without clipping."""
+    # with it, convert() would change pixels or warn; alpha is dropped in any case
+    image.info.pop("transparency", None)
+    is_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if is_16_bits:  # convert() would clip to 255, which makes nearly everything white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit or signed integers"
+        raise BrokenImageError(f"its pixels are {kind}, whose range is not known")
+    return image
