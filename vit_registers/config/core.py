@@ -158,6 +158,7 @@ class InitFrom:
     interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
     pooling: str | None = None
     mask: str | None = None
+    architecture: str | None = None  # timm's name of the model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
