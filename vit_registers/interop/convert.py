@@ -20,7 +20,7 @@ from vit_registers.interop.big_vision import big_vision_table, infer_big_vision
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.entries import Entry, Leaf, contiguous, lookup_leaf
 from vit_registers.interop.infer import Hints, infer_model, make_hints
-from vit_registers.interop.mup_vit import infer_mup_vit, mup_vit_table
+from vit_registers.interop.mup_vit import assumed, infer_mup_vit, mup_vit_table
 from vit_registers.interop.recognize import Found, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
 from vit_registers.interop.torch_table import torch_table
@@ -79,6 +79,8 @@ def open_weights(
         told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
         check_told(weights.where, found.source, found.weights.shapes, **told)
     native = infer(found, settings, hints)
+    if found.source == "mup_vit":
+        found = dataclasses.replace(found, note=assumed(found, hints, native))
     check_agreement(weights.where, settings, native, hinted(hints))
     entries = entries_of(found.names, native, found.source)
     _check_names(found, native, entries)
