@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import vit_registers
 from vit_registers.errors import CheckpointError
@@ -273,6 +274,8 @@ def test_a_setting_of_another_type(kind, name, hf_folder):
         ({"model_type": 5}, "model_type=5: want"),
         ({"model_type": None, "architecture": "vit_small_patch16_224"}, "of timm, but the tensors have"),
         ({"model_cfg": {}}, "model_cfg.vision_cfg=None"),
+        ({"model_args": [1]}, r"model_args=\[1\]: want"),
+        ({"pretrained_cfg": {"input_size": 224}}, "input_size=224: want"),
     ],
 )
 def test_a_config_json_of_another_model(changes, match, hf_folder):
@@ -280,6 +283,69 @@ def test_a_config_json_of_another_model(changes, match, hf_folder):
     config = {k: v for k, v in (config | changes).items() if v is not None}
     with pytest.raises(CheckpointError, match=match):
         vit_registers.load(edited(folder, config))
+
+
+OPEN_CLIP = {"width": 48, "layers": 3, "head_width": 7, "image_size": 48, "patch_size": 2, "mlp_ratio": 3}
+OPEN_CLIP |= {
+    "ls_init_value": 0.1,
+    "no_ln_pre": True,
+    "attentional_pool": True,
+    "pos_embed_type": "sin_cos_2d",
+}
+OPEN_CLIP |= {"embed_dim": 3}
+OPEN_CLIP_TYPES = {"width": "32", "head_width": 0, "norm_kwargs": {"eps": "x"}, "act_kwargs": 3}
+
+
+def open_clip_folder(folder, noise, **changes):
+    """An image tower as open_clip writes it, with a config in which settings are changed."""
+    width, at = 32, "visual.transformer.resblocks.0."
+    shapes = {
+        "conv1.weight": (width, 3, 4, 4),
+        "class_embedding": (width,),
+        "positional_embedding": (17, width),
+    }
+    shapes |= {f"{norm}.{part}": (width,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")}
+    state = noise({f"visual.{name}": shape for name, shape in shapes.items()} | {"visual.proj": (width, 8)})
+    block = {f"ln_{i}.{part}": (width,) for i in (1, 2) for part in ("weight", "bias")}
+    block |= {"attn.in_proj_weight": (96, width), "attn.in_proj_bias": (96,), "attn.out_proj.bias": (width,)}
+    block |= {"attn.out_proj.weight": (width, width), "mlp.c_fc.weight": (64, width), "mlp.c_fc.bias": (64,)}
+    block |= {"mlp.c_proj.weight": (width, 64), "mlp.c_proj.bias": (width,)}
+    safetensors.numpy.save_file(
+        state | noise({at + n: s for n, s in block.items()}), folder / "model.safetensors"
+    )
+    vision = {
+        "width": width,
+        "layers": 1,
+        "head_width": 8,
+        "image_size": 16,
+        "patch_size": 4,
+        "mlp_ratio": 2.0,
+    }
+    vision |= {name: value for name, value in changes.items() if name != "embed_dim"}
+    config = {"model_cfg": {"embed_dim": changes.get("embed_dim", 8), "vision_cfg": vision}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", OPEN_CLIP)
+def test_a_config_of_open_clip_that_is_not_of_the_tensors(name, noise, tmp_path):
+    vit_registers.load(open_clip_folder(tmp_path, noise))
+    path = open_clip_folder(tmp_path, noise, **{name: OPEN_CLIP[name]})
+    with pytest.raises(CheckpointError, match=f"{name} is .* in config.json, and .* in the tensors"):
+        vit_registers.load(path)
+
+
+@pytest.mark.parametrize("name", OPEN_CLIP_TYPES)
+def test_a_setting_of_open_clip_of_another_type(name, noise, tmp_path):
+    path = open_clip_folder(tmp_path, noise, **{name: OPEN_CLIP_TYPES[name]})
+    with pytest.raises(CheckpointError, match=f"{name}.*=.*: want"):
+        vit_registers.load(path)
+
+
+def test_a_tower_of_timm_in_open_clip_is_refused_by_its_name(noise, tmp_path):
+    path = open_clip_folder(tmp_path, noise, timm_model_name="vit_pe_core_base_patch16_224")
+    with pytest.raises(CheckpointError, match=r"'vit_pe_core_base_patch16_224' of timm .*rotary positions"):
+        vit_registers.load(path)
 
 
 def test_a_bare_siglip_tower_of_transformers_is_no_clip(hf_model, tmp_path):

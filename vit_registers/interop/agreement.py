@@ -200,6 +200,8 @@ def _said(settings: Mapping[str, Any]) -> list[Said]:
         rows = [
             (f"vision_cfg.{name}", rule, vision[name]) for name, rule in _OPEN_CLIP.items() if name in vision
         ]
+        norm = vision.get("norm_kwargs") or {}
+        rows += [(f"norm_kwargs.{name}", _EPS, norm[name]) for name in ("eps",) if name in norm]
         output = _Rule("an integer", lambda m, said: m.num_classes or said, True)
         return rows + [("model_cfg.embed_dim", output, config[n]) for n in ("embed_dim",) if n in config]
     if "architecture" in settings:

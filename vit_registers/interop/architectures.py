@@ -28,7 +28,7 @@ _SIZES += "|so150m|so150m2|so400m"
 _WORDS = r"\d+|36x1|gap|map|reg\d+|clip|quickgelu|siglip|dinov2|tipsv2|plus|miil|in21k|in21ft1k|dino|mae|sam"
 _SUPPORTED = re.compile(
     rf"vit_({_SIZES})_patch\d+(_({_WORDS}))+|deit3?_({_SIZES})(_distilled)?_patch\d+_\d+(_in21ft1k)?|"
-    r"eva_large_patch14_\d+|flexivit_\w+"
+    r"eva_large_patch14_\d+|flexivit_\w+|test_vit2?"
 )
 
 # transformers' model_type, and the family whose names and layers it has.

@@ -21,6 +21,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
         if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
+            values = {name: value for name, value in values.items() if value is not None}
             _check_objects(file, values)
             return plain_settings(values)
     return {}
@@ -38,9 +39,17 @@ def _check_objects(file: Path, values: dict[str, Any]) -> None:
     wrong += [f"{n}={values[n]!r}" for n in nested if not _is_object(values.get(n) or {})]
     if "model_cfg" in values and not _is_object(vision):
         wrong.append(f"model_cfg.vision_cfg={vision!r}")
+    elif vision:
+        parts = ("act_kwargs", "norm_kwargs")
+        wrong += [f"vision_cfg.{n}={vision[n]!r}" for n in parts if not _is_object(vision.get(n) or {})]
+    size = values["pretrained_cfg"].get("input_size") if _is_object(values.get("pretrained_cfg")) else None
+    if size is not None and not (
+        isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
+    ):
+        wrong.append(f"pretrained_cfg.input_size={size!r}")
     if wrong:
         raise CheckpointError(
-            f"{file} cannot be used: {'; '.join(wrong)}: want names, and objects of settings"
+            f"{file} cannot be used: {'; '.join(wrong)}: want names, objects of settings, and a size of three"
         )
 
 
@@ -65,7 +74,8 @@ def plain_settings(values: dict[str, Any]) -> dict[str, Any]:
     """transformers' composite CLIP config as that of its image tower; timm's in transformers' terms."""
     if isinstance(values.get("vision_config"), dict):
         whole = {name: values[name] for name in ("model_type", "projection_dim") if name in values}
-        values = values["vision_config"] | whole
+        said = {name: value for name, value in values["vision_config"].items() if value is not None}
+        values = said | whole
     if values.get("model_type") in ("clip", "clip_vision_model"):
         values = {"hidden_act": "quick_gelu"} | values  # transformers' default
     if "model_cfg" in values:
@@ -95,6 +105,7 @@ _TIMM = {
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_.*": {"hidden_act": "gelu_tanh"},
     r"vit_large_patch16_siglip_(gap_)?512": {"hidden_act": "gelu_tanh"},
     r"vit_base_patch16_gap_224": {"num_attention_heads": 16},
+    r"test_vit2?": {"num_attention_heads": 2},
 }
 
 
