@@ -20,6 +20,7 @@ def load(
     interpolation: str | None = None,
     pooling: str | None = None,
     mask: str | None = None,
+    architecture: str | None = None,
 ) -> "ViT":
     """The model of a run folder, or of other people's checkpoint: `load("runs/digits")(images).logits`.
 
@@ -33,12 +34,13 @@ def load(
     the fractal paper's code. What they are is recognised, and printed in a line; what their tensors do not
     tell can be given: `source` (interop.SOURCES), `image_size` (px) that the model is made for, to which
     learned positions are resampled, `num_heads`, `hidden_act` (gelu | quick_gelu | gelu_tanh),
-    `interpolation` of positions at other sizes (models/resampling.py), `pooling`, `mask`.
+    `interpolation` of positions at other sizes (models/resampling.py), `pooling`, `mask`, `architecture`
+    (timm's name of the model, where no config.json says it).
 
     Raises errors.CheckpointError where there is nothing to load, or where it does not fit, with all listed.
     """
     from vit_registers import checkpointed
     from vit_registers.interop.infer import make_hints
 
-    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask)
+    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture)
     return checkpointed.load(str(path), step=step, params=params, source=source, hints=hints)

@@ -169,6 +169,7 @@ def open_start(settings: InitFrom) -> convert.Opened:
         interpolation=settings.interpolation,
         pooling=settings.pooling,
         mask=settings.mask,
+        architecture=settings.architecture,
     )
     return convert.open_path(settings.path, source=settings.source, hints=hints)
 

@@ -196,6 +196,7 @@ def main() -> None:
         values.interpolation,
         values.pooling,
         values.mask,
+        values.architecture,
     )
     source = open_source(
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
@@ -237,6 +238,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("interpolation", None, "How positions are resampled, if not as the family does.")
     flags.DEFINE_string("pooling", None, "cls, gap, map ..., if not as inferred.")
     flags.DEFINE_string("mask", None, "Of the fractal paper's code, where its mask is not stored.")
+    flags.DEFINE_string("architecture", None, "timm's name of the model, where no config.json says it.")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors written, to other formats.")
     flags.DEFINE_integer("step", None, "Of a run folder; the newest intact checkpoint if not given.")
     flags.DEFINE_enum(

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import convert, from_state_dict
 from vit_registers.interop.infer import Hints
 
@@ -160,6 +160,27 @@ CASES = {
     "learned summaries": {"positions": "learned", "summary": 2},
     "learned masked summaries": {"positions": "learned", "summary": 2, "is_masked": True},
     "masked summaries, no positions": {"positions": "none", "summary": 2, "is_masked": True},
+    "summaries, first pooled": {"summary": 2, "tok": True},
+    "masked summaries, first pooled": {"summary": 2, "is_masked": True, "tok": True, "pre_logits": True},
+    "one masked summary, pooled": {"summary": 4, "is_masked": True, "tok": True},
+    "learned masked summaries, first pooled": {
+        "positions": "learned",
+        "summary": 2,
+        "is_masked": True,
+        "tok": True,
+    },
+    "masked summaries, no positions, first pooled": {
+        "positions": "none",
+        "summary": 2,
+        "is_masked": True,
+        "tok": True,
+    },
+    "alibi and masked summaries, first pooled": {
+        "positions": "alibi",
+        "summary": 2,
+        "is_masked": True,
+        "tok": True,
+    },
     "alibi": {"positions": "alibi"},
     "alibi, twelve heads": {"positions": "alibi", "heads": 12},
     "alibi and summaries": {"positions": "alibi", "summary": 2},
@@ -291,9 +312,35 @@ def test_buffers_that_are_others_are_refused(made, load):
     refused("masked summaries", "mask", block, "'mask' is none of the masks that are known")
     refused("masked summaries", "mask", block, "'encoder.attn_mask' is none of the masks", variant="main")
     refused("alibi", "mask", shift, "'mask' is none of the masks that are known")
-    for name in ("summaries", "masked summaries", "learned masked summaries"):
-        refused(name, "reg", np.copy, "pooling='cls', but its extra tokens are summaries", pooling="cls")
-    refused("no tokens", "heads.head.bias", np.copy, "there is no 'reg' to pool", pooling="cls")
-    refused("no tokens", "heads.head.bias", np.copy, "pools patches .gap. or cls", pooling="map")
+    for pooling in ("cls", "summary"):
+        refused("no tokens", "heads.head.bias", np.copy, "there is no 'reg' to pool", pooling=pooling)
+    refused("four registers", "reg", np.copy, "no summary factor gives", pooling="summary")
+    refused(
+        "no tokens", "heads.head.bias", np.copy, r"pools patches \(gap\) or its first token", pooling="map"
+    )
     refused("masked summaries", "reg", np.copy, "has summaries for images of ", image_size=(32, 32))
     refused("no positions", "reg", np.copy, "give image_size", image_size=None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_pooling_that_was_assumed_is_said(name, made):
+    state, _, hints = made(name)
+    for pooling in (None, "gap"):
+        weights = convert.containers.from_mapping(state)
+        opened = convert.open_weights(
+            weights, source="auto", hints=Hints(**(hints | {"pooling": pooling})), settings={}
+        )
+        assert opened.model.pooling == "gap"
+        is_said = "pooling gap was assumed" in convert.describe(opened)
+        assert is_said == (pooling is None and "reg" in state)
+
+
+@pytest.mark.parametrize("mask", [None, "fractal"])
+def test_a_pooled_summary_stays_pooled_beside_more_registers(mask, make, images, forward, assert_close):
+    """The first summary token is pooled wherever it is; without summaries it cannot be."""
+    settings = {"use_cls": False, "summary_factor": 2, "pooling": "summary", "mask": mask or "none"}
+    for registers in (0, 3):
+        outputs = forward(make(**settings, num_registers=registers), images())
+        assert_close(outputs.pooled, outputs.summaries[:, 0], 0)
+    with pytest.raises(ConfigError, match=r"model\.pooling='summary' without summaries"):
+        make(use_cls=False, pooling="summary")

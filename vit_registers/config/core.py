@@ -41,7 +41,8 @@ class Model:
     norm_eps: float = 1e-6
     use_qkv_bias: bool = True
     use_patch_bias: bool = True
-    # cls | gap (mean of patches) | map | cls_gap (both joined) | cls_registers (all of them joined)
+    # cls | gap (mean of patches) | map | cls_gap (both joined) | cls_registers (all of them joined) |
+    # summary (the first summary token, of the coarsest level)
     pooling: str = "cls"
     use_norm_after_pool: bool = False  # the final norm is of the pooled vector (CLIP, timm's fc_norm)
     use_pre_logits: bool = False  # Dense(width) + tanh between pooling and head
@@ -158,6 +159,7 @@ class InitFrom:
     interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
     pooling: str | None = None
     mask: str | None = None
+    architecture: str | None = None  # timm's name of the model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,15 @@ from flax import nnx
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import containers
+from vit_registers.interop.agreement import check_agreement, check_types, hinted
+from vit_registers.interop.architectures import check_architecture, check_told
 from vit_registers.interop.big_vision import big_vision_table, infer_big_vision
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.entries import Entry, Leaf, contiguous, lookup_leaf
 from vit_registers.interop.infer import Hints, infer_model, make_hints
-from vit_registers.interop.mup_vit import infer_mup_vit, mup_vit_table
+from vit_registers.interop.mup_vit import assumed, infer_mup_vit, mup_vit_table
 from vit_registers.interop.recognize import Found, recognize
-from vit_registers.interop.settings import read_settings
+from vit_registers.interop.settings import read_settings, with_architecture
 from vit_registers.interop.torch_table import torch_table
 from vit_registers.models.blocks import dims
 from vit_registers.models.resampling import resample
@@ -68,10 +70,18 @@ def open_weights(
     Raises CheckpointError where it is of no known family, does not tell all, or where tensors are missing,
     too many, or of other shapes, with all of them listed.
     """
-    settings = settings or {}
+    settings = with_architecture(settings or {}, hints.architecture, weights.where)
+    check_types(weights.where, settings)
+    check_architecture(weights.where, settings)
     found = recognize(weights, source=source, settings=settings)
     infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
+    if not settings:
+        told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
+        check_told(weights.where, found.source, found.weights.shapes, **told)
     native = infer(found, settings, hints)
+    if found.source == "mup_vit":
+        found = dataclasses.replace(found, note=assumed(found, hints, native))
+    check_agreement(weights.where, settings, native, hinted(hints))
     entries = entries_of(found.names, native, found.source)
     _check_names(found, native, entries)
     model = native
@@ -161,6 +171,7 @@ def from_state_dict(
     interpolation: str | None = None,
     pooling: str | None = None,
     mask: str | None = None,
+    architecture: str | None = None,
 ) -> ViT:
     """The model of a mapping of tensor names to numpy arrays.
 
@@ -168,9 +179,10 @@ def from_state_dict(
     the family, or given: `image_size` (px) that the model is made for, to which learned positions are
     resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation`
     (models/resampling.py: RESAMPLINGS) at other sizes; `pooling`; `mask`, for checkpoints of the fractal
-    code that do not store theirs. Raises CheckpointError where tensors and model do not fit, with all listed.
+    code that do not store theirs; `architecture`, timm's name of the model, where the tensors of timm do not
+    tell all. Raises CheckpointError where tensors and model do not fit, with all listed.
     """
-    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask)
+    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture)
     return build(open_weights(containers.from_mapping(state), source=source, hints=hints))
 
 

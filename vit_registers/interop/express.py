@@ -133,7 +133,7 @@ def mup_vit_pooling(d: Draft) -> None:
     count = d.model.use_cls + d.model.num_registers
     if d.model.pooling == "gap":
         return
-    if d.model.pooling != "cls" and not (d.model.pooling == "cls_registers" and count == 1):
+    if d.model.pooling not in ("cls", "summary") and not (d.model.pooling == "cls_registers" and count == 1):
         d.refuse(f"pooling='{d.model.pooling}'")
     d.notes.append("the first token is pooled: give pooling='cls' to read it")
 

@@ -56,6 +56,7 @@ class Hints:
     interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
     pooling: str | None = None
     mask: str | None = None  # of the fractal paper's code, whose flex-attention variant does not store it
+    architecture: str | None = None  # timm's name of the model, where no config.json says it
 
 
 def make_hints(
@@ -65,6 +66,7 @@ def make_hints(
     interpolation: str | None,
     pooling: str | None,
     mask: str | None,
+    architecture: str | None = None,
 ) -> Hints:
     """The Hints of what a user gave; one number is a square image."""
     return Hints(
@@ -74,6 +76,7 @@ def make_hints(
         interpolation=interpolation,
         pooling=pooling,
         mask=mask,
+        architecture=architecture,
     )
 
 
@@ -157,7 +160,8 @@ def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any]
     elif values.get("activation", "gelu") is None:
         raise CheckpointError(
             f"{found.weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was "
-            "trained with: give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's)"
+            "trained with: give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's). A "
+            "Perception Encoder is none: its rotary positions are not supported yet"
         )
     if hints.interpolation is not None:
         values["position_resampling"] = hints.interpolation
@@ -182,9 +186,9 @@ def num_heads(width: int, mlp: str, settings: Mapping[str, Any], hints: Hints, w
     if hints.num_heads is not None:
         return hints.num_heads
     if "num_attention_heads" in settings:
-        return int(settings["num_attention_heads"])
+        return settings["num_attention_heads"]
     if "model_cfg" in settings:
-        return width // int(settings["model_cfg"]["vision_cfg"].get("head_width", 64))
+        return max(1, width // settings["model_cfg"]["vision_cfg"].get("head_width", 64))
     count = _NUM_HEADS_1536[mlp] if width == 1536 else _NUM_HEADS.get(width)
     if count is None:
         raise CheckpointError(
@@ -216,7 +220,10 @@ def _positions(
     """(rows of the position table before those of the patches, the grid of the patches)."""
     names, shapes, where = found.names, found.weights.shapes, found.weights.where
     if names.positions not in shapes:
-        raise CheckpointError(f"{where}: '{names.positions}' is missing: there is no position table")
+        raise CheckpointError(
+            f"{where}: '{names.positions}' is missing: there is no position table, and rotary and "
+            "relative positions are not supported yet"
+        )
     total = math.prod(shapes[names.positions][:-1])
     image_size = settings.get("image_size")
     if found.source == "timm" or found.source == "deit":
@@ -263,8 +270,10 @@ def _pooling(
     pooling = "cls" if use_cls else "gap"
     if names.attn_pool is not None and names.attn_pool + "latent" in shapes:
         pooling = "map"
-    elif is_after and names.norm_after_pool != names.norm:
-        pooling = "gap"  # timm has fc_norm with average pooling only
+    elif (
+        is_after and names.norm_after_pool != names.norm
+    ):  # timm has fc_norm with average pooling, if not told
+        pooling = "cls" if use_cls and settings.get("global_pool") == "token" else "gap"
     elif settings.get("global_pool") == "avg":
         pooling = "gap"  # timm without fc_norm
     elif names.head is not None and len(names.head) == 2 and names.head[1].format("weight") in shapes:

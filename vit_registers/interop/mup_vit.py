@@ -72,8 +72,9 @@ def _mask_buffer(names: Names, model: Model) -> np.ndarray:
 
 
 def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
-    """The Model of a state_dict of that code. It pools patches unless `hints.pooling` is cls.
+    """The Model of a state_dict of that code. It pools patches unless `hints.pooling` says its first token.
 
+    That is `cls`: the first register, or with summaries the first of these, which our models call `summary`.
     Raises CheckpointError where something can be told neither from the tensors nor from `hints`.
     """
     names, shapes, where = found.names, found.weights.shapes, found.weights.where
@@ -81,8 +82,10 @@ def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Mo
     fc1 = names.block.format(0) + names.fc1.format("weight")
     if fc1 not in shapes:
         raise CheckpointError(f"{where}: '{fc1}' is missing")
-    if hints.pooling not in (None, "gap", "cls"):
-        raise CheckpointError(f"{where}: pooling='{hints.pooling}': this code pools patches (gap) or cls")
+    if hints.pooling not in (None, "gap", "cls", "summary"):
+        raise CheckpointError(
+            f"{where}: pooling='{hints.pooling}': this code pools patches (gap) or its first token (cls)"
+        )
     grid = _grid(found, hints, patch_size)
     positions = "none"
     if names.positions in shapes:
@@ -112,6 +115,15 @@ def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Mo
     return _with_told_mask(readings, found, hints)
 
 
+def assumed(found: Found, hints: Hints, model: Model) -> str:
+    """What was assumed where no tensor of that code tells; empty where there is one way only."""
+    if hints.pooling is None and found.names.registers in found.weights.shapes:
+        return "pooling gap was assumed: give pooling='cls' for a run that pools its first token (tok)"
+    if model.use_cls and found.names.mask is None and hints.mask is None:
+        return "cls and registers were assumed: give mask, or pooling='summary', for summaries"
+    return ""
+
+
 def _grid(found: Found, hints: Hints, patch_size: int) -> Grid:
     names, shapes = found.names, found.weights.shapes
     if names.positions in shapes:
@@ -132,25 +144,38 @@ def _readings(model: Model, found: Found, hints: Hints) -> list[Model]:
     """The model with what its extra tokens may be: cls and registers, or summaries, or either."""
     names, shapes, where = found.names, found.weights.shapes, found.weights.where
     if names.registers not in shapes:
-        if hints.pooling == "cls":
-            raise CheckpointError(f"{where}: pooling='cls', but there is no '{names.registers}' to pool")
+        if hints.pooling in ("cls", "summary"):
+            raise CheckpointError(
+                f"{where}: pooling='{hints.pooling}', but there is no '{names.registers}' to pool"
+            )
         return [model]
     count, has_sincos = shapes[names.registers][-2], len(shapes[names.registers]) == 2
     kind = "zeros" if has_sincos or not found.weights[names.registers].any() else "learned"
-    if hints.pooling == "cls":
-        if names.mask in shapes or (kind == "zeros" and (has_sincos or count > 1)):
-            raise CheckpointError(f"{where}: pooling='cls', but its extra tokens are summaries")
-        if kind == "zeros":
-            return [dataclasses.replace(model, num_registers=1, registers=kind, pooling="cls_registers")]
-        return [dataclasses.replace(model, use_cls=True, num_registers=count - 1, pooling="cls")]
     factor = _factor(patch_grid(model.image_size, model.patch_size), count)
     if factor is None and has_sincos:
         raise CheckpointError(f"{where}: '{names.registers}' has {count} tokens, {_NO_FACTOR}")
-    readings = [] if has_sincos else [dataclasses.replace(model, num_registers=count, registers=kind)]
+    readings = [] if has_sincos else [_as_registers(model, count, kind, hints)]
+    if hints.pooling == "summary" or (hints.pooling == "cls" and kind == "zeros" and count > 1):
+        readings = []  # a single register of that code is zero where it pools it, and more are learned
+        if factor is None:
+            raise CheckpointError(
+                f"{where}: pooling='{hints.pooling}', but '{names.registers}' has {count} tokens, "
+                f"{_NO_FACTOR}"
+            )
     if factor is not None:
         extra = {"summaries": kind, "extra_positions": "sincos2d" if has_sincos else "none"}
+        extra |= {"pooling": "summary"} if hints.pooling in ("cls", "summary") else {}
         readings.append(dataclasses.replace(model, summary_factor=factor, **extra))
     return readings
+
+
+def _as_registers(model: Model, count: int, kind: str, hints: Hints) -> Model:
+    """The model whose extra tokens are registers, of which the first is cls where it is pooled."""
+    if hints.pooling != "cls":
+        return dataclasses.replace(model, num_registers=count, registers=kind)
+    if kind == "zeros":
+        return dataclasses.replace(model, num_registers=count, registers=kind, pooling="cls_registers")
+    return dataclasses.replace(model, use_cls=True, num_registers=count - 1, pooling="cls")
 
 
 def _factor(grid: Grid, count: int) -> int | None:
@@ -184,7 +209,8 @@ def _with_told_mask(readings: list[Model], found: Found, hints: Hints) -> Model:
     """The reading with the mask of `hints`. Where the code stores masks, one that is not there is none."""
     where = found.weights.where
     summaries = next((reading for reading in readings if reading.summary_factor), None)
-    if hints.mask is None and found.names.mask is None and summaries is not None and _is_exact(summaries):
+    is_open = summaries is not None and not readings[0].use_cls
+    if hints.mask is None and found.names.mask is None and is_open and _is_exact(summaries):
         raise CheckpointError(
             f"{where} has summaries, and this variant of the code does not store its mask: "
             "give mask ('fractal_released' if it was trained with --fractal-mask, else 'none')"

@@ -8,6 +8,7 @@ from typing import Any
 from vit_registers.config import nearest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import name_tables as nt
+from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
@@ -76,7 +77,13 @@ def recognize(weights: Weights, *, source: str, settings: Mapping[str, Any]) -> 
         raise CheckpointError(
             f"{weights.where}: source='{source}', but the tensors have the names of {' or '.join(candidates)}"
         )
+    if (told := _told_family(settings)) and not told & set(candidates):
+        raise CheckpointError(
+            f"{weights.where}: the config.json beside it is of {' or '.join(sorted(told))}, but the tensors "
+            f"have the names of {' or '.join(candidates)}"
+        )
     file_names, left_out = _strip(weights, prefix)
+    check_tensors(weights.where, file_names, file_names)
     names = set(file_names)
     note = ""
     if source == "auto":
@@ -92,6 +99,15 @@ def recognize(weights: Weights, *, source: str, settings: Mapping[str, Any]) -> 
         left_out=left_out,
         note=note,
     )
+
+
+def _told_family(settings: Mapping[str, Any]) -> set[str]:
+    """The sources that config.json can belong to; empty where there is none."""
+    if "model_type" in settings:
+        return {"transformers"}
+    if "architecture" in settings:
+        return {"timm"}
+    return {"clip", "open_clip"} if "model_cfg" in settings else set()
 
 
 def _find_patch(weights: Weights) -> tuple[str, str]:
@@ -161,7 +177,8 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
             return "open_clip", ""
         raise CheckpointError(
             f"{weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was trained "
-            "with: give source='clip' (OpenAI's quick GELU) or source='open_clip' (exact GELU)"
+            "with: give source='clip' (OpenAI's quick GELU) or source='open_clip' (exact GELU). A Perception "
+            "Encoder is none of them: its rotary positions are not supported yet"
         )
     has = lambda part: any(part in name for name in names)  # noqa: E731
     if "architecture" in settings or (has("reg_token") and not has("reg_tokens")) or has("norm_pre."):
@@ -170,8 +187,18 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
         return "dinov2", ""
     if has("masked_embed") or any(name.startswith(("teacher.", "student.")) for name in weights.shapes):
         return "dino", ""
-    if has("reg_tokens") or has(".gamma_1") or has("dist_token"):
+    if has("reg_tokens") or has("dist_token"):
         return "deit", ""
+    if has(".gamma_1"):
+        if any(name.startswith("model.") for name in weights.shapes):
+            return (
+                "deit",
+                "a checkpoint of DeiT's training code is taken for DeiT-III's, without rotary positions",
+            )
+        raise CheckpointError(
+            f"{weights.where} may be DeiT-III, iBOT, or timm's vit_*_rope_ape_*: rotary positions are in no "
+            "tensor, and are not supported yet. Give source='deit' or source='dino' if it is of theirs"
+        )
     if weights.container == "torch" and not has("head.") and not has("fc_norm") and not has(".ls1."):
         return "dino", "a headless .pth without LayerScale is taken for DINO's; source='timm' otherwise"
     return "timm", ""
@@ -217,14 +244,14 @@ def _transformers_names(patch: str, names: set[str], settings: Mapping[str, Any]
         "dinov2": (nt.HF_DINOV2, nt.HF_DINOV2_MEMORY),
         "vit": (nt.HF_VIT, nt.HF_VIT_MEMORY),
     }
-    known = {"clip_vision_model": "clip", "dinov2_with_registers": "dinov2"} | {kind: kind for kind in kinds}
     if "model_type" in settings:
-        kind = known.get(settings["model_type"])
-        if kind is None:
-            raise CheckpointError(
-                f"config.json says model_type='{settings['model_type']}': known are {', '.join(known)}"
-            )
+        kind = MODEL_TYPES[settings["model_type"]]
     elif patch == "embeddings.patch_embedding.weight":
+        if "embeddings.class_embedding" not in names:
+            raise CheckpointError(
+                "a tower of transformers with CLIP's names and no cls token, such as SigLIP's, "
+                "is not supported yet"
+            )
         kind = "clip"
     elif "embeddings.distillation_token" in names:
         kind = "deit"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,61 @@ def read_settings(path: Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
         if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
+            values = {name: value for name, value in values.items() if value is not None}
+            _check_objects(file, values)
             return plain_settings(values)
     return {}
+
+
+def _check_objects(file: Path, values: dict[str, Any]) -> None:
+    """Raises CheckpointError where what tells the model, or holds other settings, is not of its type."""
+    vision = (
+        (values.get("model_cfg") or {}).get("vision_cfg") if _is_object(values.get("model_cfg")) else None
+    )
+    wrong = [
+        f"{n}={values[n]!r}" for n in ("model_type", "architecture") if not isinstance(values.get(n, ""), str)
+    ]
+    nested = ("vision_config", "model_args", "pretrained_cfg", "preprocess_cfg")
+    wrong += [f"{n}={values[n]!r}" for n in nested if not _is_object(values.get(n) or {})]
+    if "model_cfg" in values and not _is_object(vision):
+        wrong.append(f"model_cfg.vision_cfg={vision!r}")
+    elif vision:
+        parts = ("act_kwargs", "norm_kwargs")
+        wrong += [f"vision_cfg.{n}={vision[n]!r}" for n in parts if not _is_object(vision.get(n) or {})]
+    size = values["pretrained_cfg"].get("input_size") if _is_object(values.get("pretrained_cfg")) else None
+    if size is not None and not (
+        isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
+    ):
+        wrong.append(f"pretrained_cfg.input_size={size!r}")
+    if wrong:
+        raise CheckpointError(
+            f"{file} cannot be used: {'; '.join(wrong)}: want names, objects of settings, and a size of three"
+        )
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def with_architecture(settings: Mapping[str, Any], architecture: str | None, where: str) -> Mapping[str, Any]:
+    """The settings with timm's name of the model, where no config.json has one.
+
+    Raises CheckpointError where config.json says another.
+    """
+    if architecture is None or settings.get("architecture") == architecture:
+        return settings
+    if settings:
+        said = settings.get("architecture", settings.get("model_type", "a model of open_clip"))
+        raise CheckpointError(f"{where}: architecture='{architecture}', but config.json says '{said}'")
+    return plain_settings({"architecture": architecture})
 
 
 def plain_settings(values: dict[str, Any]) -> dict[str, Any]:
     """transformers' composite CLIP config as that of its image tower; timm's in transformers' terms."""
     if isinstance(values.get("vision_config"), dict):
-        values = values["vision_config"] | {"model_type": values["model_type"]}
+        whole = {name: values[name] for name in ("model_type", "projection_dim") if name in values}
+        said = {name: value for name, value in values["vision_config"].items() if value is not None}
+        values = said | whole
     if values.get("model_type") in ("clip", "clip_vision_model"):
         values = {"hidden_act": "quick_gelu"} | values  # transformers' default
     if "model_cfg" in values:
@@ -37,7 +85,10 @@ def plain_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def _open_clip_settings(values: dict[str, Any]) -> dict[str, Any]:
     """open_clip's config with what it says of the layers of its image tower, in the others' terms."""
-    vision = values["model_cfg"].get("vision_cfg") or {}
+    vision = values["model_cfg"]["vision_cfg"]
+    if "timm_model_name" in vision:
+        tower = {"architecture": vision["timm_model_name"], "pretrained_cfg": {}}
+        return {"preprocess_cfg": values.get("preprocess_cfg") or {}} | _timm_settings(tower)
     said: dict[str, Any] = {}
     if (vision.get("act_kwargs") or {}).get("approximate") == "tanh":
         said["hidden_act"] = "gelu_tanh"
@@ -54,18 +105,18 @@ _TIMM = {
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_.*": {"hidden_act": "gelu_tanh"},
     r"vit_large_patch16_siglip_(gap_)?512": {"hidden_act": "gelu_tanh"},
     r"vit_base_patch16_gap_224": {"num_attention_heads": 16},
+    r"test_vit2?": {"num_attention_heads": 2},
 }
 
 
 def _timm_settings(values: dict[str, Any]) -> dict[str, Any]:
     """timm's config.json with what its architecture and the arguments of the model say."""
     name, args = str(values["architecture"]), values.get("model_args") or {}
-    if "_rpn_" in name:
-        raise CheckpointError(f"'{name}' of timm has its norms after the branches, which our models have not")
     said = [known for pattern, known in _TIMM.items() if re.fullmatch(pattern, name)]
     size = (values.get("pretrained_cfg") or {}).get("input_size", [])[1:]
     theirs = {
         "image_size": args.get("img_size", size or None),
+        "global_pool": args.get("global_pool"),
         "num_attention_heads": args.get("num_heads"),
         "hidden_act": args.get("act_layer"),
     }

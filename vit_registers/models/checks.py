@@ -38,6 +38,10 @@ def check(model: Model) -> None:
         )
     if model.pooling == "cls_registers" and not model.use_cls + model.num_registers:
         raise ConfigError("model.pooling='cls_registers' with neither cls nor registers: set pooling to gap")
+    if model.pooling == "summary" and model.summary_factor is None:
+        raise ConfigError(
+            "model.pooling='summary' without summaries: set model.summary_factor, or pooling to gap"
+        )
     if model.use_norm_after_pool and model.pooling not in ("cls", "gap"):
         raise ConfigError(
             f"model.use_norm_after_pool with pooling='{model.pooling}': want pooling cls or gap"

@@ -11,7 +11,7 @@ from vit_registers.models.attention import attend_xla
 from vit_registers.models.blocks import Mlp, dims, inits, layer_norm
 from vit_registers.models.tokens import TokenLayout
 
-POOLINGS = ("cls", "gap", "map", "cls_gap", "cls_registers")
+POOLINGS = ("cls", "gap", "map", "cls_gap", "cls_registers", "summary")
 
 
 class MapPool(nnx.Module):
@@ -52,6 +52,8 @@ def pool(pooling: str, tokens_BxTxD: jax.Array, layout: TokenLayout, map_pool: M
     """pooled_BxD of all tokens; the joined ones, cls_gap and cls_registers, are wider (pooled_width)."""
     if pooling == "cls":
         return tokens_BxTxD[:, layout.cls.start]
+    if pooling == "summary":
+        return tokens_BxTxD[:, layout.summaries.start]
     if pooling == "cls_registers":
         return tokens_BxTxD[:, : layout.registers.stop].reshape(len(tokens_BxTxD), -1)
     patches_BxPxD = tokens_BxTxD[:, layout.patches]

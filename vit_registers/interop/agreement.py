@@ -1,0 +1,269 @@
+"""What config.json says against what the tensors have: every disagreement is named, and none is loaded.
+
+Each vocabulary (transformers, timm's model_args, open_clip's vision_cfg) says of each of its settings what
+JSON it is and what it has to be for a Model. Settings that are absent, or that change no answer, are let be.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vit_registers.config import Model
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.infer import Hints
+from vit_registers.models.vit import patch_grid
+
+_SIZE = "an integer or two"
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "an integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "a number": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
+    "true or false": lambda v: isinstance(v, bool),
+    "a string": lambda v: isinstance(v, str),
+    "an object": lambda v: isinstance(v, dict),
+}
+_TYPES[_SIZE] = lambda v: (
+    _TYPES["an integer"](v)
+    or (isinstance(v, list | tuple) and len(v) == 2 and all(map(_TYPES["an integer"], v)))
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """One setting: its JSON, and what the tensors have in its terms, given what it says."""
+
+    json: str
+    have: Callable[[Model, Any], Any] | None = None  # None: any value of that type
+    is_positive: bool = False
+
+
+def _as_said(have: tuple[int, int], said: Any) -> Any:
+    """(height, width) as it is said: one number of a square, or a list."""
+    return list(have) if isinstance(said, list | tuple) or have[0] != have[1] else have[0]
+
+
+def _image_size(model: Model, said: Any) -> Any:
+    """The size that was said where its patches are those of the table, whatever the remainder."""
+    sides = said if isinstance(said, list | tuple) else (said, said)
+    grid = tuple(side // model.patch_size for side in sides)
+    return (
+        said if grid == patch_grid(model.image_size, model.patch_size) else _as_said(model.image_size, said)
+    )
+
+
+def _ratio(model: Model, said: float, fused: int = 1) -> float:
+    """The MLP's ratio that was said where it gives the hidden size of the tensors, else the tensors'."""
+    hidden = model.mlp_dim * (fused if model.mlp == "swiglu" else 1)
+    return said if int(model.width * said) == hidden else hidden / model.width
+
+
+def _dinov2_ratio(model: Model, said: float) -> float:
+    if model.mlp == "swiglu":
+        given = (int(int(model.width * said) * 2 / 3) + 7) // 8 * 8
+        return said if given == model.mlp_dim else round(model.mlp_dim * 1.5 / model.width, 3)
+    return _ratio(model, said)
+
+
+def _heads(model: Model, said: Any) -> Any:
+    return said if said > 0 and model.width % said == 0 else f"a width of {model.width}"
+
+
+_WIDTH = _Rule("an integer", lambda m, _: m.width, is_positive=True)
+_DEPTH = _Rule("an integer", lambda m, _: m.depth, is_positive=True)
+_HEADS = _Rule("an integer", _heads, is_positive=True)
+_IMAGE = _Rule(_SIZE, _image_size, is_positive=True)
+_PATCH = _Rule(_SIZE, lambda m, said: _as_said((m.patch_size, m.patch_size), said), is_positive=True)
+_CHANNELS = _Rule("an integer", lambda m, _: m.channels, is_positive=True)
+_BIAS = _Rule("true or false", lambda m, _: m.use_qkv_bias)
+_EPS = _Rule("a number", is_positive=True)
+_ACT = _Rule("a string")
+
+_TRANSFORMERS = {
+    "hidden_size": _WIDTH,
+    "num_hidden_layers": _DEPTH,
+    "num_attention_heads": _HEADS,
+    "image_size": _IMAGE,
+    "patch_size": _PATCH,
+    "num_channels": _CHANNELS,
+    "hidden_act": _ACT,
+    "layer_norm_eps": _EPS,
+}
+_HIDDEN = _Rule("an integer", lambda m, _: m.mlp_dim, is_positive=True)
+_LABELS = {
+    "id2label": _Rule("an object"),
+    "num_labels": _Rule("an integer", lambda m, said: m.num_classes or said),
+}
+_BY_KIND = {
+    "clip": {
+        "intermediate_size": _HIDDEN,
+        "projection_dim": _Rule("an integer", lambda m, said: m.num_classes or said, is_positive=True),
+    },
+    "vit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
+    "deit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
+    "dinov2": {
+        "mlp_ratio": _Rule("a number", _dinov2_ratio, is_positive=True),
+        "use_swiglu_ffn": _Rule("true or false", lambda m, _: m.mlp == "swiglu"),
+        "num_register_tokens": _Rule("an integer", lambda m, _: m.num_registers),
+        "qkv_bias": _BIAS,
+    }
+    | _LABELS,
+}
+
+
+def _layer_scale(model: Model, said: Any) -> Any:
+    """LayerScale is there unless its first value is None; which it was is not known after training."""
+    has = model.layer_scale_init is not None
+    return said if has == bool(said) else "LayerScale" if has else "no LayerScale"
+
+
+def _is(value: Any) -> Callable[[Model, Any], Any]:
+    """The only value that our models have."""
+    return lambda model, said: value
+
+
+def _global_pool(model: Model, said: str) -> str:
+    have = {"gap": "avg", "map": "map"}.get(model.pooling, "token")
+    return said if said == "" and not model.num_classes else have
+
+
+def _no_embed_class(model: Model, said: bool) -> bool:
+    if not model.use_cls and not model.num_registers:
+        return said
+    return model.extra_positions == "none" and not (model.use_cls and model.has_cls_position)
+
+
+def _fc_norm(model: Model, said: bool) -> bool:
+    return model.use_norm_after_pool
+
+
+def _prefix_pooled(model: Model, said: bool) -> bool:
+    return said if model.pooling != "gap" or not model.use_cls + model.num_registers else False
+
+
+_TIMM = {
+    "embed_dim": _WIDTH,
+    "depth": _DEPTH,
+    "num_heads": _HEADS,
+    "img_size": _IMAGE,
+    "patch_size": _PATCH,
+    "in_chans": _CHANNELS,
+    "num_classes": _Rule("an integer", lambda m, _: m.num_classes),
+    "reg_tokens": _Rule("an integer", lambda m, _: m.num_registers),
+    "mlp_ratio": _Rule("a number", lambda m, said: _ratio(m, said, fused=2), is_positive=True),
+    "class_token": _Rule("true or false", lambda m, _: m.use_cls),
+    "no_embed_class": _Rule("true or false", _no_embed_class),
+    "qkv_bias": _BIAS,
+    "proj_bias": _Rule("true or false", _is(True)),
+    "pre_norm": _Rule("true or false", lambda m, _: m.use_norm_pre),
+    "final_norm": _Rule("true or false", _is(True)),
+    "fc_norm": _Rule("true or false", _fc_norm),
+    "pool_include_prefix": _Rule("true or false", _prefix_pooled),
+    "init_values": _Rule("a number", _layer_scale),
+    "global_pool": _Rule("a string", _global_pool),
+    "pos_embed": _Rule("a string", _is("learn")),
+    "act_layer": _ACT,
+    "norm_layer": _Rule("a string", _is("layernorm")),
+    "qk_norm": _Rule("true or false", _is(False)),
+    "scale_attn_norm": _Rule("true or false", _is(False)),
+    "scale_mlp_norm": _Rule("true or false", _is(False)),
+}
+# Arguments of timm that change no answer at the size of training.
+_TIMM_TRAINING = {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"}
+_TIMM_TRAINING |= {"drop_path_rate", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad"}
+_TIMM_TRAINING |= {"pretrained", "checkpoint_path", "pretrained_cfg", "scriptable", "exportable"}
+_OPEN_CLIP = {
+    "width": _WIDTH,
+    "layers": _DEPTH,
+    "head_width": _Rule(
+        "an integer", lambda m, said: said if said and m.width % said == 0 else m.width, True
+    ),
+    "image_size": _IMAGE,
+    "patch_size": _PATCH,
+    "mlp_ratio": _Rule("a number", _ratio, is_positive=True),
+    "ls_init_value": _Rule("a number", _layer_scale),
+    "no_ln_pre": _Rule("true or false", lambda m, _: not m.use_norm_pre),
+    "attentional_pool": _Rule("true or false", _is(False)),
+    "pool_type": _Rule("a string", lambda m, _: "avg" if m.pooling == "gap" else "tok"),
+    "pos_embed_type": _Rule("a string", _is("learnable")),
+}
+
+Said = tuple[str, _Rule, Any]  # the setting, its rule, and what config.json says
+
+
+def _said(settings: Mapping[str, Any]) -> list[Said]:
+    """The settings of config.json that there is a rule for."""
+    if "model_cfg" in settings:
+        config = settings["model_cfg"]
+        vision = config["vision_cfg"]
+        if "timm_model_name" in vision:
+            return []
+        rows = [
+            (f"vision_cfg.{name}", rule, vision[name]) for name, rule in _OPEN_CLIP.items() if name in vision
+        ]
+        norm = vision.get("norm_kwargs") or {}
+        rows += [(f"norm_kwargs.{name}", _EPS, norm[name]) for name in ("eps",) if name in norm]
+        output = _Rule("an integer", lambda m, said: m.num_classes or said, True)
+        return rows + [("model_cfg.embed_dim", output, config[n]) for n in ("embed_dim",) if n in config]
+    if "architecture" in settings:
+        args = settings.get("model_args") or {}
+        rows = [(f"model_args.{name}", rule, args[name]) for name, rule in _TIMM.items() if name in args]
+        top = {name: _TIMM[name] for name in ("num_classes", "global_pool")}
+        return rows + [(name, rule, settings[name]) for name, rule in top.items() if name in settings]
+    rules = _TRANSFORMERS | _BY_KIND.get(_kind(settings), {})
+    return [(name, rule, settings[name]) for name, rule in rules.items() if name in settings]
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    kind = str(settings.get("model_type", ""))
+    return {"clip_vision_model": "clip", "dinov2_with_registers": "dinov2"}.get(kind, kind)
+
+
+def check_types(where: str, settings: Mapping[str, Any]) -> None:
+    """Raises CheckpointError with every setting that is not the JSON that it has to be, or not positive."""
+    problems = []
+    for name, rule, said in _said(settings):
+        if said is None:
+            continue
+        sides = said if isinstance(said, list | tuple) else [said]
+        if not _TYPES[rule.json](said):
+            problems.append(f"{name}={said!r}: want {rule.json}")
+        elif rule.is_positive and min(sides) <= 0:
+            problems.append(f"{name}={said!r}: want more than 0")
+    args = settings.get("model_args") or {} if "architecture" in settings else {}
+    unknown = [
+        name for name in args if name not in _TIMM and name not in _TIMM_TRAINING and args[name] is not None
+    ]
+    problems += [f"model_args.{name}={args[name]!r}: not supported" for name in unknown]
+    if problems:
+        raise CheckpointError(f"{where}: config.json cannot be used: " + "; ".join(problems))
+
+
+def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hinted: set[str]) -> None:
+    """Raises CheckpointError with every setting of config.json that is not what `model`, of the tensors, has.
+
+    `hinted` are the settings that the user has given otherwise.
+    """
+    problems = []
+    for name, rule, said in _said(settings):
+        is_told = said is not None or name.endswith(("init_values", "ls_init_value"))  # None: no LayerScale
+        if not is_told or rule.have is None or name.split(".")[-1] in hinted:
+            continue
+        have = rule.have(model, said)
+        if (list(said) if isinstance(said, tuple) else said) != have:
+            problems.append(f"{name} is {said!r} in config.json, and {have!r} in the tensors")
+    labels = settings.get("id2label")
+    if labels and model.num_classes and _kind(settings) != "clip" and len(labels) != model.num_classes:
+        problems.append(
+            f"id2label has {len(labels)} classes in config.json, and {model.num_classes} in the tensors"
+        )
+    if settings.get("model_type") == "dinov2" and model.num_registers:
+        registers = f"{model.num_registers} registers in the tensors"
+        problems.append(f"model_type is 'dinov2', without registers, in config.json, and {registers}")
+    if problems:
+        raise CheckpointError(f"{where} disagrees with the config.json beside it: " + "; ".join(problems))
+
+
+def hinted(hints: Hints) -> set[str]:
+    """The settings that the user has given, in all vocabularies."""
+    names = {"num_attention_heads", "num_heads", "head_width"} if hints.num_heads is not None else set()
+    return names | ({"global_pool", "pool_type"} if hints.pooling is not None else set())
