@@ -14,6 +14,7 @@ from vit_registers.interop import convert, transfer
 from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.interop.values import check_leaves
 from vit_registers.models.vit import ViT
 from vit_registers.training import averages, checkpoint_folder, sharding, state
 
@@ -112,6 +113,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         source = config.model
         _, params = read_model(settings.path, step, source, sharding.make_mesh(Mesh()))
         params = jax.device_get(params)
+        check_leaves(convert.leaves_of(params), f"{settings.path}, step {step}")
     else:
         opened = open_start(settings)
         print(convert.describe(opened), flush=True)

@@ -14,7 +14,8 @@ import contextlib
 import ctypes
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vit_registers.interop import convert, export
 from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.interop.values import check_leaves
 from vit_registers.training import sharding
 from vit_registers.training.checkpoint_folder import list_steps
 from vit_registers.training.checkpoints import Checkpoints
@@ -53,11 +55,12 @@ class Source:
     path: str
 
     def read(self) -> dict[str, Any]:
-        """The parameters, nested."""
+        """The parameters, nested. Raises CheckpointError where one is not finite."""
         if self.opened is not None:
             return convert.read_leaves(self.opened)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, params = checkpointed.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
+        check_leaves(convert.leaves_of(params), f"{self.path}, step {self.step}")
         return params
 
     def leaves(self) -> Iterable[tuple[Leaf, Any]]:
@@ -93,6 +96,27 @@ def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str
         left = " + ".join(f"{in_file(name)} {list(shape)}" for name, shape in theirs)
         right = " + ".join(f"{name} {list(shape)}" for name, shape in ours) or "fixed"
         print(f"{left}  =  {right}")
+
+
+def _parts(path: Path) -> set[Path]:
+    """The path, and what convert makes in it."""
+    return {p for p in (path, *path.glob("*"), *path.glob("checkpoints/*")) if p.exists()}
+
+
+@contextlib.contextmanager
+def removed_on_failure(output: str) -> Iterator[None]:
+    """Removes what was made at `output` meanwhile, and nothing else, on any error and on ctrl-C."""
+    path = Path(output).expanduser()
+    before, parents = _parts(path), [parent for parent in path.parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        for made in sorted(_parts(path) - before):  # a folder comes before what is in it
+            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+        for parent in parents:  # the innermost first
+            with contextlib.suppress(OSError):  # others have written there
+                parent.rmdir()
+        raise
 
 
 def to_run(source: Source, output: str) -> None:
@@ -202,11 +226,12 @@ def main() -> None:
             print_table(exported.entries, exported.model, exported.in_file)
         return
     exported = None
-    if values.to == "run":
-        to_run(source, values.output)
-    else:
-        exported = to_family(source, values.output, values.to, values.dtype)
-    count = check(source, values.output, exported, values.dtype)
+    with removed_on_failure(values.output):
+        if values.to == "run":
+            to_run(source, values.output)
+        else:
+            exported = to_family(source, values.output, values.to, values.dtype)
+        count = check(source, values.output, exported, values.dtype)
     print(f"read again: {count} parameters, equal bit for bit; {values.output}")
 
 

@@ -22,6 +22,7 @@ from vit_registers.interop.mup_vit import infer_mup_vit, mup_vit_table
 from vit_registers.interop.recognize import Found, recognize
 from vit_registers.interop.settings import read_settings
 from vit_registers.interop.torch_table import torch_table
+from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
 from vit_registers.models.blocks import dims
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT, patch_grid
@@ -70,6 +71,7 @@ def open_weights(
     """
     settings = settings or {}
     found = recognize(weights, source=source, settings=settings)
+    _refuse_quantised(found)
     infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
     native = infer(found, settings, hints)
     entries = entries_of(found.names, native, found.source)
@@ -86,6 +88,12 @@ def open_weights(
     return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
 
 
+def _refuse_quantised(found: Found) -> None:
+    mask = getattr(found.names, "mask", None)  # may be bool
+    dtypes = {found.in_file(name): d for name, d in found.weights.dtypes.items() if name != mask}
+    refuse_quantised(dtypes, found.weights.where)
+
+
 def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
     """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
     _, abstract = abstract_params(model)
@@ -99,6 +107,9 @@ def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
             known.add(name)
             if name not in there:
                 problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
+            elif entry.leaves and not is_floating(found.weights.dtypes[name]):
+                dtype = found.weights.dtypes[name].name
+                problems.append(f"'{found.in_file(name)}' is {dtype}, want floating point")
             elif tuple(there[name]) != tuple(shape):
                 problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, want {tuple(shape)}")
     extra = (name for name in there if name not in known)
@@ -116,13 +127,21 @@ def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
     shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
     source, target = (patch_grid(m.image_size, m.patch_size) for m in (opened.native, opened.model))
     for entry in opened.entries:
-        arrays = [np.asarray(opened.found.weights[name], np.float32) for name in entry.names]
+        arrays = [_read(opened.found, name, is_fixed=not entry.leaves) for name in entry.names]
         parts = entry.load(arrays, [shapes[leaf] for leaf in entry.leaves])
         for leaf, part in zip(entry.leaves, parts, strict=True):
             if leaf == ("pos_embed",):
                 part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
             # A copy, so that what was read for several leaves does not live on in one of them.
             yield leaf, contiguous(part, np.float32)
+
+
+def _read(found: Found, name: str, *, is_fixed: bool) -> np.ndarray:
+    """The tensor in float32. What is fixed, such as a mask of -inf, is compared elsewhere."""
+    array = found.weights[name]
+    if is_fixed:
+        return np.asarray(array, np.float32)
+    return as_float32(array, found.in_file(name), found.weights.where)
 
 
 def read_leaves(opened: Opened) -> dict:

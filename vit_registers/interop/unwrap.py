@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.values import refuse_quantised
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
 
@@ -53,6 +54,7 @@ def find_patch(weights: Weights) -> tuple[str, str]:
                     continue
                 found[prefix] = patch
     if not found:
+        refuse_quantised(weights.dtypes, weights.where)  # a packed patch embedding has another shape
         first = ", ".join(list(weights.shapes)[:3]) or "no tensors"
         raise CheckpointError(
             f"{weights.where} holds no Vision Transformer that is known: there is no patch embedding among "
