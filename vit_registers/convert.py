@@ -75,10 +75,13 @@ class Source:
 def open_source(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Source:
     """The run folder, or other people's checkpoint, at `path`; a line says what it is."""
     if checkpointed.is_run(path):
+        checkpointed.refuse_hints(path, source, hints)
         step, config = checkpointed.read_config(path, step)
         print(f"{path}: a run folder, step {step}")
         return Source(config=config, opened=None, step=step, params=params, path=path)
-    opened = convert.open_path(path, source=source, hints=hints)
+    if step is not None:
+        raise CheckpointError(f"{path} is no run folder, and --step is for those")
+    opened = convert.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
     print(convert.describe(opened))
     print(f"normalisation {origin}: mean {data.mean}, std {data.std}")
@@ -214,6 +217,8 @@ def main() -> None:
         values.interpolation,
         values.pooling,
         values.mask,
+        values.leave_out,
+        values.channels,
     )
     source = open_source(
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
@@ -259,7 +264,16 @@ if __name__ == "__main__":
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors written, to other formats.")
     flags.DEFINE_integer("step", None, "Of a run folder; the newest intact checkpoint if not given.")
     flags.DEFINE_enum(
-        "params", None, ["params", "ema"], "Of a run folder: trained, or averaged; by default what counts."
+        "params", None, checkpointed.PARAMS, "Trained, or averaged; by default what counts, or is evaluated."
+    )
+    flags.DEFINE_multi_string(
+        "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."
+    )
+    flags.DEFINE_integer(
+        "channels",
+        None,
+        "Of the images, if not those of the weights: 1 sums the patch kernel.",
+        lower_bound=1,
     )
     flags.DEFINE_bool("dry-run", False, "Print the name table and write nothing.")
     flags.mark_flags_as_required(["input"])

@@ -158,6 +158,9 @@ class InitFrom:
     interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
     pooling: str | None = None
     mask: str | None = None
+    leave_out: tuple[str, ...] = ()  # patterns of names in the file that are not read: ("head.*",)
+    # params (trained) | ema (averaged); None: what counts of a run, or what the family evaluates
+    params: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -227,6 +227,30 @@ def _open_torch(path: Path, *, is_zip: bool) -> Weights:
     return Weights(str(path), "torch", facts, read)
 
 
+class _Untouched:
+    """Stands in a pickle for an object that is no tensor: of what it is made, nothing is called or kept."""
+
+    def __init__(self, *parts: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Array(_Untouched):
+    """An array of numpy, which is one of the tensors, and is refused since it is not torch's."""
+
+
+# What training keeps beside tensors. A Namespace, as of DINO's and DeiT's arguments, only holds attributes.
+_KNOWN_GLOBALS: list[Any] = [argparse.Namespace, (_Untouched, "numpy.dtype"), (_Untouched, "numpy.ndarray")]
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since numpy 2
+    _KNOWN_GLOBALS += [(_Untouched, f"{_module}.scalar"), (_Array, f"{_module}._reconstruct")]
+for _name in ("bytes", "bytearray", "complex", "range", "slice", "frozenset"):
+    _KNOWN_GLOBALS += [(_Untouched, f"builtins.{_name}"), (_Untouched, f"__builtin__.{_name}")]
+for _name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+    _KNOWN_GLOBALS += [(_Untouched, f"pathlib.{_name}"), (_Untouched, f"pathlib._local.{_name}")]
+
+
 def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     """The tensors of a torch file by name, keys of nested ones joined by dots; of a zip they are mapped."""
     try:
@@ -236,8 +260,7 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a torch file, which needs torch: {mend}") from error
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is a torch file: rename it to .pth, since torch goes by that name")
-    # A Namespace, in which DINO's and DeiT's training keeps its arguments, only holds attributes.
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+    with warnings.catch_warnings(), torch.serialization.safe_globals(_KNOWN_GLOBALS):
         warnings.simplefilter("ignore")
         try:
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -250,6 +273,8 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     leaves = list(_flatten(tree))
     if len(tensors := dict(leaves)) < len(leaves):
         raise CheckpointError(f"{path} holds tensors whose names are the same when joined by dots")
+    if arrays := [name for name, value in leaves if isinstance(value, _Array)]:
+        raise CheckpointError(f"{path}: '{arrays[0]}' is an array of numpy: save torch.from_numpy of it")
     return tensors
 
 
@@ -257,5 +282,5 @@ def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
-        elif hasattr(value, "detach"):
+        elif hasattr(value, "detach") or isinstance(value, _Array):
             yield f"{prefix}{key}", value

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.config import Model
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, UserError
 from vit_registers.interop import containers
 from vit_registers.interop.big_vision import big_vision_table, infer_big_vision
+from vit_registers.interop.channels import adapt_kernel, check_channels, describe_channels
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.entries import Entry, Leaf, contiguous, lookup_leaf
 from vit_registers.interop.infer import Hints, infer_model, make_hints
@@ -22,10 +26,15 @@ from vit_registers.interop.mup_vit import infer_mup_vit, mup_vit_table
 from vit_registers.interop.recognize import Found, recognize
 from vit_registers.interop.settings import read_settings
 from vit_registers.interop.torch_table import torch_table
+from vit_registers.interop.unwrap import NEEDED
 from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
 from vit_registers.models.blocks import dims
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT, patch_grid
+
+HEAD = ("head", "pre_logits", "map_pool")
+OPTIONAL = (*HEAD, "mask_token")  # parts that a model can be loaded without
+PATCH_KERNEL = ("patch_embed", "kernel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +79,18 @@ def open_weights(
     too many, or of other shapes, with all of them listed.
     """
     settings = settings or {}
-    found = recognize(weights, source=source, settings=settings)
+    found = recognize(
+        weights, source=source, settings=settings, params=hints.params, leave_out=hints.leave_out
+    )
     _refuse_quantised(found)
-    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
-    native = infer(found, settings, hints)
-    entries = entries_of(found.names, native, found.source)
+    if hints.leave_out:
+        _check_left_out(found, weights, source, hints, settings)
+    native, entries = _understand(found, hints, settings)
     _check_names(found, native, entries)
     model = native
+    if hints.channels is not None:
+        check_channels(native.channels, hints.channels, weights.where)
+        model = dataclasses.replace(model, channels=hints.channels)
     if hints.image_size is not None and hints.image_size != native.image_size:
         if native.summary_factor:
             raise CheckpointError(
@@ -84,8 +98,47 @@ def open_weights(
                 "and call the model with images of another"
             )
         patch_grid(hints.image_size, native.patch_size)
-        model = dataclasses.replace(native, image_size=hints.image_size)
+        model = dataclasses.replace(model, image_size=hints.image_size)
     return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
+
+
+def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> tuple[Model, list[Entry]]:
+    """The Model of a checkpoint, and its name table."""
+    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
+    try:
+        native = infer(found, settings, hints)
+    except (IndexError, ZeroDivisionError) as error:
+        shapes = found.weights.shapes
+        odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
+        raise CheckpointError(
+            f"{found.weights.where} was read as '{found.source}', and a tensor has a shape that cannot be"
+            + "".join(odd[:1])
+        ) from error
+    return native, entries_of(found.names, native, found.source)
+
+
+def _check_left_out(
+    found: Found, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
+) -> None:
+    """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
+    try:
+        whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
+        _, entries = _understand(whole, hints, settings)
+    except UserError:  # such as several networks, of which leave_out picks one
+        return
+    needed = [
+        name
+        for entry in entries
+        if not entry.leaves or any(leaf[0] not in OPTIONAL for leaf in entry.leaves)
+        for name in entry.names
+    ]
+    if taken := [name for name in needed if name in whole.file_names and name not in found.weights]:
+        name, others = whole.file_names[taken[0]], len(taken) - 1
+        raise CheckpointError(
+            f"{weights.where}: {found.left_out[name]} takes '{name}'"
+            + (f" and {others} more" if others else "")
+            + f", {NEEDED}"
+        )
 
 
 def _refuse_quantised(found: Found) -> None:
@@ -112,12 +165,17 @@ def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
                 problems.append(f"'{found.in_file(name)}' is {dtype}, want floating point")
             elif tuple(there[name]) != tuple(shape):
                 problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, want {tuple(shape)}")
-    extra = (name for name in there if name not in known)
+    extra = [name for name in there if name not in known]
     problems += [f"'{found.in_file(name)}' {tuple(there[name])} has no place" for name in extra]
     if problems:
+        advice = ""
+        if extra:
+            pattern = re.sub(r"[^./]+$", "*", found.in_file(extra[0]))
+            advice = f". What has no place can be left out, with leave_out=['{pattern}'] and such"
         raise CheckpointError(
             f"{found.weights.where} was read as '{found.source}', and {len(problems)} tensors do not fit: "
             + "; ".join(problems)
+            + advice
         )
 
 
@@ -132,6 +190,8 @@ def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
         for leaf, part in zip(entry.leaves, parts, strict=True):
             if leaf == ("pos_embed",):
                 part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
+            if leaf == PATCH_KERNEL:
+                part = adapt_kernel(part, opened.model.channels)
             # A copy, so that what was read for several leaves does not live on in one of them.
             yield leaf, contiguous(part, np.float32)
 
@@ -180,6 +240,9 @@ def from_state_dict(
     interpolation: str | None = None,
     pooling: str | None = None,
     mask: str | None = None,
+    params: str | None = None,
+    leave_out: str | Sequence[str] = (),
+    channels: int | None = None,
 ) -> ViT:
     """The model of a mapping of tensor names to numpy arrays.
 
@@ -187,10 +250,23 @@ def from_state_dict(
     the family, or given: `image_size` (px) that the model is made for, to which learned positions are
     resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation`
     (models/resampling.py: RESAMPLINGS) at other sizes; `pooling`; `mask`, for checkpoints of the fractal
-    code that do not store theirs. Raises CheckpointError where tensors and model do not fit, with all listed.
+    code that do not store theirs. Of several copies `params` picks the trained one ("params") or the averaged
+    one ("ema"); `leave_out` names tensors that are not read, by patterns as in fnmatch, and they need not be
+    arrays; `channels` are those of the images, for which the patch kernel is summed or repeated. What these
+    three do is printed. Raises CheckpointError where tensors and model do not fit, with all listed.
     """
-    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask)
-    return build(open_weights(containers.from_mapping(state), source=source, hints=hints))
+    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask, leave_out, channels)
+    hints = dataclasses.replace(hints, params=params)
+    nothing = np.zeros(0, np.float32)
+    is_left_out = lambda name: any(fnmatchcase(name, pattern) for pattern in hints.leave_out)  # noqa: E731
+    state = {
+        name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
+        for name, value in state.items()
+    }
+    opened = open_weights(containers.from_mapping(state), source=source, hints=hints)
+    if params is not None or hints.leave_out or channels is not None:
+        print(describe(opened), flush=True)
+    return build(opened)
 
 
 def open_path(path: str | Path, *, source: str, hints: Hints) -> Opened:
@@ -216,6 +292,8 @@ def describe(opened: Opened) -> str:
     parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
     parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
     text = f"{found.weights.where}: " + "; ".join(parts)
+    if model.channels != opened.native.channels:
+        text += f"; {describe_channels(opened.native.channels, model.channels)}"
     if found.note:
         text += f"; {found.note}"
     kinds: dict[str, int] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_registers.config import Data
+from vit_registers.interop.channels import adapt_statistics
 from vit_registers.interop.convert import Opened
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -42,8 +43,11 @@ def preprocessing(opened: Opened, path: Path) -> tuple[Data, str]:
     own_mean, own_std = said.get("mean", said.get("image_mean")), said.get("std", said.get("image_std"))
     if own_mean and own_std:
         mean, std, origin = tuple(map(float, own_mean)), tuple(map(float, own_std)), "from the files"
-    if opened.model.channels != len(mean):
-        mean, std, origin = *((0.5,) * opened.model.channels,) * 2, "assumed"
+    if opened.native.channels != len(mean):
+        mean, std, origin = *((0.5,) * opened.native.channels,) * 2, "assumed"
+    if opened.model.channels != opened.native.channels:
+        mean, std = (adapt_statistics(values, opened.model.channels) for values in (mean, std))
+        origin += f" and made for {opened.model.channels} channels"
     ops = eval_ops(opened.model.image_size, share, method)
     return Data(mean=mean, std=std, eval_batch_size=64, batch_size=64, eval_ops=ops), origin
 

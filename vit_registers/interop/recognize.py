@@ -1,14 +1,14 @@
 """Whose checkpoint it is: from tensor names, and config.json where there is one, to a family."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_registers.config import nearest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import name_tables as nt
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, find_patch, strip
+from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,34 +29,42 @@ class Found:
         return self.file_names.get(name, name if HEADS.fullmatch(name) else self.prefix + name)
 
 
-def recognize(weights: Weights, *, source: str, settings: Mapping[str, Any]) -> Found:
+def recognize(
+    weights: Weights,
+    *,
+    source: str,
+    settings: Mapping[str, Any],
+    params: str | None,
+    leave_out: Sequence[str],
+) -> Found:
     """The family of `weights`. `settings` is the content of config.json beside it, or empty.
 
-    Raises CheckpointError where it is none of SOURCES, or not the one that `source` says.
+    `params` and `leave_out` are those of unwrap.pick_network. Raises CheckpointError where it is none of
+    SOURCES, or not the one that `source` says.
     """
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"source='{source}' is unknown: {nearest(source, ('auto', *SOURCES))}")
-    patch, prefix = find_patch(weights)
+    network = pick_network(weights, params=params, leave_out=leave_out)
+    patch = network.patch
     candidates = PATCH_NAMES[patch]
     if source != "auto" and source not in candidates:
         raise CheckpointError(
             f"{weights.where}: source='{source}', but the tensors have the names of {' or '.join(candidates)}"
         )
-    file_names, left_out = strip(weights, prefix)
-    names = set(file_names)
     note = ""
-    if source == "auto":
+    if source == "auto":  # what is left out tells it too
+        names = {*network.file_names, *network.asked}
         source, note = _guess(patch, names, weights, settings)
-    table, kind = _names(source, patch, names, settings)
+    table, kind = _names(source, patch, set(network.file_names), settings)
     return Found(
         source=source,
         kind=kind,
         names=table,
-        weights=weights.select(file_names),
-        file_names=file_names,
-        prefix=prefix,
-        left_out=left_out,
-        note=note,
+        weights=weights.select(network.file_names),
+        file_names=network.file_names,
+        prefix=network.prefix,
+        left_out=network.left_out,
+        note="; ".join(filter(None, (network.note, note))),
     )
 
 
@@ -128,7 +136,8 @@ def _transformers_names(patch: str, names: set[str], settings: Mapping[str, Any]
         "dinov2": (nt.HF_DINOV2, nt.HF_DINOV2_MEMORY),
         "vit": (nt.HF_VIT, nt.HF_VIT_MEMORY),
     }
-    known = {"clip_vision_model": "clip", "dinov2_with_registers": "dinov2"} | {kind: kind for kind in kinds}
+    known = {"clip_vision_model": "clip", "dinov2_with_registers": "dinov2", "vit_mae": "vit"}
+    known |= {kind: kind for kind in kinds}
     if "model_type" in settings:
         kind = known.get(settings["model_type"])
         if kind is None:
