@@ -24,10 +24,36 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """The shard of each tensor by name, as an index says. Raises CheckpointError where it is damaged."""
+    """The shard of each tensor by name, as an index says.
+
+    Raises CheckpointError where the index is damaged, or names what is no file of its own folder.
+    """
     try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-        return {name: path.parent / file for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        weight_map = dict(json.loads(path.read_text())["weight_map"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path} is no JSON with 'weight_map' ({what}): {AGAIN}") from error
+    files = list(weight_map.values())
+    if odd := [file for file in files if not isinstance(file, str) or file != Path(file).name]:
+        raise CheckpointError(
+            f"{path} names {odd[0]!r} as a shard: only names of files in its folder may be there"
+        )
+    shards = {file: _shard(path, file) for file in dict.fromkeys(files)}
+    return {name: shards[file] for name, file in weight_map.items()}
+
+
+def _shard(index: Path, name: str) -> Path:
+    """The file of that name beside the index. CheckpointError where it is none, or a link to elsewhere."""
+    path, folder = index.parent / name, index.parent.resolve()
+    allowed = [folder]
+    if folder.parent.name == "snapshots":  # Hugging Face's cache, whose files are links to its blobs
+        allowed.append(folder.parents[1] / "blobs")
+    if not path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path} is missing, which {index.name} names: download it too")
+    if path.resolve().parent not in allowed:
+        raise CheckpointError(
+            f"{path}, which {index.name} names, is a link that leaves its folder: copy the file"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path}, which {index.name} names, is no file: {AGAIN}")
+    return path
