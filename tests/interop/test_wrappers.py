@@ -155,6 +155,22 @@ def test_which_copy_is_read(kind, asked, bare, opened, assert_read):
         assert part in convert.describe(there)
 
 
+def test_names_of_pytorchs_own_tutorial_and_of_lightning(bare, opened, assert_read):
+    moments = {"state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(3.0)}}, "param_groups": [{}]}
+    content = {"model_state_dict": _prefixed("", bare), "optimizer_state_dict": moments, "epoch": 3}
+    content |= {"scheduler_state_dict": {"last": torch.ones(1)}, "loss": torch.tensor(0.5)}
+    content |= {"callbacks": {"best": {"score": torch.tensor(0.9)}}, "global_step": torch.tensor(7)}
+    content |= {"lr": torch.tensor(0.1)}
+    there = opened(content)
+    assert_read(there, bare)
+    assert "the state of training (5 tensors), numbers beside the network (2 tensors)" in convert.describe(
+        there
+    )
+    both = content | {"model_ema_state_dict": _prefixed("module.", _other(bare, 1))}
+    assert_read(opened(both, params="ema"), _other(bare, 1))
+    assert_read(opened(both), bare)
+
+
 def test_load_convert_and_training_take_the_average(state, run_here, tmp_path, assert_same, params):
     path, run = tmp_path / "checkpoint.pth", tmp_path / "run"
     torch.save(_timm(state, _other(state, 0.5)), path)
@@ -282,6 +298,7 @@ def test_heads_of_other_names_are_refused_or_left_out(kind, prefix, bare, opened
     assert_read(there, bare)
     assert there.model.num_classes == 0
     assert f"leave_out='{pattern}' ({len(extra)} tensors)" in convert.describe(there)
+    assert_read(opened(content, leave_out=(pattern.removeprefix(prefix),)), bare)
 
 
 # Patterns, and what they take that the model needs; None: all of it can be left out.

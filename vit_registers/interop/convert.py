@@ -5,7 +5,6 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from vit_registers.interop.mup_vit import infer_mup_vit, mup_vit_table
 from vit_registers.interop.recognize import Found, recognize
 from vit_registers.interop.settings import read_settings
 from vit_registers.interop.torch_table import torch_table
-from vit_registers.interop.unwrap import NEEDED
+from vit_registers.interop.unwrap import NEEDED, is_matched
 from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
 from vit_registers.models.blocks import dims
 from vit_registers.models.resampling import resample
@@ -258,7 +257,7 @@ def from_state_dict(
     hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask, leave_out, channels)
     hints = dataclasses.replace(hints, params=params)
     nothing = np.zeros(0, np.float32)
-    is_left_out = lambda name: any(fnmatchcase(name, pattern) for pattern in hints.leave_out)  # noqa: E731
+    is_left_out = lambda name: any(is_matched(name, pattern) for pattern in hints.leave_out)  # noqa: E731
     state = {
         name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
         for name, value in state.items()

@@ -28,12 +28,15 @@ _WRAPPER = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_check
 
 # Copies of one network in a file. Averages that their authors evaluate come first where nothing is asked for.
 _EVALUATED = ("teacher", "target_encoder")
-_AVERAGED = (*_EVALUATED, "model_ema", "state_dict_ema", "ema", "ema_model", "ema_state_dict", "ema_params")
-_AVERAGED += ("model_ema_state_dict", "momentum_encoder", "averaged_model", "swa_model", "encoder_k")
-_TRAINED = ("base_encoder", "encoder_q", "model", "state_dict", "", "encoder", "student")
+_AVERAGED = re.compile(
+    r"(.+_)?ema(_.+)?|teacher|target_(encoder|network)|momentum_encoder|encoder_k|(averaged|swa)_model"
+)
+_TRAINED = ("base_encoder", "encoder_q", "model", "state_dict", "model_state_dict", "model_state", "net")
+_TRAINED += ("network", "", "encoder", "online_network", "student")
+_CONTAINER = re.compile(
+    rf"(.+_)?ema(_.+)?|teacher|{'|'.join(name for name in _TRAINED if name and 'encoder' not in name)}"
+)
 _CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
-_CHOICES = ("params", "ema")
-_CONTAINERS = [name for name in (*_AVERAGED, *_TRAINED) if name and "encoder" not in name]
 
 # Heads of transformers stand outside the prefix of the encoder.
 HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
@@ -48,7 +51,7 @@ _UNUSED_INSIDE = {
 _DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
 _PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
 _TRAINING = {
-    r"(optimizer|lr_scheduler|scheduler|scaler|fp16_scaler|amp|loss|dino_loss|ibot_loss)\..*|"
+    r"(optim\w*|\w*scheduler\w*|\w*scaler\w*|amp|loss|dino_loss|ibot_loss|callbacks|loops|\w*rng_state\w*)\..*|"
     r"(opt|chrono)/.*|best_acc1|epoch|step|global_step|iteration": "the state of training",
 }
 _UNUSED_BESIDE = {
@@ -83,29 +86,35 @@ def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[st
     CheckpointError where there is no such copy, no Vision Transformer, or a pattern that matches nothing.
     """
     if params is not None:
-        lookup(dict.fromkeys(_CHOICES), params, "params")
+        lookup(dict.fromkeys(("params", "ema")), params, "params")
     asked = _matched(weights, leave_out)
     names = _unwrapped(name for name in weights.shapes if name not in asked)
     found = _find_patches(weights, names, asked)
     before = {prefix: names[prefix + patch].removesuffix(patch) for prefix, patch in found.items()}
     prefix, others = _pick(before, params, weights.where)
     copies = [_before_shared(other, prefix) for other in others]
-    file_names, left_out = _strip(names, prefix, copies)
+    file_names, left_out = _strip(names, prefix, copies, weights.shapes)
     return Network(
         patch=found[prefix],
         prefix=before[prefix],
         file_names=file_names,
-        asked=_strip({_WRAPPER.sub("", name): name for name in asked}, prefix, copies)[0],
+        asked=_strip({_WRAPPER.sub("", name): name for name in asked}, prefix, copies, weights.shapes)[0],
         left_out=left_out | {name: f"leave_out='{pattern}'" for name, pattern in asked.items()},
         note=_note(prefix, others),
     )
+
+
+def is_matched(name: str, pattern: str) -> bool:
+    """Whether leave_out's pattern matches a name in a file, with or without what wraps the network."""
+    short = _WRAPPER.sub("", name)
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (name, short, _after_containers(short)))
 
 
 def _matched(weights: Weights, leave_out: Sequence[str]) -> dict[str, str]:
     """The names that a pattern matches -> the pattern."""
     matched: dict[str, str] = {}
     for pattern in leave_out:
-        names = [name for name in weights.shapes if fnmatch.fnmatchcase(name, pattern)]
+        names = [name for name in weights.shapes if is_matched(name, pattern)]
         if not names:
             some = ", ".join([*list(weights.shapes)[:2], *list(weights.shapes)[-2:]])
             raise CheckpointError(
@@ -163,7 +172,15 @@ def _parts(prefix: str) -> list[str]:
 
 
 def _is_averaged(prefix: str) -> bool:
-    return not set(_AVERAGED).isdisjoint(_parts(prefix))
+    return any(map(_AVERAGED.fullmatch, _parts(prefix)))
+
+
+def _after_containers(name: str) -> str:
+    """The name without the names of what holds a whole network, such as "state_dict." """
+    parts = name.split(".")
+    while len(parts) > 1 and _CONTAINER.fullmatch(parts[0]):
+        del parts[0]
+    return ".".join(parts)
 
 
 def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[str, list[str]]:
@@ -180,7 +197,7 @@ def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[st
     if not able and params == "ema":
         raise CheckpointError(
             f"{where} has no averaged parameters, which params='ema' asks for: it holds {shown}; averages "
-            f"are found under {', '.join(_AVERAGED)}"
+            "are found under state_dict_ema, model_ema, ema, teacher and such"
         )
     if not able:
         raise CheckpointError(
@@ -190,7 +207,8 @@ def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[st
     prefix = min(able, key=order)
     others = [other for other in before if other != prefix]
     for other in others:
-        if not {*_AVERAGED, *_TRAINED}.issuperset(_parts(_before_shared(other, prefix))[-1:]):
+        (name,) = _parts(_before_shared(other, prefix))[-1:] or [""]
+        if name not in _TRAINED and not _AVERAGED.fullmatch(name):
             raise CheckpointError(
                 f"{where} holds several networks, {shown}: name all but one in leave_out, such as "
                 f"leave_out=['{before[other]}*']"
@@ -226,7 +244,7 @@ def _note(prefix: str, others: Sequence[str]) -> str:
 
 
 def _strip(
-    names: Mapping[str, str], prefix: str, copies: Sequence[str]
+    names: Mapping[str, str], prefix: str, copies: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Plain names, without `prefix`, of its tensors and of the heads -> names in the file; what is left out.
 
@@ -234,10 +252,11 @@ def _strip(
     """
     plain: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    root = re.match(rf"(({'|'.join(_CONTAINERS)})\.)*(params/|opt/target/)?", prefix)
+    root = prefix.removesuffix(_after_containers(prefix))
+    root += re.match(r"(params/|opt/target/)?", prefix.removeprefix(root)).group()
     inside, beside = _unused(names, prefix, bool(copies))
     for name, in_file in names.items():
-        inner, outer = name.removeprefix(prefix), name.removeprefix(root.group())
+        inner, outer = name.removeprefix(prefix), name.removeprefix(root)
         owner = max((p for p in (prefix, *copies) if name.startswith(p)), key=len, default=None)
         if owner == prefix:
             what = _search(inside, inner)
@@ -247,6 +266,8 @@ def _strip(
             is_head = HEADS.fullmatch(outer)
             inner = outer if is_head else name
             what = None if is_head else _search(beside, outer) or _search(beside, name)
+            if what is None and shapes[in_file] == ():
+                what = "numbers beside the network"
         if what:
             left_out[in_file] = what
         else:
