@@ -1,5 +1,7 @@
 """Tensors that are no weights are refused by name: not finite, quantised, or not floating point."""
 
+import json
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -105,6 +107,14 @@ def test_quantised_tensors_are_no_weights(what, state):
         from_state_dict(state | changes, source="timm", num_heads=4)
     line = str(caught.value)
     assert f"'{name}' is {tensor.dtype.name}, perhaps quantised" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "I4", "NEW"])
+def test_what_safetensors_may_hold_and_numpy_cannot(dtype, tmp_path):
+    header = json.dumps({NAME: {"dtype": dtype, "shape": [8], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match=f"'{NAME}' is {dtype}, perhaps quantised"):
+        containers.open_weights(tmp_path / "a.safetensors")
 
 
 OTHERS = ["int16", "int32", "int64", "uint16", "uint32", "uint64", "complex64"]

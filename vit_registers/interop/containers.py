@@ -171,9 +171,11 @@ def _open_safetensors(path: Path) -> Weights:
     end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < end:
         raise CheckpointError(f"{path} is cut short: {end - size} of {end} bytes are missing; {AGAIN}")
+    for name, entry in header.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            what = f"'{name}' is {entry['dtype']}, perhaps quantised, which is not supported"
+            raise CheckpointError(f"{path}: {what}: save it in floating point")
     safe_open(path, framework="numpy")  # checks that dtypes, shapes, offsets and the size fit each other
-    if unknown := {entry["dtype"] for entry in header.values()} - SAFETENSORS_DTYPES.keys():
-        raise CheckpointError(f"{path} has tensors of dtype {', '.join(unknown)}, which is not supported")
     facts = {n: (tuple(e["shape"]), np.dtype(SAFETENSORS_DTYPES[e["dtype"]])) for n, e in header.items()}
 
     def read(name: str) -> np.ndarray:
