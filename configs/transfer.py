@@ -30,18 +30,22 @@ from vit_registers.config import (
 )
 from vit_registers.errors import ConfigError
 from vit_registers.interop import preprocessing, shown
+from vit_registers.interop.channels import adapt_statistics
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: path (required), source, heads, act (where the tensors do not tell), registers, mask,
-    k (0: no summaries), image (px, 0: that of the weights), classes, data (a TFDS name | folder), epochs,
-    seed."""
+    """Arguments: path (required), source, heads, act (where the tensors do not tell), params (params | ema),
+    leave_out (patterns joined by +), channels (0: as the weights), registers, mask, k (0: no summaries),
+    image (px, 0: that of the weights), classes, data (a TFDS name | folder), epochs, seed."""
     a = parse_arg(
         arg,
         path="",
         source="auto",
         heads=0,
         act="",
+        params="",
+        leave_out="",
+        channels=0,
         registers=-1,
         mask="none",
         k=0,
@@ -53,15 +57,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if not a.path:
         raise ConfigError("configs/transfer.py:path=... is missing: want a run folder or a checkpoint")
-    start = InitFrom(path=a.path, source=a.source, num_heads=a.heads or None, hidden_act=a.act or None)
+    start = InitFrom(
+        path=a.path,
+        source=a.source,
+        num_heads=a.heads or None,
+        hidden_act=a.act or None,
+        params=a.params or None,
+        leave_out=tuple(a.leave_out.split("+")) if a.leave_out else (),
+    )
     model, images = start_settings(start)
     weights_size = images.image_size or model.image_size
+    channels = a.channels or model.channels
     image_size = (a.image, a.image) if a.image else model.image_size
     model = dataclasses.replace(
         model,
         image_size=image_size,
         num_classes=a.classes,
         use_head_bias=True,
+        channels=channels,
         num_registers=model.num_registers if a.registers < 0 else a.registers,
         summary_factor=a.k or model.summary_factor,
         mask=a.mask if a.mask != "none" else model.mask,
@@ -74,8 +87,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name=a.data,
             batch_size=256,
             eval_batch_size=256,
-            mean=images.mean,
-            std=images.std,
+            mean=adapt_statistics(images.mean, channels),
+            std=adapt_statistics(images.std, channels),
             eval_ops=_eval_ops(images, old=weights_size, new=image_size),
         ),
         optimizer=Optimizer(learning_rate=1e-4, warmup_epochs=1.0, weight_decay=0.05),

@@ -140,9 +140,25 @@ def _unknown_kind(folder):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "beit"}))
 
 
+def _no_json(folder):
+    (folder / "preprocessor_config.json").write_text("{")
+
+
+def _no_numbers(folder):
+    config = {"image_mean": ["a", "b", "c"], "image_std": [1, 1, 1]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+
+
+def _no_mapping(folder):
+    (folder / "preprocessor_config.json").write_text("[1]")
+
+
 @pytest.mark.parametrize(
     ("damage", "messages"),
     [
+        (_no_json, ("preprocessor_config.json cannot be read",)),
+        (_no_numbers, ("mean ['a', 'b', 'c']", "want a number for each channel")),
+        (_no_mapping, ("preprocessor_config.json holds a list",)),
         (_truncate, ("model.safetensors is cut short: 100 of",)),
         (_drop_key, ("1 tensors do not fit", "norm2.bias' (32,) is missing")),
         (_add_key, ("'odd.weight' (2,) has no place",)),

@@ -1,5 +1,6 @@
 """Train, evaluate and dissect Vision Transformers with register tokens, summary tokens and fractal masks."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def load(
     pooling: str | None = None,
     mask: str | None = None,
     architecture: str | None = None,
+    leave_out: str | Sequence[str] = (),
+    channels: int | None = None,
 ) -> "ViT":
     """The model of a run folder, or of other people's checkpoint: `load("runs/digits")(images).logits`.
 
@@ -35,12 +38,18 @@ def load(
     tell can be given: `source` (interop.SOURCES), `image_size` (px) that the model is made for, to which
     learned positions are resampled, `num_heads`, `hidden_act` (gelu | quick_gelu | gelu_tanh),
     `interpolation` of positions at other sizes (models/resampling.py), `pooling`, `mask`, `architecture`
-    (timm's name of the model, where no config.json says it).
+    (timm's name of the model, where no config.json says it). Of a file with several copies of the network,
+    `params` picks the trained one ("params") or the averaged one ("ema"); None picks the one that its authors
+    evaluate. `leave_out` are patterns, as in fnmatch, of names in the file that are not read:
+    `leave_out=["head.*"]`. `channels` are those of the images: for one, the patch kernel is summed over its
+    channels, else repeated and scaled.
 
     Raises errors.CheckpointError where there is nothing to load, or where it does not fit, with all listed.
     """
     from vit_registers import checkpointed
     from vit_registers.interop.infer import make_hints
 
-    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture)
+    hints = make_hints(
+        image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
+    )
     return checkpointed.load(str(path), step=step, params=params, source=source, hints=hints)

@@ -17,20 +17,24 @@ from vit_registers.config import (
     Model,
     from_mapping,
     image_size,
+    lookup,
     override,
     to_dict,
 )
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import convert, transfer
+from vit_registers.interop.channels import adapt_statistics, describe_channels
 from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
+from vit_registers.interop.values import check_leaves
 from vit_registers.models.vit import ViT
 from vit_registers.training import averages, checkpoint_folder, sharding, state
 
 # Settings that may be given where a checkpoint is read, of a run or of other people.
 FREE = ("data.", "mesh.", "model.dtype", "model.attention", "model.image_size")
+PARAMS = ("params", "ema")  # trained, or averaged
 _NORMALISATION = "; normalisation "  # in a converted checkpoint's origin, before where it comes from
 
 
@@ -147,30 +151,45 @@ def is_run(path: str) -> bool:
 
 
 def load(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
-    """The model of a run folder, or of a checkpoint of other people, which is told in a line."""
+    """The model of a run folder, or of a checkpoint of other people, which is said in a line."""
+    if params is not None:
+        lookup(dict.fromkeys(PARAMS), params, "params")
     if is_run(path):
-        if source != "auto" or hints != Hints():
-            raise ConfigError(
-                f"{path} is a run folder, whose config says all: source, image_size and such are for others"
-            )
+        refuse_hints(path, source, hints)
         return load_run(path, step=step, params=params)
-    if step is not None or params not in (None, "params"):
-        raise CheckpointError(f"{path} is no run folder, and step and params are for those")
-    opened = convert.open_path(path, source=source, hints=hints)
+    if step is not None:
+        raise CheckpointError(f"{path} is no run folder, and step is for those")
+    opened = convert.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     print(convert.describe(opened), flush=True)
+    if opened.model.channels != opened.native.channels:
+        data, origin = preprocessing(opened, Path(path).expanduser())
+        print(f"normalisation {origin}: mean {data.mean}, std {data.std}", flush=True)
     return convert.build(opened)
 
 
-def open_start(settings: InitFrom) -> convert.Opened:
-    """The checkpoint of other people that training starts from."""
-    hints = Hints(
+def refuse_hints(path: str, source: str, hints: Hints) -> None:
+    """Raises ConfigError where something is said of a run folder that its config says."""
+    if source != "auto" or hints != Hints():
+        raise ConfigError(
+            f"{path} is a run folder, whose config says all: source, image_size and such are for others"
+        )
+
+
+def _start_hints(settings: InitFrom) -> Hints:
+    return Hints(
         num_heads=settings.num_heads,
         hidden_act=settings.hidden_act,
         interpolation=settings.interpolation,
         pooling=settings.pooling,
         mask=settings.mask,
         architecture=settings.architecture,
+        leave_out=settings.leave_out,
     )
+
+
+def open_start(settings: InitFrom) -> convert.Opened:
+    """The checkpoint of other people that training starts from."""
+    hints = dataclasses.replace(_start_hints(settings), params=settings.params)
     return convert.open_path(settings.path, source=settings.source, hints=hints)
 
 
@@ -186,13 +205,21 @@ def start_settings(settings: InitFrom) -> tuple[Model, Data]:
 def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
     """The parameters of `model` that start from `settings.path`, by path; see interop/transfer.py."""
     if is_run(settings.path):
+        refuse_hints(settings.path, settings.source, _start_hints(settings))
         step, config = read_config(settings.path)
-        source = config.model
-        _, params = read_model(settings.path, step, source, sharding.make_mesh(Mesh()))
+        source, data = config.model, config.data
+        mesh = sharding.make_mesh(Mesh())
+        _, params = read_model(settings.path, step, source, mesh, params=settings.params)
         params = jax.device_get(params)
+        check_leaves(convert.leaves_of(params), f"{settings.path}, step {step}")
     else:
         opened = open_start(settings)
         data, origin = preprocessing(opened, Path(settings.path).expanduser())
         print(convert.describe(opened), describe_normalisation(data, origin), sep="\n", flush=True)
         source, params = opened.model, convert.read_leaves(opened)
-    return transfer.taken_leaves(source, params, model, settings)
+    taken = transfer.taken_leaves(source, params, model, settings)
+    if source.channels != model.channels:
+        mean, std = (adapt_statistics(values, model.channels) for values in (data.mean, data.std))
+        did = describe_channels(source.channels, model.channels)
+        print(f"{did}; its normalisation there: mean {mean}, std {std}", flush=True)
+    return taken

@@ -17,7 +17,8 @@ startup.begin(__name__)
 import contextlib
 import ctypes
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from vit_registers.interop import convert, export
 from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.interop.values import check_leaves
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.checkpoint_folder import list_steps
@@ -58,11 +60,12 @@ class Source:
     normalisation: str | None  # where its mean and deviation come from
 
     def read(self) -> dict[str, Any]:
-        """The parameters, nested."""
+        """The parameters, nested. Raises CheckpointError where one is not finite."""
         if self.opened is not None:
             return convert.read_leaves(self.opened)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, params = checkpointed.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
+        check_leaves(convert.leaves_of(params), f"{self.path}, step {self.step}")
         return params
 
     def leaves(self) -> Iterable[tuple[Leaf, Any]]:
@@ -77,11 +80,14 @@ class Source:
 def open_source(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Source:
     """The run folder, or other people's checkpoint, at `path`; a line says what it is."""
     if checkpointed.is_run(path):
+        checkpointed.refuse_hints(path, source, hints)
         step, config = checkpointed.read_config(path, step)
         print(f"{path}: a run folder, step {step}")
         origin = checkpointed.normalisation_origin(path, step)
         return Source(config=config, opened=None, step=step, params=params, path=path, normalisation=origin)
-    opened = convert.open_path(path, source=source, hints=hints)
+    if step is not None:
+        raise CheckpointError(f"{path} is no run folder, and --step is for those")
+    opened = convert.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
     print(convert.describe(opened))
     print(checkpointed.describe_normalisation(data, origin))
@@ -99,6 +105,27 @@ def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str
         left = " + ".join(f"{in_file(name)} {list(shape)}" for name, shape in theirs)
         right = " + ".join(f"{name} {list(shape)}" for name, shape in ours) or "fixed"
         print(f"{left}  =  {right}")
+
+
+def _parts(path: Path) -> set[Path]:
+    """The path, and what convert makes in it."""
+    return {p for p in (path, *path.glob("*"), *path.glob("checkpoints/*")) if p.exists()}
+
+
+@contextlib.contextmanager
+def removed_on_failure(output: str) -> Iterator[None]:
+    """Removes what was made at `output` meanwhile, and nothing else, on any error and on ctrl-C."""
+    path = Path(output).expanduser()
+    before, parents = _parts(path), [parent for parent in path.parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        for made in sorted(_parts(path) - before):  # a folder comes before what is in it
+            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+        for parent in parents:  # the innermost first
+            with contextlib.suppress(OSError):  # others have written there
+                parent.rmdir()
+        raise
 
 
 def to_run(source: Source, output: str) -> None:
@@ -197,6 +224,8 @@ def main() -> None:
         values.pooling,
         values.mask,
         values.architecture,
+        values.leave_out,
+        values.channels,
     )
     source = open_source(
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
@@ -209,11 +238,12 @@ def main() -> None:
             print_table(exported.entries, exported.model, exported.in_file)
         return
     exported = None
-    if values.to == "run":
-        to_run(source, values.output)
-    else:
-        exported = to_family(source, values.output, values.to, values.dtype)
-    count = check(source, values.output, exported, values.dtype)
+    with removed_on_failure(values.output):
+        if values.to == "run":
+            to_run(source, values.output)
+        else:
+            exported = to_family(source, values.output, values.to, values.dtype)
+        count = check(source, values.output, exported, values.dtype)
     print(f"read again: {count} parameters, equal bit for bit; {values.output}")
 
 
@@ -242,7 +272,16 @@ if __name__ == "__main__":
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors written, to other formats.")
     flags.DEFINE_integer("step", None, "Of a run folder; the newest intact checkpoint if not given.")
     flags.DEFINE_enum(
-        "params", None, ["params", "ema"], "Of a run folder: trained, or averaged; by default what counts."
+        "params", None, checkpointed.PARAMS, "Trained, or averaged; by default what counts, or is evaluated."
+    )
+    flags.DEFINE_multi_string(
+        "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."
+    )
+    flags.DEFINE_integer(
+        "channels",
+        None,
+        "Of the images, if not those of the weights: 1 sums the patch kernel.",
+        lower_bound=1,
     )
     flags.DEFINE_bool("dry-run", False, "Print the name table and write nothing.")
     flags.mark_flags_as_required(["input"])

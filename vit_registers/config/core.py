@@ -160,6 +160,9 @@ class InitFrom:
     pooling: str | None = None
     mask: str | None = None
     architecture: str | None = None  # timm's name of the model
+    leave_out: tuple[str, ...] = ()  # patterns of names in the file that are not read: ("head.*",)
+    # params (trained) | ema (averaged); None: what counts of a run, or what the family evaluates
+    params: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

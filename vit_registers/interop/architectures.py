@@ -39,6 +39,7 @@ MODEL_TYPES = {
     "dinov2": "dinov2",
     "dinov2_with_registers": "dinov2",
     "vit": "vit",
+    "vit_mae": "vit",
 }
 _LACKING_TYPES = {
     r"dinov3_vit|eva.*|mlcd.*|pixtral.*|vjepa2|qwen.*|llama4.*|rope_vit|sam3.*": _ROTARY,

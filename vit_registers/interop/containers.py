@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import safe_open
 
 from vit_registers.errors import CheckpointError
+from vit_registers.interop.folders import AGAIN, find_weights, read_index
 
 # What safetensors files hold: their name for it, and that of numpy and torch.
 SAFETENSORS_DTYPES = {
@@ -30,10 +31,6 @@ SAFETENSORS_DTYPES = {
 }
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
 _MAX_MAPPED = 1 << 25  # bytes of a mapped file that may be in memory before it is mapped anew
-_IN_A_FOLDER = [n + end for n in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
-_IN_A_FOLDER += ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
-_AGAIN = "copy or download it again"
 _ELSEWHERE = "and save its state_dict with safetensors.torch.save_file, in an environment that you trust"
 Facts = tuple[tuple[int, ...], np.dtype]  # shape and dtype
 Read = Callable[[str], np.ndarray]
@@ -80,9 +77,7 @@ def _one_line(where: object) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # what damaged bytes end as, no list holds: IndexError, zlib.error, ...
-        raise CheckpointError(
-            f"{where} cannot be read ({error_line(error)}): if damaged, {_AGAIN}"
-        ) from error
+        raise CheckpointError(f"{where} cannot be read ({error_line(error)}): if damaged, {AGAIN}") from error
 
 
 def error_line(error: Exception) -> str:
@@ -130,38 +125,19 @@ def open_weights(path: str | Path) -> Weights:
     with _one_line(path):
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such file or folder")
-        path = _in_folder(path) if path.is_dir() else path
+        path = find_weights(path) if path.is_dir() else path
         return _open_index(path) if path.name.endswith(".index.json") else _open_file(path)
-
-
-def _in_folder(folder: Path) -> Path:
-    found = [folder / name for name in _IN_A_FOLDER if (folder / name).exists()][:1]
-    found = found or sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CheckpointError(f"{folder} holds {', '.join(p.name for p in found)}: name one of them")
-    looked_for = f"{', '.join(_IN_A_FOLDER)}, or one file with suffix {' '.join(_SUFFIXES)}"
-    raise CheckpointError(f"{folder} holds no weights: looked for {looked_for}")
 
 
 def _open_index(path: Path) -> Weights:
     """The tensors that an index names, each from its shard."""
-    try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-        files = {name: path.parent / file for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no JSON with 'weight_map' ({error_line(error)}): {_AGAIN}"
-        ) from error
+    files = read_index(path)
     shards: dict[Path, Weights] = {}
     for name, file in files.items():
-        if not file.exists():
-            raise CheckpointError(f"{file} is missing, which {path.name} names: download it too")
         if file not in shards:
             shards[file] = _open_file(file)
         if name not in shards[file]:
-            raise CheckpointError(f"{file} has no tensor {name}, which {path.name} says it has: {_AGAIN}")
+            raise CheckpointError(f"{file} has no tensor {name}, which {path.name} says it has: {AGAIN}")
     facts = {name: (shards[file].shapes[name], shards[file].dtypes[name]) for name, file in files.items()}
     container = next((shard.container for shard in shards.values()), "safetensors")
     return Weights(str(path), container, facts, lambda name: shards[files[name]][name])
@@ -169,10 +145,12 @@ def _open_index(path: Path) -> Weights:
 
 def _open_file(path: Path) -> Weights:
     with _one_line(path):
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise CheckpointError(f"{path} is no regular file")
         with path.open("rb") as file:
             head = file.read(9)
         if not head:
-            raise CheckpointError(f"{path} is empty: {_AGAIN}")
+            raise CheckpointError(f"{path} is empty: {AGAIN}")
         if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
             return _open_zip(path)
         is_json = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
@@ -180,7 +158,7 @@ def _open_file(path: Path) -> Weights:
             return _open_safetensors(path)
         if re.match(rb"\x80[\x02-\x05]", head):
             return _open_torch(path, is_zip=False)
-        raise CheckpointError(f"{path} is no safetensors, npz or torch file (it begins {head!r}): {_AGAIN}")
+        raise CheckpointError(f"{path} is no safetensors, npz or torch file (it begins {head!r}): {AGAIN}")
 
 
 def _open_safetensors(path: Path) -> Weights:
@@ -188,14 +166,16 @@ def _open_safetensors(path: Path) -> Weights:
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if (missing := max(start, 9) - size) > 0:
-            raise CheckpointError(f"{path} is cut short: at least {missing} bytes are missing; {_AGAIN}")
+            raise CheckpointError(f"{path} is cut short: at least {missing} bytes are missing; {AGAIN}")
         header = {n: e for n, e in json.loads(file.read(start - 8)).items() if n != "__metadata__"}
     end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < end:
-        raise CheckpointError(f"{path} is cut short: {end - size} of {end} bytes are missing; {_AGAIN}")
+        raise CheckpointError(f"{path} is cut short: {end - size} of {end} bytes are missing; {AGAIN}")
+    for name, entry in header.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            what = f"'{name}' is {entry['dtype']}, perhaps quantised, which is not supported"
+            raise CheckpointError(f"{path}: {what}: save it in floating point")
     safe_open(path, framework="numpy")  # checks that dtypes, shapes, offsets and the size fit each other
-    if unknown := {entry["dtype"] for entry in header.values()} - SAFETENSORS_DTYPES.keys():
-        raise CheckpointError(f"{path} has tensors of dtype {', '.join(unknown)}, which is not supported")
     facts = {n: (tuple(e["shape"]), np.dtype(SAFETENSORS_DTYPES[e["dtype"]])) for n, e in header.items()}
 
     def read(name: str) -> np.ndarray:
@@ -249,6 +229,30 @@ def _open_torch(path: Path, *, is_zip: bool) -> Weights:
     return Weights(str(path), "torch", facts, read)
 
 
+class _Untouched:
+    """Stands in a pickle for an object that is no tensor: of what it is made, nothing is called or kept."""
+
+    def __init__(self, *parts: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Array(_Untouched):
+    """An array of numpy, which is one of the tensors, and is refused since it is not torch's."""
+
+
+# What training keeps beside tensors. A Namespace, as of DINO's and DeiT's arguments, only holds attributes.
+_KNOWN_GLOBALS: list[Any] = [argparse.Namespace, (_Untouched, "numpy.dtype"), (_Untouched, "numpy.ndarray")]
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since numpy 2
+    _KNOWN_GLOBALS += [(_Untouched, f"{_module}.scalar"), (_Array, f"{_module}._reconstruct")]
+for _name in ("bytes", "bytearray", "complex", "range", "slice", "frozenset"):
+    _KNOWN_GLOBALS += [(_Untouched, f"builtins.{_name}"), (_Untouched, f"__builtin__.{_name}")]
+for _name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+    _KNOWN_GLOBALS += [(_Untouched, f"pathlib.{_name}"), (_Untouched, f"pathlib._local.{_name}")]
+
+
 def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     """The tensors of a torch file by name, keys of nested ones joined by dots; of a zip they are mapped."""
     try:
@@ -258,8 +262,7 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a torch file, which needs torch: {mend}") from error
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is a torch file: rename it to .pth, since torch goes by that name")
-    # A Namespace, in which DINO's and DeiT's training keeps its arguments, only holds attributes.
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+    with warnings.catch_warnings(), torch.serialization.safe_globals(_KNOWN_GLOBALS):
         warnings.simplefilter("ignore")
         try:
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -272,6 +275,8 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     leaves = list(_flatten(tree))
     if len(tensors := dict(leaves)) < len(leaves):
         raise CheckpointError(f"{path} holds tensors whose names are the same when joined by dots")
+    if arrays := [name for name, value in leaves if isinstance(value, _Array)]:
+        raise CheckpointError(f"{path}: '{arrays[0]}' is an array of numpy: save torch.from_numpy of it")
     return tensors
 
 
@@ -279,5 +284,5 @@ def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
-        elif hasattr(value, "detach"):
+        elif hasattr(value, "detach") or isinstance(value, _Array):
             yield f"{prefix}{key}", value

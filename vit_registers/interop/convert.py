@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.config import Model
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, UserError
 from vit_registers.interop import containers
 from vit_registers.interop.agreement import check_agreement, check_types, hinted
 from vit_registers.interop.architectures import check_architecture, check_told
 from vit_registers.interop.big_vision import big_vision_table, infer_big_vision
+from vit_registers.interop.channels import adapt_kernel, check_channels, describe_channels
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.entries import Entry, Leaf, contiguous, lookup_leaf
 from vit_registers.interop.infer import Hints, infer_model, make_hints
@@ -24,9 +27,15 @@ from vit_registers.interop.mup_vit import assumed, infer_mup_vit, mup_vit_table
 from vit_registers.interop.recognize import Found, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
 from vit_registers.interop.torch_table import torch_table
+from vit_registers.interop.unwrap import NEEDED, is_matched
+from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
 from vit_registers.models.blocks import dims
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT, patch_grid
+
+HEAD = ("head", "pre_logits", "map_pool")
+OPTIONAL = (*HEAD, "mask_token")  # parts that a model can be loaded without
+PATCH_KERNEL = ("patch_embed", "kernel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,18 +82,24 @@ def open_weights(
     settings = with_architecture(settings or {}, hints.architecture, weights.where)
     check_types(weights.where, settings)
     check_architecture(weights.where, settings)
-    found = recognize(weights, source=source, settings=settings)
-    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
+    found = recognize(
+        weights, source=source, settings=settings, params=hints.params, leave_out=hints.leave_out
+    )
+    _refuse_quantised(found)
+    if hints.leave_out:
+        _check_left_out(found, weights, source, hints, settings)
     if not settings:
         told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
         check_told(weights.where, found.source, found.weights.shapes, **told)
-    native = infer(found, settings, hints)
+    native, entries = _understand(found, hints, settings)
     if found.source == "mup_vit":
         found = dataclasses.replace(found, note=assumed(found, hints, native))
     check_agreement(weights.where, settings, native, hinted(hints))
-    entries = entries_of(found.names, native, found.source)
     _check_names(found, native, entries)
     model = native
+    if hints.channels is not None:
+        check_channels(native.channels, hints.channels, weights.where)
+        model = dataclasses.replace(model, channels=hints.channels)
     if hints.image_size is not None and hints.image_size != native.image_size:
         if native.summary_factor:
             raise CheckpointError(
@@ -92,8 +107,53 @@ def open_weights(
                 "and call the model with images of another"
             )
         patch_grid(hints.image_size, native.patch_size)
-        model = dataclasses.replace(native, image_size=hints.image_size)
+        model = dataclasses.replace(model, image_size=hints.image_size)
     return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
+
+
+def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> tuple[Model, list[Entry]]:
+    """The Model of a checkpoint, and its name table."""
+    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
+    try:
+        native = infer(found, settings, hints)
+    except (IndexError, ZeroDivisionError) as error:
+        shapes = found.weights.shapes
+        odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
+        raise CheckpointError(
+            f"{found.weights.where} was read as '{found.source}', and a tensor has a shape that cannot be"
+            + "".join(odd[:1])
+        ) from error
+    return native, entries_of(found.names, native, found.source)
+
+
+def _check_left_out(
+    found: Found, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
+) -> None:
+    """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
+    try:
+        whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
+        _, entries = _understand(whole, hints, settings)
+    except UserError:  # such as several networks, of which leave_out picks one
+        return
+    needed = [
+        name
+        for entry in entries
+        if not entry.leaves or any(leaf[0] not in OPTIONAL for leaf in entry.leaves)
+        for name in entry.names
+    ]
+    if taken := [name for name in needed if name in whole.file_names and name not in found.weights]:
+        name, others = whole.file_names[taken[0]], len(taken) - 1
+        raise CheckpointError(
+            f"{weights.where}: {found.left_out[name]} takes '{name}'"
+            + (f" and {others} more" if others else "")
+            + f", {NEEDED}"
+        )
+
+
+def _refuse_quantised(found: Found) -> None:
+    mask = getattr(found.names, "mask", None)  # may be bool
+    dtypes = {found.in_file(name): d for name, d in found.weights.dtypes.items() if name != mask}
+    refuse_quantised(dtypes, found.weights.where)
 
 
 def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
@@ -109,14 +169,22 @@ def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
             known.add(name)
             if name not in there:
                 problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
+            elif entry.leaves and not is_floating(found.weights.dtypes[name]):
+                dtype = found.weights.dtypes[name].name
+                problems.append(f"'{found.in_file(name)}' is {dtype}, want floating point")
             elif tuple(there[name]) != tuple(shape):
                 problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, want {tuple(shape)}")
-    extra = (name for name in there if name not in known)
+    extra = [name for name in there if name not in known]
     problems += [f"'{found.in_file(name)}' {tuple(there[name])} has no place" for name in extra]
     if problems:
+        advice = ""
+        if extra:
+            pattern = re.sub(r"[^./]+$", "*", found.in_file(extra[0]))
+            advice = f". What has no place can be left out, with leave_out=['{pattern}'] and such"
         raise CheckpointError(
             f"{found.weights.where} was read as '{found.source}', and {len(problems)} tensors do not fit: "
             + "; ".join(problems)
+            + advice
         )
 
 
@@ -126,13 +194,23 @@ def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
     shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
     source, target = (patch_grid(m.image_size, m.patch_size) for m in (opened.native, opened.model))
     for entry in opened.entries:
-        arrays = [np.asarray(opened.found.weights[name], np.float32) for name in entry.names]
+        arrays = [_read(opened.found, name, is_fixed=not entry.leaves) for name in entry.names]
         parts = entry.load(arrays, [shapes[leaf] for leaf in entry.leaves])
         for leaf, part in zip(entry.leaves, parts, strict=True):
             if leaf == ("pos_embed",):
                 part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
+            if leaf == PATCH_KERNEL:
+                part = adapt_kernel(part, opened.model.channels)
             # A copy, so that what was read for several leaves does not live on in one of them.
             yield leaf, contiguous(part, np.float32)
+
+
+def _read(found: Found, name: str, *, is_fixed: bool) -> np.ndarray:
+    """The tensor in float32. What is fixed, such as a mask of -inf, is compared elsewhere."""
+    array = found.weights[name]
+    if is_fixed:
+        return np.asarray(array, np.float32)
+    return as_float32(array, found.in_file(name), found.weights.where)
 
 
 def read_leaves(opened: Opened) -> dict:
@@ -172,6 +250,9 @@ def from_state_dict(
     pooling: str | None = None,
     mask: str | None = None,
     architecture: str | None = None,
+    params: str | None = None,
+    leave_out: str | Sequence[str] = (),
+    channels: int | None = None,
 ) -> ViT:
     """The model of a mapping of tensor names to numpy arrays.
 
@@ -180,10 +261,25 @@ def from_state_dict(
     resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation`
     (models/resampling.py: RESAMPLINGS) at other sizes; `pooling`; `mask`, for checkpoints of the fractal
     code that do not store theirs; `architecture`, timm's name of the model, where the tensors of timm do not
-    tell all. Raises CheckpointError where tensors and model do not fit, with all listed.
+    tell all. Of several copies `params` picks the trained one ("params") or the averaged one ("ema");
+    `leave_out` names tensors that are not read, by patterns as in fnmatch, and they need not be arrays;
+    `channels` are those of the images, for which the patch kernel is summed or repeated. What these three do
+    is printed. Raises CheckpointError where tensors and model do not fit, with all listed.
     """
-    hints = make_hints(image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture)
-    return build(open_weights(containers.from_mapping(state), source=source, hints=hints))
+    hints = make_hints(
+        image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
+    )
+    hints = dataclasses.replace(hints, params=params)
+    nothing = np.zeros(0, np.float32)
+    is_left_out = lambda name: any(is_matched(name, pattern) for pattern in hints.leave_out)  # noqa: E731
+    state = {
+        name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
+        for name, value in state.items()
+    }
+    opened = open_weights(containers.from_mapping(state), source=source, hints=hints)
+    if params is not None or hints.leave_out or channels is not None:
+        print(describe(opened), flush=True)
+    return build(opened)
 
 
 def open_path(path: str | Path, *, source: str, hints: Hints) -> Opened:
@@ -209,6 +305,8 @@ def describe(opened: Opened) -> str:
     parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
     parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
     text = f"{found.weights.where}: " + "; ".join(parts)
+    if model.channels != opened.native.channels:
+        text += f"; {describe_channels(opened.native.channels, model.channels)}"
     if found.note:
         text += f"; {found.note}"
     kinds: dict[str, int] = {}

@@ -16,6 +16,7 @@ from vit_registers.interop.containers import Weights
 from vit_registers.interop.convert import entries_of
 from vit_registers.interop.entries import Entry, contiguous, lookup_leaf
 from vit_registers.interop.express import express, is_distilled
+from vit_registers.interop.values import check_finite
 from vit_registers.interop.writing import write_npz, write_safetensors
 from vit_registers.models.blocks import dims
 from vit_registers.strict_json import dumps
@@ -79,7 +80,11 @@ class Export:
         def make(name: str) -> np.ndarray:
             entry, i = makers[name]
             tensor = entry.dump([lookup_leaf(self.params, leaf) for leaf in entry.leaves])[i]
-            return contiguous(tensor, facts[name][1])
+            with np.errstate(over="ignore"):
+                written = contiguous(tensor, facts[name][1])
+            if entry.leaves:  # others are fixed, such as masks of -inf
+                check_finite(tensor, written, name, self.target)
+            return written
 
         return Weights(self.target, "memory", facts, make)
 

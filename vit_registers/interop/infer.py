@@ -3,11 +3,11 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_registers.config import Model, lookup
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.name_tables import Names
 from vit_registers.interop.recognize import Found
 
@@ -57,6 +57,9 @@ class Hints:
     pooling: str | None = None
     mask: str | None = None  # of the fractal paper's code, whose flex-attention variant does not store it
     architecture: str | None = None  # timm's name of the model, where no config.json says it
+    params: str | None = None  # of several copies in a file: "params" (trained) or "ema" (averaged)
+    leave_out: tuple[str, ...] = ()  # patterns of names in the file that are not read
+    channels: int | None = None  # of the images; the patch kernel is summed over its channels, or repeated
 
 
 def make_hints(
@@ -66,10 +69,17 @@ def make_hints(
     interpolation: str | None,
     pooling: str | None,
     mask: str | None,
-    architecture: str | None = None,
+    architecture: str | None,
+    leave_out: str | Sequence[str],
+    channels: int | None,
 ) -> Hints:
-    """The Hints of what a user gave; one number is a square image."""
+    """The Hints of what a user gave; one number is a square image, and one text one pattern."""
+    patterns = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(f"leave_out={leave_out!r}: want patterns of names, such as ['head.*']")
     return Hints(
+        leave_out=patterns,
+        channels=channels,
         image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
         num_heads=num_heads,
         hidden_act=hidden_act,

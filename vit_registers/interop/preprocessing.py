@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_registers.config import Data
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.channels import adapt_statistics
 from vit_registers.interop.convert import Opened
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -41,9 +43,19 @@ def preprocessing(opened: Opened, path: Path) -> tuple[Data, str]:
     origin, share = f"assumed for {found.source}", said.get("crop_pct", share)
     own_mean, own_std = said.get("mean", said.get("image_mean")), said.get("std", said.get("image_std"))
     if own_mean and own_std:
-        mean, std, origin = tuple(map(float, own_mean)), tuple(map(float, own_std)), "from the files"
-    if opened.model.channels != len(mean):
-        mean, std, origin = *((0.5,) * opened.model.channels,) * 2, "assumed"
+        try:
+            mean, std = tuple(map(float, own_mean)), tuple(map(float, own_std))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: the files beside the weights say mean {own_mean!r} and std {own_std!r}: "
+                "want a number for each channel"
+            ) from error
+        origin = "from the files"
+    if opened.native.channels != len(mean):
+        mean, std, origin = *((0.5,) * opened.native.channels,) * 2, "assumed"
+    if opened.model.channels != opened.native.channels:
+        mean, std = (adapt_statistics(values, opened.model.channels) for values in (mean, std))
+        origin += f" and made for {opened.model.channels} channels"
     ops = eval_ops(opened.model.image_size, share, method)
     return Data(mean=mean, std=std, eval_batch_size=64, batch_size=64, eval_ops=ops), origin
 
@@ -61,5 +73,15 @@ def _said(opened: Opened, path: Path) -> dict[str, Any]:
     """What the files beside the weights say of images."""
     folder = path if path.is_dir() else path.parent
     if "model_type" in opened.settings and (folder / "preprocessor_config.json").is_file():
-        return json.loads((folder / "preprocessor_config.json").read_text())
+        return _read(folder / "preprocessor_config.json")
     return opened.settings.get("pretrained_cfg", {}) | opened.settings.get("preprocess_cfg", {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path} holds a {type(said).__name__}: want the settings by name")
+    return said

@@ -1,8 +1,7 @@
 """Whose checkpoint it is: from tensor names, and config.json where there is one, to a family."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_registers.config import nearest
@@ -10,40 +9,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import name_tables as nt
 from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
-
-SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
-
-# The patch embedding, which every family has, says whose names these are; what stands before it is a prefix.
-_PATCH_NAMES = {
-    "patch_embed.proj.weight": ("timm", "dinov2", "deit", "dino"),
-    "conv1.weight": ("clip", "open_clip"),
-    "embeddings.patch_embeddings.projection.weight": ("transformers",),
-    "embeddings.patch_embedding.weight": ("transformers",),
-    "conv_proj.weight": ("mup_vit",),
-    "patchifier.weight": ("mup_vit",),
-    "embedding/kernel": ("big_vision",),
-}
-# Of several networks in one file, the first of these is taken: DINO evaluates its teacher, DeiT its model.
-_PREFERRED = ("teacher", "model", "state_dict", "", "module", "student", "model_ema")
-
-# Heads of transformers stand outside the prefix of the encoder.
-_HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
-
-# What is left out, with what it is: inside the network that is loaded, and beside it.
-_UNUSED_INSIDE = {
-    r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
-    r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
-    r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
-}
-_UNUSED_BESIDE = {
-    r"(head|dino_head|ibot_head|dino_loss|ibot_patch_loss|koleo_loss)\..*": "a self-supervision head or loss",
-    r"(teacher|student|model|model_ema|state_dict)\..*": "another copy of the network",
-    r"(optimizer|lr_scheduler|scheduler|scaler|fp16_scaler|amp|loss|dino_loss|ibot_loss)\..*|"
-    r"(opt|chrono)/.*|best_acc1|epoch|step": "the state of training",
-    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": "the text tower",
-    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": "the text tower",
-    r"input_resolution|context_length|vocab_size": "the text tower",
-}
+from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,18 +27,27 @@ class Found:
 
     def in_file(self, name: str) -> str:
         """The name in the file of a plain one, or what it would be."""
-        return self.file_names.get(name, name if _HEADS.fullmatch(name) else self.prefix + name)
+        return self.file_names.get(name, name if HEADS.fullmatch(name) else self.prefix + name)
 
 
-def recognize(weights: Weights, *, source: str, settings: Mapping[str, Any]) -> Found:
+def recognize(
+    weights: Weights,
+    *,
+    source: str,
+    settings: Mapping[str, Any],
+    params: str | None,
+    leave_out: Sequence[str],
+) -> Found:
     """The family of `weights`. `settings` is the content of config.json beside it, or empty.
 
-    Raises CheckpointError where it is none of SOURCES, or not the one that `source` says.
+    `params` and `leave_out` are those of unwrap.pick_network. Raises CheckpointError where it is none of
+    SOURCES, or not the one that `source` says.
     """
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"source='{source}' is unknown: {nearest(source, ('auto', *SOURCES))}")
-    patch, prefix = _find_patch(weights)
-    candidates = _PATCH_NAMES[patch]
+    network = pick_network(weights, params=params, leave_out=leave_out)
+    patch = network.patch
+    candidates = PATCH_NAMES[patch]
     if source != "auto" and source not in candidates:
         raise CheckpointError(
             f"{weights.where}: source='{source}', but the tensors have the names of {' or '.join(candidates)}"
@@ -82,22 +57,21 @@ def recognize(weights: Weights, *, source: str, settings: Mapping[str, Any]) -> 
             f"{weights.where}: the config.json beside it is of {' or '.join(sorted(told))}, but the tensors "
             f"have the names of {' or '.join(candidates)}"
         )
-    file_names, left_out = _strip(weights, prefix)
-    check_tensors(weights.where, file_names, file_names)
-    names = set(file_names)
+    check_tensors(weights.where, network.file_names, network.file_names)
     note = ""
-    if source == "auto":
+    if source == "auto":  # what is left out tells it too
+        names = {*network.file_names, *network.asked}
         source, note = _guess(patch, names, weights, settings)
-    table, kind = _names(source, patch, names, settings)
+    table, kind = _names(source, patch, set(network.file_names), settings)
     return Found(
         source=source,
         kind=kind,
         names=table,
-        weights=weights.select(file_names),
-        file_names=file_names,
-        prefix=prefix,
-        left_out=left_out,
-        note=note,
+        weights=weights.select(network.file_names),
+        file_names=network.file_names,
+        prefix=network.prefix,
+        left_out=network.left_out,
+        note="; ".join(filter(None, (network.note, note))),
     )
 
 
@@ -110,64 +84,9 @@ def _told_family(settings: Mapping[str, Any]) -> set[str]:
     return {"clip", "open_clip"} if "model_cfg" in settings else set()
 
 
-def _find_patch(weights: Weights) -> tuple[str, str]:
-    """(name of the patch embedding, what stands before it)."""
-    found: dict[str, str] = {}
-    for name in weights.shapes:
-        for patch in _PATCH_NAMES:
-            prefix = name.removesuffix(patch)
-            is_at_border = prefix == "" or prefix[-1] in "./"
-            if name.endswith(patch) and is_at_border and len(weights.shapes[name]) == 4:
-                if patch == "conv1.weight" and prefix + "class_embedding" not in weights.shapes:
-                    continue
-                found[prefix] = patch
-    if not found:
-        first = ", ".join(list(weights.shapes)[:3]) or "no tensors"
-        raise CheckpointError(
-            f"{weights.where} holds no Vision Transformer that is known: there is no patch embedding among "
-            f"its {len(weights.shapes)} tensors ({first} ...); known are {', '.join(SOURCES)}"
-        )
-    order = {name: i for i, name in enumerate(_PREFERRED)}
-    rank = lambda prefix: min(order.get(part, len(order)) for part in re.split(r"[./]", prefix[:-1]))  # noqa: E731
-    prefix = min(found, key=lambda p: (rank(p), len(p)))
-    return found[prefix], prefix
-
-
-def _strip(weights: Weights, prefix: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Plain names, without `prefix`, of its tensors and of the heads -> names; and what is left out.
-
-    What is neither keeps its name, and is later refused as one that has no place.
-    """
-    plain: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    root = re.match(r"((teacher|student|model|state_dict|module)\.)*(params/|opt/target/)?", prefix).group()
-    for name in weights.shapes:
-        inner, outer = name.removeprefix(prefix), name.removeprefix(root)
-        if name.startswith(prefix):
-            what = _search(_UNUSED_INSIDE, inner)
-        else:
-            is_head = _HEADS.fullmatch(outer)
-            inner = outer if is_head else name
-            what = None if is_head else _search(_UNUSED_BESIDE, outer) or _search(_UNUSED_BESIDE, name)
-        if what:
-            left_out[name] = what
-        else:
-            plain[inner] = name
-    return _unchunked(plain), left_out
-
-
-def _search(patterns: Mapping[str, str], name: str) -> str | None:
-    return next((what for pattern, what in patterns.items() if re.fullmatch(pattern, name)), None)
-
-
-def _unchunked(names: dict[str, str]) -> dict[str, str]:
-    """blocks.<chunk>.<i>.x of DINOv2's training checkpoints as blocks.<i>.x; i counts all blocks."""
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in names.items()}
-
-
 def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str, Any]) -> tuple[str, str]:
     """(source, what was assumed to tell it)."""
-    candidates = _PATCH_NAMES[patch]
+    candidates = PATCH_NAMES[patch]
     if len(candidates) == 1:
         return candidates[0], ""
     if patch == "conv1.weight":

@@ -8,7 +8,8 @@ import numpy as np
 
 from vit_registers.config import InitFrom, Model
 from vit_registers.errors import ConfigError
-from vit_registers.interop.convert import abstract_params, leaves_of
+from vit_registers.interop.channels import adapt_kernel, can_adapt
+from vit_registers.interop.convert import HEAD, OPTIONAL, PATCH_KERNEL, abstract_params, leaves_of
 from vit_registers.interop.entries import Leaf, path_text
 from vit_registers.models.blocks import dims
 from vit_registers.models.positions import POSITIONS
@@ -22,9 +23,7 @@ _FREE = {
     *("use_norm_after_pool", "use_pre_logits", "use_head_bias", "init", "dtype", "attention"),
     *("position_resampling", "layer_scale_init"),
 }
-_HEAD = ("head", "pre_logits", "map_pool")
-_MAY_START_FRESH = (*_HEAD, "registers", "summaries", "extra_pos", "mask_token")
-_MAY_BE_LEFT = (*_HEAD, "mask_token")
+_MAY_START_FRESH = (*HEAD, "registers", "summaries", "extra_pos", "mask_token")
 
 
 def taken_leaves(
@@ -33,8 +32,9 @@ def taken_leaves(
     """The leaves of `target` that start from `params`; all others start from their initializers.
 
     Fresh are registers, summaries and their positions where `source` has none, and the head unless
-    `settings.keep_head`. Learned positions are resampled to the image size of `target`. Raises ConfigError
-    where the models are not the same network otherwise, with all differences listed.
+    `settings.keep_head`. Learned positions are resampled to the image size of `target`, and the patch kernel
+    is summed or repeated for its channels. Raises ConfigError where the models are not the same network
+    otherwise, with all differences listed.
     """
     _check_same_network(source, target)
     there, here = leaves_of(params), leaves_of(abstract_params(target)[1])
@@ -42,20 +42,22 @@ def taken_leaves(
     if table in there and table in here:
         grids = [patch_grid(model.image_size, model.patch_size) for model in (source, target)]
         there[table] = np.asarray(resample(there[table][0], *grids, target.position_resampling))[None]
+    if PATCH_KERNEL in there:
+        there[PATCH_KERNEL] = adapt_kernel(np.asarray(there[PATCH_KERNEL]), target.channels)
     problems, taken = [], {}
     for leaf, shape in ((leaf, value.shape) for leaf, value in here.items()):
-        if leaf[0] in _HEAD and not settings.keep_head:
+        if leaf[0] in HEAD and not settings.keep_head:
             continue
         if leaf in there and there[leaf].shape == shape:
             taken[leaf] = there[leaf]
         elif leaf in there:
             problems.append(f"{path_text(leaf)} is {there[leaf].shape} there and {shape} here")
-        elif leaf[0] not in _MAY_START_FRESH or (settings.keep_head and leaf[0] in _HEAD):
+        elif leaf[0] not in _MAY_START_FRESH or (settings.keep_head and leaf[0] in HEAD):
             problems.append(f"{path_text(leaf)} {shape} is not there")
     problems += [
         f"{path_text(leaf)} {there[leaf].shape} has no place here"
         for leaf in there
-        if leaf not in here and (leaf[0] not in _MAY_BE_LEFT or (settings.keep_head and leaf[0] in _HEAD))
+        if leaf not in here and (leaf[0] not in OPTIONAL or (settings.keep_head and leaf[0] in HEAD))
     ]
     if problems:
         raise ConfigError(f"init_from.path={settings.path} does not fit the model: {'; '.join(problems)}")
@@ -67,7 +69,9 @@ def _check_same_network(source: Model, target: Model) -> None:
     differing = [
         f"model.{name} is {there[name]!r} there and {here[name]!r} here"
         for name in here
-        if name not in _FREE and there[name] != here[name]
+        if name not in _FREE
+        and there[name] != here[name]
+        and not (name == "channels" and can_adapt(source.channels, target.channels))
     ]
     if (source.layer_scale_init is None) != (target.layer_scale_init is None):
         differing.append(

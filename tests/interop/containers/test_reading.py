@@ -1,6 +1,7 @@
 """What is written is read, whatever the file is called; what others write is read too; folders."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -130,6 +131,65 @@ def test_what_can_be_wrong_with_an_index(error_of, save_index, tmp_path):
     for text in ("", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\x80"):
         index.write_bytes(text.encode("latin-1"))
         assert str(index) in error_of(open_weights, tmp_path)
+
+
+# What an index may not name; `outside` is a file beside its folder.
+ODD_SHARDS = {
+    "the folder above": "../outside.safetensors",
+    "a longer way round": "../folder/model-00002-of-00002.safetensors",
+    "absolute": "/{}/outside.safetensors",
+    "a folder below": "below/model.safetensors",
+    "a number": 3,
+    "a list": ["model-00001-of-00002.safetensors"],
+    "nothing": None,
+    "no name": "",
+    "a dot": ".",
+    "two dots": "..",
+    "a folder": "below",
+    "a link out": "link.safetensors",
+    "a link to the folder above": "up.safetensors",
+    "a link to nothing": "dangling.safetensors",
+    "a link to itself": "loop.safetensors",
+    "a named pipe": "pipe.safetensors",
+}
+
+
+@pytest.mark.parametrize("what", ODD_SHARDS)
+def test_an_index_names_only_files_of_its_folder(what, save, save_index, error_of, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    index = save_index(folder, "safetensors")
+    outside = save("safetensors", tmp_path).rename(tmp_path / "outside.safetensors")
+    (folder / "below" / "model.safetensors").write_bytes(outside.read_bytes())
+    (folder / "link.safetensors").symlink_to(outside)
+    (folder / "up.safetensors").symlink_to(tmp_path)
+    (folder / "dangling.safetensors").symlink_to(tmp_path / "nothing")
+    (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+    os.mkfifo(folder / "pipe.safetensors")
+    whole = json.loads(index.read_text())
+    name = ODD_SHARDS[what]
+    whole["weight_map"]["half"] = name.format(tmp_path) if isinstance(name, str) else name
+    index.write_text(json.dumps(whole))
+    line = error_of(open_weights, folder)
+    assert str(folder) in line or index.name in line
+
+
+def test_links_within_the_folder_and_of_the_cache_of_hugging_face(save_index, check_same, tmp_path):
+    folder = tmp_path / "models--org--name" / "snapshots" / "0a1b2c"
+    folder.mkdir(parents=True)
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    save_index(folder, "safetensors")
+    first, second = sorted(folder.glob("*.safetensors"))
+    first.symlink_to(first.rename(folder / "elsewhere.bytes").name)
+    second.symlink_to(second.rename(tmp_path / "models--org--name" / "blobs" / "e3b0c4"))
+    check_same(open_weights(folder))
+
+
+def test_a_named_pipe_and_a_folder_are_no_weights(error_of, tmp_path):
+    os.mkfifo(tmp_path / "weights.safetensors")
+    assert "is no regular file" in error_of(open_weights, tmp_path / "weights.safetensors")
+    (tmp_path / "model.safetensors").mkdir()
+    assert "is no regular file" in error_of(open_weights, tmp_path)
 
 
 def test_which_file_of_a_folder(arrays, write, save, error_of, tmp_path):

@@ -6,7 +6,8 @@ import pickle
 import re
 import sys
 import warnings
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -87,17 +88,34 @@ def test_torch_files_that_hold_no_names(save_torch, error_of, tmp_path):
     assert "RecursionError" in error_of(open_weights, tmp_path / "a.pth")
 
 
+class _Scalar:
+    """Pickled as a scalar of numpy, made of anything."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def __reduce__(self):
+        return np.float64(1).__reduce__()[0], (np.dtype("f8"), self.part)
+
+
 class Namespace(argparse.Namespace):
     """One that is not argparse's own."""
 
 
-@pytest.mark.parametrize("way", ["zip", "legacy", "pickle 2", "pickle 3", "pickle 4", "pickle 5", "args"])
+WAYS = ["zip", "legacy", "pickle 2", "pickle 3", "pickle 4", "pickle 5", "args", "array", "scalar"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_planted_pickle_is_refused_and_does_not_run(save_torch, error_of, planted, way, tmp_path):
     torch = pytest.importorskip("torch")
     marker, path = tmp_path / "marker", tmp_path / "model.pth"
     state = {"w": torch.ones(2), "x": planted(marker)}
     if way == "args":  # within what is let through
         state = {"w": torch.ones(2), "args": argparse.Namespace(x=planted(marker))}
+    if way == "array":
+        state = {"w": torch.ones(2), "list": [np.array([planted(marker)], object)]}
+    if way == "scalar":
+        state = {"w": torch.ones(2), "x": _Scalar(planted(marker))}
     if way.startswith("pickle"):
         path.write_bytes(pickle.dumps({"x": planted(marker)}, protocol=int(way[-1])))
     else:
@@ -120,6 +138,46 @@ def test_what_a_pickle_wanted_is_named(save_torch, error_of, tmp_path):
     ):
         save_torch(tmp_path / "a.pth", value)
         assert wanted in error_of(open_weights, tmp_path / "a.pth")
+
+
+BESIDE = {
+    "scalars": [np.float64(1.5), np.float32(2), np.int64(3), np.bool_(True), np.str_("x"), np.float16(1)],
+    "others": [3, 2.5, "text", None, True, b"bytes", 1j, {1, 2}, (1, "a"), range(3)],
+    "arrays in lists": [np.ones(3), np.array(["a"]), np.zeros((0, 2), bool)],
+    "paths": [Path("/a/b"), PurePosixPath("a"), PureWindowsPath("a")],
+    "arguments": [argparse.Namespace(best=np.float64(1), out=Path("x"), lr=1e-3, mean=np.ones(3))],
+}
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_training_keeps_beside_tensors_is_left_out(kind, is_zip, save_torch, tmp_path):
+    """And nothing of numpy is called."""
+    torch = pytest.importorskip("torch")
+    content = {
+        "w": torch.arange(3.0),
+        "list": BESIDE[kind],
+        "deep": {str(i): v for i, v in enumerate(BESIDE[kind])},
+    }
+    if kind == "arrays in lists":
+        del content["deep"]
+    save_torch(tmp_path / "a.pth", content, is_zip=is_zip)
+    weights = open_weights(tmp_path / "a.pth")
+    assert list(weights) == ["w"] and weights["w"].tolist() == [0, 1, 2]
+
+
+def test_names_of_numpy_before_2_are_known(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(2), "best": np.float64(2)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in entries if name.endswith("data.pkl"))
+    older = entries[name].replace(b"numpy._core.", b"numpy.core.")
+    with zipfile.ZipFile(tmp_path / "old.pth", "w", zipfile.ZIP_STORED) as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, older if entry == name else content)
+    assert b"numpy.core.multiarray" in older
+    assert open_weights(tmp_path / "old.pth")["w"].tolist() == [1, 1]
 
 
 def test_torchscript_is_refused(error_of, tmp_path):

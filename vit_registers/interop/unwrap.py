@@ -1,0 +1,299 @@
+"""Which network of a file is read: wrappers and copies of it, what is beside it, and what is left out."""
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from vit_registers.config import lookup
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.containers import Weights
+from vit_registers.interop.values import refuse_quantised
+
+SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
+
+# The patch embedding, which every family has, says whose names these are; what stands before it is a prefix.
+PATCH_NAMES = {
+    "patch_embed.proj.weight": ("timm", "dinov2", "deit", "dino"),
+    "conv1.weight": ("clip", "open_clip"),
+    "embeddings.patch_embeddings.projection.weight": ("transformers",),
+    "embeddings.patch_embedding.weight": ("transformers",),
+    "conv_proj.weight": ("mup_vit",),
+    "patchifier.weight": ("mup_vit",),
+    "embedding/kernel": ("big_vision",),
+}
+
+# Names of modules that only hold another: torch's DataParallel, torch.compile, FSDP, activation checkpoints.
+_WRAPPER = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+# Copies of one network in a file. Averages that their authors evaluate come first where nothing is asked for.
+_EVALUATED = ("teacher", "target_encoder")
+_AVERAGED = re.compile(
+    r"(.+_)?ema(_.+)?|teacher|target_(encoder|network)|momentum_encoder|encoder_k|(averaged|swa)_model"
+)
+_TRAINED = ("base_encoder", "encoder_q", "model", "state_dict", "model_state_dict", "model_state", "net")
+_TRAINED += ("network", "", "encoder", "online_network", "student")
+_CONTAINER = re.compile(
+    rf"(.+_)?ema(_.+)?|teacher|{'|'.join(name for name in _TRAINED if name and 'encoder' not in name)}"
+)
+_CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
+
+# Heads of transformers stand outside the prefix of the encoder.
+HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
+
+# What is left out, with what it is: inside the network that is loaded, and beside it.
+_UNUSED_INSIDE = {
+    r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
+    r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
+    r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
+    r"n_averaged|initted": "the state of training",
+}
+_DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
+_PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
+_TRAINING = {
+    r"(optim\w*|\w*scheduler\w*|\w*scaler\w*|amp|loss|dino_loss|ibot_loss|callbacks|loops|\w*rng_state\w*)\..*|"
+    r"(opt|chrono)/.*|best_acc1|epoch|step|global_step|iteration": "the state of training",
+}
+_UNUSED_BESIDE = {
+    r"(head\.(mlp|last_layer|last_norm)2?|dino_head|ibot_head|dino_loss|ibot_patch_loss|koleo_loss)\..*": (
+        "a self-supervision head or loss"
+    ),
+    r"(teacher|student|model|model_ema|state_dict|state_dict_ema)\..*": "another copy of the network",
+    **_TRAINING,
+    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": "the text tower",
+    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": "the text tower",
+    r"input_resolution|context_length|vocab_size": "the text tower",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network of a file that is read, under plain names."""
+
+    patch: str  # the name of the patch embedding
+    prefix: str  # what stands before it in the file
+    file_names: dict[str, str]  # plain names -> names in the file
+    asked: dict[str, str]  # the same of what leave_out names
+    left_out: dict[str, str]  # names in the file -> what they are
+    note: str  # which copy is read, where there are several
+
+
+def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[str]) -> Network:
+    """The network of `weights` that is read, and what is left out.
+
+    Of several copies, `params` picks the trained one ("params") or the averaged one ("ema"); None the one
+    that the family evaluates. `leave_out` are patterns, as in fnmatch, of names in the file. Raises
+    CheckpointError where there is no such copy, no Vision Transformer, or a pattern that matches nothing.
+    """
+    if params is not None:
+        lookup(dict.fromkeys(("params", "ema")), params, "params")
+    asked = _matched(weights, leave_out)
+    names = _unwrapped(name for name in weights.shapes if name not in asked)
+    found = _find_patches(weights, names, asked)
+    before = {prefix: names[prefix + patch].removesuffix(patch) for prefix, patch in found.items()}
+    prefix, others = _pick(before, params, weights.where)
+    copies = [_before_shared(other, prefix) for other in others]
+    file_names, left_out = _strip(names, prefix, copies, weights.shapes)
+    return Network(
+        patch=found[prefix],
+        prefix=before[prefix],
+        file_names=file_names,
+        asked=_strip({_WRAPPER.sub("", name): name for name in asked}, prefix, copies, weights.shapes)[0],
+        left_out=left_out | {name: f"leave_out='{pattern}'" for name, pattern in asked.items()},
+        note=_note(prefix, others),
+    )
+
+
+def is_matched(name: str, pattern: str) -> bool:
+    """Whether leave_out's pattern matches a name in a file, with or without what wraps the network."""
+    short = _WRAPPER.sub("", name)
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (name, short, _after_containers(short)))
+
+
+def _matched(weights: Weights, leave_out: Sequence[str]) -> dict[str, str]:
+    """The names that a pattern matches -> the pattern."""
+    matched: dict[str, str] = {}
+    for pattern in leave_out:
+        names = [name for name in weights.shapes if is_matched(name, pattern)]
+        if not names:
+            some = ", ".join([*list(weights.shapes)[:2], *list(weights.shapes)[-2:]])
+            raise CheckpointError(
+                f"leave_out='{pattern}' matches no tensor of {weights.where}, which has "
+                f"{len(weights.shapes)}, such as {some}"
+            )
+        matched |= {name: pattern for name in names if name not in matched}
+    return matched
+
+
+def _unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """The names without those of wrappers -> the names. CheckpointError where two become one."""
+    plain: dict[str, str] = {}
+    for name in names:
+        short = _WRAPPER.sub("", name)
+        if short in plain:
+            raise CheckpointError(
+                f"'{plain[short]}' and '{name}' are the same but for the names of wrappers: "
+                "name one of them in leave_out"
+            )
+        plain[short] = name
+    return plain
+
+
+def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
+    """What stands before each patch embedding -> its name."""
+    found: dict[str, str] = {}
+    for name, in_file in names.items():
+        for patch in PATCH_NAMES:
+            prefix = name.removesuffix(patch)
+            is_at_border = prefix == "" or prefix[-1] in "./"
+            if name.endswith(patch) and is_at_border and len(weights.shapes[in_file]) == 4:
+                if patch == "conv1.weight" and prefix + "class_embedding" not in names:
+                    continue
+                found[prefix] = patch
+    # big_vision's moments have the names of parameters.
+    found = {p: n for p, n in found.items() if p.startswith("opt/target/") or not _search(_TRAINING, p + n)}
+    if found:
+        return found
+    if taken := [name for name in asked if name.endswith(tuple(PATCH_NAMES))]:
+        raise CheckpointError(f"{weights.where}: leave_out='{asked[taken[0]]}' takes '{taken[0]}', {NEEDED}")
+    refuse_quantised(weights.dtypes, weights.where)  # a packed patch embedding has another shape
+    first = ", ".join(list(weights.shapes)[:3]) or "no tensors"
+    raise CheckpointError(
+        f"{weights.where} holds no Vision Transformer that is known: there is no patch embedding among "
+        f"its {len(weights.shapes)} tensors ({first} ...); known are {', '.join(SOURCES)}"
+    )
+
+
+NEEDED = "which the model needs; a head, a mask token, or what has no place can be left out"
+
+
+def _parts(prefix: str) -> list[str]:
+    return re.split(r"[./]", prefix[:-1]) if prefix else []
+
+
+def _is_averaged(prefix: str) -> bool:
+    return any(map(_AVERAGED.fullmatch, _parts(prefix)))
+
+
+def _after_containers(name: str) -> str:
+    """The name without the names of what holds a whole network, such as "state_dict." """
+    parts = name.split(".")
+    while len(parts) > 1 and _CONTAINER.fullmatch(parts[0]):
+        del parts[0]
+    return ".".join(parts)
+
+
+def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[str, list[str]]:
+    """The prefix of the copy that is read, and those of the others; `before`: prefix -> that in the file."""
+
+    def order(prefix: str) -> tuple[int, int, int]:
+        parts = _parts(prefix) or [""]
+        group = 2 if _is_averaged(prefix) else 1
+        group = group if set(_EVALUATED).isdisjoint(parts) else 0
+        return group, min([_TRAINED.index(p) for p in parts if p in _TRAINED] or [len(_TRAINED)]), len(prefix)
+
+    able = [prefix for prefix in before if params is None or _is_averaged(prefix) == (params == "ema")]
+    shown = ", ".join(_shown(prefix) for prefix in before)
+    if not able and params == "ema":
+        raise CheckpointError(
+            f"{where} has no averaged parameters, which params='ema' asks for: it holds {shown}; averages "
+            "are found under state_dict_ema, model_ema, ema, teacher and such"
+        )
+    if not able:
+        raise CheckpointError(
+            f"{where} has averaged parameters only, in {shown}, and params='params' asks for the trained "
+            "ones: give params='ema'"
+        )
+    prefix = min(able, key=order)
+    others = [other for other in before if other != prefix]
+    for other in others:
+        (name,) = _parts(_before_shared(other, prefix))[-1:] or [""]
+        if name not in _TRAINED and not _AVERAGED.fullmatch(name):
+            raise CheckpointError(
+                f"{where} holds several networks, {shown}: name all but one in leave_out, such as "
+                f"leave_out=['{before[other]}*']"
+            )
+    return prefix, others
+
+
+def _before_shared(prefix: str, other: str) -> str:
+    """The prefix without the parts at its end that `other` ends with too."""
+    mine, theirs = _parts(prefix), _parts(other)
+    while mine and theirs and mine[-1] == theirs[-1]:
+        prefix = prefix[: len(prefix) - len(mine.pop()) - 1]
+        theirs.pop()
+    return prefix
+
+
+def _shown(prefix: str) -> str:
+    return f"'{prefix.rstrip('./')}'" if prefix else "names without a prefix"
+
+
+def _note(prefix: str, others: Sequence[str]) -> str:
+    """Which copy is read, and how another one is chosen."""
+    if not others:
+        return f"{_shown(prefix)} is read, an average" if _is_averaged(prefix) else ""
+    choice = "params" if _is_averaged(prefix) else "ema"
+    theirs = [
+        _shown(_before_shared(other, prefix))
+        + (f" (params='{choice}')" if _is_averaged(other) != _is_averaged(prefix) else "")
+        for other in others
+    ]
+    mine = _shown(_before_shared(prefix, others[0]))
+    return f"of the copies in the file {mine} is read, not {', '.join(theirs)}"
+
+
+def _strip(
+    names: Mapping[str, str], prefix: str, copies: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Plain names, without `prefix`, of its tensors and of the heads -> names in the file; what is left out.
+
+    What is neither keeps its name, and is later refused as one that has no place.
+    """
+    plain: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    root = prefix.removesuffix(_after_containers(prefix))
+    root += re.match(r"(params/|opt/target/)?", prefix.removeprefix(root)).group()
+    inside, beside = _unused(names, prefix, bool(copies))
+    for name, in_file in names.items():
+        inner, outer = name.removeprefix(prefix), name.removeprefix(root)
+        owner = max((p for p in (prefix, *copies) if name.startswith(p)), key=len, default=None)
+        if owner == prefix:
+            what = _search(inside, inner)
+        elif owner is not None:
+            what = "another copy of the network"
+        else:
+            is_head = HEADS.fullmatch(outer)
+            inner = outer if is_head else name
+            what = None if is_head else _search(beside, outer) or _search(beside, name)
+            if what is None and shapes[in_file] == ():
+                what = "numbers beside the network"
+        if what:
+            left_out[in_file] = what
+        else:
+            plain[inner] = in_file
+    return _unchunked(plain), left_out
+
+
+def _unused(names: Iterable[str], prefix: str, has_copies: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """What is left out inside the network, and beside it."""
+    inside, beside = dict(_UNUSED_INSIDE), dict(_UNUSED_BESIDE)
+    if not prefix:
+        inside |= _TRAINING
+    if any(re.search(r"(^|\.)decoder_(embed|blocks|layers)\.", name) for name in names):
+        inside, beside = _DECODER | inside, _DECODER | beside
+    is_contrastive = not {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}.isdisjoint(
+        _parts(prefix)
+    )
+    if is_contrastive or (has_copies and "target_encoder" in _parts(prefix)):
+        inside, beside = _PROJECTION | inside, _PROJECTION | beside
+    return inside, beside
+
+
+def _search(patterns: Mapping[str, str], name: str) -> str | None:
+    return next((what for pattern, what in patterns.items() if re.fullmatch(pattern, name)), None)
+
+
+def _unchunked(names: dict[str, str]) -> dict[str, str]:
+    """blocks.<chunk>.<i>.x of DINOv2's training checkpoints as blocks.<i>.x; i counts all blocks."""
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in names.items()}
