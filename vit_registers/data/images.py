@@ -94,10 +94,10 @@ class TfdsSource:
 
     def open(self, split: str) -> Split:
         """The split. Raises DataError for an unknown one."""
-        examples = self._data.examples(split)
-        label_N = np.array([examples[i]["label"] for i in range(len(examples))], np.int32)
+        read = self._data.reader(split)
+        label_N = np.array([read(i)[1] for i in range(self._data.num_examples(split))], np.int32)
         return Split(
-            lambda i: Image.open(io.BytesIO(examples[i]["image"])),
+            lambda i: Image.open(io.BytesIO(read(i)[0])),
             label_N,
             lambda i: self._data.describe(split, i),
         )
