@@ -328,6 +328,13 @@ def test_prepared_tfds(tmp_path):
     assert [record.name for record in data] == ["image_0", "image_1", "image_2"]
     assert data[2].box_xyxy_px.tolist() == [[0, 5, 5, 10], [0, 5, 15, 10]]  # the second of three is a crowd
     np.testing.assert_array_equal(read_image(data[1]), np.full((10, 20, 3), 1, np.uint8))
+    part = open_tfds("toy", "train[1:]", data_dir=str(tmp_path / "a"))
+    assert [record.name for record in part] == ["image_1", "image_2"]
+    with pytest.raises(DataError, match="reaches 1000, but 'train' has 3 examples"):
+        open_tfds("toy", "train[1:1000]", data_dir=str(tmp_path / "a"))
+    assert len(open_tfds(str(tmp_path / "a" / "toy" / "1.0.0"), "train")) == 3
+    with pytest.raises(DataError, match=r"--boxes='toy:2.0.0' is not prepared in .*, which has toy:1.0.0"):
+        open_tfds("toy:2.0.0", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy has no split 'trian': did you mean 'train'"):
         open_tfds("toy", "trian", data_dir=str(tmp_path / "a"))
     with pytest.raises(

@@ -59,8 +59,14 @@ class Data:
     """Where images come from and what is done to them. Images are 8-bit until they are on the device."""
 
     loader: str = "tfdata"  # tfdata | memory (resident on the accelerator, no TensorFlow)
-    name: str = "imagenet2012"  # a TFDS name; digits (embedded); folder, images (data/folder.py)
-    data_dir: str | None = None  # TFDS data_dir, or the root of the folder; None: TFDS's own default
+    # A TFDS name, or the path of a builder or of a prepared version; digits (embedded); folder, images
+    # (data/folder.py).
+    name: str = "imagenet2012"
+    # TFDS data_dir, or the folder of a prepared version; the root of the folder; None: TFDS's own default.
+    data_dir: str | None = None
+    # Keys of a TFDS data set, "a/b" for b in a dict a; None: image, and real_label or else label.
+    image_key: str | None = None
+    label_key: str | None = None
     train_split: str = "train"
     eval_split: str = "validation"
     batch_size: int = 1024  # global

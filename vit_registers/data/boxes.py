@@ -5,8 +5,9 @@ inclusive, so its xmin and ymin are lowered by 1 and its xmax and ymax stay, as 
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -226,8 +227,11 @@ def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
 class TfdsBoxes(Sequence[BoxImage]):
     """A split of a prepared TFDS data set; records are read when they are asked for."""
 
-    def __init__(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        self._examples = examples
+    def __init__(
+        self, examples: Sequence[Mapping[str, Any]], reading: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """Examples are read within `reading()`, which raises DataError for those that cannot be read."""
+        self._examples, self._reading = examples, reading
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -235,31 +239,38 @@ class TfdsBoxes(Sequence[BoxImage]):
     def __getitem__(self, record: int) -> BoxImage:
         if not 0 <= record < len(self):
             raise IndexError(record)
-        return from_tfds(self._examples[record], record=record)
+        with self._reading():
+            example = self._examples[record]
+        return from_tfds(example, record=record)
 
 
 def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxes:
     """A split of a data set with boxes that TFDS prepared as array_record, such as voc/2007 or coco/2014.
 
-    Raises DataError where it is not prepared, is in TFRecord files, or has no boxes or no such split.
+    `name` may be the path of a builder or of a prepared version. Raises DataError where it is not prepared,
+    is in TFRecord files, or has no boxes or no such split.
     """
     # TFDS takes a second to import, and folders do without it
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import constants, read_only_builder
 
-    data_dir = os.path.expanduser(data_dir or str(constants.DATA_DIR))
-    mend = f"run 'python -m tools.prepare_data --name={name} --data_dir={data_dir}'"
-    try:
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        raise DataError(f"{name} is not prepared in {data_dir}: {mend}") from None
+    from vit_registers.data import tfds_location, tfds_source
+
+    builder = tfds_location.open_builder(name, data_dir, setting="--boxes")
+    if builder is None:
+        where = tfds_location.full_data_dir(data_dir)
+        run = f"run 'python -m tools.prepare_data --name={name} --data_dir={where}'"
+        raise DataError(f"{name} is not prepared in {where}: {run}")
     features = builder.info.features
     if not {"image", "objects"} <= set(features) or "bbox" not in features["objects"].feature:
         raise DataError(
             f"{name} has {', '.join(sorted(features))}: want image and objects with bbox, as in voc/2007"
         )
     if builder.info.file_format.value != "array_record":
-        raise DataError(f"{name} is prepared as TFRecord files: delete {builder.data_dir}, and {mend}")
-    if split not in builder.info.splits:
-        raise DataError(f"{name} has no split '{split}': {nearest(split, builder.info.splits)}")
-    return TfdsBoxes(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}))
+        raise DataError(
+            f"{name} is prepared as TFRecord files: delete {builder.data_dir}, and run 'python -m "
+            f"tools.prepare_data --name={name}' with its --data_dir"
+        )
+    parts = tfds_source.find_parts(builder, split)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    examples = tfds_source.open_records(builder, parts, raw=False, decoders=decoders)
+    return TfdsBoxes(examples, functools.partial(tfds_source.reading, split, name))

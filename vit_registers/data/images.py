@@ -108,11 +108,11 @@ class TfdsSource:
 
     def open(self, split: str) -> Split:
         """The split. Raises DataError for an unknown one."""
-        examples = self._data.examples(split)
-        label_N = np.array([examples[i]["label"] for i in range(len(examples))], np.int32)
+        read = self._data.reader(split)
+        label_N = np.array([read(i)[1] for i in range(self._data.num_examples(split))], np.int32)
         return Split(
             split,
-            lambda i, channels: pil_decoding.decode(examples[i]["image"], channels=channels),
+            lambda i, channels: pil_decoding.decode(read(i)[0], channels=channels),
             label_N,
             lambda i: self._data.describe(split, i),
         )

@@ -159,6 +159,10 @@ class TfdataLoader:
                 self._source.report(split, record, self._broken)
             else:
                 self._broken.report(name)
+        if isinstance(self._source, TfdsData) and not self.has_several_labels:
+            label_B = columns["label"]
+            for i in np.flatnonzero((label_B < 0) | (label_B >= self.num_classes))[:1]:
+                self._source.check_label(int(label_B[i]), split, int(columns["record"][i]))
         return Batch(columns["image"], columns["label"], status_B == _OK)
 
 

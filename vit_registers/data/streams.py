@@ -16,7 +16,7 @@ import tensorflow as tf
 from vit_registers.data import order
 from vit_registers.data.folder import Folder
 from vit_registers.data.order import Order
-from vit_registers.data.tfds_source import MAX_LABELS, SEVERAL, RecordFile, TfdsData
+from vit_registers.data.tfds_source import MAX_LABELS, RecordFile, TfdsData
 from vit_registers.errors import ConfigError, DataError
 
 CHUNK = 32
@@ -231,11 +231,12 @@ def _parse_examples(serialized_N: tf.Tensor, data: TfdsData) -> tuple[tf.Tensor,
     image = tf.io.FixedLenFeature([], tf.string)
     if not data.has_several_labels:
         label = tf.io.FixedLenFeature([], tf.int64)
-        parsed = tf.io.parse_example(serialized_N, {"image": image, "label": label})
-        return parsed["image"], tf.cast(parsed["label"], tf.int32)
+        parsed = tf.io.parse_example(serialized_N, {data.image_key: image, data.label_key: label})
+        return parsed[data.image_key], tf.cast(parsed[data.label_key], tf.int32)
     labels = tf.io.RaggedFeature(tf.int64)
-    parsed = tf.io.parse_example(serialized_N, {"image": image, SEVERAL: labels})
-    is_short = tf.reduce_all(parsed[SEVERAL].row_lengths() <= MAX_LABELS)
+    parsed = tf.io.parse_example(serialized_N, {data.image_key: image, data.label_key: labels})
+    label_NxK = parsed[data.label_key]
+    is_short = tf.reduce_all(label_NxK.row_lengths() <= MAX_LABELS)
     tf.debugging.Assert(is_short, [f"an image of {data.name} has more than {MAX_LABELS} labels"])
-    label_NxK = parsed[SEVERAL].to_tensor(default_value=-1, shape=[None, MAX_LABELS])
-    return parsed["image"], tf.cast(label_NxK, tf.int32)
+    label_NxK = label_NxK.to_tensor(default_value=-1, shape=[None, MAX_LABELS])
+    return parsed[data.image_key], tf.cast(label_NxK, tf.int32)

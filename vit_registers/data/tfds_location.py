@@ -1,0 +1,274 @@
+"""Prepared TFDS data sets: found by name or path, and opened. Does not import TensorFlow.
+
+A data set lies in DATA_DIR/name/version or DATA_DIR/name/config/version. No builder's
+code is run here.
+"""
+
+import ast
+import json
+import os
+import re
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core import constants, naming, read_only_builder
+
+from vit_registers.config import nearest
+from vit_registers.errors import DataError
+
+# name, name/config, name:1.2.3, name/config:1.2.3
+_NAME = re.compile(
+    r"(?P<data>[A-Za-z_]\w*)(/(?P<config>[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?", re.ASCII
+)
+_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+_FILES = ("dataset_info.json", "features.json")  # of each prepared version
+_BUILDER = "_dataset_builder"  # the end of the name of a builder's file
+
+
+class Name(NamedTuple):
+    """A data set as TFDS names it: name, name/config, name:1.2.3 or name/config:1.2.3."""
+
+    data: str
+    config: str | None
+    version: str | None
+
+    def __str__(self) -> str:
+        config = f"/{self.config}" if self.config else ""
+        return f"{self.data}{config}" + (f":{self.version}" if self.version else "")
+
+
+def open_builder(
+    name: str, data_dir: str | None, *, setting: str = "data.name"
+) -> tfds.core.DatasetBuilder | None:
+    """The prepared data set, or None for a name of which nothing is in `data_dir` (None: TFDS's own).
+
+    `name` is a name of TFDS, the path of a builder (a file, or a folder with one), or the folder of a
+    prepared data set or version; `data_dir` may be such a folder too. `setting` is where `name` was given.
+    Raises DataError where that version or config is not prepared, and for what is damaged or unreadable.
+    """
+    try:
+        path = as_path(name)
+        if path is not None and find_script(path) is None:
+            return _open_folder(path, name, setting)
+        return _open_name(parse_name(name, setting), full_data_dir(data_dir), setting)
+    except OSError as error:
+        where = error.filename or data_dir
+        raise DataError(f"{setting}={name!r}: {where} cannot be read: {error.strerror or error}") from None
+
+
+def as_path(name: str) -> epath.Path | None:
+    """The path that `name` is, or None where it is a name of TFDS. There need not be anything."""
+    path = epath.Path(name if "://" in name else os.path.abspath(os.path.expanduser(name)))
+    is_written_so = name.startswith(("/", ".", "~")) or name.endswith(".py") or "://" in name
+    if is_written_so or not _NAME.fullmatch(name) or ("/" in name and _is_version(path)):
+        return path
+    return None
+
+
+def find_script(path: epath.Path) -> epath.Path | None:
+    """The Python file of a builder: the path itself, or what TFDS looks for in a folder."""
+    if path.suffix == ".py":
+        return path
+    inside = (path / f"{path.name}{_BUILDER}.py", path / f"{path.name}.py")
+    return next((file for file in inside if file.is_file()), None)
+
+
+def parse_name(name: str, setting: str = "data.name") -> Name:
+    """The name, or that of the builder in the file or folder `name`, which is read but not run."""
+    match, path = _NAME.fullmatch(name), as_path(name)
+    if path is None:
+        return Name(naming.camelcase_to_snakecase(match["data"]), match["config"], match["version"])
+    script = find_script(path)
+    if script is None or not script.is_file():
+        raise _neither(name, setting)
+    return Name(_name_in(script), None, None)
+
+
+def _neither(name: str, setting: str) -> DataError:
+    return DataError(
+        f"{setting}={name!r} is neither a name of TFDS (name, name/config, name:1.2.3) nor the path of a "
+        "builder or of a prepared data set"
+    )
+
+
+def _name_in(script: epath.Path) -> str:
+    """The name that TFDS gives to the one builder in the file."""
+    try:
+        tree = ast.parse(script.read_text())
+    except (SyntaxError, ValueError) as error:  # the latter: not text
+        raise DataError(f"{script} cannot be read as Python: {error}") from None
+    bases: dict[str, list[str]] = {}  # of each builder
+    names: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            above = [ast.unparse(base) for base in node.bases]
+            if any(base in bases or base.endswith("Builder") for base in above):
+                bases[node.name], names[node.name] = (
+                    above,
+                    _given_name(node) or _usual_name(node.name, script),
+                )
+    used = {base for above in bases.values() for base in above}
+    builders = [name for name in bases if name not in used]
+    if len(builders) != 1:
+        has = f"{len(builders)} builders ({', '.join(builders)})" if builders else "no builder"
+        raise DataError(f"{script} has {has}: want one class that derives from a builder of tfds.core")
+    return names[builders[0]]
+
+
+def _given_name(node: ast.ClassDef) -> str | None:
+    """The text that the class assigns to `name`."""
+    for item in node.body:
+        targets = [ast.unparse(target) for target in item.targets] if isinstance(item, ast.Assign) else []
+        if targets == ["name"] and isinstance(item.value, ast.Constant):
+            return str(item.value.value)
+    return None
+
+
+def _usual_name(class_name: str, script: epath.Path) -> str:
+    if class_name != "Builder":
+        return naming.camelcase_to_snakecase(class_name)
+    return script.stem.removesuffix(_BUILDER) if script.stem.endswith(_BUILDER) else script.parent.name
+
+
+def full_data_dir(data_dir: str | None) -> epath.Path:
+    """The folder of data sets, TFDS's own if None."""
+    return epath.Path(os.path.expanduser(data_dir or str(constants.DATA_DIR)))
+
+
+def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name") -> DataError:
+    """The error for a data set of which open_builder found nothing."""
+    root = full_data_dir(data_dir)
+    where = str(root) if root.is_dir() else f"{root} (which does not exist)"
+    known = tfds.list_builders(with_community_datasets=False)
+    if as_path(name) is None and parse_name(name).data not in known:
+        there = [folder for folder in _folders(root) if _versions(root / folder)]
+        hint = nearest(parse_name(name).data, {*known, *there, "digits", "folder"})
+        hint = hint if len(hint) < 200 else "see the catalog of tensorflow.org/datasets"
+        return DataError(f"{setting}={name!r} is neither prepared in {where} nor known to TFDS: {hint}")
+    return DataError(
+        f"{setting}={name!r} is not prepared in {where}: run "
+        f"'python -m tools.prepare_data --name={name} --data_dir={root}', or set data.data_dir"
+    )
+
+
+def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetBuilder | None:
+    if root.exists() and not root.is_dir():
+        raise DataError(f"data.data_dir={str(root)!r} is a file: give the folder that data sets lie in")
+    if _is_version(root):
+        builder = read(root)
+        found = Name(builder.info.name, builder.info.config_name or None, str(builder.info.version))
+        wanted = [(a, b) for a, b in zip(name, found, strict=True) if a is not None]
+        if any(a != b for a, b in wanted):
+            raise DataError(
+                f"data.data_dir={str(root)!r} holds {found}, not {name}: set {setting}={found}, or give the "
+                "folder that data sets lie in"
+            )
+        return builder
+    if not (root / name.data).is_dir():  # the folder of the data set may be given, or that of the config
+        root = next((folder.parent for folder in (root, root.parent) if folder.name == name.data), root)
+    versions = _versions(root / name.data)
+    folder = _choose(versions, name, root)
+    if folder is not None:
+        return read(folder)
+    if versions:
+        has = ", ".join(str(found) for found in versions)
+        raise DataError(
+            f"{setting}={str(name)!r} is not prepared in {root}, which has {has}: set {setting} to what is "
+            f"there, or run 'python -m tools.prepare_data --name={name} --data_dir={root}'"
+        )
+    _check_unfinished(root / name.data)
+    return None
+
+
+def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.DatasetBuilder:
+    """The version, or the newest version of the data set or config, in the folder `name`."""
+    if _is_version(path):
+        return read(path)
+    if not name or not path.is_dir():
+        raise _neither(name, setting)
+    versions = _versions(path)
+    configs = {found.config for found in versions}
+    if len(configs) != 1:
+        has = ", ".join(str(folder.relative_to(path)) for folder in versions.values())
+        raise DataError(
+            f"{setting}={name!r} holds {f'{has}: name one of them' if has else 'no data set of TFDS'}"
+        )
+    return read(list(versions.values())[-1])
+
+
+def _is_version(folder: epath.Path) -> bool:
+    return _VERSION.fullmatch(folder.name) is not None and any((folder / file).exists() for file in _FILES)
+
+
+def _versions(folder: epath.Path) -> dict[Name, epath.Path]:
+    """The version folders of a data set, those of each config from the oldest to the newest."""
+    found: dict[Name, epath.Path] = {}
+    for config in ("", *_folders(folder)):
+        if not _VERSION.fullmatch(config) and not config.startswith("."):
+            versions = [name for name in _folders(folder / config) if _VERSION.fullmatch(name)]
+            for version in sorted(versions, key=lambda text: [int(number) for number in text.split(".")]):
+                found[Name(folder.name, config or None, version)] = folder / config / version
+    return found
+
+
+def _folders(folder: epath.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> epath.Path | None:
+    """The newest of the versions that the name allows."""
+    configs, config = {found.config for found in versions}, name.config
+    if config is None and None not in configs:
+        config = _default_config(root / name.data) or (configs.pop() if len(configs) == 1 else None)
+    pattern = re.escape(name.version or "*.*.*").replace(r"\*", r"\d+")
+    fitting = [
+        folder
+        for found, folder in versions.items()
+        if found.config == config and re.fullmatch(pattern, found.version)
+    ]
+    return fitting[-1] if fitting else None
+
+
+def _default_config(folder: epath.Path) -> str | None:
+    """The config that a name without one means, as noted when the data set was prepared."""
+    try:
+        return json.loads((folder / ".config" / constants.METADATA_FILENAME).read_text())[
+            "default_config_name"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_unfinished(folder: epath.Path) -> None:
+    unfinished = [name for name in _folders(folder) if constants.INCOMPLETE_PREFIX in name]
+    if unfinished:
+        raise DataError(
+            f"{folder} has only {unfinished[0]}, whose preparation is not finished: wait for it, or delete "
+            "it and run tools.prepare_data again"
+        )
+
+
+def read(folder: epath.Path) -> tfds.core.DatasetBuilder:
+    """The data set of a version folder. Raises DataError where its description is missing or damaged."""
+    again = "delete the folder and run tools.prepare_data again"
+    for file in _FILES:
+        if not (folder / file).is_file():
+            raise DataError(f"{folder} is half prepared, it has no {file}: {again}")
+    try:
+        builder = read_only_builder.builder_from_directory(folder)
+        lengths = [length for split in builder.info.splits.values() for length in split.shard_lengths]
+        if not lengths or min(lengths) < 0:
+            raise ValueError(f"the files of its splits have {lengths} examples")
+    except Exception as error:  # TFDS raises anything for damaged files
+        raise DataError(f"{folder} cannot be read, {one_line(error)}: {again}") from None
+    return builder
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of TFDS says, in one line of some 300 characters: its beginning and its end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
