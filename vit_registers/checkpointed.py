@@ -1,5 +1,6 @@
 """Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,29 +9,59 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_registers.config import Config, Data, InitFrom, Mesh, Model, from_mapping, override, to_dict
+from vit_registers.config import (
+    READ,
+    Config,
+    Data,
+    InitFrom,
+    Mesh,
+    Model,
+    from_mapping,
+    may_change,
+    override,
+    to_dict,
+)
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import convert, transfer
 from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.vit import ViT
 from vit_registers.training import averages, checkpoint_folder, sharding, state
-
-# Settings of a run that may be given anew where its checkpoint is read.
-FREE = ("data.", "mesh.", "model.dtype", "model.attention")
 
 
 def read_config(
     run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[int, Config]:
-    """The step that is read (the newest intact one for None), and the config of the run with `overrides`."""
+    """The step that is read (the newest intact one for None), and the config of the run with `overrides`.
+
+    The devices are those that there are, however the run was sharded. An attention back end that does not run
+    on them is replaced by "xla", which a line says. Raises ConfigError for an override that would make
+    another model of it.
+    """
+    free = may_change(READ)
     for name in overrides or {}:
-        if not name.startswith(FREE):
-            raise ConfigError(f"--config.{name}: a run is read as it was trained, but for {', '.join(FREE)}")
+        if name not in free:
+            raise ConfigError(
+                f"--config.{name}: a run is read as it was trained; what can be given is data.*, mesh.* and "
+                f"{', '.join(sorted(one for one in free if one.startswith('model.')))}"
+            )
     step = checkpoint_folder.find_step(run, step)
     config = from_mapping(checkpoint_folder.read_meta(run, step)["config"])
-    return step, override(to_dict(config), overrides or {})
+    config = override(to_dict(dataclasses.replace(config, mesh=Mesh())), overrides or {})
+    if "model.attention" not in (overrides or {}):
+        config = dataclasses.replace(config, model=_runnable(config.model, run))
+    return step, config
+
+
+def _runnable(model: Model, run: str) -> Model:
+    """The model with attention that these devices compute; a line is printed where it is another."""
+    obstacle = attention_obstacle(model)
+    if obstacle is None:
+        return model
+    print(f"{run}: computed with model.attention='xla', as {obstacle}", flush=True)
+    return dataclasses.replace(model, attention="xla")
 
 
 def counting_params(run: str, step: int) -> str:
@@ -60,7 +91,12 @@ def load_run(run: str, *, step: int | None = None, params: str | None = None) ->
     Raises CheckpointError where there is none.
     """
     step, config = read_config(run, step)
-    graphdef, values = read_model(run, step, config.model, sharding.make_mesh(Mesh()), params=params)
+    return run_model(run, step, config.model, params=params)
+
+
+def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
+    """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
+    graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
     return state.build(graphdef, values)
 
 

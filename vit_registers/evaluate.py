@@ -2,7 +2,8 @@
 
     python -m vit_registers.evaluate --checkpoint=runs/digits [--step=200] [--config.data.eval_split=test]
 
-The run folder is all that is needed; --config.data... changes the data, and --config.mesh... the devices.
+The run folder is all that is needed. --config.data... changes the data. All devices are used, however the run
+was sharded; --config.mesh... lays the model over them.
 The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json.
 """
 
@@ -28,7 +29,8 @@ def evaluate(
     step, config = checkpointed.read_config(run, step, overrides)
     params = params or checkpointed.counting_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_divisible(config, mesh)
+    is_size_given = "data.eval_batch_size" in overrides
+    config = sharding.fit_evaluation(config, mesh, is_size_given=is_size_given)
     if not config.model.num_classes:
         raise ConfigError(
             f"{run} has no head, so there is nothing to evaluate: fine-tune it first, or add one"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_registers.config import InitFrom, Model
+from vit_registers.config import TRANSFER, InitFrom, Model, may_change
 from vit_registers.errors import ConfigError
 from vit_registers.interop.convert import abstract_params, leaves_of
 from vit_registers.interop.entries import Leaf, path_text
@@ -15,13 +15,6 @@ from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import patch_grid
 
-# Settings that may differ from those of the weights: they add tokens, change the head, or change no answer.
-_FREE = {
-    *("variant", "image_size", "num_classes", "num_registers", "registers", "summary_factor", "summaries"),
-    *("extra_positions", "mask", "use_mask_token", "drop_path", "drop_path_schedule", "pooling"),
-    *("use_norm_after_pool", "use_pre_logits", "use_head_bias", "init", "dtype", "attention"),
-    *("position_resampling", "layer_scale_init"),
-}
 _HEAD = ("head", "pre_logits", "map_pool")
 _MAY_START_FRESH = (*_HEAD, "registers", "summaries", "extra_pos", "mask_token")
 _MAY_BE_LEFT = (*_HEAD, "mask_token")
@@ -64,10 +57,11 @@ def taken_leaves(
 
 def _check_same_network(source: Model, target: Model) -> None:
     there, here = (dataclasses.asdict(model) | dataclasses.asdict(dims(model)) for model in (source, target))
+    free = may_change(TRANSFER)
     differing = [
         f"model.{name} is {there[name]!r} there and {here[name]!r} here"
         for name in here
-        if name not in _FREE and there[name] != here[name]
+        if f"model.{name}" not in free and there[name] != here[name]
     ]
     if (source.layer_scale_init is None) != (target.layer_scale_init is None):
         differing.append(
