@@ -1,6 +1,7 @@
 """Fine-tuning from other weights, with registers or summaries added.
 
-The model, and the normalisation of images, are those of the weights.
+The model, and the normalisation of images, are those of the weights. A run that is resumed takes them from
+its own checkpoint, so that the weights may be gone by then.
 
 Expected: depends on the weights; none can be had offline.
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from vit_registers import cli
 from vit_registers.checkpointed import start_settings
 from vit_registers.config import (
     Checkpoint,
@@ -33,9 +35,10 @@ from vit_registers.interop import preprocessing
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: path (required), source, heads, act (where the tensors do not tell), registers, mask,
-    k (0: no summaries), image (px, 0: that of the weights), classes, data (a TFDS name | folder), epochs,
-    seed."""
+    """Arguments: path (required), source, heads, act (where the tensors do not tell), registers (-1: as many
+    as the weights have), old_registers (where these have another number: keep | fresh), mask, k (0: that of
+    the weights), old_summaries (where these have another k: fresh), image (px, 0: that of the weights),
+    classes, data (a TFDS name | folder), epochs, seed."""
     a = parse_arg(
         arg,
         path="",
@@ -43,6 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         heads=0,
         act="",
         registers=-1,
+        old_registers="same",
+        old_summaries="same",
         mask="none",
         k=0,
         image=224,
@@ -53,8 +58,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if not a.path:
         raise ConfigError("configs/transfer.py:path=... is missing: want a run folder or a checkpoint")
-    start = InitFrom(path=a.path, source=a.source, num_heads=a.heads or None, hidden_act=a.act or None)
-    model, images = start_settings(start)
+    start = InitFrom(
+        path=a.path,
+        source=a.source,
+        num_heads=a.heads or None,
+        hidden_act=a.act or None,
+        registers=a.old_registers,
+        summaries=a.old_summaries,
+    )
+    model, images = start_settings(start, run=cli.early_flag("workdir"))
     image_size = (a.image, a.image) if a.image else model.image_size
     model = dataclasses.replace(
         model,

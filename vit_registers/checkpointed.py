@@ -1,5 +1,6 @@
 """Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from flax import nnx
 
 from vit_registers.config import (
     READ,
+    RESUME,
     Config,
     Data,
     InitFrom,
@@ -132,13 +134,29 @@ def open_start(settings: InitFrom) -> convert.Opened:
     return convert.open_path(settings.path, source=settings.source, hints=hints)
 
 
-def start_settings(settings: InitFrom) -> tuple[Model, Data]:
-    """The Model and the Data of the weights that training starts from; none of them is read."""
+def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
+    """The Model and the Data of the weights that training starts from; none of them is read.
+
+    Where `run` is a run folder with a checkpoint that started from them, its own: what has been trained needs
+    the weights no more, and they may be gone. How the model is computed is that of a new run.
+    """
+    if run is not None and (config := _begun(run)) is not None and config.init_from.path == settings.path:
+        free = [one.partition(".")[2] for one in may_change(RESUME) if one.startswith("model.")]
+        defaults = {name: getattr(Model(), name) for name in free}
+        return dataclasses.replace(config.model, **defaults), config.data
     if is_run(settings.path):
         config = read_config(settings.path)[1]
         return config.model, config.data
     opened = open_start(settings)
     return opened.model, preprocessing(opened, Path(settings.path).expanduser())[0]
+
+
+def _begun(run: str) -> Config | None:
+    """The config of the newest checkpoint of a run folder that can be read, intact or not."""
+    for step in checkpoint_folder.list_steps(run):
+        with contextlib.suppress(Exception):  # damage is for those who restore it
+            return from_mapping(checkpoint_folder.read_meta(run, step)["config"])
+    return None
 
 
 def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:

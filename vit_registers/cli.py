@@ -1,5 +1,6 @@
 """What the entry points share: flags, and errors that the user can mend as one line with exit code 2."""
 
+import argparse
 import inspect
 import logging as standard_logging
 import os
@@ -38,6 +39,13 @@ def _parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         fail(ConfigError(f"'{rest[1]}' is not a flag: settings are written --name=value"))
     return rest
+
+
+def early_flag(name: str) -> str | None:
+    """What the command line gives for a flag; for config files, which are read before all flags are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", f"-{name}", dest="value")
+    return parser.parse_known_args(sys.argv[1:])[0].value
 
 
 def read_config() -> Config:

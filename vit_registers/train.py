@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -112,7 +113,9 @@ def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
     taken = checkpointed.start_leaves(config.init_from, config.model)
     fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
-    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}")
+    parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
+    partly = f"; in part: {', '.join(parts)}" if parts else ""
+    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}{partly}")
     return setup.start_from(put_parameters(setup.make_state().params, taken))
 
 

@@ -181,6 +181,10 @@ class InitFrom:
 
     path: str | None = None  # a run folder, or other people's checkpoint; None: the initializers
     keep_head: bool = False
+    # Where the weights have registers, and another number: same (refused) | keep (of those that there are the
+    # first; more start from the initializer) | fresh (all from the initializer, of the same number too).
+    registers: str = "same"
+    summaries: str = "same"  # where the weights have summaries, of another grid: same (refused) | fresh
     # Of other people's checkpoints, what their tensors do not tell; None: inferred.
     source: str = "auto"  # interop/recognize.py: SOURCES
     num_heads: int | None = None
