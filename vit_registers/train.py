@@ -45,7 +45,6 @@ def train(config: Config, workdir: str) -> None:
     run = Path(workdir).expanduser()
     if jax.process_index() == 0:
         cli.writable_folder(workdir, "--workdir")
-    traced = parse_steps(config.run.profile_steps)
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
@@ -53,7 +52,10 @@ def train(config: Config, workdir: str) -> None:
     sharding.check_divisible(config, mesh)
     loader = open_data(config)
     check_classes(config, loader)
+    others = open_others(config, loader)
+    loader.num_examples(config.data.eval_split)  # raises here, not at the first evaluation
     durations = make_durations(config, loader.num_examples(config.data.train_split))
+    traced = parse_steps(config.run.profile_steps, durations.total_steps)
     setup = set_up(config, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -77,12 +79,14 @@ def train(config: Config, workdir: str) -> None:
         )
         if start_step:
             progress.say(f"going on from step {start_step} of {durations.total_steps} in {workdir}")
+            if traced is not None and start_step >= traced[0]:
+                progress.say(f"no trace: run.profile_steps={config.run.profile_steps} begins before that")
         state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
         loop = Loop(
             config=config,
             durations=durations,
             train_step=setup.train_step,
-            evaluators=make_evaluators(config, setup, loader, mesh),
+            evaluators=make_evaluators(config, setup, loader, others, mesh),
             checkpoints=checkpoints,
             writer=writer,
             progress=progress,
@@ -120,11 +124,15 @@ def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
 
 
 def make_evaluators(
-    config: Config, setup: Setup, loader: Loader, mesh: jax.sharding.Mesh
+    config: Config,
+    setup: Setup,
+    loader: Loader,
+    others: dict[str, tuple[Loader, str]],
+    mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
     """What is evaluated: the parameters that count on data.eval_split, under the split's name, then on the
-    splits of data.also_eval; and the exponential average where there is one, on data.eval_split, as
-    <split>_ema."""
+    splits of `others`, those of data.also_eval; and the exponential average where there is one, on
+    data.eval_split, as <split>_ema."""
     evaluate = make_evaluate(config, setup.graphdef, mesh)
     layout, counting = sharding.batch_sharding(mesh), averages.counting_params(config.optimizer)
 
@@ -135,7 +143,7 @@ def make_evaluators(
     evaluators = {split: evaluator(loader, split, counting)}
     if config.optimizer.ema_decay is not None:
         evaluators[f"{split}_ema"] = evaluator(loader, split, "ema")
-    for name, (other, other_split) in open_others(config, loader).items():
+    for name, (other, other_split) in others.items():
         evaluators[name] = evaluator(other, other_split, counting)
     return evaluators
 
