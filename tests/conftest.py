@@ -123,6 +123,7 @@ def untrained():
         state = TrainState(step=jax.numpy.ones((), jax.numpy.int32), params=params, opt_state=None, ema=None)
         with Checkpoints(str(folder), config, **meta) as written:
             written.save(state, {"top1": 0.5})
+        return params
 
     return untrained
 

@@ -10,6 +10,7 @@ from vit_registers import config as config_lib
 from vit_registers import train as train_lib
 from vit_registers.errors import ConfigError, DataError
 from vit_registers.train import train
+from vit_registers.training.checkpoint_folder import TrainedOn, read_meta, trained_on
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,8 @@ def test_other_splits_are_evaluated_beside_the_first(tmp_path, monkeypatch):
     train(config, str(tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     found = {key: value for line in lines for key, value in line.items() if key.endswith("/images")}
+    data = trained_on(read_meta(str(tmp_path / "run"), 2))
+    assert data == TrainedOn(class_names=tuple("0123456789"), num_examples=1438)
     assert found == {"test/images": 359, "digits:train/images": 1438, "digits:train[:10%]/images": 144}
 
 

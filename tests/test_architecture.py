@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"errors", "config"},
     "models": {"errors", "config", "models"},
     "data": {"errors", "config", "data"},
-    "training": {"errors", "config", "distributed", "models", "data.batch", "training"},
+    "training": {"errors", "config", "distributed", "models", "data.batch", "data.class_names", "training"},
     "evaluation": {
         "errors",
         "config",

@@ -23,7 +23,7 @@ from vit_registers.config import (
     override,
     to_dict,
 )
-from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.errors import CheckpointError, ConfigError, UserError
 from vit_registers.interop import convert, transfer
 from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import Hints
@@ -50,8 +50,8 @@ def read_config(
                 f"{', '.join(sorted(one for one in free if one.startswith('model.')))}"
             )
     step = checkpoint_folder.find_step(run, step)
-    config = from_mapping(checkpoint_folder.read_meta(run, step)["config"])
-    config = override(to_dict(dataclasses.replace(config, mesh=Mesh())), overrides or {})
+    config = dataclasses.replace(trained_config(run, step), mesh=Mesh())
+    config = override(to_dict(config), overrides or {})
     if "model.attention" not in (overrides or {}):
         config = dataclasses.replace(config, model=_runnable(config.model, run))
     return step, config
@@ -64,6 +64,22 @@ def _runnable(model: Model, run: str) -> Model:
         return model
     print(f"{run}: computed with model.attention='xla', as {obstacle}", flush=True)
     return dataclasses.replace(model, attention="xla")
+
+
+def trained_config(run: str, step: int) -> Config:
+    """The config that a checkpoint was trained with."""
+    return from_mapping(checkpoint_folder.read_meta(run, step)["config"])
+
+
+def trained_on(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
+    """What a checkpoint was trained on; None where it does not know, as of weights of others."""
+    return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
+
+
+def trained_names(run: str, step: int) -> tuple[str, ...] | None:
+    """The classes of the head of a checkpoint; None where it does not know."""
+    data = trained_on(run, step)
+    return None if data is None else data.class_names
 
 
 def counting_params(run: str, step: int) -> str:
@@ -153,9 +169,9 @@ def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model
 
 def _begun(run: str) -> Config | None:
     """The config of the newest checkpoint of a run folder that can be read, intact or not."""
-    for step in checkpoint_folder.list_steps(run):
-        with contextlib.suppress(Exception):  # damage is for those who restore it
-            return from_mapping(checkpoint_folder.read_meta(run, step)["config"])
+    meta = checkpoint_folder.newest_meta(run)
+    with contextlib.suppress(UserError):  # damage is for those who restore it
+        return None if meta is None else from_mapping(meta["config"])
     return None
 
 

@@ -40,6 +40,7 @@ class Opened:
     config: Config
     loader: Loader
     num_images: int
+    head_names: tuple[str, ...] | None = None  # the classes that its head was trained on; None: not known
 
     @property
     def layout(self) -> TokenLayout:
@@ -132,6 +133,7 @@ def _open(
         step, config = checkpointed.read_config(path, step, overrides)
         model = checkpointed.run_model(path, step, config.model)
         digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
+        head_names = checkpointed.trained_names(path, step)
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
@@ -139,6 +141,7 @@ def _open(
         config = override(to_dict(Config(model=architecture, data=settings)), overrides)
         model = checkpointed.load(path, step=None, params=None, source="auto", hints=Hints())
         digest = _sha256(_files(Path(path).expanduser()))
+        head_names = None
     config = dataclasses.replace(config, data=_shown(config, data, overrides))
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
@@ -151,6 +154,7 @@ def _open(
         config=config,
         loader=loader,
         num_images=min(number, limit or number),
+        head_names=head_names,
     )
 
 

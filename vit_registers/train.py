@@ -23,12 +23,14 @@ from ml_collections import config_flags
 from vit_registers import checkpointed, cli, distributed
 from vit_registers import config as config_lib
 from vit_registers.config import Config
-from vit_registers.data.loaders import Loader, check_classes, open_data, open_others
+from vit_registers.data.batch import relabel
+from vit_registers.data.loaders import Loader, Other, check_classes, open_data, open_others
 from vit_registers.data.prefetch import ahead
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.entries import path_text
 from vit_registers.training import averages, results, sharding
+from vit_registers.training.checkpoint_folder import TrainedOn
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
@@ -51,15 +53,17 @@ def train(config: Config, workdir: str) -> None:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
     loader = open_data(config)
-    check_classes(config, loader)
     others = open_others(config, loader)
     loader.num_examples(config.data.eval_split)  # raises here, not at the first evaluation
-    durations = make_durations(config, loader.num_examples(config.data.train_split))
+    num_examples = loader.num_examples(config.data.train_split)
+    durations = make_durations(config, num_examples)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
     setup = set_up(config, durations, mesh)
+    data = TrainedOn(class_names=loader.class_names, num_examples=num_examples)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data))
+        check_classes(config, loader)
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
@@ -127,7 +131,7 @@ def make_evaluators(
     config: Config,
     setup: Setup,
     loader: Loader,
-    others: dict[str, tuple[Loader, str]],
+    others: dict[str, Other],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
     """What is evaluated: the parameters that count on data.eval_split, under the split's name, then on the
@@ -136,16 +140,19 @@ def make_evaluators(
     evaluate = make_evaluate(config, setup.graphdef, mesh)
     layout, counting = sharding.batch_sharding(mesh), averages.counting_params(config.optimizer)
 
-    def evaluator(loader: Loader, split: str, field: str) -> Callable[[TrainState], dict[str, float]]:
-        return lambda state: evaluate(getattr(state, field), loader.eval_batches(split, layout))
+    def evaluator(one: Other, field: str) -> Callable[[TrainState], dict[str, float]]:
+        def of(state: TrainState) -> dict[str, float]:
+            batches = relabel(one.loader.eval_batches(one.split, layout), one.table)
+            return evaluate(getattr(state, field), batches)
+
+        return of
 
     split = config.data.eval_split
-    evaluators = {split: evaluator(loader, split, counting)}
+    own = Other(loader, split, None)
+    evaluators = {split: evaluator(own, counting)}
     if config.optimizer.ema_decay is not None:
-        evaluators[f"{split}_ema"] = evaluator(loader, split, "ema")
-    for name, (other, other_split) in others.items():
-        evaluators[name] = evaluator(other, other_split, counting)
-    return evaluators
+        evaluators[f"{split}_ema"] = evaluator(own, "ema")
+    return evaluators | {name: evaluator(other, counting) for name, other in others.items()}
 
 
 def main() -> None:
