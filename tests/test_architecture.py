@@ -30,7 +30,7 @@ ALLOWED = {
         "training.state",
     },
     "interop": {"errors", "config", "models", "interop"},
-    "checkpointed": {"errors", "config", "models", "training", "interop"},
+    "checkpointed": {"errors", "config", "models", "data.class_names", "training", "interop"},
     "subjects": {
         "errors",
         "config",

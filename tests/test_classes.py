@@ -1,5 +1,6 @@
 """A checkpoint remembers the classes and the number of examples that it was trained on."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 from PIL import Image
 
 import vit_registers
-from vit_registers.config import Config, Data, Model
+from vit_registers.checkpointed import check_kept_head
+from vit_registers.config import Config, Data, InitFrom, Model
+from vit_registers.data.batch import Batch, relabel
 from vit_registers.data.class_names import match
+from vit_registers.data.loaders import open_data, open_others
 from vit_registers.errors import ConfigError
 from vit_registers.evaluate import evaluate
 from vit_registers.training.checkpoint_folder import TrainedOn
@@ -147,6 +151,31 @@ def test_classes_by_name(names, trained, expected):
     else:
         found = match(names, trained, where="it")
         assert found is expected or found.tolist() == expected
+
+
+def test_other_data_that_are_evaluated_while_training_are_matched_by_name(folders, capsys):
+    data = dataclasses.replace(_config(folders("3", "1")).data, name="digits", eval_split="test")
+    model = dataclasses.replace(_config("").model, num_classes=10)
+    config = Config(model=model, data=dataclasses.replace(data, also_eval=("digits train", "folder val")))
+    others = open_others(config, open_data(config))
+    assert others["digits:train"].table is None
+    assert others["folder:val"].table.tolist() == [1, 3]
+    assert "data 'folder' has 2 of the 10 classes" in capsys.readouterr().out
+    batch = Batch(np.zeros((3, 8, 8, 1), np.uint8), np.array([1, -1, 0]), np.ones(3, bool))
+    (changed,) = relabel([batch], others["folder:val"].table)
+    assert changed.label_B.tolist() == [3, -1, 1]
+
+
+def test_a_head_is_kept_for_its_own_classes_only(run):
+    kept = InitFrom(path=str(run), keep_head=True)
+    check_kept_head(kept, NAMES)
+    check_kept_head(InitFrom(path=str(run)), ("eel",))
+    with pytest.raises(
+        ConfigError, match=r"init_from.keep_head: the data set has 1 of 4 .* trained on: 'eel'"
+    ):
+        check_kept_head(kept, ("ape", "bee", "cat", "eel"))
+    with pytest.raises(ConfigError, match=r"is of 4 classes: .* data set has 4: 'bee', 'ape'"):
+        check_kept_head(kept, ("bee", "ape", "cat", "dog"))
 
 
 @pytest.mark.parametrize(

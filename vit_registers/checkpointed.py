@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vit_registers.config import (
     override,
     to_dict,
 )
+from vit_registers.data.class_names import match, some
 from vit_registers.errors import CheckpointError, ConfigError, UserError
 from vit_registers.interop import convert, transfer
 from vit_registers.interop.entries import Leaf
@@ -173,6 +174,18 @@ def _begun(run: str) -> Config | None:
     with contextlib.suppress(UserError):  # damage is for those who restore it
         return None if meta is None else from_mapping(meta["config"])
     return None
+
+
+def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
+    """Raises ConfigError where training starts from the head of a run of other classes than `class_names`."""
+    if not settings.keep_head or not is_run(settings.path):
+        return
+    names = trained_names(settings.path, read_config(settings.path)[0])
+    if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
+        raise ConfigError(
+            f"init_from.keep_head: the head of {settings.path} is of {len(names)} classes: {some(names)}; "
+            f"the data set has {len(class_names)}: {some(class_names)}. Set it to False, or use these classes"
+        )
 
 
 def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:

@@ -46,11 +46,6 @@ def evaluate(
         )
     loader = open_data(config)
     table = check_classes(config, loader, checkpointed.trained_names(run, step))
-    if table is not None:
-        print(
-            f"data '{config.data.name}' has {len(table)} of the {config.model.num_classes} classes of "
-            f"{run}, or all in another order: labels are matched by name"
-        )
     with jax.set_mesh(mesh):
         graphdef, values = checkpointed.read_model(run, step, config.model, mesh, params=params)
         started = time.monotonic()

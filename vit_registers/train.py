@@ -52,18 +52,14 @@ def train(config: Config, workdir: str) -> None:
     )
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
-    loader = open_data(config)
-    others = open_others(config, loader)
-    loader.num_examples(config.data.eval_split)  # raises here, not at the first evaluation
-    num_examples = loader.num_examples(config.data.train_split)
-    durations = make_durations(config, num_examples)
+    loader, others, data = open_splits(config)
+    durations = make_durations(config, data.num_examples)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
     setup = set_up(config, durations, mesh)
-    data = TrainedOn(class_names=loader.class_names, num_examples=num_examples)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data))
-        check_classes(config, loader)
+        check_classes(config, loader)  # of a run that goes on, its own have been compared by name
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
@@ -85,7 +81,9 @@ def train(config: Config, workdir: str) -> None:
             progress.say(f"going on from step {start_step} of {durations.total_steps} in {workdir}")
             if traced is not None and start_step >= traced[0]:
                 progress.say(f"no trace: run.profile_steps={config.run.profile_steps} begins before that")
-        state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
+        state = (
+            checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, data, progress)
+        )
         loop = Loop(
             config=config,
             durations=durations,
@@ -114,10 +112,23 @@ def train(config: Config, workdir: str) -> None:
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
 
 
-def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
+def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
+    """The data set, the splits of data.also_eval, and what is trained on.
+
+    Raises ConfigError or DataError for a split that is not there or empty, before the run has begun.
+    """
+    loader = open_data(config)
+    others = open_others(config, loader)
+    loader.num_examples(config.data.eval_split)
+    number = loader.num_examples(config.data.train_split)
+    return loader, others, TrainedOn(class_names=loader.class_names, num_examples=number)
+
+
+def first_state(config: Config, setup: Setup, data: TrainedOn, progress: Progress) -> TrainState:
     """The state that a new run starts from: of the initializers, or of the weights that are given."""
     if config.init_from.path is None:
         return setup.make_state()
+    checkpointed.check_kept_head(config.init_from, data.class_names)
     taken = checkpointed.start_leaves(config.init_from, config.model)
     fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
@@ -166,7 +177,9 @@ def main() -> None:
         connect_timeout_s=given.connect_timeout_s,
         lost_timeout_s=config.run.lost_timeout_s,
     )
-    with distributed.together(config.run.lost_timeout_s):
+    settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
+    del settings["data.data_dir"]  # hosts may have the data in different places
+    with distributed.together(config.run.lost_timeout_s, settings):
         train(config, given.workdir)
 
 

@@ -79,10 +79,16 @@ def check_classes(
 ) -> np.ndarray | None:
     """Which class of the model each class of the data set is, for batch.relabel; None where labels are right.
 
-    Without `trained_names` the classes are compared by number. Raises ConfigError where they do not fit.
+    Without `trained_names` the classes are compared by number. That labels are others is printed. Raises
+    ConfigError where the classes do not fit.
     """
     if trained_names is not None and len(trained_names) == config.model.num_classes:
-        return match(loader.class_names, trained_names, where=f"data '{config.data.name}'")
+        where = f"data '{config.data.name}'"
+        table = match(loader.class_names, trained_names, where=where)
+        if table is not None and jax.process_index() == 0:
+            which = f"{len(table)} of the {len(trained_names)} classes that the model is trained on"
+            print(f"{where} has {which}, or all in another order: labels are matched by name", flush=True)
+        return table
     if loader.num_classes != config.model.num_classes:
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}, but data '{config.data.name}' has "
