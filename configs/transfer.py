@@ -1,6 +1,7 @@
 """Fine-tuning from other weights, with registers or summaries added.
 
-The model, and the normalisation of images, are those of the weights.
+The model, and the normalisation of images, are those of the weights. A run that is resumed takes them from
+its own checkpoint, so that the weights may be gone by then.
 
 Expected: depends on the weights; none can be had offline.
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from vit_registers import cli
 from vit_registers.checkpointed import start_settings
 from vit_registers.config import (
     Checkpoint,
@@ -35,8 +37,10 @@ from vit_registers.interop.channels import adapt_statistics
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: path (required), source, heads, act (where the tensors do not tell), params (params | ema),
-    leave_out (patterns joined by +), channels (0: as the weights), registers, mask, k (0: no summaries),
-    image (px, 0: that of the weights), classes, data (a TFDS name | folder), epochs, seed."""
+    leave_out (patterns joined by +), channels (0: as the weights), registers (-1: as many as the weights
+    have), old_registers (where these have another number: keep | fresh), mask, k (0: that of the weights),
+    old_summaries (where these have another k: fresh), image (px, 0: that of the weights), classes, data (a
+    TFDS name | folder), epochs, seed."""
     a = parse_arg(
         arg,
         path="",
@@ -47,6 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         leave_out="",
         channels=0,
         registers=-1,
+        old_registers="same",
+        old_summaries="same",
         mask="none",
         k=0,
         image=224,
@@ -64,8 +70,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         hidden_act=a.act or None,
         params=a.params or None,
         leave_out=tuple(a.leave_out.split("+")) if a.leave_out else (),
+        registers=a.old_registers,
+        summaries=a.old_summaries,
     )
-    model, images = start_settings(start)
+    model, images = start_settings(start, run=cli.early_flag("workdir"))
     weights_size = images.image_size or model.image_size
     channels = a.channels or model.channels
     image_size = (a.image, a.image) if a.image else model.image_size

@@ -114,6 +114,22 @@ def run(start):
 
 
 @pytest.fixture
+def untrained():
+    """untrained(folder, config): writes a run folder of `config` with the first parameters, as of step 1."""
+    from vit_registers.training.checkpoints import Checkpoints
+    from vit_registers.training.state import TrainState, make_params
+
+    def untrained(folder, config, **meta):
+        params = jax.jit(lambda: make_params(config))()
+        state = TrainState(step=jax.numpy.ones((), jax.numpy.int32), params=params, opt_state=None, ema=None)
+        with Checkpoints(str(folder), config, **meta) as written:
+            written.save(state, {"top1": 0.5})
+        return params
+
+    return untrained
+
+
+@pytest.fixture
 def run_here(monkeypatch, capfd):
     """run_here("train", "--flag=...") -> (exit code, standard output, standard error), in this process.
 

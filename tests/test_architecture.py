@@ -18,7 +18,10 @@ ALLOWED = {
     "config": {"errors", "config"},
     "models": {"errors", "config", "models"},
     "data": {"errors", "config", "data"},
-    "training": {"errors", "strict_json", "config", "distributed", "models", "data.batch", "training"},
+    "training": {
+        *("errors", "strict_json", "config", "distributed", "models", "training"),
+        *("data.batch", "data.class_names"),
+    },
     "evaluation": {
         "errors",
         "config",
@@ -31,7 +34,7 @@ ALLOWED = {
         "training.state",
     },
     "interop": {"errors", "strict_json", "config", "models", "interop"},
-    "checkpointed": {"errors", "config", "models", "training", "interop"},
+    "checkpointed": {"errors", "config", "models", "data.class_names", "training", "interop"},
     "subjects": {
         "errors",
         "config",

@@ -134,6 +134,14 @@ def _vanish(folder):
     time.sleep(60)
 
 
+def _fail_last(folder):
+    """Process 0 has done its work when the other fails, and the other way round."""
+    failing = int(os.environ["FAILING"])
+    if distributed.jax_distributed.global_state.process_id == failing:
+        time.sleep(1.5)
+        raise ConfigError("the last file cannot be written")
+
+
 def _finish(folder):
     print("done", flush=True)
 
@@ -305,6 +313,40 @@ def test_an_error_of_one_process_ends_the_other_with_its_cause(job):
     assert _errors(err_0) == [
         "error: process 1 of 2 failed: disk 7 is unplugged: plug it in; this process (0) ends too"
     ]
+
+
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=by_hand)])
+def test_a_process_that_is_done_hears_of_one_that_fails_after_it(job, monkeypatch, failing):
+    monkeypatch.setenv("FAILING", str(failing))
+    results = job("_fail_last")
+    for me, (code, _, err) in enumerate(results):
+        line = "error: the last file cannot be written"
+        if me != failing:
+            line = f"error: process {failing} of 2 failed: {line[7:]}; this process ({me}) ends too"
+        assert (code, err.strip().splitlines()) == (2, [line])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            ("--config.model.num_registers=3", "--config.run.seed=7"),
+            "settings: model.num_registers (3 on process 1, 0 on process 0); run.seed (7 on process 1, 0",
+        ),
+        pytest.param(("--config.run.lost_timeout_s=-1",), "run.lost_timeout_s=-1: want > 0", marks=by_hand),
+    ],
+)
+def test_processes_with_different_settings_refuse_each_other(start, tmp_path, other, message):
+    port = _free_port()
+    common = ("--config=configs/digits.py:steps=4", f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    first = start("train", *common, "--process_id=0", f"--workdir={tmp_path}", "--config.data.data_dir=here")
+    second = start("train", *common, "--process_id=1", f"--workdir={tmp_path}", *other)
+    errors = [process.communicate(timeout=100)[1].strip().splitlines() for process in (first, second)]
+    assert [first.returncode, second.returncode] == [2, 2]
+    assert [len(lines) for lines in errors] == [1, 1], errors
+    assert errors[0][0].startswith("error: process 1 of 2 failed: ")
+    assert message in errors[0][0] and message in errors[1][0]
+    assert not list(tmp_path.glob("*"))
 
 
 def test_without_process_0_the_others_end_and_say_so(job):

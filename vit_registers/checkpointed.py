@@ -1,7 +1,8 @@
 """Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.config import (
+    READ,
+    RESUME,
     Config,
     Data,
     InitFrom,
@@ -18,10 +21,12 @@ from vit_registers.config import (
     from_mapping,
     image_size,
     lookup,
+    may_change,
     override,
     to_dict,
 )
-from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.data.class_names import match, some
+from vit_registers.errors import CheckpointError, ConfigError, UserError
 from vit_registers.interop import convert, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
 from vit_registers.interop.entries import Leaf
@@ -29,11 +34,10 @@ from vit_registers.interop.infer import Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
 from vit_registers.interop.values import check_leaves
+from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.vit import ViT
 from vit_registers.training import averages, checkpoint_folder, sharding, state
 
-# Settings that may be given where a checkpoint is read, of a run or of other people.
-FREE = ("data.", "mesh.", "model.dtype", "model.attention", "model.image_size")
 PARAMS = ("params", "ema")  # trained, or averaged
 _NORMALISATION = "; normalisation "  # in a converted checkpoint's origin, before where it comes from
 
@@ -43,24 +47,31 @@ def read_config(
 ) -> tuple[int, Config]:
     """The step that is read (the newest intact one for None), and the config of the run with `overrides`.
 
-    See `with_overrides`.
+    The devices are those that there are, however the run was sharded. An attention back end that does not run
+    on them is replaced by "xla", which a line says. See `with_overrides` for what can be given.
     """
     check_free(overrides or {})
     step = checkpoint_folder.find_step(run, step)
-    # How it was trained is of the past, and need not be what this version would train.
-    config = from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
-    return step, with_overrides(config, overrides or {})
+    config = dataclasses.replace(trained_config(run, step), mesh=Mesh())
+    config = with_overrides(config, overrides or {})
+    if "model.attention" not in (overrides or {}):
+        config = dataclasses.replace(config, model=_runnable(config.model, run))
+    return step, config
 
 
 def check_free(overrides: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a setting is not one of FREE."""
+    """Raises ConfigError for an override that would make another model of a checkpoint."""
+    free = may_change(READ)
     for name in overrides:
-        if not name.startswith(FREE):
-            raise ConfigError(f"--config.{name}: a run is read as it was trained, but for {', '.join(FREE)}")
+        if name not in free:
+            raise ConfigError(
+                f"--config.{name}: a checkpoint is read as it was trained; what can be given is data.*, "
+                f"mesh.* and {', '.join(sorted(one for one in free if one.startswith('model.')))}"
+            )
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The config of a checkpoint with settings of FREE put in.
+    """The config of a checkpoint with settings put in that may differ where it is read.
 
     The model stays the one that the parameters are made for: model.image_size is the size of the images,
     as data.image_size is, and positions are resampled to it. At another size data.eval_ops is scaled, so that
@@ -76,11 +87,37 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
                 "--config.model.image_size and --config.data.image_size differ: give one of them"
             )
         given["data.image_size"] = size
+    # How it was trained is of the past, and need not be what this version would train.
     changed = override(to_dict(config), given, checked=("model", "data", "mesh"))
     if "data.eval_ops" in given:
         return changed
     ops = eval_ops_at(config.data.eval_ops, old=image_size(config), new=image_size(changed))
     return dataclasses.replace(changed, data=dataclasses.replace(changed.data, eval_ops=ops))
+
+
+def _runnable(model: Model, run: str) -> Model:
+    """The model with attention that these devices compute; a line is printed where it is another."""
+    obstacle = attention_obstacle(model)
+    if obstacle is None:
+        return model
+    print(f"{run}: computed with model.attention='xla', as {obstacle}", flush=True)
+    return dataclasses.replace(model, attention="xla")
+
+
+def trained_config(run: str, step: int) -> Config:
+    """The config that a checkpoint was trained with."""
+    return from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
+
+
+def trained_on(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
+    """What a checkpoint was trained on; None where it does not know, as of weights of others."""
+    return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
+
+
+def trained_names(run: str, step: int) -> tuple[str, ...] | None:
+    """The classes of the head of a checkpoint; None where it does not know."""
+    data = trained_on(run, step)
+    return None if data is None else data.class_names
 
 
 def origin_of(where: str, normalisation: str | None) -> str:
@@ -127,11 +164,11 @@ def load_run(run: str, *, step: int | None = None, params: str | None = None) ->
     Raises CheckpointError where there is none.
     """
     step, config = read_config(run, step)
-    return build_run(run, step, config.model, params=params)
+    return run_model(run, step, config.model, params=params)
 
 
-def build_run(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
-    """The model of one checkpoint of a run, of its own settings but for those of FREE, on all devices."""
+def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
+    """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
     graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
     return state.build(graphdef, values)
 
@@ -193,13 +230,41 @@ def open_start(settings: InitFrom) -> convert.Opened:
     return convert.open_path(settings.path, source=settings.source, hints=hints)
 
 
-def start_settings(settings: InitFrom) -> tuple[Model, Data]:
-    """The Model and the Data of the weights that training starts from; none of them is read."""
+def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
+    """The Model and the Data of the weights that training starts from; none of them is read.
+
+    Where `run` is a run folder with a checkpoint that started from them, its own: what has been trained needs
+    the weights no more, and they may be gone. How the model is computed is that of a new run.
+    """
+    if run is not None and (config := _begun(run)) is not None and config.init_from.path == settings.path:
+        free = [one.partition(".")[2] for one in may_change(RESUME) if one.startswith("model.")]
+        defaults = {name: getattr(Model(), name) for name in free}
+        return dataclasses.replace(config.model, **defaults), config.data
     if is_run(settings.path):
         config = read_config(settings.path)[1]
         return config.model, config.data
     opened = open_start(settings)
     return opened.model, preprocessing(opened, Path(settings.path).expanduser())[0]
+
+
+def _begun(run: str) -> Config | None:
+    """The config of the newest checkpoint of a run folder that can be read, intact or not."""
+    meta = checkpoint_folder.newest_meta(run)
+    with contextlib.suppress(UserError):  # damage is for those who restore it
+        return None if meta is None else from_mapping(meta["config"])
+    return None
+
+
+def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
+    """Raises ConfigError where training starts from the head of a run of other classes than `class_names`."""
+    if not settings.keep_head or not is_run(settings.path):
+        return
+    names = trained_names(settings.path, read_config(settings.path)[0])
+    if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
+        raise ConfigError(
+            f"init_from.keep_head: the head of {settings.path} is of {len(names)} classes: {some(names)}; "
+            f"the data set has {len(class_names)}: {some(class_names)}. Set it to False, or use these classes"
+        )
 
 
 def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:

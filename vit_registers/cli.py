@@ -1,5 +1,6 @@
 """What the entry points share: flags, and errors that the user can mend as one line with exit code 2."""
 
+import argparse
 import contextlib
 import inspect
 import io
@@ -102,6 +103,13 @@ def _one_line() -> Iterator[None]:
         yield
     except Exception as error:
         fail(flag.explain(error))
+
+
+def early_flag(name: str) -> str | None:
+    """What the command line gives for a flag; for config files, which are read before all flags are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", f"-{name}", dest="value")
+    return parser.parse_known_args(sys.argv[1:])[0].value
 
 
 def read_config() -> Config:

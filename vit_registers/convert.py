@@ -139,7 +139,8 @@ def to_run(source: Source, output: str) -> None:
         origin += f", read as {source.opened.found.source}"
     write_parameter_overview(params, run / "parameters.txt")
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
-    with Checkpoints(output, source.config) as written:
+    data = None if source.opened is not None else checkpointed.trained_on(source.path, source.step)
+    with Checkpoints(output, source.config, data=data) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
         written.save(state, None, origin=checkpointed.origin_of(origin, source.normalisation))
 

@@ -16,22 +16,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed as jax_distributed  # for its key-value store, which has no public name
 
 from vit_registers.errors import INTERRUPTED, ConfigError, user_line
-from vit_registers.rendezvous import meet, split_address
+from vit_registers.rendezvous import agree, meet, split_address
 
 MENDABLE, LOST = 2, 3  # exit codes: something to mend first; a process or host is gone or hung: start again
 
 KEYS = "vit_registers/"  # what all names in the key-value store begin with
-_STOPPED, _ALIVE, _SEEN, _COUNT = (f"{KEYS}{name}" for name in ("stopped", "alive/", "seen/", "count"))
+_STOPPED, _ALIVE, _SEEN = (f"{KEYS}{name}" for name in ("stopped", "alive/", "seen/"))
 _FAREWELL_S = 5.0  # process 0, which holds the keys, stays so long for others to read why it ends
 _DONE = "done"
 _LONGEST_S = 1e7  # operating systems take no waits of any length
+_ENDING = threading.Lock()  # held by the thread that says why this process ends
 
 
 def key_value_store() -> Any:
@@ -109,6 +110,7 @@ def _give_up(how: str, timeout_s: float) -> None:
 
 def end_all(line: str, code: int) -> NoReturn:
     """Prints the line as an error, tells the other processes, and ends this one. From any thread."""
+    _ENDING.acquire()  # the watch may be ending this process for another's failure, and has said so
     _say(line)
     client = jax_distributed.global_state.client
     if client is not None:
@@ -151,29 +153,35 @@ def _exit(code: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def together(lost_timeout_s: float) -> Iterator[None]:
+def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -> Iterator[None]:
     """A block in which no process outlives another's failure; every process of the job goes through it.
 
-    An error that leaves the block ends all processes; each prints the cause. One process alone is left alone.
+    An error that leaves the block ends all processes; each prints the cause. The same for `settings`, by
+    name, that are not those of process 0. One process alone is left alone.
     """
     state = jax_distributed.global_state
-    if state.client is None or state.num_processes == 1:
+    is_alone = state.client is None or state.num_processes == 1
+    if not lost_timeout_s > 0:
+        line = f"run.lost_timeout_s={lost_timeout_s:g}: want > 0"
+        if not is_alone:
+            end_all(line, MENDABLE)
+        raise ConfigError(line)
+    if is_alone:
         yield
         return
-    _check_count(state)
     closing = threading.Event()
     on_abort = _end_on_abort(state)
     watch = _Watch(state, lost_timeout_s, closing)
     thread = threading.Thread(target=watch.run, name="peers", daemon=True)
     thread.start()
     try:
+        agree(state.client, settings or {}, me=state.process_id, count=state.num_processes, keys=KEYS)
         yield
+        watch.wait_for_all()  # one that fails after this one is done is heard too
     except BaseException as error:
         _end_for(error, lost_timeout_s)
     closing.set()
     thread.join()  # a call into JAX must not be under way when the interpreter ends
-    with contextlib.suppress(Exception):
-        state.client.key_value_set(f"{_ALIVE}{state.process_id}", _DONE, True)
     jax.distributed.shutdown()
     on_abort.close()
 
@@ -201,14 +209,6 @@ def _end_on_abort(state: Any) -> contextlib.ExitStack:
     stack.callback(set_handler, signal.SIGABRT, before)
     stack.callback(lambda: handler)  # which has to live as long
     return stack
-
-
-def _check_count(state: Any) -> None:
-    """Raises ConfigError where this process counts others than process 0 does."""
-    if state.process_id == 0:
-        state.client.key_value_set(_COUNT, str(state.num_processes))
-    elif (count := state.client.blocking_key_value_get(_COUNT, 60_000)) != str(state.num_processes):
-        end_all(f"this job has {state.num_processes} processes, but {count} for process 0", MENDABLE)
 
 
 def _end_for(error: BaseException, lost_timeout_s: float) -> NoReturn:
@@ -242,6 +242,7 @@ class _Watch:
         self._client, self._me, self._count = state.client, state.process_id, state.num_processes
         self._timeout_s, self._closing = lost_timeout_s, closing
         self._interval_s = min(1.0, lost_timeout_s / 6)
+        self._is_done = False
         self._last: dict[int, tuple[str, float]] = {i: ("", time.monotonic()) for i in range(1, self._count)}
 
     def run(self) -> None:
@@ -250,7 +251,8 @@ class _Watch:
         while not self._closing.is_set():
             beat += 1
             try:
-                self._client.key_value_set(f"{_ALIVE}{self._me}", str(beat), True)
+                sign = _DONE if self._is_done else str(beat)
+                self._client.key_value_set(f"{_ALIVE}{self._me}", sign, True)
                 if self._me == 0:
                     self._look_for_lost()
                 notice = self._client.blocking_key_value_get(_STOPPED, int(1000 * self._interval_s))
@@ -263,6 +265,16 @@ class _Watch:
                 return
             if not self._closing.is_set():
                 self._obey(json.loads(notice))
+
+    def wait_for_all(self) -> None:
+        """Returns when this process and all others have done their work; meanwhile the watch goes on."""
+        self._is_done = True
+        self._client.key_value_set(f"{_ALIVE}{self._me}", _DONE, True)
+        while True:
+            signs = dict(self._client.key_value_dir_get(_ALIVE))
+            if sum(sign == _DONE for sign in signs.values()) == self._count:
+                return
+            time.sleep(0.05)
 
     def _look_for_lost(self) -> None:
         now = time.monotonic()
@@ -285,9 +297,11 @@ class _Watch:
         process = notice["process"]
         if process == self._me:
             return  # end_all is at work
-        failed = "" if process is None else f"process {process} of {self._count} failed: "
-        _say(f"{failed}{notice['line']}; this process ({self._me}) ends too")
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{_SEEN}{self._me}", "")
+        if not _ENDING.acquire(blocking=False):
+            return  # end_all is at work here too, with a line that says more
+        failed = "" if process is None else f"process {process} of {self._count} failed: "
+        _say(f"{failed}{notice['line']}; this process ({self._me}) ends too")
         _farewell(self._client, lost=tuple(notice.get("lost", ())))
         _exit(notice["code"])

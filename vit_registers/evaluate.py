@@ -2,22 +2,33 @@
 
     python -m vit_registers.evaluate --checkpoint=runs/digits [--step=200] [--config.data.eval_split=test]
 
-The run folder is all that is needed; --config.data... changes the data, and --config.mesh... the devices.
-The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json.
+The run folder is all that is needed. --config.data... changes the data. All devices are used, however the run
+was sharded; --config.mesh... lays the model over them. A data set with some of the classes that the run was
+trained on is matched by name; other classes are refused.
+
+The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json, with all data settings.
+Where these are not the run's, the name ends with a digest of them: results on other data stay side by side.
 """
 
 from vit_registers import startup
 
 startup.begin(__name__)
 
+import dataclasses
+import hashlib
+import os
 import sys
 import time
+from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from vit_registers import checkpointed, cli
+from vit_registers import config as config_lib
+from vit_registers.config import Config
+from vit_registers.data.batch import relabel
 from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
@@ -36,18 +47,19 @@ def evaluate(
         print(checkpointed.describe_normalisation(config.data, origin), file=sys.stderr)
     params = params or checkpointed.counting_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_divisible(config, mesh)
+    is_size_given = "data.eval_batch_size" in overrides
+    config = sharding.fit_evaluation(config, mesh, is_size_given=is_size_given)
     if not config.model.num_classes:
         raise ConfigError(
             f"{run} has no head, so there is nothing to evaluate: fine-tune it first, or add one"
         )
     loader = open_data(config)
-    check_classes(config, loader)
+    table = check_classes(config, loader, checkpointed.trained_names(run, step))
     with jax.set_mesh(mesh):
         graphdef, values = checkpointed.read_model(run, step, config.model, mesh, params=params)
         started = time.monotonic()
         batches = loader.eval_batches(config.data.eval_split, sharding.batch_sharding(mesh))
-        result = make_evaluate(config, graphdef, mesh)(values, batches)
+        result = make_evaluate(config, graphdef, mesh)(values, relabel(batches, table))
     return {
         "checkpoint": run,
         "step": step,
@@ -57,7 +69,35 @@ def evaluate(
         **result,
         "left_out": loader.num_broken,
         "seconds": round(time.monotonic() - started, 3),
+        "settings": _settings(config),
     }
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What the images and the computation were: all data settings, with an absolute data_dir."""
+    data = config.data
+    folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
+    size = list(config_lib.image_size(config))
+    return {
+        "data": dataclasses.asdict(data) | {"data_dir": folder, "image_size": size},
+        "model": {"dtype": config.model.dtype, "attention": config.model.attention},
+    }
+
+
+def file_name(result: dict[str, Any], own: Config) -> str:
+    """<split>-<step>[-ema][-<digest>].json: the digest is of settings that differ from those of the run.
+
+    Those that leave the result as it is, and the split, are not part of it.
+    """
+    names = ("data.eval_batch_size", "data.also_eval", "data.eval_split", "model.attention")
+    there, here = (config_lib.flatten(settings) for settings in (_settings(own), result["settings"]))
+    other = {key: here[key] for key in here if key not in names and here[key] != there[key]}
+    split = result["split"].replace("/", "_")
+    if split != result["split"]:
+        other["data.eval_split"] = result["split"]
+    digest = hashlib.sha256(dumps(other, sort_keys=True).encode()).hexdigest()[:8]
+    params = "" if result["params"] == "params" else f"-{result['params']}"
+    return f"{split}-{result['step']}{params}{f'-{digest}' if other else ''}.json"
 
 
 def main() -> None:
@@ -68,13 +108,14 @@ def main() -> None:
     if jax.process_index() != 0:
         return
     for name, value in result.items():
+        if name == "settings":
+            continue
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name:<12}{shown}")
     if found := find_non_finite(result):
         print(f"{'warning':<12}{found}")
     folder = cli.writable_folder(values.out or f"{values.checkpoint}/evaluation", "--out")
-    suffix = "" if result["params"] == "params" else f"-{result['params']}"
-    path = folder / f"{result['split'].replace('/', '_')}-{result['step']}{suffix}.json"
+    path = folder / file_name(result, checkpointed.trained_config(values.checkpoint, result["step"]))
     path.write_text(dumps(result) + "\n")
     print(f"{'written to':<12}{path}")
 

@@ -62,6 +62,7 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
         store=store,
         layout=one.layout,
         class_names=one.loader.class_names,
+        head_names=one.head_names,
         mean=data.mean,
         std=data.std,
         rerun=_rerun(one, store, out / "features", progress),

@@ -6,8 +6,11 @@ goes on before all are there. Then JAX takes over the port.
 """
 
 import contextlib
+import json
 import socket
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from vit_registers.errors import ConfigError
 
@@ -15,6 +18,7 @@ _GREETING = "vit_registers"
 _ALL_HERE = "all here"
 _LINE_BYTES = 1000
 _RETRY_S = 0.2
+_AGREE_S = 60.0  # for all to compare what they were given
 _HELLO_S = 10.0  # for a caller to say who it is; anything may call at an open port
 
 
@@ -42,6 +46,34 @@ def meet(coordinator: str, *, num_processes: int, process_id: int, timeout_s: fl
         _receive(port, num_processes, deadline, timeout_s)
     else:
         _call(host, port, f"{_GREETING} {process_id} {num_processes}", deadline, timeout_s)
+
+
+def agree(client: Any, settings: Mapping[str, Any], *, me: int, count: int, keys: str) -> None:
+    """Returns when all processes have compared what they were given with what process 0 was.
+
+    `client` is JAX's key-value store, `keys` what our names in it begin with. Raises ConfigError where this
+    process counts others than process 0 does, or has other settings.
+    """
+    timeout_ms, mine = int(1000 * _AGREE_S), {name: repr(value) for name, value in settings.items()}
+    if me == 0:
+        client.key_value_set(f"{keys}job", json.dumps([count, mine]))
+        for other in range(1, count):
+            client.blocking_key_value_get(f"{keys}agreed/{other}", timeout_ms)
+        return
+    there, theirs = json.loads(client.blocking_key_value_get(f"{keys}job", timeout_ms))
+    if there != count:
+        raise ConfigError(f"this job has {count} processes, but {there} for process 0")
+    differing = [
+        f"{name} ({mine.get(name)} on process {me}, {theirs.get(name)} on process 0)"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"the processes of this job have different settings: {'; '.join(differing)}. "
+            "Start all of them with one command"
+        )
+    client.key_value_set(f"{keys}agreed/{me}", "")
 
 
 def _listener(port: int) -> socket.socket:

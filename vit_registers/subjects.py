@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Opened:
     loader: Loader
     num_images: int
     normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
+    head_names: tuple[str, ...] | None = None  # the classes that its head was trained on; None: not known
 
     @property
     def layout(self) -> TokenLayout:
@@ -114,6 +116,8 @@ def open_all(
     given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
 ) -> list[Opened]:
     """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
+    if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
+        raise ConfigError(f"{', '.join(meshes)}: analyze spreads images over all devices: leave it out")
     given = [one for checkpoint in given for one in _steps(checkpoint)]
     names = _short_names(given)
     opened = [
@@ -139,20 +143,19 @@ def _open(
     name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
 ) -> Opened:
     path, step = split_step(checkpoint)
-    own = {key: value for key, value in overrides.items() if not key.startswith("mesh.")}
     if checkpointed.is_run(path):
-        step, config = checkpointed.read_config(path, step, own)
-        model, origin = (
-            checkpointed.build_run(path, step, config.model),
-            checkpointed.normalisation_origin(path, step),
-        )
+        step, config = checkpointed.read_config(path, step, overrides)
+        model = checkpointed.run_model(path, step, config.model)
+        origin = checkpointed.normalisation_origin(path, step)
         digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
+        head_names = checkpointed.trained_names(path, step)
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = checkpointed.open_others(path, own)
+        model, config, origin = checkpointed.open_others(path, overrides)
         digest = _sha256(_files(Path(path).expanduser()))
-    config = dataclasses.replace(config, data=_shown(config, data, own))
+        head_names = None
+    config = dataclasses.replace(config, data=_shown(config, data, overrides))
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
     return Opened(
@@ -164,11 +167,12 @@ def _open(
         config=config,
         loader=loader,
         num_images=min(number, limit or number),
-        normalisation=None if own.keys() & {"data.mean", "data.std"} else origin,
+        normalisation=None if overrides.keys() & {"data.mean", "data.std"} else origin,
+        head_names=head_names,
     )
 
 
-def _shown(config: Config, data: str | None, own: Mapping[str, Any]) -> Data:
+def _shown(config: Config, data: str | None, overrides: Mapping[str, Any]) -> Data:
     """The Data settings with what --data says put in."""
     settings = config.data
     if data is not None:
@@ -185,8 +189,9 @@ def _shown(config: Config, data: str | None, own: Mapping[str, Any]) -> Data:
             )
         else:
             settings = dataclasses.replace(settings, name=name, eval_split=split)
-    if "data.eval_batch_size" not in own:
-        settings = dataclasses.replace(settings, eval_batch_size=max(_BATCH, jax.device_count()))
+    if "data.eval_batch_size" not in overrides:
+        devices = jax.device_count()
+        settings = dataclasses.replace(settings, eval_batch_size=math.ceil(_BATCH / devices) * devices)
     return settings
 
 

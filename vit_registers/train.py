@@ -20,17 +20,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
 from vit_registers import checkpointed, cli, distributed
 from vit_registers import config as config_lib
 from vit_registers.config import Config
-from vit_registers.data.loaders import Loader, check_classes, open_data, open_others
+from vit_registers.data.batch import relabel
+from vit_registers.data.loaders import Loader, Other, check_classes, open_data, open_others
 from vit_registers.data.prefetch import ahead
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.entries import path_text
 from vit_registers.training import averages, results, sharding
+from vit_registers.training.checkpoint_folder import TrainedOn
 from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
@@ -47,19 +50,19 @@ def train(config: Config, workdir: str) -> None:
     run = Path(workdir).expanduser()
     if jax.process_index() == 0:
         cli.writable_folder(workdir, "--workdir")
-    traced = parse_steps(config.run.profile_steps)
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
-    loader = open_data(config)
-    check_classes(config, loader)
-    durations = make_durations(config, loader.num_examples(config.data.train_split))
+    loader, others, data = open_splits(config)
+    durations = make_durations(config, data.num_examples)
+    traced = parse_steps(config.run.profile_steps, durations.total_steps)
     setup = set_up(config, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data))
+        check_classes(config, loader)  # of a run that goes on, its own have been compared by name
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
@@ -79,12 +82,16 @@ def train(config: Config, workdir: str) -> None:
         )
         if start_step:
             progress.say(f"going on from step {start_step} of {durations.total_steps} in {workdir}")
-        state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
+            if traced is not None and start_step >= traced[0]:
+                progress.say(f"no trace: run.profile_steps={config.run.profile_steps} begins before that")
+        state = (
+            checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, data, progress)
+        )
         loop = Loop(
             config=config,
             durations=durations,
             train_step=setup.train_step,
-            evaluators=make_evaluators(config, setup, loader, mesh),
+            evaluators=make_evaluators(config, setup, loader, others, mesh),
             checkpoints=checkpoints,
             writer=writer,
             progress=progress,
@@ -108,36 +115,58 @@ def train(config: Config, workdir: str) -> None:
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
 
 
-def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
+def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
+    """The data set, the splits of data.also_eval, and what is trained on.
+
+    Raises ConfigError or DataError for a split that is not there or empty, before the run has begun.
+    """
+    loader = open_data(config)
+    others = open_others(config, loader)
+    loader.num_examples(config.data.eval_split)
+    number = loader.num_examples(config.data.train_split)
+    return loader, others, TrainedOn(class_names=loader.class_names, num_examples=number)
+
+
+def first_state(config: Config, setup: Setup, data: TrainedOn, progress: Progress) -> TrainState:
     """The state that a new run starts from: of the initializers, or of the weights that are given."""
     if config.init_from.path is None:
         return setup.make_state()
+    checkpointed.check_kept_head(config.init_from, data.class_names)
     taken = checkpointed.start_leaves(config.init_from, config.model)
     fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
-    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}")
+    parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
+    partly = f"; in part: {', '.join(parts)}" if parts else ""
+    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}{partly}")
     return setup.start_from(put_parameters(setup.make_state().params, taken))
 
 
 def make_evaluators(
-    config: Config, setup: Setup, loader: Loader, mesh: jax.sharding.Mesh
+    config: Config,
+    setup: Setup,
+    loader: Loader,
+    others: dict[str, Other],
+    mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
     """What is evaluated: the parameters that count on data.eval_split, under the split's name, then on the
-    splits of data.also_eval; and the exponential average where there is one, on data.eval_split, as
-    <split>_ema."""
+    splits of `others`, those of data.also_eval; and the exponential average where there is one, on
+    data.eval_split, as <split>_ema."""
     evaluate = make_evaluate(config, setup.graphdef, mesh)
     layout, counting = sharding.batch_sharding(mesh), averages.counting_params(config.optimizer)
 
-    def evaluator(loader: Loader, split: str, field: str) -> Callable[[TrainState], dict[str, float]]:
-        return lambda state: evaluate(getattr(state, field), loader.eval_batches(split, layout))
+    def evaluator(one: Other, field: str) -> Callable[[TrainState], dict[str, float]]:
+        def of(state: TrainState) -> dict[str, float]:
+            batches = relabel(one.loader.eval_batches(one.split, layout), one.table)
+            return evaluate(getattr(state, field), batches)
+
+        return of
 
     split = config.data.eval_split
-    evaluators = {split: evaluator(loader, split, counting)}
+    own = Other(loader, split, None)
+    evaluators = {split: evaluator(own, counting)}
     if config.optimizer.ema_decay is not None:
-        evaluators[f"{split}_ema"] = evaluator(loader, split, "ema")
-    for name, (other, other_split) in open_others(config, loader).items():
-        evaluators[name] = evaluator(other, other_split, counting)
-    return evaluators
+        evaluators[f"{split}_ema"] = evaluator(own, "ema")
+    return evaluators | {name: evaluator(other, counting) for name, other in others.items()}
 
 
 def main() -> None:
@@ -151,7 +180,9 @@ def main() -> None:
         connect_timeout_s=given.connect_timeout_s,
         lost_timeout_s=config.run.lost_timeout_s,
     )
-    with distributed.together(config.run.lost_timeout_s):
+    settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
+    del settings["data.data_dir"]  # hosts may have the data in different places
+    with distributed.together(config.run.lost_timeout_s, settings):
         train(config, given.workdir)
 
 

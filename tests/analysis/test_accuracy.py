@@ -62,16 +62,18 @@ def test_images_without_a_label_do_not_count():
     assert measure(logits_BxY, np.full(3, -1)) is None
 
 
-def _subject(name, num_registers, logits_BxY, label, *, class_names=("a", "b", "c")):
+def _subject(name, num_registers, logits_BxY, label, *, class_names=("a", "b", "c"), head_names=None):
     arrays = {"logits_Y": logits_BxY, "label": label}
     subject = SimpleNamespace(
         name=name,
         layout=SimpleNamespace(num_registers=num_registers),
         model=SimpleNamespace(num_classes=logits_BxY.shape[1]),
         class_names=class_names,
+        head_names=head_names,
         store=SimpleNamespace(read=arrays.__getitem__),
     )
     subject.head_labels = lambda: Subject.head_labels(subject)
+    subject.other_classes = lambda: Subject.other_classes(subject)
     return subject
 
 

@@ -40,6 +40,7 @@ def _all_leaves(model):
         ({"num_classes": 3}, set()),
         ({"pooling": "cls_gap"}, set()),
         ({"drop_path": 0.1, "image_size": (48, 40)}, set()),
+        ({"use_scan": True, "remat": "block", "attention": "splash", "dtype": "bfloat16"}, set()),
     ],
 )
 def test_what_the_weights_have_is_taken_and_the_rest_and_the_head_start_anew(source, settings, fresh):
@@ -80,12 +81,76 @@ def test_another_network_is_refused_with_all_differences(source, settings, messa
         taken_leaves(*source, dataclasses.replace(source[0], **settings), InitFrom(path="x"))
 
 
-def test_registers_that_are_there_have_to_be_used(make, params):
-    model = make(num_registers=4)
-    for count, message in ((0, "registers .* has no place here"), (2, "registers is .* there and .* here")):
-        here = dataclasses.replace(model.model, num_registers=count)
-        with pytest.raises(ConfigError, match=message):
-            taken_leaves(model.model, params(model), here, InitFrom(path="x"))
+@pytest.mark.parametrize(
+    ("count", "how"), [(6, "keep"), (3, "keep"), (0, "keep"), (6, "fresh"), (4, "fresh")]
+)
+@pytest.mark.parametrize("extra", [{}, {"extra_positions": "learned", "summary_factor": 2}])
+def test_of_registers_that_are_there_the_first_are_kept_or_none(make, params, count, how, extra):
+    model = make(num_registers=4, **extra)
+    here = dataclasses.replace(model.model, num_registers=count)
+    values = leaves_of(params(model))
+    taken = taken_leaves(model.model, params(model), here, InitFrom(path="x", registers=how))
+    graph = nnx.split(nnx.eval_shape(lambda: ViT(here, rngs=nnx.Rngs(0))), nnx.Param)[1]
+    zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape), nnx.to_pure_dict(graph))
+    started = leaves_of(put_parameters(zeros, taken))
+    kept = 0 if how == "fresh" else min(count, 4)
+    for name in ("registers", "extra_pos"):
+        if (name,) in values and (name,) in started:
+            now, before = np.asarray(started[name,])[0], np.asarray(values[name,])[0]
+            np.testing.assert_array_equal(now[:kept], before[:kept])
+            np.testing.assert_array_equal(now[kept:count], 0.0)
+            np.testing.assert_array_equal(now[count:], before[4:])  # of summaries
+    others = set(started) - {("registers",), ("extra_pos",)} - HEAD
+    for leaf in others:
+        np.testing.assert_array_equal(started[leaf], values[leaf])
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "message", "fresh"),
+    [
+        (
+            {"num_registers": 4},
+            {"num_registers": 6},
+            "num_registers is 4 there and 6 here .*init_from.regist",
+            "registers",
+        ),
+        (
+            {"num_registers": 4},
+            {"num_registers": 0},
+            "num_registers is 4 there and 0 here .*to keep",
+            "registers",
+        ),
+        (
+            {"summary_factor": 2},
+            {"summary_factor": 3},
+            "summary_factor=2 gives 5 .*init_from.summaries to fr",
+            "summaries",
+        ),
+        (
+            {"summary_factor": 2},
+            {"summary_factor": None},
+            "None gives 0 here .*init_from.summaries",
+            "summaries",
+        ),
+        (
+            {"summary_factor": 2},
+            {"image_size": (48, 48)},
+            "gives 5 summaries there and 2 gives 10 ",
+            "summaries",
+        ),
+    ],
+)
+def test_other_numbers_of_extra_tokens_are_refused_with_the_setting_that_allows_them(
+    make, params, there, here, message, fresh
+):
+    model = make(positions="learned", **there)
+    target = dataclasses.replace(model.model, **here)
+    with pytest.raises(ConfigError, match=message):
+        taken_leaves(model.model, params(model), target, InitFrom(path="x"))
+    taken = taken_leaves(model.model, params(model), target, InitFrom(path="x", **{fresh: "fresh"}))
+    assert (fresh,) not in taken
+    with pytest.raises(ConfigError, match=f"init_from.{fresh}='mostly' is unknown"):
+        taken_leaves(model.model, params(model), target, InitFrom(path="x", **{fresh: "mostly"}))
 
 
 def test_fixed_positions_at_another_size_are_asked_about(make, params):

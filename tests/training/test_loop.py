@@ -218,7 +218,14 @@ def test_one_process_has_no_limit_unless_it_is_set(watch):
 @pytest.mark.parametrize("text", ["10", "0:3", "5:4", "a:b", "-1:2", "1:2:3"])
 def test_steps_to_trace_that_cannot_be_are_refused(text):
     with pytest.raises(ConfigError, match="want 'first:last'"):
-        parse_steps(text)
+        parse_steps(text, 20)
+
+
+def test_steps_beyond_the_run_are_refused_with_its_length():
+    assert parse_steps("8:20", 20) == (8, 20)
+    for text in ("10:21", "30:40"):
+        with pytest.raises(ConfigError, match=f"run.profile_steps='{text}': the run has 20 steps"):
+            parse_steps(text, 20)
 
 
 def test_exactly_the_steps_asked_for_are_traced(tmp_path, monkeypatch):
@@ -228,7 +235,7 @@ def test_exactly_the_steps_asked_for_are_traced(tmp_path, monkeypatch):
 
     def steps(first, last, traced):
         calls.clear()
-        with Profile(tmp_path, parse_steps(traced)) as profile:
+        with Profile(tmp_path, parse_steps(traced, 20)) as profile:
             for step in range(first, last + 1):
                 profile.before(step)
                 calls.append(step)

@@ -11,6 +11,8 @@ from vit_registers.analysis.outliers import Outliers, find
 from vit_registers.analysis.store import Store
 from vit_registers.config import Model
 from vit_registers.data.boxes import BoxImage
+from vit_registers.data.class_names import match
+from vit_registers.errors import ConfigError
 from vit_registers.models.tokens import Grid, TokenLayout
 
 # {("q", block), ...} of the last blocks for one image of any size, uint8, heads joined, PxD each; the grid
@@ -50,7 +52,8 @@ class Subject:
     model: Model
     store: Store
     layout: TokenLayout
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # of the images
+    head_names: tuple[str, ...] | None  # that the head was trained on; None: not known, so compared by number
     example_NxHxWxC: np.ndarray  # the first images, uint8
     mean: tuple[float, ...]  # of pixel values in [0, 1], per channel
     std: tuple[float, ...]
@@ -79,10 +82,27 @@ class Subject:
         return tokens | {"patches": layout.patches}
 
     def head_labels(self) -> np.ndarray | None:
-        """The label_B of the images, where they are classes of the model's own head; else None."""
+        """The label_B of the images as classes of the model's own head; None where they are others."""
         label_B = np.asarray(self.store.read("label"))
-        is_of_head = label_B.ndim == 1 and len(self.class_names) == self.model.num_classes > 0
-        return label_B if is_of_head else None
+        if label_B.ndim != 1 or self.other_classes() is not None:
+            return None
+        if self.head_names is None:
+            return label_B
+        table = match(self.class_names, self.head_names, where="the images")
+        return label_B if table is None else np.where(label_B < 0, label_B, table[np.maximum(label_B, 0)])
+
+    def other_classes(self) -> str | None:
+        """Why the images' classes are not those of the model's own head; None where they are."""
+        theirs, own = len(self.class_names), self.model.num_classes
+        if self.head_names is not None and len(self.head_names) == own > 0:
+            try:
+                match(self.class_names, self.head_names, where="the image set")
+            except ConfigError as error:
+                return str(error)
+            return None
+        if theirs != own or not own:
+            return f"its head has {own} classes and the images have {theirs}, so that they cannot judge it"
+        return None
 
     def term_names(self) -> tuple[str, ...]:
         """The terms of terms_ExD: what comes from each token group, the bias, the skip connection."""

@@ -19,6 +19,9 @@ from vit_registers.config.convert import (
     to_dict,
 )
 from vit_registers.config.core import (
+    READ,
+    RESUME,
+    TRANSFER,
     Checkpoint,
     Config,
     Data,
@@ -28,9 +31,13 @@ from vit_registers.config.core import (
     Optimizer,
     Run,
     image_size,
+    may_change,
 )
 
 __all__ = [
+    "READ",
+    "RESUME",
+    "TRANSFER",
     "Checkpoint",
     "Config",
     "Data",
@@ -47,6 +54,7 @@ __all__ = [
     "from_mapping",
     "image_size",
     "lookup",
+    "may_change",
     "nearest",
     "override",
     "parse_arg",

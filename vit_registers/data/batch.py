@@ -1,6 +1,6 @@
 """The Batch contract that every loader keeps, and what happens to a batch on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -35,6 +35,14 @@ def pad_batch(batch: Batch, size: int) -> Batch:
 def to_device(batch: Batch, sharding: jax.sharding.Sharding) -> Batch:
     """The global batch on the devices, from the share that each process holds."""
     return Batch(*(jax.make_array_from_process_local_data(sharding, x) for x in batch))
+
+
+def relabel(batches: Iterable[Batch], table: np.ndarray | None) -> Iterator[Batch]:
+    """The batches on the devices with label table[i] for i; -1 stays. None: as they are."""
+    if table is None:
+        return iter(batches)
+    apply = jax.jit(lambda label: jnp.where(label < 0, label, jnp.asarray(table)[jnp.maximum(label, 0)]))
+    return (batch._replace(label_B=apply(batch.label_B)) for batch in batches)
 
 
 def check_divides(size: int, sharding: jax.sharding.Sharding, *, where: str) -> None:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from vit_registers.config import Config, check_section, check_value, lookup
 from vit_registers.data.batch import Batch
+from vit_registers.data.class_names import match
 from vit_registers.data.folder import shortened
 from vit_registers.errors import ConfigError, DataError
 
@@ -70,31 +72,55 @@ def open_data(config: Config) -> Loader:
     return open_loader(config)
 
 
-def check_classes(config: Config, loader: Loader) -> None:
-    """Raises ConfigError where the model has not one class for each of the data set's."""
+def check_classes(
+    config: Config, loader: Loader, trained_names: Sequence[str] | None = None
+) -> np.ndarray | None:
+    """Which class of the model each class of the data set is, for batch.relabel; None where labels are right.
+
+    Without `trained_names` the classes are compared by number. That labels are others is printed. Raises
+    ConfigError where the classes do not fit.
+    """
+    if trained_names is not None and len(trained_names) == config.model.num_classes:
+        where = f"data '{config.data.name}'"
+        table = match(loader.class_names, trained_names, where=where)
+        if table is not None and jax.process_index() == 0:
+            which = f"{len(table)} of the {len(trained_names)} classes that the model is trained on"
+            print(f"{where} has {which}, or all in another order: labels are matched by name", flush=True)
+        return table
     if loader.num_classes != config.model.num_classes:
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}, but data '{config.data.name}' has "
             f"{loader.num_classes} classes: set --config.model.num_classes={loader.num_classes}; they are "
             f"{shortened(loader.class_names)}"
         )
+    return None
 
 
-def open_others(config: Config, loader: Loader) -> dict[str, tuple[Loader, str]]:
-    """What data.also_eval names, as {"NAME:SPLIT": (its loader, its split)}; `loader` is that of data.name.
+class Other(NamedTuple):
+    """A split of data.also_eval."""
 
-    Raises ConfigError or DataError, at once, for what cannot be evaluated.
+    loader: Loader
+    split: str
+    table: np.ndarray | None  # of check_classes
+
+
+def open_others(config: Config, loader: Loader) -> dict[str, Other]:
+    """What data.also_eval names, as {"NAME:SPLIT": ...}; `loader` is that of data.name.
+
+    Classes are those of data.name, or some of them, matched by name. Raises ConfigError or DataError, at
+    once, for what cannot be evaluated.
     """
-    opened, found = {config.data.name: loader}, {}
+    opened, found = {config.data.name: (loader, None)}, {}
     for entry in config.data.also_eval:
         name, split = entry.split(maxsplit=1)
         if name not in opened:
             other = dataclasses.replace(config, data=dataclasses.replace(config.data, name=name))
             try:
-                opened[name] = open_data(other)
+                its = open_data(other)
             except DataError as error:
                 raise DataError(f"data.also_eval: {error}; or leave it out") from None
-            check_classes(other, opened[name])
-        opened[name].num_examples(split)
-        found[f"{name}:{split}"] = (opened[name], split)
+            opened[name] = its, check_classes(other, its, loader.class_names)
+        its, table = opened[name]
+        its.num_examples(split)
+        found[f"{name}:{split}"] = Other(its, split, table)
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_registers.config import InitFrom, Model
+from vit_registers.config import TRANSFER, InitFrom, Model, lookup, may_change
 from vit_registers.errors import ConfigError
 from vit_registers.interop.channels import adapt_kernel, can_adapt
 from vit_registers.interop.convert import HEAD, OPTIONAL, PATCH_KERNEL, abstract_params, leaves_of
@@ -14,15 +14,11 @@ from vit_registers.interop.entries import Leaf, path_text
 from vit_registers.models.blocks import dims
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import resample
-from vit_registers.models.vit import patch_grid
+from vit_registers.models.vit import patch_grid, token_layout
 
-# Settings that may differ from those of the weights: they add tokens, change the head, or change no answer.
-_FREE = {
-    *("variant", "image_size", "num_classes", "num_registers", "registers", "summary_factor", "summaries"),
-    *("extra_positions", "mask", "use_mask_token", "drop_path", "drop_path_schedule", "pooling"),
-    *("use_norm_after_pool", "use_pre_logits", "use_head_bias", "init", "dtype", "attention"),
-    *("position_resampling", "layer_scale_init"),
-}
+REGISTERS = ("same", "keep", "fresh")  # init_from.registers
+SUMMARIES = ("same", "fresh")  # init_from.summaries
+
 _MAY_START_FRESH = (*HEAD, "registers", "summaries", "extra_pos", "mask_token")
 
 
@@ -31,12 +27,15 @@ def taken_leaves(
 ) -> dict[Leaf, np.ndarray]:
     """The leaves of `target` that start from `params`; all others start from their initializers.
 
-    Fresh are registers, summaries and their positions where `source` has none, and the head unless
-    `settings.keep_head`. Learned positions are resampled to the image size of `target`, and the patch kernel
-    is summed or repeated for its channels. Raises ConfigError where the models are not the same network
-    otherwise, with all differences listed.
+    Fresh are registers, summaries and their positions where `source` has none or `settings` says so, and the
+    head unless `settings.keep_head`. A leaf of which a part is fresh is a masked array, masked there. Learned
+    positions are resampled to the image size of `target`, and the patch kernel is summed or repeated for its
+    channels. Raises ConfigError where the models are not the same network otherwise, with all differences
+    listed.
     """
-    _check_same_network(source, target)
+    lookup(dict.fromkeys(REGISTERS), settings.registers, "init_from.registers")
+    lookup(dict.fromkeys(SUMMARIES), settings.summaries, "init_from.summaries")
+    _check_same_network(source, target, settings)
     there, here = leaves_of(params), leaves_of(abstract_params(target)[1])
     table = ("pos_embed",)
     if table in there and table in here:
@@ -44,6 +43,7 @@ def taken_leaves(
         there[table] = np.asarray(resample(there[table][0], *grids, target.position_resampling))[None]
     if PATCH_KERNEL in there:
         there[PATCH_KERNEL] = adapt_kernel(np.asarray(there[PATCH_KERNEL]), target.channels)
+    _select_extra_tokens(there, source, target, settings)
     problems, taken = [], {}
     for leaf, shape in ((leaf, value.shape) for leaf, value in here.items()):
         if leaf[0] in HEAD and not settings.keep_head:
@@ -64,18 +64,67 @@ def taken_leaves(
     return taken
 
 
-def _check_same_network(source: Model, target: Model) -> None:
+def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, settings: InitFrom) -> None:
+    """Leaves in `there` what is taken of registers, summaries and their positions, in shapes of `target`."""
+    before, after = (_num_extra(model) for model in (source, target))
+    kept = [
+        0 if how == "fresh" else min(old, new)
+        for how, old, new in zip((settings.registers, settings.summaries), before, after, strict=True)
+    ]
+    # Of each leaf: where the tokens of either kind begin there and here, and how many are taken.
+    runs = {
+        ("registers",): [(0, 0, kept[0])],
+        ("summaries",): [(0, 0, kept[1])],
+        ("extra_pos",): [(0, 0, kept[0]), (before[0], after[0], kept[1])],
+    }
+    sizes = {("registers",): after[0], ("summaries",): after[1], ("extra_pos",): sum(after)}
+    for leaf in runs.keys() & there.keys():
+        value_1xExD = np.asarray(there[leaf])
+        if tuple(before) == tuple(after) == tuple(kept):
+            continue
+        part_1xExD = np.ma.masked_all((1, sizes[leaf], value_1xExD.shape[-1]), value_1xExD.dtype)
+        for old, new, number in runs[leaf]:
+            part_1xExD[:, new : new + number] = value_1xExD[:, old : old + number]
+        if part_1xExD.mask.all():
+            del there[leaf]
+        else:
+            there[leaf] = part_1xExD if part_1xExD.mask.any() else part_1xExD.data
+
+
+def _num_extra(model: Model) -> tuple[int, int]:
+    """How many registers and summaries the model has."""
+    layout = token_layout(model)
+    return layout.num_registers, layout.num_summaries
+
+
+def _check_same_network(source: Model, target: Model, settings: InitFrom) -> None:
     there, here = (dataclasses.asdict(model) | dataclasses.asdict(dims(model)) for model in (source, target))
+    free = may_change(TRANSFER)
     differing = [
         f"model.{name} is {there[name]!r} there and {here[name]!r} here"
         for name in here
-        if name not in _FREE
+        if f"model.{name}" not in free
         and there[name] != here[name]
         and not (name == "channels" and can_adapt(source.channels, target.channels))
     ]
     if (source.layer_scale_init is None) != (target.layer_scale_init is None):
         differing.append(
             f"model.layer_scale_init is {source.layer_scale_init} there and {target.layer_scale_init} here"
+        )
+    (registers, summaries), (new_registers, new_summaries) = (_num_extra(model) for model in (source, target))
+    has_positions = source.extra_positions == "learned"
+    has_registers = has_positions or source.registers == "learned"
+    if settings.registers == "same" and has_registers and registers not in (0, new_registers):
+        differing.append(
+            f"model.num_registers is {registers} there and {new_registers} here (set init_from.registers to "
+            "keep, which takes those that there are, or to fresh)"
+        )
+    has_summaries = summaries and (has_positions or source.summaries == "learned")
+    is_other_grid = (source.summary_factor, summaries) != (target.summary_factor, new_summaries)
+    if settings.summaries == "same" and has_summaries and is_other_grid:
+        differing.append(
+            f"model.summary_factor={source.summary_factor} gives {summaries} summaries there and "
+            f"{target.summary_factor} gives {new_summaries} here (set init_from.summaries to fresh)"
         )
     if not POSITIONS[source.positions].is_learned and source.image_size != target.image_size:
         grids = [patch_grid(model.image_size, model.patch_size) for model in (source, target)]

@@ -1,9 +1,11 @@
 """Settings of a model that building it would let pass."""
 
+import jax
+
 from vit_registers.config import Model, check_section, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention import BACKENDS, KEEP_WEIGHTS
-from vit_registers.models.blocks import ACTIVATIONS, DTYPES, REMAT
+from vit_registers.models.blocks import ACTIVATIONS, DTYPES, REMAT, dims
 from vit_registers.models.pooling import POOLINGS
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
@@ -51,3 +53,17 @@ def check(model: Model) -> None:
             "model.position_resampling='none' makes a fixed table anew; learned positions need one of "
             f"{', '.join(RESAMPLINGS)}"
         )
+
+
+def attention_obstacle(model: Model) -> str | None:
+    """Why the back end of `model.attention` cannot compute on the devices that there are; None where it can.
+
+    Nothing is computed: the back end is traced with one head of the model.
+    """
+    sizes = dims(model)
+    one_BxTxNxK = jax.ShapeDtypeStruct((1, 2, 1, sizes.width // sizes.num_heads), DTYPES[model.dtype])
+    try:
+        jax.eval_shape(BACKENDS[model.attention], *[one_BxTxNxK] * 3)
+    except ConfigError as error:
+        return str(error).partition(": ")[0]
+    return None

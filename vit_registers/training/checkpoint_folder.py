@@ -4,6 +4,8 @@ Orbax does not notice damage to the data it reads back, so nothing is restored t
 manifest; a step without one was never finished.
 """
 
+import contextlib
+import dataclasses
 import os
 import time
 from typing import Any
@@ -18,6 +20,14 @@ from vit_registers.errors import CheckpointError
 from vit_registers.training.manifest import find_damage
 
 FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What a checkpoint remembers of its data set."""
+
+    class_names: tuple[str, ...]
+    num_examples: int  # of data.train_split
 
 
 def run_folder(run: str) -> epath.Path:
@@ -83,6 +93,22 @@ def read_meta(run: str, step: int) -> dict[str, Any]:
     if meta["format"] != FORMAT_VERSION:
         raise CheckpointError(f"{folder} has format {meta['format']}: this version reads {FORMAT_VERSION}")
     return meta
+
+
+def newest_meta(run: str) -> dict[str, Any] | None:
+    """The meta item of the newest checkpoint that has one, intact or not; None where there is none."""
+    for step in list_steps(run):
+        with contextlib.suppress(Exception):  # damage is for those who restore it
+            return read_meta(run, step)
+    return None
+
+
+def trained_on(meta: dict[str, Any]) -> TrainedOn | None:
+    """What a checkpoint was trained on; None for weights of others, and checkpoints of early versions."""
+    saved = meta.get("trained_on")
+    if saved is None:
+        return None
+    return TrainedOn(class_names=tuple(saved["class_names"]), num_examples=saved["num_examples"])
 
 
 def find_step(run: str, step: int | None) -> int:

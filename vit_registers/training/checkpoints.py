@@ -1,11 +1,12 @@
 """Checkpoints of a run: Orbax underneath, a SHA-256 manifest on top.
 
 RUN/checkpoints/<step>/state/...      the TrainState
-RUN/checkpoints/<step>/meta/...       format version, resolved config, data position
+RUN/checkpoints/<step>/meta/...       format version, resolved config, data position, what was trained on
 RUN/checkpoints/<step>/manifest.json  size and SHA-256 of every file, written before the commit
 """
 
 import contextlib
+import dataclasses
 import time
 from typing import Any
 
@@ -17,14 +18,16 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.strict_json import plain
 from vit_registers.training.checkpoint_folder import (
     FORMAT_VERSION,
+    TrainedOn,
     checkpoint_root,
     list_steps,
     newest_intact_step,
     read_meta,
     restore_args,
+    trained_on,
 )
 from vit_registers.training.manifest import find_damage, write_manifest
-from vit_registers.training.same_config import check_same_config
+from vit_registers.training.same_config import check_same_config, check_same_data
 from vit_registers.training.state import TrainState
 from vit_registers.training.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, Barrier, FailedSaves, Keep, is_any
 
@@ -44,9 +47,10 @@ class Checkpoints:
     is said of a save holds on all processes: it has failed where one of them could not write its part.
     """
 
-    def __init__(self, run: str, config: config_lib.Config):
+    def __init__(self, run: str, config: config_lib.Config, *, data: TrainedOn | None = None):
+        """`data` is what is trained on; None for weights that are converted; errors as in same_config.py."""
         config_lib.check_section("checkpoint", config.checkpoint)
-        self._run, self._config = run, config
+        self._run, self._config, self._data = run, config, data
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
         self._barrier = Barrier() if jax.process_count() > 1 else None
@@ -92,6 +96,7 @@ class Checkpoints:
                 f"start one in another --workdir, with --config.init_from.path={self._run}"
             )
         check_same_config(meta["config"], self._config, self._run)
+        check_same_data(trained_on(meta), self._data, self._run)
         skipped = meta.get("skipped", {"total": 0, "in_a_row": 0})  # which early checkpoints do not have
         return step, (skipped["total"], skipped["in_a_row"])
 
@@ -131,6 +136,7 @@ class Checkpoints:
             "format": FORMAT_VERSION,
             "config": config_lib.to_dict(self._config),
             "data_position": {"seed": self._config.run.seed, "next_step": step},
+            "trained_on": None if self._data is None else dataclasses.asdict(self._data),
             "metrics": plain(metrics),
             "origin": origin,
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},

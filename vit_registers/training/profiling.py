@@ -7,14 +7,21 @@ import jax
 from vit_registers.errors import ConfigError
 
 
-def parse_steps(text: str | None) -> tuple[int, int] | None:
-    """(first, last) of "first:last", both of them traced. Raises ConfigError for anything else."""
+def parse_steps(text: str | None, total_steps: int) -> tuple[int, int] | None:
+    """(first, last) of "first:last", both of them traced; None of None.
+
+    Raises ConfigError for anything else, and for steps that a run of `total_steps` does not have.
+    """
     if text is None:
         return None
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ConfigError(
             f"run.profile_steps={text!r}: want 'first:last' with 1 <= first <= last, as '10:15'"
+        )
+    if int(last) > total_steps:
+        raise ConfigError(
+            f"run.profile_steps={text!r}: the run has {total_steps} steps, want last <= {total_steps}"
         )
     return int(first), int(last)
 

@@ -1,5 +1,6 @@
 """The device mesh, and how what the step reads and writes is laid over it."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,11 @@ def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
     if -1 in shape:
         shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
     if math.prod(shape) != num_devices:
-        raise ConfigError(f"config.mesh {asked} does not use the {num_devices} devices that there are")
+        raise ConfigError(
+            f"config.mesh {asked} does not use the {num_devices} devices that there are: give "
+            f"sizes whose product is {num_devices}, as --config.mesh.data=-1 --config.mesh.fsdp=1 "
+            "--config.mesh.tensor=1"
+        )
     return tuple(shape)
 
 
@@ -41,19 +46,37 @@ def check_divisible(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError where a batch does not divide over the devices, or heads over the tensor axis."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulation = config.optimizer.accumulation_steps
-    for name, size, parts in (
-        ("data.batch_size", config.data.batch_size, shards * accumulation),
-        ("data.eval_batch_size", config.data.eval_batch_size, shards),
-    ):
-        if size % parts:
-            what = f"{shards} devices (data x fsdp)"
-            if parts > shards:
-                what += f" x {accumulation} accumulation steps"
-            raise ConfigError(f"{name}={size} is not divisible by {what}: want a multiple of {parts}")
+    what = f"{shards} devices (data x fsdp)"
+    steps = f" x {accumulation} accumulation steps" if accumulation > 1 else ""
+    _check_batch("data.batch_size", config.data.batch_size, shards * accumulation, f"{what}{steps}")
+    _check_batch("data.eval_batch_size", config.data.eval_batch_size, shards, what)
+    _check_tensor_axis(config, mesh)
+
+
+def _check_batch(name: str, size: int, parts: int, what: str) -> None:
+    if size % parts:
+        raise ConfigError(f"{name}={size} is not divisible by {what}: want a multiple of {parts}")
+
+
+def _check_tensor_axis(config: Config, mesh: jax.sharding.Mesh) -> None:
     tensor, sizes = mesh.shape["tensor"], dims(config.model)
     for name, size in (("heads", sizes.num_heads), ("mlp_dim", sizes.mlp_dim)):
         if size % tensor:
             raise ConfigError(f"mesh.tensor={tensor} does not divide the model's {name} ({size})")
+
+
+def fit_evaluation(config: Config, mesh: jax.sharding.Mesh, *, is_size_given: bool) -> Config:
+    """The config with data.eval_batch_size rounded up to a multiple of the devices, unless it is given.
+
+    Raises ConfigError where a size that is given does not divide over them, or the tensor axis does not
+    divide the model.
+    """
+    _check_tensor_axis(config, mesh)
+    shards, size = mesh.shape["data"] * mesh.shape["fsdp"], config.data.eval_batch_size
+    if is_size_given:
+        _check_batch("data.eval_batch_size", size, shards, f"{shards} devices (data x fsdp)")
+    size = math.ceil(max(size, 1) / shards) * shards
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, eval_batch_size=size))
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -54,12 +54,18 @@ def state_from(params: Any, *, settings: Optimizer, optimizer: optax.GradientTra
 
 
 def put_parameters(params: Any, taken: Mapping[tuple[str | int, ...], np.ndarray]) -> Any:
-    """The parameters with those of these paths put in, each part where the parameter has it."""
+    """The parameters with those of these paths put in, each part where the parameter has it.
+
+    Of a masked array only what is not masked is put in.
+    """
 
     def put(path: tuple, leaf: jax.Array) -> jax.Array:
         value = taken.get(tuple(key.key for key in path))
         if value is None:
             return leaf
+        if np.ma.isMaskedArray(value):
+            mask, data = np.ma.getmaskarray(value), value.data
+            return jax.jit(lambda own: jnp.where(mask, own, data), out_shardings=leaf.sharding)(leaf)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
     return jax.tree_util.tree_map_with_path(put, params)

@@ -64,8 +64,9 @@ def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
 def own_head(subjects: list[Subject], options: Options) -> Section:
     """Accuracy of each model's own head on the images, by the number of its registers."""
     section = Section(
-        definition="Each image once; the n-th class of the images is taken to be the n-th of the head. Top-5 "
-        "is given for heads of more than five classes only. The standard error is that of drawing so many "
+        definition="Each image once. Classes are matched by name with those that the head was trained on; "
+        "where a checkpoint does not know these, the n-th of the images is the n-th of the head. Top-5 is "
+        "given for heads of more than five classes only. The standard error is that of drawing so many "
         "images, not that of training again. The cross-entropy is the softmax's, in nats; it need not be "
         "small where a head was trained with another loss."
     )
@@ -99,10 +100,10 @@ def own_head(subjects: list[Subject], options: Options) -> Section:
 
 
 def _why_no_labels(subject: Subject) -> str:
-    theirs, own = len(subject.class_names), subject.model.num_classes
-    if theirs != own:
-        return f"its head has {own} classes and the images have {theirs}, so that it cannot be judged by them"
-    return "an image has several labels, of which the head's accuracy is not taken here"
+    return (
+        subject.other_classes()
+        or "an image has several labels, of which the head's accuracy is not taken here"
+    )
 
 
 def _table(found: dict[str, tuple[int, Accuracy]]) -> Table:

@@ -1,0 +1,95 @@
+"""Fine-tuning as users start it: from a run folder, and from other people's weights."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from vit_registers.checkpointed import start_settings
+from vit_registers.config import Checkpoint, Config, Data, InitFrom, Model
+from vit_registers.errors import CheckpointError
+from vit_registers.training.checkpoint_folder import list_steps
+
+SOURCE = Config(
+    model=Model(
+        width=16, depth=1, num_heads=2, patch_size=4, image_size=(8, 8), channels=1, num_classes=10,
+        num_registers=4,
+    ),
+    data=Data(name="digits", loader="memory", mean=(0.25,), std=(0.75,)),
+    checkpoint=Checkpoint(),
+)  # fmt: skip
+SHORT = (
+    "--config.data.loader=memory",
+    "--config.data.eval_split=test",
+    "--config.data.train_ops=",
+    "--config.data.eval_ops=",
+    "--config.data.batch_size=16",
+    "--config.data.eval_batch_size=360",
+    "--config.run.use_tensorboard=False",
+    "--config.run.total_epochs=None",
+    "--config.run.total_steps=2",
+    "--config.run.eval_every_epochs=None",
+    "--config.optimizer.warmup_epochs=None",
+    "--config.optimizer.warmup_steps=1",
+    "--config.checkpoint.every_steps=1",
+)
+
+
+def _card(path, *more):
+    return f"--config=configs/transfer.py:path={path},image=8,data=digits,classes=10{''.join(more)}"
+
+
+def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
+    weights = tmp_path / "source.npz"
+    untrained(tmp_path / "source", SOURCE)
+    code, _, err = run_here("convert", f"--input={tmp_path}/source", f"--output={weights}", "--to=timm")
+    assert code == 0, err
+    args = (_card(weights, ",registers=6,old_registers=keep,heads=2"), *SHORT)
+    run = f"--workdir={tmp_path}/tuned"
+    code, out, err = run_here(
+        "train", *args, run, "--config.model.use_scan=True", "--config.model.remat=block"
+    )
+    assert code == 0, err
+    assert "in part: registers" in out
+    whole = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    weights.unlink()
+    shutil.rmtree(tmp_path / "tuned" / "checkpoints" / "2")  # stopped before the last step
+
+    code, out, err = run_here("train", *args, run)  # computed otherwise: that may change
+    assert code == 0, err
+    assert "going on from step 1 of 2" in out
+    assert list_steps(str(tmp_path / "tuned"))[0] == 2
+    now = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert whole["model"].pop("use_scan") != now["model"].pop("use_scan")
+    assert whole["model"].pop("remat") != now["model"].pop("remat")
+    assert now == whole
+    # Another config is still another config, and a new run still needs the weights.
+    code, _, err = run_here("train", _card(weights, ",registers=5,old_registers=keep,heads=2"), *SHORT, run)
+    assert code == 2 and "model.num_registers (6 there, 5 now)" in err, err
+    code, _, err = run_here("train", *args, f"--workdir={tmp_path}/new")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert str(weights) in err
+
+
+def test_what_weights_tell_is_read_from_the_run_where_they_are_gone(untrained, tmp_path):
+    start = InitFrom(path=str(tmp_path / "source"))
+    untrained(tmp_path / "source", SOURCE)
+    untrained(tmp_path / "run", dataclasses.replace(SOURCE, init_from=start))
+    untrained(tmp_path / "other", SOURCE)
+    told = start_settings(start)
+    assert told == (SOURCE.model, SOURCE.data)
+    shutil.rmtree(tmp_path / "source")
+    assert start_settings(start, run=str(tmp_path / "run")) == told
+    for run in (None, "other", "nosuch"):
+        with pytest.raises(CheckpointError, match="source"):
+            start_settings(start, run=run and str(tmp_path / run))
+
+
+def test_another_number_of_registers_is_refused_with_the_argument(untrained, run_here, tmp_path):
+    untrained(tmp_path / "source", SOURCE)
+    code, _, err = run_here(
+        "train", _card(tmp_path / "source", ",registers=2"), *SHORT, f"--workdir={tmp_path}/tuned"
+    )
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "model.num_registers is 4 there and 2 here (set init_from.registers to keep" in err
