@@ -30,7 +30,8 @@ def decode(data: bytes, *, channels: int) -> np.ndarray:
     Of an animation the first frame. Alpha is dropped, 16-bit values are divided by 256 (their low byte is
     dropped, as libpng does), palettes are looked up. Grey of colour is the luma of ITU-R 601; for JPEG it is
     the Y plane, before chroma is added and clipped. A rotation noted in EXIF is not applied, as in
-    torchvision's ImageFolder. Raises BrokenImageError.
+    torchvision's ImageFolder; PIL applies that of TIFF, where it is part of the format. Raises
+    BrokenImageError.
     """
     try:
         with _open(io.BytesIO(data)) as image:
