@@ -41,6 +41,7 @@ MODEL_TYPES = {
     "vit": "vit",
     "vit_mae": "vit",
 }
+_KNOWN = f"known are {', '.join(MODEL_TYPES)}"
 _LACKING_TYPES = {
     r"dinov3_vit|eva.*|mlcd.*|pixtral.*|vjepa2|qwen.*|llama4.*|rope_vit|sam3.*": _ROTARY,
     r"beit|data2vec-vision|sam|sam_vision_model|vitdet": _RELATIVE,
@@ -81,11 +82,15 @@ def check_architecture(where: str, settings: Mapping[str, Any]) -> None:
         kind = settings["model_type"]
         feature = next((f for pattern, f in _LACKING_TYPES.items() if re.fullmatch(pattern, kind)), None)
         if feature is not None:
-            raise _refusal(where, f"model_type='{kind}' of transformers", feature)
-        if kind not in MODEL_TYPES:
-            raise CheckpointError(
-                f"{where}: config.json says model_type='{kind}': known are {', '.join(MODEL_TYPES)}"
-            )
+            refusal = _refusal(where, f"model_type='{kind}' of transformers", feature)
+            raise CheckpointError(f"{refusal}; {_KNOWN}")
+
+
+def family_of(model_type: str) -> str:
+    """The family of transformers whose names and layers it has. Raises CheckpointError for others."""
+    if model_type not in MODEL_TYPES:
+        raise CheckpointError(f"config.json says model_type='{model_type}': {_KNOWN}")
+    return MODEL_TYPES[model_type]
 
 
 def check_tensors(where: str, names: Iterable[str], file_names: Mapping[str, str]) -> None:
