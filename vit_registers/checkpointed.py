@@ -178,7 +178,7 @@ def _begun(run: str) -> Config | None:
 
 def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
     """Raises ConfigError where training starts from the head of a run of other classes than `class_names`."""
-    if not settings.keep_head or not is_run(settings.path):
+    if not settings.keep_head or settings.path is None or not is_run(settings.path):
         return
     names = trained_names(settings.path, read_config(settings.path)[0])
     if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
