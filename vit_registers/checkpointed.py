@@ -83,12 +83,16 @@ def trained_names(run: str, step: int) -> tuple[str, ...] | None:
     return None if data is None else data.class_names
 
 
+def is_converted(run: str, step: int) -> bool:
+    """Whether a checkpoint holds converted weights, which no run has trained."""
+    return checkpoint_folder.read_meta(run, step)["origin"] is not None
+
+
 def counting_params(run: str, step: int) -> str:
     """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
-    meta = checkpoint_folder.read_meta(run, step)
-    if meta["origin"] is not None:  # converted: whatever run it was, what counted of it is all that is there
+    if is_converted(run, step):  # whatever run it was, what counted of it is all that is there
         return "params"
-    return averages.counting_params(from_mapping(meta["config"]).optimizer)
+    return averages.counting_params(trained_config(run, step).optimizer)
 
 
 def read_model(
