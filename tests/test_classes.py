@@ -200,6 +200,15 @@ def test_a_run_is_resumed_on_its_own_classes_only(run, folders, capsys, names, n
     assert message in said if message else not said
 
 
+def test_the_first_result_of_converted_weights_has_the_plain_name(untrained, folders, run_here, tmp_path):
+    untrained(tmp_path / "run", _config(folders(*NAMES)))
+    assert run_here("convert", f"--input={tmp_path}/run", f"--output={tmp_path}/out")[0] == 0
+    for args in ((f"--config.data.data_dir={folders('ape', 'bee', 'cat', 'eel')}",), (), ()):
+        assert run_here("evaluate", f"--checkpoint={tmp_path}/out", *args)[0] == 0
+    names = sorted(path.name for path in (tmp_path / "out" / "evaluation").iterdir())
+    assert len(names) == 2 and names[1] == "val-0.json"
+
+
 def test_results_on_other_data_stand_side_by_side_with_all_their_settings(run, folders, run_here):
     own, other = folders(*NAMES), folders("ape", "cat")
     for args in (

@@ -142,6 +142,12 @@ def _fail_last(folder):
         raise ConfigError("the last file cannot be written")
 
 
+def _disagree(folder):
+    """They agree once, and then one has other data."""
+    distributed.require_same({"classes": 2})
+    distributed.require_same({"classes": 2 + distributed.jax_distributed.global_state.process_id})
+
+
 def _finish(folder):
     print("done", flush=True)
 
@@ -326,12 +332,20 @@ def test_a_process_that_is_done_hears_of_one_that_fails_after_it(job, monkeypatc
         assert (code, err.strip().splitlines()) == (2, [line])
 
 
+def test_processes_with_different_data_refuse_each_other(job):
+    (code_0, _, err_0), (code_1, _, err_1) = job("_disagree")
+    assert (code_0, code_1) == (2, 2)
+    (line_0,), (line_1,) = _errors(err_0), _errors(err_1)
+    assert "different settings or data: classes (3 on process 1, 2 on process 0)" in line_1
+    assert line_0.startswith("error: process 1 of 2 failed: ") and line_1[7:] in line_0
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (
             ("--config.model.num_registers=3", "--config.run.seed=7"),
-            "settings: model.num_registers (3 on process 1, 0 on process 0); run.seed (7 on process 1, 0",
+            "data: model.num_registers (3 on process 1, 0 on process 0); run.seed (7 on process 1, 0",
         ),
         pytest.param(("--config.run.lost_timeout_s=-1",), "run.lost_timeout_s=-1: want > 0", marks=by_hand),
     ],

@@ -137,12 +137,16 @@ def describe_normalisation(data: Data, origin: str | None) -> str:
     return "normalisation {}: mean {}, std {}".format(origin or "of the config", *numbers)
 
 
+def is_converted(run: str, step: int) -> bool:
+    """Whether a checkpoint holds converted weights, which no run has trained."""
+    return checkpoint_folder.read_meta(run, step)["origin"] is not None
+
+
 def counting_params(run: str, step: int) -> str:
     """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
-    meta = checkpoint_folder.read_meta(run, step)
-    if meta["origin"] is not None:  # converted: whatever run it was, what counted of it is all that is there
+    if is_converted(run, step):  # whatever run it was, what counted of it is all that is there
         return "params"
-    return averages.counting_params(from_mapping(meta["config"], checked=()).optimizer)
+    return averages.counting_params(trained_config(run, step).optimizer)
 
 
 def read_model(
@@ -257,7 +261,7 @@ def _begun(run: str) -> Config | None:
 
 def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
     """Raises ConfigError where training starts from the head of a run of other classes than `class_names`."""
-    if not settings.keep_head or not is_run(settings.path):
+    if not settings.keep_head or settings.path is None or not is_run(settings.path):
         return
     names = trained_names(settings.path, read_config(settings.path)[0])
     if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:

@@ -8,6 +8,7 @@ than twice the time.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -30,6 +31,8 @@ MENDABLE, LOST = 2, 3  # exit codes: something to mend first; a process or host 
 KEYS = "vit_registers/"  # what all names in the key-value store begin with
 _STOPPED, _ALIVE, _SEEN = (f"{KEYS}{name}" for name in ("stopped", "alive/", "seen/"))
 _FAREWELL_S = 5.0  # process 0, which holds the keys, stays so long for others to read why it ends
+_AGREE_S = 3600.0  # for all to be there: opening large data sets takes minutes, here more than there
+_rounds = itertools.count()  # of require_same, which every process counts alike
 _DONE = "done"
 _LONGEST_S = 1e7  # operating systems take no waits of any length
 _ENDING = threading.Lock()  # held by the thread that says why this process ends
@@ -175,7 +178,7 @@ def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -
     thread = threading.Thread(target=watch.run, name="peers", daemon=True)
     thread.start()
     try:
-        agree(state.client, settings or {}, me=state.process_id, count=state.num_processes, keys=KEYS)
+        require_same(settings or {})
         yield
         watch.wait_for_all()  # one that fails after this one is done is heard too
     except BaseException as error:
@@ -184,6 +187,20 @@ def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -
     thread.join()  # a call into JAX must not be under way when the interpreter ends
     jax.distributed.shutdown()
     on_abort.close()
+
+
+def require_same(settings: Mapping[str, Any]) -> None:
+    """Returns when all processes, which have to call it, have compared `settings` with those of process 0.
+
+    Raises ConfigError on a process where they differ. It is for the block of `together`, whose watch ends
+    the wait for a process that fails before it is here.
+    """
+    state = jax_distributed.global_state
+    if state.client is None or state.num_processes == 1:
+        return
+    keys = f"{KEYS}same/{next(_rounds)}/"
+    me, count = state.process_id, state.num_processes
+    agree(state.client, settings, me=me, count=count, keys=keys, timeout_s=_AGREE_S)
 
 
 def _end_on_abort(state: Any) -> contextlib.ExitStack:

@@ -14,11 +14,14 @@ from vit_registers import startup
 
 startup.begin(__name__)
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -84,20 +87,27 @@ def _settings(config: Config) -> dict[str, Any]:
     }
 
 
-def file_name(result: dict[str, Any], own: Config) -> str:
+def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     """<split>-<step>[-ema][-<digest>].json: the digest is of settings that differ from those of the run.
 
-    Those that leave the result as it is, and the split, are not part of it.
+    Those that leave the result as it is, and the split, are not part of it. Converted weights have no data of
+    their own: there the first result has no digest.
     """
-    names = ("data.eval_batch_size", "data.also_eval", "data.eval_split", "model.attention")
-    there, here = (config_lib.flatten(settings) for settings in (_settings(own), result["settings"]))
-    other = {key: here[key] for key in here if key not in names and here[key] != there[key]}
     split = result["split"].replace("/", "_")
+    params = "" if result["params"] == "params" else f"-{result['params']}"
+    plain = folder / f"{split}-{result['step']}{params}.json"
+    own = _settings(checkpointed.trained_config(run, result["step"]))
+    if checkpointed.is_converted(run, result["step"]):
+        own = result["settings"]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            own = json.loads(plain.read_text())["settings"]
+    there, here = (json.loads(dumps(config_lib.flatten(one))) for one in (own, result["settings"]))
+    names = ("data.eval_batch_size", "data.also_eval", "data.eval_split", "model.attention")
+    other = {key: here[key] for key in here if key not in names and here[key] != there.get(key)}
     if split != result["split"]:
         other["data.eval_split"] = result["split"]
     digest = hashlib.sha256(dumps(other, sort_keys=True).encode()).hexdigest()[:8]
-    params = "" if result["params"] == "params" else f"-{result['params']}"
-    return f"{split}-{result['step']}{params}{f'-{digest}' if other else ''}.json"
+    return plain.with_name(f"{plain.stem}-{digest}.json") if other else plain
 
 
 def main() -> None:
@@ -115,7 +125,7 @@ def main() -> None:
     if found := find_non_finite(result):
         print(f"{'warning':<12}{found}")
     folder = cli.writable_folder(values.out or f"{values.checkpoint}/evaluation", "--out")
-    path = folder / file_name(result, checkpointed.trained_config(values.checkpoint, result["step"]))
+    path = result_path(folder, values.checkpoint, result)
     path.write_text(dumps(result) + "\n")
     print(f"{'written to':<12}{path}")
 

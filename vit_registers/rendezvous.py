@@ -18,7 +18,6 @@ _GREETING = "vit_registers"
 _ALL_HERE = "all here"
 _LINE_BYTES = 1000
 _RETRY_S = 0.2
-_AGREE_S = 60.0  # for all to compare what they were given
 _HELLO_S = 10.0  # for a caller to say who it is; anything may call at an open port
 
 
@@ -48,13 +47,15 @@ def meet(coordinator: str, *, num_processes: int, process_id: int, timeout_s: fl
         _call(host, port, f"{_GREETING} {process_id} {num_processes}", deadline, timeout_s)
 
 
-def agree(client: Any, settings: Mapping[str, Any], *, me: int, count: int, keys: str) -> None:
+def agree(
+    client: Any, settings: Mapping[str, Any], *, me: int, count: int, keys: str, timeout_s: float
+) -> None:
     """Returns when all processes have compared what they were given with what process 0 was.
 
-    `client` is JAX's key-value store, `keys` what our names in it begin with. Raises ConfigError where this
-    process counts others than process 0 does, or has other settings.
+    `client` is JAX's key-value store, `keys` what the names in it begin with, which are used once. Raises
+    ConfigError where this process counts others than process 0 does, or has other settings.
     """
-    timeout_ms, mine = int(1000 * _AGREE_S), {name: repr(value) for name, value in settings.items()}
+    timeout_ms, mine = int(1000 * timeout_s), {name: repr(value) for name, value in settings.items()}
     if me == 0:
         client.key_value_set(f"{keys}job", json.dumps([count, mine]))
         for other in range(1, count):
@@ -70,8 +71,8 @@ def agree(client: Any, settings: Mapping[str, Any], *, me: int, count: int, keys
     ]
     if differing:
         raise ConfigError(
-            f"the processes of this job have different settings: {'; '.join(differing)}. "
-            "Start all of them with one command"
+            f"the processes of this job have different settings or data: {'; '.join(differing)}. "
+            "Start all of them with one command, on the same data"
         )
     client.key_value_set(f"{keys}agreed/{me}", "")
 

@@ -15,6 +15,7 @@ startup.begin(__name__)
 
 import contextlib
 import functools
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,9 +85,9 @@ def train(config: Config, workdir: str) -> None:
             progress.say(f"going on from step {start_step} of {durations.total_steps} in {workdir}")
             if traced is not None and start_step >= traced[0]:
                 progress.say(f"no trace: run.profile_steps={config.run.profile_steps} begins before that")
-        state = (
-            checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, data, progress)
-        )
+        else:
+            checkpointed.check_kept_head(config.init_from, data.class_names)
+        state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
         loop = Loop(
             config=config,
             durations=durations,
@@ -118,20 +119,24 @@ def train(config: Config, workdir: str) -> None:
 def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
     """The data set, the splits of data.also_eval, and what is trained on.
 
-    Raises ConfigError or DataError for a split that is not there or empty, before the run has begun.
+    Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
+    where the processes of a job do not have the same data.
     """
     loader = open_data(config)
     others = open_others(config, loader)
     loader.num_examples(config.data.eval_split)
     number = loader.num_examples(config.data.train_split)
-    return loader, others, TrainedOn(class_names=loader.class_names, num_examples=number)
+    names = loader.class_names
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
+    distributed.require_same({"classes of the data": classes, "training examples": number})
+    return loader, others, TrainedOn(class_names=names, num_examples=number)
 
 
-def first_state(config: Config, setup: Setup, data: TrainedOn, progress: Progress) -> TrainState:
+def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
     """The state that a new run starts from: of the initializers, or of the weights that are given."""
     if config.init_from.path is None:
         return setup.make_state()
-    checkpointed.check_kept_head(config.init_from, data.class_names)
     taken = checkpointed.start_leaves(config.init_from, config.model)
     fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
