@@ -55,6 +55,7 @@ def test_all_that_is_written_goes_through_it():
     others = {
         "vit_registers/strict_json.py",
         "vit_registers/distributed.py",
+        "vit_registers/rendezvous.py",
         "vit_registers/interop/writing.py",
         "tools/runs.py",
     }

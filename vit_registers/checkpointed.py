@@ -204,7 +204,7 @@ def load(path: str, *, step: int | None, params: str | None, source: str, hints:
     print(convert.describe(opened), flush=True)
     if opened.model.channels != opened.native.channels:
         data, origin = preprocessing(opened, Path(path).expanduser())
-        print(f"normalisation {origin}: mean {data.mean}, std {data.std}", flush=True)
+        print(describe_normalisation(data, origin), flush=True)
     return convert.build(opened)
 
 

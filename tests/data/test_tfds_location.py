@@ -83,10 +83,7 @@ def test_one_data_set_by_all_its_names(kind, name, data_dir, make_config, root, 
         ("{}/two.py", "", "{}/two.py has 2 builders (A, B): want one class"),
         ("{}/broken.py", "", "{}/broken.py cannot be read as Python: "),
         ("{}/binary.py", "", "{}/binary.py cannot be read as Python: "),
-        *(
-            (odd, "", "is neither a name of TFDS")
-            for odd in ("", "to y", "toy:1", "töy", "a/b/c", "toy\n", "\0")
-        ),
+        *((odd, "", "is neither a name of TFDS") for odd in ("to y", "toy:1", "töy", "a/b/c", "toy\n", "\0")),
     ],
 )
 def test_what_is_not_there(kind, name, data_dir, message, make_config, root):

@@ -54,7 +54,7 @@ def test_the_normalisation_is_averaged_and_said(make, params, tmp_path, capfd, r
     mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
     said = capfd.readouterr().out
     assert "patch kernel of 3 channels for images of 1: summed over them" in said
-    line = f"normalisation assumed for dinov2 and made for 1 channels: mean ({mean},), std ({std},)"
+    line = f"normalisation assumed for dinov2 and made for 1 channels: mean {mean}, std {std}"
     assert line in said
     args = (f"--input={path}", f"--output={run}", "--num_heads=4", "--channels=1")
     code, out, err = run_here("convert", *args)

@@ -91,10 +91,11 @@ def open_weights(
     if not settings:
         told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
         check_told(weights.where, found.source, found.weights.shapes, **told)
-    native, entries = _understand(found, hints, settings)
+    native = _understand(found, hints, settings)
     if found.source == "mup_vit":
         found = dataclasses.replace(found, note=assumed(found, hints, native))
     check_agreement(weights.where, settings, native, hinted(hints))
+    entries = entries_of(found.names, native, found.source)
     _check_names(found, native, entries)
     model = native
     if hints.channels is not None:
@@ -111,11 +112,11 @@ def open_weights(
     return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
 
 
-def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> tuple[Model, list[Entry]]:
-    """The Model of a checkpoint, and its name table."""
+def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> Model:
+    """The Model of a checkpoint."""
     infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
     try:
-        native = infer(found, settings, hints)
+        return infer(found, settings, hints)
     except (IndexError, ZeroDivisionError) as error:
         shapes = found.weights.shapes
         odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
@@ -123,7 +124,6 @@ def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> tupl
             f"{found.weights.where} was read as '{found.source}', and a tensor has a shape that cannot be"
             + "".join(odd[:1])
         ) from error
-    return native, entries_of(found.names, native, found.source)
 
 
 def _check_left_out(
@@ -132,7 +132,7 @@ def _check_left_out(
     """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
     try:
         whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
-        _, entries = _understand(whole, hints, settings)
+        entries = entries_of(whole.names, _understand(whole, hints, settings), whole.source)
     except UserError:  # such as several networks, of which leave_out picks one
         return
     needed = [
