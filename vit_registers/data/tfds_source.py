@@ -53,7 +53,7 @@ class TfdsData:
         """The keys may be None for the usual ones. Raises DataError where a feature is missing or unfit."""
         self._builder = builder
         self.name = builder.info.name
-        features = _flatten(builder.info.features)
+        features = dict(sorted(_flatten(builder.info.features).items()))
         self.image_key = image_key or _IMAGE
         self.label_key = label_key or next((key for key in _LABELS if key in features), _LABELS[-1])
         images = {key: feature for key, feature in features.items() if _is_image(feature)}
