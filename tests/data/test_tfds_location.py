@@ -1,5 +1,6 @@
 """Where prepared data sets are found: names, versions, configs, paths; what is half there is refused."""
 
+import os
 import shutil
 
 import numpy as np
@@ -141,6 +142,22 @@ def test_damaged_descriptions(kind, file, make_config, root):
         assert message.endswith("delete the folder and run tools.prepare_data again")
     with pytest.raises(DataError, match=r"toy/1.0.0 cannot be read"):
         open_tfds("toy", "train", data_dir=str(root))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
+@pytest.mark.parametrize(
+    "place", ["", "toy", "toy/1.0.0", "toy/1.0.0/dataset_info.json", "toy/1.0.0/features.json"]
+)
+def test_what_may_not_be_read_is_not_called_damaged(place, make_config, root):
+    path = root / place
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        message = refusal(make_config("array_record", data_dir=str(root)))
+    finally:
+        path.chmod(mode)
+    assert f"{path} cannot be read: Permission denied" in message.replace("/ cannot", " cannot")
+    assert "delete" not in message
 
 
 def test_a_preparation_that_is_not_finished(make_config, root):

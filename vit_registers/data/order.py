@@ -68,6 +68,11 @@ def training_order(config: Config, num_examples: int) -> Order:
     data = config.data
     if data.repeats < 1:
         raise ConfigError(f"data.repeats={data.repeats}: want >= 1")
+    if data.repeats > data.batch_size:
+        raise ConfigError(
+            f"data.repeats={data.repeats} is more than data.batch_size={data.batch_size}: batches would "
+            "be of one image"
+        )
     if data.drop_last and num_examples < data.batch_size:
         raise ConfigError(
             f"data.drop_last with data.batch_size={data.batch_size}: "
