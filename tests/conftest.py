@@ -133,12 +133,14 @@ def untrained():
 def run_here(monkeypatch, capfd):
     """run_here("train", "--flag=...") -> (exit code, standard output, standard error), in this process.
 
-    For what ends soon: a program of its own spends seconds on imports. What programs do to this process is
-    undone: flags, handlers and filters of logs, hooks.
+    A program outside of the package is given with its package, as "tools.prepare_data". For what ends soon: a
+    program of its own spends seconds on imports. What programs do to this process is undone: flags, handlers
+    and filters of logs, hooks.
     """
 
     def run_here(program, *args):
         app.define_help_flags()
+        module = program if "." in program else f"vit_registers.{program}"
         before = set(flags.FLAGS)
         capfd.readouterr()
         with monkeypatch.context() as patch, warnings.catch_warnings():
@@ -149,16 +151,16 @@ def run_here(monkeypatch, capfd):
             patch.setattr(sys, "unraisablehook", sys.unraisablehook)
             patch.setattr(sys, "argv", [program, *args])
             patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-            patch.delitem(sys.modules, f"vit_registers.{program}", raising=False)
+            patch.delitem(sys.modules, module, raising=False)
             patch.chdir(ROOT)
             verbosity, on_interrupt = absl_logging.get_verbosity(), signal.getsignal(signal.SIGINT)
             try:
                 with pytest.raises(SystemExit) as stopped:
-                    runpy.run_module(f"vit_registers.{program}", run_name="__main__", alter_sys=True)
+                    runpy.run_module(module, run_name="__main__", alter_sys=True)
             finally:
                 for name in set(flags.FLAGS) - before:  # but for those of modules, which stay imported
                     owner = flags.FLAGS.find_module_defining_flag(name, "")
-                    if name.startswith("config") or owner.endswith(f"{program}.py"):
+                    if name.startswith("config") or owner.endswith(f"{module.rpartition('.')[2]}.py"):
                         delattr(flags.FLAGS, name)
                 flags.FLAGS.unparse_flags()
                 absl_logging.set_verbosity(verbosity)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def _shown(config: Config, data: str | None, overrides: Mapping[str, Any]) -> Da
     """The Data settings with what --data says put in."""
     settings = config.data
     if data is not None:
-        name, _, split = data.partition(":")
+        name, split = _name_and_split(data)
         if Path(data).expanduser().is_dir():
             resized = settings.eval_ops if "resize" in settings.eval_ops else "resize"
             folder = str(Path(data).expanduser().resolve())
@@ -197,15 +198,21 @@ def _shown(config: Config, data: str | None, overrides: Mapping[str, Any]) -> Da
 
 def open_boxes(given: str) -> Sequence[BoxImage]:
     """Images with boxes: a folder of PASCAL VOC, DIR or DIR:SPLIT, or NAME:SPLIT of TFDS."""
-    where, _, split = given.partition(":")
+    where, split = _name_and_split(given)
     folder = Path(where).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
         return boxes.open_voc(folder, split=split or None).records
     if not split:
         raise ConfigError(
             f"--boxes={given}: there is no such folder; want a folder of PASCAL VOC, or NAME:SPLIT"
         )
     return boxes.open_tfds(where, split)
+
+
+def _name_and_split(given: str) -> tuple[str, str]:
+    """NAME and SPLIT of NAME:SPLIT, as in mnist:test, mnist:3.0.1:train[:10] or a/path:test."""
+    place = re.sub(r"\[.*?\]", lambda part: "_" * len(part.group()), given).rfind(":")
+    return (given, "") if place < 0 else (given[:place], given[place + 1 :])
 
 
 def _steps(checkpoint: str) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vit_registers.data.boxes import from_tfds, open_tfds, open_voc, read_image, without_hard
 from vit_registers.errors import DataError
+from vit_registers.subjects import open_boxes
 
 RACCOONS = Path(__file__).parents[3] / "shared" / "data" / "raccoon-voc.zip"
 
@@ -333,6 +334,7 @@ def test_prepared_tfds(tmp_path):
     with pytest.raises(DataError, match="reaches 1000, but 'train' has 3 examples"):
         open_tfds("toy", "train[1:1000]", data_dir=str(tmp_path / "a"))
     assert len(open_tfds(str(tmp_path / "a" / "toy" / "1.0.0"), "train")) == 3
+    assert len(open_boxes(f"{tmp_path}/a/toy/1.0.0:train[1:]")) == 2
     with pytest.raises(DataError, match=r"--boxes='toy:2.0.0' is not prepared in .*, which has toy:1.0.0"):
         open_tfds("toy:2.0.0", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy has no split 'trian': did you mean 'train'"):

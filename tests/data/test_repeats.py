@@ -62,6 +62,20 @@ def test_loaders_keep_to_the_order(kind, make_loader, device, small):
     np.testing.assert_array_equal(small.numbers(batch), order.records(np.arange(2 * 12, 9 * 12)))
 
 
+@pytest.mark.parametrize("num_processes", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"repeats": 2, "mix_groups": 2}, {"drop_last": True}])
+def test_processes_share_the_batches_that_the_memory_has(settings, num_processes, make_loader, device, small):
+    common = {"batch_size": 12, "train_split": "train[-20:]+test[:3]", **settings}
+    whole = small.take(make_loader("memory_array_record", **common).train_batches(3, device), 5)
+    loader = make_loader("array_record", **common)
+    parts = [
+        small.take(loader.host_train_batches(3, process_index=i, process_count=num_processes), 5)
+        for i in range(num_processes)
+    ]
+    joined = np.stack([small.numbers(part).reshape(5, -1) for part in parts], axis=1).reshape(-1)
+    np.testing.assert_array_equal(joined, small.numbers(whole))
+
+
 def test_copies_are_augmented_apart(make_loader, device, small):
     loader = make_loader("array_record", batch_size=12, repeats=3, train_ops="random_crop(3)")
     batch = small.take(loader.train_batches(0, device), 4)
@@ -73,6 +87,7 @@ def test_copies_are_augmented_apart(make_loader, device, small):
     ("kind", "settings", "message"),
     [
         ("array_record", {"repeats": 0}, "data.repeats=0: want >= 1"),
+        ("memory_array_record", {"repeats": 11}, "data.repeats=11 is more than data.batch_size=10"),
         ("array_record", {"batch_size": 64, "drop_last": True}, "the 57 examples of 'train' make no whole"),
         ("tfrecord", {"repeats": 3}, "is of TFRecord files"),
     ],

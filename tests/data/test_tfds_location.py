@@ -1,5 +1,6 @@
 """Where prepared data sets are found: names, versions, configs, paths; what is half there is refused."""
 
+import os
 import shutil
 
 import numpy as np
@@ -140,6 +141,32 @@ def test_damaged_descriptions(kind, file, make_config, root):
         open_tfds("toy", "train", data_dir=str(root))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
+@pytest.mark.parametrize(
+    "place", ["", "toy", "toy/1.0.0", "toy/1.0.0/dataset_info.json", "toy/1.0.0/features.json"]
+)
+def test_what_may_not_be_read_is_not_called_damaged(place, make_config, root):
+    path = root / place
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        message = refusal(make_config("array_record", data_dir=str(root)))
+    finally:
+        path.chmod(mode)
+    assert f"{path} cannot be read: Permission denied" in message.replace("/ cannot", " cannot")
+    assert "delete" not in message
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_other_formats_of_files(kind, make_config, root):
+    path = root / "toy" / "1.0.0" / "dataset_info.json"
+    path.write_text(path.read_text().replace('"array_record"', '"riegeli"'))
+    message = refusal(make_config(kind, data_dir=str(root)))
+    assert message.startswith(
+        f"{path.parent} is of riegeli files: delete the folder and prepare it as array_record"
+    )
+
+
 def test_a_preparation_that_is_not_finished(make_config, root):
     (root / "toy" / "1.0.0").rename(root / "toy" / "incomplete.ABCDEF_1.0.0")
     message = refusal(make_config("array_record", data_dir=str(root)))
@@ -147,7 +174,7 @@ def test_a_preparation_that_is_not_finished(make_config, root):
 
 
 @pytest.mark.parametrize("kind", ["array_record", "memory_array_record", "tfrecord"])
-def test_a_file_of_records_that_is_missing_is_told_before_it_is_read(kind, make_config, data_dirs, tmp_path):
+def test_a_file_of_records_that_is_missing_is_named_before_it_is_read(kind, make_config, data_dirs, tmp_path):
     base = kind.removeprefix("memory_")
     root = shutil.copytree(data_dirs[base], tmp_path / "root")
     (root / "toy" / "1.0.0" / f"toy-train.{base}-00002-of-00004").unlink()

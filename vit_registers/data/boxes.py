@@ -260,8 +260,10 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxe
         where = tfds_location.full_data_dir(data_dir)
         run = f"run 'python -m tools.prepare_data --name={name} --data_dir={where}'"
         raise DataError(f"{name} is not prepared in {where}: {run}")
-    features = builder.info.features
-    if not {"image", "objects"} <= set(features) or "bbox" not in features["objects"].feature:
+    features = dict(builder.info.features)
+    inside = getattr(features.get("objects"), "feature", None)  # of a sequence
+    has_boxes = isinstance(inside, tfds.features.FeaturesDict) and "bbox" in inside
+    if not has_boxes or not isinstance(features.get("image"), tfds.features.Image):
         raise DataError(
             f"{name} has {', '.join(sorted(features))}: want image and objects with bbox, as in voc/2007"
         )

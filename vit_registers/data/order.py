@@ -67,6 +67,11 @@ def training_order(config: Config, num_examples: int) -> Order:
     """The order of the training split. Raises ConfigError for settings that do not fit it."""
     data = config.data
     check_section("data", data)
+    if data.repeats > data.batch_size:
+        raise ConfigError(
+            f"data.repeats={data.repeats} is more than data.batch_size={data.batch_size}: batches would "
+            "be of one image"
+        )
     if data.drop_last and num_examples < data.batch_size:
         raise ConfigError(
             f"data.drop_last with data.batch_size={data.batch_size}: "

@@ -178,6 +178,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
             f"there, or run 'python -m tools.prepare_data --name={name} --data_dir={root}'"
         )
     _check_unfinished(root / name.data)
+    _list(root)
     return None
 
 
@@ -186,6 +187,7 @@ def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.Dataset
     if _is_version(path):
         return read(path)
     if not name or not path.is_dir():
+        _list(path.parent)
         raise _neither(name, setting)
     versions = _versions(path)
     configs = {found.config for found in versions}
@@ -213,7 +215,12 @@ def _versions(folder: epath.Path) -> dict[Name, epath.Path]:
 
 
 def _folders(folder: epath.Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return sorted(path.name for path in _list(folder) if path.is_dir())
+
+
+def _list(folder: epath.Path) -> list[epath.Path]:
+    """What is in the folder, if there is one. Raises OSError where it cannot be read."""
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> epath.Path | None:
@@ -252,8 +259,9 @@ def _check_unfinished(folder: epath.Path) -> None:
 def read(folder: epath.Path) -> tfds.core.DatasetBuilder:
     """The data set of a version folder. Raises DataError where its description is missing or damaged."""
     again = "delete the folder and run tools.prepare_data again"
+    there = {path.name for path in folder.iterdir() if path.is_file()}
     for file in _FILES:
-        if not (folder / file).is_file():
+        if file not in there:
             raise DataError(f"{folder} is half prepared, it has no {file}: {again}")
     try:
         builder = read_only_builder.builder_from_directory(folder)
@@ -261,14 +269,21 @@ def read(folder: epath.Path) -> tfds.core.DatasetBuilder:
         if not lengths or min(lengths) < 0:
             raise ValueError(f"the files of its splits have {lengths} examples")
     except Exception as error:  # TFDS raises anything for damaged files
+        if isinstance(_cause(error), PermissionError):
+            raise _cause(error) from None
         raise DataError(f"{folder} cannot be read, {one_line(error)}: {again}") from None
     return builder
 
 
 def one_line(error: BaseException) -> str:
     """What an error of TFDS says, in one line of some 300 characters: its beginning and its end."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = _cause(error)
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -53,9 +53,10 @@ class TfdsData:
         """The keys may be None for the usual ones. Raises DataError where a feature is missing or unfit."""
         self._builder = builder
         self.name = builder.info.name
-        features = _flatten(builder.info.features)
-        self.image_key = image_key or _IMAGE
-        self.label_key = label_key or next((key for key in _LABELS if key in features), _LABELS[-1])
+        features = dict(sorted(_flatten(builder.info.features).items()))
+        self.image_key = _IMAGE if image_key is None else image_key
+        usual = next((key for key in _LABELS if key in features), _LABELS[-1])
+        self.label_key = usual if label_key is None else label_key
         images = {key: feature for key, feature in features.items() if _is_image(feature)}
         labels = {key: feature for key, feature in features.items() if _class_label(feature)}
         image = _find(images, self.image_key, "image_key", "an image of uint8 or uint16", self.name, features)
@@ -66,6 +67,11 @@ class TfdsData:
         self.class_names = tuple(label.names or map(str, range(label.num_classes)))
         self._pair = tfds.features.FeaturesDict({self.image_key: image, self.label_key: label})
         self.is_random_access = builder.info.file_format.value == "array_record"
+        if not self.is_random_access and builder.info.file_format.value != "tfrecord":
+            raise DataError(
+                f"{builder.data_path} is of {builder.info.file_format.value} files: delete the folder and "
+                "prepare it as array_record with tools.prepare_data"
+            )
 
     def num_examples(self, split: str) -> int:
         """How many records the split has.
