@@ -62,6 +62,7 @@ ALLOWED = {
         "training.sharding",
         "training.metrics",
         "training.checkpoint_folder",
+        "training.records",
     },
     "__init__": {"checkpointed", "models", "interop"},
     "train": {"*"},

@@ -4,6 +4,7 @@ import inspect
 import logging as standard_logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -91,11 +92,10 @@ def writable_folder(path: str, flag: str) -> Path:
             f"{flag}={path}: want a folder of a file system; mount the bucket, or copy afterwards"
         )
     folder = Path(path).expanduser()
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder, prefix=".writable-"):
+            pass
     except OSError as error:
         raise ConfigError(f"{flag}={path} cannot be written to: {error.strerror}") from error
     return folder
