@@ -32,8 +32,13 @@ from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.training import sharding
-from vit_registers.training.checkpoint_folder import list_steps
 from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.training.output_folder import (
+    check_output,
+    no_new_folders_on_failure,
+    nothing_new_on_failure,
+)
+from vit_registers.training.run_lock import RunLock
 from vit_registers.training.state import TrainState
 from vit_registers.training.writers import write_parameter_overview
 
@@ -96,9 +101,7 @@ def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str
 
 
 def to_run(source: Source, output: str) -> None:
-    """Writes a run folder with one checkpoint, of step 0. Raises CheckpointError where one is there."""
-    if list_steps(output):
-        raise CheckpointError(f"{output} has checkpoints already: give another --output")
+    """Writes a run folder with one checkpoint, of step 0."""
     run = cli.writable_folder(output, "--output")
     params = source.read()
     origin = f"from {source.path}"
@@ -113,8 +116,6 @@ def to_run(source: Source, output: str) -> None:
 
 def to_family(source: Source, output: str, target: str, dtype: str) -> export.Export:
     """Writes the model in another family's format; returns what was written."""
-    if Path(output).expanduser().exists() and target != "transformers":
-        raise CheckpointError(f"{output} is there already: give another --output")
     cli.writable_folder(str(Path(output).expanduser().parent), "--output")
     exported = export.export(source.config.model, source.read(), target)
     for note in exported.notes:
@@ -166,6 +167,26 @@ def check(source: Source, output: str, exported: export.Export | None, dtype: st
     return compare(convert.iter_leaves(opened), expected, DTYPES[dtype], output)
 
 
+def convert_to(source: Source, output: str, target: str, dtype: str) -> int:
+    """Writes `output` and compares what was written; returns the number of parameters.
+
+    Where that fails, nothing is left of what was written.
+    """
+    path = Path(output).expanduser()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(no_new_folders_on_failure(path))
+        if target == "run":
+            stack.enter_context(RunLock(cli.writable_folder(output, "--output")))
+            check_output(output, source.path, target=target)  # once more, now that nobody else writes there
+        stack.enter_context(nothing_new_on_failure(path))
+        exported = None
+        if target == "run":
+            to_run(source, output)
+        else:
+            exported = to_family(source, output, target, dtype)
+        return check(source, output, exported, dtype)
+
+
 def return_freed_memory() -> None:
     """Has glibc give back tensors when they are freed; by default it keeps all below 32 MB for later."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -191,6 +212,8 @@ def main() -> None:
         values.pooling,
         values.mask,
     )
+    if not values["dry-run"].value:
+        check_output(values.output, values.input, target=values.to)
     source = open_source(
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
     )
@@ -201,12 +224,7 @@ def main() -> None:
             exported = export.export(source.config.model, source.read(), values.to)
             print_table(exported.entries, exported.model, exported.in_file)
         return
-    exported = None
-    if values.to == "run":
-        to_run(source, values.output)
-    else:
-        exported = to_family(source, values.output, values.to, values.dtype)
-    count = check(source, values.output, exported, values.dtype)
+    count = convert_to(source, values.output, values.to, values.dtype)
     print(f"read again: {count} parameters, equal bit for bit; {values.output}")
 
 

@@ -60,7 +60,7 @@ def check_output(output: str, source: str, *, target: str) -> None:
         if os.path.lexists(path / "config.json"):
             raise CheckpointError(f"{output} holds a config.json already: give another --output")
         return  # who works there is for the lock to say
-    if path.exists() and target != "transformers":
+    if path.exists() and not (target == "transformers" and path.is_dir()):
         raise CheckpointError(f"{output} is there already: give another --output")
     if (who := holder(path)) is not None:
         raise CheckpointError(f"{output} is in use by {who}: give another --output")
@@ -81,7 +81,8 @@ def no_new_folders_on_failure(path: Path) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OSError):  # something is in it
             for folder in new:
-                folder.rmdir()
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rmdir()
         raise
 
 
@@ -91,15 +92,14 @@ def nothing_new_on_failure(path: Path) -> Iterator[None]:
 
     Nobody else may write there meanwhile.
     """
-    before = set(os.listdir(path)) if path.is_dir() else None
+    is_new, before = not os.path.lexists(path), set(os.listdir(path)) if path.is_dir() else set()
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if before is None:
-                _remove(path)
-            for name in set(os.listdir(path)) - before if before is not None else ():
-                _remove(path / name)
+            new = [path] if is_new else [path / name for name in set(os.listdir(path)) - before]
+            for made in new:
+                _remove(made)
         raise
 
 
