@@ -56,7 +56,8 @@ ALLOWED = {
     "startup": {"cli"},
     "cli": {"errors", "config"},
     "rendezvous": {"errors"},
-    "distributed": {"errors", "rendezvous"},
+    "aborts": set(),
+    "distributed": {"aborts", "errors", "rendezvous"},
     "recipes": {"errors", "config"},
     "analysis": {
         "errors",
@@ -68,6 +69,7 @@ ALLOWED = {
         "training.sharding",
         "training.metrics",
         "training.checkpoint_folder",
+        "training.records",
     },
     "__init__": {"checkpointed", "models", "interop"},
     "train": {"*"},

@@ -10,7 +10,6 @@ caches are folders of their own, empty at first.
 """
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -20,15 +19,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from vit_registers.training.records import read_records
+
 TRAIN = (sys.executable, "-m", "vit_registers.train")
 _POLL_S = 0.005
 
 
 def steps_logged(run: Path) -> int:
     """The last step in the run's metrics, 0 where there is none."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+    return max((record["step"] for record in read_records(run).records), default=0)
 
 
 def first_step_s(settings: list[str], run: Path, environment: dict[str, str]) -> float:

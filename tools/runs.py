@@ -29,6 +29,7 @@ from vit_registers.config import Config, Model, flag, flatten, override, to_conf
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.training.checkpoint_folder import list_steps
+from vit_registers.training.records import parse_record
 from vit_registers.training.results import FILE, non_finite_of
 from vit_registers.training.same_config import check_same_config
 from vit_registers.training.state import abstract_model
@@ -211,15 +212,14 @@ def read_result(run: Run) -> dict[str, Any] | None:
 
 
 def last_step(run: Run) -> int:
-    """The last step in the metrics of a run, 0 where it has none."""
+    """The last step in the metrics of a run, 0 where it has none that can be read."""
     try:
         with (run.folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
+            records = map(parse_record, file.read().split(b"\n"))
+    except OSError:
         return 0
-    complete = [line for line in lines if line.startswith('{"step"') and line.endswith("}")]
-    return json.loads(complete[-1])["step"] if complete else 0
+    return max((record["step"] for record in records if record is not None), default=0)
 
 
 def steps_text(run: Run) -> str:

@@ -35,6 +35,7 @@ from absl import flags
 from tools.runs import Run, Sweep, parse_arguments, read_result, read_sweep, steps_text, top1_text
 from vit_registers import cli
 from vit_registers.errors import ConfigError, UserError
+from vit_registers.training import run_lock
 from vit_registers.training.loop import StopRequest
 from vit_registers.training.state import abstract_model
 
@@ -57,7 +58,8 @@ class Failure:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """The file descriptor that holds the lock of a run folder, None where another program has it.
+    """The file descriptor that holds the sweeps' lock of a run folder, None where another program has it, or
+    trains there without a sweep.
 
     Who inherits the descriptor holds the lock too: it is free when the last of them has closed it or died.
     So it is never released here, only closed.
@@ -68,9 +70,7 @@ def locked(folder: Path) -> Iterator[int | None]:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not run_lock.try_lock(file.fileno(), folder / ".lock") or run_lock.holder(folder) is not None:
             yield None
         else:
             os.ftruncate(file.fileno(), 0)
@@ -78,16 +78,16 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 
 def holder(folder: Path) -> str | None:
-    """Who has the lock of a run folder, None where nobody has. Makes nothing."""
+    """Who works in a run folder, for a sweep or without one; None where nobody does. Makes nothing."""
     try:
         with (folder / ".lock").open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return file.read().strip() or "another program"
-    except FileNotFoundError:
+    except OSError:  # there is no such file, or there are no locks
         pass
-    return None
+    return run_lock.holder(folder)
 
 
 # --- one run ---------------------------------------------------------------------------------

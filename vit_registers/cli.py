@@ -8,6 +8,7 @@ import logging as standard_logging
 import os
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,11 +184,10 @@ def writable_folder(path: str, flag: str) -> Path:
             f"{flag}={path}: want a folder of a file system; mount the bucket, or copy afterwards"
         )
     folder = Path(path).expanduser()
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder, prefix=".writable-"):
+            pass
     except OSError as error:
         raise ConfigError(f"{flag}={path} cannot be written to: {error.strerror}") from error
     return folder

@@ -17,8 +17,7 @@ startup.begin(__name__)
 import contextlib
 import ctypes
 import dataclasses
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,13 @@ from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.values import check_leaves
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
-from vit_registers.training.checkpoint_folder import list_steps
 from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.training.output_folder import (
+    check_output,
+    no_new_folders_on_failure,
+    nothing_new_on_failure,
+)
+from vit_registers.training.run_lock import RunLock
 from vit_registers.training.state import TrainState
 from vit_registers.training.writers import write_parameter_overview
 
@@ -107,31 +111,8 @@ def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str
         print(f"{left}  =  {right}")
 
 
-def _parts(path: Path) -> set[Path]:
-    """The path, and what convert makes in it."""
-    return {p for p in (path, *path.glob("*"), *path.glob("checkpoints/*")) if p.exists()}
-
-
-@contextlib.contextmanager
-def removed_on_failure(output: str) -> Iterator[None]:
-    """Removes what was made at `output` meanwhile, and nothing else, on any error and on ctrl-C."""
-    path = Path(output).expanduser()
-    before, parents = _parts(path), [parent for parent in path.parents if not parent.exists()]
-    try:
-        yield
-    except BaseException:
-        for made in sorted(_parts(path) - before):  # a folder comes before what is in it
-            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
-        for parent in parents:  # the innermost first
-            with contextlib.suppress(OSError):  # others have written there
-                parent.rmdir()
-        raise
-
-
 def to_run(source: Source, output: str) -> None:
-    """Writes a run folder with one checkpoint, of step 0. Raises CheckpointError where one is there."""
-    if list_steps(output):
-        raise CheckpointError(f"{output} has checkpoints already: give another --output")
+    """Writes a run folder with one checkpoint, of step 0."""
     run = cli.writable_folder(output, "--output")
     params = source.read()
     origin = f"from {source.path}"
@@ -147,8 +128,6 @@ def to_run(source: Source, output: str) -> None:
 
 def to_family(source: Source, output: str, target: str, dtype: str) -> export.Export:
     """Writes the model in another family's format; returns what was written."""
-    if Path(output).expanduser().exists() and target != "transformers":
-        raise CheckpointError(f"{output} is there already: give another --output")
     cli.writable_folder(str(Path(output).expanduser().parent), "--output")
     exported = export.export(source.config.model, source.read(), target)
     for note in exported.notes:
@@ -200,6 +179,26 @@ def check(source: Source, output: str, exported: export.Export | None, dtype: st
     return compare(convert.iter_leaves(opened), expected, DTYPES[dtype], output)
 
 
+def convert_to(source: Source, output: str, target: str, dtype: str) -> int:
+    """Writes `output` and compares what was written; returns the number of parameters.
+
+    Where that fails, nothing is left of what was written.
+    """
+    path = Path(output).expanduser()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(no_new_folders_on_failure(path))
+        if target == "run":
+            stack.enter_context(RunLock(cli.writable_folder(output, "--output")))
+            check_output(output, source.path, target=target)  # once more, now that nobody else writes there
+        stack.enter_context(nothing_new_on_failure(path))
+        exported = None
+        if target == "run":
+            to_run(source, output)
+        else:
+            exported = to_family(source, output, target, dtype)
+        return check(source, output, exported, dtype)
+
+
 def return_freed_memory() -> None:
     """Has glibc give back tensors when they are freed; by default it keeps all below 32 MB for later."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -228,6 +227,8 @@ def main() -> None:
         values.leave_out,
         values.channels,
     )
+    if not values["dry-run"].value:
+        check_output(values.output, values.input, target=values.to)
     source = open_source(
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
     )
@@ -238,13 +239,7 @@ def main() -> None:
             exported = export.export(source.config.model, source.read(), values.to)
             print_table(exported.entries, exported.model, exported.in_file)
         return
-    exported = None
-    with removed_on_failure(values.output):
-        if values.to == "run":
-            to_run(source, values.output)
-        else:
-            exported = to_family(source, values.output, values.to, values.dtype)
-        count = check(source, values.output, exported, values.dtype)
+    count = convert_to(source, values.output, values.to, values.dtype)
     print(f"read again: {count} parameters, equal bit for bit; {values.output}")
 
 

@@ -7,11 +7,9 @@ than twice the time.
 """
 
 import contextlib
-import ctypes
 import itertools
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -23,6 +21,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed as jax_distributed  # for its key-value store, which has no public name
 
+from vit_registers.aborts import on_abort
 from vit_registers.errors import INTERRUPTED, ConfigError, user_line
 from vit_registers.rendezvous import agree, meet, split_address
 
@@ -207,11 +206,11 @@ def _end_on_abort(state: Any) -> contextlib.ExitStack:
     """Until it is closed, an abort of this process is LOST as well, with a line.
 
     When process 0 is gone JAX aborts the others, at the same moment as our watch sees it; which of the two is
-    first is chance. The handler is C's, as Python's own would have to wait for the main thread.
+    first is chance.
     """
     who = f"{state.process_id} of {state.num_processes}"
 
-    def end(_: int) -> None:
+    def end() -> None:
         try:
             socket.create_connection(split_address(state.coordinator_address), timeout=1.0).close()
             _say(f"JAX aborted this process ({who}) while process 0 is there; the lines before say why")
@@ -219,13 +218,7 @@ def _end_on_abort(state: Any) -> contextlib.ExitStack:
             _say(f"process 0 is gone; this one ({who}) ends with it")
         _exit(LOST)
 
-    handler, stack = ctypes.CFUNCTYPE(None, ctypes.c_int)(end), contextlib.ExitStack()
-    set_handler = ctypes.CDLL(None).signal
-    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    before = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    stack.callback(set_handler, signal.SIGABRT, before)
-    stack.callback(lambda: handler)  # which has to live as long
-    return stack
+    return on_abort(end)
 
 
 def _end_for(error: BaseException, lost_timeout_s: float) -> NoReturn:

@@ -30,15 +30,20 @@ from vit_registers.config import Config
 from vit_registers.data.batch import relabel
 from vit_registers.data.loaders import Loader, Other, check_classes, open_data, open_others
 from vit_registers.data.prefetch import ahead
+from vit_registers.errors import TrainingError
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.entries import path_text
 from vit_registers.training import averages, results, sharding
 from vit_registers.training.checkpoint_folder import TrainedOn
 from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
+from vit_registers.training.output_folder import check_workdir
 from vit_registers.training.profiling import Profile, parse_steps
+from vit_registers.training.records import FILE, read_records
+from vit_registers.training.run_lock import RunLock
 from vit_registers.training.setup import Setup, set_up
 from vit_registers.training.state import TrainState, put_parameters
 from vit_registers.training.stopping import Agreement
@@ -48,9 +53,16 @@ from vit_registers.training.writers import MetricWriter, Progress, write_paramet
 
 def train(config: Config, workdir: str) -> None:
     """Runs `config` in `workdir` to its end, or to a stop that was asked for."""
+    if jax.process_index() != 0:
+        _train(config, workdir, None)
+        return
+    with RunLock(cli.writable_folder(workdir, "--workdir")) as lock:
+        check_workdir(Path(workdir).expanduser())
+        _train(config, workdir, lock)
+
+
+def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     run = Path(workdir).expanduser()
-    if jax.process_index() == 0:
-        cli.writable_folder(workdir, "--workdir")
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
@@ -62,17 +74,14 @@ def train(config: Config, workdir: str) -> None:
     setup = set_up(config, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data))
-        check_classes(config, loader)  # of a run that goes on, its own have been compared by name
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data))
+        check_classes(config, loader)  # of a run that is resumed, its own have been compared by name
         start_step = checkpoints.restorable_step or 0
+        evaluators = make_evaluators(config, setup, loader, others, mesh)
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
-            if start_step < durations.total_steps:
-                (run / results.FILE).unlink(missing_ok=True)  # of checkpoints that are gone
-            results.write_json(run / "config.json", config_lib.to_dict(config))
-            write_parameter_overview(setup.abstract.params, run / "parameters.txt")
-            writer = MetricWriter(run, start_step=start_step, use_tensorboard=config.run.use_tensorboard)
-            stack.callback(writer.close)
+            write_about(config, setup, run, is_finished=start_step >= durations.total_steps)
+            writer = stack.enter_context(open_writer(config, run, checkpoints, durations, list(evaluators)))
             earlier_s, made = results.trained_s(run), results.made_with()
         progress = Progress(
             start_step=start_step,
@@ -92,7 +101,7 @@ def train(config: Config, workdir: str) -> None:
             config=config,
             durations=durations,
             train_step=setup.train_step,
-            evaluators=make_evaluators(config, setup, loader, others, mesh),
+            evaluators=evaluators,
             checkpoints=checkpoints,
             writer=writer,
             progress=progress,
@@ -108,8 +117,15 @@ def train(config: Config, workdir: str) -> None:
         if writer is not None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
+            checkpoints.check_folder()
             results.write_result(
-                run, evaluators=list(loop.evaluators), total_steps=total, params=state.params, made=made
+                run,
+                evaluators=list(evaluators),
+                total_steps=total,
+                params=state.params,
+                made=made,
+                steps=durations.evaluations_until(total),
+                known=checkpoints.evaluations,
             )
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
@@ -131,6 +147,46 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
     distributed.require_same({"classes of the data": classes, "training examples": number})
     return loader, others, TrainedOn(class_names=names, num_examples=number)
+
+
+def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -> None:
+    """Writes what is known of a run before its first step. Raises TrainingError where it cannot."""
+    try:
+        if not is_finished:
+            (run / results.FILE).unlink(missing_ok=True)  # of checkpoints that are gone
+        results.write_json(run / "config.json", config_lib.to_dict(config))
+        write_parameter_overview(setup.abstract.params, run / "parameters.txt")
+    except OSError as error:
+        path = error.filename2 or error.filename or run
+        raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def open_writer(
+    config: Config, run: Path, checkpoints: Checkpoints, durations: Durations, evaluators: list[str]
+) -> MetricWriter:
+    """The writer of RUN/metrics.jsonl.
+
+    Where the file lacks evaluations of earlier starts, those that checkpoints have are put in, and a line
+    names the steps.
+    """
+    step = checkpoints.restorable_step or 0
+    restored, lost = results.complete_evaluations(
+        read_records(run).records,
+        evaluators=evaluators,
+        steps=durations.evaluations_until(step),
+        known=checkpoints.evaluations,
+    )
+    if restored or lost:
+        found = [record["step"] for record in restored if record["step"] not in lost]
+        parts = [f"missing: those of steps {_listed(lost)}"] if lost else []
+        parts += [f"taken from checkpoints: those of steps {_listed(found)}"] if found else []
+        print(f"{run / FILE} lacks evaluations of the steps up to {step}; {'; '.join(parts)}", flush=True)
+    return MetricWriter(run, start_step=step, use_tensorboard=config.run.use_tensorboard, restored=restored)
+
+
+def _listed(steps: list[int]) -> str:
+    shown = ", ".join(map(str, steps[:20]))
+    return shown if len(steps) <= 20 else f"{shown} and {len(steps) - 20} more"
 
 
 def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:

@@ -1,6 +1,5 @@
 """What a run and its mask look like: numbers -> figures. Imports no JAX."""
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
-
-from vit_registers.errors import DataError
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
 
@@ -37,13 +34,10 @@ def wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 30))
 
 
-def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each metric of a metrics.jsonl as (steps, values). Raises DataError where there is no such file."""
-    if not path.exists():
-        raise DataError(f"{path} is missing: is this a run folder?")
+def metric_series(records: Sequence[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each metric of the records of a metrics.jsonl as (steps, values); null is NaN."""
     series: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
+    for record in records:
         for name, value in record.items():
             if name != "step":
                 series.setdefault(name, []).append((record["step"], value))

@@ -6,7 +6,9 @@ manifest; a step without one was never finished.
 
 import contextlib
 import dataclasses
+import itertools
 import os
+import re
 import time
 from typing import Any
 
@@ -17,9 +19,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vit_registers.errors import CheckpointError
-from vit_registers.training.manifest import find_damage
+from vit_registers.training import manifest
+from vit_registers.training.storage import reason
+from vit_registers.training.writers import say
 
 FORMAT_VERSION = 1
+LAST_STEP = 2**31 - 1  # that TrainState.step, an int32, can have
+
+_STEP = re.compile("0|[1-9][0-9]{0,9}")  # str.isdigit accepts "²" as well, and int "0099"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,20 +50,56 @@ def checkpoint_root(run: str) -> epath.Path:
 # --- which checkpoints there are -----------------------------------------------------------
 
 
-def list_steps(run: str) -> list[int]:
-    """The steps that a run folder has checkpoint folders of, newest first, finished or not."""
-    root = checkpoint_root(run)
-    if not root.is_dir():
+def _names(run: str) -> list[str]:
+    """The entries of a run's folder of checkpoints. Raises CheckpointError where it cannot be read."""
+    try:
+        return sorted(os.listdir(checkpoint_root(run)))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint_root(run)} cannot be read: {error.strerror}") from error
+
+
+def _is_step(run: str, name: str) -> bool:
+    """Whether an entry is the folder of a step, under the name that Orbax gives it."""
+    is_number = _STEP.fullmatch(name) and int(name) <= LAST_STEP
+    return bool(is_number) and os.path.isdir(checkpoint_root(run) / name)
+
+
+def list_steps(run: str) -> list[int]:
+    """The steps that a run folder has checkpoint folders of, newest first, finished or not.
+
+    Other entries, as a file called 70 or a folder called 0099, are left out. Raises CheckpointError where the
+    folder of checkpoints cannot be read.
+    """
+    return sorted((int(name) for name in _names(run) if _is_step(run, name)), reverse=True)
+
+
+def find_step_damage(run: str, step: int, *, is_quick: bool = False) -> str | None:
+    """What is wrong with the checkpoint of a step; None where it matches its manifest and is of that step.
+
+    With `is_quick` the contents of the files are not compared.
+    """
+    folder = checkpoint_root(run) / str(step)
+    if damage := manifest.find_damage(folder, is_quick=is_quick):
+        return damage
+    try:
+        meta = _read_json_item(folder / "meta")
+    except Exception as error:
+        return f"its meta cannot be read: {reason(error)}"
+    position = meta.get("data_position") if isinstance(meta, dict) else None
+    saved = position.get("next_step") if isinstance(position, dict) else None
+    if saved is None:
+        return "its meta does not say of which step it is"
+    return None if saved == step else f"its state is that of step {saved}"
 
 
 def newest_intact_step(run: str, *, set_aside: bool = False) -> int | None:
-    """The newest step whose checkpoint matches its manifest; a line is printed for each that does not.
+    """The newest step whose checkpoint is intact; a line is printed for each newer one that is not.
 
-    With `set_aside`, damaged ones are moved to RUN/damaged, so that the run can write those steps again.
-    Process 0 looks; all processes get its answer. None: there is no checkpoint. Raises CheckpointError
-    where there are some and none is intact.
+    With `set_aside`, damaged ones are moved to RUN/damaged, so that the run can write those steps again; so
+    is what has the name of a number and is no folder of a step. Process 0 looks; all processes get its
+    answer. None: there is no checkpoint. Raises CheckpointError where there are some and none is intact.
     """
     step = -1
     if jax.process_index() == 0:
@@ -69,29 +112,71 @@ def newest_intact_step(run: str, *, set_aside: bool = False) -> int | None:
 
 
 def _newest_intact_step(run: str, set_aside: bool) -> int:
-    steps = list_steps(run)
+    if set_aside:
+        _set_odd_entries_aside(run)
+    steps, intact = list_steps(run), None
     for step in steps:
         folder = checkpoint_root(run) / str(step)
-        damage = find_damage(folder)
+        damage = find_step_damage(run, step, is_quick=intact is not None)
         if damage is None:
-            return step
-        print(f"checkpoint {folder} is damaged: {damage}; using the one before", flush=True)
-        if set_aside and step != steps[-1]:
-            target = run_folder(run) / "damaged" / f"{step}-{int(time.time())}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(target)
-    return -2 if steps else -1
+            intact = step if intact is None else intact
+            if not set_aside:
+                break
+        elif intact is None:
+            say(f"checkpoint {folder} is damaged: {damage}; using the one before")
+            if set_aside and step != steps[-1]:
+                _set_aside(run, str(step))
+        else:  # it would take the place of an intact one among those that are kept
+            say(f"checkpoint {folder} is damaged: {damage}; {_set_aside(run, str(step))}")
+    if intact is None:
+        return -2 if steps else -1
+    return intact
+
+
+def _set_odd_entries_aside(run: str) -> None:
+    """Moves away what Orbax would stumble over, or take for a checkpoint."""
+    for name in _names(run):
+        if name.strip().lstrip("+-").isdigit() and not _is_step(run, name):
+            where = _set_aside(run, name)
+            say(f"{checkpoint_root(run) / name} is no checkpoint of a step; {where}")
+
+
+def _set_aside(run: str, name: str) -> str:
+    """Moves an entry of the folder of checkpoints to RUN/damaged; says where it is."""
+    folder = run_folder(run) / "damaged"
+    free = (folder / f"{name}-{int(time.time())}{end}" for end in itertools.chain([""], _suffixes()))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        target = next(path for path in free if not os.path.lexists(path))
+        os.rename(checkpoint_root(run) / name, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{checkpoint_root(run) / name} cannot be moved to {folder}: {error.strerror}; move it away"
+        ) from error
+    return f"moved to {target}"
+
+
+def _suffixes() -> itertools.chain[str]:
+    return (f"-{i}" for i in itertools.count(1))
 
 
 # --- reading ---------------------------------------------------------------------------------
 
 
+def _read_json_item(folder: epath.Path) -> Any:
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder)
+
+
 def read_meta(run: str, step: int) -> dict[str, Any]:
-    """The meta item of a checkpoint. Raises CheckpointError for a format that this version cannot read."""
+    """The meta item of a checkpoint. Raises CheckpointError for one that this version cannot read."""
     folder = checkpoint_root(run) / str(step) / "meta"
-    meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder)
-    if meta["format"] != FORMAT_VERSION:
-        raise CheckpointError(f"{folder} has format {meta['format']}: this version reads {FORMAT_VERSION}")
+    try:
+        meta = _read_json_item(folder)
+        version = meta["format"]
+    except Exception as error:
+        raise CheckpointError(f"{folder} cannot be read: {reason(error)}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has format {version}: this version reads {FORMAT_VERSION}")
     return meta
 
 
@@ -124,7 +209,7 @@ def find_step(run: str, step: int | None) -> int:
     if step not in steps:
         known = ", ".join(map(str, sorted(steps)))
         raise CheckpointError(f"{run} has no checkpoint of step {step}; it has {known}")
-    damage = find_damage(checkpoint_root(run) / str(step))
+    damage = find_step_damage(run, step)
     if damage is not None:
         raise CheckpointError(f"checkpoint {checkpoint_root(run) / str(step)} is damaged: {damage}")
     return step
@@ -140,12 +225,18 @@ def restore_args(target: Any, *, is_part: bool) -> ocp.args.PyTreeRestore:
 def read_params(run: str, step: int, abstract_params: Any, *, name: str = "params") -> Any:
     """The parameters of a checkpoint, laid out as the shardings of `abstract_params` say.
 
-    `name` is "params", or "ema" for the averaged ones. Raises CheckpointError where there are none.
+    `name` is "params", or "ema" for the averaged ones. Raises CheckpointError where there are none, or they
+    cannot be read.
     """
     target = {name: abstract_params}
     path = checkpoint_root(run) / str(step) / "state"
     args = restore_args(target, is_part=True)
     try:
-        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)[name]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} holds no {name} of this model: {error}".splitlines()[0]) from error
+        params = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)[name]
+    except Exception as error:
+        raise CheckpointError(f"{path}: its {name} cannot be restored: {reason(error)}") from error
+    for where, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, jax.ShapeDtypeStruct):  # what Orbax leaves where a checkpoint has nothing
+            missing = jax.tree_util.keystr(where, simple=True, separator="/")
+            raise CheckpointError(f"{path} holds no {name} of this model: {missing} is missing")
+    return params

@@ -7,11 +7,13 @@ RUN/checkpoints/<step>/manifest.json  size and SHA-256 of every file, written be
 
 import contextlib
 import dataclasses
+import os
 import time
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError, ConfigError
@@ -27,9 +29,19 @@ from vit_registers.training.checkpoint_folder import (
     trained_on,
 )
 from vit_registers.training.manifest import find_damage, write_manifest
+from vit_registers.training.run_lock import RunLock
 from vit_registers.training.same_config import check_same_config, check_same_data
 from vit_registers.training.state import TrainState
-from vit_registers.training.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, Barrier, FailedSaves, Keep, is_any
+from vit_registers.training.storage import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    Barrier,
+    FailedSaves,
+    Keep,
+    is_any,
+    reason,
+)
+from vit_registers.training.writers import say
 
 # Orbax holds a data file in memory until it is full; its own size, 2 GB, doubles what a save needs.
 DATA_FILE_BYTES = 1 << 24
@@ -40,17 +52,33 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in vars(state).items() if value is not None}
 
 
+def _remove(path: epath.Path) -> None:
+    """Removes a folder or a file; of a link only itself."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        path.rmtree()
+    else:
+        os.unlink(path)
+
+
 class Checkpoints:
     """Saves and restores the states of one run. A context manager: leaving it waits for a save under way.
 
     A save that fails is reported, and the run may go on; checkpoint.max_failed_saves in a row raise. What
-    is said of a save holds on all processes: it has failed where one of them could not write its part.
+    is said of a save holds on all processes: it has failed where one of them could not write its part. With
+    the `lock` of the run folder, which process 0 has, a save raises CheckpointError where the folder is gone.
     """
 
-    def __init__(self, run: str, config: config_lib.Config, *, data: TrainedOn | None = None):
+    def __init__(
+        self,
+        run: str,
+        config: config_lib.Config,
+        lock: RunLock | None = None,
+        *,
+        data: TrainedOn | None = None,
+    ):
         """`data` is what is trained on; None for weights that are converted; errors as in same_config.py."""
         config_lib.check_section("checkpoint", config.checkpoint)
-        self._run, self._config, self._data = run, config, data
+        self._run, self._config, self._lock, self._data = run, config, lock, data
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
         self._barrier = Barrier() if jax.process_count() > 1 else None
@@ -59,10 +87,16 @@ class Checkpoints:
         self.restorable_step, self.skipped = self._prepare_folder()
         self.last_saved_step = self.restorable_step
         self._keep = Keep(config.checkpoint)
+        self.evaluations: dict[int, dict[str, float]] = {}  # of the first evaluator, of what was saved
         for step in list_steps(run):
             with contextlib.suppress(Exception):  # a damaged checkpoint has no say
-                self._keep.note(step, read_meta(run, step)["metrics"])
+                self._note(step, read_meta(run, step)["metrics"])
         self._manager = self._open()
+
+    def _note(self, step: int, metrics: dict[str, float] | None) -> None:
+        self._keep.note(step, metrics)
+        if metrics is not None:
+            self.evaluations[step] = metrics
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
@@ -79,9 +113,12 @@ class Checkpoints:
     def _prepare_folder(self) -> tuple[int | None, tuple[int, int]]:
         """The step to go on from, after what cannot be used has been moved out of the way; and its skips."""
         if jax.process_index() == 0:
-            self._root.mkdir(parents=True, exist_ok=True)
-            for unfinished in self._root.glob("*.orbax-checkpoint-tmp*"):
-                unfinished.rmtree()
+            try:
+                self._root.mkdir(parents=True, exist_ok=True)
+                for unfinished in self._root.glob("*.orbax-checkpoint-tmp*"):
+                    _remove(unfinished)
+            except OSError as error:
+                raise CheckpointError(f"{error.filename or self._root}: {error.strerror}") from error
         step = newest_intact_step(self._run, set_aside=True)
         if not (self._root if step is None else self._root / str(step)).is_dir():
             raise CheckpointError(
@@ -110,11 +147,43 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # it waits once more, and raises what has been dealt with
             self._manager.close()
 
+    def check_folder(self) -> None:
+        """Raises CheckpointError where the run folder is no longer the one that this run began in."""
+        if self._lock is not None:
+            self._lock.check()
+
+    def _notice_loss(self) -> None:
+        """Says where the last checkpoint is gone, and lets Orbax look at the folder anew."""
+        self.check_folder()
+        step = self.last_saved_step
+        is_gone = jax.process_index() == 0 and step is not None and not (self._root / str(step)).is_dir()
+        if not is_any(is_gone):
+            return
+        if jax.process_index() == 0:
+            say(
+                f"checkpoint {self._root / str(step)} was removed while the run was under way; "
+                "the run goes on and saves again"
+            )
+        self.last_saved_step = None
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._open()
+
     def restore(self, abstract: TrainState) -> TrainState:
-        """The state of `restorable_step`, laid out as the shardings of `abstract` say."""
+        """The state of `restorable_step`, laid out as the shardings of `abstract` say.
+
+        Raises CheckpointError where it cannot be read, or is that of another step.
+        """
         args = ocp.args.Composite(state=restore_args(_items(abstract), is_part=False))
-        items = self._manager.restore(self.restorable_step, args=args).state
-        return TrainState(**{"ema": None, **items})
+        where = self._root / str(self.restorable_step)
+        try:
+            items = self._manager.restore(self.restorable_step, args=args).state
+        except Exception as error:
+            raise CheckpointError(f"checkpoint {where} cannot be restored: {reason(error)}") from error
+        state = TrainState(**{"ema": None, **items})
+        if int(state.step) != self.restorable_step:
+            raise CheckpointError(f"checkpoint {where} is damaged: its state is that of step {state.step}")
+        return state
 
     def save(
         self,
@@ -142,9 +211,10 @@ class Checkpoints:
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},
         }
         self._finish()
+        self._notice_loss()
         if self._barrier is not None:
             self._barrier.begin()
-        self._keep.note(step, metrics)
+        self._note(step, metrics)
         self._saving_step = step
         items = ocp.args.PyTreeSave(_items(state), ocdbt_target_data_file_size=DATA_FILE_BYTES)
         try:
@@ -161,6 +231,7 @@ class Checkpoints:
         """
         step, pause_s = int(state.step), FIRST_PAUSE_S
         self._finish()
+        self._notice_loss()
         while self.last_saved_step != step:
             if self._failed:
                 time.sleep(pause_s)
@@ -198,17 +269,19 @@ class Checkpoints:
 
     def _start_over(self, step: int) -> None:
         """A manager that knows nothing of a save that failed, nor has its files."""
+        self.check_folder()
         with contextlib.suppress(Exception):
             self._manager.close()
         if jax.process_index() == 0:
             for unfinished in [*self._root.glob(f"{step}.orbax-checkpoint-tmp*"), self._root / str(step)]:
                 with contextlib.suppress(OSError):
-                    unfinished.rmtree()
+                    _remove(unfinished)
         self._manager = self._open()
 
     def _before_commit(self) -> None:
         """Runs in Orbax's thread, when all files are written and the folder still has its temporary name."""
         if jax.process_index() != 0:
             return
+        self.check_folder()  # TensorStore makes folders that are gone again, with what it still has to write
         unfinished = list(self._root.glob(f"{self._saving_step}.orbax-checkpoint-tmp*"))
         write_manifest(unfinished[0] if unfinished else self._root / str(self._saving_step))

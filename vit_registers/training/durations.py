@@ -16,6 +16,11 @@ class Durations:
     eval_every_steps: int
     steps_per_epoch: float  # whole where data.drop_last is set, or where the batches divide the split
 
+    def evaluations_until(self, step: int) -> list[int]:
+        """The steps up to and with `step` after which the run evaluates."""
+        every, total = self.eval_every_steps, self.total_steps
+        return sorted({*range(every, step + 1, every), *([total] if step >= total else [])})
+
 
 def durations(config: Config, num_train_examples: int) -> Durations:
     """The lengths of a run in steps, from whichever unit the config gives. Rounds to the nearest step.

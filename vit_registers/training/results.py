@@ -5,20 +5,21 @@ one that was not. A run folder has the file if and only if all steps are done.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
+from vit_registers.errors import TrainingError
 from vit_registers.strict_json import dumps
 from vit_registers.training.metrics import find_non_finite
-from vit_registers.training.writers import complete_lines
+from vit_registers.training.records import read_records
 
 FILE = "result.json"
 Evaluations = dict[int, dict[str, float | None]]
@@ -34,14 +35,9 @@ def write_json(path: Path, values: Any) -> None:
     os.replace(temporary, path)
 
 
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """The records of RUN/metrics.jsonl, in the order in which they were written."""
-    return [json.loads(line) for line in complete_lines(run / "metrics.jsonl")]
-
-
 def trained_s(run: Path) -> float:
     """Seconds of training that the run has behind it, counting only work that was kept."""
-    return max((record["time_s"] for record in read_records(run) if "time_s" in record), default=0.0)
+    return max((record["time_s"] for record in read_records(run).records if "time_s" in record), default=0.0)
 
 
 def commit(folder: Path) -> str | None:
@@ -106,6 +102,31 @@ def non_finite_of(values: Mapping[str, float | None], evaluator: str) -> str | N
     )
 
 
+def complete_evaluations(
+    records: Sequence[dict[str, Any]],
+    *,
+    evaluators: Sequence[str],
+    steps: Iterable[int],
+    known: Mapping[int, Mapping[str, float]],
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Records of the evaluations at `steps` that `records` lack, and the steps where one is still missing.
+
+    `known` has values of the first evaluator, as checkpoints do. Of the others only the average of the same
+    split is looked for, as data.also_eval may change while a run goes on.
+    """
+    steps, first = list(steps), evaluators[0]
+    always = [first, *(name for name in evaluators[1:] if name == f"{first}_ema")]
+
+    def lacking(records: Sequence[dict[str, Any]], name: str) -> set[int]:
+        return set(steps) - evaluations(records, [name]).keys()
+
+    restored = [
+        {"step": step, **{f"{first}/{key}": value for key, value in known[step].items()}}
+        for step in sorted(lacking(records, first) & known.keys())
+    ]
+    return restored, sorted(set().union(*(lacking([*records, *restored], name) for name in always)))
+
+
 def summarize(
     records: Sequence[dict[str, Any]], *, evaluators: Sequence[str], total_steps: int
 ) -> dict[str, Any]:
@@ -140,9 +161,28 @@ def summarize(
 
 
 def write_result(
-    run: Path, *, evaluators: Sequence[str], total_steps: int, params: Any, made: dict[str, Any]
+    run: Path,
+    *,
+    evaluators: Sequence[str],
+    total_steps: int,
+    params: Any,
+    made: dict[str, Any],
+    steps: Iterable[int] = (),
+    known: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
 ) -> None:
-    """Writes RUN/result.json of a run that has done all its steps; `made` is of made_with()."""
-    numbers = summarize(read_records(run), evaluators=evaluators, total_steps=total_steps)
+    """Writes RUN/result.json of a run that has done all its steps; `made` is of made_with().
+
+    `steps` are those of the evaluations that the run had. Where metrics.jsonl lacks one, `known` counts,
+    which has values of the first evaluator; the steps that are in neither are "missing_evaluations", a key
+    that is there only then. Raises TrainingError where it cannot be written.
+    """
+    records = read_records(run).records
+    restored, lost = complete_evaluations(records, evaluators=evaluators, steps=steps, known=known)
+    numbers = summarize([*records, *restored], evaluators=evaluators, total_steps=total_steps)
+    if lost:
+        numbers["missing_evaluations"] = lost
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    write_json(run / FILE, {**numbers, "parameters": parameters, **made})
+    try:
+        write_json(run / FILE, {**numbers, "parameters": parameters, **made})
+    except OSError as error:
+        raise TrainingError(f"{run / FILE} cannot be written: {error.strerror}") from error

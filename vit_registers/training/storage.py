@@ -83,7 +83,7 @@ class Barrier:
         client, me = distributed.key_value_store(), jax.process_index()
         if (error := sys.exc_info()[1]) is not None:
             if not isinstance(error, FailedElsewhere):
-                client.key_value_set(f"{self._save}failed/{me}", _reason(error), True)
+                client.key_value_set(f"{self._save}failed/{me}", reason(error), True)
             return
         self._calls[key] += 1
         here = f"{self._save}{key}/{self._calls[key]}/"
@@ -92,8 +92,8 @@ class Barrier:
         while time.monotonic() < deadline:
             if self._is_open(client, here):
                 return
-            for path, reason in client.key_value_dir_get(f"{self._save}failed/"):
-                raise FailedElsewhere(f"process {path.rpartition('/')[2]} could not write its part: {reason}")
+            for path, why in client.key_value_dir_get(f"{self._save}failed/"):
+                raise FailedElsewhere(f"process {path.rpartition('/')[2]} could not write its part: {why}")
         raise TimeoutError(f"not all processes were there within {timeout_ms / 1000:.0f} s")
 
     def _is_open(self, client: Any, here: str) -> bool:
@@ -132,7 +132,7 @@ class FailedSaves:
 
         Raises CheckpointError where it was the last that may.
         """
-        self._failed.append((step, _reason(error)))
+        self._failed.append((step, reason(error)))
         if len(self._failed) >= self._limit:
             raise self.error(last_saved_step) from error
         if jax.process_index() == 0 or not isinstance(error, FailedElsewhere | None):
@@ -145,12 +145,12 @@ class FailedSaves:
 
     def error(self, last_saved_step: int | None) -> CheckpointError:
         """What to raise where the run cannot go on without a save."""
-        (first, reason), (last, last_reason) = self._failed[0], self._failed[-1]
+        (first, why), (last, last_why) = self._failed[0], self._failed[-1]
         more = ""
         if len(self._failed) > 1:
-            more = f"; nor could {len(self._failed) - 1} more, up to step {last} ({last_reason})"
+            more = f"; nor could {len(self._failed) - 1} more, up to step {last} ({last_why})"
         return CheckpointError(
-            f"checkpoint {self._root / str(first)} could not be written: {reason}{more}; "
+            f"checkpoint {self._root / str(first)} could not be written: {why}{more}; "
             f"{_good(last_saved_step)}. Once there is room and access the same command goes on from there"
         )
 
@@ -164,14 +164,23 @@ _CAUSES = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|Permission denied"
     "|Input/output error|Stale file handle|Connection timed out|No such file or directory"
 )
+_SPEC = "See full TensorStore details"  # what precedes 60 lines on how an array is stored
 
 
-def _reason(error: Exception | None) -> str:
+def reason(error: BaseException | None) -> str:
+    """Why reading or writing a checkpoint failed, in one line: Orbax's and TensorStore's errors have many."""
     if error is None:
         return "another process could not write its part"
     if isinstance(error, FailedElsewhere):
         return str(error)
+    while True:
+        if isinstance(error, BaseExceptionGroup):  # of the reads or writes of several arrays
+            error = error.exceptions[0]
+        elif _SPEC in str(error) and error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            break
     if found := _CAUSES.search(str(error)):
         return found[0]
-    line = (str(error) or type(error).__name__).strip().splitlines()[0]
+    line = (str(error).partition(_SPEC)[0].strip() or type(error).__name__).splitlines()[0]
     return f"{type(error).__name__}: {line[:200]}"

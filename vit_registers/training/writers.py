@@ -1,39 +1,58 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard through clu, and a live line on a terminal."""
 
 import contextlib
-import json
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, BinaryIO, TextIO
 
 import jax
 
 from vit_registers.errors import TrainingError
 from vit_registers.strict_json import dumps
+from vit_registers.training.open_folder import OpenFolder
+from vit_registers.training.records import FILE, read_records
+
+_REMOVAL_S = 1.0  # that removing a folder may take
 
 
 class MetricWriter:
     """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
 
-    Lines of steps after `start_step`, which a killed run left behind, are taken out first: the file is
-    that of a run that never stopped. Only process 0 should write. Lines that cannot be written wait, and
-    are tried again with the next. Raises TrainingError where the file cannot be made, or lines still wait at
-    the end.
+    A context manager. First, lines of steps after `start_step`, which a killed run left behind, are taken out
+    and the records `restored` put in: the file is that of a run that never stopped. Where lines are not
+    records, the whole file is copied to RUN/damaged, and a line says so. Only process 0 should write. Lines
+    that cannot be written wait, and are tried again with the next; a file that is removed is written again.
+    Raises TrainingError where the file cannot be made, or lines still wait at the end.
     """
 
-    def __init__(self, run: Path, *, start_step: int, use_tensorboard: bool):
-        self._path = run / "metrics.jsonl"
+    def __init__(
+        self,
+        run: Path,
+        *,
+        start_step: int,
+        use_tensorboard: bool,
+        restored: Sequence[Mapping[str, Any]] = (),
+    ):
+        self._path = run / FILE
         self._waiting = b""
+        self._missing_since: float | None = None
         try:
-            kept = [line for line in complete_lines(self._path) if json.loads(line)["step"] <= start_step]
+            with self._path.open("ab"):
+                records, damage = read_records(run)
+            if damage is not None:
+                say(f"{damage}; the whole file is {self._set_aside()}")
+            kept = [record for record in records if record["step"] <= start_step]
+            kept = sorted([*kept, *restored], key=lambda record: record["step"])
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.write_text("".join(f"{dumps(record, indent=None)}\n" for record in kept))
             os.replace(temporary, self._path)
-            self._file = self._path.open("ab", buffering=0)
+            self._folder = OpenFolder(run)
+            self._file = self._open()
         except OSError as error:
             raise self._error(error) from error
         self._tensorboard = None
@@ -41,6 +60,47 @@ class MetricWriter:
             from clu.metric_writers import SummaryWriter  # imports TensorFlow
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"))
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # An error that is under way is the one to show.
+        with contextlib.suppress(TrainingError) if kind else contextlib.nullcontext():
+            self.close()
+
+    def _open(self) -> BinaryIO:
+        # In the folder that the run began in, not in one that has its name now.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        return os.fdopen(os.open(FILE, flags, 0o666, dir_fd=self._folder.file), "ab", buffering=0)
+
+    def _set_aside(self) -> Path:
+        """Where a copy of the file is."""
+        folder = self._path.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        return Path(shutil.copy(self._path, folder / f"{FILE}-{int(time.time())}"))
+
+    def _follow(self, is_last: bool) -> bool:
+        """Whether the open file is the one in the folder, if need be after opening it again.
+
+        What a removed file held is put before the lines that wait. A file is not made again at once, as the
+        whole folder may be in removal.
+        """
+        try:
+            if os.path.samestat(os.stat(FILE, dir_fd=self._folder.file), os.fstat(self._file.fileno())):
+                return True
+            earlier, what = b"", "replaced: lines go into the new file"
+        except FileNotFoundError:
+            self._missing_since = self._missing_since or time.monotonic()
+            if not is_last and time.monotonic() < self._missing_since + _REMOVAL_S:
+                return False
+            earlier = os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size, 0)
+            what = "removed: it is written again"
+        opened = self._open()
+        self._file.close()
+        self._file, self._waiting, self._missing_since = opened, earlier + self._waiting, None
+        say(f"while the run was under way, {self._path} was {what}")
+        return True
 
     def _error(self, error: OSError) -> TrainingError:
         return TrainingError(f"{self._path} cannot be written: {error.strerror}")
@@ -59,6 +119,8 @@ class MetricWriter:
         is_first, self._waiting = not self._waiting, self._waiting + line
         size = None
         try:
+            if not self._follow(is_last=not line):
+                return None
             size = os.fstat(self._file.fileno()).st_size
             left = self._waiting
             while left:
@@ -82,21 +144,16 @@ class MetricWriter:
             self.settle()
         finally:
             self._file.close()
+            self._folder.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
 
 
 def say(line: str) -> None:
     """Prints a line on what cannot be written; where the log cannot be either, there is nobody to tell."""
-    with contextlib.suppress(OSError):
-        print(line, flush=True)
-
-
-def complete_lines(path: Path) -> list[str]:
-    """The lines of a JSON-lines file, without a last one that a kill cut off."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=False) if line.endswith("}")]
+    encoding = sys.stdout.encoding or "utf-8"
+    with contextlib.suppress(OSError):  # a name of a file may have characters that no encoding has
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 class Progress:

@@ -7,9 +7,11 @@ import numpy as np
 from vit_registers.analysis import pictures
 from vit_registers.analysis.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
+from vit_registers.errors import DataError
 from vit_registers.models.masks import owners
 from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import static_attention
+from vit_registers.training.records import read_records
 
 
 def curves(subjects: list[Subject], options: Options) -> Section:
@@ -20,10 +22,17 @@ def curves(subjects: list[Subject], options: Options) -> Section:
     )
     rows = []
     for subject in subjects:
-        if subject.run is None or not (subject.run / "metrics.jsonl").exists():
+        try:
+            records, damage = ([], None) if subject.run is None else read_records(subject.run)
+        except DataError as error:
+            records, damage = [], str(error)
+        if damage is not None:
+            section.gaps.append(f"{subject.name}: {damage}")
+        elif not records:
             section.gaps.append(f"{subject.name}: no metrics.jsonl, as it is no run, or a converted one")
+        if not records:
             continue
-        metrics = pictures.read_metrics(subject.run / "metrics.jsonl")
+        metrics = pictures.metric_series(records)
         rows += [
             (subject.name, name, int(steps[-1]), float(values[-1]))
             for name, (steps, values) in metrics.items()

@@ -1,0 +1,146 @@
+"""Who may write in a run folder: one program at a time.
+
+The lock is the kernel's (flock) on RUN/.writer.lock. It ends with the process, however that ends, so what a
+killed one leaves behind blocks nobody. The file names the process for others to read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from vit_registers.errors import CheckpointError
+from vit_registers.training.open_folder import OpenFolder, is_same
+from vit_registers.training.writers import say
+
+FILE = ".writer.lock"
+_WITNESS = "config.json"  # which is there before a run saves anything
+
+_PAUSES_S = (0.05, 0.1)  # between tries, as holder() has the lock for a moment
+# What flock fails with where a file system has no locks.
+_UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+
+
+def try_lock(file: int, path: Path) -> bool:
+    """Locks an open file: whether it did, and no other process holds the lock.
+
+    Where the file system has no locks, a line says so, and the answer is True. Raises CheckpointError where
+    it fails otherwise.
+    """
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if pause_s is not None:
+                time.sleep(pause_s)
+            continue
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise CheckpointError(f"{path} cannot be locked: {error.strerror}") from error
+            say(
+                f"{path.parent} is not protected against a second start: its file system has no locks "
+                f"({error.strerror})"
+            )
+        return True
+    return False
+
+
+class RunLock:
+    """The lock of a run folder, held until it is closed or the process ends. A context manager.
+
+    Raises CheckpointError where another program holds it, or the file cannot be made. Processes that this one
+    starts do not hold it, unless they are forks without exec.
+    """
+
+    def __init__(self, run: Path):
+        self._run, self._path = run, run / FILE
+        self._file = self._lock()
+        self._folder = OpenFolder(run)
+
+    def _lock(self) -> int:
+        """The open and locked file."""
+        while True:
+            try:
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise CheckpointError(f"{self._path} cannot be written: {error.strerror}") from error
+            with contextlib.ExitStack() as unless_locked:
+                unless_locked.callback(os.close, file)
+                if not try_lock(file, self._path):
+                    raise CheckpointError(
+                        f"{self._run} is in use by {_name(file)}. "
+                        "Wait until that has ended, or use another folder"
+                    )
+                if not is_same(file, self._path):  # who had the lock has removed its file meanwhile
+                    continue
+                with contextlib.suppress(OSError):  # a full disk: only the name is missing
+                    os.ftruncate(file, 0)
+                    os.write(file, f"{_me()}\n".encode())
+                unless_locked.pop_all()
+                return file
+
+    def check(self) -> None:
+        """Raises CheckpointError where the folder was removed, renamed, replaced or emptied since.
+
+        Where only the lock's file was removed, it is made and locked again.
+        """
+        if self._folder.is_there():
+            if is_same(self._file, self._path):
+                return
+            if (self._run / _WITNESS).exists():
+                lost, self._file = self._file, self._lock()
+                os.close(lost)
+                return
+        raise CheckpointError(
+            f"{self._run} was removed, renamed, replaced or emptied while this run was writing in it, so "
+            "nothing more can be saved there. Where it has another name now, the same command with that "
+            "--workdir resumes from its last checkpoint"
+        )
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases the lock and removes its file."""
+        folder = self._folder.file  # by whichever name, and not one that took its place
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(FILE, dir_fd=folder), os.fstat(self._file)):
+                os.unlink(FILE, dir_fd=folder)
+        os.close(self._file)
+        self._folder.close()
+
+
+def holder(run: Path) -> str | None:
+    """Who holds the lock of a run folder, None where nobody does. Makes nothing."""
+    try:
+        file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _name(file)
+    except OSError:  # no locks here
+        return None
+    finally:
+        os.close(file)
+    return None
+
+
+def _me() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} (since {since})"
+
+
+def _name(file: int) -> str:
+    """Who the lock's file names."""
+    with contextlib.suppress(OSError):
+        lines = os.pread(file, 500, 0).decode(errors="replace").split("\n")
+        return lines[0].strip() or "another process"
+    return "another process"
