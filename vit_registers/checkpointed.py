@@ -39,7 +39,6 @@ from vit_registers.models.vit import ViT
 from vit_registers.training import averages, checkpoint_folder, sharding, state
 
 PARAMS = ("params", "ema")  # trained, or averaged
-_NORMALISATION = "; normalisation "  # in a converted checkpoint's origin, before where it comes from
 
 
 def read_config(
@@ -120,15 +119,9 @@ def trained_names(run: str, step: int) -> tuple[str, ...] | None:
     return None if data is None else data.class_names
 
 
-def origin_of(where: str, normalisation: str | None) -> str:
-    """What a converted checkpoint says of where it comes from; `normalisation_origin` reads it."""
-    return where if normalisation is None else f"{where}{_NORMALISATION}{normalisation}"
-
-
 def normalisation_origin(run: str, step: int) -> str | None:
     """Where the mean and deviation of a converted run come from; None: from its config, or not recorded."""
-    origin = checkpoint_folder.read_meta(run, step)["origin"] or ""
-    return origin.rpartition(_NORMALISATION)[2] if _NORMALISATION in origin else None
+    return checkpoint_folder.read_meta(run, step).get("normalisation")
 
 
 def describe_normalisation(data: Data, origin: str | None) -> str:

@@ -123,7 +123,7 @@ def to_run(source: Source, output: str) -> None:
     data = None if source.opened is not None else checkpointed.trained_on(source.path, source.step)
     with Checkpoints(output, source.config, data=data) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
-        written.save(state, None, origin=checkpointed.origin_of(origin, source.normalisation))
+        written.save(state, None, origin=origin, normalisation=source.normalisation)
 
 
 def to_family(source: Source, output: str, target: str, dtype: str) -> export.Export:

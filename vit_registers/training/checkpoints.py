@@ -191,14 +191,15 @@ class Checkpoints:
         metrics: dict[str, float] | None,
         *,
         origin: str | None = None,
+        normalisation: str | None = None,
         skipped: tuple[int, int] = (0, 0),
     ) -> None:
         """Starts to save the state; the write goes on behind the steps that follow.
 
         `metrics` are the evaluation's, where this step had one; `origin` says where parameters come from
-        that no run has trained; `skipped` are the steps that were not finite, in all and the last in a row.
-        That the save before this one could not be written is printed. Raises CheckpointError where it was
-        one too many.
+        that no run has trained, and `normalisation` where the mean and deviation of their images come from;
+        `skipped` are the steps that were not finite, in all and the last in a row. That the save before this
+        one could not be written is printed. Raises CheckpointError where it was one too many.
         """
         step = int(state.step)
         meta = {
@@ -208,6 +209,7 @@ class Checkpoints:
             "trained_on": None if self._data is None else dataclasses.asdict(self._data),
             "metrics": plain(metrics),
             "origin": origin,
+            "normalisation": normalisation,
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},
         }
         self._finish()
