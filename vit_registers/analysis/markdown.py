@@ -3,7 +3,7 @@
 import re
 
 _ESCAPED = re.compile(r"[\\`*\[\]#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside of a word means nothing
-_ENTITIES = {"|": "&#124;", "~": "&#126;", ">": "&gt;"}
+_ENTITIES = {"|": "&#124;", "~": "&#126;", "$": "&#36;", ">": "&gt;"}
 _REFERENCE = re.compile(r"&(?=#|\w+;)")
 _TAG = re.compile(r"(?<![^\W_])<|<(?![^\W_])")
 _BEGINNING = re.compile(r"^(\d*)([-+.)])(?=\s|-|$)")  # of a list or a rule
