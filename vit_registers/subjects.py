@@ -93,7 +93,7 @@ def split_step(checkpoint: str) -> tuple[str, int | None]:
     path, at, step = checkpoint.rpartition("@")
     if at and step == ALL_STEPS:
         return path, None
-    return (path, int(step)) if at and step.isdigit() else (checkpoint, None)
+    return (path, int(step)) if at and step.isdecimal() else (checkpoint, None)
 
 
 def open_all(
