@@ -208,6 +208,7 @@ def test_a_pickle_that_would_run_code_does_not(run, tmp_path, is_zip):
         (("--source=timmm",), "did you mean 'timm'"),
         (("--source=big_vision",), "the tensors have the names of transformers"),
         (("--image_size=big",), "want pixels such as 518"),
+        (("--image_size=²",), "want pixels such as 518"),
         (("--image_size=30",), "does not divide into patches of 8 px"),
         (("--input=/no/such/file",), "no such file or folder"),
     ],

@@ -58,8 +58,7 @@ class Failure:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """The file descriptor that holds the sweeps' lock of a run folder, None where another program has it, or
-    trains there without a sweep.
+    """The file descriptor with the sweeps' lock of a run folder; None where another program works there.
 
     Who inherits the descriptor holds the lock too: it is free when the last of them has closed it or died.
     So it is never released here, only closed.
@@ -79,15 +78,14 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 def holder(folder: Path) -> str | None:
     """Who works in a run folder, for a sweep or without one; None where nobody does. Makes nothing."""
-    try:
-        with (folder / ".lock").open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another program"
-    except OSError:  # there is no such file, or there are no locks
-        pass
-    return run_lock.holder(folder)
+    if (trains := run_lock.holder(folder)) is not None:
+        return trains
+    with contextlib.suppress(OSError), (folder / ".lock").open() as file:  # no such file, or no locks
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "another program"
+    return None
 
 
 # --- one run ---------------------------------------------------------------------------------

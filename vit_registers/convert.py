@@ -248,7 +248,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"--image_size={text}: want pixels such as 518, or height x width such as 392x518")
     return int(parts[0]), int(parts[-1])
 

@@ -21,7 +21,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.shown import Shown, shown
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
-from vit_registers.training.checkpoint_folder import checkpoint_root, list_steps
+from vit_registers.training.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
 from vit_registers.training.manifest import MANIFEST
 
 ALL_STEPS = "all"
@@ -110,7 +110,7 @@ def split_step(checkpoint: str) -> tuple[str, int | None]:
     path, at, step = checkpoint.rpartition("@")
     if at and step == ALL_STEPS:
         return path, None
-    return (path, int(step)) if at and step.isdigit() else (checkpoint, None)
+    return (path, int(step)) if at and step.isdecimal() else (checkpoint, None)
 
 
 def open_all(
@@ -220,10 +220,17 @@ def _steps(checkpoint: str) -> list[str]:
     path, at, step = checkpoint.rpartition("@")
     if not at or step != ALL_STEPS:
         return [checkpoint]
-    steps = list_steps(path)
-    if not steps:
-        raise CheckpointError(f"--checkpoint={checkpoint}: {path} has no checkpoints")
-    return [f"{path}@{step}" for step in sorted(steps)]
+    intact = []
+    for step in sorted(list_steps(path)):
+        if damage := find_step_damage(path, step):
+            print(
+                f"checkpoint {checkpoint_root(path) / str(step)} is damaged: {damage}; left out", flush=True
+            )
+        else:
+            intact.append(f"{path}@{step}")
+    if not intact:
+        raise CheckpointError(f"--checkpoint={checkpoint}: {path} has no checkpoints that are intact")
+    return intact
 
 
 def differences(opened: Sequence[Opened]) -> str | None:

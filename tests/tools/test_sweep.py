@@ -12,6 +12,7 @@ import pytest
 
 from tools import sweep, tabulate
 from vit_registers.config import to_dict
+from vit_registers.training.run_lock import RunLock
 
 # The same points, one after another in one process, without a sweep. The first has a result of nobody when it
 # starts; started again when it is finished, it gets its result where that is missing, and keeps what it has.
@@ -202,6 +203,29 @@ def test_sweeps_at_once_share_the_runs(make, stand_in, capsys):
     assert [_starts(run) for run in work.runs] == [1] * 8
     assert [_steps(run) for run in work.runs] == [list(range(1, 21))] * 8
     assert "is running elsewhere" in capsys.readouterr().out
+
+
+def test_a_run_that_trains_without_a_sweep_is_left_for_later(make, stand_in, capsys):
+    work = make()
+    folder = work.runs[1].folder
+    folder.mkdir(parents=True)
+    lock = RunLock(folder)
+    assert sweep.holder(folder).startswith(f"process {os.getpid()} on ")
+
+    def end():
+        while not (work.runs[0].folder / "result.json").exists():
+            time.sleep(0.002)
+        time.sleep(1.0)  # by then it has looked at the second
+        lock.close()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    assert sweep.work_off(work.runs[:2], 2, False) == []
+    thread.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(f"{folder.name}: is running elsewhere (process {os.getpid()} on " in line for line in lines)
+    assert lines[-1] == f"[2/2] {folder.name}: top1 0.5000 (0 s)"
+    assert _steps(work.runs[1]) == list(range(1, 21))
 
 
 def test_runs_that_fail_do_not_stop_the_others(make, stand_in, capsys):

@@ -7,6 +7,7 @@ manifest; a step without one was never finished.
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import re
 import time
@@ -112,9 +113,9 @@ def newest_intact_step(run: str, *, set_aside: bool = False) -> int | None:
 
 
 def _newest_intact_step(run: str, set_aside: bool) -> int:
-    if set_aside:
-        _set_odd_entries_aside(run)
     steps, intact = list_steps(run), None
+    if set_aside:
+        _set_odd_entries_aside(run, is_only=not steps)
     for step in steps:
         folder = checkpoint_root(run) / str(step)
         damage = find_step_damage(run, step, is_quick=intact is not None)
@@ -123,8 +124,9 @@ def _newest_intact_step(run: str, set_aside: bool) -> int:
             if not set_aside:
                 break
         elif intact is None:
-            say(f"checkpoint {folder} is damaged: {damage}; using the one before")
-            if set_aside and step != steps[-1]:
+            is_last = step == steps[-1]
+            say(f"checkpoint {folder} is damaged: {damage}{'' if is_last else '; using the one before'}")
+            if set_aside and not is_last:
                 _set_aside(run, str(step))
         else:  # it would take the place of an intact one among those that are kept
             say(f"checkpoint {folder} is damaged: {damage}; {_set_aside(run, str(step))}")
@@ -133,12 +135,22 @@ def _newest_intact_step(run: str, set_aside: bool) -> int:
     return intact
 
 
-def _set_odd_entries_aside(run: str) -> None:
-    """Moves away what Orbax would stumble over, or take for a checkpoint."""
-    for name in _names(run):
-        if name.strip().lstrip("+-").isdigit() and not _is_step(run, name):
-            where = _set_aside(run, name)
-            say(f"{checkpoint_root(run) / name} is no checkpoint of a step; {where}")
+def _set_odd_entries_aside(run: str, *, is_only: bool) -> None:
+    """Moves away what Orbax would stumble over, or take for a checkpoint.
+
+    Raises CheckpointError where there is nothing else and one was a checkpoint, under another name: the run
+    would start anew.
+    """
+    odd = [n for n in _names(run) if n.strip().lstrip("+-").isdigit() and not _is_step(run, n)]
+    for name in odd:
+        if is_only and (checkpoint_root(run) / name / manifest.MANIFEST).exists():
+            raise CheckpointError(
+                f"{checkpoint_root(run) / name} has a manifest and no name of a step, and there is no other "
+                "checkpoint: give it its name again, or move it away"
+            )
+    for name in odd:
+        where = _set_aside(run, name)
+        say(f"{checkpoint_root(run) / name} is no checkpoint of a step; {where}")
 
 
 def _set_aside(run: str, name: str) -> str:
@@ -164,7 +176,8 @@ def _suffixes() -> itertools.chain[str]:
 
 
 def _read_json_item(folder: epath.Path) -> Any:
-    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder)
+    # Orbax's own reader waits for all processes, and process 0 alone looks for damage.
+    return json.loads((folder / "metadata").read_bytes())
 
 
 def read_meta(run: str, step: int) -> dict[str, Any]:

@@ -118,7 +118,9 @@ class Checkpoints:
                 for unfinished in self._root.glob("*.orbax-checkpoint-tmp*"):
                     _remove(unfinished)
             except OSError as error:
-                raise CheckpointError(f"{error.filename or self._root}: {error.strerror}") from error
+                raise CheckpointError(
+                    f"{error.filename or self._root} cannot be used: {error.strerror}"
+                ) from error
         step = newest_intact_step(self._run, set_aside=True)
         if not (self._root if step is None else self._root / str(step)).is_dir():
             raise CheckpointError(
