@@ -1,6 +1,7 @@
 """The --config flag of the programs: the Config that it gives, and its mistakes as one line each."""
 
 import re
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ class ConfigFile(flags.ArgumentParser):
         """The ConfigDict that the file returns. Raises ConfigError."""
         file = path.partition(":")[0]
         _check_file(file)
+        sys.modules.pop("config_config", None)  # of another file, whose get_config would stay
         try:
             config = self._parser.parse(path)
             if config is not None:
