@@ -17,6 +17,9 @@ from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.run_lock import FILE, RunLock, holder
 from vit_registers.training.state import TrainState
 
+# Writes that are given up are reported once more, to an event loop that is closed (see cli.py).
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0))
 GONE = "was removed, renamed, replaced or emptied while this run was writing in it"
 

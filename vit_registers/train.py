@@ -77,11 +77,10 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data))
         check_classes(config, loader)  # of a run that is resumed, its own have been compared by name
         start_step = checkpoints.restorable_step or 0
-        evaluators = make_evaluators(config, setup, loader, others, mesh)
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
             write_about(config, setup, run, is_finished=start_step >= durations.total_steps)
-            writer = stack.enter_context(open_writer(config, run, checkpoints, durations, list(evaluators)))
+            writer = stack.enter_context(open_writer(config, run, checkpoints, durations))
             earlier_s, made = results.trained_s(run), results.made_with()
         progress = Progress(
             start_step=start_step,
@@ -101,7 +100,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             config=config,
             durations=durations,
             train_step=setup.train_step,
-            evaluators=evaluators,
+            evaluators=make_evaluators(config, setup, loader, others, mesh),
             checkpoints=checkpoints,
             writer=writer,
             progress=progress,
@@ -120,7 +119,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             checkpoints.check_folder()
             results.write_result(
                 run,
-                evaluators=list(evaluators),
+                evaluators=list(loop.evaluators),
                 total_steps=total,
                 params=state.params,
                 made=made,
@@ -161,18 +160,16 @@ def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -
         raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def open_writer(
-    config: Config, run: Path, checkpoints: Checkpoints, durations: Durations, evaluators: list[str]
-) -> MetricWriter:
+def open_writer(config: Config, run: Path, checkpoints: Checkpoints, durations: Durations) -> MetricWriter:
     """The writer of RUN/metrics.jsonl.
 
     Where the file lacks evaluations of earlier starts, those that checkpoints have are put in, and a line
     names the steps.
     """
-    step = checkpoints.restorable_step or 0
+    step, split = checkpoints.restorable_step or 0, config.data.eval_split
     restored, lost = results.complete_evaluations(
         read_records(run).records,
-        evaluators=evaluators,
+        evaluators=[split, f"{split}_ema"] if config.optimizer.ema_decay is not None else [split],
         steps=durations.evaluations_until(step),
         known=checkpoints.evaluations,
     )

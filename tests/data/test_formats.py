@@ -109,6 +109,15 @@ GOOD = {
         WORDS[..., 0] // 256,
     ),
 }
+
+
+def flipped_after(data, kind):
+    """The file with a bit flipped in its last chunk of a kind."""
+    data, place = bytearray(data), data.rindex(kind)
+    data[place + len(kind) + 9] ^= 4
+    return bytes(data)
+
+
 BAD = {
     "empty": b"",
     "text": b"no image",
@@ -118,6 +127,7 @@ BAD = {
     "tif_32": tiff(RGB[..., 0].astype(np.int32)),
     "png_bomb": png(RGB, depth=8, color_type=2, size=(2**31 - 1, 2**31 - 1)),
     "png_large": png(RGB, depth=8, color_type=2, size=(20_000, 20_000)),
+    "png_second_frame": flipped_after(saved(COLOR, "PNG", **FRAMES), b"fdAT"),
     "png_signature": b"\x89PNG\r\n\x1a\n",
     "jpg_signature": b"\xff\xd8\xff",
 }

@@ -20,6 +20,8 @@ Box = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (height, width, ...), seed 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 26  # up to the color type
 _PNG_COLOR = 2  # the bit of the color type that grey images lack
+# The chunk of animations, before the pixels. PIL checks the frames after the first too, TensorFlow does not.
+_PNG_ANIMATED, _PNG_CHUNKS_BYTES = r"\C*acTL\C*", 4096
 
 
 def decode(target: Target) -> Op:
@@ -93,6 +95,7 @@ def _is_plain_png(data: tf.Tensor, target: Target) -> tf.Tensor:
     has_header = (tf.strings.substr(data, 0, len(_PNG)) == _PNG) & (
         tf.strings.length(data) >= _PNG_HEADER_BYTES
     )
+    has_header &= ~tf.strings.regex_full_match(tf.strings.substr(data, 0, _PNG_CHUNKS_BYTES), _PNG_ANIMATED)
     return tf.cond(has_header, is_plain, lambda: tf.constant(False))
 
 
