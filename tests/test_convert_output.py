@@ -188,3 +188,16 @@ def test_weights_that_are_not_what_was_written_leave_what_was_there(run_here, pl
         args = (f"--input={place / 'theirs'}", f"--output={place / 'out'}", f"--to={target}")
         _refused(run_here("convert", *args))
         assert _snapshot(place) == before
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a\\b", "a*", "a?b/run", "lr=**"])
+@pytest.mark.parametrize("program", ["convert", "train"])
+def test_a_path_that_checkpoints_cannot_be_written_to(run_here, place, program, name):
+    """Orbax would not find what it has written there, and TensorStore would write elsewhere."""
+    before = _snapshot(place)
+    args = {
+        "convert": (f"--input={place / 'theirs'}", f"--output={place / name}"),
+        "train": ("--config=configs/digits.py:steps=1", f"--workdir={place / name}"),
+    }
+    _refused(run_here(program, *args[program]), f"{place}/{name}: checkpoints cannot be written to a path")
+    assert _snapshot(place) == before and not (place / name).exists()

@@ -40,7 +40,7 @@ from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
-from vit_registers.training.output_folder import check_workdir
+from vit_registers.training.output_folder import check_path, check_workdir
 from vit_registers.training.profiling import Profile, parse_steps
 from vit_registers.training.records import FILE, read_records
 from vit_registers.training.run_lock import RunLock
@@ -56,6 +56,7 @@ def train(config: Config, workdir: str) -> None:
     if jax.process_index() != 0:
         _train(config, workdir, None)
         return
+    check_path(Path(workdir).expanduser())
     with RunLock(cli.writable_folder(workdir, "--workdir")) as lock:
         check_workdir(Path(workdir).expanduser())
         _train(config, workdir, lock)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 import vit_registers
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, UserError
 from vit_registers.interop import convert, from_state_dict
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.infer import Hints
@@ -270,7 +270,9 @@ def test_a_setting_of_another_type(kind, name, hf_folder):
     [
         ({"model_type": "dinov3_vit"}, "model_type='dinov3_vit' of transformers .*rotary positions"),
         ({"model_type": "beit"}, "relative positions"),
-        ({"model_type": "siglip_vision_model"}, "model_type='siglip_vision_model': known are"),
+        ({"model_type": "siglip_vision_model"}, "model.*: .*model_type='siglip_vision_model': known are"),
+        ({"model_type": "deit"}, "'deit' in config.json, and no distillation token is in the tensors"),
+        ({"hidden_act": "relu"}, "model.safetensors: hidden_act='relu' is unknown"),
         ({"model_type": 5}, "model_type=5: want"),
         ({"model_type": None, "architecture": "vit_small_patch16_224"}, "of timm, but the tensors have"),
         ({"model_cfg": {}}, "model_cfg.vision_cfg=None"),
@@ -281,7 +283,7 @@ def test_a_setting_of_another_type(kind, name, hf_folder):
 def test_a_config_json_of_another_model(changes, match, hf_folder):
     folder, config = hf_folder("ViTForImageClassification")
     config = {k: v for k, v in (config | changes).items() if v is not None}
-    with pytest.raises(CheckpointError, match=match):
+    with pytest.raises(UserError, match=match):
         vit_registers.load(edited(folder, config))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 import vit_registers
 from vit_registers import checkpointed
 from vit_registers.config import Config, InitFrom, Model
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import containers, convert, export, from_state_dict
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.values import as_float32, check_finite
@@ -219,3 +220,24 @@ def test_convert_leaves_nothing_of_what_it_made(what, is_there, state, run_here,
     code, _, err = run_here("convert", f"--input={path}", f"--output={out}", "--num_heads=4")
     assert (code, err) == ((130, "error: interrupted\n") if what == "ctrl-C" else (2, "error: no\n"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        *({"image_size": size} for size in ("32", 8.0, True, 0, -8, (8,), (8, 8, 8), (32, 0), (32, "32"))),
+        *({"num_heads": value} for value in ("4", 4.0, True, 0, -1)),
+        *({"channels": value} for value in ("1", 1.0)),
+    ],
+    ids=str,
+)
+def test_hints_that_are_no_numbers_of_something(hint, state):
+    ((name, value),) = hint.items()
+    with pytest.raises(ConfigError, match=re.escape(f"{name}={value!r}: want")):
+        from_state_dict(state, source="timm", **{"num_heads": 4} | hint)
+
+
+def test_an_image_size_of_numpy(state):
+    for size in (np.int64(48), [np.int32(48), 48]):
+        model = from_state_dict(state, source="timm", num_heads=4, image_size=size)
+        assert model.model.image_size == (48, 48)

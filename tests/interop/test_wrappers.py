@@ -130,6 +130,34 @@ COPIES = {
         "model.teacher",
         True,
     ),
+    "EMA": (
+        lambda a, b: {"model": _prefixed("", a), "EMA": _prefixed("module.", b)},
+        "model",
+        "EMA",
+        False,
+    ),
+    "params_ema": (
+        lambda a, b: {"params": _prefixed("", a), "params_ema": _prefixed("", b)},
+        "params",
+        "params_ema",
+        False,
+    ),
+    "ema_pytorch": (
+        lambda a, b: {"ema": _prefixed("online_model.", a) | _prefixed("ema_model.", b)},
+        "ema.online_model",
+        "ema.ema_model",
+        False,
+    ),
+    "buffers of the average": (
+        lambda a, b: {
+            "state_dict": _prefixed("model.", a)
+            | _prefixed("model_ema.", b)
+            | {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3)}
+        },
+        "state_dict.model",
+        "state_dict.model_ema",
+        False,
+    ),
     "bare and average": (lambda a, b: _prefixed("", a) | _prefixed("ema.", b), None, "ema", False),
     "I-JEPA": (
         lambda a, b: {"encoder": _prefixed("module.", a), "target_encoder": _prefixed("module.", b)},

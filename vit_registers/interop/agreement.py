@@ -259,6 +259,8 @@ def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hinte
     if settings.get("model_type") == "dinov2" and model.num_registers:
         registers = f"{model.num_registers} registers in the tensors"
         problems.append(f"model_type is 'dinov2', without registers, in config.json, and {registers}")
+    if settings.get("model_type") == "deit" and not model.num_registers:
+        problems.append("model_type is 'deit' in config.json, and no distillation token is in the tensors")
     if problems:
         raise CheckpointError(f"{where} disagrees with the config.json beside it: " + "; ".join(problems))
 

@@ -80,17 +80,13 @@ def check_architecture(where: str, settings: Mapping[str, Any]) -> None:
             )
     elif "model_type" in settings:
         kind = settings["model_type"]
+        if kind in MODEL_TYPES:
+            return
         feature = next((f for pattern, f in _LACKING_TYPES.items() if re.fullmatch(pattern, kind)), None)
         if feature is not None:
             refusal = _refusal(where, f"model_type='{kind}' of transformers", feature)
             raise CheckpointError(f"{refusal}; {_KNOWN}")
-
-
-def family_of(model_type: str) -> str:
-    """The family of transformers whose names and layers it has. Raises CheckpointError for others."""
-    if model_type not in MODEL_TYPES:
-        raise CheckpointError(f"config.json says model_type='{model_type}': {_KNOWN}")
-    return MODEL_TYPES[model_type]
+        raise CheckpointError(f"{where}: config.json says model_type='{kind}': {_KNOWN}")
 
 
 def check_tensors(where: str, names: Iterable[str], file_names: Mapping[str, str]) -> None:

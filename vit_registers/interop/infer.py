@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,10 +78,17 @@ def make_hints(
     patterns = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigError(f"leave_out={leave_out!r}: want patterns of names, such as ['head.*']")
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if image_size is not None and not (len(sides) == 2 and all(map(_is_positive, sides))):
+        raise ConfigError(f"image_size={image_size!r}: want pixels, as 224 or (height, width)")
+    if num_heads is not None and not _is_positive(num_heads):
+        raise ConfigError(f"num_heads={num_heads!r}: want an integer, 1 or more")
+    if channels is not None and not isinstance(channels, numbers.Integral):
+        raise ConfigError(f"channels={channels!r}: want an integer")
     return Hints(
         leave_out=patterns,
         channels=channels,
-        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+        image_size=None if image_size is None else tuple(map(int, sides)),
         num_heads=num_heads,
         hidden_act=hidden_act,
         interpolation=interpolation,
@@ -88,6 +96,10 @@ def make_hints(
         mask=mask,
         architecture=architecture,
     )
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def family_settings(found: Found) -> dict[str, Any]:
@@ -166,7 +178,7 @@ def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any]
     if act == "silu" and model.mlp == "swiglu":
         act = "gelu"  # that of the gate, and there is no other
     if act is not None:
-        values["activation"] = lookup(_ACTIVATIONS, act, "hidden_act")
+        values["activation"] = lookup(_ACTIVATIONS, act, f"{found.weights.where}: hidden_act")
     elif values.get("activation", "gelu") is None:
         raise CheckpointError(
             f"{found.weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was "

@@ -7,7 +7,7 @@ from typing import Any
 from vit_registers.config import nearest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import name_tables as nt
-from vit_registers.interop.architectures import check_tensors, family_of
+from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_network
 
@@ -164,7 +164,7 @@ def _transformers_names(patch: str, names: set[str], settings: Mapping[str, Any]
         "vit": (nt.HF_VIT, nt.HF_VIT_MEMORY),
     }
     if "model_type" in settings:
-        kind = family_of(settings["model_type"])
+        kind = MODEL_TYPES[settings["model_type"]]
     elif patch == "embeddings.patch_embedding.weight":
         if "embeddings.class_embedding" not in names:
             raise CheckpointError(

@@ -29,12 +29,13 @@ _WRAPPER = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_check
 # Copies of one network in a file. Averages that their authors evaluate come first where nothing is asked for.
 _EVALUATED = ("teacher", "target_encoder")
 _AVERAGED = re.compile(
-    r"(.+_)?ema(_.+)?|teacher|target_(encoder|network)|momentum_encoder|encoder_k|(averaged|swa)_model"
+    r"(.+_)?(ema|EMA)(_.+)?|teacher|target_(encoder|network)|momentum_encoder|encoder_k|(averaged|swa)_model"
 )
 _TRAINED = ("base_encoder", "encoder_q", "model", "state_dict", "model_state_dict", "model_state", "net")
-_TRAINED += ("network", "", "encoder", "online_network", "student")
+_TRAINED += ("network", "params", "", "encoder", "online_network", "online_model", "student")
+_BESIDE_AVERAGES = ("online_model", "online_network")  # in lucidrains' ema_pytorch, within "ema"
 _CONTAINER = re.compile(
-    rf"(.+_)?ema(_.+)?|teacher|{'|'.join(name for name in _TRAINED if name and 'encoder' not in name)}"
+    rf"(.+_)?(ema|EMA)(_.+)?|teacher|{'|'.join(name for name in _TRAINED if name and 'encoder' not in name)}"
 )
 _CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
 
@@ -46,7 +47,7 @@ _UNUSED_INSIDE = {
     r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
     r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
     r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
-    r"n_averaged|initted": "the state of training",
+    r"n_averaged|initted|decay|num_updates": "the state of training",
 }
 _DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
 _PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
@@ -172,7 +173,12 @@ def _parts(prefix: str) -> list[str]:
 
 
 def _is_averaged(prefix: str) -> bool:
-    return any(map(_AVERAGED.fullmatch, _parts(prefix)))
+    """Whether a part of it says so, and no later one that it is the trained copy beside an average."""
+    parts = _parts(prefix)
+    while parts and parts[-1] not in _BESIDE_AVERAGES:
+        if _AVERAGED.fullmatch(parts.pop()):
+            return True
+    return False
 
 
 def _after_containers(name: str) -> str:

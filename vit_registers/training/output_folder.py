@@ -11,6 +11,8 @@ from vit_registers.errors import CheckpointError
 from vit_registers.training.checkpoint_folder import list_steps
 from vit_registers.training.run_lock import holder
 
+_NOT_IN_PATHS = ("*", "?", "[", "\\")
+
 # What only run folders have. config.json is in folders of other formats too.
 _OF_RUNS = ("checkpoints", "metrics.jsonl", "result.json", "parameters.txt")
 _SECTIONS = {"model", "data", "optimizer", "run"}  # of a run's config.json
@@ -57,6 +59,7 @@ def check_output(output: str, source: str, *, target: str) -> None:
     if part is not None:
         raise CheckpointError(f"{output} holds {part} of a run: give another --output")
     if target == "run":
+        check_path(path)
         if os.path.lexists(path / "config.json"):
             raise CheckpointError(f"{output} holds a config.json already: give another --output")
         return  # who works there is for the lock to say
@@ -64,6 +67,20 @@ def check_output(output: str, source: str, *, target: str) -> None:
         raise CheckpointError(f"{output} is there already: give another --output")
     if (who := holder(path)) is not None:
         raise CheckpointError(f"{output} is in use by {who}: give another --output")
+
+
+def check_path(run: Path) -> None:
+    """Raises CheckpointError where checkpoints that are written to the run folder could not be read again.
+
+    Orbax takes the path itself for a pattern when it looks for what it has written, and TensorStore takes a
+    backslash for a slash.
+    """
+    path = os.path.abspath(run)
+    if found := [character for character in _NOT_IN_PATHS if character in path]:
+        raise CheckpointError(
+            f"{path}: checkpoints cannot be written to a path with {' '.join(found)}: give a folder without "
+            f"any of {' '.join(_NOT_IN_PATHS)}"
+        )
 
 
 def check_workdir(run: Path) -> None:
