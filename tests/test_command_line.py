@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.config import Config, Run, override, to_dict
+from vit_registers.config import Config, Model, Run, override, to_dict
 from vit_registers.errors import user_line
+from vit_registers.training import memory, state
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
@@ -230,6 +231,38 @@ def test_a_file_where_a_folder_is_expected(run_here, tmp_path):
     one_line(run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}"), "checkpoints")
 
 
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("model.width=1000000", "the parameters and their moments"),
+        ("model.mlp_dim=2000000000", "the parameters and their moments"),
+        ("data.batch_size=1000000000", "a training batch"),
+        ("data.eval_batch_size=1000000000", "an evaluation batch"),
+        ("model.num_registers=100000000", "an evaluation batch"),
+    ],
+)
+def test_what_cannot_fit_into_memory_is_refused_at_once(run_here, tmp_path, setting, what):
+    devices = "--config.mesh.data=8"
+    result = run_here(
+        "train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}", devices, f"--config.{setting}"
+    )
+    one_line(result, f"{what} alone would take ")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_bound_on_memory_is_below_what_a_model_takes():
+    for settings in (
+        {},
+        {"mlp": "swiglu"},
+        {"use_cls": False, "pooling": "gap"},
+        {"num_registers": 4, "summary_factor": 2},
+        {"positions": "none", "use_qkv_bias": False, "use_patch_bias": False},
+    ):
+        model = Model(variant="Ti", **settings)
+        leaves = jax.tree.leaves(state.abstract_model(model)[1])
+        assert 0.9 < memory.least_parameters(model) / sum(leaf.size for leaf in leaves) <= 1.0
+
+
 def test_memory_that_does_not_suffice_is_one_line():
     with pytest.raises((MemoryError, jax.errors.JaxRuntimeError)) as here:
         np.zeros(2**60, np.uint8)
@@ -237,4 +270,6 @@ def test_memory_that_does_not_suffice_is_one_line():
     with pytest.raises(jax.errors.JaxRuntimeError) as device:
         jnp.zeros((2**30, 2**15), jnp.uint8).block_until_ready()
     assert user_line(device.value).startswith("out of memory (Out of memory allocating")
+    text = "INTERNAL: Error dispatching computation: Out of memory allocating 64000000000 bytes."
+    assert user_line(jax.errors.JaxRuntimeError(text)).startswith("out of memory (INTERNAL")
     assert user_line(ValueError("x")) is None

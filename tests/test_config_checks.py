@@ -105,6 +105,7 @@ CANNOT_BE = [
     ("model.num_heads", 0, ">= 1"),
     ("model.mlp_dim", 0, ">= 1"),
     ("model.depth", -1, ">= 0"),
+    ("model.depth", 1_000_000, "<= 1,000"),
     ("model.num_classes", -1, ">= 0"),
     ("model.num_registers", -1, ">= 0"),
     ("model.drop_path", 1.0, "0 <= rate < 1"),

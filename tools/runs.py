@@ -192,11 +192,16 @@ def read_sweep(base: Config) -> Sweep:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        if path.exists() and not path.is_file():  # a pipe would wait for a writer
+            raise ConfigError(f"{path} cannot be read: it is not a regular file")
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} cannot be read: it holds no JSON object")
+    return value
 
 
 def read_result(run: Run) -> dict[str, Any] | None:
@@ -213,8 +218,11 @@ def read_result(run: Run) -> dict[str, Any] | None:
 
 def last_step(run: Run) -> int:
     """The last step in the metrics of a run, 0 where it has none that can be read."""
+    path = run.folder / "metrics.jsonl"
     try:
-        with (run.folder / "metrics.jsonl").open("rb") as file:
+        if not path.is_file():
+            return 0
+        with path.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
             records = map(parse_record, file.read().split(b"\n"))
     except OSError:

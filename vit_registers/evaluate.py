@@ -37,6 +37,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classify import make_evaluate
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
+from vit_registers.training.memory import check_memory
 from vit_registers.training.metrics import find_non_finite
 
 
@@ -57,6 +58,7 @@ def evaluate(
             f"{run} has no head, so there is nothing to evaluate: fine-tune it first, or add one"
         )
     loader = open_data(config)
+    check_memory(config, mesh, is_training=False)
     table = check_classes(config, loader, checkpointed.trained_names(run, step))
     with jax.set_mesh(mesh):
         graphdef, values = checkpointed.read_model(run, step, config.model, mesh, params=params)

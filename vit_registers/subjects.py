@@ -13,7 +13,7 @@ import jax
 
 import vit_registers
 from vit_registers import checkpointed
-from vit_registers.config import Config, Data, image_size
+from vit_registers.config import Config, Data, Mesh, image_size
 from vit_registers.data import boxes
 from vit_registers.data.boxes import BoxImage
 from vit_registers.data.loaders import Loader, open_data
@@ -21,8 +21,10 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.shown import Shown, shown
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
+from vit_registers.training import sharding
 from vit_registers.training.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
 from vit_registers.training.manifest import MANIFEST
+from vit_registers.training.memory import check_memory
 
 ALL_STEPS = "all"
 _SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
@@ -157,6 +159,7 @@ def _open(
         digest = _sha256(_files(Path(path).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config, data, overrides))
+    check_memory(config, sharding.make_mesh(Mesh()), is_training=False)
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
     return Opened(

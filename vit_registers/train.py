@@ -40,6 +40,7 @@ from vit_registers.training.checkpoints import Checkpoints
 from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.loop import Loop
+from vit_registers.training.memory import check_memory
 from vit_registers.training.output_folder import check_path, check_workdir
 from vit_registers.training.profiling import Profile, parse_steps
 from vit_registers.training.records import FILE, read_records
@@ -70,6 +71,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config, mesh)
     loader, others, data = open_splits(config)
+    check_memory(config, mesh, is_training=True)
     durations = make_durations(config, data.num_examples)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
     setup = set_up(config, durations, mesh)

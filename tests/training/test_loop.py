@@ -118,8 +118,11 @@ def run(tiny, change, tmp_path):
     return run
 
 
-def test_skipped_steps_are_counted_and_a_save_after_one_is_put_off(run):
+def test_skipped_steps_are_counted_and_a_save_after_one_is_put_off(run, capsys):
     assert run({4, 5, 9}).step == 12
+    said = [line.split("  ")[:2] for line in capsys.readouterr().out.splitlines() if "nothing" in line]
+    why = "changed nothing: a loss, gradient or update was not finite; in all"
+    assert said == [["step 6/12", f"2 steps {why} 2"], ["step 9/12", f"1 steps {why} 3"]]
     counts = {step: line["train/skipped_steps"] for step, line in run.lines if "train/loss" in line}
     assert counts == {3: 0, 6: 2, 9: 3, 12: 3}
     assert [(step, skipped) for step, _, skipped in run.saver.saved] == [

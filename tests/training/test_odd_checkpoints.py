@@ -219,6 +219,11 @@ def _as_folder(folder):
     (folder / "manifest.json").mkdir()
 
 
+def _as_pipe(folder):
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
 def _without_item(item):
     def remove(folder):
         shutil.rmtree(folder / item)
@@ -254,6 +259,7 @@ DAMAGE = {
     "binary": (_write(bytes(range(256))), "not JSON"),
     "deep": (_write(b"[" * 100_000), "not JSON"),
     "a folder": (_as_folder, "Is a directory"),
+    "a named pipe": (_as_pipe, "it is not a regular file"),
     "without meta": (_without_item("meta"), "lists no file of meta/"),
     "without state": (_without_item("state"), "lists no file of state/"),
     "without one file": (

@@ -17,6 +17,7 @@ from vit_registers.errors import ConfigError
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config))
 MAX_STEPS = 10**8  # of a run, whose learning rates are a table
 _MAX_INT = 2**31 - 1  # counts and shapes are int32 on the devices
+_MAX_DEPTH = 1000  # blocks are traced one by one: this many take half a minute
 _MAX_PIXELS = 65_535  # of a side; that of JPEG
 _MAX_SECONDS = 1e7  # 115 days; operating systems take no waits of any length
 
@@ -109,7 +110,7 @@ _epochs = _up_to(MAX_STEPS, has_zero=False)
 # Each value of a tuple is checked; None may be where core.py allows it.
 RULES: dict[str, Rule] = {
     "model.width": _at_least(1),
-    "model.depth": _at_least(0),
+    "model.depth": _at_least(0, _MAX_DEPTH),
     "model.num_heads": _at_least(1),
     "model.mlp_dim": _at_least(1),
     "model.patch_size": _at_least(1, _MAX_PIXELS),

@@ -44,6 +44,7 @@ class Loop:
     def __post_init__(self) -> None:
         check_section("run", self.config.run)
         self._skipped, self._skipped_in_a_row = self.checkpoints.skipped
+        self._skipped_before = self._skipped  # at the last line that says so
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
         """The state after the last step, or after the step in which a stop was asked for; both are saved.
@@ -115,6 +116,12 @@ class Loop:
         self.progress.update(step, metrics["loss"])
         values = {f"train/{name}": value for name, value in metrics.items()}
         self._write(step, {**values, "train/skipped_steps": self._skipped})
+        if new := self._skipped - self._skipped_before:
+            self.progress.say(
+                f"step {step}/{self.durations.total_steps}  {new} steps changed nothing: a loss, gradient or "
+                f"update was not finite; in all {self._skipped}"
+            )
+            self._skipped_before = self._skipped
         # Apart, as times are not functions of the step and these lines are to be comparable.
         self._write(step, {"images_per_s": self.progress.images_per_s, "time_s": self.progress.time_s})
 

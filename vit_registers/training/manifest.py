@@ -57,6 +57,8 @@ def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
     if not os.path.isdir(folder):
         return "it is not a folder"
     try:
+        if not stat.S_ISREG(mode := os.stat(folder / MANIFEST).st_mode) and not stat.S_ISDIR(mode):
+            return "its manifest cannot be read: it is not a regular file"  # a pipe would wait for a writer
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         return "it has no manifest, so it was never finished"

@@ -20,6 +20,8 @@ _SECTIONS = {"model", "data", "optimizer", "run"}  # of a run's config.json
 
 def _is_run_config(path: Path) -> bool | None:
     """Whether a config.json is that of a run; None where there is none, or it is not a JSON object."""
+    if not path.is_file():
+        return None
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

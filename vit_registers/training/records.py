@@ -41,6 +41,8 @@ def read_records(run: Path) -> Records:
     """
     path = run / FILE
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would wait for a writer
+            raise DataError(f"{path} is not a regular file: move it away")
         *lines, last = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return Records([], None)

@@ -1,0 +1,82 @@
+"""A lower bound on the memory that a run needs, so that what cannot fit is refused before it is tried.
+
+Trying takes minutes, and an operating system may end other programs first.
+"""
+
+import contextlib
+import os
+import resource
+
+import jax
+
+from vit_registers.config import Config, Model, image_size
+from vit_registers.errors import ConfigError
+from vit_registers.models.blocks import dims
+from vit_registers.models.vit import token_layout
+
+
+def check_memory(config: Config, mesh: jax.sharding.Mesh, *, is_training: bool) -> None:
+    """Raises ConfigError where the devices of `mesh` have less memory than the config needs at least.
+
+    With is_training the optimizer's state and the activations of a training step count, else one forward pass
+    of an evaluation batch.
+    """
+    available = _memory(mesh)
+    parts = {"the parameters": 4 * least_parameters(config.model)}
+    parts["an evaluation batch"] = _batch_bytes(config, config.data.eval_batch_size)
+    if is_training:
+        moments = 6 if config.optimizer.mu_dtype == "bfloat16" else 8
+        average = 0 if config.optimizer.ema_decay is None else 4
+        parts["the parameters and their moments"] = least_parameters(config.model) * (4 + moments + average)
+        micro = config.data.batch_size // config.optimizer.accumulation_steps
+        # The input of every block is kept for the backward pass, even where blocks are computed again.
+        kept = max(dims(config.model).depth, 1)
+        parts["a training batch"] = _batch_bytes(config, micro, kept=kept)
+    what, needed = max(parts.items(), key=lambda part: part[1])
+    if needed > available:
+        raise ConfigError(
+            f"{what} alone would take {needed / 2**30:,.0f} GiB, and there are {available / 2**30:,.1f} GiB "
+            f"on {mesh.size} devices: take a smaller model, image size or batch (data.batch_size="
+            f"{config.data.batch_size}, data.eval_batch_size={config.data.eval_batch_size}), more "
+            "optimizer.accumulation_steps, or more devices"
+        )
+
+
+def least_parameters(model: Model) -> int:
+    """No more than the model has: those of attention, MLPs, patches, registers and head."""
+    sizes = dims(model)
+    block = sizes.width * (4 * sizes.width + (3 if sizes.mlp == "swiglu" else 2) * sizes.mlp_dim)
+    patches = model.channels * model.patch_size**2 * sizes.width
+    return sizes.depth * block + patches + sizes.width * (model.num_registers + model.num_classes)
+
+
+def _batch_bytes(config: Config, size: int, *, kept: int = 1) -> int:
+    """No more than a batch takes at once: images, or `kept` arrays of tokens.
+
+    Attention weights do not count, as not every back end and compiler has them in memory.
+    """
+    sizes, tokens = dims(config.model), token_layout(config.model).num_tokens
+    bytes_each = 2 if config.model.dtype == "bfloat16" else 4
+    height, width = image_size(config)
+    return size * max(height * width * config.model.channels, kept * tokens * sizes.width * bytes_each)
+
+
+def _memory(mesh: jax.sharding.Mesh) -> int:
+    """Bytes on all devices of the mesh. Devices on a host's CPU share its memory."""
+    device = mesh.local_devices[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    if limit is not None:
+        return limit * mesh.size
+    if device.platform != "cpu":  # which does not say
+        return 2**63
+    return _host_memory() * jax.process_count()
+
+
+def _host_memory() -> int:
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits += [address_space] if address_space != resource.RLIM_INFINITY else []
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError), open(f"/sys/fs/cgroup/{name}") as file:
+            limits.append(int(file.read()))
+    return min(limits)
