@@ -93,3 +93,18 @@ def test_another_number_of_registers_is_refused_with_the_argument(untrained, run
     )
     assert (code, err.count("\n")) == (2, 1), err
     assert "model.num_registers is 4 there and 2 here (set init_from.registers to keep" in err
+
+
+@pytest.mark.parametrize(
+    "name", ["registers", "summaries", "source", "hidden_act", "interpolation", "params"]
+)
+def test_unknown_choices_are_refused_without_weights_too(run_here, tmp_path, name):
+    code, _, err = run_here(
+        "train",
+        "--config=configs/digits.py:steps=1",
+        f"--workdir={tmp_path}",
+        "--config.mesh.data=8",
+        f"--config.init_from.{name}=../x",
+    )
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith(f"error: init_from.{name}='../x' is unknown: known: ")

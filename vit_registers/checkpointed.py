@@ -30,11 +30,13 @@ from vit_registers.errors import CheckpointError, ConfigError, UserError
 from vit_registers.interop import convert, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
 from vit_registers.interop.entries import Leaf
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.infer import HIDDEN_ACTS, Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
+from vit_registers.interop.unwrap import SOURCES
 from vit_registers.interop.values import check_leaves
 from vit_registers.models.checks import attention_obstacle
+from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
 from vit_registers.training import averages, checkpoint_folder, sharding, state
 
@@ -250,6 +252,21 @@ def _begun(run: str) -> Config | None:
     with contextlib.suppress(UserError):  # damage is for those who restore it
         return None if meta is None else from_mapping(meta["config"])
     return None
+
+
+def check_choices(settings: InitFrom) -> None:
+    """Raises ConfigError for a name among the settings that is unknown, whether weights are given or not."""
+    choices = {
+        "registers": transfer.REGISTERS,
+        "summaries": transfer.SUMMARIES,
+        "source": ("auto", *SOURCES),
+        "hidden_act": tuple(HIDDEN_ACTS),
+        "interpolation": ("none", *RESAMPLINGS),
+        "params": PARAMS,
+    }
+    for name, known in choices.items():
+        if (value := getattr(settings, name)) is not None:
+            lookup(dict.fromkeys(known), value, f"init_from.{name}")
 
 
 def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:

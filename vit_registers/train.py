@@ -140,6 +140,7 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
     Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
     where the processes of a job do not have the same data.
     """
+    checkpointed.check_choices(config.init_from)
     loader = open_data(config)
     others = open_others(config, loader)
     loader.num_examples(config.data.eval_split)

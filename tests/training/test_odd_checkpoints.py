@@ -372,6 +372,9 @@ def _flip(folder):
         _flip,
     ],
 )
+# Of reads that Orbax gives up, as cli.py hides them in programs.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_state_that_cannot_be_read_in_spite_of_its_manifest_is_one_line(run, damage):
     with Checkpoints(str(run), CONFIG) as saver:  # damaged after it was looked at
         damage(run / "checkpoints" / "33" / "state")

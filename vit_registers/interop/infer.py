@@ -17,7 +17,7 @@ _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 140
 _NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # timm's in between
 _NUM_HEADS_1536 = {"swiglu": 24, "mlp": 16}  # DINOv2's g, big_vision's g-opt
 
-_ACTIVATIONS = {
+HIDDEN_ACTS = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
     "gelu_tanh": "gelu_tanh",
@@ -178,7 +178,7 @@ def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any]
     if act == "silu" and model.mlp == "swiglu":
         act = "gelu"  # that of the gate, and there is no other
     if act is not None:
-        values["activation"] = lookup(_ACTIVATIONS, act, f"{found.weights.where}: hidden_act")
+        values["activation"] = lookup(HIDDEN_ACTS, act, f"{found.weights.where}: hidden_act")
     elif values.get("activation", "gelu") is None:
         raise CheckpointError(
             f"{found.weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was "
