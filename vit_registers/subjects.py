@@ -185,7 +185,13 @@ def _shown(config: Config, data: str | None, overrides: Mapping[str, Any]) -> Da
             resized = settings.eval_ops if "resize" in settings.eval_ops else "resize"
             folder = str(Path(data).expanduser().resolve())
             settings = dataclasses.replace(
-                settings, name="images", data_dir=folder, eval_split="all", eval_ops=resized
+                settings,
+                name="images",
+                data_dir=folder,
+                eval_split="all",
+                eval_ops=resized,
+                image_key=None,
+                label_key=None,
             )
         elif not split:
             raise ConfigError(

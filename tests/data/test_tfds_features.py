@@ -5,7 +5,7 @@ import pytest
 
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
-from vit_registers.errors import DataError
+from vit_registers.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee", "cow")
 
@@ -164,3 +164,14 @@ def test_other_channels_are_said(make, image_key, channels, message, caplog):
     make(channels=channels, image_key=image_key, label_key="kind")
     found = [record.getMessage() for record in caplog.records if record.name.startswith("vit_registers")]
     assert found == ([] if message is None else [message])
+
+
+@pytest.mark.parametrize("key", ["image_key", "label_key"])
+@pytest.mark.parametrize(
+    ("name", "loader", "to"),
+    [("folder", "memory", "None"), ("folder", "tfdata", "None"), ("digits", "memory", "(image|label)")],
+)
+def test_keys_of_what_is_not_read_from_tfds(key, name, loader, to):
+    data = Data(name=name, loader=loader, data_dir="none", train_ops="flip", eval_ops="resize", **{key: "x"})
+    with pytest.raises(ConfigError, match=f"data.{key}='x': '{name}' .*: set data.{key} to {to}$"):
+        open_data(Config(data=data))

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from vit_registers.config import Config, check_section, check_value, lookup
+from vit_registers.config import Config, Data, check_section, check_value, lookup
 from vit_registers.data.batch import Batch
 from vit_registers.data.class_names import match
 from vit_registers.data.folder import shortened
@@ -69,7 +69,23 @@ def open_data(config: Config) -> Loader:
         raise ConfigError(f"model.channels={model.channels}: images have 1 or 3")
     check_value("run.seed", config.run.seed)
     check_section("data", data)
+    _check_keys(data)
     return open_loader(config)
+
+
+def _check_keys(data: Data) -> None:
+    """Raises ConfigError where keys of features are given of images that are not read from TFDS."""
+    if data.name in ("folder", "images"):
+        known = {"image_key": None, "label_key": None}
+    elif data.name == "digits" and data.loader == "memory":
+        known = {"image_key": "image", "label_key": "label"}
+    else:
+        return
+    for name, key in known.items():
+        given = getattr(data, name)
+        if given not in (None, key):
+            what = "has no such feature" if key else "is not a data set of TFDS, which keys are for"
+            raise ConfigError(f"data.{name}={given!r}: '{data.name}' {what}: set data.{name} to {key}")
 
 
 def check_classes(
