@@ -72,7 +72,7 @@ CONFIG_FILES = {
 }
 
 
-def one_line(result, message):
+def assert_one_line(result, message):
     """Asserts that a program ended with code 2 and one short line on standard error."""
     code, _, err = result
     assert code == 2, err
@@ -87,7 +87,7 @@ def test_config_files(run_here, tmp_path, name, overrides):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     result = run_here("train", f"--config={file}", f"--workdir={tmp_path}/run", *overrides)
-    one_line(result, message.format(file=file))
+    assert_one_line(result, message.format(file=file))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_config_files(run_here, tmp_path, name, overrides):
 )
 def test_arguments(run_here, tmp_path, arguments, message):
     workdir = () if any("workdir" in argument for argument in arguments) else (f"--workdir={tmp_path}/run",)
-    one_line(run_here("train", *workdir, *arguments), message)
+    assert_one_line(run_here("train", *workdir, *arguments), message)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_arguments(run_here, tmp_path, arguments, message):
     [("evaluate", "checkpoint"), ("convert", "input"), ("analyze", "checkpoint"), ("train", "workdir")],
 )
 def test_flags_without_a_value(run_here, program, flag):
-    one_line(run_here(program, f"--{flag}="), f"--{flag}= is empty")
+    assert_one_line(run_here(program, f"--{flag}="), f"--{flag}= is empty")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_flags_without_a_value(run_here, program, flag):
     ],
 )
 def test_the_nearest_setting_is_named(run_here, tmp_path, given, meant):
-    one_line(run_here("train", DIGITS, f"--workdir={tmp_path}", f"--config.{given}=1"), meant)
+    assert_one_line(run_here("train", DIGITS, f"--workdir={tmp_path}", f"--config.{given}=1"), meant)
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate", "analyze"])
@@ -163,7 +163,7 @@ def test_all_misspelt_settings_are_named_at_once(run_here, program):
     wrong = ("model.dpth", "optimizer.lr", "data.bs")
     result = run_here(program, *(f"--config.{name}=1" for name in wrong))
     for name in wrong:
-        one_line(result, f"config.{name} is not a setting")
+        assert_one_line(result, f"config.{name} is not a setting")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_an_override_unsets_the_alternative_of_the_card(card, given, left):
 
 def test_an_override_on_the_command_line_unsets_the_alternative_of_the_card(run_here, tmp_path):
     arguments = (DIGITS, "--config.run.total_epochs=0.001", "--config.optimizer.warmup_epochs=0.002")
-    one_line(run_here("train", *arguments, f"--workdir={tmp_path}/run"), "total")
+    assert_one_line(run_here("train", *arguments, f"--workdir={tmp_path}/run"), "total")
 
 
 @pytest.mark.parametrize("program", ["vit_registers.train", "vit_registers.evaluate", "tools.sweep"])
@@ -223,12 +223,16 @@ def test_ctrl_c_before_the_first_step_is_a_line_at_most(start, tmp_path, moment,
 @pytest.mark.parametrize("name", ["config.json", "parameters.txt", "metrics.jsonl", "result.json"])
 def test_folders_where_files_are_expected(run_here, tmp_path, name):
     (tmp_path / "run" / name / "inside").mkdir(parents=True)
-    one_line(run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}/run"), name)
+    assert_one_line(
+        run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}/run"), name
+    )
 
 
 def test_a_file_where_a_folder_is_expected(run_here, tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    one_line(run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}"), "checkpoints")
+    assert_one_line(
+        run_here("train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}"), "checkpoints"
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +250,7 @@ def test_what_cannot_fit_into_memory_is_refused_at_once(run_here, tmp_path, sett
     result = run_here(
         "train", "--config=configs/digits.py:steps=1", f"--workdir={tmp_path}", devices, f"--config.{setting}"
     )
-    one_line(result, f"{what} alone would take ")
+    assert_one_line(result, f"{what} alone would take ")
     assert not (tmp_path / "config.json").exists()
 
 
