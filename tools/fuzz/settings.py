@@ -104,7 +104,7 @@ def _plain(rng: random.Random, name: str, kind: type, default: Any) -> str:
 
 
 def check(name: str, value: str, folder: Path) -> str:
-    """Trains with one edited setting; "refused", "trained", or the fault."""
+    """Trains with one edited setting; "refused", "trained", "timed out", or the fault."""
     given = {f"config.{key}": text for key, text in (BASE | {name: value}).items()}
     log = folder / "log"
     ended = programs.run(
@@ -114,6 +114,9 @@ def check(name: str, value: str, folder: Path) -> str:
         *(f"--{key}={text}" for key, text in given.items()),
         log=log,
     )
+    # A first step that lasts longer than such a limit ends the run, as it says.
+    if ended.code == 3 and "run.hang_timeout_s" in ended.err and ended.err.strip().count("\n") == 0:
+        return "timed out"
     if ended.fault is not None:
         return f"fault: {ended.fault}"
     if ended.code == 2:
