@@ -134,6 +134,10 @@ def test_flags_without_a_value(run_here, program, flag):
     assert_one_line(run_here(program, f"--{flag}="), f"--{flag}= is empty")
 
 
+def test_lists_may_be_empty(run_here):
+    assert_one_line(run_here("analyze", "norms", "--energy=", "--checkpoint=/nonexistent"), "/nonexistent")
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

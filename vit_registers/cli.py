@@ -75,11 +75,13 @@ def _check_text(argv: list[str]) -> None:
 
 
 def _check_empty(argv: list[str]) -> None:
-    """Raises ConfigError for a flag of text that was given without any; settings may be empty."""
+    """Raises ConfigError for a flag of text that was given without any; settings and lists may be empty."""
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
         name, equals, value = argument.partition("=")
         is_empty = value == "" if equals else following == ""
-        if is_empty and name.startswith("-") and not name.lstrip("-").startswith("config"):
+        bare = name.lstrip("-")
+        is_list = bare in flags.FLAGS and isinstance(flags.FLAGS[bare].parser, flags.ListParser)
+        if is_empty and name.startswith("-") and not (is_list or bare.startswith("config")):
             raise ConfigError(f"{name}= is empty: give a value, or leave the flag out")
 
 
