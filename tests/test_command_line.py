@@ -281,3 +281,20 @@ def test_memory_that_does_not_suffice_is_one_line():
     text = "INTERNAL: Error dispatching computation: Out of memory allocating 64000000000 bytes."
     assert user_line(jax.errors.JaxRuntimeError(text)).startswith("out of memory (INTERNAL")
     assert user_line(ValueError("x")) is None
+
+
+@pytest.mark.parametrize("arguments", [("--list",), ("--help",)])
+def test_output_that_nobody_reads_ends_a_program_quietly(start, arguments):
+    program = start("analyze", *arguments)
+    program.stdout.close()
+    assert program.wait(timeout=60) == 141
+    assert program.stderr.read() == ""
+
+
+def test_a_run_whose_output_nobody_reads_is_trained_to_its_end(start, tmp_path):
+    small = ("--config.model.depth=1", "--config.model.width=16", "--config.optimizer.warmup_steps=1")
+    program = start("train", "--config=configs/digits.py:steps=2", f"--workdir={tmp_path}/run", *small)
+    program.stdout.close()
+    program.wait(timeout=100)
+    assert program.stderr.read() == ""
+    assert (tmp_path / "run" / "result.json").exists()

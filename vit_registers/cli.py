@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_registers.config import Config, flag, to_config_dict
-from vit_registers.errors import INTERRUPTED, ConfigError, UserError, user_line
+from vit_registers.errors import INTERRUPTED, UNREAD, ConfigError, UserError, user_line
 
 _OF_JAX = "1"  # what jax sets TF_CPP_MIN_LOG_LEVEL to when it is imported
 
@@ -165,6 +165,13 @@ def run(main: Callable[[], None]) -> None:
         app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt:
         _end_interrupted()
+    except BrokenPipeError:
+        sys.exit(UNREAD)
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # which the interpreter would meet again, and print
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end_interrupted() -> NoReturn:

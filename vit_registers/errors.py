@@ -6,6 +6,7 @@ Each message says what is wrong, where, and how to mend it. `assert` is for our 
 import os
 
 INTERRUPTED = 130  # the exit code after ctrl-C, as of a shell
+UNREAD = 141  # where nobody reads the output any more, as in `| head -1`; of a shell too
 
 
 class UserError(Exception):

@@ -49,7 +49,7 @@ from vit_registers.training.setup import Setup, set_up
 from vit_registers.training.state import TrainState, put_parameters
 from vit_registers.training.stopping import Agreement
 from vit_registers.training.watchdog import Watchdog
-from vit_registers.training.writers import MetricWriter, Progress, write_parameter_overview
+from vit_registers.training.writers import MetricWriter, Progress, say, write_parameter_overview
 
 
 def train(config: Config, workdir: str) -> None:
@@ -181,7 +181,7 @@ def open_writer(config: Config, run: Path, checkpoints: Checkpoints, durations: 
         found = [record["step"] for record in restored if record["step"] not in lost]
         parts = [f"missing: those of steps {_listed(lost)}"] if lost else []
         parts += [f"taken from checkpoints: those of steps {_listed(found)}"] if found else []
-        print(f"{run / FILE} lacks evaluations of the steps up to {step}; {'; '.join(parts)}", flush=True)
+        say(f"{run / FILE} lacks evaluations of the steps up to {step}; {'; '.join(parts)}")
     return MetricWriter(run, start_step=step, use_tensorboard=config.run.use_tensorboard, restored=restored)
 
 

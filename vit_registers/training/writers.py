@@ -150,7 +150,7 @@ class MetricWriter:
 
 
 def say(line: str) -> None:
-    """Prints a line on what cannot be written; where the log cannot be either, there is nobody to tell."""
+    """Prints a line. A log that cannot be written, or whose reader is gone, does not end a run."""
     encoding = sys.stdout.encoding or "utf-8"
     with contextlib.suppress(OSError):  # a name of a file may have characters that no encoding has
         print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
@@ -204,7 +204,7 @@ class Progress:
             self._out.write("\r\x1b[K")
             self._out.flush()
         if not self._is_quiet:
-            print(line, flush=True)
+            say(line)
 
 
 def _clock(seconds: float) -> str:
@@ -221,4 +221,4 @@ def write_parameter_overview(params: object, path: Path) -> None:
     path.write_text(table + "\n")
     leaves = jax.tree.leaves(params)
     count = sum(leaf.size for leaf in leaves)
-    print(f"parameters: {count:,} in {len(leaves)} tensors; table in {path}", flush=True)
+    say(f"parameters: {count:,} in {len(leaves)} tensors; table in {path}")
