@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from vit_registers import cli
-from vit_registers.checkpointed import start_settings
 from vit_registers.config import (
     Checkpoint,
     Config,
@@ -33,6 +32,7 @@ from vit_registers.config import (
 from vit_registers.errors import ConfigError
 from vit_registers.interop import preprocessing, shown
 from vit_registers.interop.channels import adapt_statistics
+from vit_registers.loading import start_settings
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

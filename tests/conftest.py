@@ -35,6 +35,8 @@ sys.modules.setdefault("triton", None)
 
 ROOT = Path(__file__).parents[1]
 
+pytest_plugins = ["tests.fixtures.training"]
+
 # Runs the command that follows, with a limit on the size of the files that it writes.
 LIMITED = """
 import os, resource, sys
@@ -116,7 +118,7 @@ def run(start):
 @pytest.fixture
 def untrained():
     """untrained(folder, config): writes a run folder of `config` with the first parameters, as of step 1."""
-    from vit_registers.training.checkpoints import Checkpoints
+    from vit_registers.runs.checkpoints import Checkpoints
     from vit_registers.training.state import TrainState, make_params
 
     def untrained(folder, config, **meta):

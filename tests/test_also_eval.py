@@ -9,8 +9,8 @@ from PIL import Image
 from vit_registers import config as config_lib
 from vit_registers import train as train_lib
 from vit_registers.errors import ConfigError, DataError
+from vit_registers.runs.checkpoint_folder import TrainedOn, read_meta, trained_on
 from vit_registers.train import train
-from vit_registers.training.checkpoint_folder import TrainedOn, read_meta, trained_on
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from vit_registers import config as config_lib
-from vit_registers.training import checkpoint_folder
-from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.runs import checkpoint_folder
+from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState, make_params
 
 ROOT = Path(__file__).parents[1]

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 import vit_registers
-from vit_registers.checkpointed import check_kept_head
 from vit_registers.config import Config, Data, InitFrom, Model
 from vit_registers.data.batch import Batch, relabel
 from vit_registers.data.class_names import match
 from vit_registers.data.loaders import open_data, open_others
 from vit_registers.errors import ConfigError
 from vit_registers.evaluate import evaluate
-from vit_registers.training.checkpoint_folder import TrainedOn
-from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.loading import check_kept_head
+from vit_registers.runs.checkpoint_folder import TrainedOn
+from vit_registers.runs.checkpoints import Checkpoints
 
 NAMES = ("ape", "bee", "cat", "dog")
 

@@ -16,11 +16,12 @@ import pytest
 from vit_registers import config as config_lib
 from vit_registers.config import Checkpoint, Config
 from vit_registers.errors import CheckpointError, ConfigError, TrainingError
-from vit_registers.training import checkpoints, sharding
-from vit_registers.training.checkpoint_folder import find_step, list_steps
-from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.runs import checkpoints
+from vit_registers.runs.checkpoint_folder import find_step, list_steps
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.writers import MetricWriter
+from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
-from vit_registers.training.writers import MetricWriter
 
 CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0, max_failed_saves=3))
 

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from vit_registers.checkpointed import start_settings
 from vit_registers.config import Checkpoint, Config, Data, InitFrom, Model
 from vit_registers.errors import CheckpointError
-from vit_registers.training.checkpoint_folder import list_steps
+from vit_registers.loading import start_settings
+from vit_registers.runs.checkpoint_folder import list_steps
 
 SOURCE = Config(
     model=Model(

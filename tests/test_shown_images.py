@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from vit_registers import checkpointed, subjects
+from vit_registers import loading, subjects
 from vit_registers.config import Model
 from vit_registers.data.batch import Batch
 from vit_registers.errors import ConfigError
@@ -101,10 +101,10 @@ def test_assumed_normalisation_is_said(place, converted, run_here):
     assert np.isfinite(float(out.split("loss")[1].split()[0]))
     code, _, err = run_here(*evaluate, "--config.data.mean=(0.4, 0.4, 0.4)")
     assert code == 0 and "assumed" not in err
-    assert checkpointed.normalisation_origin(str(converted), 0) == "assumed for timm"
+    assert loading.normalisation_origin(str(converted), 0) == "assumed for timm"
     code, _, err = run_here("convert", f"--input={converted}", f"--output={place / 'again'}")
     assert code == 0, err
-    assert checkpointed.normalisation_origin(str(place / "again"), 0) == "assumed for timm"
+    assert loading.normalisation_origin(str(place / "again"), 0) == "assumed for timm"
 
 
 def test_the_report_says_what_each_model_saw(place, converted, run_here):

@@ -10,8 +10,8 @@ import pytest
 
 from vit_registers.analysis.section import Section, Table
 from vit_registers.analysis.write import Entry, write_entry
+from vit_registers.runs.writers import MetricWriter
 from vit_registers.strict_json import dumps
-from vit_registers.training.writers import MetricWriter
 
 ROOT = Path(__file__).parents[1]
 NOT_FINITE = (math.nan, math.inf, -math.inf, np.float32("nan"), np.float64("inf"), jnp.float32("-inf"))

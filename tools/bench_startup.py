@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vit_registers.training.records import read_records
+from vit_registers.runs.metrics_log import read_records
 
 TRAIN = (sys.executable, "-m", "vit_registers.train")
 _POLL_S = 0.005

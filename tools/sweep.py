@@ -35,8 +35,8 @@ from absl import flags
 from tools.runs import Run, Sweep, parse_arguments, read_result, read_sweep, steps_text, top1_text
 from vit_registers import cli
 from vit_registers.errors import ConfigError, UserError
-from vit_registers.training import run_lock
-from vit_registers.training.loop import StopRequest
+from vit_registers.runs import run_lock
+from vit_registers.runs.loop import StopRequest
 from vit_registers.training.state import abstract_model
 
 TRAIN = (sys.executable, "-m", "vit_registers.train")

@@ -27,7 +27,7 @@ from absl import flags
 from tools.runs import SEED, Run, Sweep, count_parameters, read_result, read_sweep, short_keys
 from vit_registers import cli
 from vit_registers.errors import ConfigError
-from vit_registers.training.results import non_finite_of
+from vit_registers.runs.results import non_finite_of
 
 Labels = Mapping[str, str]
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from vit_registers import checkpointed, cli
+from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
@@ -35,17 +35,13 @@ from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.values import check_leaves
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
+from vit_registers.runs.run_lock import RunLock
+from vit_registers.runs.writers import write_parameter_overview
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
-from vit_registers.training.checkpoints import Checkpoints
-from vit_registers.training.output_folder import (
-    check_output,
-    no_new_folders_on_failure,
-    nothing_new_on_failure,
-)
-from vit_registers.training.run_lock import RunLock
 from vit_registers.training.state import TrainState
-from vit_registers.training.writers import write_parameter_overview
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -68,7 +64,7 @@ class Source:
         if self.opened is not None:
             return convert.read_leaves(self.opened)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, params = checkpointed.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
+        _, params = loading.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
         check_leaves(convert.leaves_of(params), f"{self.path}, step {self.step}")
         return params
 
@@ -83,18 +79,18 @@ class Source:
 
 def open_source(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Source:
     """The run folder, or other people's checkpoint, at `path`; a line says what it is."""
-    if checkpointed.is_run(path):
-        checkpointed.refuse_hints(path, source, hints)
-        step, config = checkpointed.read_config(path, step)
+    if loading.is_run(path):
+        loading.refuse_hints(path, source, hints)
+        step, config = loading.read_config(path, step)
         print(f"{path}: a run folder, step {step}")
-        origin = checkpointed.normalisation_origin(path, step)
+        origin = loading.normalisation_origin(path, step)
         return Source(config=config, opened=None, step=step, params=params, path=path, normalisation=origin)
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, and --step is for those")
     opened = convert.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
     print(convert.describe(opened))
-    print(checkpointed.describe_normalisation(data, origin))
+    print(loading.describe_normalisation(data, origin))
     config = config_lib.check(Config(model=opened.model, data=data), ("model", "data"))
     return Source(config=config, opened=opened, step=None, params=params, path=path, normalisation=origin)
 
@@ -120,7 +116,7 @@ def to_run(source: Source, output: str) -> None:
         origin += f", read as {source.opened.found.source}"
     write_parameter_overview(params, run / "parameters.txt")
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
-    data = None if source.opened is not None else checkpointed.trained_on(source.path, source.step)
+    data = None if source.opened is not None else loading.trained_on(source.path, source.step)
     with Checkpoints(output, source.config, data=data) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
         written.save(state, None, origin=origin, normalisation=source.normalisation)
@@ -157,9 +153,9 @@ def compare(leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtyp
 def check(source: Source, output: str, exported: export.Export | None, dtype: str) -> int:
     """Reads what was written and compares every parameter; returns their number."""
     if exported is None:
-        step, config = checkpointed.read_config(output)
+        step, config = loading.read_config(output)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, there = checkpointed.read_model(output, step, config.model, mesh)
+        _, there = loading.read_model(output, step, config.model, mesh)
         others = convert.leaves_of(there)
         leaves = (
             convert.iter_leaves(source.opened) if source.opened else convert.leaves_of(source.read()).items()
@@ -268,7 +264,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors written, to other formats.")
     flags.DEFINE_integer("step", None, "Of a run folder; the newest intact checkpoint if not given.")
     flags.DEFINE_enum(
-        "params", None, checkpointed.PARAMS, "Trained, or averaged; by default what counts, or is evaluated."
+        "params", None, loading.PARAMS, "Trained, or averaged; by default what counts, or is evaluated."
     )
     flags.DEFINE_multi_string(
         "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."

@@ -28,13 +28,13 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import checkpointed, cli
+from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.batch import relabel
 from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.errors import ConfigError
-from vit_registers.evaluation.classify import make_evaluate
+from vit_registers.evaluation.classification import make_evaluate
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -45,11 +45,11 @@ def evaluate(
     run: str, *, step: int | None, overrides: dict[str, object], params: str | None
 ) -> dict[str, object]:
     """The metrics of one checkpoint of `run`, with what they were measured on."""
-    step, config = checkpointed.read_config(run, step, overrides)
-    origin = checkpointed.normalisation_origin(run, step)
+    step, config = loading.read_config(run, step, overrides)
+    origin = loading.normalisation_origin(run, step)
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
-        print(checkpointed.describe_normalisation(config.data, origin), file=sys.stderr)
-    params = params or checkpointed.counting_params(run, step)
+        print(loading.describe_normalisation(config.data, origin), file=sys.stderr)
+    params = params or loading.counting_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     config = sharding.fit_evaluation(config, mesh, is_size_given=is_size_given)
@@ -59,9 +59,9 @@ def evaluate(
         )
     loader = open_data(config)
     check_memory(config, mesh, is_training=False)
-    table = check_classes(config, loader, checkpointed.trained_names(run, step))
+    table = check_classes(config, loader, loading.trained_names(run, step))
     with jax.set_mesh(mesh):
-        graphdef, values = checkpointed.read_model(run, step, config.model, mesh, params=params)
+        graphdef, values = loading.read_model(run, step, config.model, mesh, params=params)
         started = time.monotonic()
         batches = loader.eval_batches(config.data.eval_split, sharding.batch_sharding(mesh))
         result = make_evaluate(config, graphdef, mesh)(values, relabel(batches, table))
@@ -98,8 +98,8 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     split = result["split"].replace("/", "_")
     params = "" if result["params"] == "params" else f"-{result['params']}"
     plain = folder / f"{split}-{result['step']}{params}.json"
-    own = _settings(checkpointed.trained_config(run, result["step"]))
-    if checkpointed.is_converted(run, result["step"]):
+    own = _settings(loading.trained_config(run, result["step"]))
+    if loading.is_converted(run, result["step"]):
         own = result["settings"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             own = json.loads(plain.read_text())["settings"]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import vit_registers
-from vit_registers import checkpointed
+from vit_registers import loading
 from vit_registers.config import Config, Data, Mesh, image_size
 from vit_registers.data import boxes
 from vit_registers.data.boxes import BoxImage
@@ -21,9 +21,9 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.shown import Shown, shown
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
+from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
+from vit_registers.runs.manifest import MANIFEST
 from vit_registers.training import sharding
-from vit_registers.training.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
-from vit_registers.training.manifest import MANIFEST
 from vit_registers.training.memory import check_memory
 
 ALL_STEPS = "all"
@@ -73,7 +73,7 @@ class Opened:
         """How the images are prepared, in a line."""
         data, (height, width) = self.config.data, image_size(self.config)
         parts = (f"{self.shown.text}, at {height} x {width} px", self.shown.method)
-        parts += (checkpointed.describe_normalisation(data, self.normalisation),)
+        parts += (loading.describe_normalisation(data, self.normalisation),)
         return "sees " + ", ".join(part for part in parts if part)
 
     def provenance(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Opened:
 def default_out(checkpoint: str) -> str:
     """Where results go if not told: in the run folder, or else in the working folder."""
     path, _ = split_step(checkpoint)
-    return f"{path}/analysis" if checkpointed.is_run(path) else "analysis"
+    return f"{path}/analysis" if loading.is_run(path) else "analysis"
 
 
 def split_step(checkpoint: str) -> tuple[str, int | None]:
@@ -146,16 +146,16 @@ def _open(
     name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
 ) -> Opened:
     path, step = split_step(checkpoint)
-    if checkpointed.is_run(path):
-        step, config = checkpointed.read_config(path, step, overrides)
-        model = checkpointed.run_model(path, step, config.model)
-        origin = checkpointed.normalisation_origin(path, step)
+    if loading.is_run(path):
+        step, config = loading.read_config(path, step, overrides)
+        model = loading.run_model(path, step, config.model)
+        origin = loading.normalisation_origin(path, step)
         digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
-        head_names = checkpointed.trained_names(path, step)
+        head_names = loading.trained_names(path, step)
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = checkpointed.open_others(path, overrides)
+        model, config, origin = loading.open_others(path, overrides)
         digest = _sha256(_files(Path(path).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config, data, overrides))

@@ -24,32 +24,34 @@ import jax
 import numpy as np
 from absl import flags
 
-from vit_registers import checkpointed, cli, distributed
+from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.batch import relabel
 from vit_registers.data.loaders import Loader, Other, check_classes, open_data, open_others
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import TrainingError
-from vit_registers.evaluation.classify import make_evaluate
+from vit_registers.evaluation.classification import make_evaluate
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.entries import path_text
-from vit_registers.training import averages, results, sharding
-from vit_registers.training.checkpoint_folder import TrainedOn
-from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.runs import results
+from vit_registers.runs.checkpoint_folder import TrainedOn
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.loop import Loop
+from vit_registers.runs.metrics_log import FILE, read_records
+from vit_registers.runs.output_folder import check_path, check_workdir
+from vit_registers.runs.run_lock import RunLock
+from vit_registers.runs.writers import MetricWriter, Progress, say, write_parameter_overview
+from vit_registers.runtime import distributed
+from vit_registers.runtime.profiling import Profile, parse_steps
+from vit_registers.runtime.stopping import Agreement
+from vit_registers.runtime.watchdog import Watchdog
+from vit_registers.training import averages, sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
-from vit_registers.training.loop import Loop
 from vit_registers.training.memory import check_memory
-from vit_registers.training.output_folder import check_path, check_workdir
-from vit_registers.training.profiling import Profile, parse_steps
-from vit_registers.training.records import FILE, read_records
-from vit_registers.training.run_lock import RunLock
 from vit_registers.training.setup import Setup, set_up
 from vit_registers.training.state import TrainState, put_parameters
-from vit_registers.training.stopping import Agreement
-from vit_registers.training.watchdog import Watchdog
-from vit_registers.training.writers import MetricWriter, Progress, say, write_parameter_overview
 
 
 def train(config: Config, workdir: str) -> None:
@@ -97,7 +99,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             if traced is not None and start_step >= traced[0]:
                 progress.say(f"no trace: run.profile_steps={config.run.profile_steps} begins before that")
         else:
-            checkpointed.check_kept_head(config.init_from, data.class_names)
+            loading.check_kept_head(config.init_from, data.class_names)
         state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
         loop = Loop(
             config=config,
@@ -140,7 +142,7 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
     Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
     where the processes of a job do not have the same data.
     """
-    checkpointed.check_choices(config.init_from)
+    loading.check_choices(config.init_from)
     loader = open_data(config)
     others = open_others(config, loader)
     loader.num_examples(config.data.eval_split)
@@ -194,7 +196,7 @@ def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
     """The state that a new run starts from: of the initializers, or of the weights that are given."""
     if config.init_from.path is None:
         return setup.make_state()
-    taken = checkpointed.start_leaves(config.init_from, config.model)
+    taken = loading.start_leaves(config.init_from, config.model)
     fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
     parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]

@@ -29,7 +29,7 @@ from vit_registers.data.loaders import open_data
 from vit_registers.extraction import extract
 from vit_registers.models.edits import Edits
 from vit_registers.models.vit import ViT
-from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.training.sharding import batch_sharding, make_mesh
 from vit_registers.training.state import TrainState
 

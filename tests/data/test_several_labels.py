@@ -8,7 +8,7 @@ from flax import nnx
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
 from vit_registers.errors import ConfigError, DataError
-from vit_registers.evaluation.classify import make_evaluate
+from vit_registers.evaluation.classification import make_evaluate
 from vit_registers.models.vit import ViT
 from vit_registers.training.sharding import batch_sharding, make_mesh
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import vit_registers
-from vit_registers import checkpointed
+from vit_registers import loading
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import export, from_state_dict, transfer
@@ -59,7 +59,7 @@ def test_the_normalisation_is_averaged_and_said(make, params, tmp_path, capfd, r
     args = (f"--input={path}", f"--output={run}", "--num_heads=4", "--channels=1")
     code, out, err = run_here("convert", *args)
     assert code == 0 and line in out and "equal bit for bit" in out, err
-    _, config = checkpointed.read_config(str(run))
+    _, config = loading.read_config(str(run))
     assert config.model.channels == 1 and config.data.mean == (mean,) and config.data.std == (std,)
     code, _, err = run_here("convert", f"--input={path}", f"--output={run}2", "--num_heads=4", "--channels=0")
     assert code != 0 and not (tmp_path / "run2").exists()
@@ -72,7 +72,7 @@ def test_training_starts_from_weights_of_other_channels(make, params, tmp_path, 
     assert run_here("convert", f"--input={path}", f"--output={run}", "--num_heads=4")[0] == 0
     target = make(channels=1, num_classes=7).model
     taken = [
-        checkpointed.start_leaves(InitFrom(path=str(start), num_heads=heads), target)
+        loading.start_leaves(InitFrom(path=str(start), num_heads=heads), target)
         for start, heads in ((path, 4), (run, None))
     ]
     assert_same(*taken)

@@ -12,13 +12,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import vit_registers
-from vit_registers import checkpointed
+from vit_registers import loading
 from vit_registers.config import Config, InitFrom, Model
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import containers, convert, export, from_state_dict
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.values import as_float32, check_finite
-from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState
 
 NAME = "blocks.1.norm1.weight"  # of 32 values
@@ -63,7 +63,7 @@ def test_values_that_are_not_finite_are_named_and_counted(way, kind, state, run_
         assert code == 2
     elif way == "init_from":
         with pytest.raises(CheckpointError) as caught:
-            checkpointed.start_leaves(InitFrom(path=str(path), num_heads=4), Model())
+            loading.start_leaves(InitFrom(path=str(path), num_heads=4), Model())
     else:
         with pytest.raises(CheckpointError) as caught:
             if way == "load":
@@ -194,7 +194,7 @@ def test_a_run_that_is_not_finite_is_not_exported(target, run_of, run_here, tmp_
 def test_training_does_not_start_from_a_run_that_is_not_finite(run_of, tmp_path):
     run = str(run_of(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="'blocks/1/norm1/scale' has 1 NaN"):
-        checkpointed.start_leaves(InitFrom(path=run), checkpointed.read_config(run)[1].model)
+        loading.start_leaves(InitFrom(path=run), loading.read_config(run)[1].model)
 
 
 @pytest.mark.parametrize("what", ["save", "check", "ctrl-C"])
@@ -214,7 +214,7 @@ def test_convert_leaves_nothing_of_what_it_made(what, is_there, state, run_here,
             save(*args, **settings)
         raise error("no")
 
-    target = (checkpointed, "read_model") if what == "check" else (Checkpoints, "save")
+    target = (loading, "read_model") if what == "check" else (Checkpoints, "save")
     monkeypatch.setattr(*target, fail)
     monkeypatch.setattr(os, "_exit", sys.exit)  # which ends the program, not this process
     code, _, err = run_here("convert", f"--input={path}", f"--output={out}", "--num_heads=4")

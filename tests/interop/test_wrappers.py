@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vit_registers
-from vit_registers import checkpointed
+from vit_registers import loading
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import convert, export, from_state_dict
@@ -208,7 +208,7 @@ def test_load_convert_and_training_take_the_average(state, run_here, tmp_path, a
     code, out, err = run_here("convert", *args)
     assert code == 0 and "'state_dict_ema' is read, not 'state_dict' (params='params')" in out, err
     start = InitFrom(path=str(path), params="ema", source="timm", num_heads=4, keep_head=True)
-    taken = checkpointed.start_leaves(start, loaded.model)
+    taken = loading.start_leaves(start, loaded.model)
     expected = dict(convert.leaves_of(expected))
     for leaves in (params(loaded), params(vit_registers.load(run))):
         assert_same(dict(convert.leaves_of(leaves)), expected)
@@ -403,4 +403,4 @@ def test_convert_leaves_out(state, run_here, tmp_path):
     assert code == 2 and "is a run folder, whose config says all" in err
     for settings in ({"leave_out": ("head.*",)}, {"num_heads": 4}):
         with pytest.raises(ConfigError, match="is a run folder"):
-            checkpointed.start_leaves(InitFrom(path=f"{tmp_path}/run", **settings), None)
+            loading.start_leaves(InitFrom(path=f"{tmp_path}/run", **settings), None)

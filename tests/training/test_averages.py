@@ -9,16 +9,17 @@ import pytest
 from flax import nnx
 
 import vit_registers
-from vit_registers import checkpointed, convert, evaluate
+from vit_registers import convert, evaluate, loading
 from vit_registers.config import Checkpoint, Config, Data, InitFrom, Mesh, Model, Optimizer, Run
 from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.infer import Hints
+from vit_registers.runs import checkpoint_folder
+from vit_registers.runs.writers import Progress
 from vit_registers.train import first_state, train
-from vit_registers.training import checkpoint_folder, sharding
+from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
 from vit_registers.training.state import abstract_model
-from vit_registers.training.writers import Progress
 
 SCHEDULE_FREE = {"name": "schedule_free_adamw", "schedule": "constant"}
 DIGITS = Config(
@@ -106,7 +107,7 @@ def test_the_average_is_what_is_converted_and_what_others_start_from(run, tmp_pa
     convert.to_run(source, str(tmp_path / "converted"))
     for path in (run, tmp_path / "converted"):
         settings = InitFrom(path=str(path), keep_head=True)
-        _assert_equal(checkpointed.start_leaves(settings, DIGITS.model), leaves_of(ema))
+        _assert_equal(loading.start_leaves(settings, DIGITS.model), leaves_of(ema))
     assert convert.check(source, str(tmp_path / "converted"), None, "float32") == len(leaves_of(ema))
 
 

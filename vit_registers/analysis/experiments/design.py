@@ -11,7 +11,7 @@ from vit_registers.errors import DataError
 from vit_registers.models.masks import owners
 from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import static_attention
-from vit_registers.training.records import read_records
+from vit_registers.runs.metrics_log import read_records
 
 
 def curves(subjects: list[Subject], options: Options) -> Section:

@@ -9,10 +9,11 @@ from etils import epath
 
 from vit_registers.config import Mesh
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.training import checkpoint_folder, checkpoints, sharding
-from vit_registers.training.checkpoint_folder import find_step, newest_intact_step
-from vit_registers.training.checkpoints import Checkpoints
-from vit_registers.training.manifest import find_damage
+from vit_registers.runs import checkpoint_folder, checkpoints
+from vit_registers.runs.checkpoint_folder import find_step, newest_intact_step
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.manifest import find_damage
+from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
 

@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed as jax_distributed  # for its key-value store, which has no public name
 
-from vit_registers.aborts import on_abort
 from vit_registers.errors import INTERRUPTED, ConfigError, user_line
-from vit_registers.rendezvous import agree, meet, split_address
+from vit_registers.runtime.aborts import on_abort
+from vit_registers.runtime.rendezvous import agree, meet, split_address
 
 MENDABLE, LOST = 2, 3  # exit codes: something to mend first; a process or host is gone or hung: start again
 
@@ -69,7 +69,7 @@ def join(
         raise ConfigError("--coordinator wants --num_processes and --process_id as well")
     if not 0 < connect_timeout_s <= _LONGEST_S:
         raise ConfigError(f"--connect_timeout_s={connect_timeout_s:g}: want > 0 and <= {_LONGEST_S:,.0f}")
-    # JAX would catch SIGTERM for its own purposes; training/stopping.py does.
+    # JAX would catch SIGTERM for its own purposes; runtime/stopping.py does.
     jax.config.update("jax_enable_preemption_service", False)
     if coordinator is not None:
         meet(coordinator, num_processes=num_processes, process_id=process_id, timeout_s=connect_timeout_s)

@@ -13,10 +13,11 @@ from etils import epath
 from vit_registers import subjects
 from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
-from vit_registers.training import checkpoint_folder, sharding
-from vit_registers.training.checkpoint_folder import find_step, list_steps, read_meta, read_params
-from vit_registers.training.checkpoints import Checkpoints
-from vit_registers.training.manifest import find_damage
+from vit_registers.runs import checkpoint_folder
+from vit_registers.runs.checkpoint_folder import find_step, list_steps, read_meta, read_params
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.manifest import find_damage
+from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
 CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0))

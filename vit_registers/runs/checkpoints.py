@@ -17,8 +17,7 @@ from etils import epath
 
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.strict_json import plain
-from vit_registers.training.checkpoint_folder import (
+from vit_registers.runs.checkpoint_folder import (
     FORMAT_VERSION,
     TrainedOn,
     checkpoint_root,
@@ -28,11 +27,9 @@ from vit_registers.training.checkpoint_folder import (
     restore_args,
     trained_on,
 )
-from vit_registers.training.manifest import find_damage, write_manifest
-from vit_registers.training.run_lock import RunLock
-from vit_registers.training.same_config import check_same_config, check_same_data
-from vit_registers.training.state import TrainState
-from vit_registers.training.storage import (
+from vit_registers.runs.compatibility import check_same_config, check_same_data
+from vit_registers.runs.manifest import find_damage, write_manifest
+from vit_registers.runs.retention import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     Barrier,
@@ -41,7 +38,10 @@ from vit_registers.training.storage import (
     is_any,
     reason,
 )
-from vit_registers.training.writers import say
+from vit_registers.runs.run_lock import RunLock
+from vit_registers.runs.writers import say
+from vit_registers.strict_json import plain
+from vit_registers.training.state import TrainState
 
 # Orbax holds a data file in memory until it is full; its own size, 2 GB, doubles what a save needs.
 DATA_FILE_BYTES = 1 << 24
@@ -76,7 +76,7 @@ class Checkpoints:
         *,
         data: TrainedOn | None = None,
     ):
-        """`data` is what is trained on; None for weights that are converted; errors as in same_config.py."""
+        """`data` is what is trained on; None for weights that are converted; errors as in compatibility.py."""
         config_lib.check_section("checkpoint", config.checkpoint)
         self._run, self._config, self._lock, self._data = run, config, lock, data
         self._root = checkpoint_root(run)

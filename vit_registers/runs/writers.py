@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, TextIO
 import jax
 
 from vit_registers.errors import TrainingError
+from vit_registers.runs.metrics_log import FILE, read_records
+from vit_registers.runs.open_folder import OpenFolder
 from vit_registers.strict_json import dumps
-from vit_registers.training.open_folder import OpenFolder
-from vit_registers.training.records import FILE, read_records
 
 _REMOVAL_S = 1.0  # that removing a folder may take
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vit_registers.training.writers import MetricWriter, Progress
+from vit_registers.runs.writers import MetricWriter, Progress
 
 
 def _steps(path):

@@ -11,10 +11,10 @@ import pytest
 
 from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
+from vit_registers.runs.checkpoint_folder import find_step_damage, list_steps
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.run_lock import FILE, RunLock, holder
 from vit_registers.training import sharding
-from vit_registers.training.checkpoint_folder import find_step_damage, list_steps
-from vit_registers.training.checkpoints import Checkpoints
-from vit_registers.training.run_lock import FILE, RunLock, holder
 from vit_registers.training.state import TrainState
 
 # Writes that are given up are reported once more, to an event loop that is closed (see cli.py).

@@ -7,8 +7,8 @@ import jax
 from vit_registers import config as config_lib
 from vit_registers.data.class_names import match, some
 from vit_registers.errors import ConfigError
-from vit_registers.training.checkpoint_folder import TrainedOn
-from vit_registers.training.writers import say
+from vit_registers.runs.checkpoint_folder import TrainedOn
+from vit_registers.runs.writers import say
 
 
 def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -> None:

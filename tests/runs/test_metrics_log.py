@@ -11,9 +11,9 @@ import pytest
 from tools import bench_startup, runs
 from vit_registers.analysis.experiments import design
 from vit_registers.errors import DataError, TrainingError
-from vit_registers.training import results
-from vit_registers.training.records import FILE, read_records
-from vit_registers.training.writers import MetricWriter
+from vit_registers.runs import results
+from vit_registers.runs.metrics_log import FILE, read_records
+from vit_registers.runs.writers import MetricWriter
 
 LINES = [
     {"step": 10, "train/loss": 2.5, "train/top1": 0.25},
@@ -137,7 +137,7 @@ def _steps(run):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("vit_registers.training.writers._REMOVAL_S", 0.0)
+    monkeypatch.setattr("vit_registers.runs.writers._REMOVAL_S", 0.0)
     folder = tmp_path / "run"
     folder.mkdir()
     return folder
@@ -154,7 +154,7 @@ def test_metrics_that_are_removed_are_written_again(run, capsys):
 
 
 def test_metrics_that_are_removed_shortly_before_the_end_are_written_again(run, monkeypatch):
-    monkeypatch.setattr("vit_registers.training.writers._REMOVAL_S", 60.0)
+    monkeypatch.setattr("vit_registers.runs.writers._REMOVAL_S", 60.0)
     with MetricWriter(run, start_step=0, use_tensorboard=False) as writer:
         writer.write(1, {"loss": 1.0})
         (run / FILE).unlink()

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 
 from vit_registers.errors import TrainingError
+from vit_registers.runs.metrics_log import read_records
 from vit_registers.strict_json import dumps
 from vit_registers.training.metrics import find_non_finite
-from vit_registers.training.records import read_records
 
 FILE = "result.json"
 Evaluations = dict[int, dict[str, float | None]]

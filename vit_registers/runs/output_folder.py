@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vit_registers.errors import CheckpointError
-from vit_registers.training.checkpoint_folder import list_steps
-from vit_registers.training.run_lock import holder
+from vit_registers.runs.checkpoint_folder import list_steps
+from vit_registers.runs.run_lock import holder
 
 _NOT_IN_PATHS = ("*", "?", "[", "\\")
 

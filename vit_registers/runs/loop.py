@@ -9,15 +9,15 @@ import jax
 from vit_registers.config import Config, check_section
 from vit_registers.data.batch import Batch
 from vit_registers.errors import CheckpointError, TrainingError
-from vit_registers.training.checkpoints import Checkpoints
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.writers import MetricWriter, Progress
+from vit_registers.runtime.profiling import Profile
+from vit_registers.runtime.stopping import Agreement, StopRequest
+from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.training.durations import Durations
 from vit_registers.training.metrics import find_non_finite
-from vit_registers.training.profiling import Profile
 from vit_registers.training.state import TrainState
 from vit_registers.training.step import Step
-from vit_registers.training.stopping import Agreement, StopRequest
-from vit_registers.training.watchdog import Watchdog
-from vit_registers.training.writers import MetricWriter, Progress
 
 
 @dataclasses.dataclass

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from vit_registers.errors import CheckpointError
-from vit_registers.training.open_folder import OpenFolder, is_same
-from vit_registers.training.writers import say
+from vit_registers.runs.open_folder import OpenFolder, is_same
+from vit_registers.runs.writers import say
 
 FILE = ".writer.lock"
 _WITNESS = "config.json"  # which is there before a run saves anything

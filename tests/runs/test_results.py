@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_registers.training import results
-from vit_registers.training.writers import MetricWriter, Progress
+from vit_registers.runs import results
+from vit_registers.runs.writers import MetricWriter, Progress
 
 RECORDS = [
     {"step": 2, "train/loss": 2.0, "train/top1": 1.0, "train/grad_norm": 1.0},

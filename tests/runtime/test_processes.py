@@ -22,12 +22,12 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
 
-from vit_registers import distributed, rendezvous
 from vit_registers import train as train_lib
 from vit_registers.config import Checkpoint, Config, Data, Mesh, Model, Optimizer, Run
 from vit_registers.errors import ConfigError
-from vit_registers.training import sharding, stopping
-from vit_registers.training.checkpoint_folder import list_steps, newest_intact_step
+from vit_registers.runs.checkpoint_folder import list_steps, newest_intact_step
+from vit_registers.runtime import distributed, rendezvous, stopping
+from vit_registers.training import sharding
 
 TOTAL = 16
 LOST_S = 10.0

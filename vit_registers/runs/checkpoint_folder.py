@@ -20,9 +20,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vit_registers.errors import CheckpointError
-from vit_registers.training import manifest
-from vit_registers.training.storage import reason
-from vit_registers.training.writers import say
+from vit_registers.runs import manifest
+from vit_registers.runs.retention import reason
+from vit_registers.runs.writers import say
 
 FORMAT_VERSION = 1
 LAST_STEP = 2**31 - 1  # that TrainState.step, an int32, can have

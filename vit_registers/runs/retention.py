@@ -13,10 +13,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_registers import config as config_lib
-from vit_registers import distributed
 from vit_registers.errors import CheckpointError
+from vit_registers.runs.writers import say
+from vit_registers.runtime import distributed
 from vit_registers.training.metrics import find_non_finite
-from vit_registers.training.writers import say
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run ends with; each twice as long
 

@@ -38,7 +38,8 @@ from vit_registers.interop.values import check_leaves
 from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
-from vit_registers.training import averages, checkpoint_folder, sharding, state
+from vit_registers.runs import checkpoint_folder
+from vit_registers.training import averages, sharding, state
 
 PARAMS = ("params", "ema")  # trained, or averaged
 
