@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_registers.analysis.experiments.listed import EXPERIMENTS
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 
 pytestmark = pytest.mark.slow
 

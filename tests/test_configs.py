@@ -24,7 +24,7 @@ from vit_registers.config import (
     to_dict,
 )
 from vit_registers.errors import ConfigError
-from vit_registers.interop import export
+from vit_registers.interop.export import targets
 from vit_registers.models.vit import token_layout
 from vit_registers.training.durations import durations
 from vit_registers.training.state import abstract_model
@@ -46,7 +46,7 @@ def required(tmp_path_factory):
     model = Model(width=32, depth=1, num_heads=2, mlp_dim=64, patch_size=16, image_size=(64, 64))
     shapes = abstract_model(model)[1]
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
-    export.write(export.export(model, params, "timm"), path, np.float32, Data())
+    targets.write(targets.export(model, params, "timm"), path, np.float32, Data())
     return lambda config: f"path={path},heads=2," if config.stem == "transfer" else ""
 
 

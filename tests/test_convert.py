@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import vit_registers
 from tools.bench_convert import measure
 from vit_registers.config import Data, Model
-from vit_registers.interop import export
+from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def _params(model):
 
 
 def _write(model, target, path):
-    export.write(export.export(model, _params(model), target), path, np.float32, Data())
+    targets.write(targets.export(model, _params(model), target), path, np.float32, Data())
     return path
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from vit_registers import config as config_lib
 from vit_registers.config import Data, Model
-from vit_registers.interop import export
+from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
 from vit_registers.runs.run_lock import RunLock
 
@@ -29,8 +29,8 @@ def weights(tmp_path_factory):
     shapes = nnx.to_pure_dict(nnx.split(shapes, nnx.Param)[1])
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("weights") / "theirs"
-    model = export.export(TINY, params, "transformers")
-    export.write(model, folder, np.float32, Data())
+    model = targets.export(TINY, params, "transformers")
+    targets.write(model, folder, np.float32, Data())
     return folder
 
 

@@ -8,11 +8,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from vit_registers import loading, subjects
+from vit_registers import loading
+from vit_registers.analysis import opening
 from vit_registers.config import Model
 from vit_registers.data.batch import Batch
 from vit_registers.errors import ConfigError
-from vit_registers.interop import export
+from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
 from vit_registers.training.sharding import batch_sharding, make_mesh
 
@@ -29,7 +30,7 @@ def place(tmp_path_factory):
     """timm's names in a file without config.json, and a folder of photographs of two classes."""
     root = tmp_path_factory.mktemp("shown")
     params = nnx.to_pure_dict(nnx.state(ViT(MODEL, rngs=nnx.Rngs(0)), nnx.Param))
-    export.write(export.export(MODEL, params, "timm"), str(root / "theirs.safetensors"), np.float32, None)
+    targets.write(targets.export(MODEL, params, "timm"), str(root / "theirs.safetensors"), np.float32, None)
     rng = np.random.default_rng(0)
     for i in range(8):
         path = root / "data" / "val" / "ab"[i % 2] / f"{i}.png"
@@ -64,7 +65,7 @@ def _images(opened):
 def test_the_part_that_is_shown_follows_the_image_size(place, converted, which, setting):
     """The pixels are PIL's at the smaller size, and positions are resampled."""
     data = str(place / "data")
-    (opened,) = subjects.open_all([_given(place, which)], data, {setting: (64, 64)}, num_images=2)
+    (opened,) = opening.open_all([_given(place, which)], data, {setting: (64, 64)}, num_images=2)
     assert opened.config.data.eval_ops == OPS.format(106 * 64 // SIDE)
     assert opened.layout.patch_grid == (4, 4)
     assert opened.model.model.image_size == (SIDE, SIDE)
@@ -78,12 +79,12 @@ def test_the_part_that_is_shown_follows_the_image_size(place, converted, which, 
 @pytest.mark.parametrize("which", ["run", "weights"])
 def test_settings_of_the_user_win(place, converted, which):
     given = {"model.image_size": (64, 64), "data.eval_ops": "resize", "model.dtype": "bfloat16"}
-    (opened,) = subjects.open_all([_given(place, which)], str(place / "data"), given, num_images=2)
+    (opened,) = opening.open_all([_given(place, which)], str(place / "data"), given, num_images=2)
     assert opened.config.data.eval_ops == "resize"
     assert opened.model.model.dtype == "bfloat16"
     for wrong in ({"model.depth": 3}, {"model.image_size": (64, 64), "data.image_size": (32, 32)}):
         with pytest.raises(ConfigError, match=r"as it was trained|differ: give one"):
-            subjects.open_all([_given(place, which)], str(place / "data"), wrong, num_images=2)
+            opening.open_all([_given(place, which)], str(place / "data"), wrong, num_images=2)
 
 
 def test_assumed_normalisation_is_said(place, converted, run_here):
@@ -124,8 +125,8 @@ def test_the_report_says_what_each_model_saw(place, converted, run_here):
     assert "run: sees 90.6 % of the short side (82.0 % of a square image), at 96 x 96 px, pil_bicubic" in err
     assert "warning" not in err
 
-    opened = subjects.open_all([str(converted), str(other)], str(place / "data"), {}, num_images=2)
-    assert subjects.differences(opened) is None
+    opened = opening.open_all([str(converted), str(other)], str(place / "data"), {}, num_images=2)
+    assert opening.differences(opened) is None
 
 
 @pytest.mark.parametrize("which", ["run", "weights"])
@@ -138,9 +139,9 @@ def test_fine_tuning_evaluates_on_the_part_that_the_weights_were_shown(place, co
 
 def test_models_that_are_not_shown_the_same_are_named(place, converted):
     first, second = (
-        subjects.open_all([str(converted)], str(place / "data"), given, num_images=2)[0]
+        opening.open_all([str(converted)], str(place / "data"), given, num_images=2)[0]
         for given in ({}, {"data.eval_ops": "resize_small(96) | central_crop", "data.mean": (0.4, 0.4, 0.4)})
     )
-    line = subjects.differences([first, second])
+    line = opening.differences([first, second])
     assert "differ in the part of an image, the method of resizing, the normalisation" in line
     assert "100.0 % of the short side" in line and "normalisation of the config: mean 0.4" in line

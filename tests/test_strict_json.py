@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.analysis.section import Section, Table
-from vit_registers.analysis.write import Entry, write_entry
+from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.write import Entry, write_entry
 from vit_registers.runs.writers import MetricWriter
 from vit_registers.strict_json import dumps
 
@@ -56,7 +56,7 @@ def test_all_that_is_written_goes_through_it():
         "vit_registers/strict_json.py",
         "vit_registers/distributed.py",
         "vit_registers/rendezvous.py",
-        "vit_registers/interop/writing.py",
+        "vit_registers/interop/export/files.py",
         "tools/runs.py",
     }
     files = [*(ROOT / "vit_registers").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.config import Data, Model
-from vit_registers.interop import export
+from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
 
 
@@ -38,7 +38,7 @@ def write_checkpoint(size: str, path: Path) -> None:
     rng = np.random.default_rng(0)
     shapes = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0))), nnx.Param)[1])
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
-    export.write(export.export(model, params, "dinov2"), path, np.float32, Data())
+    targets.write(targets.export(model, params, "dinov2"), path, np.float32, Data())
 
 
 def read_time(path: Path) -> float:

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_registers.analysis import features
-from vit_registers.analysis.experiments.listed import EXPERIMENTS
-from vit_registers.analysis.store import Store
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.features import compute
+from vit_registers.analysis.features.store import Store
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.batch import normalize
 from vit_registers.data.loaders import open_data
@@ -54,7 +54,7 @@ def extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
     mesh = sharding.make_mesh(cfg.mesh)
     batches = open_data(cfg).eval_batches("all", sharding.batch_sharding(mesh))
     started = time.monotonic()
-    features.extract(
+    compute.extract(
         model, batches, store, names(model), image_size=cfg.model.image_size, mean=_HALF, std=_HALF
     )
     return time.monotonic() - started

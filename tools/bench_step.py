@@ -35,7 +35,7 @@ from tools.bench_programs import Other, Program, Variant, flops_per_image, matmu
 from vit_registers import cli
 from vit_registers.config import Config, Data, Model, to_config_dict
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS
+from vit_registers.models.attention.api import BACKENDS
 from vit_registers.models.blocks import DTYPES, VARIANTS
 from vit_registers.models.masks import MASKS
 from vit_registers.strict_json import dumps

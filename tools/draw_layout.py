@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from vit_registers import cli
-from vit_registers.analysis import pictures
+from vit_registers.analysis.report import figures
 from vit_registers.errors import ConfigError
 from vit_registers.models.masks import build_mask, owners
 from vit_registers.models.vit import token_layout
@@ -41,7 +41,7 @@ def main() -> None:
             np.full(grid[0] * grid[1], EVERYWHERE) if is_coarser else owners(reference, grid) % EVERYWHERE
         )
         levels.append(("patches" if grid == layout.patch_grid else "summaries", colors.reshape(grid)))
-    pictures.save(pictures.draw_layout(levels, mask_TxT, layout.level_groups), Path(flags.FLAGS.out))
+    figures.save(figures.draw_layout(levels, mask_TxT, layout.level_groups), Path(flags.FLAGS.out))
     print(flags.FLAGS.out)
 
 

@@ -29,7 +29,7 @@ from etils import epath
 
 from vit_registers import cli
 from vit_registers.config import nearest
-from vit_registers.data import tfds_location, tfds_source
+from vit_registers.data.sources import tfds_location, tfds_prepared
 from vit_registers.errors import DataError
 
 _NEED_NOTHING = ("digits", "folder", "images")
@@ -155,7 +155,7 @@ def _check(folder: epath.Path) -> None:
     builder = tfds_location.read(folder)
     for split, info in builder.info.splits.items():
         if info.num_examples:
-            tfds_source.find_parts(builder, split)
+            tfds_prepared.find_parts(builder, split)
     if builder.info.file_format.value != "array_record":
         raise DataError(
             f"{folder} holds {builder.info.file_format.value} files: delete the folder to prepare it as "

@@ -23,22 +23,21 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from vit_registers import cli, subjects
-from vit_registers.analysis import write
-from vit_registers.analysis.experiments.listed import EXPERIMENTS
-from vit_registers.analysis.outliers import find
-from vit_registers.analysis.section import Section
+from vit_registers import cli
+from vit_registers.analysis import opening
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.features.extract import extract
+from vit_registers.analysis.measures.outliers import find
+from vit_registers.analysis.report import write
+from vit_registers.analysis.report.section import Section
 from vit_registers.analysis.subject import Options
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
-from vit_registers.extraction import extract
 
 ALL = "all"
 
 
-def analyze(
-    names: list[str], opened: list[subjects.Opened], options: Options, out: Path
-) -> list[write.Entry]:
+def analyze(names: list[str], opened: list[opening.Opened], options: Options, out: Path) -> list[write.Entry]:
     """Runs the experiments on all models that can answer them; writes each one's folder under `out`."""
     found = {}
     for one in opened:
@@ -103,7 +102,7 @@ def main(name: str) -> None:
     if jax.process_count() > 1:
         raise ConfigError("analyze runs on one machine, on all of its devices")
     find(np.array([[0.0, 1.0]]), values.rule)  # a rule that cannot be is refused before anything is computed
-    boxes = subjects.open_boxes(values.boxes) if values.boxes else ()
+    boxes = opening.open_boxes(values.boxes) if values.boxes else ()
     options = Options(
         rule=values.rule,
         num_examples=values.examples,
@@ -112,12 +111,12 @@ def main(name: str) -> None:
         num_edited=values.edited_images,
         energy=_energy(values.energy),
     )
-    out = cli.writable_folder(values.out or subjects.default_out(values.checkpoint[0]), "--out")
+    out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
-    opened = subjects.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
+    opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
-    if unlike := subjects.differences(opened):
+    if unlike := opening.differences(opened):
         print(f"warning: {unlike}", file=sys.stderr)
     entries = analyze(list(EXPERIMENTS) if name == ALL else [name], opened, options, out)
     if name == ALL:

@@ -30,10 +30,11 @@ from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop import convert, export
-from vit_registers.interop.entries import Entry, Leaf, lookup_leaf, path_text
+from vit_registers.interop import reading
+from vit_registers.interop.export import targets
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.interop.tensor_map import Entry, Leaf, lookup_leaf, path_text
 from vit_registers.interop.values import check_leaves
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
@@ -53,7 +54,7 @@ class Source:
     """What is converted: its config, and a way to its parameters."""
 
     config: Config
-    opened: convert.Opened | None  # None: a run folder
+    opened: reading.Opened | None  # None: a run folder
     step: int | None
     params: str | None
     path: str
@@ -62,18 +63,18 @@ class Source:
     def read(self) -> dict[str, Any]:
         """The parameters, nested. Raises CheckpointError where one is not finite."""
         if self.opened is not None:
-            return convert.read_leaves(self.opened)
+            return reading.read_leaves(self.opened)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, params = loading.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
-        check_leaves(convert.leaves_of(params), f"{self.path}, step {self.step}")
+        check_leaves(reading.leaves_of(params), f"{self.path}, step {self.step}")
         return params
 
     def leaves(self) -> Iterable[tuple[Leaf, Any]]:
         """The parameters by path, read one by one where that can be."""
         return (
-            convert.leaves_of(self.read()).items()
+            reading.leaves_of(self.read()).items()
             if self.opened is None
-            else convert.iter_leaves(self.opened)
+            else reading.iter_leaves(self.opened)
         )
 
 
@@ -87,9 +88,9 @@ def open_source(path: str, *, source: str, hints: Hints, step: int | None, param
         return Source(config=config, opened=None, step=step, params=params, path=path, normalisation=origin)
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, and --step is for those")
-    opened = convert.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
+    opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
-    print(convert.describe(opened))
+    print(reading.describe(opened))
     print(loading.describe_normalisation(data, origin))
     config = config_lib.check(Config(model=opened.model, data=data), ("model", "data"))
     return Source(config=config, opened=opened, step=None, params=params, path=path, normalisation=origin)
@@ -97,7 +98,7 @@ def open_source(path: str, *, source: str, hints: Hints, step: int | None, param
 
 def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str], str]) -> None:
     """Prints which of their tensors are which parameters, with shapes."""
-    _, abstract = convert.abstract_params(model)
+    _, abstract = reading.abstract_params(model)
     for entry in entries:
         leaf_shapes = [lookup_leaf(abstract, leaf).shape for leaf in entry.leaves]
         theirs = zip(entry.names, entry.shapes(leaf_shapes), strict=True)
@@ -122,16 +123,16 @@ def to_run(source: Source, output: str) -> None:
         written.save(state, None, origin=origin, normalisation=source.normalisation)
 
 
-def to_family(source: Source, output: str, target: str, dtype: str) -> export.Export:
+def to_family(source: Source, output: str, target: str, dtype: str) -> targets.Export:
     """Writes the model in another family's format; returns what was written."""
     cli.writable_folder(str(Path(output).expanduser().parent), "--output")
-    exported = export.export(source.config.model, source.read(), target)
+    exported = targets.export(source.config.model, source.read(), target)
     for note in exported.notes:
         print(f"note: {note}")
-    for path in export.write(exported, output, DTYPES[dtype], source.config.data):
+    for path in targets.write(exported, output, DTYPES[dtype], source.config.data):
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     if target == "timm":
-        print(f"timm.models.vision_transformer.VisionTransformer(**{export.timm_arguments(exported.model)})")
+        print(f"timm.models.vision_transformer.VisionTransformer(**{targets.timm_arguments(exported.model)})")
     return exported
 
 
@@ -150,29 +151,29 @@ def compare(leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtyp
     return len(others)
 
 
-def check(source: Source, output: str, exported: export.Export | None, dtype: str) -> int:
+def check(source: Source, output: str, exported: targets.Export | None, dtype: str) -> int:
     """Reads what was written and compares every parameter; returns their number."""
     if exported is None:
         step, config = loading.read_config(output)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, there = loading.read_model(output, step, config.model, mesh)
-        others = convert.leaves_of(there)
+        others = reading.leaves_of(there)
         leaves = (
-            convert.iter_leaves(source.opened) if source.opened else convert.leaves_of(source.read()).items()
+            reading.iter_leaves(source.opened) if source.opened else reading.leaves_of(source.read()).items()
         )
         return compare(leaves, others, np.float32, output)
     model = exported.model
     hints = Hints(
         image_size=model.image_size,
-        num_heads=convert.dims(model).num_heads,
+        num_heads=reading.dims(model).num_heads,
         hidden_act=model.activation,
         pooling=model.pooling,
         mask=model.mask if model.summary_factor else None,
     )
     family = exported.target.split("/")[0]
-    opened = convert.open_path(output, source=family, hints=hints)
-    expected = convert.leaves_of(exported.params)
-    return compare(convert.iter_leaves(opened), expected, DTYPES[dtype], output)
+    opened = reading.open_path(output, source=family, hints=hints)
+    expected = reading.leaves_of(exported.params)
+    return compare(reading.iter_leaves(opened), expected, DTYPES[dtype], output)
 
 
 def convert_to(source: Source, output: str, target: str, dtype: str) -> int:
@@ -205,7 +206,7 @@ def main() -> None:
     """The command line."""
     values = flags.FLAGS
     return_freed_memory()
-    lookup(dict.fromkeys(("run", *export.TARGETS)), values.to, "--to")
+    lookup(dict.fromkeys(("run", *targets.TARGETS)), values.to, "--to")
     if values.to == "run" and values.dtype != "float32":
         raise ConfigError(
             f"--dtype={values.dtype}: parameters of a run are float32; --dtype is for other formats"
@@ -232,7 +233,7 @@ def main() -> None:
         if source.opened is not None:
             print_table(source.opened.entries, source.opened.native, source.opened.found.in_file)
         if values.to != "run":
-            exported = export.export(source.config.model, source.read(), values.to)
+            exported = targets.export(source.config.model, source.read(), values.to)
             print_table(exported.entries, exported.model, exported.in_file)
         return
     count = convert_to(source, values.output, values.to, values.dtype)
@@ -252,7 +253,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "Run folder, or other people's file or folder.")
     flags.DEFINE_string("output", None, "Run folder, file, or folder (transformers) to write.")
-    flags.DEFINE_string("to", "run", f"run, or {', '.join(export.TARGETS)}.")
+    flags.DEFINE_string("to", "run", f"run, or {', '.join(targets.TARGETS)}.")
     flags.DEFINE_string("source", "auto", "Whose checkpoint it is, where it is not recognised.")
     flags.DEFINE_string("image_size", None, "Pixels, such as 518 or 392x518, that the model is made for.")
     flags.DEFINE_integer("num_heads", None, "Heads, where config.json or the width do not tell.")

@@ -27,12 +27,12 @@ from vit_registers.config import (
 )
 from vit_registers.data.class_names import match, some
 from vit_registers.errors import CheckpointError, ConfigError, UserError
-from vit_registers.interop import convert, transfer
+from vit_registers.interop import reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
-from vit_registers.interop.entries import Leaf
 from vit_registers.interop.infer import HIDDEN_ACTS, Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
+from vit_registers.interop.tensor_map import Leaf
 from vit_registers.interop.unwrap import SOURCES
 from vit_registers.interop.values import check_leaves
 from vit_registers.models.checks import attention_obstacle
@@ -178,8 +178,8 @@ def open_others(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, s
     opened = open_start(InitFrom(path=path))
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
-    print(convert.describe(opened), flush=True)
-    return convert.build(dataclasses.replace(opened, model=config.model)), config, origin
+    print(reading.describe(opened), flush=True)
+    return reading.build(dataclasses.replace(opened, model=config.model)), config, origin
 
 
 def is_run(path: str) -> bool:
@@ -196,12 +196,12 @@ def load(path: str, *, step: int | None, params: str | None, source: str, hints:
         return load_run(path, step=step, params=params)
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, and step is for those")
-    opened = convert.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
-    print(convert.describe(opened), flush=True)
+    opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
+    print(reading.describe(opened), flush=True)
     if opened.model.channels != opened.native.channels:
         data, origin = preprocessing(opened, Path(path).expanduser())
         print(describe_normalisation(data, origin), flush=True)
-    return convert.build(opened)
+    return reading.build(opened)
 
 
 def refuse_hints(path: str, source: str, hints: Hints) -> None:
@@ -224,10 +224,10 @@ def _start_hints(settings: InitFrom) -> Hints:
     )
 
 
-def open_start(settings: InitFrom) -> convert.Opened:
+def open_start(settings: InitFrom) -> reading.Opened:
     """The checkpoint of other people that training starts from."""
     hints = dataclasses.replace(_start_hints(settings), params=settings.params)
-    return convert.open_path(settings.path, source=settings.source, hints=hints)
+    return reading.open_path(settings.path, source=settings.source, hints=hints)
 
 
 def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
@@ -291,12 +291,12 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         mesh = sharding.make_mesh(Mesh())
         _, params = read_model(settings.path, step, source, mesh, params=settings.params)
         params = jax.device_get(params)
-        check_leaves(convert.leaves_of(params), f"{settings.path}, step {step}")
+        check_leaves(reading.leaves_of(params), f"{settings.path}, step {step}")
     else:
         opened = open_start(settings)
         data, origin = preprocessing(opened, Path(settings.path).expanduser())
-        print(convert.describe(opened), describe_normalisation(data, origin), sep="\n", flush=True)
-        source, params = opened.model, convert.read_leaves(opened)
+        print(reading.describe(opened), describe_normalisation(data, origin), sep="\n", flush=True)
+        source, params = opened.model, reading.read_leaves(opened)
     taken = transfer.taken_leaves(source, params, model, settings)
     if source.channels != model.channels:
         mean, std = (adapt_statistics(values, model.channels) for values in (data.mean, data.std))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_registers import subjects
-from vit_registers.analysis.experiments.listed import EXPERIMENTS
+from vit_registers.analysis import opening
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
-from vit_registers.extraction import extract
 from vit_registers.models.vit import ViT
 
 OPTIONS = Options(rule="quantile:0.9", num_edited=12)
@@ -28,7 +28,7 @@ def opened():
     )
     config = dataclasses.replace(Config(), model=MODEL, data=dataclasses.replace(data, eval_batch_size=8))
     model, loader = ViT(MODEL, rngs=nnx.Rngs(0)), open_data(config)
-    return subjects.Opened(
+    return opening.Opened(
         name="a", path="a", step=None, sha256="a", model=model, config=config, loader=loader, num_images=12
     )
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vit_registers.data import pil_decoding
-from vit_registers.data.boxes import BoxImage, read_image
+from vit_registers.data.sources.boxes import BoxImage, read_image
 
 HEIGHT, WIDTH = 40, 36
 LOADERS = ("memory_folder", "folder")
@@ -220,7 +220,7 @@ def test_truncated_files_are_the_same_in_both_loaders(channels, loaded):
 def test_parts_are_of_the_same_pixels(name, files):
     tf = pytest.importorskip("tensorflow")
     from vit_registers.data import decoding
-    from vit_registers.data.op_strings import Target
+    from vit_registers.data.ops.strings import Target
 
     for channels in (1, 3):
         example = {"bytes": tf.constant(files[name]), "seed": tf.constant([0, 0], tf.int64)}

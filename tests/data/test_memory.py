@@ -9,9 +9,9 @@ import pytest
 
 from vit_registers.config import Config, Data, Model
 from vit_registers.data import memory
-from vit_registers.data.digits import arrays
 from vit_registers.data.loaders import open_data
-from vit_registers.data.op_strings import Target
+from vit_registers.data.ops.strings import Target
+from vit_registers.data.sources.digits import arrays
 from vit_registers.errors import ConfigError
 
 

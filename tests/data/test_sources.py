@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from vit_registers.data.batch import Batch, normalize, pad_batch
-from vit_registers.data.folder import Folder
 from vit_registers.data.loaders import open_data
+from vit_registers.data.sources.folder import Folder
 from vit_registers.errors import ConfigError, DataError
 
 

@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 from vit_registers.config import Model
-from vit_registers.interop import containers, convert, export
+from vit_registers.interop import containers, reading
+from vit_registers.interop.export import targets
 from vit_registers.interop.infer import Hints
 from vit_registers.models.vit import Outputs, ViT
 
@@ -101,7 +102,7 @@ def timm_model(name: str, **settings):
 @shared
 def from_folder(folder, source: str = "auto", **hints) -> ViT:
     """The model of a checkpoint in files."""
-    return convert.build(convert.open_path(folder, source=source, hints=Hints(**hints)))
+    return reading.build(reading.open_path(folder, source=source, hints=Hints(**hints)))
 
 
 @shared
@@ -212,8 +213,8 @@ def load():
     """load(state, source, **hints): (the Model, its parameters) of tensors by name."""
 
     def load(state, source, **hints):
-        opened = convert.open_weights(containers.from_mapping(state), source=source, hints=Hints(**hints))
-        return opened.model, convert.read_leaves(opened)
+        opened = reading.open_weights(containers.from_mapping(state), source=source, hints=Hints(**hints))
+        return opened.model, reading.read_leaves(opened)
 
     return load
 
@@ -221,7 +222,7 @@ def load():
 @pytest.fixture(scope="session")
 def dump():
     """dump(model, params, target): the tensors of an export by name."""
-    return lambda model, params, target: dict(export.export(model, params, target).weights(np.float32))
+    return lambda model, params, target: dict(targets.export(model, params, target).weights(np.float32))
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ import vit_registers
 from vit_registers import loading
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop import export, from_state_dict, transfer
+from vit_registers.interop import from_state_dict, transfer
 from vit_registers.interop.channels import adapt_kernel, adapt_statistics
-from vit_registers.interop.writing import write_safetensors
+from vit_registers.interop.export import targets
+from vit_registers.interop.export.files import write_safetensors
 
 PAIRS = [(3, 1), (3, 2), (3, 3), (3, 4), (3, 5), (3, 6), (3, 13)]
 
@@ -26,7 +27,7 @@ def test_kernels_are_those_of_timm(there, here, timm, assert_close):
 def test_grey_images_and_colour_images_of_grey_give_the_same(make, params, forward, assert_close):
     for there, here in ((3, 1), (1, 3)):
         model = make(channels=there)
-        arrays = dict(export.export(model.model, params(model), "timm").weights(np.float32))
+        arrays = dict(targets.export(model.model, params(model), "timm").weights(np.float32))
         other = from_state_dict(arrays, source="timm", num_heads=4, channels=here)
         assert other.model.channels == here
         grey = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
@@ -40,7 +41,7 @@ def test_each_family_can_be_read_for_grey_images(target, make, params):
     settings["clip"] |= {"use_head_bias": False, "activation": "quick_gelu", "norm_eps": 1e-5}
     settings |= {"mup_vit": {"use_cls": False, "pooling": "gap", "has_cls_position": False}}
     model = make(**settings.get(target, {}))
-    arrays = dict(export.export(model.model, params(model), target).weights(np.float32))
+    arrays = dict(targets.export(model.model, params(model), target).weights(np.float32))
     grey = from_state_dict(arrays, source=target, num_heads=4, channels=1)
     kernel = np.asarray(params(model)["patch_embed"]["kernel"])
     np.testing.assert_allclose(grey.patch_embed.kernel, kernel.sum(2, keepdims=True), rtol=1e-5, atol=1e-6)
@@ -49,7 +50,7 @@ def test_each_family_can_be_read_for_grey_images(target, make, params):
 def test_the_normalisation_is_averaged_and_said(make, params, tmp_path, capfd, run_here):
     model = make(num_classes=0, use_mask_token=True, layer_scale_init=1e-5)
     path, run = tmp_path / "weights.safetensors", tmp_path / "run"
-    write_safetensors(path, export.export(model.model, params(model), "dinov2").weights(np.float32), None)
+    write_safetensors(path, targets.export(model.model, params(model), "dinov2").weights(np.float32), None)
     vit_registers.load(path, num_heads=4, channels=1)
     mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
     said = capfd.readouterr().out
@@ -67,7 +68,7 @@ def test_the_normalisation_is_averaged_and_said(make, params, tmp_path, capfd, r
 
 def test_training_starts_from_weights_of_other_channels(make, params, tmp_path, capfd, run_here, assert_same):
     model, path = make(num_classes=0), tmp_path / "weights.safetensors"
-    write_safetensors(path, export.export(model.model, params(model), "timm").weights(np.float32), None)
+    write_safetensors(path, targets.export(model.model, params(model), "timm").weights(np.float32), None)
     run = tmp_path / "run"
     assert run_here("convert", f"--input={path}", f"--output={run}", "--num_heads=4")[0] == 0
     target = make(channels=1, num_classes=7).model
@@ -89,7 +90,7 @@ def test_the_card_of_fine_tuning_takes_channels(make, params, tmp_path, monkeypa
     from configs import transfer as card
 
     model, path = make(num_classes=3), tmp_path / "weights.safetensors"
-    write_safetensors(path, export.export(model.model, params(model), "timm").weights(np.float32), None)
+    write_safetensors(path, targets.export(model.model, params(model), "timm").weights(np.float32), None)
     config = card.get_config(f"path={path},heads=4,channels=1,image=32,leave_out=head.weight+head.bias")
     assert config.model.channels == 1 and config.data.mean == (0.5,) and config.data.std == (0.5,)
     assert config.init_from.leave_out == ("head.weight", "head.bias")
@@ -98,7 +99,7 @@ def test_the_card_of_fine_tuning_takes_channels(make, params, tmp_path, monkeypa
 @pytest.mark.parametrize(("there", "here"), [(4, 1), (4, 3), (2, 3), (6, 1), (3, 0), (3, -1)])
 def test_what_has_no_rule_is_refused(there, here, make, params):
     model = make(channels=there)
-    arrays = dict(export.export(model.model, params(model), "timm").weights(np.float32))
+    arrays = dict(targets.export(model.model, params(model), "timm").weights(np.float32))
     with pytest.raises(CheckpointError, match=f"images with {there} channels, and {here} are asked for"):
         from_state_dict(arrays, source="timm", num_heads=4, channels=here)
 

@@ -9,7 +9,7 @@ import safetensors.numpy
 
 import vit_registers
 from vit_registers.errors import CheckpointError, UserError
-from vit_registers.interop import convert, from_state_dict
+from vit_registers.interop import from_state_dict, reading
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.infer import Hints
 
@@ -59,12 +59,12 @@ def weights_of(timm):
 
 
 def opened(weights, settings=None, source="auto", **hints):
-    return convert.open_weights(weights, source=source, hints=Hints(**hints), settings=settings)
+    return reading.open_weights(weights, source=source, hints=Hints(**hints), settings=settings)
 
 
 @pytest.mark.parametrize(("name", "reason"), NAMES)
 def test_an_architecture_with_other_layers_is_refused_by_name(name, reason, noise):
-    weights = convert.containers.from_mapping(noise({"patch_embed.proj.weight": (8, 3, 4, 4)}))
+    weights = reading.containers.from_mapping(noise({"patch_embed.proj.weight": (8, 3, 4, 4)}))
     for settings, hints in (({"architecture": name}, {}), (None, {"architecture": name})):
         with pytest.raises(CheckpointError, match=f"'{name}' of timm .*{reason}"):
             opened(weights, settings, **hints)
@@ -250,7 +250,7 @@ def changed(kind, config, name, value):
 @pytest.mark.parametrize(("kind", "name", "value"), HF_EDITS)
 def test_a_config_json_of_transformers_that_is_not_of_the_tensors(kind, name, value, hf_folder):
     folder, config = hf_folder(kind)
-    assert convert.open_path(edited(folder, config), source="auto", hints=Hints()).model.width == 32
+    assert reading.open_path(edited(folder, config), source="auto", hints=Hints()).model.width == 32
     path = edited(folder, config, **changed(kind, config, name, value))
     with pytest.raises(CheckpointError, match=f"{name} (is|has) .* in config.json, and .* in the tensors"):
         vit_registers.load(path)

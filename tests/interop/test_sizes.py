@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vit_registers.interop import containers, convert
+from vit_registers.interop import containers, reading
 from vit_registers.interop.infer import Hints
 from vit_registers.models.blocks import dims
 
@@ -139,7 +139,7 @@ def opened(monkeypatch):
         state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
         weights = containers.from_mapping(state)
         monkeypatch.setattr(containers.Weights, "__getitem__", refuse)
-        return convert.open_weights(weights, source=source, hints=Hints(**hints), settings=settings)
+        return reading.open_weights(weights, source=source, hints=Hints(**hints), settings=settings)
 
     return opened
 
@@ -154,7 +154,7 @@ def test_published_models_are_inferred_at_full_size(name, opened):
     assert found == expected and model.image_size[1] == model.image_size[0]
     assert sizes.mlp == ("swiglu" if "g/14" in name and "DINOv2" in name else "mlp")
     assert model.num_registers == (4 if "reg4" in name else 0)
-    leaves = convert.leaves_of(convert.abstract_params(model)[1]).values()
+    leaves = reading.leaves_of(reading.abstract_params(model)[1]).values()
     assert sum(math.prod(leaf.shape) for leaf in leaves) == published
     assert sum(math.prod(shape) for shape in shapes.values()) == published
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from vit_registers.config import Checkpoint, Config, InitFrom, Model
 from vit_registers.errors import ConfigError
-from vit_registers.interop.convert import leaves_of
+from vit_registers.interop.reading import leaves_of
 from vit_registers.interop.transfer import taken_leaves
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT

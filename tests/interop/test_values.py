@@ -15,7 +15,8 @@ import vit_registers
 from vit_registers import loading
 from vit_registers.config import Config, InitFrom, Model
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop import containers, convert, export, from_state_dict
+from vit_registers.interop import containers, from_state_dict, reading
+from vit_registers.interop.export import targets
 from vit_registers.interop.infer import Hints
 from vit_registers.interop.values import as_float32, check_finite
 from vit_registers.runs.checkpoints import Checkpoints
@@ -28,7 +29,7 @@ NAME = "blocks.1.norm1.weight"  # of 32 values
 def state(make, params):
     """The tensors of a tiny model under timm's names."""
     model = make()
-    return dict(export.export(model.model, params(model), "timm").weights(np.float32))
+    return dict(targets.export(model.model, params(model), "timm").weights(np.float32))
 
 
 def _changed(state, values, dtype=np.float32):
@@ -153,15 +154,15 @@ def test_infinities_of_a_fixed_mask_are_read(tmp_path, make, params):
     settings = {"use_cls": False, "pooling": "gap", "has_cls_position": False, "positions": "sincos2d"}
     settings |= {"extra_positions": "sincos2d", "summaries": "zeros", "registers": "zeros"}
     model = make(summary_factor=2, mask="fractal_released", **settings)
-    arrays = dict(export.export(model.model, params(model), "mup_vit").weights(np.float32))
+    arrays = dict(targets.export(model.model, params(model), "mup_vit").weights(np.float32))
     assert np.isinf(arrays["mask"]).any()
     weights = containers.from_mapping(arrays)
-    opened = convert.open_weights(weights, source="mup_vit", hints=Hints(num_heads=4))
+    opened = reading.open_weights(weights, source="mup_vit", hints=Hints(num_heads=4))
     assert opened.model.mask == "fractal_released"
-    assert all(np.isfinite(leaf).all() for _, leaf in convert.iter_leaves(opened))
+    assert all(np.isfinite(leaf).all() for _, leaf in reading.iter_leaves(opened))
     arrays["mask"][0, 0] = np.nan
     with pytest.raises(CheckpointError, match="none of the masks"):
-        convert.open_weights(containers.from_mapping(arrays), source="mup_vit", hints=Hints(num_heads=4))
+        reading.open_weights(containers.from_mapping(arrays), source="mup_vit", hints=Hints(num_heads=4))
 
 
 @pytest.fixture

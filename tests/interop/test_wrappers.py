@@ -10,7 +10,8 @@ import vit_registers
 from vit_registers import loading
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop import convert, export, from_state_dict
+from vit_registers.interop import from_state_dict, reading
+from vit_registers.interop.export import targets
 from vit_registers.interop.infer import Hints
 
 torch = pytest.importorskip("torch")
@@ -20,7 +21,7 @@ torch = pytest.importorskip("torch")
 def state(make, params):
     """The tensors of a tiny model under timm's names."""
     model = make()
-    return dict(export.export(model.model, params(model), "timm").weights(np.float32))
+    return dict(targets.export(model.model, params(model), "timm").weights(np.float32))
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def opened(tmp_path):
 
     def opened(content, source="timm", **hints):
         torch.save(content, tmp_path / "checkpoint.pth")
-        return convert.open_path(
+        return reading.open_path(
             tmp_path / "checkpoint.pth", source=source, hints=Hints(num_heads=4, **hints)
         )
 
@@ -56,8 +57,8 @@ def assert_read(assert_same, load):
     """assert_read(opened, state): the parameters are those of the bare state, bit for bit."""
 
     def assert_read(opened, state):
-        expected = convert.leaves_of(load(state, "timm", num_heads=4)[1])
-        assert_same(dict(convert.leaves_of(convert.read_leaves(opened))), expected)
+        expected = reading.leaves_of(load(state, "timm", num_heads=4)[1])
+        assert_same(dict(reading.leaves_of(reading.read_leaves(opened))), expected)
 
     return assert_read
 
@@ -180,7 +181,7 @@ def test_which_copy_is_read(kind, asked, bare, opened, assert_read):
     said = (f"'{averaged}' is read", f"not {trained} (params='params')")
     said = said if is_averaged else (f"{trained} is read", f"not '{averaged}' (params='ema')")
     for part in (*said, "another copy of the network"):
-        assert part in convert.describe(there)
+        assert part in reading.describe(there)
 
 
 def test_names_of_pytorchs_own_tutorial_and_of_lightning(bare, opened, assert_read):
@@ -191,7 +192,7 @@ def test_names_of_pytorchs_own_tutorial_and_of_lightning(bare, opened, assert_re
     content |= {"lr": torch.tensor(0.1)}
     there = opened(content)
     assert_read(there, bare)
-    assert "the state of training (5 tensors), numbers beside the network (2 tensors)" in convert.describe(
+    assert "the state of training (5 tensors), numbers beside the network (2 tensors)" in reading.describe(
         there
     )
     both = content | {"model_ema_state_dict": _prefixed("module.", _other(bare, 1))}
@@ -209,15 +210,15 @@ def test_load_convert_and_training_take_the_average(state, run_here, tmp_path, a
     assert code == 0 and "'state_dict_ema' is read, not 'state_dict' (params='params')" in out, err
     start = InitFrom(path=str(path), params="ema", source="timm", num_heads=4, keep_head=True)
     taken = loading.start_leaves(start, loaded.model)
-    expected = dict(convert.leaves_of(expected))
+    expected = dict(reading.leaves_of(expected))
     for leaves in (params(loaded), params(vit_registers.load(run))):
-        assert_same(dict(convert.leaves_of(leaves)), expected)
+        assert_same(dict(reading.leaves_of(leaves)), expected)
     assert_same(taken, {leaf: np.asarray(value) for leaf, value in expected.items()})
     flat = {f"model_ema.{n}": t for n, t in _other(state, 0.5).items()} | {
         f"model.{n}": t for n, t in state.items()
     }
     model = from_state_dict(flat, source="timm", num_heads=4, params="ema")
-    assert_same(dict(convert.leaves_of(params(model))), expected)
+    assert_same(dict(reading.leaves_of(params(model))), expected)
 
 
 def test_a_copy_that_is_not_there(state, opened, tmp_path):
@@ -278,7 +279,7 @@ def test_what_self_supervision_adds_is_left_out(kind, bare, opened, assert_read)
     assert_read(there, bare)
     count = 3 * len(_mlp_head()) - len(_mlp_head()) if kind == "moco" else len(_decoder())
     what = "a self-supervision head" if kind == "moco" else "the decoder of a masked autoencoder"
-    assert f"{what} ({count} tensors)" in convert.describe(there)
+    assert f"{what} ({count} tensors)" in reading.describe(there)
 
 
 def test_the_average_of_moco(bare, opened, assert_read):
@@ -325,7 +326,7 @@ def test_heads_of_other_names_are_refused_or_left_out(kind, prefix, bare, opened
     there = opened(content, leave_out=(pattern,))
     assert_read(there, bare)
     assert there.model.num_classes == 0
-    assert f"leave_out='{pattern}' ({len(extra)} tensors)" in convert.describe(there)
+    assert f"leave_out='{pattern}' ({len(extra)} tensors)" in reading.describe(there)
     assert_read(opened(content, leave_out=(pattern.removeprefix(prefix),)), bare)
 
 
@@ -368,7 +369,7 @@ def test_what_can_be_left_out(way, patterns, state, opened, capfd):
 
 def test_registers_are_not_left_out_and_mask_tokens_are(make, params):
     model = make(num_registers=3, use_mask_token=True, num_classes=0, layer_scale_init=1e-5)
-    arrays = dict(export.export(model.model, params(model), "dinov2").weights(np.float32))
+    arrays = dict(targets.export(model.model, params(model), "dinov2").weights(np.float32))
     read = lambda pattern: from_state_dict(arrays, source="dinov2", num_heads=4, leave_out=pattern)  # noqa: E731
     with pytest.raises(CheckpointError, match="takes 'register_tokens', which the model needs"):
         read("register_tokens")
@@ -381,7 +382,7 @@ def test_what_is_left_out_need_be_no_array(state, params, assert_same):
         from_state_dict(odd, source="timm", num_heads=4)
     model = from_state_dict(odd, source="timm", num_heads=4, leave_out=["args", "epoch", "arch"])
     expected = from_state_dict(state, source="timm", num_heads=4)
-    assert_same(*(dict(convert.leaves_of(params(m))) for m in (model, expected)))
+    assert_same(*(dict(reading.leaves_of(params(m))) for m in (model, expected)))
     with pytest.raises(ConfigError, match="want patterns of names"):
         from_state_dict(state, source="timm", leave_out=[3])
 

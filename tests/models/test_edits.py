@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import attention_weights, open_to_more
+from vit_registers.models.attention.api import attention_weights, open_to_more
 from vit_registers.models.edits import Edits, append_key
 from vit_registers.models.vit import static_attention
 from vit_registers.models.zero_registers import add_zero_registers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_registers.models.attention import attention_weights
+from vit_registers.models.attention.api import attention_weights
 from vit_registers.models.pooling import pool
 from vit_registers.models.vit import static_attention
 

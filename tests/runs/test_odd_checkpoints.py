@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from vit_registers import subjects
+from vit_registers.analysis import opening
 from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
 from vit_registers.runs import checkpoint_folder
@@ -149,11 +149,11 @@ def test_the_only_checkpoint_under_another_name_is_not_moved_away(run):
 
 
 def test_analyze_reads_steps_as_it_lists_them(run, capsys):
-    assert subjects.split_step(f"{run}@33") == (str(run), 33)
-    assert subjects.split_step(f"{run}@²") == (f"{run}@²", None)
+    assert opening.split_step(f"{run}@33") == (str(run), 33)
+    assert opening.split_step(f"{run}@²") == (f"{run}@²", None)
     _copy(run / "checkpoints" / "50")
     os.mkdir(run / "checkpoints" / "25")
-    assert subjects._steps(f"{run}@all") == [f"{run}@20", f"{run}@33"]
+    assert opening._steps(f"{run}@all") == [f"{run}@20", f"{run}@33"]
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("; left out") for line in lines] == [True, True]
 

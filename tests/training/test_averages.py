@@ -11,8 +11,8 @@ from flax import nnx
 import vit_registers
 from vit_registers import convert, evaluate, loading
 from vit_registers.config import Checkpoint, Config, Data, InitFrom, Mesh, Model, Optimizer, Run
-from vit_registers.interop.convert import leaves_of
 from vit_registers.interop.infer import Hints
+from vit_registers.interop.reading import leaves_of
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.writers import Progress
 from vit_registers.train import first_state, train

@@ -8,7 +8,7 @@ from tools.aot_tpu import collectives
 from vit_registers.config import Mesh
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.models import partition
-from vit_registers.models.attention_mesh import on_own_share
+from vit_registers.models.attention.mesh import on_own_share
 from vit_registers.models.vit import token_layout
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations

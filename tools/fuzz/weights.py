@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 import vit_registers
 from vit_registers.config import Data, Model
 from vit_registers.errors import UserError
-from vit_registers.interop import export
-from vit_registers.interop.convert import abstract_params
+from vit_registers.interop.export import targets
+from vit_registers.interop.reading import abstract_params
 
 _MODEL = Model(width=48, depth=2, num_heads=3, patch_size=4, image_size=(16, 16), num_classes=5, init="deit3")
 Tensors = dict[str, np.ndarray]
@@ -78,8 +78,8 @@ def write_reference(path: Path) -> None:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(np.float32), abstract)
     del graphdef
-    exported = export.export(_MODEL, params, "timm")
-    export.write(exported, str(path), np.float32, Data())
+    exported = targets.export(_MODEL, params, "timm")
+    targets.write(exported, str(path), np.float32, Data())
 
 
 def edit(source: Path, target: Path, rng: random.Random) -> str:

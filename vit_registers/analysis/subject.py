@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_registers.analysis.interventions import Intervention
-from vit_registers.analysis.outliers import Outliers, find
-from vit_registers.analysis.store import Store
+from vit_registers.analysis.features.interventions import Intervention
+from vit_registers.analysis.features.store import Store
+from vit_registers.analysis.measures.outliers import Outliers, find
 from vit_registers.config import Model
-from vit_registers.data.boxes import BoxImage
 from vit_registers.data.class_names import match
+from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.errors import ConfigError
 from vit_registers.models.tokens import Grid, TokenLayout
 

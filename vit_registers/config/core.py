@@ -72,7 +72,7 @@ class Model:
     init: str = _setting("big_vision", TRANSFER)  # models/initializers.py: INITS
     # Of the computation: float32 | bfloat16; parameters are float32.
     dtype: str = _setting("float32", READ, TRANSFER)
-    # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention_auto.py).
+    # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention/auto.py).
     attention: str = _setting("xla", *_ALWAYS)
     # What is computed again in the backward pass: none | attention (weights) | block.
     remat: str = _setting("none", *_ALWAYS)
@@ -86,7 +86,7 @@ class Data:
 
     loader: str = "tfdata"  # tfdata | memory (resident on the accelerator, no TensorFlow)
     # A TFDS name, or the path of a builder or of a prepared version; digits (embedded); folder, images
-    # (data/folder.py).
+    # (data/sources/folder.py).
     name: str = "imagenet2012"
     # TFDS data_dir, or the folder of a prepared version; the root of the folder; None: TFDS's own default.
     data_dir: str | None = _setting(None, RESUME)
@@ -98,7 +98,7 @@ class Data:
     batch_size: int = 1024  # global
     eval_batch_size: int = _setting(1024, RESUME)  # global; the last batch is padded
     image_size: tuple[int, int] | None = None  # None: model.image_size
-    train_ops: str = "inception_crop | flip"  # data/ops.py: OPS; data/memory.py: MEMORY_OPS
+    train_ops: str = "inception_crop | flip"  # data/ops/catalog.py: OPS; data/memory.py: MEMORY_OPS
     eval_ops: str = "resize_small(256) | central_crop"
     shuffle_buffer: int = 50_000  # only for TFRecord files; array_record and folders shuffle globally
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixel values in [0, 1], per channel

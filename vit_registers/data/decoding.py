@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from vit_registers.data import pil_decoding
-from vit_registers.data.op_strings import Target
+from vit_registers.data.ops.strings import Target
 
 Example = dict[str, tf.Tensor]
 Op = Callable[[Example], Example]

@@ -10,9 +10,9 @@ from PIL import Image
 from vit_registers.config import Config, nearest
 from vit_registers.data import pil_decoding
 from vit_registers.data.broken import BrokenImages
-from vit_registers.data.digits import arrays
-from vit_registers.data.folder import FOLDERS, Folder, open_folder
-from vit_registers.data.op_strings import Target
+from vit_registers.data.ops.strings import Target
+from vit_registers.data.sources.digits import arrays
+from vit_registers.data.sources.folder import FOLDERS, Folder, open_folder
 from vit_registers.errors import DataError
 
 
@@ -88,7 +88,7 @@ class TfdsSource:
 
     def __init__(self, config: Config) -> None:
         # TFDS takes a second to import, and digits and folders do without it
-        from vit_registers.data.tfds_source import open_tfds
+        from vit_registers.data.sources.tfds_prepared import open_tfds
 
         self._data = open_tfds(config)
         if not self._data.is_random_access:

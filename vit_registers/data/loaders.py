@@ -11,7 +11,7 @@ import numpy as np
 from vit_registers.config import Config, Data, check_section, check_value, lookup
 from vit_registers.data.batch import Batch
 from vit_registers.data.class_names import match
-from vit_registers.data.folder import shortened
+from vit_registers.data.sources.folder import shortened
 from vit_registers.errors import ConfigError, DataError
 
 
@@ -44,7 +44,7 @@ class Loader(Protocol):
 def _open_tfdata(config: Config) -> Loader:
     # Read when TensorFlow is imported: oneDNN is of no use to image decoding, and it reports on it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    from vit_registers.data.pipeline import TfdataLoader
+    from vit_registers.data.tfdata import TfdataLoader
 
     return TfdataLoader(config)
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from vit_registers.config import Config, image_size
 from vit_registers.data import images as images_lib
-from vit_registers.data import op_strings, order
+from vit_registers.data import order
 from vit_registers.data.batch import Batch, check_divides
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.images import Images
-from vit_registers.data.op_strings import Target
+from vit_registers.data.ops import strings
+from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]  # (image_BxHxWxC, key) -> image_BxHxWxC
@@ -193,7 +194,7 @@ class MemoryLoader:
 
 
 def _build(text: str, target: Target, *, where: str) -> list[tuple[str, Any]]:
-    built = op_strings.build(text, MEMORY_OPS, target, where=where)
+    built = strings.build(text, MEMORY_OPS, target, where=where)
     if "resize" in [name for name, _ in built[1:]]:
         raise ConfigError(f"{where}={text!r}: resize can only come first with data.loader='memory'")
     return built

@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from vit_registers.data import order
-from vit_registers.data.folder import Folder
 from vit_registers.data.order import Order
-from vit_registers.data.tfds_source import MAX_LABELS, RecordFile, TfdsData
+from vit_registers.data.sources.folder import Folder
+from vit_registers.data.sources.tfds_prepared import MAX_LABELS, RecordFile, TfdsData
 from vit_registers.errors import ConfigError, DataError
 
 CHUNK = 32

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.name_tables import Names
+from vit_registers.interop.names.torch import Names
 from vit_registers.interop.recognize import Found
 
 # Heads of the published models by width, where config.json does not tell.

@@ -6,9 +6,9 @@ from typing import Any
 
 from vit_registers.config import nearest
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop import name_tables as nt
 from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.names import torch as nt
 from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_network
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from vit_registers.config import TRANSFER, InitFrom, Model, lookup, may_change
 from vit_registers.errors import ConfigError
 from vit_registers.interop.channels import adapt_kernel, can_adapt
-from vit_registers.interop.convert import HEAD, OPTIONAL, PATCH_KERNEL, abstract_params, leaves_of
-from vit_registers.interop.entries import Leaf, path_text
+from vit_registers.interop.reading import HEAD, OPTIONAL, PATCH_KERNEL, abstract_params, leaves_of
+from vit_registers.interop.tensor_map import Leaf, path_text
 from vit_registers.models.blocks import dims
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import resample

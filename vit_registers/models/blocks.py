@@ -11,7 +11,7 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS, lean, open_to_more, split
+from vit_registers.models.attention.api import BACKENDS, lean, open_to_more, split
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 

@@ -4,7 +4,7 @@ import jax
 
 from vit_registers.config import Model, check_section, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import BACKENDS, KEEP_WEIGHTS
+from vit_registers.models.attention.api import BACKENDS, KEEP_WEIGHTS
 from vit_registers.models.blocks import ACTIVATIONS, DTYPES, REMAT, dims
 from vit_registers.models.pooling import POOLINGS
 from vit_registers.models.positions import POSITIONS

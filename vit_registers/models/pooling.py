@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_registers.config import Model
-from vit_registers.models.attention import attend_xla
+from vit_registers.models.attention.api import attend_xla
 from vit_registers.models.blocks import Mlp, dims, inits, layer_norm
 from vit_registers.models.tokens import TokenLayout
 

@@ -76,7 +76,7 @@ class Checkpoints:
         *,
         data: TrainedOn | None = None,
     ):
-        """`data` is what is trained on; None for weights that are converted; errors as in compatibility.py."""
+        """`data` is what is trained on; None for converted weights; errors as in compatibility.py."""
         config_lib.check_section("checkpoint", config.checkpoint)
         self._run, self._config, self._lock, self._data = run, config, lock, data
         self._root = checkpoint_root(run)

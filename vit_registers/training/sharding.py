@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vit_registers.config import Config, Mesh, check_section
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention_mesh import AXES
+from vit_registers.models.attention.mesh import AXES
 from vit_registers.models.blocks import dims
 from vit_registers.models.partition import parameter_path, parameter_spec
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vit_registers.errors import CheckpointError
-from vit_registers.interop import containers, writing
+from vit_registers.interop import containers
+from vit_registers.interop.export import files
 
 
 def shared(function):
@@ -61,9 +62,9 @@ def _write(kind, path, content):
     """Writes arrays by name, or Weights as they are, as safetensors or npz."""
     weights = content if isinstance(content, containers.Weights) else containers.from_mapping(content)
     if kind == "npz":
-        writing.write_npz(path, weights)
+        files.write_npz(path, weights)
     else:
-        writing.write_safetensors(path, weights, None)
+        files.write_safetensors(path, weights, None)
 
 
 write = shared(_write)

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import pytest
 
-from vit_registers.interop import containers, writing
+from vit_registers.interop import containers
 from vit_registers.interop.containers import from_mapping, open_weights
+from vit_registers.interop.export import files
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
@@ -206,4 +207,4 @@ def test_nothing_less_restricted_is_called():
     source = Path(containers.__file__).read_text()
     assert source.count("torch.load(") == source.count("weights_only=True") == 1
     assert not re.search(r"weights_only=False|pickle\.loads?\(|jit\.load\(|allow_pickle=True", source)
-    assert not re.search(r"pickle\.|allow_pickle=True", Path(writing.__file__).read_text())
+    assert not re.search(r"pickle\.|allow_pickle=True", Path(files.__file__).read_text())

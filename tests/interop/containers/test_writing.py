@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import SAFETENSORS_DTYPES, Weights, from_mapping, open_weights
-from vit_registers.interop.writing import write_safetensors
+from vit_registers.interop.export.files import write_safetensors
 
 KINDS = ("safetensors", "npz")
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED, legend_name
-from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _COLORS = (BLUE, ORANGE, GREEN, RED)

@@ -3,7 +3,6 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.decoupling import attention_shares
 from vit_registers.analysis.experiments.attention_grids import (
     draw_heads,
     draw_maps,
@@ -11,9 +10,10 @@ from vit_registers.analysis.experiments.attention_grids import (
     mean_maps,
     queries,
 )
-from vit_registers.analysis.focus import MapSums, focus, map_similarity
-from vit_registers.analysis.section import Picture, Section, Table
-from vit_registers.analysis.severity import summarize
+from vit_registers.analysis.measures.decoupling import attention_shares
+from vit_registers.analysis.measures.focus import MapSums, focus, map_similarity
+from vit_registers.analysis.measures.severity import summarize
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 MIDDLE = "middle patch"

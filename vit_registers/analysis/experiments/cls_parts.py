@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.attention_grids import mean_maps
-from vit_registers.analysis.one_shot import OneShot, draw_pairs
-from vit_registers.analysis.one_shot import one_shot as fit_one_shot
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, wrapped
-from vit_registers.analysis.section import Picture, Section, Table
-from vit_registers.analysis.severity import cosine, summarize
+from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs
+from vit_registers.analysis.measures.one_shot import one_shot as fit_one_shot
+from vit_registers.analysis.measures.severity import cosine, summarize
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, wrapped
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _SEEDS = (0, 1, 2)

@@ -4,8 +4,8 @@ import dataclasses
 
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.pictures import legend_name
-from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.report.figures import legend_name
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.config import Model
 from vit_registers.models.blocks import dims

@@ -3,16 +3,16 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.decoupling import (
+from vit_registers.analysis.measures.decoupling import (
     CkaSums,
     NormTable,
     layer_similarity,
     norm_table,
     register_activations,
 )
-from vit_registers.analysis.pictures import BLUE, ORANGE, legend_name, scale_for
-from vit_registers.analysis.section import Picture, Section, Table
-from vit_registers.analysis.severity import summarize
+from vit_registers.analysis.measures.severity import summarize
+from vit_registers.analysis.report.figures import BLUE, ORANGE, legend_name, scale_for
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 SKIP, BIAS = "skip", "bias"

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis import pictures
-from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.report import figures
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.errors import DataError
 from vit_registers.models.masks import owners
@@ -32,14 +32,14 @@ def curves(subjects: list[Subject], options: Options) -> Section:
             section.gaps.append(f"{subject.name}: no metrics.jsonl, as it is no run, or a converted one")
         if not records:
             continue
-        metrics = pictures.metric_series(records)
+        metrics = figures.metric_series(records)
         rows += [
             (subject.name, name, int(steps[-1]), float(values[-1]))
             for name, (steps, values) in metrics.items()
             if name.endswith(("/loss", "/top1", "/top5"))
         ]
         section.pictures.append(
-            Picture(name=f"curves-{subject.name}", caption=subject.name, figure=pictures.draw_curves(metrics))
+            Picture(name=f"curves-{subject.name}", caption=subject.name, figure=figures.draw_curves(metrics))
         )
     if rows:
         columns = ("model", "metric", "last step", "value")
@@ -102,7 +102,7 @@ def masks(subjects: list[Subject], options: Options) -> Section:
             for b, second in groups.items()
         ]
         title = f"{subject.name}: mask '{subject.model.mask}'"
-        figure = pictures.draw_mask(mask_TxT, groups, title=title)
+        figure = figures.draw_mask(mask_TxT, groups, title=title)
         section.pictures.append(Picture(name=f"mask-{subject.name}", caption=title, figure=figure))
         found = links(mask_TxT, subject.layout)
         link_rows += [(subject.name, *_row(link)) for link in found]
@@ -133,5 +133,5 @@ def _draw(name: str, found: list[Link]) -> Picture:
         name=f"links-{name}",
         caption=f"{name}: the cells of the finer grid, coloured by the cell of the coarser grid that the "
         "mask links them to (above) and that they lie in (below); grey: no link, or several.",
-        figure=pictures.draw_owners(pairs),
+        figure=figures.draw_owners(pairs),
     )

@@ -12,11 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vit_registers.analysis.lost import HIT_IOU, Cell, CorLoc, Discovery, corloc, iou, summarize, sweep
-from vit_registers.analysis.pictures import ORANGE, RED
-from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.measures.lost import (
+    HIT_IOU,
+    Cell,
+    CorLoc,
+    Discovery,
+    corloc,
+    iou,
+    summarize,
+    sweep,
+)
+from vit_registers.analysis.report.figures import ORANGE, RED
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
-from vit_registers.data.boxes import BoxImage, read_image
+from vit_registers.data.sources.boxes import BoxImage, read_image
 from vit_registers.errors import ConfigError
 from vit_registers.models.tokens import Grid
 

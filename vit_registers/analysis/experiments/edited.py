@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis.interventions import NO_INTERVENTION, Intervention
-from vit_registers.analysis.severity import cosine, summarize
-from vit_registers.analysis.store import Store
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention
+from vit_registers.analysis.features.store import Store
+from vit_registers.analysis.measures.severity import cosine, summarize
 from vit_registers.analysis.subject import Options, Subject
 
 BASE = ("norms_LxT", "image_HxWxC")  # what must be in the store of a subject that is changed

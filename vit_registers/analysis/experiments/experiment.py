@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis.finite import NotFiniteError, not_finite
-from vit_registers.analysis.forward import FEATURES
-from vit_registers.analysis.section import Section, Table, is_not_finite
+from vit_registers.analysis.features.finite import NotFiniteError, not_finite
+from vit_registers.analysis.features.table import FEATURES
+from vit_registers.analysis.report.section import Section, Table, is_not_finite
 from vit_registers.analysis.subject import Options, Subject
 
 _ALWAYS = ("norms_LxT",)  # says of a model whether it gives finite values, where an experiment reads nothing

@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from vit_registers.analysis.pictures import BLUE, ORANGE
-from vit_registers.analysis.section import Picture, Section, Table
-from vit_registers.analysis.severity import DENSITY_POINTS, NeighbourCosine, split_by_outlier
+from vit_registers.analysis.measures.severity import DENSITY_POINTS, NeighbourCosine, split_by_outlier
+from vit_registers.analysis.report.figures import BLUE, ORANGE
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 
 _SEED = 0

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments import edited
-from vit_registers.analysis.interventions import Intervention, nothing
-from vit_registers.analysis.neurons import first_block, highest, neuron_scores
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, scale_for
-from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.features.interventions import Intervention, nothing
+from vit_registers.analysis.measures.neurons import first_block, highest, neuron_scores
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, scale_for
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 

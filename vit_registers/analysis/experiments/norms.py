@@ -5,9 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from vit_registers.analysis.outliers import find
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, RED, scale_for
-from vit_registers.analysis.section import Picture, Section, Table
+from vit_registers.analysis.measures.outliers import find
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, scale_for
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen

@@ -4,17 +4,17 @@ import itertools
 
 import numpy as np
 
-from vit_registers.analysis.position_probe import fit_position_probe, score_positions
-from vit_registers.analysis.probes import ProbeInputs, choose_tokens, global_probe
-from vit_registers.analysis.reconstruction import (
+from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
+from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
+from vit_registers.analysis.measures.reconstruction import (
     Pairs,
     fit_linear,
     fit_mean,
     fit_mlp,
     score_reconstruction,
 )
-from vit_registers.analysis.released import fit_released, score_released
-from vit_registers.analysis.section import Section, Table
+from vit_registers.analysis.measures.released import fit_released, score_released
+from vit_registers.analysis.report.section import Section, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.errors import DataError
 

@@ -3,8 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.section import Picture, Section, Table
-from vit_registers.analysis.severity import VarianceSums
+from vit_registers.analysis.measures.severity import VarianceSums
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 

@@ -5,10 +5,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from vit_registers.analysis.experiments.attention_grids import draw_maps, mean_maps, queries
-from vit_registers.analysis.focus import focus, map_similarity
-from vit_registers.analysis.pictures import BLUE, GREEN, GREY, ORANGE, legend_name, scale_for
-from vit_registers.analysis.section import Picture, Section, Table
-from vit_registers.analysis.severity import summarize
+from vit_registers.analysis.measures.focus import focus, map_similarity
+from vit_registers.analysis.measures.severity import summarize
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, legend_name, scale_for
+from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _COLORS = (BLUE, ORANGE, GREEN, GREY)

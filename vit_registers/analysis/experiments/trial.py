@@ -7,9 +7,9 @@ import numpy as np
 
 from vit_registers.analysis.experiments import edited
 from vit_registers.analysis.experiments.neurons import Found, find_neurons
-from vit_registers.analysis.interventions import Intervention, move_neurons
-from vit_registers.analysis.neurons import as_mask
-from vit_registers.analysis.store import Store
+from vit_registers.analysis.features.interventions import Intervention, move_neurons
+from vit_registers.analysis.features.store import Store
+from vit_registers.analysis.measures.neurons import as_mask
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout

@@ -1,0 +1,176 @@
+"""Attention maps, head by head, over steps and on average: what is drawn and tabled against plain numpy."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vit_registers.analysis.experiments.attention import MIDDLE, maps, positional_focus
+from vit_registers.analysis.experiments.training import attention_over_training, by_run, over_training
+from vit_registers.analysis.measures.focus import map_similarity
+from vit_registers.analysis.measures.outliers import find
+from vit_registers.analysis.measures.severity import attention_entropy
+from vit_registers.analysis.subject import Options, Subject
+from vit_registers.models.tokens import TokenLayout
+
+GRID, HEADS, BATCH = (3, 4), 3, 300  # more images than are read at a time
+LAYOUT = TokenLayout(has_cls=True, num_registers=3, summary_grids=((1, 1),), patch_grid=GRID)
+PATCHES = slice(5, 17)
+
+
+class Store(dict):
+    """Features in memory."""
+
+    def read(self, name):
+        return self[name]
+
+    def num_read(self):
+        return len(self["attention_NxExT"])
+
+
+def make_subject(name="model", *, layout=LAYOUT, images=BATCH, run=None, step=None, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens, queries = layout.num_tokens, layout.registers.stop
+    weights = rng.dirichlet(np.ones(tokens), (images, HEADS, queries))
+    norms = rng.gamma(4, size=(images, layout.num_patches))
+    subject = SimpleNamespace(
+        name=name,
+        run=None if run is None else Path(run),
+        step=step,
+        layout=layout,
+        store=Store(
+            attention_NxExT=weights.astype(np.float32),
+            center_T=rng.dirichlet(np.ones(tokens), images).astype(np.float32),
+        ),
+        example_NxHxWxC=rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
+        patch_norms=lambda: norms,
+        outliers=lambda rule: find(norms, rule),
+    )
+    subject.tokens = lambda: Subject.tokens(subject)
+    return subject
+
+
+def patch_weights(subject):
+    return subject.store["attention_NxExT"].astype(np.float64)[..., PATCHES]
+
+
+def test_the_picture_of_heads_has_each_head_of_each_query():
+    subject = make_subject()
+    section = maps([subject], Options())
+    assert [picture.name for picture in section.pictures] == ["maps-model", "heads-model"]
+    grid = np.array(section.pictures[1].figure.axes).reshape(4, 1 + HEADS)
+    np.testing.assert_array_equal(grid[0, 0].images[0].get_array(), subject.example_NxHxWxC[0])
+    for query, name in enumerate(("cls", "register 0", "register 1", "register 2")):
+        assert grid[query, 1].get_ylabel() == name
+        for head in range(HEADS):
+            drawn = grid[query, 1 + head].images[0]
+            values = subject.store["attention_NxExT"][0, head, query, PATCHES].reshape(GRID)
+            np.testing.assert_array_equal(drawn.get_array(), values)
+            assert drawn.get_clim() == (0, pytest.approx(values.max()))
+    assert [axes.get_title() for axes in grid[0, 1:]] == [f"head {head}" for head in range(HEADS)]
+
+
+def test_the_picture_of_means_and_its_table():
+    subject = make_subject()
+    section = maps([subject], Options(num_examples=2))
+    grid = np.array(section.pictures[0].figure.axes).reshape(2, 5)
+    weights = patch_weights(subject)
+    np.testing.assert_allclose(
+        grid[1, 3].images[1].get_array(), weights[1, :, 2].mean(0).reshape(GRID), rtol=1e-6
+    )
+    (table,) = section.tables
+    share_NxE = weights.sum(-1).mean(0)
+    part_NxE = weights.max(-1).mean(0) / share_NxE
+    for i, row in enumerate(table.rows):
+        expected = [f(x[:, i]) for x in (share_NxE, part_NxE) for f in (np.mean, np.min, np.max)]
+        assert row[2:] == pytest.approx(expected, rel=1e-5)
+    assert [row[1] for row in table.rows] == ["cls", "register 0", "register 1", "register 2"]
+
+
+def test_fewer_images_than_examples_are_drawn_as_they_are():
+    section = maps([make_subject(images=2)], Options(num_examples=6))
+    assert len(section.pictures[0].figure.axes) == 2 * 5
+
+
+def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
+    subject = make_subject()
+    center = np.zeros((BATCH, LAYOUT.num_tokens), np.float32)
+    center[:, PATCHES.start + 4 * 2 + 1] = 0.75  # row 2, column 1
+    center[:, 0] = 0.25
+    subject.store["center_T"] = center
+    section = positional_focus([subject], Options())
+    (table,) = section.tables
+    assert [row[1] for row in table.rows] == ["cls", "register 0", "register 1", "register 2", MIDDLE]
+    assert table.rows[-1][2:] == (0.0, "2.00, 1.00", pytest.approx(np.hypot(1, 0.5)), None)
+    mean = patch_weights(subject).mean(axis=(0, 1))
+    for row, values in zip(table.rows, mean, strict=False):
+        assert row[2] == pytest.approx(float(attention_entropy(values)[1]), rel=1e-6)
+    of_registers = map_similarity(patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)).mean()
+    assert [row[5] for row in table.rows] == [None, *[pytest.approx(of_registers, rel=1e-6)] * 3, None]
+    *_, last = section.pictures[0].figure.axes
+    drawn = np.asarray(last.images[0].get_array())
+    assert np.argwhere(drawn).tolist() == [[2, 1]] and drawn.max() == pytest.approx(0.75)
+
+
+def test_focus_without_registers_has_a_gap():
+    layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=GRID)
+    section = positional_focus([make_subject(layout=layout, images=4)], Options())
+    assert [row[1] for row in section.tables[0].rows] == ["cls", MIDDLE]
+    assert "fewer than two registers" in section.gaps[0]
+
+
+def make_run(steps, run="runs/a", **settings):
+    return [make_subject(f"a@{step}", run=run, step=step, seed=step, **settings) for step in steps]
+
+
+def test_runs_are_grouped_and_sorted_and_gaps_name_the_others():
+    alone, weights = make_subject("b@5", run="runs/b", step=5, images=1), make_subject("weights", images=1)
+    runs, gaps = by_run([weights, *make_run((20, 100, 3), images=1), alone])
+    assert {run: [one.step for one in steps] for run, steps in runs.items()} == {
+        "runs/a": [3, 20, 100],
+        "runs/b": [5],
+    }
+    assert [gap.partition(":")[0] for gap in gaps] == ["weights", "runs/b"]
+
+
+def test_steps_of_a_run_are_rows_of_its_grid():
+    subjects = make_run((20, 100, 3), images=2)
+    section = attention_over_training([*subjects, make_subject("b@5", run="runs/b", step=5)], Options())
+    assert section.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
+    (picture,), (table,) = section.pictures, section.tables
+    grid = np.array(picture.figure.axes).reshape(3, 5)
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["step 3", "step 20", "step 100"]
+    assert [axes.get_title() for axes in grid[0]] == ["", "cls", "register 0", "register 1", "register 2"]
+    for row, subject in enumerate(sorted(subjects, key=lambda one: one.step)):
+        first_ExP = patch_weights(subject)[0].mean(0)
+        for query in range(4):
+            drawn = grid[row, 1 + query].images[1].get_array()
+            np.testing.assert_allclose(drawn, first_ExP[query].reshape(GRID), rtol=1e-6)
+            run, step, _, share, entropy = table.rows[4 * row + query]
+            assert (run, step) == ("runs/a", subject.step)
+            assert share == pytest.approx(first_ExP[query].sum(), rel=1e-6)
+            assert entropy == pytest.approx(float(attention_entropy(first_ExP[query])[1]), rel=1e-6)
+
+
+def test_long_runs_are_thinned_in_the_picture_and_whole_in_the_table():
+    layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=(1, 2))
+    section = attention_over_training(make_run(range(1, 26), images=1, layout=layout), Options())
+    labels = [axes.get_ylabel() for axes in section.pictures[0].figure.axes]
+    shown = [label for label in labels if label]
+    assert len(shown) == 10 and (shown[0], shown[-1]) == ("step 1", "step 25")
+    assert len(section.tables[0].rows) == 25
+
+
+def test_one_step_has_no_table_and_no_picture():
+    section = attention_over_training(make_run((7,)), Options())
+    assert section.gaps and not section.tables and not section.pictures
+
+
+def test_registers_over_training_are_compared_on_all_images():
+    subjects = make_run((2, 1))
+    (table,) = over_training(subjects, Options()).tables
+    for row, subject in zip(table.rows, subjects[::-1], strict=True):
+        registers = patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)
+        assert row[1] == subject.step
+        assert row[-1] == pytest.approx(map_similarity(registers).mean(), rel=1e-6)

@@ -1,0 +1,255 @@
+"""Every experiment on models that have nothing to measure: not finite, all zero; and on a single image."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from vit_registers.analysis import opening
+from vit_registers.analysis.experiments import probes
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.features.extract import extract
+from vit_registers.analysis.features.finite import NotFiniteError
+from vit_registers.analysis.features.interventions import Intervention
+from vit_registers.analysis.report import write
+from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.subject import Options
+from vit_registers.analyze import analyze
+from vit_registers.config import Config, Data, Model
+from vit_registers.data.loaders import open_data
+from vit_registers.data.sources.boxes import BoxImage
+from vit_registers.models.edits import Edits
+from vit_registers.models.vit import ViT
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.training.sharding import batch_sharding, make_mesh
+from vit_registers.training.state import TrainState
+
+NUM_IMAGES = 12
+
+
+def _box_image(seed):
+    encoded = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)).save(encoded, "png")
+    box = np.array([[0.0, 0.0, 8.0, 8.0]])
+    return BoxImage(
+        name=f"{seed}", path=None, encoded=encoded.getvalue(), box_xyxy_px=box, is_hard=np.zeros(1, bool)
+    )
+
+
+BOXES = (_box_image(0), _box_image(1))
+OPTIONS = Options(rule="quantile:0.9", num_edited=NUM_IMAGES, num_examples=2, boxes=BOXES)
+FEATURES = dict.fromkeys(name for experiment in EXPERIMENTS.values() for name in experiment.features)
+MODEL = Model(
+    width=32,
+    depth=1,
+    num_heads=4,
+    mlp_dim=32,
+    patch_size=2,
+    image_size=(8, 8),
+    channels=1,
+    num_classes=10,
+    num_registers=2,
+    summary_factor=2,
+    mask="fractal",
+    pooling="cls",
+)
+INDEPENDENT = ("mask", "position-resampling", "cost")  # of the parameters' values
+FLAWED = re.compile(r"hold values that are not finite \((\d+) of (\d+) images\)$")
+
+
+def _model(kind, images_BxHxWx1):
+    model = ViT(MODEL, rngs=nnx.Rngs(0))
+    if kind in ("broken", "zero"):
+        graph, parameters = nnx.split(model)
+        value = jnp.nan if kind == "broken" else 0.0
+        model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.full_like(leaf, value), parameters))
+    if kind == "overflowing":  # float32 cannot hold the squared norms of the brightest patches
+        patches = images_BxHxWx1.reshape(-1, 4, 2, 4, 2).sum((2, 4), np.float64).max((1, 2)) / 255
+        at = np.sqrt(np.finfo(np.float32).max / 32) / np.median(patches) * 1.001
+        model.patch_embed.kernel[...] = jnp.full_like(model.patch_embed.kernel[...], at)
+    return model
+
+
+def _opened(kind, num_images=NUM_IMAGES):
+    data = Data(
+        loader="memory",
+        name="digits",
+        eval_split="test",
+        train_ops="",
+        eval_ops="",
+        mean=(0.0,),
+        std=(1.0,),
+        eval_batch_size=8,
+    )
+    config = dataclasses.replace(Config(), model=MODEL, data=data)
+    loader = open_data(config)
+    with jax.set_mesh(mesh := make_mesh(config.mesh)):
+        batches = loader.eval_batches("test", batch_sharding(mesh))
+        images = [np.asarray(next(batches).image_BxHxWxC) for _ in range(2)]
+    return opening.Opened(
+        name=kind,
+        path=kind,
+        step=None,
+        sha256=kind,
+        model=_model(kind, np.concatenate(images)[:NUM_IMAGES]),
+        config=config,
+        loader=loader,
+        num_images=num_images,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(write, "_DPI", 20)
+    monkeypatch.setattr(probes, "_SEEDS", (0,))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """measured(kind, name, num_images=12): the experiment's section and its folder; features are shared."""
+    out, opened = tmp_path_factory.mktemp("not_finite"), {}
+
+    def measured(kind, name, num_images=NUM_IMAGES):
+        if (kind, num_images) not in opened:
+            opened[kind, num_images] = _opened(kind, num_images)
+            extract(opened[kind, num_images], tuple(FEATURES), out, OPTIONS)
+        (entry,) = analyze([name], [opened[kind, num_images]], OPTIONS, out)
+        return entry.section, out / name
+
+    return measured
+
+
+def _refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _check_files(section, folder):
+    """numbers.json is JSON, and no table has a number that is not finite."""
+    json.loads((folder / "numbers.json").read_text(), parse_constant=_refuse)
+    assert not any("are left out" in gap for gap in section.gaps)
+    for table in section.tables:
+        (path,) = folder.glob(re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-") + ".csv")
+        cells = {cell.lower() for row in csv.reader(path.read_text().splitlines()) for cell in row}
+        assert not cells & {"nan", "inf", "-inf"}
+        assert table.rows, "an empty table"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_model_that_is_not_finite_is_a_gap(measured, name):
+    section, folder = measured("broken", name)
+    assert section.gaps[0].startswith("broken: the features ")
+    assert FLAWED.search(section.gaps[0]).groups() == ("12", "12")
+    if name not in INDEPENDENT:
+        assert not section.tables and not section.pictures
+    _check_files(section, folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["mask", "norms", "neighbours", "components", "remove-outliers", "cls-terms"]
+)
+def test_norms_that_overflow_in_some_images_are_a_gap(measured, name):
+    """What an experiment reads may be finite all the same, if very large."""
+    section, folder = measured("overflowing", name)
+    features = EXPERIMENTS[name].features
+    if "norms_LxT" in features or not features:
+        number, total = map(int, FLAWED.search(section.gaps[0]).groups())
+        assert 0 < number < total == NUM_IMAGES
+        assert not features or not section.tables
+    _check_files(section, folder)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_model_of_zeros_gives_finite_numbers(measured, name):
+    """Warnings are errors in the tests."""
+    _check_files(*measured("zero", name))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_one_image_gives_finite_numbers(measured, name):
+    section, folder = measured("random", name, num_images=1)
+    assert section.tables or section.pictures or section.gaps
+    _check_files(section, folder)
+
+
+def test_gaps_of_a_model_of_zeros(measured):
+    """What is not there is said, and never printed as 0."""
+    assert "zero: the norms of all patches are 0" in measured("zero", "norms")[0].gaps
+    (gap,) = measured("zero", "components")[0].gaps
+    assert "patches are all the same" in gap
+    assert "all registers are 0" in measured("zero", "register-activations")[0].gaps[0]
+    section, _ = measured("zero", "cls-terms")
+    rows = [dict(zip(section.tables[0].columns, row, strict=True)) for row in section.tables[0].rows]
+    assert {row["term"] for row in rows} == {"cls", "registers", "summaries", "patches", "bias", "skip"}
+    assert all(row["norm"] is None and row["std"] is None for row in rows)
+    assert [row[2:4] for row in section.tables[0].cells()] == [["-", "-"]] * len(rows)
+
+
+@pytest.mark.parametrize("name", ["norms", "neighbours", "cls-terms", "lost"])
+def test_a_sound_model_beside_one_that_is_not_is_measured(tmp_path, name):
+    both = [_opened("broken", 4), _opened("random", 4)]
+    (entry,) = analyze([name], both, OPTIONS, tmp_path / "both")
+    (alone,) = analyze([name], both[1:], OPTIONS, tmp_path / "alone")
+    assert entry.section.gaps[0].startswith("broken: ")
+    assert [table.rows for table in entry.section.tables] == [table.rows for table in alone.section.tables]
+    assert entry.section.tables
+
+
+def test_nothing_measured_is_an_error(tmp_path, run_here):
+    """As users start it: a run whose parameters are not finite, the only checkpoint."""
+    opened = _opened("broken")
+    params = nnx.to_pure_dict(nnx.state(opened.model, nnx.Param))
+    with Checkpoints(str(tmp_path), opened.config) as written:
+        state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
+        written.save(state, None, origin="a test")
+    code, out, err = run_here("analyze", "norms", f"--checkpoint={tmp_path}", "--num_images=4")
+    assert code == 2
+    assert FLAWED.search(out.splitlines()[0]).groups() == ("4", "4")
+    assert err.splitlines()[-1] == "error: norms could not be measured on any of the checkpoints"
+    assert "Warning" not in err
+
+
+def _huge(values, rows, layout):
+    return Edits(resid=lambda block, resid_BxTxD: resid_BxTxD * jnp.float32(jnp.inf))
+
+
+def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
+    """The model itself is sound; the one beside it is measured."""
+    found = [extract(_opened(kind, 2), ("norms_LxT", "image_HxWxC"), tmp_path, OPTIONS) for kind in "ab"]
+    huge = Intervention(name="huge", edits=_huge, values={}, rows={})
+
+    def compute(subjects, options):
+        for subject in subjects:
+            if subject.name == "a":
+                subject.rerun(huge, ("norms_LxT",), 2)
+        return Section(
+            definition="", tables=[Table(title="t", columns=("model",), rows=[(subjects[0].name,)])]
+        )
+
+    with pytest.raises(NotFiniteError):
+        compute(found, OPTIONS)
+    section = Experiment("?", "", ("norms_LxT",), compute).measure(found, OPTIONS)
+    assert [table.rows for table in section.tables] == [[("b",)]]
+    assert section.gaps == [
+        "a: the features norms_LxT hold values that are not finite (2 of 2 images), "
+        "once the model is edited (huge)"
+    ]
+
+
+def test_numbers_that_are_not_finite_are_left_out_and_counted():
+    rows = [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]
+    table = Table(title="t", columns=("model", "x", "y"), rows=rows)
+    one = Experiment("?", "", (), lambda subjects, options: Section(definition="", tables=[table]))
+    subject = type("Sound", (), {"name": "a", "num_parameters": 1, "num_not_finite": 0})()
+    subject.store = type("Empty", (), {"missing": lambda self, names: names})()
+    section = one.measure([subject], OPTIONS)
+    assert [list(row) for row in section.tables[0].rows] == [["a", None, None], ["b", 1.0, 2]]
+    assert section.gaps == ["t: 2 numbers are not finite and are left out"]

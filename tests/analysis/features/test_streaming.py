@@ -1,0 +1,89 @@
+"""Every experiment in small parts against the same in one piece: 200 images, nothing but memory differs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from vit_registers.analysis import opening
+from vit_registers.analysis import subject as subject_file
+from vit_registers.analysis.experiments import probes
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.features.extract import extract
+from vit_registers.analysis.subject import Options
+from vit_registers.config import Config, Data, Model
+from vit_registers.data.loaders import open_data
+from vit_registers.models.vit import ViT
+
+pytestmark = pytest.mark.slow
+
+NUM_IMAGES = 200
+OPTIONS = Options(rule="quantile:0.97", num_edited=NUM_IMAGES, num_examples=2)
+MODEL = Model(
+    width=32,
+    depth=1,
+    num_heads=4,
+    mlp_dim=32,
+    patch_size=2,
+    image_size=(8, 8),
+    channels=1,
+    num_classes=10,
+    num_registers=2,
+    summary_factor=2,
+    mask="fractal",
+    pooling="cls",
+)
+
+
+def _measured(root, batch_size):
+    """All experiments on a random model, whose features came in batches of that size."""
+    data = Data(
+        loader="memory",
+        name="digits",
+        eval_split="test",
+        train_ops="",
+        eval_ops="",
+        mean=(0.5,),
+        std=(0.5,),
+        eval_batch_size=batch_size,
+    )
+    config = dataclasses.replace(Config(), model=MODEL, data=data)
+    opened = opening.Opened(
+        name="random",
+        path="random",
+        step=None,
+        sha256="0",
+        model=ViT(MODEL, rngs=nnx.Rngs(0)),
+        config=config,
+        loader=open_data(config),
+        num_images=NUM_IMAGES,
+    )
+    names = dict.fromkeys(name for experiment in EXPERIMENTS.values() for name in experiment.features)
+    subject = extract(opened, tuple(names), root, OPTIONS)
+    return {name: experiment.measure([subject], OPTIONS) for name, experiment in EXPERIMENTS.items()}
+
+
+def test_parts_give_what_the_whole_gives(tmp_path, monkeypatch):
+    """In one test, because its two passes over all experiments take their time."""
+    monkeypatch.setattr(probes, "_SEEDS", (0,))  # more of them have nothing to do with parts
+    sections = []
+    for size in (24, NUM_IMAGES):
+        monkeypatch.setattr(subject_file, "_PART", size)
+        sections.append(_measured(tmp_path / str(size), size))
+    for name in EXPERIMENTS:
+        parts, whole = (found[name] for found in sections)
+        assert parts.gaps == whole.gaps
+        assert [table.columns for table in parts.tables] == [table.columns for table in whole.tables]
+        for one, other in zip(parts.tables, whole.tables, strict=True):
+            _compare(one, other, name)
+
+
+def _compare(one, other, name):
+    assert len(one.rows) == len(other.rows), name
+    for row, expected in zip(one.rows, other.rows, strict=True):
+        for cell, value in zip(row, expected, strict=True):
+            if isinstance(value, float):
+                np.testing.assert_allclose(cell, value, rtol=1e-4, atol=1e-5, err_msg=f"{name}: {row}")
+            else:
+                assert cell == value, (name, row)

@@ -1,0 +1,162 @@
+"""The only file of the analysis that runs a model: images -> features on disk, batch by batch."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Arrays, Intervention
+from vit_registers.analysis.features.store import VALID, Store, Writer
+from vit_registers.analysis.features.table import FEATURES, LIMITS, Forward
+from vit_registers.data.batch import Batch, normalize
+from vit_registers.models.edits import Edits
+from vit_registers.models.tokens import Grid, TokenLayout
+from vit_registers.models.vit import ViT
+
+
+def size_bytes(model: ViT, names: tuple[str, ...], *, image_size: tuple[int, int], num_images: int) -> int:
+    """How much the features take on the disk. Nothing is computed."""
+    layout, channels = model.layout_for(image_size), model.model.channels
+    compute = _program(names, layout, (0.0,) * channels, (1.0,) * channels, NO_INTERVENTION.edits)
+    image = jax.ShapeDtypeStruct((1, *image_size, channels), np.uint8)
+    total = 0
+    for name, one in jax.eval_shape(compute, model, image, {}, {}).items():
+        finished = FEATURES[name].finish(np.zeros(one.shape, one.dtype), layout)
+        total += finished.nbytes * min(num_images, LIMITS.get(name, num_images))
+    return total
+
+
+def extract(
+    model: ViT,
+    batches: Iterator[Batch],
+    store: Store,
+    names: tuple[str, ...],
+    *,
+    image_size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    intervention: Intervention = NO_INTERVENTION,
+) -> None:
+    """Completes the features `names` of the store from all batches of the data set, in its order.
+
+    Each batch is written as soon as it is there, while the next one is computed; what a stopped run has
+    written is not computed again. `progress` is told how many images of how many are done. `model` has the
+    registers that the intervention adds.
+    """
+    names = store.missing((VALID, "label", *names))
+    if not names:
+        return
+
+    layout = model.layout_for(image_size)
+    compute = _program(names, layout, mean, std, intervention.edits)
+    with store.writer(names) as writer:
+        begun, pending = 0, None
+        for batch in batches:
+            skipped = max(writer.num_done - begun, 0) if pending is None else 0
+            begun += len(batch.label_B)
+            if skipped >= len(batch.label_B):
+                continue
+            rows = intervention.rows_of(slice(begun - len(batch.label_B), begun))
+            computed = compute(model, batch.image_BxHxWxC, dict(intervention.values), rows)
+            computed |= {VALID: batch.mask_B, "label": batch.label_B}
+            computed = {name: value[skipped:] for name, value in computed.items()} if skipped else computed
+            if pending is not None:
+                _write(writer, pending, store, layout, progress)
+            pending = computed
+            if begun >= store.num_images:
+                break
+        if pending is not None:
+            _write(writer, pending, store, layout, progress)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(
+    names: tuple[str, ...],
+    layout: TokenLayout,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    edits: Callable[[Arrays, Arrays, TokenLayout], Edits],
+) -> Callable[..., dict[str, jax.Array]]:
+    """The compiled computation of features; the same for all interventions of one `edits`."""
+
+    @nnx.jit
+    def compute(model: ViT, image_BxHxWxC: jax.Array, values: Arrays, rows: Arrays) -> dict[str, jax.Array]:
+        out = model(normalize(image_BxHxWxC, mean=mean, std=std), edits=edits(values, rows, layout))
+        forward = Forward(model, out, layout, image_BxHxWxC, values, rows)
+        return {name: FEATURES[name].compute(forward) for name in names if name in FEATURES}
+
+    return compute
+
+
+def stored_batches(
+    image_BxHxWxC: np.ndarray, label_B: np.ndarray, batch_size: int, sharding: jax.sharding.Sharding
+) -> Iterator[Batch]:
+    """Batches of images that are on the disk already; the last one is filled up with zeros."""
+    for start in range(0, len(image_BxHxWxC), batch_size):
+        batch = slice(start, start + batch_size)
+        parts = (image_BxHxWxC[batch], label_B[batch], np.ones(len(label_B[batch]), bool))
+        missing = batch_size - len(parts[0])
+        filled = (np.pad(part, [(0, missing), *[(0, 0)] * (part.ndim - 1)]) for part in parts)
+        yield jax.device_put(Batch(*filled), sharding)
+
+
+def _write(
+    writer: Writer,
+    computed: Mapping[str, jax.Array],
+    store: Store,
+    layout: TokenLayout,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Appends a batch, without the padding of the last one."""
+    size = store.num_images - writer.num_done
+    if size > 0:
+        arrays = {name: np.asarray(value)[:size] for name, value in computed.items()}
+        for name in arrays.keys() & FEATURES.keys():
+            arrays[name] = FEATURES[name].finish(arrays[name], layout)
+        writer.append(arrays)
+        progress(writer.num_done, store.num_images)
+
+
+def native(
+    model: ViT, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[np.ndarray, int], tuple[dict[tuple[str, int], np.ndarray], Grid]]:
+    """A function from one image of any size, uint8, to what the last blocks make of its patches; their grid.
+
+    Its second argument is the number of blocks; there may be fewer. What comes is {("q", 12): PxD}, the same
+    for "k" and "v" and for each block, heads joined; the first block is 1. The image is normalised, then
+    filled up with zeros on the right and below to whole patches, as LOST does it. Each new grid is compiled
+    anew.
+    """
+    patch, depth = model.model.patch_size, len(model.blocks)
+
+    @functools.partial(nnx.jit, static_argnums=3)
+    def forward(
+        model: ViT, filled_1xHxWxC: jax.Array, size_px: jax.Array, num_blocks: int
+    ) -> list[jax.Array]:
+        height, width = filled_1xHxWxC.shape[1:3]
+        is_image_HxW = (jnp.arange(height) < size_px[0])[:, None] & (jnp.arange(width) < size_px[1])[None]
+        normal_1xHxWxC = normalize(filled_1xHxWxC, mean=mean, std=std)
+        out = model(jnp.where(is_image_HxW[None, :, :, None], normal_1xHxWxC, 0.0))
+        patches = model.layout_for((height, width)).patches
+        values = [out.taps[name][block][0, patches] for block in range(-num_blocks, 0) for name in "qkv"]
+        return [value.astype(jnp.float32).reshape(len(value), -1) for value in values]
+
+    def apply(image_HxWxC: np.ndarray, num_blocks: int) -> tuple[dict[tuple[str, int], np.ndarray], Grid]:
+        if model.model.channels == 1:
+            image_HxWxC = np.asarray(Image.fromarray(image_HxWxC).convert("L"))[..., None]
+        height, width = image_HxWxC.shape[:2]
+        # filled up before jit, which then sees one shape for all sizes of a grid
+        filled_HxWxC = np.pad(image_HxWxC, ((0, -height % patch), (0, -width % patch), (0, 0)))
+        num_blocks = min(num_blocks, depth)
+        values = forward(model, filled_HxWxC[None], np.array([height, width]), num_blocks)
+        names = [(name, block) for block in range(depth - num_blocks + 1, depth + 1) for name in "qkv"]
+        grid = math.ceil(height / patch), math.ceil(width / patch)
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}, grid
+
+    return apply

@@ -1,0 +1,165 @@
+"""Features on the disk of checkpoints that are open: of the models as they are, and of edited ones."""
+
+import functools
+import itertools
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_registers.analysis.features import compute
+from vit_registers.analysis.features.finite import NotFiniteError, describe, not_finite
+from vit_registers.analysis.features.interventions import Intervention
+from vit_registers.analysis.features.store import VALID, Store
+from vit_registers.analysis.features.table import LIMITS
+from vit_registers.analysis.opening import Opened
+from vit_registers.analysis.subject import Native, Options, Subject
+from vit_registers.config import image_size
+from vit_registers.errors import DataError
+from vit_registers.models.vit import ViT
+from vit_registers.models.zero_registers import add_zero_registers
+from vit_registers.training import sharding
+
+
+def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) -> Subject:
+    """The subject, with the features `names` on disk under out/features."""
+    data = one.config.data
+    store = Store(out / "features", one.name, one.provenance(), LIMITS)
+    mesh = sharding.make_mesh(one.config.mesh)
+    progress = _progress(one.name)
+    if missing := store.missing((*names, VALID, "label") if names else ()):
+        _say_cost(one, missing, store)
+        with jax.set_mesh(mesh):
+            batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
+            compute.extract(
+                one.model,
+                batches,
+                store,
+                names,
+                image_size=image_size(one.config),
+                mean=data.mean,
+                std=data.std,
+                progress=functools.partial(progress, ""),
+            )
+    number = store.num_read() if names else one.num_images
+    if not number:
+        raise DataError(f"{one.describe()}: not one of them can be decoded")
+    first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
+    is_valid_B = np.asarray(first.mask_B)
+    parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
+    return Subject(
+        name=one.name,
+        run=None if one.step is None else Path(one.path).expanduser(),
+        step=one.step,
+        num_parameters=sum(leaf.size for leaf in parameters),
+        num_not_finite=sum(int((~jnp.isfinite(leaf)).sum()) for leaf in parameters),
+        model=one.config.model,
+        store=store,
+        layout=one.layout,
+        class_names=one.loader.class_names,
+        head_names=one.head_names,
+        mean=data.mean,
+        std=data.std,
+        rerun=_rerun(one, store, out / "features", progress),
+        native=_native(one),
+        progress=progress,
+        example_NxHxWxC=np.asarray(first.image_BxHxWxC)[is_valid_B][: min(options.num_examples, number)],
+    )
+
+
+def _say_cost(one: Opened, names: tuple[str, ...], store: Store) -> None:
+    """Tells on stderr what is about to be computed. Raises DataError where the disk has no room for it."""
+    size, number = image_size(one.config), store.num_images
+    needed = compute.size_bytes(one.model, names, image_size=size, num_images=number)
+    free = shutil.disk_usage(store.folder).free
+    print(f"{one.name}: {number} images, {_readable(needed)} of features to {store.folder}", file=sys.stderr)
+    if needed > free:
+        raise DataError(
+            f"{store.folder}: the features want {_readable(needed)}, and {_readable(free)} are free: "
+            "take fewer images with --num_images, or another --out"
+        )
+
+
+def _readable(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _progress(name: str) -> Callable[[str, int, int], None]:
+    """What tells on stderr how far a work on a model is: (what, images done, images in all).
+
+    That is one line, rewritten, or a line for each tenth where stderr is no terminal, such as a log file.
+    """
+    tenths: dict[str, int] = {}  # of each work, that were told
+
+    def show(what: str, done: int, total: int) -> None:
+        line = f"{name}, {what}" if what else name
+        line += f": {done} of {total} images"
+        if sys.stderr.isatty():
+            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif 10 * done // total > tenths.get(what, 0):
+            tenths[what] = 10 * done // total
+            print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _rerun(
+    one: Opened, store: Store, root: Path, progress: Callable[[str, int, int], None]
+) -> Callable[[Intervention, tuple[str, ...], int], Store]:
+    """What extracts features of the model under an intervention, from images that are in the store."""
+    number = itertools.count(1)
+
+    @functools.cache
+    def model(num_registers: int) -> ViT:
+        return add_zero_registers(one.model, num_registers) if num_registers else one.model
+
+    def rerun(intervention: Intervention, names: tuple[str, ...], num_images: int) -> Store:
+        images, label = store.read("image_HxWxC")[:num_images], store.read("label")[:num_images]
+        changed = {"num_images": len(images), "intervention": intervention.provenance()}
+        edited = Store(root, f"{one.name}-{intervention.name}", one.provenance() | changed)
+        mesh, data = sharding.make_mesh(one.config.mesh), one.config.data
+        if not edited.missing((*names, VALID, "label")):
+            return _checked(one, edited, intervention, names)
+        what = f"{intervention.name} {next(number)}"
+        with jax.set_mesh(mesh):
+            compute.extract(
+                model(intervention.num_registers),
+                compute.stored_batches(images, label, data.eval_batch_size, sharding.batch_sharding(mesh)),
+                edited,
+                names,
+                image_size=image_size(one.config),
+                mean=data.mean,
+                std=data.std,
+                intervention=intervention,
+                progress=lambda done, total: progress(what, done, total) if done == total else None,
+            )
+        return _checked(one, edited, intervention, names)
+
+    return rerun
+
+
+def _checked(one: Opened, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
+    """The features of the edited model. Raises NotFiniteError where they are not finite."""
+    if flaw := not_finite(edited, names):
+        raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
+    return edited
+
+
+def _native(one: Opened) -> Callable[[np.ndarray, int], Native]:
+    """`compute.native` of the model. Raises NotFiniteError where what it gives is not finite."""
+    measure = compute.native(one.model, mean=one.config.data.mean, std=one.config.data.std)
+    shown = itertools.count(1)
+
+    def native(image_HxWxC: np.ndarray, num_blocks: int) -> Native:
+        values, grid = measure(image_HxWxC, num_blocks)
+        number = next(shown)
+        if flawed := [name for (name, _), value in values.items() if not np.isfinite(value).all()]:
+            raise NotFiniteError(one.name, describe(", ".join(dict.fromkeys(flawed)), 1, number))
+        return values, grid
+
+    return native

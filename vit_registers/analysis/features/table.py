@@ -1,0 +1,251 @@
+"""What features are: functions of one forward pass of a batch, by name."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_registers.analysis.features.interventions import Arrays
+from vit_registers.analysis.measures.severity import neighbour_cosine
+from vit_registers.models.attention.api import attention_weights, open_to_more
+from vit_registers.models.tokens import TokenLayout
+from vit_registers.models.vit import Outputs, ViT, static_attention
+
+
+class Forward(NamedTuple):
+    """One forward pass of a batch: what a feature is computed from."""
+
+    model: ViT
+    out: Outputs
+    layout: TokenLayout
+    image_BxHxWxC: jax.Array  # uint8
+    values: Arrays  # of the intervention, if there is one
+    rows: Arrays
+
+    @property
+    def resid_LxBxTxD(self) -> tuple[jax.Array, ...]:
+        """What goes into the first block, then what each block leaves; L is depth + 1."""
+        return self.out.taps["resid"]
+
+    def weights_BxNxTxT(self, block: int) -> jax.Array:
+        """The attention weights of a block, float32. XLA shares them with the forward pass."""
+        q, k = self.out.taps["q"][block], self.out.taps["k"][block]
+        mask_TxT, bias_NxTxT = open_to_more(*static_attention(self.model.model, self.layout), k.shape[1])
+        return attention_weights(q, k, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
+
+
+def norms_LxT(forward: Forward) -> jax.Array:
+    """L2 norms of all tokens, before the first block and after each, before the final norm: BxLxT."""
+    norms = [jnp.linalg.norm(r.astype(jnp.float32), axis=-1) for r in forward.resid_LxBxTxD]
+    return jnp.stack(norms, axis=1)
+
+
+def final_norms_T(forward: Forward) -> jax.Array:
+    """L2 norms of all tokens after the final norm: BxT."""
+    out = forward.out
+    cls = None if out.cls is None else out.cls[:, None]
+    groups = [g for g in (cls, out.registers, out.summaries, out.patches) if g is not None]
+    return jnp.linalg.norm(jnp.concatenate(groups, axis=1).astype(jnp.float32), axis=-1)
+
+
+def attention_NxExT(forward: Forward) -> jax.Array:
+    """Attention of cls and each register (E queries) to all tokens in the last block: BxNxExT."""
+    return forward.weights_BxNxTxT(-1)[:, :, : forward.layout.registers.stop]
+
+
+def center_T(forward: Forward) -> jax.Array:
+    """Attention of the middle patch to all tokens in the last block, mean over heads: BxT.
+
+    It is the one below and right of the centre on even sides, as in `probes.choose_tokens`.
+    """
+    rows, columns = forward.layout.patch_grid
+    middle = forward.layout.patches.start + rows // 2 * columns + columns // 2
+    return forward.weights_BxNxTxT(-1)[:, :, middle].mean(1)
+
+
+def mass_LxGxG(forward: Forward) -> jax.Array:
+    """Attention from each token group to each, per block, mean over heads and queries: BxLxGxG."""
+    groups = tuple(forward.layout.groups.values())
+    blocks = []
+    for block in range(len(forward.model.blocks)):
+        weights = forward.weights_BxNxTxT(block)
+        to_BxTxG = jnp.stack([weights[..., where].sum(-1).mean(1) for where in groups], axis=-1)
+        blocks.append(jnp.stack([to_BxTxG[:, where].mean(1) for where in groups], axis=1))
+    return jnp.stack(blocks, axis=1)
+
+
+def entropy_LxG(forward: Forward) -> jax.Array:
+    """Entropy of each token group's attention, per block, in nats, mean over heads and queries: BxLxG."""
+    groups = tuple(forward.layout.groups.values())
+    blocks = []
+    for block in range(len(forward.model.blocks)):
+        entropy_BxT = jax.scipy.special.entr(forward.weights_BxNxTxT(block)).sum(-1).mean(1)
+        blocks.append(jnp.stack([entropy_BxT[:, where].mean(1) for where in groups], axis=1))
+    return jnp.stack(blocks, axis=1)
+
+
+def embed_PxD(forward: Forward) -> jax.Array:
+    """What leaves the patch embedding, before positions are added: BxPxD."""
+    return forward.out.taps["embed"].astype(jnp.float32)
+
+
+def patches_PxD(forward: Forward) -> jax.Array:
+    """The patches after the last block and before the final norm: BxPxD."""
+    return forward.resid_LxBxTxD[-1][:, forward.layout.patches].astype(jnp.float32)
+
+
+def extras_ExD(forward: Forward) -> jax.Array:
+    """cls and registers after the last block, before the final norm: BxExD."""
+    return forward.resid_LxBxTxD[-1][:, : forward.layout.registers.stop].astype(jnp.float32)
+
+
+def logits_Y(forward: Forward) -> jax.Array:
+    """The scores of the model's own head: BxY."""
+    return forward.out.logits.astype(jnp.float32)
+
+
+def image_HxWxC(forward: Forward) -> jax.Array:
+    """The images as the model is shown them, before the mean is taken away, uint8."""
+    return forward.image_BxHxWxC
+
+
+def cls_LxD(forward: Forward) -> jax.Array:
+    """cls before the first block and after each: BxLxD."""
+    return jnp.stack([r[:, 0].astype(jnp.float32) for r in forward.resid_LxBxTxD], axis=1)
+
+
+def register_hidden_2xRxD(forward: Forward) -> jax.Array:
+    """Registers as they go into the last block, before and after its first norm: Bx2xRxD."""
+    hidden = forward.resid_LxBxTxD[-2]
+    normed = forward.model.blocks[-1].norm1(hidden)
+    where = forward.layout.registers
+    return jnp.stack([hidden[:, where].astype(jnp.float32), normed[:, where].astype(jnp.float32)], axis=1)
+
+
+def terms_ExD(forward: Forward) -> jax.Array:
+    """What cls is the sum of after the attention of the last block, before its MLP: BxExD, in the order of
+    Subject.term_names.
+
+    One term for each token group that cls attends to (itself among them), after the output projection and
+    LayerScale; the projection's bias; and the skip connection (arXiv:2505.05892, equations 3 to 6).
+    """
+    block, layout = forward.model.blocks[-1], forward.layout
+    weights_BxNxT, v_BxTxNxK = forward.weights_BxNxTxT(-1)[:, :, 0], forward.out.taps["v"][-1]
+    project = block.attn.out
+    terms = []
+    for where in layout.groups.values():
+        head_BxNxK = jnp.einsum(
+            "bnt,btnk->bnk", weights_BxNxT[..., where], v_BxTxNxK[:, where].astype(jnp.float32)
+        )
+        terms.append(jnp.einsum("bnk,nkd->bd", head_BxNxK, project.kernel[...]))
+    bias_D = jnp.zeros(terms[0].shape[-1]) if project.bias is None else project.bias[...]
+    terms.append(jnp.broadcast_to(bias_D, terms[0].shape))
+    terms_BxExD = jnp.stack(terms, axis=1)
+    if block.ls1 is not None:
+        terms_BxExD *= block.ls1.gamma[...].reshape(1, 1, -1)
+    skip_Bx1xD = forward.resid_LxBxTxD[-2][:, :1].astype(jnp.float32)
+    return jnp.concatenate([terms_BxExD, skip_Bx1xD], axis=1)
+
+
+def middle_norms_LxT(forward: Forward) -> jax.Array:
+    """L2 norms of all tokens between attention and MLP of each block: BxLxT."""
+    norms = [jnp.linalg.norm(m.astype(jnp.float32), axis=-1) for m in forward.out.taps["middle"]]
+    return jnp.stack(norms, axis=1)
+
+
+def cls_attention_L(forward: Forward) -> jax.Array:
+    """The largest attention of cls to a patch in each block, after the mean over heads: BxL."""
+    blocks = range(len(forward.model.blocks))
+    to_BxT = (forward.weights_BxNxTxT(block)[:, :, 0].mean(1) for block in blocks)
+    return jnp.stack([weights[:, forward.layout.patches].max(1) for weights in to_BxT], axis=1)
+
+
+def neurons_2xLxF(forward: Forward) -> jax.Array:
+    """Mean size of the MLPs' activations over the outliers of an image, and over its other patches: Bx2xLxF.
+
+    rows: `is_outlier_BxP`. Zero where an image has no such patches.
+    """
+    is_outlier_BxP = forward.rows["is_outlier_BxP"]
+    blocks = []
+    for hidden_BxTxF in forward.out.taps["hidden"]:
+        size_BxPxF = jnp.abs(hidden_BxTxF[:, forward.layout.patches].astype(jnp.float32))
+        means = [
+            jnp.einsum("bpf,bp->bf", size_BxPxF, where / jnp.maximum(where.sum(1, keepdims=True), 1))
+            for where in (is_outlier_BxP, ~is_outlier_BxP)
+        ]
+        blocks.append(jnp.stack(means, axis=1))
+    return jnp.stack(blocks, axis=2)
+
+
+def neuron_maps_ExP(forward: Forward) -> jax.Array:
+    """Activations of single neurons on the patches: BxExP. values: `neuron_Ex2`, the block and its neuron."""
+    maps = []
+    for at_block, neuron in forward.values["neuron_Ex2"]:
+        activation_BxP = 0.0
+        for block, hidden_BxTxF in enumerate(forward.out.taps["hidden"]):
+            own_BxP = jnp.take(hidden_BxTxF[:, forward.layout.patches], neuron, axis=-1)
+            activation_BxP += jnp.where(at_block == block, own_BxP.astype(jnp.float32), 0.0)
+        maps.append(activation_BxP)
+    return jnp.stack(maps, axis=1)
+
+
+def register_kv_LxCxNxK(forward: Forward) -> jax.Array:
+    """Key and value (C = 2) of the last register in each block: BxLx2xNxK."""
+    last, taps = forward.layout.registers.stop - 1, forward.out.taps
+    blocks = [jnp.stack([k[:, last], v[:, last]], 1) for k, v in zip(taps["k"], taps["v"], strict=True)]
+    return jnp.stack(blocks, axis=1).astype(jnp.float32)
+
+
+class Feature(NamedTuple):
+    """How a feature is computed on the devices, which part of a model it needs, what is made of it after.
+
+    `needs` is one of Subject.parts, or "intervention": its values and rows. Of large features only the first
+    `max_images` are kept: 50,000 images of a ViT-L shall fit a laptop's disk. NaN marks what is not defined
+    in features that `has_undefined`; in all others it is a fault of the model.
+    """
+
+    compute: Callable[[Forward], jax.Array]
+    needs: str | None = None
+    finish: Callable[[np.ndarray, TokenLayout], np.ndarray] = lambda values, layout: values
+    max_images: int | None = None
+    has_undefined: bool = False
+
+
+def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
+    """`neighbour_cosine` as float32, NaN where there is no neighbour: Bx4xP.
+
+    Infinity for images whose features are not finite.
+    """
+    is_finite_B = np.isfinite(feature_BxPxD).all(axis=(1, 2))
+    found = neighbour_cosine(np.where(is_finite_B[:, None, None], feature_BxPxD, 0.0), layout.patch_grid)
+    cosine_Bx4xP = np.where(found.is_valid_Bx4xP, found.cosine_Bx4xP, np.nan)
+    cosine_Bx4xP[~is_finite_B] = np.inf
+    return cosine_Bx4xP.astype(np.float32)
+
+
+_MANY = 10_000
+FEATURES: dict[str, Feature] = {
+    "norms_LxT": Feature(norms_LxT),
+    "final_norms_T": Feature(final_norms_T),
+    "attention_NxExT": Feature(attention_NxExT),
+    "center_T": Feature(center_T),
+    "mass_LxGxG": Feature(mass_LxGxG),
+    "entropy_LxG": Feature(entropy_LxG),
+    "embed_cosine_4xP": Feature(embed_PxD, finish=_neighbours, has_undefined=True),
+    "output_cosine_4xP": Feature(patches_PxD, finish=_neighbours, has_undefined=True),
+    "patches_PxD": Feature(patches_PxD, max_images=_MANY),
+    "extras_ExD": Feature(extras_ExD),
+    "image_HxWxC": Feature(image_HxWxC, max_images=_MANY),
+    "logits_Y": Feature(logits_Y, needs="head"),
+    "cls_LxD": Feature(cls_LxD, needs="cls"),
+    "terms_ExD": Feature(terms_ExD, needs="cls"),
+    "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers", max_images=_MANY),
+    "middle_norms_LxT": Feature(middle_norms_LxT),
+    "cls_attention_L": Feature(cls_attention_L, needs="cls"),
+    "neurons_2xLxF": Feature(neurons_2xLxF, needs="intervention"),
+    "neuron_maps_ExP": Feature(neuron_maps_ExP, needs="intervention"),
+    "register_kv_LxCxNxK": Feature(register_kv_LxCxNxK, needs="registers"),
+}
+LIMITS = {name: one.max_images for name, one in FEATURES.items() if one.max_images is not None}

@@ -1,0 +1,236 @@
+"""What the cls output is made of: patches, registers, cls itself, skip connection (arXiv:2505.05892).
+
+"Register and [CLS] tokens induce a decoupling of local and global features in large ViTs", Lappe and Giese.
+The caller gives the terms, whose sum is the output of the last attention: a name and term_BxD each. The paper
+does not say whether terms are taken before or after the output projection. All terms have to be in one space,
+and the skip connection, what goes into the block, only is in the space after projection and LayerScale.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vit_registers.analysis.measures.focus import group_mass
+from vit_registers.analysis.measures.severity import (
+    ROUNDING,
+    Summary,
+    cosine,
+    finite,
+    mean_pairwise_cosine,
+    summarize,
+)
+
+CLS_GROUP = "cls"  # the group whose attention is the cls token's to itself
+
+# Of a sum of terms that cancel, a variance below this share of theirs is rounding of float32.
+_CANCELLED = 1e-13
+
+
+class NormTable(NamedTuple):
+    """Per image: L2 norms, also of the "full" sum; norm / sum of all terms' norms; cosine with the sum."""
+
+    norm: dict[str, np.ndarray]
+    share: dict[str, np.ndarray]
+    cosine: dict[str, np.ndarray]  # NaN where a vector is zero
+
+    @classmethod
+    def joined(cls, parts: Sequence["NormTable"]) -> "NormTable":
+        """The table of all images, from tables of parts of them."""
+
+        def join(column: str) -> dict[str, np.ndarray]:
+            first = getattr(parts[0], column)
+            return {name: np.concatenate([getattr(part, column)[name] for part in parts]) for name in first}
+
+        return cls(*map(join, cls._fields))
+
+    def summary(self) -> dict[str, dict[str, Summary]]:
+        """{"norm": {name: Summary}, "share": ..., "cosine": ...}: mean, median and deviation over images."""
+        columns = self._asdict().items()
+        return {column: {name: summarize(x) for name, x in values.items()} for column, values in columns}
+
+
+class RegisterActivations(NamedTuple):
+    """How alike the register of highest norm is between images, before and after the norm layer."""
+
+    norm_BxR: np.ndarray
+    highest_B: np.ndarray  # index of the register with the highest norm
+    register: int  # the most common of these; all below is of this register
+    consistency: float  # share of the images in which it is the highest
+    ratio_B: np.ndarray | None  # highest norm to second highest norm; None where there is one register
+    cosine_before: float | None  # mean over all pairs of images; None: fewer than two images
+    cosine_after: float | None
+    dimensions: np.ndarray  # of the largest mean activation before the norm, largest first
+    mean_before: np.ndarray  # at these dimensions, mean over images
+    mean_after: np.ndarray
+
+
+def linear_cka(x_NxD: np.ndarray, y_NxE: np.ndarray) -> float | None:
+    """Linear centred kernel alignment of two representations of the same N images, from 0 to 1.
+
+    arXiv:2505.05892, equation 4, of column-centred matrices, in the form ||Y'X||^2 / (||X'X|| ||Y'Y||) with
+    Frobenius norms, which is equal and costs O(N D E). Orthogonal maps and scaling of X or Y leave it as it
+    is. It is biased upward: unrelated X and Y have a high CKA unless N is much larger than D. None where X or
+    Y has no variance. DataError: values not finite.
+    """
+    assert len(x_NxD) == len(y_NxE), "the rows have to be the same images"
+    centred = []
+    for values in (finite(x_NxD, "x"), finite(y_NxE, "y")):
+        centred.append(values - values.mean(axis=0, keepdims=True))
+        if np.square(centred[-1]).sum() <= ROUNDING * np.square(values).sum():
+            return None
+    x, y = centred
+    norm = np.linalg.norm
+    return float(norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
+
+
+class CkaSums:
+    """Sums for the linear CKA between sums of terms, from batches; memory O(E^2 D^2), whatever the images.
+
+    Centred sums are merged, as plain sums of products would lose small variances beside large means.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self._mean: dict[str, np.ndarray] = {}
+        self._cross: dict[tuple[str, str], np.ndarray] = {}  # DxD, each pair of names in one order
+
+    def add(self, terms: Mapping[str, np.ndarray]) -> None:
+        """Counts a batch in: term_BxD by name, the same names and D each time. DataError: not finite."""
+        batch = {name: finite(term_BxD, f"the term '{name}'") for name, term_BxD in terms.items()}
+        shapes = {term_BxD.shape for term_BxD in batch.values()}
+        assert len(shapes) == 1, f"terms of different shapes: {shapes}"
+        added, width = shapes.pop()
+        if not self._mean:
+            self._mean = {name: np.zeros(width) for name in batch}
+            pairs = itertools.combinations_with_replacement(batch, 2)
+            self._cross = {pair: np.zeros((width, width)) for pair in pairs}
+        assert batch.keys() == self._mean.keys(), "terms of other names than before"
+        if not added:
+            return
+        mean = {name: term_BxD.mean(axis=0) for name, term_BxD in batch.items()}
+        step = {name: mean[name] - self._mean[name] for name in batch}
+        batch = {name: term_BxD - mean[name][None] for name, term_BxD in batch.items()}
+        total = self.num_images + added
+        for (a, b), cross_DxD in self._cross.items():
+            cross_DxD += batch[a].T @ batch[b]
+            cross_DxD += np.outer(step[a] * (self.num_images * added / total), step[b])
+        for name in batch:
+            self._mean[name] += step[name] * (added / total)
+        self.num_images = total
+
+    def cka(self, first: Sequence[str], second: Sequence[str]) -> float | None:
+        """Linear CKA between the sum of the terms named first and that of those named second.
+
+        None where a sum has no variance, as a bias, terms that cancel, or a single image.
+        """
+        if self._is_constant(first) or self._is_constant(second):
+            return None
+        norm = np.linalg.norm
+        own = norm(self._products(first, first)) * norm(self._products(second, second))
+        return float(norm(self._products(first, second)) ** 2 / own)
+
+    def with_full(self, full: Sequence[str]) -> dict[str, float | None]:
+        """CKA of the sum of the terms `full` with each term alone: figures 3a and 6 of arXiv:2505.05892."""
+        return {name: self.cka(full, [name]) for name in self._mean}
+
+    def _products(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        pairs = itertools.product(first, second)
+        return sum(self._cross[a, b] if (a, b) in self._cross else self._cross[b, a].T for a, b in pairs)
+
+    def _is_constant(self, names: Sequence[str]) -> bool:
+        alone = sum(np.trace(self._cross[name, name]) for name in names)
+        size = alone + self.num_images * sum(np.square(self._mean[name]).sum() for name in names)
+        return np.trace(self._products(names, names)) <= max(_CANCELLED * alone, ROUNDING * size)
+
+
+def _nan_for_zero(value_B: np.ndarray) -> np.ndarray:
+    return np.where(value_B > 0, value_B, np.nan)
+
+
+def norm_table(terms: Mapping[str, np.ndarray], full: Sequence[str]) -> NormTable:
+    """Norms of term_BxD by name and of their sum over `full`, and each term's cosine with that sum.
+
+    arXiv:2505.05892, figure 5a, compares the norms of patches and skip, and figure 4 gives cos(patches,
+    full). The paper leaves the skip connection out of the sum in section 3 and has it in section 4: `full`
+    says which terms the sum is of. Shares (norm / sum of all terms' norms) are ours; NaN where all are zero.
+    """
+    assert "full" not in terms, "this name is for the sum"
+    values = {name: finite(term_BxD, f"the term '{name}'") for name, term_BxD in terms.items()}
+    full_BxD = sum(values[name] for name in full)
+    norm = {name: np.linalg.norm(term_BxD, axis=-1) for name, term_BxD in values.items()}
+    total_B = _nan_for_zero(sum(norm.values()))
+    return NormTable(
+        norm={**norm, "full": np.linalg.norm(full_BxD, axis=-1)},
+        share={name: norm_B / total_B for name, norm_B in norm.items()},
+        cosine={name: cosine(term_BxD, full_BxD) for name, term_BxD in values.items()},
+    )
+
+
+def attention_shares(
+    weight_BxNxT: np.ndarray, groups: Mapping[str, slice], *, use_renormalised: bool = True
+) -> dict[str, np.ndarray]:
+    """The share of the cls query's attention that goes to each group, share_B; mean over heads.
+
+    arXiv:2505.05892, section 3.1 and figure 2a. There the shares of patches and registers sum to 1, while the
+    softmax also has the cls token itself. So, by default, the group named "cls" is left out and the rest
+    divided by its sum, after the mean over heads; with `use_renormalised=False` all groups are given as they
+    are. NaN where nothing goes to the rest. Groups must not overlap.
+    """
+    indices = np.concatenate([np.arange(weight_BxNxT.shape[-1])[where] for where in groups.values()])
+    assert len(set(indices)) == len(indices), "a token is in two groups"
+    mass = group_mass(weight_BxNxT[:, :, None], groups)
+    shares = {name: mass_Bx1[:, 0] for name, mass_Bx1 in mass.items()}
+    if not use_renormalised:
+        return shares
+    shares.pop(CLS_GROUP, None)
+    total_B = _nan_for_zero(sum(shares.values()))
+    return {name: share_B / total_B for name, share_B in shares.items()}
+
+
+def layer_similarity(cls_BxLxD: np.ndarray) -> np.ndarray:
+    """Cosine of the cls token after each layer with that after the last, similarity_BxL (figure 5b).
+
+    arXiv:2505.05892, section 4.1. The last column is 1. NaN where a vector is zero.
+    """
+    cls_BxLxD = finite(cls_BxLxD, "the cls tokens")
+    return cosine(cls_BxLxD, cls_BxLxD[:, -1:])
+
+
+def register_activations(
+    hidden_BxRxD: np.ndarray, normed_BxRxD: np.ndarray, *, num_dimensions: int = 100
+) -> RegisterActivations:
+    """Norms, likeness between images and largest activations of the registers that enter a block.
+
+    arXiv:2505.05892, section 3.2 and figure 2b: `hidden` is what goes into the last block, `normed` the same
+    after its first norm layer. The paper's register is the one of highest norm, which was the same for every
+    image; here it is the most common one. Dimensions are ranked by the size of the mean over images before
+    the norm, of either sign (the paper does not say), and are the same after it. Norms are of `hidden`.
+    R may also be all tokens, to see whether a register is the highest of them.
+    """
+    assert hidden_BxRxD.shape == normed_BxRxD.shape and hidden_BxRxD.size, "no registers, or other shapes"
+    norm_BxR = np.linalg.norm(finite(hidden_BxRxD, "the registers"), axis=-1)
+    highest_B = norm_BxR.argmax(axis=1)
+    counts_R = np.bincount(highest_B, minlength=norm_BxR.shape[1])
+    register = int(counts_R.argmax())
+    ratio_B = None
+    if norm_BxR.shape[1] > 1:
+        second_B, first_B = np.sort(norm_BxR, axis=1)[:, -2:].T
+        ratio_B = first_B / _nan_for_zero(second_B)
+    before_BxD = finite(hidden_BxRxD[:, register], "the registers")
+    after_BxD = finite(normed_BxRxD[:, register], "the registers after the norm")
+    mean_D = before_BxD.mean(axis=0)
+    dimensions = np.argsort(-np.abs(mean_D), kind="stable")[:num_dimensions]
+    return RegisterActivations(
+        norm_BxR=norm_BxR,
+        highest_B=highest_B,
+        register=register,
+        consistency=float(counts_R[register] / len(highest_B)),
+        ratio_B=ratio_B,
+        cosine_before=mean_pairwise_cosine(before_BxD),
+        cosine_after=mean_pairwise_cosine(after_BxD),
+        dimensions=dimensions,
+        mean_before=mean_D[dimensions],
+        mean_after=after_BxD.mean(axis=0)[dimensions],
+    )

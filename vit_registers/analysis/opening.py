@@ -1,0 +1,288 @@
+"""What `analyze` works on: checkpoints, opened beside the images that they are shown."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import vit_registers
+from vit_registers import loading
+from vit_registers.config import Config, Data, Mesh, image_size
+from vit_registers.data.loaders import Loader, open_data
+from vit_registers.data.sources import boxes
+from vit_registers.data.sources.boxes import BoxImage
+from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.interop.shown import Shown, shown
+from vit_registers.models.tokens import TokenLayout
+from vit_registers.models.vit import ViT
+from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
+from vit_registers.runs.manifest import MANIFEST
+from vit_registers.training import sharding
+from vit_registers.training.memory import check_memory
+
+ALL_STEPS = "all"
+_SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
+_BATCH = 64  # images at a time, unless the user says otherwise
+_LIBRARIES = ("jax", "flax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A checkpoint with its model, and the images that it is shown."""
+
+    name: str
+    path: str
+    step: int | None  # None: not a run
+    sha256: str
+    model: ViT
+    config: Config
+    loader: Loader
+    num_images: int
+    normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
+    head_names: tuple[str, ...] | None = None  # the classes that its head was trained on; None: not known
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens at the size of the images."""
+        return self.model.layout_for(image_size(self.config))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The token groups that the model has, and its head."""
+        return (*self.layout.groups, *(["head"] if self.config.model.num_classes else []))
+
+    def describe(self) -> str:
+        """What it is, in a line."""
+        data = self.config.data
+        step = "" if self.step is None else f", step {self.step}"
+        where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
+        return f"{self.path}{step}; {self.num_images} images of {where}"
+
+    @property
+    def shown(self) -> Shown:
+        """The part of each image that the model is shown."""
+        return shown(self.config.data.eval_ops, image_size(self.config))
+
+    def describe_images(self) -> str:
+        """How the images are prepared, in a line."""
+        data, (height, width) = self.config.data, image_size(self.config)
+        parts = (f"{self.shown.text}, at {height} x {width} px", self.shown.method)
+        parts += (loading.describe_normalisation(data, self.normalisation),)
+        return "sees " + ", ".join(part for part in parts if part)
+
+    def provenance(self) -> dict[str, Any]:
+        """All that its features depend on."""
+        data, model = self.config.data, self.config.model
+        libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        return {
+            "checkpoint": {"path": self.path, "step": self.step, "sha256": self.sha256},
+            "model": {"dtype": model.dtype, "attention": model.attention},
+            "data": {
+                "name": data.name,
+                "data_dir": data.data_dir,
+                "split": data.eval_split,
+                "num_examples": self.loader.num_examples(data.eval_split),
+            },
+            "preprocessing": {
+                "loader": data.loader,
+                "image_size": list(image_size(self.config)),
+                "eval_ops": data.eval_ops,
+                "mean": list(data.mean),
+                "std": list(data.std),
+            },
+            "num_images": self.num_images,
+            "versions": {"vit_registers": vit_registers.__version__, **libraries},
+        }
+
+
+def default_out(checkpoint: str) -> str:
+    """Where results go if not told: in the run folder, or else in the working folder."""
+    path, _ = split_step(checkpoint)
+    return f"{path}/analysis" if loading.is_run(path) else "analysis"
+
+
+def split_step(checkpoint: str) -> tuple[str, int | None]:
+    """('runs/x', 200) of 'runs/x@200', and (path, None) of all others."""
+    path, at, step = checkpoint.rpartition("@")
+    if at and step == ALL_STEPS:
+        return path, None
+    return (path, int(step)) if at and step.isdecimal() else (checkpoint, None)
+
+
+def open_all(
+    given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
+) -> list[Opened]:
+    """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
+    if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
+        raise ConfigError(f"{', '.join(meshes)}: analyze spreads images over all devices: leave it out")
+    given = [one for checkpoint in given for one in _steps(checkpoint)]
+    names = _short_names(given)
+    opened = [
+        _open(name, checkpoint, data, overrides, num_images)
+        for name, checkpoint in zip(names, given, strict=True)
+    ]
+    first = opened[0].config.data
+    for other in opened[1:]:
+        theirs = other.config.data
+        if (theirs.name, theirs.data_dir, theirs.eval_split) != (
+            first.name,
+            first.data_dir,
+            first.eval_split,
+        ):
+            raise ConfigError(
+                f"{opened[0].path} was trained on {first.name}, {other.path} on {theirs.name}: "
+                "say with --data which images to show to both"
+            )
+    return opened
+
+
+def _open(
+    name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
+) -> Opened:
+    path, step = split_step(checkpoint)
+    if loading.is_run(path):
+        step, config = loading.read_config(path, step, overrides)
+        model = loading.run_model(path, step, config.model)
+        origin = loading.normalisation_origin(path, step)
+        digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
+        head_names = loading.trained_names(path, step)
+    else:
+        if not Path(path).expanduser().exists():
+            raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
+        model, config, origin = loading.open_others(path, overrides)
+        digest = _sha256(_files(Path(path).expanduser()))
+        head_names = None
+    config = dataclasses.replace(config, data=_shown(config, data, overrides))
+    check_memory(config, sharding.make_mesh(Mesh()), is_training=False)
+    loader = open_data(config)
+    number = loader.num_examples(config.data.eval_split)
+    return Opened(
+        name=name,
+        path=path,
+        step=step,
+        sha256=digest,
+        model=model,
+        config=config,
+        loader=loader,
+        num_images=min(number, limit or number),
+        normalisation=None if overrides.keys() & {"data.mean", "data.std"} else origin,
+        head_names=head_names,
+    )
+
+
+def _shown(config: Config, data: str | None, overrides: Mapping[str, Any]) -> Data:
+    """The Data settings with what --data says put in."""
+    settings = config.data
+    if data is not None:
+        name, split = _name_and_split(data)
+        if Path(data).expanduser().is_dir():
+            resized = settings.eval_ops if "resize" in settings.eval_ops else "resize"
+            folder = str(Path(data).expanduser().resolve())
+            settings = dataclasses.replace(
+                settings,
+                name="images",
+                data_dir=folder,
+                eval_split="all",
+                eval_ops=resized,
+                image_key=None,
+                label_key=None,
+            )
+        elif not split:
+            raise ConfigError(
+                f"--data={data}: there is no such folder; want a folder of images, or NAME:SPLIT"
+            )
+        else:
+            settings = dataclasses.replace(settings, name=name, eval_split=split)
+    if "data.eval_batch_size" not in overrides:
+        devices = jax.device_count()
+        settings = dataclasses.replace(settings, eval_batch_size=math.ceil(_BATCH / devices) * devices)
+    return settings
+
+
+def open_boxes(given: str) -> Sequence[BoxImage]:
+    """Images with boxes: a folder of PASCAL VOC, DIR or DIR:SPLIT, or NAME:SPLIT of TFDS."""
+    where, split = _name_and_split(given)
+    folder = Path(where).expanduser()
+    if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
+        return boxes.open_voc(folder, split=split or None).records
+    if not split:
+        raise ConfigError(
+            f"--boxes={given}: there is no such folder; want a folder of PASCAL VOC, or NAME:SPLIT"
+        )
+    return boxes.open_tfds(where, split)
+
+
+def _name_and_split(given: str) -> tuple[str, str]:
+    """NAME and SPLIT of NAME:SPLIT, as in mnist:test, mnist:3.0.1:train[:10] or a/path:test."""
+    place = re.sub(r"\[.*?\]", lambda part: "_" * len(part.group()), given).rfind(":")
+    return (given, "") if place < 0 else (given[:place], given[place + 1 :])
+
+
+def _steps(checkpoint: str) -> list[str]:
+    """RUN@step for each step of RUN@all, the oldest first; others as they are."""
+    path, at, step = checkpoint.rpartition("@")
+    if not at or step != ALL_STEPS:
+        return [checkpoint]
+    intact = []
+    for step in sorted(list_steps(path)):
+        if damage := find_step_damage(path, step):
+            print(
+                f"checkpoint {checkpoint_root(path) / str(step)} is damaged: {damage}; left out", flush=True
+            )
+        else:
+            intact.append(f"{path}@{step}")
+    if not intact:
+        raise CheckpointError(f"--checkpoint={checkpoint}: {path} has no checkpoints that are intact")
+    return intact
+
+
+def differences(opened: Sequence[Opened]) -> str | None:
+    """How the images of models that stand side by side are not prepared alike, in a line; None: all alike."""
+    shares = [one.shown.share for one in opened]
+    is_near = None not in shares and max(shares) - min(shares) < _SAME_SHARE
+    kinds = {
+        "the part of an image": [] if is_near else [one.shown.text for one in opened],
+        "the method of resizing": [one.shown.method for one in opened],
+        "the normalisation": [(one.config.data.mean, one.config.data.std) for one in opened],
+    }
+    unlike = [kind for kind, values in kinds.items() if len(set(values)) > 1]
+    if not unlike:
+        return None
+    each = "; ".join(f"{one.name} {one.describe_images()}" for one in opened)
+    return f"the models are not shown the same: they differ in {', '.join(unlike)}: {each}"
+
+
+def _short_names(given: Sequence[str]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [[_printable(part) for part in Path(checkpoint.rstrip("/")).parts] for checkpoint in given]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-length:]).strip("/") for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("the same --checkpoint was given twice")
+
+
+def _printable(name: str) -> str:
+    """The name in one line, with the replacement character for what cannot be shown."""
+    return " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in name).split())
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    return [path]
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,221 @@
+"""Sections -> files: CSV, PNG and JSON of each, and all of them as one Markdown and one HTML file. No JAX.
+
+The HTML file needs nothing else: pictures are inside, there is no script and no address. It follows the
+reader's choice of light or dark, and fits a phone.
+"""
+
+import base64
+import html
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from vit_registers.analysis.file_names import file_name, file_names
+from vit_registers.analysis.published import PUBLISHED
+from vit_registers.analysis.report.markdown import block, inline
+from vit_registers.analysis.report.section import Section, Table
+from vit_registers.errors import DataError
+from vit_registers.strict_json import dumps
+
+_DPI = 130
+_NOT_OURS = "Published, not ours"
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a202c; --paper: #ffffff; --line: #cbd5e0; --soft: #f7fafc;
+  --link: #2b6cb0; --gap: #b7791f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e2e8f0; --paper: #171923; --line: #4a5568;
+  --soft: #232733; --link: #90cdf4; --gap: #f6ad55; } }
+body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+a { color: var(--link); }
+h2 { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+h3 { margin-bottom: 0.3rem; font-size: 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; }
+th, td { border-bottom: 1px solid var(--line); padding: 0.2rem 0.7rem 0.2rem 0; text-align: left;
+  white-space: nowrap; }
+th { background: var(--soft); }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; background: #ffffff; border-radius: 4px; }
+figcaption { font-size: 0.85rem; }
+.published { margin: 1rem 0; border-left: 4px solid var(--line); padding: 0.2rem 0 0.6rem 1rem;
+  background: var(--soft); }
+.published h4 { margin: 0.8rem 0 0.3rem; font-weight: 400; font-size: 0.85rem; }
+.question { font-weight: 600; }
+.gap { color: var(--gap); }
+"""
+
+
+class Entry(NamedTuple):
+    """A section with what was asked, in the report's order."""
+
+    name: str
+    question: str
+    answers: str  # which figure or table of which paper
+    section: Section
+
+    @property
+    def published(self) -> list[Table]:
+        """The papers' numbers, where there is something of ours to be read beside them."""
+        has_own = bool(self.section.tables or self.section.pictures)
+        return PUBLISHED.get(self.name, []) if has_own else []
+
+    def numbers(self) -> dict[str, Any]:
+        """All that was measured, and what others published, for a JSON file."""
+        theirs = Section(definition="", tables=self.published).numbers()["tables"]
+        head = {"experiment": self.name, "question": self.question}
+        return {**head, **self.section.numbers(), "published": theirs}
+
+
+def write_entry(entry: Entry, out: Path) -> Path:
+    """Writes out/<name>/: section.md, a CSV file per table, a PNG per picture, numbers.json. The folder."""
+    folder, section = out / entry.name, entry.section
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in zip(
+            file_names([_slug(t.title) for t in section.tables]), section.tables, strict=True
+        ):
+            _write(folder / f"{name}.csv", table.csv())
+        for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+            (folder / f"{name}.png").write_bytes(_png(picture.figure))
+        parts = [name.rpartition(".") for name in section.files]
+        stems = file_names([stem for stem, _, _ in parts])
+        for stem, (_, _, ending), text in zip(stems, parts, section.files.values(), strict=True):
+            _write(folder / f"{stem}.{ending}", text)
+        _write(folder / "numbers.json", dumps(entry.numbers()) + "\n")
+        _write(folder / "section.md", _markdown(entry, ""))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written to: {error.strerror}") from None
+    return folder
+
+
+def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapping[str, Any]) -> Path:
+    """Writes out/report.md and out/report.html, and returns the path of the latter.
+
+    `about` is what was analysed, name by name, for the head of the report. The pictures of report.md are
+    those that `write_entry` wrote.
+    """
+    lines = [
+        f"# {block(title)}",
+        "",
+        *(f"- {block(name)}: {inline(str(value))}" for name, value in about.items()),
+        "",
+        "## Contents",
+        "",
+    ]
+    lines += [f"- [{inline(e.name)}](#{file_name(e.name)}): {inline(e.question)}" for e in entries]
+    markdown = "\n".join(lines) + "\n\n" + "\n".join(_markdown(entry, f"{entry.name}/") for entry in entries)
+    path = out / "report.html"
+    try:
+        _write(out / "report.md", markdown)
+        _write(path, _html(entries, title, about))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    return path
+
+
+def _markdown(entry: Entry, folder: str) -> str:
+    section = entry.section
+    parts = [
+        f"## {block(entry.name)}\n",
+        f"**{inline(entry.question)}**\n",
+        f"{block(section.definition)}\n",
+        f"Answers: {inline(entry.answers)}.\n",
+    ]
+    parts += [f"Gap: {inline(gap)}.\n" for gap in section.gaps]
+    parts += [f"### {block(table.title)}\n\n{table.markdown()}" for table in section.tables]
+    if entry.published:
+        published = [f"#### {block(table.title)}\n\n{table.markdown()}" for table in entry.published]
+        lines = "\n".join([f"### {_NOT_OURS}\n", *published]).splitlines()
+        parts.append("".join(f"> {line}".rstrip() + "\n" for line in lines))
+    for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+        caption = picture.caption
+        parts.append(f"![{inline(caption)}]({folder}{name}.png)\n\n{block(caption)}\n")
+    return "\n".join(parts)
+
+
+def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str:
+    text = html.escape
+    head = [f"<li>{text(name)}: {text(str(value))}</li>" for name, value in about.items()]
+    contents = [
+        f'<li><a href="#{text(file_name(e.name))}">{text(e.name)}</a>: {text(e.question)}</li>'
+        for e in entries
+    ]
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<link rel="icon" href="data:,">',
+            f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>",
+            f"<h1>{text(title)}</h1><ul>{''.join(head)}</ul>",
+            f"<nav><h2>Contents</h2><ul>{''.join(contents)}</ul></nav>",
+            *map(_html_section, entries),
+            "</body></html>\n",
+        ]
+    )
+
+
+def _html_section(entry: Entry) -> str:
+    text, section = html.escape, entry.section
+    parts = [
+        f'<section id="{text(file_name(entry.name))}"><h2>{text(entry.name)}</h2>',
+        f'<p class="question">{text(entry.question)}</p><p>{text(section.definition)}</p>',
+        f"<p>Answers: {text(entry.answers)}.</p>",
+    ]
+    parts += [f'<p class="gap">Gap: {text(gap)}.</p>' for gap in section.gaps]
+    parts += [f"<h3>{text(table.title)}</h3>{_html_table(table)}" for table in section.tables]
+    if entry.published:
+        tables = [f"<h4>{text(table.title)}</h4>{_html_table(table)}" for table in entry.published]
+        parts.append(f'<div class="published"><h3>{_NOT_OURS}</h3>{"".join(tables)}</div>')
+    for picture in section.pictures:
+        data = base64.b64encode(_png(picture.figure)).decode()
+        parts.append(
+            f'<figure><img alt="{text(picture.caption)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{text(picture.caption)}</figcaption></figure>"
+        )
+    return "\n".join([*parts, "</section>"])
+
+
+def _html_table(table: Table) -> str:
+    kinds = [' class="number"' if table.is_number(i) else "" for i in range(len(table.columns))]
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marked = (
+            f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
+        )
+        return f"<tr>{''.join(marked)}</tr>"
+
+    rows = "".join(line(cells, "td") for cells in table.cells())
+    return f'<div class="scroll"><table>{line(table.columns, "th")}{rows}</table></div>'
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    for artist in figure.findobj(Text):  # a name between dollar signs is no formula; those of ticks are
+        if "$" in artist.get_text() and "mathdefault" not in artist.get_text():
+            artist.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of a name, drawn as a box
+        figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _picture_names(section: Section) -> list[str]:
+    """The names of the files of the pictures, without ending."""
+    return file_names([picture.name for picture in section.pictures])
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -1,0 +1,55 @@
+"""Operations on images of the target's size, compiled as one by XLA. Imports TensorFlow."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from vit_registers.data.ops.strings import Target
+
+
+class PixelOp(NamedTuple):
+    """An operation (image_HxWxC uint8, draw_N) -> image_HxWxC uint8 of the same size.
+
+    draw_N are num_draws numbers, uniform in [0, 1), float32: its only randomness. It is traced with
+    static shapes, and must be within what XLA compiles.
+    """
+
+    num_draws: int
+    apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def flip(target: Target) -> PixelOp:
+    """The image or, in half of the cases, its mirror image (left and right exchanged)."""
+    del target
+
+    def apply(image_HxWxC: tf.Tensor, draw_1: tf.Tensor) -> tf.Tensor:
+        return tf.where(draw_1[0] < 0.5, image_HxWxC[:, ::-1], image_HxWxC)
+
+    return PixelOp(1, apply)
+
+
+def draw(op: PixelOp, seed: tf.Tensor) -> tf.Tensor:
+    """The numbers draw_N that `op` needs, a function of the seed."""
+    return tf.random.stateless_uniform([op.num_draws], seed, alg="philox")
+
+
+def compiled(ops: list[PixelOp], target: Target) -> Callable[[tf.Tensor, list[tf.Tensor]], tf.Tensor]:
+    """(image_HxWxC, draws of each op) -> the image after all ops, which XLA compiles as one.
+
+    An image of another size than the target's goes through as it is: the loader refuses it by name.
+    """
+
+    @tf.function(jit_compile=True, autograph=False)
+    def apply(image_HxWxC: tf.Tensor, draws: list[tf.Tensor]) -> tf.Tensor:
+        for op, draw_N in zip(ops, draws, strict=True):
+            image_HxWxC = op.apply(image_HxWxC, draw_N)
+        return image_HxWxC
+
+    def guarded(image_HxWxC: tf.Tensor, draws: list[tf.Tensor]) -> tf.Tensor:
+        if image_HxWxC.shape.is_fully_defined():
+            return apply(image_HxWxC, draws)
+        fits = tf.reduce_all(tf.shape(image_HxWxC) == tf.constant(target))
+        return tf.cond(fits, lambda: apply(tf.ensure_shape(image_HxWxC, target), draws), lambda: image_HxWxC)
+
+    return guarded

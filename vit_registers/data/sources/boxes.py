@@ -1,0 +1,279 @@
+"""Images with ground-truth boxes, one at a time at their own size: PASCAL VOC folders, TFDS. No TensorFlow.
+
+Boxes are xyxy in pixels with exclusive end, float64 [n, 4]. VOC counts pixels from 1 and means its ends
+inclusive, so its xmin and ymin are lowered by 1 and its xmax and ymax stay, as in LOST (arXiv:2109.14279).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from vit_registers.config import nearest
+from vit_registers.data import pil_decoding
+from vit_registers.data.sources import listing
+from vit_registers.errors import DataError
+
+_FOLDERS = (("JPEGImages", "Annotations"), ("images", "annotations"))
+_LAYOUT = "want root/JPEGImages/*.jpg and root/Annotations/*.xml, or root/images/ and root/annotations/"
+_SPLITS = Path("ImageSets", "Main")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class BoxImage:
+    """An image that is not read yet, with its boxes; n may be 0."""
+
+    name: str  # of the file, without folder and suffix
+    path: Path | None  # None: the image is in `encoded`
+    encoded: bytes | None = None
+    box_xyxy_px: np.ndarray  # float64 [n, 4]
+    is_hard: np.ndarray  # bool [n]: difficult or truncated
+
+
+class VocImages(NamedTuple):
+    """The images of a folder, by name or in the order of their split's list."""
+
+    records: tuple[BoxImage, ...]
+    num_dropped: int  # by only_easy: images that have hard objects only
+
+
+def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = False) -> VocImages:
+    """The annotated images of a folder in the style of PASCAL VOC. Reads all annotations, of images the size.
+
+    A split is a list root/ImageSets/Main/<split>.txt, and has to be named where there are any: trainval and
+    test often lie in one folder. Without lists all annotations are taken; images without one are ignored.
+    `only_easy` drops objects that are difficult or truncated, then images that have no others (VOC_all in
+    LOST). Images without any object stay, and so do boxes that go over the edge of their image. Raises
+    DataError for folders, splits, annotations and images that are missing, for annotations and images that
+    cannot be read, and for boxes that lie outside of their image.
+    """
+    root = Path(root).expanduser()
+    images, annotations = _find_folders(root)
+    xml_files = _files(annotations, (".xml",))
+    if not xml_files:
+        raise DataError(f"{annotations} has no annotations (*.xml): {_LAYOUT}")
+    image_files = _files(images, listing.SUFFIXES)
+    records = []
+    for name in _names(root, split, xml_files):
+        if name not in image_files:
+            raise DataError(f"{images} has no image {name} (jpg, jpeg, png) for {xml_files[name]}: add it")
+        box_xyxy_px, is_hard = _read_annotation(xml_files[name])
+        _check_inside(box_xyxy_px, image_files[name], xml_files[name])
+        records.append(BoxImage(name=name, path=image_files[name], box_xyxy_px=box_xyxy_px, is_hard=is_hard))
+    if not only_easy:
+        return VocImages(tuple(records), 0)
+    easy = [without_hard(record) for record in records if not len(record.is_hard) or not record.is_hard.all()]
+    return VocImages(tuple(easy), len(records) - len(easy))
+
+
+def without_hard(record: BoxImage) -> BoxImage:
+    """The image with only those of its boxes that are not hard, perhaps none."""
+    is_easy = ~record.is_hard
+    return dataclasses.replace(
+        record, box_xyxy_px=record.box_xyxy_px[is_easy], is_hard=record.is_hard[is_easy]
+    )
+
+
+def read_image(record: BoxImage) -> np.ndarray:
+    """The image in its own size, uint8 [height, width, 3]; grey becomes RGB. Raises DataError if broken.
+
+    A rotation noted in EXIF is not applied, since boxes are given without it.
+    """
+    what = record.path or record.name
+    try:
+        data = record.encoded if record.path is None else record.path.read_bytes()
+        return pil_decoding.decode(data, channels=3)
+    except (OSError, pil_decoding.BrokenImageError) as error:
+        raise _broken(what, error) from None
+
+
+def _read_size(name: str, source: Path | bytes) -> tuple[int, int]:
+    try:
+        return pil_decoding.read_size(source)
+    except (OSError, pil_decoding.BrokenImageError) as error:
+        raise _broken(source if isinstance(source, Path) else name, error) from None
+
+
+def _broken(what: Path | str, error: Exception) -> DataError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return DataError(
+        f"{what} cannot be decoded as an image{f' ({reason})' if reason else ''}: "
+        "repair it, or delete it with its annotation"
+    )
+
+
+def _find_folders(root: Path) -> tuple[Path, Path]:
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: {_LAYOUT}")
+    for images, annotations in _FOLDERS:
+        if (root / images).is_dir() and (root / annotations).is_dir():
+            return root / images, root / annotations
+    raise DataError(f"{root} lacks the folder of images or that of annotations: {_LAYOUT}")
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    found = listing.scan(folder, listing.LeftOut(), suffixes)
+    # links to nothing and folders are refused by name, where an annotation asks for them
+    folders = [name for name in (*found.folders, *found.linked_folders) if name.lower().endswith(suffixes)]
+    for file in sorted([*found.images, *found.dangling, *folders]):
+        name = Path(file).stem
+        if name in files:
+            raise DataError(f"{folder} has both {files[name].name} and {file}: delete or rename one")
+        files[name] = folder / file
+    return files
+
+
+def _names(root: Path, split: str | None, xml_files: Mapping[str, Path]) -> list[str]:
+    lists = {path.stem: path for path in sorted((root / _SPLITS).glob("*.txt"))}
+    if not lists:
+        if split is None:
+            return list(xml_files)
+        raise DataError(f"{root / _SPLITS} has no lists, so there is no split '{split}': leave it out")
+    if split is None:
+        raise DataError(f"{root / _SPLITS} has lists of images: name a split, such as trainval")
+    if split not in lists:
+        raise DataError(f"{root / _SPLITS} has no split '{split}': {nearest(split, lists)}")
+    names = [line.strip() for line in lists[split].read_text(errors="replace").splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{lists[split]} is empty: take another split")
+    if any(len(name.split()) > 1 for name in names):
+        raise DataError(f"{lists[split]} is the list of one class: take that of all images, such as trainval")
+    missing = [name for name in names if name not in xml_files]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} images in {lists[split]} have no annotation, such as "
+            f"{missing[0]}: add them, or take another split"
+        )
+    return names
+
+
+def _read_annotation(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last: unknown encodings
+        raise DataError(f"{path} cannot be read as XML ({error}): mend or delete it") from None
+    if root.tag != "annotation":
+        raise DataError(f"{path} begins with <{root.tag}>, not with <annotation>: it is not in VOC's format")
+    objects = root.findall("object")
+    box_xyxy_px = np.array([_read_box(item, path) for item in objects], np.float64).reshape(-1, 4)
+    is_hard = np.array([_is_set(item, "difficult") or _is_set(item, "truncated") for item in objects], bool)
+    return box_xyxy_px, is_hard
+
+
+def _check_inside(box_xyxy_px: np.ndarray, image: Path, annotation: Path) -> None:
+    """Fails, before anything is computed, for images that cannot be opened and boxes that cannot be hit."""
+    size = _read_size(image.stem, image)
+    is_outside = (box_xyxy_px[:, 2:] <= 0).any(axis=1) | (box_xyxy_px[:, :2] >= size).any(axis=1)
+    if is_outside.any():
+        first = ", ".join(f"{side:g}" for side in box_xyxy_px[is_outside][0] + (1, 1, 0, 0))
+        raise DataError(
+            f"{annotation} has a box with xmin, ymin, xmax, ymax = {first} outside of {image.name}, which "
+            f"has {size[0]} x {size[1]} px: mend it; perhaps it is of another image, or of another size"
+        )
+
+
+def _is_set(item: ElementTree.Element, key: str) -> bool:
+    return item.findtext(key, "0").strip() == "1"
+
+
+def _read_box(item: ElementTree.Element, path: Path) -> np.ndarray:
+    texts = [item.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        box = np.array([float(text or "nan") for text in texts]) - (1, 1, 0, 0)
+    except ValueError:
+        box = np.full(4, np.nan)
+    if not (np.isfinite(box).all() and (box[:2] < box[2:]).all()):
+        raise DataError(f"{path} has an object with xmin, ymin, xmax, ymax = {texts}: want a box, mend it")
+    return box
+
+
+def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
+    """The same for an example of TFDS, such as one of voc or coco, with `image` still encoded.
+
+    Its `objects/bbox` is (ymin, xmin, ymax, xmax) in shares of the image's sides. Crowds (`is_crowd`) are
+    left out. Pixels are rounded to integers, as LOST does for COCO; for VOC that undoes float32. Where there
+    is `is_difficult` the boxes are VOC's: xmin and ymin are lowered by 1. The name is that of
+    `image/filename`, or the number of the record. Raises DataError for an image that is broken.
+    """
+    objects = example["objects"]
+    file = example.get("image/filename")
+    name = (
+        f"record {record}" if file is None else Path(file.decode() if isinstance(file, bytes) else file).stem
+    )
+    width, height = _read_size(name, example["image"])
+    box_yxyx = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
+    box_xyxy_px = box_yxyx[:, [1, 0, 3, 2]] * (width, height, width, height)
+    # to thousandths first: float32 must not decide to which side a half goes
+    box_xyxy_px = np.rint(np.round(box_xyxy_px, 3))
+    none = np.zeros(len(box_yxyx), bool)
+    if "is_difficult" in objects:
+        box_xyxy_px -= (1, 1, 0, 0)
+    is_hard = np.asarray(objects.get("is_difficult", none)) | np.asarray(objects.get("is_truncated", none))
+    is_kept = ~np.asarray(objects.get("is_crowd", none))
+    return BoxImage(
+        name=name,
+        path=None,
+        encoded=example["image"],
+        box_xyxy_px=box_xyxy_px[is_kept],
+        is_hard=is_hard[is_kept],
+    )
+
+
+class TfdsBoxes(Sequence[BoxImage]):
+    """A split of a prepared TFDS data set; records are read when they are asked for."""
+
+    def __init__(
+        self, examples: Sequence[Mapping[str, Any]], reading: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """Examples are read within `reading()`, which raises DataError for those that cannot be read."""
+        self._examples, self._reading = examples, reading
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, record: int) -> BoxImage:
+        if not 0 <= record < len(self):
+            raise IndexError(record)
+        with self._reading():
+            example = self._examples[record]
+        return from_tfds(example, record=record)
+
+
+def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxes:
+    """A split of a data set with boxes that TFDS prepared as array_record, such as voc/2007 or coco/2014.
+
+    `name` may be the path of a builder or of a prepared version. Raises DataError where it is not prepared,
+    is in TFRecord files, or has no boxes or no such split.
+    """
+    # TFDS takes a second to import, and folders do without it
+    import tensorflow_datasets as tfds
+
+    from vit_registers.data.sources import tfds_location, tfds_prepared
+
+    builder = tfds_location.open_builder(name, data_dir, setting="--boxes")
+    if builder is None:
+        where = tfds_location.full_data_dir(data_dir)
+        run = f"run 'python -m tools.prepare_data --name={name} --data_dir={where}'"
+        raise DataError(f"{name} is not prepared in {where}: {run}")
+    features = dict(builder.info.features)
+    inside = getattr(features.get("objects"), "feature", None)  # of a sequence
+    has_boxes = isinstance(inside, tfds.features.FeaturesDict) and "bbox" in inside
+    if not has_boxes or not isinstance(features.get("image"), tfds.features.Image):
+        raise DataError(
+            f"{name} has {', '.join(sorted(features))}: want image and objects with bbox, as in voc/2007"
+        )
+    if builder.info.file_format.value != "array_record":
+        raise DataError(
+            f"{name} is prepared as TFRecord files: delete {builder.data_dir}, and run 'python -m "
+            f"tools.prepare_data --name={name}' with its --data_dir"
+        )
+    parts = tfds_prepared.find_parts(builder, split)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    examples = tfds_prepared.open_records(builder, parts, raw=False, decoders=decoders)
+    return TfdsBoxes(examples, functools.partial(tfds_prepared.reading, split, name))

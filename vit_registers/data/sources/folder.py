@@ -1,0 +1,236 @@
+"""Plain image folders: the list of files and labels. No TensorFlow.
+
+data.name='folder' is root/<split>/<class>/**; 'images' is all images under a folder, at any depth.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vit_registers.config import Config, nearest
+from vit_registers.data import pil_decoding
+from vit_registers.data.broken import BrokenImages
+from vit_registers.data.sources import listing
+from vit_registers.data.sources.listing import LeftOut, printable
+from vit_registers.errors import ConfigError, DataError
+
+ALL = "all"  # the one split of 'images'
+_LAYOUT = f"want root/<split>/<class>/* ({listing.SUFFIXES_TEXT})"
+_logger = logging.getLogger(__name__)
+
+
+class Folder:
+    """The data set under `root`: splits, in them class folders, in these images at any depth.
+
+    A class has the same label in every split: its place among the class names of the given splits, sorted.
+    Names are compared in Unicode's form NFC.
+    """
+
+    def __init__(
+        self, root: Path, splits: Sequence[str] | None = None, broken: BrokenImages | None = None
+    ) -> None:
+        """Lists splits and classes, not yet files.
+
+        Classes are those of `splits`, or of all splits. Links to nothing are reported to `broken`. Raises
+        DataError when there are no classes, or none of the splits.
+        """
+        if not root.is_dir():
+            raise DataError(f"data.data_dir={str(root)!r} is not a folder: {_LAYOUT}")
+        self.root, self._broken = root, broken
+        self._above = listing.ids_above(root)
+        self._lists: dict[str, tuple[list[str], np.ndarray]] = {}
+        top = listing.scan(root, LeftOut())
+        self.splits = sorted([*top.folders, *top.linked_folders])
+        given = self.splits if splits is None else [split for split in splits if split in self.splits]
+        if splits and self.splits and not given:
+            raise self._no_split(splits[0])
+        self._classes = {split: self._list_classes(split, LeftOut()) for split in given}
+        names = {name for classes in self._classes.values() for name in classes}
+        if not names:
+            raise DataError(f"no classes under {root}: {_LAYOUT}")
+        self.class_names = tuple(sorted(names))
+        unused = [printable(name) for name in self.splits if name not in given]
+        if unused:
+            _logger.warning("%s: not read, as no setting names them as splits: %s", root, ", ".join(unused))
+
+    def files(self, split: str) -> tuple[list[str], np.ndarray]:
+        """(paths relative to the root, label_N int32), by class and then by path.
+
+        Says in one log line what was left out. Raises DataError for a split that does not exist, for a class
+        folder without images and for a class that the given splits do not have.
+        """
+        if split not in self._lists:
+            self._lists[split] = self._list(split)
+        return self._lists[split]
+
+    def num_examples(self, split: str) -> int:
+        """How many images the split has; errors as in `files`."""
+        return len(self.files(split)[0])
+
+    def path(self, split: str, record: int) -> str:
+        """Where an image lies."""
+        return os.path.join(self.root, self.files(split)[0][record])
+
+    def describe(self, split: str, record: int) -> str:
+        """How errors name an image: its path relative to the root."""
+        return printable(self.files(split)[0][record])
+
+    def report(self, split: str, record: int, broken: BrokenImages) -> None:
+        """Reports an image that could not be read or decoded, with the reason; errors as in BrokenImages."""
+        name, reason = self.describe(split, record), ""
+        try:
+            pil_decoding.decode(Path(self.path(split, record)).read_bytes(), channels=3)
+        except OSError as error:
+            return broken.report_unread(name, error.strerror, split=split)
+        except pil_decoding.BrokenImageError as error:
+            reason = str(error)
+        return broken.report(name, reason)
+
+    def _no_split(self, split: str) -> DataError:
+        what, names = f"{self.root} has no split '{printable(split)}'", [*map(printable, self.splits)]
+        if any(listing.scan(self.root / name, LeftOut()).images for name in self.splits):
+            return DataError(
+                f"{what}, and its folders ({shortened(names)}) hold images themselves: {_LAYOUT}; move class "
+                f"folders into {self.root / split}, or give the folder above as data.data_dir"
+            )
+        return DataError(f"{what}: {nearest(printable(split), names)}; {_LAYOUT}")
+
+    def _list_classes(self, split: str, left_out: LeftOut) -> dict[str, str]:
+        """{class name: name of its folder}; counts what else lies in the split."""
+        found = listing.scan(self.root / split, left_out)
+        for _ in found.images:
+            left_out.add(listing.OUTSIDE)
+        linked = [name for name in found.linked_folders if not self._is_loop(f"{split}/{name}", left_out)]
+        classes: dict[str, str] = {}
+        for folder in sorted([*found.folders, *linked]):
+            name = listing.normalized(folder, what=f"the class folder {self.root / split}/")
+            if name in classes:
+                raise DataError(
+                    f"{self.root / split} has two folders named '{name}', which differ in their Unicode "
+                    "form only: move the images of one into the other"
+                )
+            classes[name] = folder
+        return classes
+
+    def _is_loop(self, link: str, left_out: LeftOut) -> bool:
+        target = listing.folder_id(self.root / link)
+        is_loop = target in self._above or target == listing.folder_id((self.root / link).parent)
+        if is_loop:
+            left_out.add(listing.REPEATED)
+        return is_loop
+
+    def _list(self, split: str) -> tuple[list[str], np.ndarray]:
+        if split not in self.splits:
+            raise self._no_split(split)
+        left_out = LeftOut()
+        above = {*self._above, listing.folder_id(self.root / split)}
+        paths: list[str] = []
+        labels: list[int] = []
+        dangling: list[str] = []
+        number = {name: label for label, name in enumerate(self.class_names)}
+        classes = self._list_classes(split, left_out)
+        unknown = [name for name in classes if name not in number]
+        if unknown:
+            raise DataError(
+                f"split '{split}' of {self.root} has the class '{unknown[0]}', which "
+                f"{' and '.join(self._classes)} do not have: name the split in data.train_split, "
+                "data.eval_split or data.also_eval"
+            )
+        for name in sorted(classes):
+            own = LeftOut()
+            branch = listing.list_branch(self.root, f"{split}/{classes[name]}", above, own)
+            if not branch.images:
+                raise DataError(
+                    f"class folder {self.root / split / classes[name]} has no images"
+                    f"{f' (left out: {own})' if own else ''}: {_LAYOUT}"
+                )
+            left_out.update(own)
+            paths += branch.images
+            labels += [number[name]] * len(branch.images)
+            dangling += branch.dangling
+        if not paths:
+            raise DataError(f"split folder {self.root / split} has no classes: {_LAYOUT}")
+        _say_left_out(self.root / split, left_out)
+        self._report_dangling(dangling, split)
+        return paths, np.asarray(labels, np.int32)
+
+    def _report_dangling(self, dangling: list[str], split: str) -> None:
+        if self._broken is not None:
+            for path in dangling:
+                self._broken.report_unread(printable(path), "it is a link to nothing", split=split)
+
+
+class ImageTree(Folder):
+    """All images under `root`, at any depth, as the split 'all'; for looking at, not for training.
+
+    Their class is the folder that they lie in, relative to the root.
+    """
+
+    def __init__(
+        self, root: Path, splits: Sequence[str] | None = None, broken: BrokenImages | None = None
+    ) -> None:
+        """Lists the images. Raises DataError when there are none."""
+        del splits  # there is one
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder of images")
+        self.root, self.splits, self._broken = root, [ALL], broken
+        left_out, above = LeftOut(), listing.ids_above(root)
+        top = listing.scan(root, left_out)
+        branches = [
+            listing.list_branch(root, name, above, left_out) for name in (*top.folders, *top.linked_folders)
+        ]
+        paths = sorted([*top.images, *(path for branch in branches for path in branch.images)])
+        if not paths:
+            raise DataError(
+                f"no images ({listing.SUFFIXES_TEXT}) under {root}"
+                f"{f' (left out: {left_out})' if left_out else ''}"
+            )
+        names = _tree_classes(root, {os.path.dirname(path) or "." for path in paths})
+        self.class_names = tuple(sorted(names.values()))
+        number = {name: label for label, name in enumerate(self.class_names)}
+        label_N = np.array([number[names[os.path.dirname(path) or "."]] for path in paths], np.int32)
+        self._lists = {ALL: (paths, label_N)}
+        _say_left_out(root, left_out)
+        self._report_dangling([*top.dangling, *(p for branch in branches for p in branch.dangling)], ALL)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The names in one line; of many the first and the last."""
+    shown = [*names[:8], "...", names[-1]] if len(names) > 10 else names
+    return ", ".join(map(printable, shown))
+
+
+def _tree_classes(root: Path, folders: set[str]) -> dict[str, str]:
+    """{folder: its name in NFC}. Raises DataError where two are equal."""
+    names = {folder: listing.normalized(folder, what=f"a folder under {root}:") for folder in sorted(folders)}
+    if len(set(names.values())) < len(names):
+        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise DataError(
+            f"{root} has two folders named '{twice}', which differ in their Unicode form only: "
+            "move the images of one into the other"
+        )
+    return names
+
+
+def _say_left_out(folder: Path, left_out: LeftOut) -> None:
+    if left_out:
+        _logger.warning("%s: left out %s", printable(str(folder)), left_out)
+
+
+FOLDERS: dict[str, type[Folder]] = {"folder": Folder, "images": ImageTree}
+
+
+def open_folder(config: Config, broken: BrokenImages) -> Folder:
+    """The folder that data.data_dir names, with the classes of the splits that the settings name.
+
+    Raises ConfigError when it is unset, DataError as in Folder.
+    """
+    data = config.data
+    if data.data_dir is None:
+        raise ConfigError(f"data.name={data.name!r} needs data.data_dir: {_LAYOUT}")
+    others = (entry.strip().partition(" ") for entry in data.also_eval)
+    splits = [data.train_split, data.eval_split, *(split for name, _, split in others if name == data.name)]
+    return FOLDERS[data.name](Path(data.data_dir).expanduser(), splits, broken)

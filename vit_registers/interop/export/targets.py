@@ -1,0 +1,271 @@
+"""Our models as other people's checkpoints: names, settings and files."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_registers.config import Data, Model, lookup
+from vit_registers.errors import CheckpointError
+from vit_registers.interop import containers
+from vit_registers.interop.containers import Weights
+from vit_registers.interop.export.files import write_npz, write_safetensors
+from vit_registers.interop.export.to_family import express, is_distilled
+from vit_registers.interop.names import torch as nt
+from vit_registers.interop.reading import entries_of
+from vit_registers.interop.tensor_map import Entry, contiguous, lookup_leaf
+from vit_registers.interop.values import check_finite
+from vit_registers.models.blocks import dims
+from vit_registers.strict_json import dumps
+
+_NAMES: dict[str, nt.Names | nt.BigVisionNames] = {
+    "dinov2": nt.DINOV2,
+    "deit": nt.DEIT,
+    "dino": nt.DINO,
+    "clip": nt.CLIP,
+    "open_clip": nt.CLIP,
+    "timm": nt.TIMM,
+    "big_vision": nt.BIG_VISION,
+    "mup_vit": nt.MUP_VIT,
+    "transformers/dinov2": nt.HF_DINOV2,
+    "transformers/vit": nt.HF_VIT,
+    "transformers/deit": nt.HF_DEIT,
+    "transformers/clip": nt.HF_CLIP,
+}
+TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit")
+
+_PROCESSORS = {
+    "dinov2": "BitImageProcessor",
+    "vit": "BitImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "clip": "CLIPImageProcessor",
+}
+_TIMM_ACTS = {"gelu": None, "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+_HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """A model in another family's terms, its tensors not yet made."""
+
+    target: str
+    model: Model  # what a reader of the file will find
+    entries: tuple[Entry, ...]
+    params: Mapping[str, Any]
+    names: Mapping[str, str]  # plain name -> name in the file
+    notes: tuple[str, ...]
+
+    def in_file(self, name: str) -> str:
+        """The name in the file of a plain one."""
+        return self.names.get(name, name)
+
+    def weights(self, dtype: np.dtype) -> Weights:
+        """The tensors under their names in the file, each made when it is asked for.
+
+        What is not floating point keeps its dtype.
+        """
+        facts: dict[str, containers.Facts] = {}
+        makers: dict[str, tuple[Entry, int]] = {}
+        for entry in self.entries:
+            leaves = [lookup_leaf(self.params, leaf) for leaf in entry.leaves]
+            kind = np.dtype(dtype) if leaves else entry.dump([])[0].dtype
+            for i, shape in enumerate(entry.shapes([leaf.shape for leaf in leaves])):
+                name = self.in_file(entry.names[i])
+                facts[name] = shape, np.dtype(dtype) if kind.kind == "f" else kind
+                makers[name] = entry, i
+
+        def make(name: str) -> np.ndarray:
+            entry, i = makers[name]
+            tensor = entry.dump([lookup_leaf(self.params, leaf) for leaf in entry.leaves])[i]
+            with np.errstate(over="ignore"):
+                written = contiguous(tensor, facts[name][1])
+            if entry.leaves:  # others are fixed, such as masks of -inf
+                check_finite(tensor, written, name, self.target)
+            return written
+
+        return Weights(self.target, "memory", facts, make)
+
+
+def transformers_kind(model: Model) -> str:
+    """Which of transformers' models can hold it: clip, deit, vit, or the widest, dinov2."""
+    if model.use_norm_pre:
+        return "clip"
+    is_plain = model.layer_scale_init is None and dims(model).mlp == "mlp" and not model.use_norm_after_pool
+    if is_plain and is_distilled(model) and model.pooling in ("cls", "cls_registers"):
+        return "deit"
+    return "vit" if is_plain and not model.num_registers and model.pooling == "cls" else "dinov2"
+
+
+def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
+    """The model as `target` (TARGETS) has it. Raises CheckpointError where it cannot be said there."""
+    lookup(dict.fromkeys(TARGETS), target, "to")
+    key = f"transformers/{transformers_kind(model)}" if target == "transformers" else target
+    draft = express(key, model, jax.tree.map(np.asarray, dict(params)))
+    names = _NAMES[key]
+    if key == "transformers/deit" and draft.model.pooling == "cls_registers":
+        names = dataclasses.replace(names, head=nt.HF_DEIT_HEADS)
+    if key == "deit" and is_distilled(draft.model):
+        two = draft.model.pooling == "cls_registers"
+        names = nt.DEIT_1 if two else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)
+    entries = entries_of(names, draft.model, target)
+    return Export(
+        target=key,
+        model=draft.model,
+        entries=tuple(entries),
+        params=draft.params,
+        names=_prefixed(key, draft.model, entries),
+        notes=tuple(draft.notes),
+    )
+
+
+def _prefixed(key: str, model: Model, entries: list[Entry]) -> dict[str, str]:
+    """Names as the files of the family have them."""
+    plain = [name for entry in entries for name in entry.names]
+    if key == "big_vision":
+        return {name: f"params/{name}" for name in plain}
+    if key in ("clip", "open_clip"):
+        return {name: f"visual.{name}" for name in plain}
+    if not key.startswith("transformers/"):
+        return {}
+    if not model.num_classes:
+        return {}
+    prefix = {
+        "transformers/clip": "vision_model.",
+        "transformers/vit": "vit.",
+        "transformers/deit": "deit.",
+        "transformers/dinov2": "dinov2_with_registers." if model.num_registers else "dinov2.",
+    }[key]
+    heads = ("classifier.", "cls_classifier.", "distillation_classifier.", "visual_projection.")
+    return {name: name if name.startswith(heads) else prefix + name for name in plain}
+
+
+def transformers_config(e: Export) -> dict[str, Any]:
+    """The config.json of an export to transformers. Raises CheckpointError where it cannot say the sizes."""
+    model, sizes, kind = e.model, dims(e.model), e.target.split("/")[1]
+    height, width = model.image_size
+    if height != width:
+        raise CheckpointError(f"transformers makes models for square images only, not {height} x {width} px")
+    values: dict[str, Any] = {
+        "hidden_size": sizes.width,
+        "num_hidden_layers": sizes.depth,
+        "num_attention_heads": sizes.num_heads,
+        "hidden_act": _HIDDEN_ACTS[model.activation],
+        "layer_norm_eps": model.norm_eps,
+        "image_size": height,
+        "patch_size": model.patch_size,
+        "num_channels": model.channels,
+    }
+    has_head = bool(model.num_classes)
+    if kind == "clip":
+        name = "CLIPVisionModelWithProjection" if has_head else "CLIPVisionModel"
+        values |= {"model_type": "clip_vision_model", "intermediate_size": sizes.mlp_dim}
+        return values | {"architectures": [name], "projection_dim": model.num_classes or 512}
+    values |= {"qkv_bias": model.use_qkv_bias}
+    if has_head:
+        labels = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
+        values |= {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}
+    suffix = "ForImageClassification" if has_head else "Model"
+    if kind in ("vit", "deit"):
+        name = {"vit": "ViT", "deit": "DeiT"}[kind] + suffix
+        name += "WithTeacher" if model.pooling == "cls_registers" and has_head else ""
+        return values | {"model_type": kind, "architectures": [name], "intermediate_size": sizes.mlp_dim}
+    has_registers = model.num_registers > 0
+    name = ("Dinov2WithRegisters" if has_registers else "Dinov2") + suffix
+    values |= {
+        "model_type": "dinov2_with_registers" if has_registers else "dinov2",
+        "architectures": [name],
+        "use_swiglu_ffn": sizes.mlp == "swiglu",
+        "mlp_ratio": _mlp_ratio(sizes.width, sizes.mlp_dim, sizes.mlp == "swiglu"),
+        "layerscale_value": 1.0,
+    }
+    return values | ({"num_register_tokens": model.num_registers} if has_registers else {})
+
+
+def _mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
+    """The ratio from which transformers computes mlp_dim. Raises CheckpointError where there is none."""
+    computed = {r: (int(width * r * 2 / 3) + 7) // 8 * 8 if is_swiglu else width * r for r in range(1, 65)}
+    for ratio, value in computed.items():
+        if value == mlp_dim:
+            return ratio
+    known = sorted(computed.values(), key=lambda value: abs(value - mlp_dim))[:3]
+    raise CheckpointError(
+        f"transformers' DINOv2 of width {width} has no MLPs {mlp_dim} wide, since its mlp_ratio is an "
+        f"integer: nearest are {', '.join(map(str, sorted(known)))}"
+    )
+
+
+def timm_arguments(model: Model) -> dict[str, Any]:
+    """What timm.models.vision_transformer.VisionTransformer is to be called with for the exported tensors.
+
+    Export.notes says which layers it has to be told besides.
+    """
+    sizes = dims(model)
+    is_gap = model.pooling == "gap"
+    hidden = sizes.mlp_dim * (2 if sizes.mlp == "swiglu" else 1)
+    ratio = hidden / sizes.width
+    if int(sizes.width * ratio) != hidden:  # as timm computes it
+        ratio = (hidden + 0.5) / sizes.width
+    values = {
+        "img_size": list(model.image_size),
+        "patch_size": model.patch_size,
+        "in_chans": model.channels,
+        "num_classes": model.num_classes,
+        "global_pool": {"cls": "token", "gap": "avg", "map": "map"}[model.pooling],
+        "embed_dim": sizes.width,
+        "depth": sizes.depth,
+        "num_heads": sizes.num_heads,
+        "mlp_ratio": ratio,
+        "qkv_bias": model.use_qkv_bias,
+        "init_values": model.layer_scale_init,
+        "class_token": model.use_cls,
+        "no_embed_class": not (model.use_cls and model.has_cls_position) and model.extra_positions == "none",
+        "reg_tokens": model.num_registers,
+        "pre_norm": model.use_norm_pre,
+        "fc_norm": model.use_norm_after_pool if is_gap else None,
+        "pool_include_prefix": False,
+        "act_layer": "silu" if sizes.mlp == "swiglu" else _TIMM_ACTS[model.activation],
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def transformers_preprocessor(e: Export, data: Data) -> dict[str, Any]:
+    """The preprocessor_config.json that belongs to it: shorter side to 8/7 of the size, crop, normalise."""
+    size = e.model.image_size[0]
+    return {
+        "image_processor_type": _PROCESSORS[e.target.split("/")[1]],
+        "do_resize": True,
+        "size": {"shortest_edge": round(size * 8 / 7)},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(data.mean),
+        "image_std": list(data.std),
+    }
+
+
+def write(e: Export, path: str | Path, dtype: np.dtype, data: Data) -> list[Path]:
+    """Writes the files of an export and returns their paths; for transformers `path` is a folder.
+
+    `data` has the mean and deviation that images are normalised with.
+    """
+    path = Path(path).expanduser()
+    weights = e.weights(dtype)
+    if e.target == "big_vision":
+        write_npz(path, weights)
+        return [path]
+    if e.target.startswith("transformers/"):
+        config = transformers_config(e) | {"dtype": np.dtype(dtype).name}
+        path.mkdir(parents=True, exist_ok=True)
+        write_safetensors(path / "model.safetensors", weights, {"format": "pt"})
+        (path / "config.json").write_text(dumps(config) + "\n")
+        processor = dumps(transformers_preprocessor(e, data))
+        (path / "preprocessor_config.json").write_text(processor + "\n")
+        return [path / n for n in ("model.safetensors", "config.json", "preprocessor_config.json")]
+    write_safetensors(path, weights, {"format": "pt"})
+    return [path]

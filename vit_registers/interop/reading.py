@@ -1,0 +1,317 @@
+"""Other people's checkpoints as our models: recognise, infer, check every name, fill every leaf."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_registers.config import Model
+from vit_registers.errors import CheckpointError, UserError
+from vit_registers.interop import containers
+from vit_registers.interop.agreement import check_agreement, check_types, hinted
+from vit_registers.interop.architectures import check_architecture, check_told
+from vit_registers.interop.channels import adapt_kernel, check_channels, describe_channels
+from vit_registers.interop.containers import Weights
+from vit_registers.interop.infer import Hints, infer_model, make_hints
+from vit_registers.interop.names.big_vision import big_vision_table, infer_big_vision
+from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_table
+from vit_registers.interop.names.torch_table import torch_table
+from vit_registers.interop.recognize import Found, recognize
+from vit_registers.interop.settings import read_settings, with_architecture
+from vit_registers.interop.tensor_map import Entry, Leaf, contiguous, lookup_leaf
+from vit_registers.interop.unwrap import NEEDED, is_matched
+from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
+from vit_registers.models.blocks import dims
+from vit_registers.models.resampling import resample
+from vit_registers.models.vit import ViT, patch_grid
+
+HEAD = ("head", "pre_logits", "map_pool")
+OPTIONAL = (*HEAD, "mask_token")  # parts that a model can be loaded without
+PATCH_KERNEL = ("patch_embed", "kernel")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A checkpoint that has been understood and not yet read."""
+
+    found: Found
+    native: Model  # at the image size of its position table
+    model: Model  # at the image size that was asked for
+    entries: tuple[Entry, ...]
+    settings: Mapping[str, Any]  # of config.json
+
+
+@functools.lru_cache(maxsize=8)
+def abstract_params(model: Model) -> tuple[nnx.GraphDef, dict]:
+    """The model's graph definition, and its parameters as a nested dict of shapes; not to be changed."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0))), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def leaves_of(params: Mapping) -> dict[Leaf, Any]:
+    """The parameters by path."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {tuple(key.key for key in path): leaf for path, leaf in flat}
+
+
+def entries_of(found_names: Any, model: Model, source: str) -> list[Entry]:
+    """The name table of a model in the names of a family."""
+    if source == "big_vision":
+        return big_vision_table(found_names, model)
+    if source == "mup_vit":
+        return mup_vit_table(found_names, model)
+    return torch_table(found_names, model, source)
+
+
+def open_weights(
+    weights: Weights, *, source: str, hints: Hints, settings: Mapping[str, Any] | None = None
+) -> Opened:
+    """The family, the Model and the name table of a checkpoint; no tensor is read but small fixed ones.
+
+    Raises CheckpointError where it is of no known family, does not tell all, or where tensors are missing,
+    too many, or of other shapes, with all of them listed.
+    """
+    settings = with_architecture(settings or {}, hints.architecture, weights.where)
+    check_types(weights.where, settings)
+    check_architecture(weights.where, settings)
+    found = recognize(
+        weights, source=source, settings=settings, params=hints.params, leave_out=hints.leave_out
+    )
+    _refuse_quantised(found)
+    if hints.leave_out:
+        _check_left_out(found, weights, source, hints, settings)
+    if not settings:
+        told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
+        check_told(weights.where, found.source, found.weights.shapes, **told)
+    native = _understand(found, hints, settings)
+    if found.source == "mup_vit":
+        found = dataclasses.replace(found, note=assumed(found, hints, native))
+    check_agreement(weights.where, settings, native, hinted(hints))
+    entries = entries_of(found.names, native, found.source)
+    _check_names(found, native, entries)
+    model = native
+    if hints.channels is not None:
+        check_channels(native.channels, hints.channels, weights.where)
+        model = dataclasses.replace(model, channels=hints.channels)
+    if hints.image_size is not None and hints.image_size != native.image_size:
+        if native.summary_factor:
+            raise CheckpointError(
+                f"{weights.where} has summaries for images of {native.image_size} px: load it at that size, "
+                "and call the model with images of another"
+            )
+        patch_grid(hints.image_size, native.patch_size)
+        model = dataclasses.replace(model, image_size=hints.image_size)
+    return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
+
+
+def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> Model:
+    """The Model of a checkpoint."""
+    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
+    try:
+        return infer(found, settings, hints)
+    except (IndexError, ZeroDivisionError) as error:
+        shapes = found.weights.shapes
+        odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
+        raise CheckpointError(
+            f"{found.weights.where} was read as '{found.source}', and a tensor has a shape that cannot be"
+            + "".join(odd[:1])
+        ) from error
+
+
+def _check_left_out(
+    found: Found, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
+) -> None:
+    """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
+    try:
+        whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
+        entries = entries_of(whole.names, _understand(whole, hints, settings), whole.source)
+    except UserError:  # such as several networks, of which leave_out picks one
+        return
+    needed = [
+        name
+        for entry in entries
+        if not entry.leaves or any(leaf[0] not in OPTIONAL for leaf in entry.leaves)
+        for name in entry.names
+    ]
+    if taken := [name for name in needed if name in whole.file_names and name not in found.weights]:
+        name, others = whole.file_names[taken[0]], len(taken) - 1
+        raise CheckpointError(
+            f"{weights.where}: {found.left_out[name]} takes '{name}'"
+            + (f" and {others} more" if others else "")
+            + f", {NEEDED}"
+        )
+
+
+def _refuse_quantised(found: Found) -> None:
+    mask = getattr(found.names, "mask", None)  # may be bool
+    dtypes = {found.in_file(name): d for name, d in found.weights.dtypes.items() if name != mask}
+    refuse_quantised(dtypes, found.weights.where)
+
+
+def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
+    """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
+    _, abstract = abstract_params(model)
+    leaves = leaves_of(abstract)
+    covered = [leaf for entry in entries for leaf in entry.leaves]
+    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without, or with two entries"
+    there, problems, known = found.weights.shapes, [], set()
+    for entry in entries:
+        shapes = entry.shapes([leaves[leaf].shape for leaf in entry.leaves])
+        for name, shape in zip(entry.names, shapes, strict=True):
+            known.add(name)
+            if name not in there:
+                problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
+            elif entry.leaves and not is_floating(found.weights.dtypes[name]):
+                dtype = found.weights.dtypes[name].name
+                problems.append(f"'{found.in_file(name)}' is {dtype}, want floating point")
+            elif tuple(there[name]) != tuple(shape):
+                problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, want {tuple(shape)}")
+    extra = [name for name in there if name not in known]
+    problems += [f"'{found.in_file(name)}' {tuple(there[name])} has no place" for name in extra]
+    if problems:
+        advice = ""
+        if extra:
+            pattern = re.sub(r"[^./]+$", "*", found.in_file(extra[0]))
+            advice = f". What has no place can be left out, with leave_out=['{pattern}'] and such"
+        raise CheckpointError(
+            f"{found.weights.where} was read as '{found.source}', and {len(problems)} tensors do not fit: "
+            + "; ".join(problems)
+            + advice
+        )
+
+
+def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
+    """The parameters of `opened.model` by path, float32, read tensor by tensor."""
+    _, abstract = abstract_params(opened.native)
+    shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
+    source, target = (patch_grid(m.image_size, m.patch_size) for m in (opened.native, opened.model))
+    for entry in opened.entries:
+        arrays = [_read(opened.found, name, is_fixed=not entry.leaves) for name in entry.names]
+        parts = entry.load(arrays, [shapes[leaf] for leaf in entry.leaves])
+        for leaf, part in zip(entry.leaves, parts, strict=True):
+            if leaf == ("pos_embed",):
+                part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
+            if leaf == PATCH_KERNEL:
+                part = adapt_kernel(part, opened.model.channels)
+            # A copy, so that what was read for several leaves does not live on in one of them.
+            yield leaf, contiguous(part, np.float32)
+
+
+def _read(found: Found, name: str, *, is_fixed: bool) -> np.ndarray:
+    """The tensor in float32. What is fixed, such as a mask of -inf, is compared elsewhere."""
+    array = found.weights[name]
+    if is_fixed:
+        return np.asarray(array, np.float32)
+    return as_float32(array, found.in_file(name), found.weights.where)
+
+
+def read_leaves(opened: Opened) -> dict:
+    """The parameters of `opened.model` as nested dicts of float32 jax arrays."""
+    tree: dict = {}
+    for leaf, value in iter_leaves(opened):  # one by one, so that there are never two copies of all
+        _put(tree, leaf, jnp.asarray(value))
+    return _like(abstract_params(opened.model)[1], tree)
+
+
+def _put(tree: dict, leaf: Leaf, value: np.ndarray) -> None:
+    for key in leaf[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[leaf[-1]] = value
+
+
+def _like(abstract: Any, tree: Any) -> Any:
+    """The tree in the structure of `abstract`, with None where that has None."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: lookup_leaf(tree, tuple(key.key for key in path)), abstract
+    )
+
+
+def build(opened: Opened) -> ViT:
+    """The model with its parameters."""
+    return nnx.merge(abstract_params(opened.model)[0], read_leaves(opened))
+
+
+def from_state_dict(
+    state: Mapping[str, Any],
+    *,
+    source: str,
+    image_size: int | tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    hidden_act: str | None = None,
+    interpolation: str | None = None,
+    pooling: str | None = None,
+    mask: str | None = None,
+    architecture: str | None = None,
+    params: str | None = None,
+    leave_out: str | Sequence[str] = (),
+    channels: int | None = None,
+) -> ViT:
+    """The model of a mapping of tensor names to numpy arrays.
+
+    `source` says whose names they are (interop.SOURCES, or "auto"). What shapes do not tell is inferred from
+    the family, or given: `image_size` (px) that the model is made for, to which learned positions are
+    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation`
+    (models/resampling.py: RESAMPLINGS) at other sizes; `pooling`; `mask`, for checkpoints of the fractal
+    code that do not store theirs; `architecture`, timm's name of the model, where the tensors of timm do not
+    tell all. Of several copies `params` picks the trained one ("params") or the averaged one ("ema");
+    `leave_out` names tensors that are not read, by patterns as in fnmatch, and they need not be arrays;
+    `channels` are those of the images, for which the patch kernel is summed or repeated. What these three do
+    is printed. Raises CheckpointError where tensors and model do not fit, with all listed.
+    """
+    hints = make_hints(
+        image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
+    )
+    hints = dataclasses.replace(hints, params=params)
+    nothing = np.zeros(0, np.float32)
+    is_left_out = lambda name: any(is_matched(name, pattern) for pattern in hints.leave_out)  # noqa: E731
+    state = {
+        name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
+        for name, value in state.items()
+    }
+    opened = open_weights(containers.from_mapping(state), source=source, hints=hints)
+    if params is not None or hints.leave_out or channels is not None:
+        print(describe(opened), flush=True)
+    return build(opened)
+
+
+def open_path(path: str | Path, *, source: str, hints: Hints) -> Opened:
+    """The checkpoint of a file or folder, with the config.json beside it. Raises CheckpointError."""
+    path = Path(path).expanduser()
+    weights = containers.open_weights(path)
+    return open_weights(weights, source=source, hints=hints, settings=read_settings(path))
+
+
+def describe(opened: Opened) -> str:
+    """One line that says what was recognised and inferred."""
+    model, sizes, found = opened.model, dims(opened.model), opened.found
+    height, width = model.image_size
+    parts = [
+        f"{found.source}" + (f" ({found.kind})" if found.kind else ""),
+        f"width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads, {sizes.mlp} {sizes.mlp_dim}",
+        f"patches of {model.patch_size} px, made for {height} x {width} px",
+    ]
+    extra = [f"{model.num_registers} registers"] if model.num_registers else []
+    extra += [f"summaries k={model.summary_factor}, mask {model.mask}"] if model.summary_factor else []
+    parts += ["cls"] * model.use_cls + extra
+    parts.append(f"positions {model.positions} (other sizes: {model.position_resampling})")
+    parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
+    parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
+    text = f"{found.weights.where}: " + "; ".join(parts)
+    if model.channels != opened.native.channels:
+        text += f"; {describe_channels(opened.native.channels, model.channels)}"
+    if found.note:
+        text += f"; {found.note}"
+    kinds: dict[str, int] = {}
+    for what in found.left_out.values():
+        kinds[what] = kinds.get(what, 0) + 1
+    if kinds:
+        text += "; left out: " + ", ".join(f"{what} ({count} tensors)" for what, count in kinds.items())
+    return text

@@ -1,0 +1,98 @@
+"""Attention by cuDNN's fused kernels, for NVIDIA GPUs. Has not run on one yet."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_registers.errors import ConfigError
+from vit_registers.models.attention.mesh import over_mesh, platform
+
+_MAX_HEAD_SIZE = 128  # Hopper and later take 256
+
+
+def attend_cudnn(
+    q_BxTxNxK: jax.Array,
+    k_BxTxNxK: jax.Array,
+    v_BxTxNxK: jax.Array,
+    *,
+    mask_TxT: np.ndarray | None = None,
+    bias_NxTxT: np.ndarray | None = None,
+) -> jax.Array:
+    """Attention output out_BxTxNxK in the dtype of v, by cuDNN.
+
+    Mask and bias become one bias in the dtype of q: a bias of bfloat16 has 8 bits. Raises ConfigError
+    where the kernels do not apply: not on a GPU, no 16-bit floats, head sizes that are no multiple of 8
+    or above 128.
+    """
+    _check(q_BxTxNxK)
+    attend = functools.partial(attend_even, mask_TxT=mask_TxT, implementation="cudnn")
+    try:
+        return over_mesh(attend, q_BxTxNxK, k_BxTxNxK, v_BxTxNxK, bias_NxTxT)
+    except (RuntimeError, NotImplementedError) as error:  # there is no cuDNN, or it cannot do this
+        raise ConfigError(f"model.attention='cudnn': {error} Use model.attention='xla'") from error
+
+
+def _check(q_BxTxNxK: jax.Array) -> None:
+    where, mend = platform(), "use model.attention='xla'"
+    if where != "gpu":
+        raise ConfigError(f"model.attention='cudnn' runs on NVIDIA GPUs, and this is a {where}: {mend}")
+    if q_BxTxNxK.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ConfigError(
+            f"model.attention='cudnn' wants 16-bit floats, not {q_BxTxNxK.dtype}: "
+            f"set model.dtype='bfloat16', or {mend}"
+        )
+    size = q_BxTxNxK.shape[-1]
+    if size % 8 or size > _MAX_HEAD_SIZE:
+        raise ConfigError(
+            f"model.attention='cudnn' wants heads of a multiple of 8, at most {_MAX_HEAD_SIZE}, "
+            f"not {size} (width / heads): set model.num_heads, or {mend}"
+        )
+
+
+def attend_even(
+    q_BxTxNxK: jax.Array,
+    k_BxTxNxK: jax.Array,
+    v_BxTxNxK: jax.Array,
+    bias_NxTxT: jax.Array | np.ndarray | None,
+    *,
+    mask_TxT: np.ndarray | None,
+    implementation: str,
+) -> jax.Array:
+    """jax.nn.dot_product_attention, over even lengths: JAX differentiates no odd one through cuDNN.
+
+    An odd length gets one more token: a key that nobody sees; a query that sees all keys but that one, as
+    one that saw none would be 0 / 0, and whose answer is cut off.
+    """
+    (batch, num_queries, num_heads, _), num_keys = q_BxTxNxK.shape, k_BxTxNxK.shape[1]
+    more_queries, more_keys = num_queries % 2, num_keys % 2
+    lengths_B = None
+    if more_keys and mask_TxT is None and bias_NxTxT is None:
+        lengths_B = jnp.full((batch,), num_keys, jnp.int32)  # cheaper than a bias that masks the last key
+    elif more_keys and mask_TxT is None:
+        mask_TxT = np.ones((num_queries, num_keys), bool)
+    mask_1xNxTxT = bias_1xNxTxT = None
+    if mask_TxT is not None:
+        mask_TxT = np.pad(mask_TxT, [(0, more_queries), (0, 0)], constant_values=True)
+        mask_TxT = jnp.asarray(np.pad(mask_TxT, [(0, 0), (0, more_keys)], constant_values=False))
+        # JAX makes a bias of it, and computes that bias's gradient, which for one that heads share has not
+        # always been there.
+        mask_1xNxTxT = jnp.broadcast_to(mask_TxT[None, None], (1, num_heads, *mask_TxT.shape))
+    if bias_NxTxT is not None:
+        bias_NxTxT = jnp.asarray(bias_NxTxT, q_BxTxNxK.dtype)
+        bias_1xNxTxT = jnp.pad(bias_NxTxT, [(0, 0), (0, more_queries), (0, more_keys)])[None]
+    q_BxTxNxK = jnp.pad(q_BxTxNxK, [(0, 0), (0, more_queries), (0, 0), (0, 0)])
+    k_BxTxNxK, v_BxTxNxK = (
+        jnp.pad(x, [(0, 0), (0, more_keys), (0, 0), (0, 0)]) for x in (k_BxTxNxK, v_BxTxNxK)
+    )
+    out_BxTxNxK = jax.nn.dot_product_attention(
+        q_BxTxNxK,
+        k_BxTxNxK,
+        v_BxTxNxK,
+        bias=bias_1xNxTxT,
+        mask=mask_1xNxTxT,
+        key_value_seq_lengths=lengths_B,
+        implementation=implementation,
+    )
+    return out_BxTxNxK[:, :num_queries]
