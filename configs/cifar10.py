@@ -3,7 +3,7 @@
 Paper: the grid is one on which arXiv:2601.15506's released mask is the geometric one (k = 2 or 4).
 Expected: not yet run to the end; see docs/results.md for what was measured.
 
-    python -m tools.prepare_data --name=cifar10
+    python -m vit_registers.prepare --name=cifar10
     python -m vit_registers.train --config=configs/cifar10.py:registers=4 --workdir=runs/cifar10
 
 From a folder root/{train,test}/<class>/*.png instead: data=folder, and --config.data.data_dir=root.

@@ -4,8 +4,8 @@ Paper: top-1 of 72.93 without positions and 77.68 with sincos2d; gains of 0.15 t
 tokens. Which cells they belong to is not said, so that the table prints none of them.
 Measured: docs/results.md.
 
-    python -m tools.sweep --config=configs/fractal_table.py:scale=digits --workdir=runs/digits-table
-    python -m tools.tabulate --config=configs/fractal_table.py:scale=digits --workdir=runs/digits-table
+    python -m vit_registers.sweep --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
+    python -m vit_registers.tabulate --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
 
 Scales:
   imagenet  ViT-S/16 at 224 px, the recipe of the paper's code; 5.7 h a run on 8 A100 by its README

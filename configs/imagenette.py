@@ -2,7 +2,7 @@
 
 Expected: not yet run; the data set cannot be had offline.
 
-    python -m tools.prepare_data --name=imagenette/160px-v2
+    python -m vit_registers.prepare --name=imagenette/160px-v2
     python -m vit_registers.train --config=configs/imagenette.py:registers=4 --workdir=runs/imagenette
 """
 

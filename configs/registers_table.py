@@ -4,9 +4,9 @@ Paper: Registers in Small Vision Transformers: A Reproducibility Study of Vision
 section 4.1: one run each. 66 hours a model on 4 A100 there.
 Expected: not yet run here: the data set cannot be had offline.
 
-    python -m tools.prepare_data --name=imagenet2012   # needs the ImageNet archives
-    python -m tools.sweep --config=configs/registers_table.py --workdir=/shared/registers
-    python -m tools.tabulate --config=configs/registers_table.py --workdir=/shared/registers
+    python -m vit_registers.prepare --name=imagenet2012   # needs the ImageNet archives
+    python -m vit_registers.sweep --config=configs/registers_table.py --workdir=/shared/registers
+    python -m vit_registers.tabulate --config=configs/registers_table.py --workdir=/shared/registers
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ arXiv:2601.15506 (recipe=fractal).
 Paper: 76.5 top-1 after 90 epochs with recipe=big_vision, by a comment in big_vision's config file.
 Expected: not yet run here: the data set cannot be had offline.
 
-    python -m tools.prepare_data --name=imagenet2012   # needs the ImageNet archives
+    python -m vit_registers.prepare --name=imagenet2012   # needs the ImageNet archives
     python -m vit_registers.train --config=configs/vit_s16_i1k.py:registers=4 --workdir=/shared/run
 """
 

@@ -35,7 +35,7 @@ sys.modules.setdefault("triton", None)
 
 ROOT = Path(__file__).parents[1]
 
-pytest_plugins = ["tests.fixtures.training"]
+pytest_plugins = ["tests.fixtures.sweeps", "tests.fixtures.training"]
 
 # Runs the command that follows, with a limit on the size of the files that it writes.
 LIMITED = """
@@ -135,14 +135,13 @@ def untrained():
 def run_here(monkeypatch, capfd):
     """run_here("train", "--flag=...") -> (exit code, standard output, standard error), in this process.
 
-    A program outside of the package is given with its package, as "tools.prepare_data". For what ends soon: a
-    program of its own spends seconds on imports. What programs do to this process is undone: flags, handlers
-    and filters of logs, hooks.
+    For what ends soon: a program of its own spends seconds on imports. What programs do to this process is
+    undone: flags, handlers and filters of logs, hooks.
     """
 
     def run_here(program, *args):
         app.define_help_flags()
-        module = program if "." in program else f"vit_registers.{program}"
+        module = f"vit_registers.{program}"
         before = set(flags.FLAGS)
         capfd.readouterr()
         with monkeypatch.context() as patch, warnings.catch_warnings():

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_registers"
-ENTRY_POINTS = ("train", "evaluate", "analyze", "convert")
+ENTRY_POINTS = ("train", "evaluate", "analyze", "convert", "sweep", "tabulate", "prepare")
 
 # Who may import whom, by room. "*" may import everything.
 ALLOWED = {
@@ -44,6 +44,9 @@ ALLOWED = {
     "evaluate": {"*"},
     "analyze": {"*"},
     "convert": {"*"},
+    "sweep": {"*"},
+    "tabulate": {"*"},
+    "prepare": {"*"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -60,7 +60,7 @@ def test_batch_that_does_not_divide_over_the_devices(run_here, tmp_path):
 
 def test_data_set_that_is_not_prepared(run_here, tmp_path):
     args = ("--config=configs/cifar10.py", f"--workdir={tmp_path}", f"--config.data.data_dir={tmp_path}")
-    _assert_one_line(run_here("train", *args), "python -m tools.prepare_data --name=cifar10")
+    _assert_one_line(run_here("train", *args), "python -m vit_registers.prepare --name=cifar10")
 
 
 def test_work_directory_that_cannot_be_written(run, tmp_path):

@@ -190,7 +190,7 @@ def test_an_override_on_the_command_line_unsets_the_alternative_of_the_card(run_
     assert_one_line(run_here("train", *arguments, f"--workdir={tmp_path}/run"), "total")
 
 
-@pytest.mark.parametrize("program", ["vit_registers.train", "vit_registers.evaluate", "tools.sweep"])
+@pytest.mark.parametrize("program", ["vit_registers.train", "vit_registers.evaluate", "vit_registers.sweep"])
 def test_misspelt_settings_are_named_before_the_slow_imports(program):
     code = f"""
 import runpy, sys

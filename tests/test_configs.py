@@ -10,7 +10,6 @@ import ml_collections
 import numpy as np
 import pytest
 
-from tools.runs import count_parameters
 from vit_registers.config import (
     Config,
     Data,
@@ -26,6 +25,7 @@ from vit_registers.config import (
 from vit_registers.errors import ConfigError
 from vit_registers.interop.export import targets
 from vit_registers.models.vit import token_layout
+from vit_registers.runs.sweeps import count_parameters
 from vit_registers.training.durations import durations
 from vit_registers.training.state import abstract_model
 

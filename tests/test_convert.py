@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import vit_registers
-from tools.bench_convert import measure
+from tools.bench.convert import measure
 from vit_registers.config import Data, Model
 from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
@@ -289,7 +289,7 @@ def test_converted_weights_are_evaluated_analysed_and_fine_tuned_on_real_images(
 def test_memory_is_that_of_the_checkpoint_and_little_more(tmp_path):
     """From ViT-S to ViT-B the peak grows by less than half as much again as the file; ViT-L: tools."""
     program = [sys.executable, "-m", "vit_registers.convert"]
-    maker = "import sys, pathlib; from tools.bench_convert import write_checkpoint;"
+    maker = "import sys, pathlib; from tools.bench.convert import write_checkpoint;"
     maker += "write_checkpoint(sys.argv[1], pathlib.Path(sys.argv[2]))"
     sizes, peaks = [], []
     for size in "SB":

@@ -54,10 +54,10 @@ def test_all_that_is_written_goes_through_it():
     """But for digests, and for messages between processes, which hold text and whole numbers."""
     others = {
         "vit_registers/strict_json.py",
-        "vit_registers/distributed.py",
-        "vit_registers/rendezvous.py",
+        "vit_registers/runtime/distributed.py",
+        "vit_registers/runtime/rendezvous.py",
         "vit_registers/interop/export/files.py",
-        "tools/runs.py",
+        "vit_registers/runs/sweeps.py",
     }
     files = [*(ROOT / "vit_registers").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
     found = {str(p.relative_to(ROOT)) for p in files if "json.dump" in p.read_text()}

@@ -62,7 +62,7 @@ def test_tfds_errors(kind, make_config, tmp_path):
 
     assert "did you mean 'imagenet2012'" in message(name="imagnet2012")
     where = str(tmp_path)
-    line = f"'python -m tools.prepare_data --name=imagenet2012 --data_dir={where}'"
+    line = f"'python -m vit_registers.prepare --name=imagenet2012 --data_dir={where}'"
     assert line in message(name="imagenet2012", data_dir=where)
     loader = open_data(make_config(kind))
     for split in ("tset", "train[:x]", "test[20:]"):
@@ -79,7 +79,7 @@ def test_digits_without_a_place(make_config, tmp_path):
 
 
 def test_tfrecords_in_memory_are_refused(make_config):
-    with pytest.raises(DataError, match=r"prepare it with tools\.prepare_data"):
+    with pytest.raises(DataError, match=r"prepare it with vit_registers\.prepare"):
         open_data(make_config("memory_tfrecord"))
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tools import bench_startup, runs
+from tools.bench import startup as bench_startup
 from vit_registers.analysis.experiments import design
 from vit_registers.errors import DataError, TrainingError
-from vit_registers.runs import results
+from vit_registers.runs import results, sweeps
 from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.writers import MetricWriter
 
@@ -78,7 +78,7 @@ def test_every_reader_takes_the_same_records(content):
         {"train/loss": 10, "train/top1": 10, "val/loss": 30, "val/top1": 30} if left else {}
     )
     last = max((record["step"] for record in left), default=0)
-    assert runs.last_step(types.SimpleNamespace(folder=run)) == last
+    assert sweeps.last_step(types.SimpleNamespace(folder=run)) == last
     assert bench_startup.steps_logged(run) == last
     assert results.trained_s(run) == (1.0 if left else 0.0)
 
@@ -106,7 +106,7 @@ def test_a_named_pipe_in_its_place_is_one_line(tmp_path):
     assert _curves(tmp_path).gaps == [
         f"{tmp_path.name}: {tmp_path / FILE} is not a regular file: move it away"
     ]
-    assert runs.last_step(types.SimpleNamespace(folder=tmp_path)) == 0
+    assert sweeps.last_step(types.SimpleNamespace(folder=tmp_path)) == 0
 
 
 def test_a_folder_in_its_place_is_one_line(tmp_path):
@@ -116,7 +116,7 @@ def test_a_folder_in_its_place_is_one_line(tmp_path):
     with pytest.raises(TrainingError, match=rf"{FILE} cannot be written: Is a directory"):
         MetricWriter(tmp_path, start_step=0, use_tensorboard=False)
     assert _curves(tmp_path).gaps == [f"{tmp_path.name}: {tmp_path / FILE} cannot be read: Is a directory"]
-    assert runs.last_step(types.SimpleNamespace(folder=tmp_path)) == 0
+    assert sweeps.last_step(types.SimpleNamespace(folder=tmp_path)) == 0
 
 
 def test_a_run_without_metrics_is_a_gap_beside_one_that_has_them(tmp_path):

@@ -94,7 +94,7 @@ class TfdsSource:
         if not self._data.is_random_access:
             raise DataError(
                 f"data.name='{config.data.name}' is prepared as TFRecord files, which data.loader='memory' "
-                "cannot read: prepare it with tools.prepare_data, or set data.loader='tfdata'"
+                "cannot read: prepare it with vit_registers.prepare, or set data.loader='tfdata'"
             )
         if self._data.has_several_labels:
             raise DataError(

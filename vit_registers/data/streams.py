@@ -54,7 +54,7 @@ def train_stream(
         if training.repeats > 1 or training.drop_last:
             raise ConfigError(
                 f"data.repeats and data.drop_last want random access; {source.name} is of TFRecord files: "
-                "prepare it anew with tools.prepare_data, which writes array_record"
+                "prepare it anew with vit_registers.prepare, which writes array_record"
             )
         return _train_files(source, split, share, start=start, seed=training.seed, shuffle_buffer=buffer)
     return _read_at(source, split, share, tf.data.Dataset.range(start, _MAX), training.records)

@@ -340,7 +340,7 @@ def test_prepared_tfds(tmp_path):
     with pytest.raises(DataError, match="toy has no split 'trian': did you mean 'train'"):
         open_tfds("toy", "trian", data_dir=str(tmp_path / "a"))
     with pytest.raises(
-        DataError, match=r"toi is not prepared in .*: run 'python -m tools.prepare_data --name=toi"
+        DataError, match=r"toi is not prepared in .*: run 'python -m vit_registers.prepare --name=toi"
     ):
         open_tfds("toi", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy is prepared as TFRecord files"):

@@ -73,7 +73,7 @@ def test_one_data_set_by_all_its_names(kind, name, data_dir, make_config, root, 
         (
             "mnist",
             "nowhere",
-            "is not prepared in {}/nowhere (which does not exist): run 'python -m tools.prepare",
+            "is not prepared in {}/nowhere (which does not exist): run 'python -m vit_registers.prepare",
         ),
         ("tyo", "", "neither prepared in {} nor known to TFDS: did you mean 'toy'?"),
         ("mnist", "file", "data.data_dir='{}/file' is a file: give the folder that data sets lie in"),
@@ -136,7 +136,7 @@ def test_damaged_descriptions(kind, file, make_config, root):
         expected = f"is half prepared, it has no {file}" if what == "gone" else "cannot be read, "
         message = refusal(make_config(kind, data_dir=str(root)))
         assert message.startswith(f"{root}/toy/1.0.0 {expected}")
-        assert message.endswith("delete the folder and run tools.prepare_data again")
+        assert message.endswith("delete the folder and run vit_registers.prepare again")
     with pytest.raises(DataError, match=r"toy/1.0.0 cannot be read"):
         open_tfds("toy", "train", data_dir=str(root))
 

@@ -259,7 +259,7 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxe
     builder = tfds_location.open_builder(name, data_dir, setting="--boxes")
     if builder is None:
         where = tfds_location.full_data_dir(data_dir)
-        run = f"run 'python -m tools.prepare_data --name={name} --data_dir={where}'"
+        run = f"run 'python -m vit_registers.prepare --name={name} --data_dir={where}'"
         raise DataError(f"{name} is not prepared in {where}: {run}")
     features = dict(builder.info.features)
     inside = getattr(features.get("objects"), "feature", None)  # of a sequence
@@ -271,7 +271,7 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxe
     if builder.info.file_format.value != "array_record":
         raise DataError(
             f"{name} is prepared as TFRecord files: delete {builder.data_dir}, and run 'python -m "
-            f"tools.prepare_data --name={name}' with its --data_dir"
+            f"vit_registers.prepare --name={name}' with its --data_dir"
         )
     parts = tfds_prepared.find_parts(builder, split)
     decoders = {"image": tfds.decode.SkipDecoding()}

@@ -148,7 +148,7 @@ def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name")
         return DataError(f"{setting}={name!r} is neither prepared in {where} nor known to TFDS: {hint}")
     return DataError(
         f"{setting}={name!r} is not prepared in {where}: run "
-        f"'python -m tools.prepare_data --name={name} --data_dir={root}', or set data.data_dir"
+        f"'python -m vit_registers.prepare --name={name} --data_dir={root}', or set data.data_dir"
     )
 
 
@@ -175,7 +175,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
         has = ", ".join(str(found) for found in versions)
         raise DataError(
             f"{setting}={str(name)!r} is not prepared in {root}, which has {has}: set {setting} to what is "
-            f"there, or run 'python -m tools.prepare_data --name={name} --data_dir={root}'"
+            f"there, or run 'python -m vit_registers.prepare --name={name} --data_dir={root}'"
         )
     _check_unfinished(root / name.data)
     _list(root)
@@ -252,13 +252,13 @@ def _check_unfinished(folder: epath.Path) -> None:
     if unfinished:
         raise DataError(
             f"{folder} has only {unfinished[0]}, whose preparation is not finished: wait for it, or delete "
-            "it and run tools.prepare_data again"
+            "it and run vit_registers.prepare again"
         )
 
 
 def read(folder: epath.Path) -> tfds.core.DatasetBuilder:
     """The data set of a version folder. Raises DataError where its description is missing or damaged."""
-    again = "delete the folder and run tools.prepare_data again"
+    again = "delete the folder and run vit_registers.prepare again"
     there = {path.name for path in folder.iterdir() if path.is_file()}
     for file in _FILES:
         if file not in there:

@@ -70,7 +70,7 @@ class TfdsData:
         if not self.is_random_access and builder.info.file_format.value != "tfrecord":
             raise DataError(
                 f"{builder.data_path} is of {builder.info.file_format.value} files: delete the folder and "
-                "prepare it as array_record with tools.prepare_data"
+                "prepare it as array_record with vit_registers.prepare"
             )
 
     def num_examples(self, split: str) -> int:
@@ -137,7 +137,7 @@ def find_parts(builder: tfds.core.DatasetBuilder, split: str) -> list[Part]:
         if file.name not in there:
             raise DataError(
                 f"split '{split}' of {name} lacks the file {file}: copy it there, or delete the folder and "
-                "run tools.prepare_data again"
+                "run vit_registers.prepare again"
             )
     return parts
 

@@ -36,7 +36,7 @@ def prepare(run_here, monkeypatch, tmp_path):
     """prepare(name) -> (exit code, standard output, standard error); prepares into tmp_path/data."""
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    return lambda name: run_here("tools.prepare_data", f"--name={name}", f"--data_dir={tmp_path}/data")
+    return lambda name: run_here("prepare", f"--name={name}", f"--data_dir={tmp_path}/data")
 
 
 @pytest.mark.parametrize(
@@ -169,5 +169,5 @@ def test_a_data_set_in_another_format_is_not_written_over(prepare, tmp_path):
 def test_a_data_dir_that_cannot_be_written(run_here, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     (tmp_path / "file").write_text("")
-    code, _, err = run_here("tools.prepare_data", "--name=mnist", f"--data_dir={tmp_path}/file")
+    code, _, err = run_here("prepare", "--name=mnist", f"--data_dir={tmp_path}/file")
     assert (code, err) == (2, f"error: --data_dir={tmp_path}/file cannot be written to: File exists\n")

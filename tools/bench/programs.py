@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tools import bench_models
+from tools.bench import models as bench_models
 from vit_registers.analysis.experiments.cost import forward_flops
 from vit_registers.config import Config, Model
 from vit_registers.data.batch import Batch, normalize, synthetic_batches, to_device

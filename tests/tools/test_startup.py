@@ -1,10 +1,10 @@
-"""tools/bench_startup.py, with a stand-in for training that takes longer without a filled cache."""
+"""tools/bench/startup.py, with a stand-in for training that takes longer without a filled cache."""
 
 import sys
 
 import pytest
 
-from tools import bench_startup
+from tools.bench import startup as bench_startup
 
 FAKE = """
 import json, os, pathlib, signal, sys, time

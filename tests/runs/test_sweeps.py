@@ -1,22 +1,21 @@
 """The names of runs, and points that are refused before anything starts."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tools import runs, sweep
+from vit_registers import sweep
 from vit_registers.config import from_mapping, to_dict
 from vit_registers.errors import ConfigError
+from vit_registers.runs import sweeps
 
 
 def test_names_are_short_safe_and_distinct():
     points = [{"model.num_registers": n, "run.seed": 0} for n in (0, 4)]
-    assert runs.run_names(points) == ["num_registers=0,seed=0", "num_registers=4,seed=0"]
+    assert sweeps.run_names(points) == ["num_registers=0,seed=0", "num_registers=4,seed=0"]
     two_ends = [{}, {"optimizer.name": "lamb", "data.name": "a"}]
-    assert runs.run_names(two_ends) == ["default", "optimizer.name=lamb,data.name=a"]
-    names = runs.run_names(
+    assert sweeps.run_names(two_ends) == ["default", "optimizer.name=lamb,data.name=a"]
+    names = sweeps.run_names(
         [
             {"data.train_ops": "a | b"},
             {"data.train_ops": "a / b"},
@@ -30,7 +29,7 @@ def test_names_are_short_safe_and_distinct():
     assert len(set(names)) == 5
     assert all(len(name) < 200 and not set(name) & set("/ |\0") for name in names)
     with pytest.raises(ConfigError, match="points 0 and 2 of the sweep are the same"):
-        runs.run_names([{"a.b": 1, "a.c": 2}, {"a.b": 2}, {"a.c": 2, "a.b": 1}])
+        sweeps.run_names([{"a.b": 1, "a.c": 2}, {"a.b": 2}, {"a.c": 2, "a.b": 1}])
 
 
 def test_training_gets_the_config_of_the_point(make):
@@ -41,7 +40,7 @@ def test_training_gets_the_config_of_the_point(make):
     assert (run.config.run.total_steps, run.config.data.mean) == (7, (0.25,))
     assert (run.config.model.positions, run.config.model.num_registers) == ("none", 2)
     assert f"--workdir={run.folder}" in run.arguments
-    taken = runs.parse_arguments(work.base, run.arguments)
+    taken = sweeps.parse_arguments(work.base, run.arguments)
     assert (taken.data.also_eval, taken.data.mean, taken.optimizer.ema_decay) == (("a b",), (0.25,), 0.5)
     assert from_mapping(json.loads(json.dumps(to_dict(run.config)))) == run.config
 
@@ -76,11 +75,3 @@ def test_point_that_no_flag_can_say_is_refused(make, config):
 def test_setting_of_the_sweep_cannot_be_given_for_all(make):
     with pytest.raises(ConfigError, match=r"--config\.run\.seed is what the sweep of .* sets: leave it out"):
         make(None, {"run.seed": 3})
-
-
-@pytest.mark.parametrize("tool", ["sweep", "tabulate"])
-def test_help(tool, request):
-    command = [sys.executable, "-m", f"tools.{tool}", "--help"]
-    done = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"python -m tools.{tool}" in done.stdout

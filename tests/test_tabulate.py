@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from tools import runs, tabulate
+from vit_registers import tabulate
 from vit_registers.config import to_dict
 from vit_registers.errors import ConfigError
+from vit_registers.runs import sweeps
 from vit_registers.training.state import abstract_model
 
 TOP1 = ((0.5, 0.75), (0.25, 0.5), (0.125, 0.125), (0.5, 0.625))  # of each cell with seeds 0 and 1
@@ -176,8 +177,8 @@ def test_evaluations_that_are_not_finite_are_left_out_and_counted(make, finish, 
         (line,) = tabulate.left_out(cells, "test", which)
         assert line.endswith("not finite: 1 of 2 runs of positions=learned, num_registers=0")
     assert tabulate.left_out(cells, "real", "last") == []
-    assert "not finite" in runs.top1_text(runs.read_result(work.runs[0]))
-    assert re.fullmatch(r"top1 0\.\d{4} \(1\d s\)", runs.top1_text(runs.read_result(work.runs[1])))
+    assert "not finite" in sweeps.top1_text(sweeps.read_result(work.runs[0]))
+    assert re.fullmatch(r"top1 0\.\d{4} \(1\d s\)", sweeps.top1_text(sweeps.read_result(work.runs[1])))
 
 
 def test_without_a_finished_run_the_table_says_what_is_planned(make):
@@ -190,7 +191,7 @@ def test_without_a_finished_run_the_table_says_what_is_planned(make):
 def test_command_line(work, launch, config, tmp_path):
     (work.runs[7].folder / "result.json").unlink()
     program = launch(
-        *("-m", "tools.tabulate", f"--config={config}", f"--workdir={tmp_path}/work"),
+        *("-m", "vit_registers.tabulate", f"--config={config}", f"--workdir={tmp_path}/work"),
         f"--csv={tmp_path}/tables/table.csv",
     )
     out, err = program.communicate(timeout=60)
@@ -219,4 +220,4 @@ def test_two_commits_are_told_with_their_counts(make, finish):
     text = tabulate.notes(cells, cells[0], [], config="c", which="best")
     assert "Commit: abc+changes (1 runs); unknown (1 runs)" in text
     assert "chosen on that very split" in text
-    assert runs.read_result(work.runs[2]) is None
+    assert sweeps.read_result(work.runs[2]) is None

@@ -1,4 +1,4 @@
-"""tools/bench_input.py: what is compared delivers as much, and what is printed."""
+"""tools/bench/input.py: what is compared delivers as much, and what is printed."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ from PIL import Image
 
 pytest.importorskip("tensorflow")
 
-from tools import bench_input
+from tools.bench import input as bench_input
 
 
 @pytest.fixture(scope="module")

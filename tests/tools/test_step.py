@@ -1,4 +1,4 @@
-"""tools/bench_step.py: what is compared, what is counted, and that it runs where there is no TensorFlow."""
+"""tools/bench/step.py: what is compared, what is counted, and that it runs where there is no TensorFlow."""
 
 import importlib.util
 import json
@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from tools import bench_models, bench_programs, bench_step
+from tools.bench import models as bench_models
+from tools.bench import programs as bench_programs
+from tools.bench import step as bench_step
 from vit_registers.config import from_mapping
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.errors import ConfigError
@@ -37,7 +39,7 @@ MODULES += ("datasets/__init__", "datasets/folder")
 WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = None
-from tools import bench_step
+from tools.bench import step as bench_step
 from vit_registers import cli
 bench_step.define_flags()
 cli.run(bench_step.main)

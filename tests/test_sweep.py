@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tools import sweep, tabulate
+from vit_registers import sweep, tabulate
 from vit_registers.config import to_dict
 from vit_registers.runs.run_lock import RunLock
 
@@ -19,13 +19,13 @@ from vit_registers.runs.run_lock import RunLock
 REFERENCE = """
 import sys
 from pathlib import Path
-from tools import runs
+from vit_registers.runs import sweeps
 from vit_registers.config import from_mapping
 from vit_registers.train import train
 from vit_registers.training.loop import Loop
 path, arg, workdir = sys.argv[1:]
-base = from_mapping(runs.load_module(path).get_config(arg))
-first, *others = runs.make_sweep(f"{path}:{arg}", base, {}, Path(workdir)).runs
+base = from_mapping(sweeps.load_module(path).get_config(arg))
+first, *others = sweeps.make_sweep(f"{path}:{arg}", base, {}, Path(workdir)).runs
 result, run_loop = first.folder / "result.json", Loop.run
 
 def checked(*args):
@@ -82,7 +82,7 @@ def _kill(program, *, group):
 def test_killed_sweep_ends_as_runs_that_were_not_killed(launch, make, config, tmp_path):
     work, whole = make("cells=2"), make("cells=2", workdir=tmp_path / "whole")
     reference = launch("-c", REFERENCE, config, "cells=2", tmp_path / "whole")
-    command = ("-m", "tools.sweep", f"--config={config}:cells=2", f"--workdir={tmp_path}/work")
+    command = ("-m", "vit_registers.sweep", f"--config={config}:cells=2", f"--workdir={tmp_path}/work")
     _, second, third, _ = work.runs
     program = launch(*command)
     _wait(program, lambda: (second.folder / "checkpoints" / "4").exists())

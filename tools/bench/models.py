@@ -1,6 +1,6 @@
 """What bench_step compares with: timm under torch.compile, in a process of its own, and a plain Flax ViT.
 
-    python -m tools.bench_models --batch=256 --width=384 --depth=12 --num_heads=6
+    python -m tools.bench.models --batch=256 --width=384 --depth=12 --num_heads=6
 
 is the process of timm. It prints one line of JSON once its train step runs (or {"error": ...}), and one with
 the images per second of a round for every line, the seconds of that round, that it is given.
@@ -123,7 +123,7 @@ class TimmProcess:
             "dtype": model.dtype,
             "compile_mode": compile_mode,
         }
-        command = [sys.executable, "-m", "tools.bench_models", *(f"--{k}={v}" for k, v in settings.items())]
+        command = [sys.executable, "-m", "tools.bench.models", *(f"--{k}={v}" for k, v in settings.items())]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in close)
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)

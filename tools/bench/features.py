@@ -1,0 +1,122 @@
+"""How fast features are extracted, against the bare forward pass, and whether memory grows with the images.
+
+    python -m tools.bench.features --images=DIR [--variant=S] [--timed=1000] [--rounds=2] [--numbers=250,1000]
+
+The floor is the same model's jitted forward pass on batches that are in memory, its logits fetched. Both are
+measured in turn in one process; then each number of images in a process of its own, for its peak memory.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.features import compute
+from vit_registers.analysis.features.store import Store
+from vit_registers.config import Config, Data, Model
+from vit_registers.data.batch import normalize
+from vit_registers.data.loaders import open_data
+from vit_registers.models.vit import ViT
+from vit_registers.training import sharding
+
+BATCH = 50
+_HALF = (0.5, 0.5, 0.5)
+
+
+def config(args: argparse.Namespace) -> Config:
+    """ViT of the variant with cls and 4 registers, on the folder of images."""
+    model = Model(variant=args.variant, num_registers=4, pooling="cls", num_classes=1000)
+    data = Data(name="images", data_dir=str(args.images), eval_split="all", eval_batch_size=BATCH)
+    return Config(model=model, data=data)
+
+
+def names(model: ViT) -> tuple[str, ...]:
+    """The features that `analyze all` takes."""
+    parts = (*model.layout.groups, "head")
+    able = [e for e in EXPERIMENTS.values() if not e.lacking(parts)]
+    return tuple(dict.fromkeys(name for experiment in able for name in experiment.features))
+
+
+def extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
+    """Seconds that the features of the first `number` images take, decoding included."""
+    store = Store(folder, "bench", {"num_images": number})
+    mesh = sharding.make_mesh(cfg.mesh)
+    batches = open_data(cfg).eval_batches("all", sharding.batch_sharding(mesh))
+    started = time.monotonic()
+    compute.extract(
+        model, batches, store, names(model), image_size=cfg.model.image_size, mean=_HALF, std=_HALF
+    )
+    return time.monotonic() - started
+
+
+def forward(cfg: Config, model: ViT, number: int) -> float:
+    """Seconds that the bare forward pass of as many images takes."""
+    batch = np.random.default_rng(0).integers(0, 256, (BATCH, *cfg.model.image_size, 3), dtype=np.uint8)
+
+    @nnx.jit
+    def logits(model: ViT, image: jax.Array) -> jax.Array:
+        return model(normalize(image, mean=_HALF, std=_HALF)).logits
+
+    started, pending = time.monotonic(), None
+    for _ in range(number // BATCH):
+        computed = logits(model, batch)
+        if pending is not None:
+            np.asarray(pending)
+        pending = computed
+    np.asarray(pending)
+    return time.monotonic() - started
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far (ru_maxrss would start at that of its parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--variant", default="S")
+    parser.add_argument("--timed", type=int, default=1000, help="images of which the speed is measured")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--numbers", default="250,1000", help="images of which the peak memory is measured")
+    parser.add_argument("--only", type=int, help="extract so many, and print the peak memory")
+    args = parser.parse_args()
+    cfg = config(args)
+    model = ViT(cfg.model, rngs=nnx.Rngs(0))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.only:
+            extract(cfg, model, Path(folder), args.only)
+            print(peak_mib())
+            return
+        forward(cfg, model, BATCH)
+        ratios = []
+        for i in range(args.rounds):
+            bare = forward(cfg, model, args.timed)
+            own = extract(cfg, model, Path(folder) / str(i), args.timed)
+            ratios.append(bare / own)
+            speeds = f"bare {args.timed / bare:6.1f}/s   features {args.timed / own:6.1f}/s"
+            print(f"{speeds}   ratio {ratios[-1]:.2f}", flush=True)
+        print(f"median ratio {statistics.median(ratios):.2f}, compiling and decoding included")
+    for number in args.numbers.split(","):
+        command = [sys.executable, "-m", "tools.bench.features", f"--images={args.images}"]
+        command += [f"--variant={args.variant}", f"--only={number}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"{number} images: peak {float(done.stdout.split()[-1]):.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""How fast the input side is, against bare decoding in TensorFlow, and whether its memory grows.
+
+    python -m tools.bench.input --images=imagenet-sample.zip       # or a folder of JPEGs, at any depth
+    python -m tools.bench.input --images=DIR --seconds=10 --rounds=5
+    python -m tools.bench.input --images=DIR --what=plain          # crop and flip, evaluation: a minute
+    python -m tools.bench.input --images=DIR --what=memory         # resident memory over 20,000 images
+    python -m tools.bench.input --images=DIR --what=recipes,profile
+
+Bare is a tf.data map over the same files, read and run in parallel as the loader does, with no guard against
+broken images, no order of its own and no Batch:
+  plain    the parts that inception_crop draws, decoded alone (decode_and_crop_jpeg), resized and flipped;
+           for evaluation the whole image, decoded and resized
+  recipes  the parts that the recipe's crop draws, decoded alone and flipped, not resized
+  profile  milliseconds of CPU per image as the operations of each recipe are added one by one
+All are measured in turn in the same process; ratios are medians over the rounds.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import itertools
+import os
+import statistics
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as the entry points have it
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # likewise
+
+import tensorflow as tf
+
+from vit_registers import recipes
+from vit_registers.config import Config, Data, Model
+from vit_registers.data import order, streams
+from vit_registers.data.decoding import Box, decode, decode_part
+from vit_registers.data.loaders import open_data
+from vit_registers.data.ops import catalog, crops, strings
+from vit_registers.data.ops.resize import resize_to
+from vit_registers.data.ops.strings import Target
+from vit_registers.data.sources.folder import Folder
+from vit_registers.data.tfdata import TfdataLoader
+
+TARGET = Target(224, 224, 3)
+BATCH = 64
+PLAIN = "inception_crop | flip"
+EVALUATION = "resize_small(256) | central_crop"
+BOXES = {"inception_crop": crops.inception_box, "random_resized_crop": crops.random_resized_box}
+RECIPES = {
+    "A (big_vision)": recipes.big_vision().data,
+    "A (fractal)": recipes.fractal().data,
+    "B (DeiT-III)": recipes.deit3().data,
+}
+WHAT = ("plain", "recipes", "profile", "memory")
+GOALS = {"crop and flip": 0.95, "evaluation": 0.7}
+_LEAST_EVALUATED = 50_000  # images of the split that is evaluated, so that its start does not count
+_SETTLED = 3  # marks after which memory should have settled
+
+Decode = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (bytes, seed of shape [2]) -> image_HxWxC
+
+
+class Speed(NamedTuple):
+    """Images per second of wall time, and milliseconds of CPU per image over all threads."""
+
+    images_per_s: float
+    cpu_ms: float
+
+
+class Case(NamedTuple):
+    """What is compared: batches of the loader with those of bare decoding."""
+
+    name: str
+    bare: Iterator[int]
+    own: Iterator[int]
+    warmup: float
+
+
+def lay_out(images: Path, folder: Path) -> Path:
+    """A folder of all JPEGs of an archive or a folder: root/train/images/*.jpeg, and root/val/images/*.jpeg,
+    where they come again until there are 50,000."""
+    train, val = (folder / split / "images" for split in ("train", "val"))
+    train.mkdir(parents=True)
+    val.mkdir(parents=True)
+    if images.is_dir():
+        found = [p.resolve() for p in sorted(images.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")]
+        for i, path in enumerate(found):
+            (train / f"{i}.jpeg").symlink_to(path)
+    else:
+        with zipfile.ZipFile(images) as archive:
+            for i, name in enumerate(n for n in archive.namelist() if n.lower().endswith((".jpg", ".jpeg"))):
+                (train / f"{i}.jpeg").write_bytes(archive.read(name))
+    files = sorted(train.iterdir())
+    for i, path in zip(range(_LEAST_EVALUATED), itertools.cycle(files), strict=False):
+        (val / f"{i}.jpeg").symlink_to(path.resolve())
+    return folder
+
+
+def measure(batches: Iterator[int], seconds: float, warmup: float = 1.0) -> Speed:
+    """The speed of an iterator that yields how many images each batch has, after some seconds of warm-up."""
+    started = time.monotonic()
+    while time.monotonic() - started < warmup:
+        next(batches)
+    images, started, cpu = 0, time.monotonic(), time.process_time()
+    while time.monotonic() - started < seconds:
+        images += next(batches)
+    wall, cpu = time.monotonic() - started, time.process_time() - cpu
+    return Speed(images / wall, 1e3 * cpu / images)
+
+
+# --- the project's own loader -------------------------------------------------------------------
+
+
+def loader(root: Path, train_ops: str = PLAIN) -> TfdataLoader:
+    """The loader of a config."""
+    data = Data(name="folder", data_dir=str(root), train_ops=train_ops, eval_ops=EVALUATION)
+    data = dataclasses.replace(data, batch_size=BATCH, eval_batch_size=BATCH, eval_split="val")
+    opened = open_data(Config(model=Model(image_size=TARGET[:2]), data=data))
+    assert isinstance(opened, TfdataLoader)
+    return opened
+
+
+def own_train(root: Path, train_ops: str) -> Iterator[int]:
+    """Endless training batches."""
+    for batch in loader(root, train_ops).host_train_batches(0, process_index=0, process_count=1):
+        yield len(batch.label_B)
+
+
+def own_evaluation(root: Path) -> Iterator[int]:
+    """Evaluation batches, over and over."""
+    opened = loader(root)
+    while True:
+        for batch in opened.host_eval_batches("val", process_index=0, process_count=1):
+            yield int(batch.mask_B.sum())
+
+
+# --- bare decoding ------------------------------------------------------------------------------
+
+
+def bare_train(root: Path, decode_one: Decode) -> Iterator[int]:
+    """Endless batches in the loader's order of what `decode_one` makes."""
+    source = Folder(root)
+    training = order.Order(seed=0, num_examples=source.num_examples("train"), batch_size=BATCH)
+    share = streams.Share(BATCH, 0, 1)
+    yield from bare(
+        streams.train_stream(source, "train", share, training, start_step=0, buffer=1), decode_one
+    )
+
+
+def bare_evaluation(root: Path, decode_one: Decode) -> Iterator[int]:
+    """The split in order, over and over."""
+    source = Folder(root)
+    while True:
+        yield from bare(streams.eval_stream(source, "val", streams.Share(BATCH, 0, 1)), decode_one)
+
+
+def bare(chunks: tf.data.Dataset, decode_one: Decode) -> Iterator[int]:
+    """Batches of what `decode_one` makes of the files of a stream."""
+
+    def one(chunk: streams.Chunk) -> tf.Tensor:
+        return decode_one(chunk["bytes"], tf.stack([tf.constant(0, tf.int64), chunk["position"]]))
+
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1
+    images = chunks.unbatch().map(one, num_parallel_calls=tf.data.AUTOTUNE)
+    for batch in images.batch(BATCH).prefetch(2).with_options(options).as_numpy_iterator():
+        yield len(batch)
+
+
+def crop_box(train_ops: str) -> Box:
+    """What draws the parts that the crop at the start of a chain takes."""
+    crop = strings.parse(train_ops, catalog.OPS | catalog.PIXEL_OPS, where="train_ops")[0]
+    defaults = {name: p.default for name, p in inspect.signature(catalog.OPS[crop.name]).parameters.items()}
+    settings = defaults | crop.arguments
+    areas = settings["area_min"], settings["area_max"]
+    aspects = settings["aspect_min"], settings["aspect_max"]
+    return lambda shape, seed: BOXES[crop.name](shape, seed, areas, aspects)
+
+
+def decode_crop(train_ops: str, *, is_resized: bool) -> Decode:
+    """Decodes the part that the chain's crop draws, and flips it; its height is returned if not resized."""
+    box, resize = crop_box(train_ops), resize_to(TARGET, "bilinear")
+
+    def apply(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        image_HxWxC = decode_part({"bytes": data, "seed": seed}, box, TARGET)
+        if is_resized:
+            return tf.image.stateless_random_flip_left_right(resize(image_HxWxC), seed)
+        return tf.shape(tf.image.stateless_random_flip_left_right(image_HxWxC, seed))[0]
+
+    return apply
+
+
+def decode_whole(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Decodes all of the image and resizes it."""
+    return resize_to(TARGET, "bilinear")(decode(TARGET)({"bytes": data, "seed": seed})["image"])
+
+
+# --- what is printed ----------------------------------------------------------------------------
+
+
+def prefixes(train_ops: str) -> list[str]:
+    """'a', 'a | b', 'a | b | c' of 'a | b | c'."""
+    parts = [part.strip() for part in train_ops.split(" | ")]
+    return [" | ".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def plain(root: Path, args: argparse.Namespace) -> Iterator[Case]:
+    """Crop and flip, and evaluation, each against the least that delivers the same size."""
+    warmup = min(args.warmup, 3.0)  # nothing is compiled
+    crop = bare_train(root, decode_crop(PLAIN, is_resized=True))
+    yield Case("crop and flip", crop, own_train(root, PLAIN), warmup)
+    yield Case("evaluation", bare_evaluation(root, decode_whole), own_evaluation(root), warmup)
+
+
+def of_recipes(root: Path, args: argparse.Namespace) -> Iterator[Case]:
+    """Each recipe's training batches against decoding and flipping its parts."""
+    for name, data in RECIPES.items():
+        crop = decode_crop(data.train_ops, is_resized=False)
+        yield Case(name, bare_train(root, crop), own_train(root, data.train_ops), args.warmup)
+
+
+def compare(cases: Iterator[Case], args: argparse.Namespace) -> None:
+    """Prints the speed of each case, measured in turn with its bare decoding, and their ratios."""
+    cores = len(os.sched_getaffinity(0))
+    pause = min(args.warmup, 1.0)  # in which the other side has filled its buffers, and rests
+    for name, *pair, warmup in cases:
+        for batches in pair:
+            measure(batches, 0.1, warmup)
+        rounds = [[measure(batches, args.seconds, pause) for batches in pair] for _ in range(args.rounds)]
+        for i, what in enumerate(("bare", "loader")):
+            rate = statistics.median(r[i].images_per_s for r in rounds) / cores
+            cpu = statistics.median(r[i].cpu_ms for r in rounds)
+            print(f"{name:<16}{what:<8}{rate:7.0f}/s  {cpu:6.2f} ms", flush=True)
+        ratios = [own.images_per_s / bare.images_per_s for bare, own in rounds]
+        of_cpu = statistics.median(bare.cpu_ms / own.cpu_ms for bare, own in rounds)
+        ratio = statistics.median(ratios)
+        line = f"ratio {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), by CPU {of_cpu:.2f}"
+        if name in GOALS:
+            verdict = "met" if ratio >= GOALS[name] else "NOT MET"
+            line += f"; want >= {GOALS[name]:.2f}: {verdict}"
+        print(f"{'':<16}{line}", flush=True)
+        for batches in pair:
+            batches.close()
+
+
+def profile(root: Path, args: argparse.Namespace) -> None:
+    """Prints what each operation adds to the milliseconds of CPU per image."""
+    for name, data in RECIPES.items():
+        print(f"profile of {name}")
+        before = 0.0
+        for text in prefixes(data.train_ops):
+            batches = own_train(root, text)
+            cpu = measure(batches, args.seconds, args.warmup).cpu_ms
+            batches.close()
+            print(f"  {cpu:6.2f} ms  ({cpu - before:+5.2f})  {text.rpartition(' | ')[2]}", flush=True)
+            before = cpu
+
+
+def resident_mib() -> float:
+    """The resident memory of this process now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def memory(root: Path, number: int, *, every: int = 1_000) -> float:
+    """Prints resident memory every so many images, and returns by how many MiB it grew at most after the
+    third of these marks, when buffers are full."""
+    batches, done, marks = own_train(root, PLAIN), 0, []
+    while done < number:
+        done += next(batches)
+        if done >= every * (len(marks) + 1):
+            marks.append(resident_mib())
+            print(f"  {done:7d} images  {marks[-1]:7.0f} MiB", flush=True)
+    batches.close()
+    settled = marks[min(_SETTLED, len(marks)) - 1]
+    growth = max(marks) - settled
+    print(f"memory over {done} images grew by {growth:.0f} MiB at most, from {settled:.0f} MiB")
+    return growth
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--what", default="plain,recipes", help=f"of {', '.join(WHAT)}")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=float, default=20.0, help="seconds, in which XLA compiles")
+    parser.add_argument("--number", type=int, default=20_000, help="images of --what=memory")
+    args = parser.parse_args()
+    if args.number < 2_000:
+        parser.error(f"--number={args.number}: want 2000 or more")
+    wanted = args.what.split(",")
+    if unknown := set(wanted) - set(WHAT):
+        parser.error(f"--what={unknown.pop()}: want of {', '.join(WHAT)}")
+    with tempfile.TemporaryDirectory() as folder:
+        root = lay_out(args.images, Path(folder))
+        print(f"{len(os.sched_getaffinity(0))} cores; images/s per core, and ms of CPU per image")
+        if "memory" in wanted:  # first, while nothing else has run in this process
+            memory(root, args.number)
+        if "plain" in wanted:
+            compare(plain(root, args), args)
+        if "recipes" in wanted:
+            compare(of_recipes(root, args), args)
+        if "profile" in wanted:
+            profile(root, args)
+
+
+if __name__ == "__main__":
+    main()

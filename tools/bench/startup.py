@@ -1,0 +1,107 @@
+"""Time from the command to the end of the first step: anew and after a restart, with JAX's compilation cache
+and without.
+
+    python -m tools.bench.startup                                 # the digits: a minute or two on 2 CPU cores
+    python -m tools.bench.startup --rounds=3 -- --config=configs/vit_s16_i1k.py --config.data.data_dir=...
+
+What comes after -- is handed to vit_registers.train. Each start is a process of its own: it runs until its
+first step is in metrics.jsonl, is stopped with SIGTERM, saves, and ends; a restart goes on from there. The
+caches are folders of their own, empty at first.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from vit_registers.runs.metrics_log import read_records
+
+TRAIN = (sys.executable, "-m", "vit_registers.train")
+_POLL_S = 0.005
+
+
+def steps_logged(run: Path) -> int:
+    """The last step in the run's metrics, 0 where there is none."""
+    return max((record["step"] for record in read_records(run).records), default=0)
+
+
+def first_step_s(settings: list[str], run: Path, environment: dict[str, str]) -> float:
+    """Seconds from the command to the first step that it logs; it is stopped then, and has saved on return.
+
+    Raises RuntimeError where the command fails.
+    """
+    command = [*TRAIN, *settings, f"--workdir={run}", "--config.run.log_every_steps=1"]
+    before = steps_logged(run)
+    elapsed = None
+    with tempfile.TemporaryFile("w+") as log:
+        started = time.monotonic()
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            while process.poll() is None and elapsed is None:
+                if steps_logged(run) > before:
+                    elapsed = time.monotonic() - started
+                time.sleep(_POLL_S)
+            process.send_signal(signal.SIGTERM)  # to one that has ended, nothing
+            process.wait(timeout=300)
+        finally:
+            process.kill()
+            process.wait()
+        if elapsed is None or process.returncode:
+            log.seek(0)
+            lines = log.read().strip().splitlines() or ["without a word"]
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {lines[-1]}")
+    return elapsed
+
+
+def imports_s(environment: dict[str, str]) -> float:
+    """Seconds that the command takes to say what it is: Python and its imports."""
+    started = time.monotonic()
+    subprocess.run([*TRAIN, "--help"], env=environment, stdout=subprocess.DEVNULL, check=True)
+    return time.monotonic() - started
+
+
+def measure(settings: list[str], folder: Path, min_compile_s: str | None) -> dict[str, float]:
+    """Seconds by what was started, each once, in `folder`."""
+    plain = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    cached = plain | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+    if min_compile_s is not None:
+        cached["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = min_compile_s
+    return {
+        "imports": imports_s(plain),
+        "first start, no cache": first_step_s(settings, folder / "plain", plain),
+        "first start, cache empty": first_step_s(settings, folder / "cached", cached),
+        "restart, no cache": first_step_s(settings, folder / "plain", plain),
+        "restart, cache filled": first_step_s(settings, folder / "cached", cached),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--min_compile_s", help="JAX's least time of what it caches; its default is 1")
+    parser.add_argument("train", nargs="*", help="flags of vit_registers.train", metavar="-- FLAGS")
+    args = parser.parse_args()
+    settings = args.train or ["--config=configs/digits.py:registers=4"]
+    rounds = []
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            rounds.append(measure(settings, Path(folder), args.min_compile_s))
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} CPU cores; from the command to the end of the first step: {' '.join(settings)}")
+    for name in rounds[0]:
+        times = [times[name] for times in rounds]
+        print(f"{name:<26}{statistics.median(times):7.2f} s  ({min(times):.2f} to {max(times):.2f})")
+    ratio = statistics.median(r["restart, cache filled"] / r["restart, no cache"] for r in rounds)
+    print(f"restart with the cache takes {ratio:.2f} of the time without")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Downloads and prepares a TFDS data set as array_record, which is read by random access.
+
+    python -m vit_registers.prepare --name=cifar10 [--data_dir=DIR]
+    python -m vit_registers.prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
+
+A builder of your own is a Python file with one class that derives from a builder of tfds.core, or the folder
+that `tfds new` makes. Its code runs here only; training reads the files that it wrote. For data sets whose
+archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads/manual first.
+"""
+
+from vit_registers import startup
+
+startup.begin(__name__)
+
+import importlib
+import inspect
+import logging
+import os
+import sys
+import types
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which is reported on
+
+import tensorflow_datasets as tfds
+from absl import flags
+from etils import epath
+
+from vit_registers import cli
+from vit_registers.config import nearest
+from vit_registers.data.sources import tfds_location, tfds_prepared
+from vit_registers.errors import DataError
+
+_NEED_NOTHING = ("digits", "folder", "images")
+
+
+def main() -> None:
+    """The command line."""
+    name, data_dir = flags.FLAGS.name, flags.FLAGS.data_dir
+    if name in _NEED_NOTHING:
+        raise DataError(f"--name={name}: it is read without being prepared")
+    data_dir = str(tfds_location.full_data_dir(data_dir))
+    if "://" not in data_dir:
+        cli.writable_folder(data_dir, "--data_dir")
+    path = tfds_location.as_path(name)
+    script = None if path is None else tfds_location.find_script(path)
+    logging.getLogger("urllib3.connectionpool").addFilter(_SayOnce())
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        builder = _of_name(name, data_dir) if script is None else _of_script(Path(script).resolve(), data_dir)
+        if builder.data_path.exists():
+            print(f"{name} was prepared before; its code has to raise VERSION to be run again")
+        else:
+            builder.download_and_prepare(file_format="array_record")
+        _check(builder.data_path)
+    except DataError:
+        raise
+    except KeyboardInterrupt:
+        raise DataError(
+            f"{name} was not prepared: interrupted; run the same command to start again"
+        ) from None
+    # BaseException: builders are other people's code, which may call sys.exit
+    except BaseException as error:
+        where = "" if script is None else _line(error, Path(script).resolve())
+        raise DataError(f"{name} was not prepared: {where}{tfds_location.one_line(error)}") from error
+    print(f"{builder.name} is in {builder.data_dir}")
+
+
+class _SayOnce(logging.Filter):
+    """In the place of urllib3's warnings of each connection that it tries again; the last error is raised."""
+
+    _has_said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self._has_said:
+            self._has_said = True
+            print("no connection yet: trying for some minutes", file=sys.stderr, flush=True)
+        return False
+
+
+def _of_name(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The builder of a data set that TFDS knows."""
+    data, config, _ = tfds_location.parse_name(name, "--name")
+    known = tfds.list_builders(with_community_datasets=False)
+    if data not in known:
+        hint = nearest(data, known)
+        hint = (
+            hint
+            if len(hint) < 200
+            else "see the catalog of tensorflow.org/datasets, or give a builder's path"
+        )
+        raise DataError(f"--name={name} is not known to TFDS: {hint}")
+    configs = tfds.builder_cls(data).builder_configs
+    if config is not None and config not in configs:
+        hint = nearest(config, configs) if configs else "it has no configs"
+        raise DataError(f"--name={name}: {data} has no config '{config}': {hint}")
+    return tfds.builder(name, data_dir=data_dir)
+
+
+def _of_script(script: Path, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The builder of a Python file."""
+    if not script.is_file():
+        raise DataError(f"--name={script} does not exist: give a Python file with a builder")
+    module = _import(script)
+    if Path(module.__file__ or "").resolve() != script:
+        raise DataError(f"--name={script} has the name of the module {module.__file__}: rename the file")
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, tfds.core.DatasetBuilder)
+        and value.__module__ == module.__name__
+    ]
+    builders = [
+        one for one in found if not any(issubclass(other, one) for other in found if other is not one)
+    ]
+    if len(builders) != 1:
+        names = ", ".join(builder.__name__ for builder in builders) or "none"
+        raise DataError(
+            f"--name={script}: want one class that derives from a builder of tfds.core, not {names}"
+        )
+    missing = ", ".join(sorted(builders[0].__abstractmethods__))
+    if missing:
+        raise DataError(f"--name={script}: {builders[0].__name__} lacks {missing}")
+    return builders[0](data_dir=data_dir)
+
+
+def _import(script: Path) -> types.ModuleType:
+    """The file as a module of the package that it lies in, as TFDS does it, or where that fails by itself."""
+    with tfds.core.registered.skip_registration():  # so that a name that TFDS has is allowed
+        sys.path.insert(0, str(script.parent.parent))
+        try:
+            return importlib.import_module(f"{script.parent.name}.{script.stem}")
+        except ImportError:
+            sys.path[0] = str(script.parent)
+            return importlib.import_module(script.stem)
+
+
+def _line(error: BaseException, script: Path) -> str:
+    """'FILE:LINE: ' of the last line of the builder's file that the error came through."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: "
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if Path(frame.tb_frame.f_code.co_filename).resolve() == script:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return "" if line is None else f"{script}:{line}: "
+
+
+def _check(folder: epath.Path) -> None:
+    """Raises DataError for a folder that was prepared, but is not whole or is of TFRecord files."""
+    builder = tfds_location.read(folder)
+    for split, info in builder.info.splits.items():
+        if info.num_examples:
+            tfds_prepared.find_parts(builder, split)
+    if builder.info.file_format.value != "array_record":
+        raise DataError(
+            f"{folder} holds {builder.info.file_format.value} files: delete the folder to prepare it as "
+            "array_record, or give another --data_dir"
+        )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string(
+        "name", None, "TFDS name, such as cifar10 or imagenette/160px-v2, or the path of a builder."
+    )
+    flags.DEFINE_string("data_dir", None, "Where to; TFDS's own default if not given.")
+    flags.mark_flags_as_required(["name"])
+    cli.run(main)
