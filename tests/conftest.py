@@ -118,11 +118,12 @@ def run(start):
 @pytest.fixture
 def untrained():
     """untrained(folder, config): writes a run folder of `config` with the first parameters, as of step 1."""
+    from vit_registers.models.params import init_params
     from vit_registers.runs.checkpoints import Checkpoints
-    from vit_registers.training.state import TrainState, make_params
+    from vit_registers.training.state import TrainState
 
     def untrained(folder, config, **meta):
-        params = jax.jit(lambda: make_params(config))()
+        params = jax.jit(lambda: init_params(config.model, seed=config.run.seed))()
         state = TrainState(step=jax.numpy.ones((), jax.numpy.int32), params=params, opt_state=None, ema=None)
         with Checkpoints(str(folder), config, **meta) as written:
             written.save(state, {"top1": 0.5})

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from vit_registers import config as config_lib
+from vit_registers.models.params import init_params
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.training.state import TrainState, make_params
+from vit_registers.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -40,7 +41,7 @@ def overflowing(tmp_path, monkeypatch):
 
     config = config_lib.override(digits.get_config("steps=2"), SETTINGS)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=0.0))
-    params = jax.jit(lambda: make_params(config))()
+    params = jax.jit(lambda: init_params(config.model, seed=config.run.seed))()
     params["head"]["kernel"] = jnp.full_like(params["head"]["kernel"], 3e38)
     run = tmp_path / "overflowing"
     with Checkpoints(str(run), config) as written:

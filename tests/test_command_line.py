@@ -14,7 +14,8 @@ import pytest
 
 from vit_registers.config import Config, Model, Run, override, to_dict
 from vit_registers.errors import user_line
-from vit_registers.training import memory, state
+from vit_registers.models.params import abstract_model
+from vit_registers.training import memory
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
@@ -267,7 +268,7 @@ def test_the_bound_on_memory_is_below_what_a_model_takes():
         {"positions": "none", "use_qkv_bias": False, "use_patch_bias": False},
     ):
         model = Model(variant="Ti", **settings)
-        leaves = jax.tree.leaves(state.abstract_model(model)[1])
+        leaves = jax.tree.leaves(abstract_model(model)[1])
         assert 0.9 < memory.least_parameters(model) / sum(leaf.size for leaf in leaves) <= 1.0
 
 

@@ -12,8 +12,8 @@ import pytest
 from vit_registers import tabulate
 from vit_registers.config import to_dict
 from vit_registers.errors import ConfigError
+from vit_registers.models.params import abstract_model
 from vit_registers.runs import sweeps
-from vit_registers.training.state import abstract_model
 
 TOP1 = ((0.5, 0.75), (0.25, 0.5), (0.125, 0.125), (0.5, 0.625))  # of each cell with seeds 0 and 1
 

@@ -23,11 +23,12 @@ from jax.sharding import AbstractMesh
 from vit_registers import cli
 from vit_registers.config import Config, override
 from vit_registers.errors import ConfigError
-from vit_registers.models.partition import parameter_path
+from vit_registers.models.params import abstract_model
+from vit_registers.models.paths import leaf_of, path_text
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
-from vit_registers.training.state import TrainState, abstract_model, state_from, state_shardings
+from vit_registers.training.state import TrainState, state_from, state_shardings
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/parameters"
@@ -91,7 +92,7 @@ def overview(state: TrainState) -> str:
     rows = [("parameter", "shape", "dtype", "split over", "MiB/device")]
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         shape = " x ".join(map(str, leaf.shape))
-        rows.append((parameter_path(path), shape, str(leaf.dtype), _spec(leaf), _mib(_bytes(leaf))))
+        rows.append((path_text(leaf_of(path)), shape, str(leaf.dtype), _spec(leaf), _mib(_bytes(leaf))))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
         "  ".join((*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[4].rjust(10)))

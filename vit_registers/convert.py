@@ -34,8 +34,10 @@ from vit_registers.interop import reading
 from vit_registers.interop.export import targets
 from vit_registers.interop.infer import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
-from vit_registers.interop.tensor_map import Entry, Leaf, lookup_leaf, path_text
+from vit_registers.interop.tensor_map import Entry
 from vit_registers.interop.values import check_leaves
+from vit_registers.models.params import abstract_model
+from vit_registers.models.paths import Leaf, leaves_of, lookup_leaf, path_text
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
 from vit_registers.runs.run_lock import RunLock
@@ -66,16 +68,12 @@ class Source:
             return reading.read_leaves(self.opened)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, params = loading.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
-        check_leaves(reading.leaves_of(params), f"{self.path}, step {self.step}")
+        check_leaves(leaves_of(params), f"{self.path}, step {self.step}")
         return params
 
     def leaves(self) -> Iterable[tuple[Leaf, Any]]:
         """The parameters by path, read one by one where that can be."""
-        return (
-            reading.leaves_of(self.read()).items()
-            if self.opened is None
-            else reading.iter_leaves(self.opened)
-        )
+        return leaves_of(self.read()).items() if self.opened is None else reading.iter_leaves(self.opened)
 
 
 def open_source(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Source:
@@ -98,7 +96,7 @@ def open_source(path: str, *, source: str, hints: Hints, step: int | None, param
 
 def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str], str]) -> None:
     """Prints which of their tensors are which parameters, with shapes."""
-    _, abstract = reading.abstract_params(model)
+    _, abstract = abstract_model(model)
     for entry in entries:
         leaf_shapes = [lookup_leaf(abstract, leaf).shape for leaf in entry.leaves]
         theirs = zip(entry.names, entry.shapes(leaf_shapes), strict=True)
@@ -157,10 +155,8 @@ def check(source: Source, output: str, exported: targets.Export | None, dtype: s
         step, config = loading.read_config(output)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, there = loading.read_model(output, step, config.model, mesh)
-        others = reading.leaves_of(there)
-        leaves = (
-            reading.iter_leaves(source.opened) if source.opened else reading.leaves_of(source.read()).items()
-        )
+        others = leaves_of(there)
+        leaves = reading.iter_leaves(source.opened) if source.opened else leaves_of(source.read()).items()
         return compare(leaves, others, np.float32, output)
     model = exported.model
     hints = Hints(
@@ -172,7 +168,7 @@ def check(source: Source, output: str, exported: targets.Export | None, dtype: s
     )
     family = exported.target.split("/")[0]
     opened = reading.open_path(output, source=family, hints=hints)
-    expected = reading.leaves_of(exported.params)
+    expected = leaves_of(exported.params)
     return compare(reading.iter_leaves(opened), expected, DTYPES[dtype], output)
 
 

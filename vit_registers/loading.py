@@ -32,14 +32,15 @@ from vit_registers.interop.channels import adapt_statistics, describe_channels
 from vit_registers.interop.infer import HIDDEN_ACTS, Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
-from vit_registers.interop.tensor_map import Leaf
 from vit_registers.interop.unwrap import SOURCES
 from vit_registers.interop.values import check_leaves
 from vit_registers.models.checks import attention_obstacle
+from vit_registers.models.params import abstract_model, build
+from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
 from vit_registers.runs import checkpoint_folder
-from vit_registers.training import averages, sharding, state
+from vit_registers.training import averages, sharding
 
 PARAMS = ("params", "ema")  # trained, or averaged
 
@@ -149,7 +150,7 @@ def read_model(
     run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
     """The graph definition and the parameters of a checkpoint, by default those that count, over `mesh`."""
-    graphdef, abstract = state.abstract_model(model)
+    graphdef, abstract = abstract_model(model)
     target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
     return graphdef, checkpoint_folder.read_params(
         run, step, target, name=params or counting_params(run, step)
@@ -170,7 +171,7 @@ def load_run(run: str, *, step: int | None = None, params: str | None = None) ->
 def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
     """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
     graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
-    return state.build(graphdef, values)
+    return build(graphdef, values)
 
 
 def open_others(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
@@ -291,7 +292,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         mesh = sharding.make_mesh(Mesh())
         _, params = read_model(settings.path, step, source, mesh, params=settings.params)
         params = jax.device_get(params)
-        check_leaves(reading.leaves_of(params), f"{settings.path}, step {step}")
+        check_leaves(leaves_of(params), f"{settings.path}, step {step}")
     else:
         opened = open_start(settings)
         data, origin = preprocessing(opened, Path(settings.path).expanduser())

@@ -34,6 +34,7 @@ from absl import flags
 
 from vit_registers import cli
 from vit_registers.errors import ConfigError, UserError
+from vit_registers.models.params import abstract_model
 from vit_registers.runs import run_lock
 from vit_registers.runs.loop import StopRequest
 from vit_registers.runs.sweeps import (
@@ -45,7 +46,6 @@ from vit_registers.runs.sweeps import (
     steps_text,
     top1_text,
 )
-from vit_registers.training.state import abstract_model
 
 TRAIN = (sys.executable, "-m", "vit_registers.train")
 POLL_S = 0.2

@@ -32,8 +32,7 @@ from vit_registers.data.loaders import Loader, Other, check_classes, open_data, 
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import TrainingError
 from vit_registers.evaluation.classification import make_evaluate
-from vit_registers.interop.reading import leaves_of
-from vit_registers.interop.tensor_map import path_text
+from vit_registers.models.paths import leaves_of, path_text
 from vit_registers.runs import results
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints

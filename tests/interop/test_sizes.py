@@ -8,6 +8,8 @@ import pytest
 from vit_registers.interop import containers, reading
 from vit_registers.interop.infer import Hints
 from vit_registers.models.blocks import dims
+from vit_registers.models.params import abstract_model
+from vit_registers.models.paths import leaves_of
 
 
 def both(name, *shape):
@@ -154,7 +156,7 @@ def test_published_models_are_inferred_at_full_size(name, opened):
     assert found == expected and model.image_size[1] == model.image_size[0]
     assert sizes.mlp == ("swiglu" if "g/14" in name and "DINOv2" in name else "mlp")
     assert model.num_registers == (4 if "reg4" in name else 0)
-    leaves = reading.leaves_of(reading.abstract_params(model)[1]).values()
+    leaves = leaves_of(abstract_model(model)[1]).values()
     assert sum(math.prod(leaf.shape) for leaf in leaves) == published
     assert sum(math.prod(shape) for shape in shapes.values()) == published
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from vit_registers.config import Checkpoint, Config, InitFrom, Model
 from vit_registers.errors import ConfigError
-from vit_registers.interop.reading import leaves_of
 from vit_registers.interop.transfer import taken_leaves
+from vit_registers.models.paths import leaves_of
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT
 from vit_registers.training.state import put_parameters

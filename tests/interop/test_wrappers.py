@@ -13,6 +13,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
 from vit_registers.interop.export import targets
 from vit_registers.interop.infer import Hints
+from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
 
@@ -57,8 +58,8 @@ def assert_read(assert_same, load):
     """assert_read(opened, state): the parameters are those of the bare state, bit for bit."""
 
     def assert_read(opened, state):
-        expected = reading.leaves_of(load(state, "timm", num_heads=4)[1])
-        assert_same(dict(reading.leaves_of(reading.read_leaves(opened))), expected)
+        expected = leaves_of(load(state, "timm", num_heads=4)[1])
+        assert_same(dict(leaves_of(reading.read_leaves(opened))), expected)
 
     return assert_read
 
@@ -210,15 +211,15 @@ def test_load_convert_and_training_take_the_average(state, run_here, tmp_path, a
     assert code == 0 and "'state_dict_ema' is read, not 'state_dict' (params='params')" in out, err
     start = InitFrom(path=str(path), params="ema", source="timm", num_heads=4, keep_head=True)
     taken = loading.start_leaves(start, loaded.model)
-    expected = dict(reading.leaves_of(expected))
+    expected = dict(leaves_of(expected))
     for leaves in (params(loaded), params(vit_registers.load(run))):
-        assert_same(dict(reading.leaves_of(leaves)), expected)
+        assert_same(dict(leaves_of(leaves)), expected)
     assert_same(taken, {leaf: np.asarray(value) for leaf, value in expected.items()})
     flat = {f"model_ema.{n}": t for n, t in _other(state, 0.5).items()} | {
         f"model.{n}": t for n, t in state.items()
     }
     model = from_state_dict(flat, source="timm", num_heads=4, params="ema")
-    assert_same(dict(reading.leaves_of(params(model))), expected)
+    assert_same(dict(leaves_of(params(model))), expected)
 
 
 def test_a_copy_that_is_not_there(state, opened, tmp_path):
@@ -382,7 +383,7 @@ def test_what_is_left_out_need_be_no_array(state, params, assert_same):
         from_state_dict(odd, source="timm", num_heads=4)
     model = from_state_dict(odd, source="timm", num_heads=4, leave_out=["args", "epoch", "arch"])
     expected = from_state_dict(state, source="timm", num_heads=4)
-    assert_same(*(dict(reading.leaves_of(params(m))) for m in (model, expected)))
+    assert_same(*(dict(leaves_of(params(m))) for m in (model, expected)))
     with pytest.raises(ConfigError, match="want patterns of names"):
         from_state_dict(state, source="timm", leave_out=[3])
 

@@ -16,8 +16,8 @@ from tools.bench import step as bench_step
 from vit_registers.config import from_mapping
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.errors import ConfigError
+from vit_registers.models.params import abstract_model
 from vit_registers.training import sharding
-from vit_registers.training.state import abstract_model
 
 ROOT = Path(__file__).parents[2]
 

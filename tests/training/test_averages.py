@@ -12,14 +12,14 @@ import vit_registers
 from vit_registers import convert, evaluate, loading
 from vit_registers.config import Checkpoint, Config, Data, InitFrom, Mesh, Model, Optimizer, Run
 from vit_registers.interop.infer import Hints
-from vit_registers.interop.reading import leaves_of
+from vit_registers.models.params import abstract_model
+from vit_registers.models.paths import leaves_of
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.writers import Progress
 from vit_registers.train import first_state, train
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
-from vit_registers.training.state import abstract_model
 
 SCHEDULE_FREE = {"name": "schedule_free_adamw", "schedule": "constant"}
 DIGITS = Config(

@@ -7,10 +7,10 @@ import pytest
 
 from vit_registers.data.batch import Batch, synthetic_batches, to_device
 from vit_registers.errors import ConfigError
+from vit_registers.models.params import abstract_model
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
-from vit_registers.training.state import abstract_model
 from vit_registers.training.step import make_loss
 
 

@@ -15,11 +15,11 @@ from vit_registers.analysis.experiments.cost import forward_flops
 from vit_registers.config import Config, Model
 from vit_registers.data.batch import Batch, normalize, synthetic_batches, to_device
 from vit_registers.models.blocks import DTYPES
+from vit_registers.models.params import build
 from vit_registers.models.vit import token_layout
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
-from vit_registers.training.state import build
 
 DURATIONS = Durations(total_steps=10_000, warmup_steps=100, eval_every_steps=1000, steps_per_epoch=1000.0)
 

@@ -12,7 +12,7 @@ import vit_registers
 from vit_registers.config import Data, Model
 from vit_registers.errors import UserError
 from vit_registers.interop.export import targets
-from vit_registers.interop.reading import abstract_params
+from vit_registers.models.params import abstract_model
 
 _MODEL = Model(width=48, depth=2, num_heads=3, patch_size=4, image_size=(16, 16), num_classes=5, init="deit3")
 Tensors = dict[str, np.ndarray]
@@ -74,7 +74,7 @@ BYTES = ("cut", "flip in the header", "extend")
 
 def write_reference(path: Path) -> None:
     """A random model in timm's names."""
-    graphdef, abstract = abstract_params(_MODEL)
+    graphdef, abstract = abstract_model(_MODEL)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(np.float32), abstract)
     del graphdef

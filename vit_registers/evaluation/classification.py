@@ -10,10 +10,10 @@ from flax import nnx
 
 from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
+from vit_registers.models.params import build
 from vit_registers.training.losses import make_loss_per_example
 from vit_registers.training.metrics import Sums, classification_sums
 from vit_registers.training.sharding import replicated
-from vit_registers.training.state import build
 
 Evaluate = Callable[[Any, Iterable[Batch]], dict[str, float]]
 

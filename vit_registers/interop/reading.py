@@ -1,7 +1,6 @@
 """Other people's checkpoints as our models: recognise, infer, check every name, fill every leaf."""
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +25,12 @@ from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_
 from vit_registers.interop.names.torch_table import torch_table
 from vit_registers.interop.recognize import Found, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
-from vit_registers.interop.tensor_map import Entry, Leaf, contiguous, lookup_leaf
+from vit_registers.interop.tensor_map import Entry, contiguous
 from vit_registers.interop.unwrap import NEEDED, is_matched
 from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
 from vit_registers.models.blocks import dims
+from vit_registers.models.params import abstract_model
+from vit_registers.models.paths import Leaf, leaf_of, leaves_of, lookup_leaf
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT, patch_grid
 
@@ -47,19 +48,6 @@ class Opened:
     model: Model  # at the image size that was asked for
     entries: tuple[Entry, ...]
     settings: Mapping[str, Any]  # of config.json
-
-
-@functools.lru_cache(maxsize=8)
-def abstract_params(model: Model) -> tuple[nnx.GraphDef, dict]:
-    """The model's graph definition, and its parameters as a nested dict of shapes; not to be changed."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0))), nnx.Param)
-    return graphdef, nnx.to_pure_dict(params)
-
-
-def leaves_of(params: Mapping) -> dict[Leaf, Any]:
-    """The parameters by path."""
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {tuple(key.key for key in path): leaf for path, leaf in flat}
 
 
 def entries_of(found_names: Any, model: Model, source: str) -> list[Entry]:
@@ -158,7 +146,7 @@ def _refuse_quantised(found: Found) -> None:
 
 def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
     """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
-    _, abstract = abstract_params(model)
+    _, abstract = abstract_model(model)
     leaves = leaves_of(abstract)
     covered = [leaf for entry in entries for leaf in entry.leaves]
     assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without, or with two entries"
@@ -190,7 +178,7 @@ def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
 
 def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
     """The parameters of `opened.model` by path, float32, read tensor by tensor."""
-    _, abstract = abstract_params(opened.native)
+    _, abstract = abstract_model(opened.native)
     shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
     source, target = (patch_grid(m.image_size, m.patch_size) for m in (opened.native, opened.model))
     for entry in opened.entries:
@@ -218,7 +206,7 @@ def read_leaves(opened: Opened) -> dict:
     tree: dict = {}
     for leaf, value in iter_leaves(opened):  # one by one, so that there are never two copies of all
         _put(tree, leaf, jnp.asarray(value))
-    return _like(abstract_params(opened.model)[1], tree)
+    return _like(abstract_model(opened.model)[1], tree)
 
 
 def _put(tree: dict, leaf: Leaf, value: np.ndarray) -> None:
@@ -229,14 +217,12 @@ def _put(tree: dict, leaf: Leaf, value: np.ndarray) -> None:
 
 def _like(abstract: Any, tree: Any) -> Any:
     """The tree in the structure of `abstract`, with None where that has None."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: lookup_leaf(tree, tuple(key.key for key in path)), abstract
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: lookup_leaf(tree, leaf_of(path)), abstract)
 
 
 def build(opened: Opened) -> ViT:
     """The model with its parameters."""
-    return nnx.merge(abstract_params(opened.model)[0], read_leaves(opened))
+    return nnx.merge(abstract_model(opened.model)[0], read_leaves(opened))
 
 
 def from_state_dict(

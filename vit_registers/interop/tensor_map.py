@@ -1,18 +1,18 @@
 """The lines of a name table: which parameters of ours are which tensors of theirs, in both directions.
 
-A leaf is a path in our parameter tree, such as ("blocks", 0, "attn", "qkv", "kernel"). All kinds below are
+Leaves are those of models/paths.py. All kinds below are
 exact in both directions unless they say otherwise.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vit_registers.errors import CheckpointError
+from vit_registers.models.paths import Leaf
 
-Leaf = tuple[str | int, ...]
 Shape = tuple[int, ...]
 Arrays = Sequence[np.ndarray]
 
@@ -29,20 +29,6 @@ class Entry:
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
         """The shapes of their tensors. Nothing of that size is made."""
         return [a.shape for a in self.dump([np.broadcast_to(np.float32(0), s) for s in leaf_shapes])]
-
-
-def path_text(leaf: Leaf) -> str:
-    """The leaf as it is printed: blocks/0/attn/qkv/kernel."""
-    return "/".join(map(str, leaf))
-
-
-def lookup_leaf(tree: Mapping, leaf: Leaf) -> np.ndarray | None:
-    """The array of that path, or None where the tree has none."""
-    for key in leaf:
-        if tree is None or key not in tree:
-            return None
-        tree = tree[key]
-    return tree
 
 
 def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -9,9 +9,10 @@ import numpy as np
 from vit_registers.config import TRANSFER, InitFrom, Model, lookup, may_change
 from vit_registers.errors import ConfigError
 from vit_registers.interop.channels import adapt_kernel, can_adapt
-from vit_registers.interop.reading import HEAD, OPTIONAL, PATCH_KERNEL, abstract_params, leaves_of
-from vit_registers.interop.tensor_map import Leaf, path_text
+from vit_registers.interop.reading import HEAD, OPTIONAL, PATCH_KERNEL
 from vit_registers.models.blocks import dims
+from vit_registers.models.params import abstract_model
+from vit_registers.models.paths import Leaf, leaves_of, path_text
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import patch_grid, token_layout
@@ -36,7 +37,7 @@ def taken_leaves(
     lookup(dict.fromkeys(REGISTERS), settings.registers, "init_from.registers")
     lookup(dict.fromkeys(SUMMARIES), settings.summaries, "init_from.summaries")
     _check_same_network(source, target, settings)
-    there, here = leaves_of(params), leaves_of(abstract_params(target)[1])
+    there, here = leaves_of(params), leaves_of(abstract_model(target)[1])
     table = ("pos_embed",)
     if table in there and table in here:
         grids = [patch_grid(model.image_size, model.patch_size) for model in (source, target)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.tensor_map import Leaf, path_text
+from vit_registers.models.paths import Leaf, path_text
 
 # What bitsandbytes, GPTQ, AWQ, compressed-tensors and others store beside or in the place of a weight.
 _QUANTISED = re.compile(

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from vit_registers.models.paths import leaf_of, path_text
+
 # The first pattern that is found in a parameter's path decides; what none matches is replicated.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
@@ -26,11 +28,6 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
     (r"(head|pre_logits)/kernel", PartitionSpec("fsdp", None)),
 )
-
-
-def parameter_path(path: tuple[Any, ...]) -> str:
-    """A key path of a parameter tree as 'blocks/0/attn/qkv/kernel'."""
-    return "/".join(str(key.key) for key in path)
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
@@ -72,7 +69,7 @@ def gathered(params: Any, dtype: jnp.dtype, prefix: str = "") -> Any:
         return params
 
     def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        spec = parameter_spec(prefix + parameter_path(path), leaf.shape, sizes)
+        spec = parameter_spec(prefix + path_text(leaf_of(path)), leaf.shape, sizes)
         if "fsdp" not in spec:
             return leaf
         whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
@@ -89,7 +86,7 @@ def stacked(trees: Sequence[Any]) -> Any:
         together = jnp.stack(leaves)
         if not {"fsdp", "tensor"} <= set(sizes):
             return together
-        spec = parameter_spec(parameter_path(path), leaves[0].shape, sizes)
+        spec = parameter_spec(path_text(leaf_of(path)), leaves[0].shape, sizes)
         return jax.lax.with_sharding_constraint(together, PartitionSpec(None, *spec))
 
     return jax.tree_util.tree_map_with_path(stack, *trees)

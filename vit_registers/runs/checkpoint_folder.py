@@ -20,6 +20,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vit_registers.errors import CheckpointError
+from vit_registers.models.paths import leaf_of, path_text
 from vit_registers.runs import manifest
 from vit_registers.runs.retention import reason
 from vit_registers.runs.writers import say
@@ -250,6 +251,6 @@ def read_params(run: str, step: int, abstract_params: Any, *, name: str = "param
         raise CheckpointError(f"{path}: its {name} cannot be restored: {reason(error)}") from error
     for where, leaf in jax.tree_util.tree_leaves_with_path(params):
         if isinstance(leaf, jax.ShapeDtypeStruct):  # what Orbax leaves where a checkpoint has nothing
-            missing = jax.tree_util.keystr(where, simple=True, separator="/")
+            missing = path_text(leaf_of(where))
             raise CheckpointError(f"{path} holds no {name} of this model: {missing} is missing")
     return params

@@ -28,11 +28,11 @@ from ml_collections import config_flags
 from vit_registers.config import Config, Model, flag, flatten, override, to_config_dict, to_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
+from vit_registers.models.params import abstract_model
 from vit_registers.runs.checkpoint_folder import list_steps
 from vit_registers.runs.compatibility import check_same_config
 from vit_registers.runs.metrics_log import parse_record
 from vit_registers.runs.results import FILE, non_finite_of
-from vit_registers.training.state import abstract_model
 
 SEED = "run.seed"
 MAX_NAME = 150  # characters; file systems take 255

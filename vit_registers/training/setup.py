@@ -9,14 +9,13 @@ import jax
 from flax import nnx
 
 from vit_registers.config import Config
+from vit_registers.models.params import abstract_model, init_params
 from vit_registers.training import mixing, sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
 from vit_registers.training.schedules import schedule
 from vit_registers.training.state import (
     TrainState,
-    abstract_model,
-    make_params,
     state_from,
     state_shardings,
 )
@@ -43,7 +42,7 @@ def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Set
     start_from = functools.partial(state_from, settings=config.optimizer, optimizer=optimizer)
 
     def make_state() -> TrainState:
-        return start_from(make_params(config))
+        return start_from(init_params(config.model, seed=config.run.seed))
 
     shapes = jax.eval_shape(make_state)
     layout = state_shardings(shapes, mesh)

@@ -12,7 +12,8 @@ from vit_registers.config import Config, Mesh, check_section
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.mesh import AXES
 from vit_registers.models.blocks import dims
-from vit_registers.models.partition import parameter_path, parameter_spec
+from vit_registers.models.partition import parameter_spec
+from vit_registers.models.paths import leaf_of, path_text
 
 
 def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
@@ -91,10 +92,11 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
     """The sharding of each leaf by models/partition.py: RULES."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, parameter_spec(parameter_path(path), leaf.shape, mesh.shape)),
-        params,
-    )
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, parameter_spec(path_text(leaf_of(path)), leaf.shape, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
 
 
 def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

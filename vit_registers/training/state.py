@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx, struct
+from flax import struct
 
-from vit_registers.config import Config, Model, Optimizer
-from vit_registers.models.vit import ViT
+from vit_registers.config import Optimizer
+from vit_registers.models.paths import leaf_of
 from vit_registers.training.averages import has_average
 from vit_registers.training.sharding import parameter_shardings, replicated
 
@@ -23,24 +23,6 @@ class TrainState:
     params: Any  # nested dict of float32 arrays
     opt_state: Any
     ema: Any  # averaged params, or None
-
-
-def abstract_model(model: Model) -> tuple[nnx.GraphDef, Any]:
-    """The model's graph definition, and its parameters as a nested dict of shapes: no arrays are made."""
-    abstract = nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.split(abstract, nnx.Param)
-    return graphdef, nnx.to_pure_dict(params)
-
-
-def build(graphdef: nnx.GraphDef, params: Any) -> ViT:
-    """The model of a graph definition with those parameters."""
-    return nnx.merge(graphdef, params)
-
-
-def make_params(config: Config) -> Any:
-    """The parameters by the initializers, a pure function of the config."""
-    model = ViT(config.model, rngs=nnx.Rngs(config.run.seed))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def state_from(params: Any, *, settings: Optimizer, optimizer: optax.GradientTransformation) -> TrainState:
@@ -60,7 +42,7 @@ def put_parameters(params: Any, taken: Mapping[tuple[str | int, ...], np.ndarray
     """
 
     def put(path: tuple, leaf: jax.Array) -> jax.Array:
-        value = taken.get(tuple(key.key for key in path))
+        value = taken.get(leaf_of(path))
         if value is None:
             return leaf
         if np.ma.isMaskedArray(value):

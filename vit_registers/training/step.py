@@ -11,11 +11,12 @@ from flax import nnx
 
 from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
+from vit_registers.models.params import build
 from vit_registers.training.averages import make_average
 from vit_registers.training.losses import make_loss_per_example
 from vit_registers.training.metrics import is_finite
 from vit_registers.training.mixing import mix
-from vit_registers.training.state import TrainState, build
+from vit_registers.training.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 

@@ -145,7 +145,7 @@ PEAK = """
 import sys
 import numpy as np
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.writing import write_npz, write_safetensors
+from vit_registers.interop.export.files import write_npz, write_safetensors
 
 def peak_mb():
     with open("/proc/self/status") as file:
@@ -235,7 +235,7 @@ FULL = """
 import resource, sys, numpy as np
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import from_mapping
-from vit_registers.interop.writing import write_npz, write_safetensors
+from vit_registers.interop.export.files import write_npz, write_safetensors
 path, items, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
 weights = from_mapping({str(i): np.ones(items) for i in range(10)})

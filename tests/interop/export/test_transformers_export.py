@@ -11,6 +11,7 @@ from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
 from vit_registers.interop.export import targets
+from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -131,8 +132,8 @@ def test_ours_as_they_read_it(name, make, write, images, forward, tokens, run_hf
         if settings.get("use_norm_after_pool"):
             assert_close(outputs.pooled, encoded.pooler_output)
     again = from_folder(folder, pooling=exported.model.pooling)
-    want = {leaf: value for leaf, value in reading.leaves_of(exported.params).items() if value is not None}
-    there = reading.leaves_of(nested(again))
+    want = {leaf: value for leaf, value in leaves_of(exported.params).items() if value is not None}
+    there = leaves_of(nested(again))
     assert set(there) == set(want)
     for leaf, value in want.items():
         np.testing.assert_array_equal(there[leaf], value)

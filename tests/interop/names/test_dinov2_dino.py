@@ -9,6 +9,7 @@ import pytest
 
 from vit_registers.interop import from_state_dict, reading
 from vit_registers.interop.infer import Hints
+from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -271,4 +272,4 @@ def test_a_released_file_is_flat(tmp_path, made, dump, assert_same):
     opened = open_saved(tmp_path / "dinov2_vits14_pretrain.pth", prefixed("", state), "auto")
     assert opened.found.source == "dinov2" and opened.found.left_out == {}
     assert_same(dump(opened.model, reading.read_leaves(opened), "dinov2"), state)
-    assert all(jnp.isfinite(leaf).all() for leaf in reading.leaves_of(reading.read_leaves(opened)).values())
+    assert all(jnp.isfinite(leaf).all() for leaf in leaves_of(reading.read_leaves(opened)).values())

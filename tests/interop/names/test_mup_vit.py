@@ -9,6 +9,7 @@ import pytest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
 from vit_registers.interop.infer import Hints
+from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -210,7 +211,7 @@ def test_the_answer_is_that_of_the_origin_and_buffers_stay_fixed(
     assert_close(outputs.logits, logits)
     assert_close(tokens(outputs), all_tokens)
     fixed = {"pos_embedding": {"pos_embed"}, "reg": {"cls_token", "registers", "summaries"}, "mask": set()}
-    learned = {leaf[0] for leaf in reading.leaves_of(params(model))}
+    learned = {leaf[0] for leaf in leaves_of(params(model))}
     assert not learned & set().union(*(fixed[name] for name in buffers))
 
 
@@ -228,7 +229,7 @@ def test_round_trip_is_bitwise(name, variant, made, load, dump, assert_same):
     model, tree = load(VARIANTS[variant](state), "mup_vit", **hints)
     assert model.image_size == NATIVE
     both = CASES[name].get("tok", False) and CASES[name].get("registers", 0) > 0  # two leaves in one tensor
-    assert len(reading.leaves_of(tree)) == len(state) - len(buffers) + both
+    assert len(leaves_of(tree)) == len(state) - len(buffers) + both
     back = dump(model, tree, "mup_vit")
     for table in buffers & back.keys():  # torch computes them in float32, we in float64, to be rounded then
         np.testing.assert_allclose(back[table], state[table], atol=3e-7, rtol=1e-7, strict=True)

@@ -16,9 +16,10 @@ from vit_registers.interop.export.files import write_npz, write_safetensors
 from vit_registers.interop.export.to_family import express, is_distilled
 from vit_registers.interop.names import torch as nt
 from vit_registers.interop.reading import entries_of
-from vit_registers.interop.tensor_map import Entry, contiguous, lookup_leaf
+from vit_registers.interop.tensor_map import Entry, contiguous
 from vit_registers.interop.values import check_finite
 from vit_registers.models.blocks import dims
+from vit_registers.models.paths import lookup_leaf
 from vit_registers.strict_json import dumps
 
 _NAMES: dict[str, nt.Names | nt.BigVisionNames] = {

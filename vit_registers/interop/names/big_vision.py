@@ -13,8 +13,9 @@ from vit_registers.errors import CheckpointError
 from vit_registers.interop.infer import Hints, count_blocks, native_grid, with_family_settings
 from vit_registers.interop.names.torch import BIG_VISION_ORIGINAL, BigVisionNames
 from vit_registers.interop.recognize import Found
-from vit_registers.interop.tensor_map import Entry, Leaf, joined, same, scanned, stacked
+from vit_registers.interop.tensor_map import Entry, joined, same, scanned, stacked
 from vit_registers.models.blocks import dims
+from vit_registers.models.paths import Leaf
 
 
 def _layer(leaf: Leaf, name: str, parts: tuple[str, str]) -> list[Entry]:

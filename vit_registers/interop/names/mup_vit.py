@@ -18,9 +18,10 @@ from vit_registers.interop.infer import Hints, count_blocks, native_grid, num_he
 from vit_registers.interop.names.torch import MUP_VIT_MAIN, Names
 from vit_registers.interop.names.torch_table import torch_table
 from vit_registers.interop.recognize import Found
-from vit_registers.interop.tensor_map import Entry, Leaf, fixed, is_fixed, joined
+from vit_registers.interop.tensor_map import Entry, fixed, is_fixed, joined
 from vit_registers.models.blocks import dims
 from vit_registers.models.masks import MASKS
+from vit_registers.models.paths import Leaf
 from vit_registers.models.positions import sincos2d
 from vit_registers.models.tokens import Grid, summary_grids
 from vit_registers.models.vit import patch_grid, static_attention, token_layout

@@ -5,8 +5,9 @@ import functools
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.names.torch import Names
-from vit_registers.interop.tensor_map import Entry, Leaf, conv, dense, joined, mean_heads, same, split
+from vit_registers.interop.tensor_map import Entry, conv, dense, joined, mean_heads, same, split
 from vit_registers.models.blocks import dims
+from vit_registers.models.paths import Leaf
 from vit_registers.models.pooling import pooled_width
 
 

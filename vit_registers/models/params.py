@@ -1,0 +1,30 @@
+"""Models and their parameters as two things: a graph definition, and nested dicts of arrays."""
+
+import functools
+from typing import Any
+
+from flax import nnx
+
+from vit_registers.config import Model
+from vit_registers.models.vit import ViT
+
+
+@functools.lru_cache(maxsize=8)
+def abstract_model(model: Model) -> tuple[nnx.GraphDef, Any]:
+    """The graph definition of a model, and its parameters as nested dicts of shapes. No array is created.
+
+    Calls with equal settings share the dicts, so callers must not change them.
+    """
+    abstract = nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(abstract, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def build(graphdef: nnx.GraphDef, params: Any) -> ViT:
+    """The model of a graph definition with those parameters."""
+    return nnx.merge(graphdef, params)
+
+
+def init_params(model: Model, *, seed: int) -> Any:
+    """The parameters by the model's initializers, a pure function of the model's settings and the seed."""
+    return nnx.to_pure_dict(nnx.state(ViT(model, rngs=nnx.Rngs(seed)), nnx.Param))
