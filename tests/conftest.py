@@ -6,7 +6,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+import gc
 import logging
+import resource
 import runpy
 import signal
 import subprocess
@@ -43,6 +45,20 @@ import os, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+# A worker that runs half of the suite would otherwise hold 6 GiB of compiled functions.
+MAX_RESIDENT_BYTES = 3 * 2**29
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Drops JAX's compiled functions after a module where this process has grown large."""
+    yield
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    if pages * resource.getpagesize() > MAX_RESIDENT_BYTES:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
