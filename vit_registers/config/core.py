@@ -72,7 +72,7 @@ class Model:
     init: str = _setting("big_vision", TRANSFER)  # models/initializers.py: INITS
     # Of the computation: float32 | bfloat16; parameters are float32.
     dtype: str = _setting("float32", READ, TRANSFER)
-    # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention/auto.py).
+    # xla | cudnn (GPU) | splash (TPU) | auto (models/attention/auto.py).
     attention: str = _setting("xla", *_ALWAYS)
     # What is computed again in the backward pass: none | attention (weights) | block.
     remat: str = _setting("none", *_ALWAYS)

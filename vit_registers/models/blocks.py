@@ -11,7 +11,7 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention.api import BACKENDS, lean, open_to_more, split
+from vit_registers.models.attention.api import BACKENDS, open_to_more, rematerialized, split
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 
@@ -108,7 +108,7 @@ class Attention(nnx.Module):
         self.out = nnx.LinearGeneral(
             heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=dtype, rngs=rngs
         )
-        self.backend, self.is_lean = model.attention, model.remat == "attention"
+        self.backend, self.is_rematerialized = model.attention, model.remat == "attention"
 
     def __call__(
         self,
@@ -124,7 +124,7 @@ class Attention(nnx.Module):
         attend = functools.partial(
             lookup(BACKENDS, self.backend, "model.attention"), mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT
         )
-        out_BxTxNxK = (lean(attend) if self.is_lean else attend)(q, k, v)
+        out_BxTxNxK = (rematerialized(attend) if self.is_rematerialized else attend)(q, k, v)
         return self.out(out_BxTxNxK), (q, k, v)
 
 

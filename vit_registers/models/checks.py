@@ -56,10 +56,13 @@ def check(model: Model) -> None:
 
 
 def attention_obstacle(model: Model) -> str | None:
-    """Why the back end of `model.attention` cannot compute on the devices that there are; None where it can.
+    """Why the back end of `model.attention` cannot run on the available devices; None if it can.
 
-    Nothing is computed: the back end is traced with one head of the model.
+    The back end is traced with one head of the model; nothing is computed. A back end that an earlier version
+    had, such as "structured", is unavailable on all devices.
     """
+    if model.attention not in BACKENDS:
+        return f"model.attention='{model.attention}' is not in this version, which has {', '.join(BACKENDS)}"
     sizes = dims(model)
     one_BxTxNxK = jax.ShapeDtypeStruct((1, 2, 1, sizes.width // sizes.num_heads), DTYPES[model.dtype])
     try:
