@@ -15,7 +15,7 @@ from vit_registers.models.blocks import DTYPES, Block, dims, inits, layer_norm
 from vit_registers.models.checks import check
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import Init
-from vit_registers.models.masks import build_mask
+from vit_registers.models.masks import build_mask, resolve
 from vit_registers.models.pooling import MapPool, pool, pooled_width
 from vit_registers.models.positions import POSITIONS, sincos2d
 from vit_registers.models.resampling import resample
@@ -82,7 +82,7 @@ class ViT(nnx.Module):
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         check(model)
-        self.model = model
+        self.model = model = resolve(model)
         self.layout = token_layout(model)
         static_attention(model, self.layout)  # fails here, not in the first call
         sizes, init = dims(model), inits(model)
