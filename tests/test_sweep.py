@@ -22,7 +22,7 @@ from pathlib import Path
 from vit_registers.runs import sweeps
 from vit_registers.config import from_mapping
 from vit_registers.train import train
-from vit_registers.training.loop import Loop
+from vit_registers.runs.loop import Loop
 path, arg, workdir = sys.argv[1:]
 base = from_mapping(sweeps.load_module(path).get_config(arg))
 first, *others = sweeps.make_sweep(f"{path}:{arg}", base, {}, Path(workdir)).runs
