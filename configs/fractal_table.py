@@ -12,7 +12,8 @@ Scales:
   cifar28   CIFAR-10, 28 px of 32 and patches of 2 px: the paper's 14 x 14 grid, with its 4, 9, 17 and 59
             tokens, where the released mask is not the geometric one
   cifar32   CIFAR-10 at 32 px: 16 x 16 patches, 17 and 85 tokens, where both masks are the same
-  digits    handwritten digits, 4 x 4 patches, 5 tokens; both masks are the same; a laptop does it
+  digits    handwritten digits, 4 x 4 patches, 5 tokens; both masks are the same, and three alternative masks
+            are added; runs on a laptop
 """
 
 import dataclasses
@@ -35,7 +36,13 @@ from vit_registers.config import (
 
 POSITIONS = ("sincos2d", "learned", "alibi2d", "none")
 REGISTERS, SUMMARIES = "registers", "summaries"
-MASKS = {"fractal": "summaries, fractal mask", "fractal_released": "summaries, released mask"}
+MASKS = {
+    "fractal": "summaries, fractal mask",
+    "fractal_released": "summaries, released mask",
+    "shifted(offset=1)": "summaries, fractal mask shifted by 1 patch",
+    "one_way": "summaries, one-way mask",
+    "window(radius=1)": "summaries, window of 3 x 3 patches",
+}
 # Of each scale: extra tokens and the factor k whose summary grids have so many; the masks that differ.
 TOKENS = {
     "imagenet": {4: 7, 9: 4, 17: 3, 59: 2},
@@ -44,7 +51,8 @@ TOKENS = {
     "digits": {5: 2},
 }
 BOTH, ONE = ("fractal", "fractal_released"), ("fractal",)
-MASKS_OF = {"imagenet": BOTH, "cifar28": BOTH, "cifar32": ONE, "digits": ONE}
+ALTERNATIVES = ("shifted(offset=1)", "one_way", "window(radius=1)")
+MASKS_OF = {"imagenet": BOTH, "cifar28": BOTH, "cifar32": ONE, "digits": ONE + ALTERNATIVES}
 
 
 def _cifar(size: int, epochs: float) -> Config:

@@ -159,6 +159,8 @@ def test_unknown_sections_of_a_config_dict_are_refused():
 
 
 def test_arguments_have_the_type_of_their_default():
+    text = "file(path='a,b.npy', sha256='c')"
+    assert vars(parse_arg(f"n=1,s={text},flag", n=0, s="", flag=False)) == {"n": 1, "s": text, "flag": True}
     a = parse_arg("n=3,x=1,s=y=z,flag", n=0, x=0.5, s="", flag=False, other=7)
     assert (a.n, a.x, a.s, a.flag, a.other) == (3, 1.0, "y=z", True, 7)
     for arg, message in (("n=x", "'n'='x' is of type str"), ("n=1.5", "want int"), ("flag=1", "want bool")):

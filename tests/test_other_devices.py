@@ -8,8 +8,22 @@ import pytest
 
 import vit_registers
 from vit_registers import config as config_lib
-from vit_registers.config import READ, RESUME, TRANSFER, Config, Data, Mesh, Model, Optimizer, Run, may_change
+from vit_registers.config import (
+    READ,
+    RESUME,
+    TRANSFER,
+    Config,
+    Data,
+    InitFrom,
+    Mesh,
+    Model,
+    Optimizer,
+    Run,
+    may_change,
+)
 from vit_registers.evaluate import evaluate
+from vit_registers.loading import start_settings
+from vit_registers.models.attention.api import BACKENDS
 
 CONFIG = Config(
     model=Model(width=16, depth=1, num_heads=2, patch_size=4, image_size=(8, 8), channels=1, num_classes=10),
@@ -62,6 +76,25 @@ def test_a_run_is_evaluated_and_loaded_on_other_devices(untrained, tmp_path, cap
     images = np.zeros((1, 8, 8, 1), np.float32)
     models = [vit_registers.load(str(tmp_path / name)) for name in ("plain", "run")]
     np.testing.assert_array_equal(*(np.asarray(model(images).logits) for model in models))
+
+
+def test_a_run_of_a_back_end_that_was_removed_is_evaluated_and_the_name_is_refused(
+    untrained, run_here, monkeypatch, tmp_path
+):
+    model = dataclasses.replace(CONFIG.model, attention="structured")
+    with monkeypatch.context() as patch:
+        patch.setitem(BACKENDS, "structured", BACKENDS["xla"])  # as in the version that wrote it
+        untrained(tmp_path, dataclasses.replace(CONFIG, model=model))
+    code, out, err = run_here("evaluate", f"--checkpoint={tmp_path}")
+    assert code == 0, err
+    assert out.startswith(
+        f"{tmp_path}: computed with model.attention='xla', as model.attention='structured' is not in this "
+        "version, which has xla, cudnn, splash, auto\n"
+    )
+    code, _, err = run_here("evaluate", f"--checkpoint={tmp_path}", "--config.model.attention=structured")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "model.attention='structured' is unknown: known: auto, cudnn, splash, xla" in err
+    assert start_settings(InitFrom(path=str(tmp_path)))[0].attention == "xla"
 
 
 @pytest.mark.parametrize("where", ["12 devices", "TPUs"])

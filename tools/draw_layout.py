@@ -1,6 +1,7 @@
-"""Draws the token layout and the mask of a config: the picture at the top of the README.
+"""Draws the token layout and the mask of a config, as in the picture at the top of the README.
 
 python -m tools.draw_layout --config=configs/vit_s16_i1k.py:registers=4,mask=fractal,k=2 --out=docs/layout.png
+python -m tools.draw_layout --config=configs/digits.py:k=2 --config.model.mask="shifted(offset=1)" --out=x.png
 """
 
 from vit_registers import startup
@@ -16,9 +17,10 @@ from vit_registers import cli
 from vit_registers.analysis.report import figures
 from vit_registers.errors import ConfigError
 from vit_registers.models.masks import build_mask, owners
+from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import token_layout
 
-EVERYWHERE = 14  # the grey of the colour map: sees all, or all of its block's parents
+EVERYWHERE = 14  # the grey of the colour map: a token that is linked to several cells of the reference grid
 
 
 def main() -> None:
@@ -28,21 +30,30 @@ def main() -> None:
     mask_TxT = build_mask(model.mask, layout)
     if mask_TxT is None:
         raise ConfigError("model.mask='none': there is no mask to draw")
-    # A cell has the colour of the cell of the second-coarsest grid that it lies in, so that blocks show.
-    reference = layout.grids[min(1, len(layout.grids) - 2)]
+    # A cell has the colour of the cell of the second-coarsest grid that the mask links it to.
+    reference = min(1, len(layout.grids) - 1)
     levels = []
     if layout.has_cls:
         levels.append(("cls", np.full((1, 1), EVERYWHERE)))
     if layout.num_registers:
         levels.append(("registers", np.full((layout.num_registers, 1), EVERYWHERE)))
-    for grid in layout.grids:
-        is_coarser = grid[0] < reference[0]
-        colors = (
-            np.full(grid[0] * grid[1], EVERYWHERE) if is_coarser else owners(reference, grid) % EVERYWHERE
-        )
+    for i, grid in enumerate(layout.grids):
+        colors = _colors(layout, mask_TxT, reference, i)
         levels.append(("patches" if grid == layout.patch_grid else "summaries", colors.reshape(grid)))
     figures.save(figures.draw_layout(levels, mask_TxT, layout.level_groups), Path(flags.FLAGS.out))
     print(flags.FLAGS.out)
+
+
+def _colors(layout: TokenLayout, mask_TxT: np.ndarray, reference: int, level: int) -> np.ndarray:
+    """The colour number of each cell of a level: the number of its cell of the reference level."""
+    coarse, fine = layout.grids[reference], layout.grids[level]
+    if level < reference or not layout.summary_grids:
+        return np.full(fine[0] * fine[1], EVERYWHERE)
+    if level == reference:
+        return np.arange(fine[0] * fine[1]) % EVERYWHERE
+    linked_SxP = mask_TxT[layout.grid_slices[reference], layout.grid_slices[level]]
+    has_one_owner = (linked_SxP.sum(axis=0) == 1).all()
+    return (linked_SxP.argmax(axis=0) if has_one_owner else owners(coarse, fine)) % EVERYWHERE
 
 
 if __name__ == "__main__":

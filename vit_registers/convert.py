@@ -39,6 +39,7 @@ from vit_registers.interop.values import check_leaves
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaves_of, lookup_leaf, path_text
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import write_parameter_overview
@@ -114,6 +115,7 @@ def to_run(source: Source, output: str) -> None:
     if source.opened is not None:
         origin += f", read as {source.opened.found.source}"
     write_parameter_overview(params, run / "parameters.txt")
+    write_mask_file(source.config.model, run)
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     data = None if source.opened is not None else loading.trained_on(source.path, source.step)
     with Checkpoints(output, source.config, data=data) as written:

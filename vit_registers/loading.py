@@ -40,6 +40,7 @@ from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
 from vit_registers.runs import checkpoint_folder
+from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.training import averages, sharding
 
 PARAMS = ("params", "ema")  # trained, or averaged
@@ -55,7 +56,9 @@ def read_config(
     """
     check_free(overrides or {})
     step = checkpoint_folder.find_step(run, step)
-    config = dataclasses.replace(trained_config(run, step), mesh=Mesh())
+    config = trained_config(run, step)
+    model = with_run_mask(config.model, Path(run).expanduser())
+    config = dataclasses.replace(config, model=model, mesh=Mesh())
     config = with_overrides(config, overrides or {})
     if "model.attention" not in (overrides or {}):
         config = dataclasses.replace(config, model=_runnable(config.model, run))
@@ -240,7 +243,8 @@ def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model
     if run is not None and (config := _begun(run)) is not None and config.init_from.path == settings.path:
         free = [one.partition(".")[2] for one in may_change(RESUME) if one.startswith("model.")]
         defaults = {name: getattr(Model(), name) for name in free}
-        return dataclasses.replace(config.model, **defaults), config.data
+        model = with_run_mask(config.model, Path(run).expanduser())
+        return dataclasses.replace(model, **defaults), config.data
     if is_run(settings.path):
         config = read_config(settings.path)[1]
         return config.model, config.data

@@ -14,6 +14,7 @@ from vit_registers import startup
 startup.begin(__name__)
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import time
@@ -32,11 +33,13 @@ from vit_registers.data.loaders import Loader, Other, check_classes, open_data, 
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import TrainingError
 from vit_registers.evaluation.classification import make_evaluate
+from vit_registers.models.masks import resolve
 from vit_registers.models.paths import leaves_of, path_text
 from vit_registers.runs import results
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.loop import Loop
+from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.run_lock import RunLock
@@ -55,6 +58,7 @@ from vit_registers.training.state import TrainState, put_parameters
 
 def train(config: Config, workdir: str) -> None:
     """Runs `config` in `workdir` to its end, or to a stop that was asked for."""
+    config = dataclasses.replace(config, model=resolve(config.model))
     if jax.process_index() != 0:
         _train(config, workdir, None)
         return
@@ -149,7 +153,9 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
     names = loader.class_names
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
-    distributed.require_same({"classes of the data": classes, "training examples": number})
+    distributed.require_same(
+        {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
+    )
     return loader, others, TrainedOn(class_names=names, num_examples=number)
 
 
@@ -159,6 +165,7 @@ def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -
         if not is_finished:
             (run / results.FILE).unlink(missing_ok=True)  # of checkpoints that are gone
         results.write_json(run / "config.json", config_lib.to_dict(config))
+        write_mask_file(config.model, run)
         write_parameter_overview(setup.abstract.params, run / "parameters.txt")
     except OSError as error:
         path = error.filename2 or error.filename or run

@@ -102,5 +102,5 @@ def test_a_zero_register_is_a_zero_token_at_the_end(build, images):
 
 
 def test_a_head_that_reads_registers_has_no_room_for_more(build):
-    with pytest.raises(ConfigError, match="no room for more registers"):
+    with pytest.raises(ConfigError, match="no inputs for more registers"):
         add_zero_registers(build(pooling="cls_registers", num_registers=2), 1)

@@ -71,7 +71,7 @@ def test_variants_differ_in_one_thing_and_masks_have_equal_tokens(small):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"masks": ("fractl",)}, "--masks=fractl: want of none, fractal"),
+        ({"masks": ("fractl",)}, "model.mask='fractl' is unknown: did you mean 'fractal'"),
         ({"steps": ("backward",)}, "--steps=backward"),
         ({"sizes": ("XL",)}, "--sizes=XL"),
         ({"registers": ("four",)}, "--registers=four"),

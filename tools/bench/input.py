@@ -36,12 +36,13 @@ import tensorflow as tf
 
 from vit_registers import recipes
 from vit_registers.config import Config, Data, Model
+from vit_registers.config.strings import parse_calls
 from vit_registers.data import order, streams
 from vit_registers.data.decoding import Box, decode, decode_part
 from vit_registers.data.loaders import open_data
-from vit_registers.data.ops import catalog, crops, strings
+from vit_registers.data.ops import catalog, crops
 from vit_registers.data.ops.resize import resize_to
-from vit_registers.data.ops.strings import Target
+from vit_registers.data.ops.strings import EXAMPLE, Target
 from vit_registers.data.sources.folder import Folder
 from vit_registers.data.tfdata import TfdataLoader
 
@@ -172,7 +173,7 @@ def bare(chunks: tf.data.Dataset, decode_one: Decode) -> Iterator[int]:
 
 def crop_box(train_ops: str) -> Box:
     """What draws the parts that the crop at the start of a chain takes."""
-    crop = strings.parse(train_ops, catalog.OPS | catalog.PIXEL_OPS, where="train_ops")[0]
+    crop = parse_calls(train_ops, catalog.OPS | catalog.PIXEL_OPS, where="train_ops", example=EXAMPLE)[0]
     defaults = {name: p.default for name, p in inspect.signature(catalog.OPS[crop.name]).parameters.items()}
     settings = defaults | crop.arguments
     areas = settings["area_min"], settings["area_max"]

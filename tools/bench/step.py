@@ -37,11 +37,19 @@ from vit_registers.config import Config, Data, Model, to_config_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.api import BACKENDS
 from vit_registers.models.blocks import DTYPES, VARIANTS
-from vit_registers.models.masks import MASKS
+from vit_registers.models.masks import parse_mask
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 
 SMALL = {"width": 64, "depth": 1, "num_heads": 2, "image_size": (64, 64), "num_classes": 10}
+ALL_MASKS = (
+    "fractal",
+    "fractal_released",
+    "fractal_local",
+    "shifted(offset=1)",
+    "one_way",
+    "window(radius=2)",
+)
 SUMMARY_FACTOR = 2  # of the variants with a mask, where the config has no summaries
 
 # The goals are those of one H200, a ViT-S/16 at 224 px in bfloat16: name -> (what, least).
@@ -78,11 +86,13 @@ class Choices:
 
     def __post_init__(self) -> None:
         known = {"steps": ("train", "forward"), "compare": ("timm", "flax"), "dtypes": tuple(DTYPES)}
-        known |= {"masks": (*MASKS, "all"), "backends": (*BACKENDS, "all"), "sizes": tuple(VARIANTS)}
+        known |= {"backends": (*BACKENDS, "all"), "sizes": tuple(VARIANTS)}
         for flag, names in known.items():
             for value in getattr(self, flag):
                 if value not in names:
                     raise ConfigError(f"--{flag}={value}: want of {', '.join(names)}")
+        for mask in self.masks if self.masks != ("all",) else ():
+            parse_mask(mask)
         if not self.steps or self.rounds < 1:
             raise ConfigError("--steps is empty, or --rounds less than 1: there is nothing to measure")
         if not all(number.isdecimal() for number in self.registers):
@@ -96,7 +106,7 @@ def variants(base: Config, choices: Choices) -> list[Variant]:
     """The config as it is, then what differs by one of the flags; none twice, the config first."""
     model = base.model
     factor = model.summary_factor or SUMMARY_FACTOR
-    masks = [m for m in (MASKS if choices.masks == ("all",) else choices.masks) if m != "none"]
+    masks = [m for m in (ALL_MASKS if choices.masks == ("all",) else choices.masks) if m != "none"]
     backends = BACKENDS if choices.backends == ("all",) else choices.backends
     backends = [b for b in backends if b != model.attention]
     changes: list[dict[str, Any]] = [{}]
@@ -268,7 +278,9 @@ def define_flags() -> None:
     flags.DEFINE_list("sizes", None, "More sizes, of models/blocks.py: VARIANTS.")
     flags.DEFINE_list("dtypes", None, "More dtypes.")
     flags.DEFINE_list("registers", None, "Numbers of registers; 4.")
-    flags.DEFINE_list("masks", None, "Masks, or all; fractal, beside none at equal tokens.")
+    flags.DEFINE_list(
+        "masks", None, "Masks, such as one_way,window(radius=2), or all; beside none at equal tokens."
+    )
     flags.DEFINE_list("backends", None, "Attention back ends, or all; all, with --small the config's only.")
     flags.DEFINE_list("compare", None, "Of timm, flax, or empty; timm.")
     flags.DEFINE_string("torch_compile", None, "Mode of torch.compile, or off; default.")

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -186,10 +187,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """The compact argument of a config file, `--config=configs/digits.py:registers=4,mask=fractal`.
 
     Returns a namespace with the keys of `defaults`; a value has the type of its default (int and
-    float by literal, str as it stands, bool as True or False, or True when only the key is given).
+    float by literal, str as it stands, bool as True or False, or True when only the key is given). A comma
+    between parentheses separates no keys: mask=file(path='m.npy', sha256='...').
     """
     values, given = dict(defaults), set()
-    for item in filter(None, (arg or "").split(",")):
+    for item in filter(None, re.split(r",(?![^()]*\))", arg or "")):  # commas outside parentheses
         key, equals, text = item.partition("=")
         if key not in defaults:
             raise ConfigError(f"config argument '{key}' is unknown: {nearest(key, defaults)}")

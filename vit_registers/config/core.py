@@ -51,7 +51,9 @@ class Model:
     position_resampling: str = _setting("bicubic_aa", TRANSFER)
     # Of registers and summaries: none | learned | sincos2d (summaries by their grids; registers get none).
     extra_positions: str = _setting("none", TRANSFER)
-    mask: str = _setting("none", TRANSFER)  # none | fractal | fractal_released | fractal_local
+    # none | fractal | fractal_released | fractal_local | shifted(offset=1) | one_way | window(radius=2) |
+    # file(path='m.npy') (models/masks.py: MASKS).
+    mask: str = _setting("none", TRANSFER)
     use_mask_token: bool = _setting(False, TRANSFER)  # stands for the patches that a caller masks
 
     use_norm_pre: bool = False  # LayerNorm over all tokens before the first block (CLIP)
@@ -72,7 +74,7 @@ class Model:
     init: str = _setting("big_vision", TRANSFER)  # models/initializers.py: INITS
     # Of the computation: float32 | bfloat16; parameters are float32.
     dtype: str = _setting("float32", READ, TRANSFER)
-    # xla | structured | cudnn (GPU) | splash (TPU) | auto (models/attention/auto.py).
+    # xla | cudnn (GPU) | splash (TPU) | auto (models/attention/auto.py).
     attention: str = _setting("xla", *_ALWAYS)
     # What is computed again in the backward pass: none | attention (weights) | block.
     remat: str = _setting("none", *_ALWAYS)

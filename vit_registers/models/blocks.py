@@ -11,7 +11,7 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention.api import BACKENDS, lean, open_to_more, split
+from vit_registers.models.attention.api import BACKENDS, open_to_more, rematerialized, split
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 
@@ -43,19 +43,19 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
-# What is kept of a block for the backward pass, None being all that it wants; everything else of it is
-# computed again. "attention" is what Attention sees to: its weights.
+# Policies of jax.checkpoint: which arrays of a block are stored for the backward pass; others are computed
+# again. None: all arrays are stored. With "attention", Attention alone computes its weights again.
 REMAT = {"none": None, "attention": None, "block": jax.checkpoint_policies.nothing_saveable}
 
-BLOCK_TAPS = ("q", "k", "v", "middle", "hidden")  # what a Block returns beside its output
+BLOCK_TAPS = ("q", "k", "v", "middle", "hidden")  # that a Block returns besides its output
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def dims(model: Model) -> Dims:
-    """The sizes of `model`: its variant, with the settings that are not None put in.
+    """The sizes of `model`: those of its variant, replaced by the settings that are not None.
 
-    A width of its own keeps the variant's ratio of mlp_dim to width. Raises ConfigError where the heads
-    do not divide the width.
+    If only the width is set, mlp_dim keeps the variant's ratio to the width. Raises ConfigError if the number
+    of heads does not divide the width.
     """
     base = lookup(VARIANTS, model.variant, "model.variant")
     width = model.width or base.width
@@ -68,23 +68,22 @@ def dims(model: Model) -> Dims:
     )
     if sizes.width % sizes.num_heads:
         raise ConfigError(
-            f"model.width={sizes.width} is no multiple of the {sizes.num_heads} heads: set model.num_heads"
+            f"model.width={sizes.width} is not a multiple of the {sizes.num_heads} heads: set model.num_heads"
         )
     return sizes
 
 
-def inits(model: Model) -> Inits:
-    """The initializers of `model`."""
-    sizes = dims(model)
+def inits(model: Model, sizes: Dims) -> Inits:
+    """The initializers of `model`, whose sizes are `sizes`."""
     recipe = lookup(INITS, model.init, "model.init")
     return recipe(sizes.width, sizes.mlp_dim, model.channels * model.patch_size**2)
 
 
-def layer_norm(model: Model, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm over the width, in float32; two-pass variance, which high-norm tokens need."""
+def layer_norm(width: int, *, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm over the width, in float32, with two-pass variance, which high-norm tokens require."""
     return nnx.LayerNorm(
-        dims(model).width,
-        epsilon=model.norm_eps,
+        width,
+        epsilon=epsilon,
         dtype=jnp.float32,
         use_fast_variance=False,
         rngs=rngs,
@@ -94,8 +93,8 @@ def layer_norm(model: Model, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused qkv projection, kernel DxQxNxK with Q = q, k, v."""
 
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        sizes, init, dtype = dims(model), inits(model), DTYPES[model.dtype]
+    def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
+        dtype = DTYPES[model.dtype]
         heads = (sizes.num_heads, sizes.width // sizes.num_heads)
         self.qkv = nnx.LinearGeneral(
             sizes.width,
@@ -108,7 +107,7 @@ class Attention(nnx.Module):
         self.out = nnx.LinearGeneral(
             heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=dtype, rngs=rngs
         )
-        self.backend, self.is_lean = model.attention, model.remat == "attention"
+        self.backend, self.is_rematerialized = model.attention, model.remat == "attention"
 
     def __call__(
         self,
@@ -124,15 +123,15 @@ class Attention(nnx.Module):
         attend = functools.partial(
             lookup(BACKENDS, self.backend, "model.attention"), mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT
         )
-        out_BxTxNxK = (lean(attend) if self.is_lean else attend)(q, k, v)
+        out_BxTxNxK = (rematerialized(attend) if self.is_rematerialized else attend)(q, k, v)
         return self.out(out_BxTxNxK), (q, k, v)
 
 
 class Mlp(nnx.Module):
     """fc2(activation(fc1(x))): `project` of `hidden`."""
 
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        sizes, init, dtype = dims(model), inits(model), DTYPES[model.dtype]
+    def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
+        dtype = DTYPES[model.dtype]
         layer = functools.partial(
             nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
         )
@@ -141,11 +140,11 @@ class Mlp(nnx.Module):
         self.activation = model.activation
 
     def hidden(self, x: jax.Array) -> jax.Array:
-        """The activations, as wide as the MLP."""
+        """hidden_BxTxF: the activations."""
         return lookup(ACTIVATIONS, self.activation, "model.activation")(self.fc1(x))
 
     def project(self, hidden: jax.Array) -> jax.Array:
-        """From the activations back to the width of the model."""
+        """out_BxTxD of hidden_BxTxF."""
         return self.fc2(hidden)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -153,10 +152,10 @@ class Mlp(nnx.Module):
 
 
 class SwiGlu(nnx.Module):
-    """w3(silu(gate) * value), where w12(x) holds the gate in its first half (DINOv2's order)."""
+    """w3(silu(gate) * value); the first half of w12(x) is the gate, as in DINOv2."""
 
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        sizes, init, dtype = dims(model), inits(model), DTYPES[model.dtype]
+    def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
+        dtype = DTYPES[model.dtype]
         layer = functools.partial(
             nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
         )
@@ -164,12 +163,12 @@ class SwiGlu(nnx.Module):
         self.w3 = layer(sizes.mlp_dim, sizes.width)
 
     def hidden(self, x: jax.Array) -> jax.Array:
-        """The gated values, as wide as the MLP."""
+        """hidden_BxTxF: the gated values."""
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
         return jax.nn.silu(gate) * value
 
     def project(self, hidden: jax.Array) -> jax.Array:
-        """From the gated values back to the width of the model."""
+        """out_BxTxD of hidden_BxTxF."""
         return self.w3(hidden)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -190,18 +189,18 @@ class LayerScale(nnx.Module):
         return x_BxTxD * self.gamma[...].astype(self.dtype)[None, None]
 
 
-def drop_rates(model: Model) -> list[float]:
-    """The drop path rate of each block."""
-    depth = dims(model).depth
+def drop_rates(model: Model, depth: int) -> list[float]:
+    """The drop path rate of each of `depth` blocks."""
     if model.drop_path_schedule == "constant":
         return [model.drop_path] * depth
     return [model.drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def drop_path(x_BxTxD: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
-    """Each example's branch dropped with probability `rate`, else divided by 1 - rate (arXiv:1603.09382).
+    """x with each example set to 0 with probability `rate`, and divided by 1 - rate otherwise.
 
-    At rate 0 it is `x_BxTxD` exactly, also where the rate is an array, known only when the program runs.
+    Stochastic depth, arXiv:1603.09382. Without a key, and at rate 0, x exactly. The rate may be an array,
+    whose value is not known during tracing.
     """
     if key is None or (isinstance(rate, float) and rate == 0.0):
         return x_BxTxD
@@ -213,12 +212,12 @@ def drop_path(x_BxTxD: jax.Array, rate: float | jax.Array, key: jax.Array | None
 class Block(nnx.Module):
     """Pre-norm block: x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))), each branch under drop path."""
 
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        sizes, dtype = dims(model), DTYPES[model.dtype]
-        self.norm1 = layer_norm(model, rngs=rngs)
-        self.attn = Attention(model, rngs=rngs)
-        self.norm2 = layer_norm(model, rngs=rngs)
-        self.mlp = lookup(MLPS, sizes.mlp, "model.mlp")(model, rngs=rngs)
+    def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
+        dtype = DTYPES[model.dtype]
+        self.norm1 = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.attn = Attention(model, sizes, init, rngs=rngs)
+        self.norm2 = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.mlp = lookup(MLPS, sizes.mlp, "model.mlp")(model, sizes, init, rngs=rngs)
         initial = model.layer_scale_init
         self.ls1 = None if initial is None else LayerScale(sizes.width, initial, dtype)
         self.ls2 = None if initial is None else LayerScale(sizes.width, initial, dtype)
@@ -234,10 +233,10 @@ class Block(nnx.Module):
         index: int = 0,
         edits: Edits = NO_EDITS,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The residual stream after the block, and what it is made of, by the names of Outputs.taps.
+        """(the residual stream after the block, the inner values BLOCK_TAPS by name).
 
-        `index` is that of the block in its model, by which `edits` know it. The blocks of a model differ in
-        their parameters only; what else differs, such as `drop_rate`, is an argument.
+        `edits` receive `index`, the position of the block in the model. The blocks of a model differ only in
+        their parameters; everything else that differs, such as `drop_rate`, is an argument.
         """
         key1, key2 = (None, None) if drop_key is None else jax.random.split(drop_key)
         edit = functools.partial(edits.keys_values, index)

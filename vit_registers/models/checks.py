@@ -1,4 +1,4 @@
-"""Settings of a model that building it would let pass."""
+"""Checks of the settings of a model that its construction does not make."""
 
 import jax
 
@@ -12,7 +12,7 @@ from vit_registers.models.resampling import RESAMPLINGS
 
 
 def check(model: Model) -> None:
-    """Raises ConfigError for a setting that building the model would let pass."""
+    """Raises ConfigError for an unknown name, a value out of range, and settings that exclude each other."""
     choices = {
         "registers": ("learned", "zeros"),
         "summaries": ("learned", "zeros"),
@@ -30,36 +30,37 @@ def check(model: Model) -> None:
         lookup(dict.fromkeys(known), getattr(model, name), f"model.{name}")
     if model.remat == "attention" and model.attention not in KEEP_WEIGHTS:
         raise ConfigError(
-            f"model.remat='attention' with model.attention='{model.attention}', which keeps no weights: "
+            f"model.remat='attention' with model.attention='{model.attention}', which stores no weights: "
             "set model.remat to none or block"
         )
     check_section("model", model)
     if model.pooling in ("cls", "cls_gap") and not model.use_cls:
         raise ConfigError(
-            f"model.pooling='{model.pooling}' with model.use_cls=False: set pooling to gap or map"
+            f"model.pooling='{model.pooling}' requires model.use_cls=True: set it, or pooling to gap or map"
         )
     if model.pooling == "cls_registers" and not model.use_cls + model.num_registers:
-        raise ConfigError("model.pooling='cls_registers' with neither cls nor registers: set pooling to gap")
+        raise ConfigError("model.pooling='cls_registers' requires cls or registers: set pooling to gap")
     if model.pooling == "summary" and model.summary_factor is None:
         raise ConfigError(
-            "model.pooling='summary' without summaries: set model.summary_factor, or pooling to gap"
+            "model.pooling='summary' requires summaries: set model.summary_factor, or pooling to gap"
         )
     if model.use_norm_after_pool and model.pooling not in ("cls", "gap"):
-        raise ConfigError(
-            f"model.use_norm_after_pool with pooling='{model.pooling}': want pooling cls or gap"
-        )
+        raise ConfigError(f"model.use_norm_after_pool requires pooling cls or gap, not '{model.pooling}'")
     if model.position_resampling == "none" and POSITIONS[model.positions].is_learned:
         raise ConfigError(
-            "model.position_resampling='none' makes a fixed table anew; learned positions need one of "
-            f"{', '.join(RESAMPLINGS)}"
+            "model.position_resampling='none' computes a fixed table at every image size; learned positions "
+            f"require one of {', '.join(RESAMPLINGS)}"
         )
 
 
 def attention_obstacle(model: Model) -> str | None:
-    """Why the back end of `model.attention` cannot compute on the devices that there are; None where it can.
+    """Why the back end of `model.attention` cannot run on the available devices; None if it can.
 
-    Nothing is computed: the back end is traced with one head of the model.
+    The back end is traced with one head of the model; nothing is computed. A back end that an earlier version
+    had, such as "structured", is unavailable on all devices.
     """
+    if model.attention not in BACKENDS:
+        return f"model.attention='{model.attention}' is not in this version, which has {', '.join(BACKENDS)}"
     sizes = dims(model)
     one_BxTxNxK = jax.ShapeDtypeStruct((1, 2, 1, sizes.width // sizes.num_heads), DTYPES[model.dtype])
     try:

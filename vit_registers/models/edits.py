@@ -1,4 +1,4 @@
-"""Changes of the forward pass between the parts of a model: how interventions reach into a ViT."""
+"""Edits: functions that change inner values of the forward pass of a ViT, for interventions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,14 +16,16 @@ def _same_pair(block: int, keys: jax.Array, values: jax.Array) -> tuple[jax.Arra
 
 
 class Edits(NamedTuple):
-    """Functions of the index of a block and of what flows there; the next part gets what they return.
+    """Functions of the index of a block and of its inner values, which they return changed.
 
-    They are called while jit traces, so they are jax.numpy; shapes stay, except that `keys_values` may append
-    keys, which every query then sees. As they are given here they change nothing.
+    They are called during tracing and use jax.numpy. They keep shapes, except that `keys_values` may append
+    keys, which all queries see. The defaults change nothing.
     """
 
-    resid: Callable[[int, jax.Array], jax.Array] = _same  # resid_BxTxD before block i; i = depth: after all
-    hidden: Callable[[int, jax.Array], jax.Array] = _same  # hidden_BxTxF, the MLP's activations
+    resid: Callable[[int, jax.Array], jax.Array] = (
+        _same  # resid_BxTxD before block i; i = depth: after the last
+    )
+    hidden: Callable[[int, jax.Array], jax.Array] = _same  # hidden_BxTxF, activations of the MLP
     keys_values: Callable[[int, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = _same_pair  # BxTxNxK
 
 
@@ -33,7 +35,7 @@ NO_EDITS = Edits()
 def append_key(
     k_BxTxNxK: jax.Array, v_BxTxNxK: jax.Array, key_NxK: jax.Array, value_NxK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values with one more, the same for all images, at the end: [B, T + 1, N, K] each."""
+    """(keys, values), each [B, T + 1, N, K], with one key and its value appended, the same for all images."""
 
     def append(x_BxTxNxK: jax.Array, more_NxK: jax.Array) -> jax.Array:
         more = jnp.broadcast_to(more_NxK[None, None], (x_BxTxNxK.shape[0], 1, *more_NxK.shape))

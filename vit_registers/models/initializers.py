@@ -1,7 +1,7 @@
-"""How parameters start, recipe by recipe. INITS is the list.
+"""Initial values of parameters, by recipe: INITS.
 
-An initializer is a function (key, shape, dtype) -> array, as in jax.nn.initializers. A recipe is
-written for one width, mlp dim and patch fan-in.
+An initializer is a function (key, shape, dtype) -> array, as in jax.nn.initializers. A recipe is a function
+of the width, the MLP dim and the fan-in of the patch embedding.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ Init = Callable[..., jax.Array]
 
 
 def uniform(bound: float) -> Init:
-    """Uniform in [-bound, bound)."""
+    """An initializer that draws uniformly from [-bound, bound)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -26,7 +26,7 @@ def uniform(bound: float) -> Init:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inits:
-    """The initializers of one model. LayerNorm starts at scale 1 and bias 0 everywhere."""
+    """The initializers of one model. LayerNorm always has initial scale 1 and bias 0."""
 
     patch: Init
     patch_bias: Init
@@ -42,7 +42,7 @@ class Inits:
 
 
 def big_vision(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
-    """big_vision's ViT, which the code of arXiv:2601.15506 follows: the head starts at zero."""
+    """The initializers of big_vision's ViT, also used by the code of arXiv:2601.15506; the head is zero."""
     del patch_fan_in
     return Inits(
         patch=lecun_normal(),
@@ -60,9 +60,9 @@ def big_vision(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
 
 
 def deit3(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
-    """DeiT-III: normal(0.02) throughout, except the patch embedding, which has torch's default.
+    """The initializers of DeiT-III: normal(0.02), and torch's default for the patch embedding.
 
-    Torch truncates its normals at +-2 absolute, a hundred standard deviations: not at all.
+    Torch truncates these normals at +-2 absolute, which is a hundred standard deviations, so not truncated.
     """
     del width, mlp_dim
     small, patch = normal(0.02), uniform(1 / math.sqrt(patch_fan_in))
@@ -82,7 +82,7 @@ def deit3(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
 
 
 def dinov2(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
-    """DINOv2: as DeiT-III, but cls and registers start next to zero, normal(1e-6)."""
+    """The initializers of DINOv2: those of DeiT-III, and normal(1e-6) for cls and registers."""
     tiny = normal(1e-6)
     return dataclasses.replace(deit3(width, mlp_dim, patch_fan_in), cls=tiny, extra=tiny)
 

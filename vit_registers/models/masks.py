@@ -1,22 +1,28 @@
-"""Who may attend to whom: TokenLayout -> static boolean mask_TxT, True = may attend. numpy only.
+"""Which tokens may attend to which: TokenLayout -> static boolean mask_TxT, True = may attend. numpy only.
 
-cls and registers attend to all and are attended by all, in every mask.
+A mask is chosen by a text with arguments, such as model.mask="window(radius=2)"; MASKS lists them. In every
+mask but `file`, cls and registers attend to all tokens, and all tokens attend to them.
 """
 
+import dataclasses
+import hashlib
+import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from vit_registers.config import lookup
+from vit_registers.config import Model
+from vit_registers.config.strings import Call, parse_call
 from vit_registers.errors import ConfigError
 from vit_registers.models.tokens import Grid, TokenLayout
 
 
 def owners(coarse: Grid, fine: Grid) -> np.ndarray:
-    """For each cell of grid `fine`, row-major, the flat index of the cell of grid `coarse` that it lies in.
+    """For each cell of grid `fine`, row-major, the flat index of the cell of grid `coarse` that contains it.
 
-    Fine cell (r, c) lies in coarse cell (floor(r * s / t), floor(c * s / t)), with s and t the coarse
-    and fine sides, also where t is no multiple of s: 14 on 3 gives blocks of 5, 5 and 4.
+    Fine cell (r, c) lies in coarse cell (floor(r * s / t), floor(c * s / t)), with s and t the coarse and
+    fine sides, also where t is not a multiple of s: 14 on 3 gives blocks of 5, 5 and 4.
     """
     rows = np.arange(fine[0]) * coarse[0] // fine[0]
     columns = np.arange(fine[1]) * coarse[1] // fine[1]
@@ -25,11 +31,11 @@ def owners(coarse: Grid, fine: Grid) -> np.ndarray:
 
 def _require_summaries(layout: TokenLayout, name: str) -> None:
     if not layout.summary_grids:
-        raise ConfigError(f"model.mask='{name}' needs summary tokens: set model.summary_factor=k, k >= 2")
+        raise ConfigError(f"model.mask='{name}' requires summary tokens: set model.summary_factor=k, k >= 2")
 
 
 def _frame(layout: TokenLayout) -> np.ndarray:
-    """cls and registers with all; every grid with itself; nothing else."""
+    """cls and registers with all tokens; every grid with itself; no other pairs."""
     mask_TxT = np.zeros((layout.num_tokens, layout.num_tokens), bool)
     mask_TxT[: layout.registers.stop] = True
     mask_TxT[:, : layout.registers.stop] = True
@@ -38,11 +44,16 @@ def _frame(layout: TokenLayout) -> np.ndarray:
     return mask_TxT
 
 
-def fractal(layout: TokenLayout) -> np.ndarray:
-    """The fractal mask: a summary token and every finer cell inside it, at every finer level, see each other.
+def none(layout: TokenLayout) -> None:
+    """No mask: all tokens attend to all tokens."""
+    del layout
 
-    Each level sees itself in full, patches included; nothing else across levels. The geometry that
-    arXiv:2601.15506 describes, for any grids; see `fractal_released` for what its code does.
+
+def fractal(layout: TokenLayout) -> np.ndarray:
+    """The fractal mask: a summary token and each finer cell inside it, of every finer level, see each other.
+
+    Each level sees all of itself, patches included; there are no other pairs across levels. The geometry
+    described in arXiv:2601.15506, for any grids. `fractal_released` is what the code of that paper computes.
     """
     _require_summaries(layout, "fractal")
     mask_TxT = _frame(layout)
@@ -56,9 +67,9 @@ def fractal(layout: TokenLayout) -> np.ndarray:
 
 
 def fractal_local(layout: TokenLayout) -> np.ndarray:
-    """The fractal mask with patches confined too: a patch sees the patches of its own finest summary cell.
+    """The fractal mask, in which a patch sees only the patches of its finest summary cell.
 
-    The ablation that arXiv:2601.15506 reports to destroy performance.
+    An ablation of arXiv:2601.15506, which reports that it destroys performance.
     """
     _require_summaries(layout, "fractal_local")
     mask_TxT = fractal(layout)
@@ -68,11 +79,11 @@ def fractal_local(layout: TokenLayout) -> np.ndarray:
 
 
 def fractal_released(layout: TokenLayout) -> np.ndarray:
-    """The mask that the public code of arXiv:2601.15506 produces, bit for bit, defects included.
+    """The mask that the public code of arXiv:2601.15506 computes, bit for bit, including its defects.
 
-    That code takes the side of the second level for k, and assumes that each side is k times the one
-    before. Where that is so (16 x 16 with k = 2 or 4) the mask is the geometric one; where it is not
-    (14 x 14) the blocks are runs of the flat sequence that do not correspond to blocks of the image.
+    That code uses the side of the second level as k, and assumes that each side is k times the one before.
+    If that holds (16 x 16 with k = 2 or 4), the mask is the geometric one. Otherwise (14 x 14) the blocks are
+    runs of the flat sequence that do not correspond to blocks of the image.
     """
     _require_summaries(layout, "fractal_released")
     if any(rows != columns for rows, columns in layout.grids):
@@ -87,7 +98,7 @@ def fractal_released(layout: TokenLayout) -> np.ndarray:
     for i, side in enumerate(sides[:-1]):
         start = offsets[i]
         for j in range(1, len(sides) - i):
-            start += (side * factor ** (j - 1)) ** 2  # where the code believes that level i + j begins
+            start += (side * factor ** (j - 1)) ** 2  # where the code assumes that level i + j begins
             block = factor**j
             stride = side * block
             for row in range(side):
@@ -100,16 +111,140 @@ def fractal_released(layout: TokenLayout) -> np.ndarray:
     return mask_TxT
 
 
-MASKS: dict[str, Callable[[TokenLayout], np.ndarray | None]] = {
-    "none": lambda layout: None,
+def shifted(layout: TokenLayout, offset: int) -> np.ndarray:
+    """The fractal mask with all summary grids displaced by `offset` patches, down and to the right.
+
+    A summary and the patch in (row, column) see each other if the fractal mask allows the summary and the
+    patch in (row - offset, column - offset), with rows and columns modulo the sides of the patch grid. The
+    grids wrap around, so that each patch still sees one summary of each level and the number of pairs is that
+    of the fractal mask; only the position of the cells differs. Summaries of two levels see each other as in
+    the fractal mask. A negative offset displaces up and to the left.
+    """
+    _require_summaries(layout, f"shifted(offset={offset})")
+    mask_TxT = fractal(layout)
+    rows, columns = layout.patch_grid
+    index_HxW = np.arange(layout.num_patches).reshape(rows, columns)
+    source_P = np.roll(index_HxW, (offset % rows, offset % columns), axis=(0, 1)).ravel()
+    mask_TxT[layout.patches, layout.summaries] = mask_TxT[layout.patches, layout.summaries][source_P]
+    mask_TxT[layout.summaries, layout.patches] = mask_TxT[layout.summaries, layout.patches][:, source_P]
+    return mask_TxT
+
+
+def one_way(layout: TokenLayout) -> np.ndarray:
+    """The fractal mask without its pairs from patches to summaries.
+
+    Summaries attend to the patches of their cells and to each other as in the fractal mask. Patches attend
+    to patches, cls and registers, and so read summaries only through cls and registers.
+    """
+    _require_summaries(layout, "one_way")
+    mask_TxT = fractal(layout)
+    mask_TxT[layout.patches, layout.summaries] = False
+    return mask_TxT
+
+
+def window(layout: TokenLayout, radius: int) -> np.ndarray:
+    """A patch attends to the patches within a Chebyshev distance of `radius`; all other pairs are allowed.
+
+    The distance of two patches is max(|row - row'|, |column - column'|), so the window is a square of
+    2 * radius + 1 patches. Requires no summaries. Raises ConfigError for radius < 0.
+    """
+    if radius < 0:
+        raise ConfigError(f"model.mask='window(radius={radius})': want radius >= 0")
+    mask_TxT = np.ones((layout.num_tokens, layout.num_tokens), bool)
+    cells_2xP = np.mgrid[: layout.patch_grid[0], : layout.patch_grid[1]].reshape(2, -1)
+    distance_PxP = np.abs(cells_2xP[:, :, None] - cells_2xP[:, None]).max(axis=0)
+    mask_TxT[layout.patches, layout.patches] = distance_PxP <= min(radius, max(layout.patch_grid))
+    return mask_TxT
+
+
+def file(layout: TokenLayout, path: str, sha256: str = "") -> np.ndarray:
+    """The boolean matrix [T, T] of a .npy file: rows attend, columns are attended to, tokens in our order.
+
+    `sha256` is the SHA-256 of the file, in hex; `resolve` inserts it where it is missing. Raises ConfigError
+    if the file cannot be read or has another digest, and for a matrix of another shape or dtype or with a row
+    that has no True.
+    """
+    where, content = f"model.mask: {path}", read_mask_file(path, sha256)
+    try:
+        mask_TxT = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # of many types, where the header is damaged
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{where} is not a .npy file of an array: {reason}") from error
+    if mask_TxT.dtype != bool:
+        raise ConfigError(f"{where} has dtype {mask_TxT.dtype}: save a matrix of bool, True = may attend")
+    shape = (layout.num_tokens, layout.num_tokens)
+    if mask_TxT.shape != shape:
+        groups = ", ".join(f"{at.stop - at.start} {name}" for name, at in layout.groups.items())
+        raise ConfigError(f"{where} has shape {mask_TxT.shape}: want {shape}, for {groups}")
+    empty = np.flatnonzero(~mask_TxT.any(axis=1))
+    if empty.size:
+        raise ConfigError(
+            f"{where} has {empty.size} rows without a True, first row {empty[0]}: want one in each"
+        )
+    return mask_TxT
+
+
+MASKS: dict[str, Callable[..., np.ndarray | None]] = {
+    "none": none,
     "fractal": fractal,
     "fractal_released": fractal_released,
     "fractal_local": fractal_local,
+    "shifted": shifted,
+    "one_way": one_way,
+    "window": window,
+    "file": file,
 }
 
 
-def build_mask(name: str, layout: TokenLayout) -> np.ndarray | None:
-    """The mask_TxT of that name, or None for full attention. Raises ConfigError for an unknown name."""
-    mask_TxT = lookup(MASKS, name, "model.mask")(layout)
-    assert mask_TxT is None or mask_TxT.any(axis=1).all(), "a token that sees nothing"
+def parse_mask(mask: str) -> Call:
+    """The name and the arguments of a mask. Raises ConfigError for an unknown one and for wrong arguments."""
+    return parse_call(mask, MASKS, where="model.mask", example="window(radius=2)")
+
+
+def build_mask(mask: str, layout: TokenLayout) -> np.ndarray | None:
+    """The mask_TxT of model.mask, or None for full attention.
+
+    Raises ConfigError for text that is not a known mask, and for arguments that do not fit the layout.
+    """
+    call = parse_mask(mask)
+    mask_TxT = MASKS[call.name](layout, **call.arguments)
+    assert mask_TxT is None or mask_TxT.any(axis=1).all(), "a token that sees no token"
     return mask_TxT
+
+
+def read_mask_file(path: str, sha256: str = "") -> bytes:
+    """The content of the file of a `file` mask.
+
+    Raises ConfigError if it cannot be read, or has another SHA-256 than `sha256`, where that is given.
+    """
+    try:
+        if not (at := Path(path).expanduser()).is_file():  # a pipe would wait for a writer
+            raise ConfigError(f"model.mask: {path} is {'not a file' if at.exists() else 'missing'}")
+        content = at.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"model.mask: {path} cannot be read: {reason}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 not in ("", digest):
+        raise ConfigError(f"model.mask: {path} has changed: its SHA-256 is {digest}, not {sha256}")
+    return content
+
+
+def resolve(model: Model) -> Model:
+    """The model with its mask in canonical text, and with the digest of its file where it has one.
+
+    "window(2)" becomes "window(radius=2)", "file('m.npy')" becomes "file(path='m.npy', sha256='...')". Raises
+    ConfigError for text that is not a known mask, and for a file without `sha256` that cannot be read.
+    """
+    call = parse_mask(model.mask)
+    if call.name == "file" and not call.arguments.get("sha256"):
+        call.arguments["sha256"] = hashlib.sha256(read_mask_file(call.arguments["path"])).hexdigest()
+    return dataclasses.replace(model, mask=str(call))
+
+
+def is_same_mask(one: Model, other: Model) -> bool:
+    """Whether two models have the same mask. Of masks of files the digests are compared, not the paths."""
+    calls = [parse_mask(resolve(model).mask) for model in (one, other)]
+    for call in calls:
+        call.arguments.pop("path", None)
+    return calls[0] == calls[1]

@@ -1,7 +1,7 @@
-"""Which axis of an array lies on which axis of the mesh, and how weights are brought together for use.
+"""Sharding of parameters and batches over the mesh, and gathering of parameters before use.
 
-Mesh axes: data (batch), fsdp (batch and parameters), tensor (heads and MLP). RULES is the only place that
-says where parameters lie; without a mesh of these axes nothing here has an effect.
+Mesh axes: data (batch), fsdp (batch and parameters), tensor (heads and MLP). RULES alone defines the sharding
+of parameters. Without a mesh that has these axes, no function here has an effect.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from vit_registers.models.paths import leaf_of, path_text
 
-# The first pattern that is found in a parameter's path decides; what none matches is replicated.
+# The first pattern that a parameter's path contains applies; other parameters are replicated.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
     (r"attn/qkv/bias", PartitionSpec(None, "tensor", None)),
@@ -31,9 +31,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """The spec by RULES of the parameter of that path, on a mesh of those sizes by axis.
+    """The PartitionSpec by RULES of the parameter with that path, on a mesh with those sizes by axis name.
 
-    An axis of the parameter that the mesh does not divide stays whole.
+    An axis of the parameter that the mesh axis does not divide is not split.
     """
     spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), PartitionSpec())
     fits = (
@@ -44,25 +44,25 @@ def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
 
 
 def shard_batch(x: jax.Array) -> jax.Array:
-    """x with its first axis laid over the mesh axes data and fsdp, where such a mesh is set; else x."""
+    """x with its first axis split over the mesh axes data and fsdp; x without such a mesh."""
     if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
         return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
     return x
 
 
 def in_compute_dtype(params: Any, dtype: jnp.dtype) -> Any:
-    """The parameters with kernels in the dtype that their layers compute in, and would cast them to."""
+    """The parameters with kernels cast to `dtype`, in which their layers compute."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
     )
 
 
 def gathered(params: Any, dtype: jnp.dtype, prefix: str = "") -> Any:
-    """The parameters whole along fsdp, still split along tensor, kernels in `dtype`: ready to be used.
+    """The parameters gathered over fsdp and split over tensor, kernels in `dtype`.
 
-    XLA's partitioner may else use weights where they lie and send activations around; how it weighs that is
-    its own matter. Gradients go back split along fsdp, as the parameters are. `prefix` stands before the
-    paths within `params`. Where fsdp has one device, `params` as they are.
+    Without this, XLA's partitioner may keep weights split and move activations instead, by a cost model that
+    we do not control. Gradients are split over fsdp, as the parameters are. `prefix` precedes the paths in
+    `params`. If fsdp has one device, returns `params` unchanged.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     if sizes.get("fsdp", 1) == 1:
@@ -79,7 +79,7 @@ def gathered(params: Any, dtype: jnp.dtype, prefix: str = "") -> Any:
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-    """The parameters of equal blocks as one tree with a first axis for the block, split as they are."""
+    """The parameters of equal blocks as one tree with a leading axis of blocks, sharded as each block is."""
     sizes = jax.sharding.get_abstract_mesh().shape
 
     def stack(path: tuple[Any, ...], *leaves: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _move(x: jax.Array, before: PartitionSpec, after: PartitionSpec) -> jax.Array:
-    """x, laid out as `after`; its gradient as `before`."""
+    """x with sharding `after`; its gradient has sharding `before`."""
     return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, before), after)
 
 

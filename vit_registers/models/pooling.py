@@ -1,4 +1,4 @@
-"""From tokens to the one vector that the head reads."""
+"""Pooling: from all tokens to the vector that the head reads."""
 
 import functools
 
@@ -8,7 +8,8 @@ from flax import nnx
 
 from vit_registers.config import Model
 from vit_registers.models.attention.api import attend_xla
-from vit_registers.models.blocks import Mlp, dims, inits, layer_norm
+from vit_registers.models.blocks import Dims, Mlp, dims, layer_norm
+from vit_registers.models.initializers import Inits
 from vit_registers.models.tokens import TokenLayout
 
 POOLINGS = ("cls", "gap", "map", "cls_gap", "cls_registers", "summary")
@@ -17,8 +18,7 @@ POOLINGS = ("cls", "gap", "map", "cls_gap", "cls_registers", "summary")
 class MapPool(nnx.Module):
     """Attention pooling (arXiv:2106.04560): a learned probe attends to the patches, then an MLP."""
 
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        sizes, init = dims(model), inits(model)
+    def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
         heads = (sizes.num_heads, sizes.width // sizes.num_heads)
         project = functools.partial(
             nnx.LinearGeneral, sizes.width, kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
@@ -29,8 +29,8 @@ class MapPool(nnx.Module):
         self.out = nnx.LinearGeneral(
             heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
         )
-        self.norm = layer_norm(model, rngs=rngs)
-        self.mlp = Mlp(model, rngs=rngs)
+        self.norm = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.mlp = Mlp(model, sizes, init, rngs=rngs)
 
     def __call__(self, patches_BxPxD: jax.Array) -> jax.Array:
         """pooled_BxD."""
@@ -43,13 +43,13 @@ class MapPool(nnx.Module):
 
 
 def pooled_width(model: Model) -> int:
-    """The width of Outputs.pooled: that of the model, times the tokens that the pooling joins."""
+    """The width of Outputs.pooled: that of the model, times the number of concatenated tokens."""
     joined = {"cls_gap": 2, "cls_registers": model.use_cls + model.num_registers}
     return dims(model).width * joined.get(model.pooling, 1)
 
 
 def pool(pooling: str, tokens_BxTxD: jax.Array, layout: TokenLayout, map_pool: MapPool | None) -> jax.Array:
-    """pooled_BxD of all tokens; the joined ones, cls_gap and cls_registers, are wider (pooled_width)."""
+    """pooled_BxD of all tokens; cls_gap and cls_registers concatenate tokens and are wider (pooled_width)."""
     if pooling == "cls":
         return tokens_BxTxD[:, layout.cls.start]
     if pooling == "summary":

@@ -1,7 +1,7 @@
-"""Where tokens are: fixed tables, learned tables and attention biases over grids.
+"""Positions of tokens: fixed tables, learned tables and attention biases over grids.
 
-A position rule gives a table that is added to the tokens (fixed, or learned by the model), or a
-bias that is added to the attention logits, or neither.
+A position rule is a table that is added to the tokens (fixed, or learned by the model), a bias that is added
+to the attention logits, or neither.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from vit_registers.models.tokens import Grid, TokenLayout
 
 
 def sincos2d(grid: Grid, width: int) -> np.ndarray:
-    """The fixed table [rows * columns, width], float32: sin x, cos x, sin y, cos y of cell coordinates.
+    """The fixed table [rows * columns, width], float32: sin x, cos x, sin y, cos y of cell indices.
 
     x is the column and y the row; frequencies 10000 ** -(i / (width/4 - 1)), i < width/4, as in
     MoCo v3 and big_vision. Raises ConfigError unless width is a multiple of 4, at least 8.
@@ -29,7 +29,7 @@ def sincos2d(grid: Grid, width: int) -> np.ndarray:
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """The slopes of ALiBi (arXiv:2108.12409), [heads] float64: 2 ** (-8 i / n) for n heads, i = 1..n.
 
-    Where n is no power of two: the slopes of the power of two below, then every other slope of twice that.
+    If n is not a power of two: the slopes of the next lower power of two, then every other slope of twice it.
     """
     power = 1 << (num_heads.bit_length() - 1)
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
@@ -40,8 +40,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 def alibi2d(layout: TokenLayout, num_heads: int) -> np.ndarray:
     """The bias bias_NxTxT, float32: -slope * euclidean distance in cells, within each grid.
 
-    Block-diagonal: patches and every summary level have a block of their own; between levels, and
-    for cls and registers, the bias is 0 (arXiv:2601.15506).
+    Block-diagonal, with one block for each summary level and one for the patches. Between levels, and for cls
+    and registers, the bias is 0 (arXiv:2601.15506).
     """
     distance_TxT = np.zeros((layout.num_tokens, layout.num_tokens))
     for (rows, columns), where in zip(layout.grids, layout.grid_slices, strict=True):
@@ -52,7 +52,7 @@ def alibi2d(layout: TokenLayout, num_heads: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class PositionRule:
-    """What a choice of `model.positions` means. At most one of the three is set."""
+    """The rule of one value of `model.positions`. At most one field is set."""
 
     table: Callable[[Grid, int], np.ndarray] | None = None  # (grid, width) -> fixed table
     is_learned: bool = False

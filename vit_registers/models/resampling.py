@@ -1,7 +1,7 @@
-"""Position tables from one grid to another, in the ways of those who published weights: RESAMPLINGS.
+"""Resampling of position tables from one grid to another, by the methods of published models: RESAMPLINGS.
 
-All are linear and separable, so each is a function (size, new_size) -> matrix [new_size, size], float64;
-rows of a matrix sum to 1. They agree on the grid of training only, where the table is left as it is.
+All methods are linear and separable, so each is a function (size, new_size) -> matrix [new_size, size],
+float64, whose rows sum to 1. They differ at every grid but that of training, where the table is unchanged.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 def bicubic_aa(size: int, new_size: int) -> np.ndarray:
     """torch's bicubic with antialias=True (a = -0.5, weights renormalised at the border).
 
-    Of DINOv2 with registers, timm, open_clip and transformers' Dinov2WithRegisters.
+    Used by DINOv2 with registers, timm, open_clip and transformers' Dinov2WithRegisters.
     """
     step = size / new_size
     centers = (np.arange(new_size) + 0.5) * step
@@ -45,20 +45,20 @@ def _bicubic(size: int, new_size: int, scale: float) -> np.ndarray:
 
 
 def bicubic(size: int, new_size: int) -> np.ndarray:
-    """torch's bicubic with a size: of DeiT, and of transformers' ViT, DeiT, CLIP and Dinov2."""
+    """torch's bicubic with size=; used by DeiT, and by transformers' ViT, DeiT, CLIP and Dinov2."""
     return _bicubic(size, new_size, new_size / size)
 
 
 def bicubic_offset(size: int, new_size: int) -> np.ndarray:
     """torch's bicubic with scale_factor = (new_size + 0.1) / size.
 
-    Of DINO, iBOT and DINOv2 without registers.
+    Used by DINO, iBOT and DINOv2 without registers.
     """
     return _bicubic(size, new_size, (new_size + 0.1) / size)
 
 
 def linear(size: int, new_size: int) -> np.ndarray:
-    """Linear between corners that stay where they are, scipy.ndimage.zoom with order=1: of big_vision."""
+    """Linear with fixed corners, as scipy.ndimage.zoom with order=1; used by big_vision."""
     centers = np.arange(new_size) * ((size - 1) / (new_size - 1) if new_size > 1 else 1.0)
     return np.maximum(0.0, 1.0 - np.abs(centers[:, None] - np.arange(size)[None]))
 
@@ -74,9 +74,9 @@ Table = jax.Array | np.ndarray
 
 
 def resample(table_PxD: Table, source: Grid, target: Grid, method: str) -> Table:
-    """The table of grid `source` resampled to grid `target`; unchanged, and exact, where they are equal.
+    """The table of grid `source` resampled to grid `target`; the same table if both have the same shape.
 
-    Equal means the same rows and columns: a grid of as many cells in another shape is resampled.
+    A grid with the same number of cells in another shape is resampled.
     """
     if source == target:
         return table_PxD

@@ -1,4 +1,4 @@
-"""The blocks of a model one after the other: as they are, computed again, or as one loop of the program."""
+"""The blocks of a model in sequence: unrolled or as one loop, with or without rematerialisation."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Taps = dict[str, tuple[jax.Array, ...]]
 
 
 def ready(module: nnx.Module, name: str, dtype: jnp.dtype) -> nnx.Module:
-    """The module at that path of a model, its weights gathered in `dtype` where the mesh has them split."""
+    """The module at path `name` of a model, with its weights gathered over fsdp, kernels in `dtype`."""
     graphdef, params = _split(module)
     return nnx.merge(graphdef, gathered(params, dtype, prefix=f"{name}/"))
 
@@ -35,9 +35,9 @@ def run_blocks(
 ) -> Taps:
     """The taps "resid" (depth + 1) and BLOCK_TAPS (depth each) of a model's blocks; see vit.Outputs.
 
-    Weights that lie split over fsdp are gathered block by block, within what model.remat computes again.
-    With model.use_scan the blocks are one loop of the compiled program; edits, which tell blocks apart while
-    jit traces, need a program that has them one by one, and get it.
+    Weights that are split over fsdp are gathered block by block, inside the part that model.remat computes
+    again. With model.use_scan the blocks are one loop of the compiled program, except with edits: these
+    depend on the index of a block during tracing, and require unrolled blocks.
     """
     constants = {"mask_TxT": mask_TxT, "bias_NxTxT": bias_NxTxT}
     if model.use_scan and len(blocks) > 1 and edits == NO_EDITS:
@@ -45,7 +45,7 @@ def run_blocks(
     policy = lookup(REMAT, model.remat, "model.remat")
     taps: dict[str, list[jax.Array]] = {name: [] for name in ("resid", *BLOCK_TAPS)}
     taps["resid"].append(shard_batch(edits.resid(0, resid_BxTxD)))
-    for i, (block, rate) in enumerate(zip(blocks, drop_rates(model), strict=True)):
+    for i, (block, rate) in enumerate(zip(blocks, drop_rates(model, len(blocks)), strict=True)):
         graphdef, params = _split(block)
         apply = functools.partial(
             _apply, graphdef, DTYPES[model.dtype], **constants, drop_rate=rate, index=i, edits=edits
@@ -67,21 +67,18 @@ def _scan(
     constants: dict[str, np.ndarray | None],
     drop_key: jax.Array | None,
 ) -> Taps:
-    """The same values from a loop over the blocks' parameters, stacked each time the program runs."""
-    depth, dtype, rates = len(blocks), DTYPES[model.dtype], drop_rates(model)
+    """The same values as run_blocks, from a loop over the blocks' parameters, which each call stacks."""
+    depth, dtype, rates = len(blocks), DTYPES[model.dtype], drop_rates(model, len(blocks))
     apply = functools.partial(_apply, _split(blocks[0])[0], dtype, **constants)
     policy = lookup(REMAT, model.remat, "model.remat")
     if policy is not None:
-        apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)  # a loop's body has no other to share
-    # Stacked in the dtype of the computation: half of a copy of all weights, where that is bfloat16.
+        apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)  # in a loop there is nothing to merge
+    # Stacked in the compute dtype: with bfloat16, the copy of the weights takes half the memory.
     params = stacked([in_compute_dtype(_split(block)[1], dtype) for block in blocks])
-    has_drop = drop_key is not None and any(rates)
-    each = {
-        "drop_key": jax.vmap(lambda i: jax.random.fold_in(drop_key, i))(jnp.arange(depth))
-        if has_drop
-        else None,
-        "drop_rate": jnp.asarray(rates if has_drop else [0.0] * depth, jnp.float32),
-    }
+    each: dict[str, Any] = {"drop_key": None, "drop_rate": jnp.zeros(depth, jnp.float32)}
+    if drop_key is not None and any(rates):
+        each["drop_key"] = jax.vmap(functools.partial(jax.random.fold_in, drop_key))(jnp.arange(depth))
+        each["drop_rate"] = jnp.asarray(rates, jnp.float32)
 
     def body(resid_BxTxD: jax.Array, inputs: tuple[Any, dict[str, Any]]) -> tuple[jax.Array, dict[str, Any]]:
         params, each = inputs
@@ -108,7 +105,7 @@ def _apply(
     index: int = 0,
     edits: Edits = NO_EDITS,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What the block with those parameters, whole only within this function, makes of the stream."""
+    """(output, taps) of the block with those parameters, which are gathered only inside this function."""
     block = nnx.merge(graphdef, gathered(params, dtype))
     return block(resid_BxTxD, mask_TxT, bias_NxTxT, drop_key, drop_rate=drop_rate, index=index, edits=edits)
 

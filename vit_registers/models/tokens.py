@@ -1,7 +1,7 @@
 """TokenLayout: which tokens a model has, in which order, and on which grids.
 
-Order: cls | registers | summaries, coarse level to fine | patches, each grid row-major. This file
-is the only one that knows where a group sits; all others ask a layout for a slice.
+Order: cls | registers | summaries, coarse level to fine | patches, each grid row-major. Only this file
+defines the position of a group; other modules use the slices of a layout.
 
 Axis letters of the project, used as name suffixes (`resid_BxTxD`):
 
@@ -47,13 +47,13 @@ class TokenLayout:
 
     @property
     def groups(self) -> dict[str, slice]:
-        """The groups that there are, in order, by name: cls, registers, summaries, patches."""
+        """The groups that are not empty, in order, by name: cls, registers, summaries, patches."""
         groups = {name: getattr(self, name) for name in ("cls", "registers", "summaries", "patches")}
         return {name: where for name, where in groups.items() if where.stop > where.start}
 
     @property
     def level_groups(self) -> dict[str, slice]:
-        """As `groups`, with each summary level by itself."""
+        """As `groups`, with each summary level as a separate group."""
         names = [f"summary {rows} x {columns}" for rows, columns in self.summary_grids]
         own = {name: where for name, where in self.groups.items() if name in ("cls", "registers")}
         return own | dict(zip([*names, "patches"], self.grid_slices, strict=True))
@@ -65,7 +65,7 @@ class TokenLayout:
 
     @property
     def grid_slices(self) -> tuple[slice, ...]:
-        """Where each of `grids` sits."""
+        """The slice of each of `grids`."""
         slices, start = [], self.registers.stop
         for rows, columns in self.grids:
             slices.append(slice(start, start + rows * columns))
@@ -88,8 +88,8 @@ class TokenLayout:
 def summary_grids(patch_grid: Grid, factor: int | None) -> tuple[Grid, ...]:
     """The summary grids of `factor` k, coarsest first: repeated floor division of the patch grid by k.
 
-    arXiv:2601.15506 uses square grids: 14 x 14 gives 4, 9, 17 and 59 tokens for k = 5, 4, 3 and 2.
-    None gives no level. Raises ConfigError where k < 2, or k is larger than a side of the grid.
+    arXiv:2601.15506 uses square grids: 14 x 14 gives 4, 9, 17 and 59 tokens for k = 5, 4, 3 and 2. Empty for
+    factor None. Raises ConfigError if k < 2 or k is larger than a side of the grid.
     """
     if factor is None:
         return ()

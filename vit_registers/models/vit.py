@@ -14,8 +14,8 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import DTYPES, Block, dims, inits, layer_norm
 from vit_registers.models.checks import check
 from vit_registers.models.edits import NO_EDITS, Edits
-from vit_registers.models.initializers import Init
-from vit_registers.models.masks import build_mask
+from vit_registers.models.initializers import Init, Inits
+from vit_registers.models.masks import build_mask, resolve
 from vit_registers.models.pooling import MapPool, pool, pooled_width
 from vit_registers.models.positions import POSITIONS, sincos2d
 from vit_registers.models.resampling import resample
@@ -25,18 +25,18 @@ from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
 
 @struct.dataclass
 class Outputs:
-    """What a ViT returns. Token groups are after the final norm, float32; None where a model has none.
+    """The outputs of a ViT. Token groups are after the final norm, float32; None if the model has none.
 
-    With model.use_norm_after_pool the final norm is of `pooled` only, and the groups are before it, as CLIP
-    and timm's average pooling have it.
-    taps holds every block's inner values; under jit the ones that are not read cost nothing:
-    "embed" (BxPxD, patch embeddings before positions), "resid" (depth + 1 times BxTxD: what goes into
-    the first block, then what each block leaves, before the final norm), and per block "q", "k", "v"
-    (BxTxNxK), "middle" (BxTxD, between attention and MLP) and "hidden" (BxTxF, the MLP's activations).
+    With model.use_norm_after_pool the final norm applies to `pooled` only, as in CLIP and in timm's average
+    pooling, and the groups are not normalised.
+    `taps` has the inner values of all blocks. Under jit, taps that are not read cost nothing. They are
+    "embed" (BxPxD, patch embeddings before positions), "resid" (depth + 1 arrays BxTxD: the input of the
+    first block, then the output of each block, before the final norm), and for each block "q", "k", "v"
+    (BxTxNxK), "middle" (BxTxD, between attention and MLP) and "hidden" (BxTxF, the activations of the MLP).
     """
 
     logits: jax.Array | None  # BxY
-    pooled: jax.Array  # BxD (wider where pooling joins tokens), before pre-logits and head
+    pooled: jax.Array  # BxD (wider if pooling concatenates tokens), before pre-logits and head
     cls: jax.Array | None  # BxD
     registers: jax.Array | None  # BxRxD
     summaries: jax.Array | None  # BxSxD
@@ -45,7 +45,7 @@ class Outputs:
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
-    """(rows, columns) of patches. Raises ConfigError where the patch size does not divide the image."""
+    """(rows, columns) of patches. Raises ConfigError if the patch size does not divide the image."""
     height, width = image_size
     if height % patch_size or width % patch_size or not height or not width:
         raise ConfigError(
@@ -56,7 +56,7 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
 
 
 def token_layout(model: Model) -> TokenLayout:
-    """The tokens of `model` at the image size that it is made for."""
+    """The tokens of `model` at model.image_size."""
     grid = patch_grid(model.image_size, model.patch_size)
     return TokenLayout(
         has_cls=model.use_cls,
@@ -68,26 +68,28 @@ def token_layout(model: Model) -> TokenLayout:
 
 @functools.lru_cache(maxsize=32)
 def static_attention(model: Model, layout: TokenLayout) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The (mask_TxT, bias_NxTxT) constants of `model` for `layout`; None where there is none."""
+    """The constants (mask_TxT, bias_NxTxT) of `model` for `layout`; None for no mask, and for no bias."""
     rule = lookup(POSITIONS, model.positions, "model.positions")
     bias_NxTxT = None if rule.bias is None else rule.bias(layout, dims(model).num_heads)
     return build_mask(model.mask, layout), bias_NxTxT
 
 
 class ViT(nnx.Module):
-    """A Vision Transformer whose tokens, masks and positions are those of `model` (config.Model).
+    """A Vision Transformer with the tokens, the mask and the positions that `model` (config.Model) sets.
 
-    Raises ConfigError where the settings do not fit each other. Parameters are float32.
+    Parameters are float32. The attribute `model` has the mask in canonical text, with the SHA-256 of a mask
+    file. Raises ConfigError for settings that exclude each other.
     """
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         check(model)
-        self.model = model
+        self.model = model = resolve(model)
         self.layout = token_layout(model)
-        static_attention(model, self.layout)  # fails here, not in the first call
-        sizes, init = dims(model), inits(model)
+        static_attention(model, self.layout)  # to fail here, not in the first call
+        sizes = dims(model)
+        init = inits(model, sizes)
         if "sincos2d" in (model.positions, model.extra_positions):
-            sincos2d(self.layout.patch_grid, sizes.width)  # likewise
+            sincos2d(self.layout.patch_grid, sizes.width)  # also to fail here
         self.patch_embed = nnx.Conv(
             model.channels,
             sizes.width,
@@ -100,15 +102,15 @@ class ViT(nnx.Module):
             dtype=DTYPES[model.dtype],
             rngs=rngs,
         )
-        self._make_tokens(rngs)
-        self.norm_pre = layer_norm(model, rngs=rngs) if model.use_norm_pre else None
-        self.blocks = nnx.List([Block(model, rngs=rngs) for _ in range(sizes.depth)])
-        self.norm = layer_norm(model, rngs=rngs)
-        self.map_pool = MapPool(model, rngs=rngs) if model.pooling == "map" else None
+        self._make_tokens(init, sizes.width, rngs)
+        norm = functools.partial(layer_norm, sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.norm_pre = norm() if model.use_norm_pre else None
+        self.blocks = nnx.List([Block(model, sizes, init, rngs=rngs) for _ in range(sizes.depth)])
+        self.norm = norm()
+        self.map_pool = MapPool(model, sizes, init, rngs=rngs) if model.pooling == "map" else None
         dense = functools.partial(nnx.Linear, rngs=rngs)
-        pooled, before_head = pooled_width(model), pooled_width(model)
-        if model.use_pre_logits:
-            before_head = sizes.width
+        pooled = pooled_width(model)
+        before_head = sizes.width if model.use_pre_logits else pooled
         self.pre_logits = (
             dense(pooled, before_head, kernel_init=init.pre_logits) if model.use_pre_logits else None
         )
@@ -118,8 +120,8 @@ class ViT(nnx.Module):
             else None
         )
 
-    def _make_tokens(self, rngs: nnx.Rngs) -> None:
-        model, layout, init, width = self.model, self.layout, inits(self.model), dims(self.model).width
+    def _make_tokens(self, init: Inits, width: int, rngs: nnx.Rngs) -> None:
+        model, layout = self.model, self.layout
 
         def table(initializer: Init, rows: int) -> nnx.Param | None:
             if not rows:
@@ -137,7 +139,7 @@ class ViT(nnx.Module):
         self.extra_pos = table(init.positions, num_extra * (model.extra_positions == "learned"))
 
     def layout_for(self, image_size: tuple[int, int]) -> TokenLayout:
-        """The tokens at another image size: the same extra tokens over another patch grid."""
+        """The tokens at another image size: only the patch grid differs."""
         return dataclasses.replace(self.layout, patch_grid=patch_grid(image_size, self.model.patch_size))
 
     def __call__(
@@ -148,16 +150,16 @@ class ViT(nnx.Module):
         masked_BxP: jax.Array | None = None,
         edits: Edits = NO_EDITS,
     ) -> Outputs:
-        """The Outputs for float images; `drop_key` switches drop path on.
+        """The Outputs for float images; `drop_key` enables drop path.
 
-        Patches where `masked_BxP` is True are replaced by the mask token, before positions are added. Taps
-        and all that comes out are as `edits` change them.
+        Patches for which `masked_BxP` is True are replaced by the mask token before positions are added.
+        `edits` change the inner values, and with them taps and outputs.
         """
         if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
             raise ConfigError(
                 f"images of shape {images_BxHxWxC.shape}: want [batch, height, width, {self.model.channels}]"
             )
-        layout = self.layout_for(images_BxHxWxC.shape[1:3])
+        layout = self.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
         taps = run_blocks(
@@ -198,16 +200,16 @@ class ViT(nnx.Module):
         if masked_BxP is not None:
             if self.mask_token is None:
                 raise ConfigError(
-                    "masked_BxP was given, but the model has no mask token: model.use_mask_token"
+                    "masked_BxP requires a mask token, which the model lacks: set model.use_mask_token=True"
                 )
             patches_BxPxD = jnp.where(
                 masked_BxP[..., None], self.mask_token[...].astype(dtype), patches_BxPxD
             )
-        position = self._patch_positions(layout)
+        position = self._patch_positions(layout, width)
         if position is not None:
             patches_BxPxD += position.astype(dtype)
         groups = []
-        if layout.has_cls:
+        if self.cls_token is not None:
             cls_1x1xD = self.cls_token[...]
             groups.append(cls_1x1xD if self.cls_pos is None else cls_1x1xD + self.cls_pos[...])
         groups.append(self._extra_tokens(width))
@@ -218,15 +220,15 @@ class ViT(nnx.Module):
             tokens_BxTxD = self.norm_pre(tokens_BxTxD).astype(dtype)
         return embed_BxPxD, tokens_BxTxD
 
-    def _patch_positions(self, layout: TokenLayout) -> jax.Array | None:
-        """The position table [1, P, D] on the grid of `layout`, resampled from the grid of training."""
+    def _patch_positions(self, layout: TokenLayout, width: int) -> jax.Array | None:
+        """The position table [1, P, D] for the patch grid of `layout`, resampled from that of training."""
         fixed, method = POSITIONS[self.model.positions].table, self.model.position_resampling
         if self.pos_embed is not None:
             table_PxD = self.pos_embed[...][0]
         elif fixed is not None and method == "none":
-            return jnp.asarray(fixed(layout.patch_grid, dims(self.model).width))[None]
+            return jnp.asarray(fixed(layout.patch_grid, width))[None]
         elif fixed is not None:
-            table_PxD = fixed(self.layout.patch_grid, dims(self.model).width)
+            table_PxD = fixed(self.layout.patch_grid, width)
         else:
             return None
         return jnp.asarray(resample(table_PxD, self.layout.patch_grid, layout.patch_grid, method))[None]
@@ -249,7 +251,7 @@ class ViT(nnx.Module):
         return extra_1xExD
 
     def classify(self, pooled_BxD: jax.Array) -> jax.Array | None:
-        """logits_BxY, or None for a model without head."""
+        """logits_BxY; None for a model without a head."""
         if self.head is None:
             return None
         if self.pre_logits is not None:

@@ -1,4 +1,4 @@
-"""A ViT with registers that are zero and were never trained: where test-time registers begin."""
+"""Untrained registers of zeros, added to a trained ViT: the start of test-time registers."""
 
 import dataclasses
 
@@ -6,18 +6,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_registers.errors import ConfigError
+from vit_registers.models.masks import parse_mask
 from vit_registers.models.vit import ViT
 
 
 def add_zero_registers(vit: ViT, count: int) -> ViT:
-    """A model with `count` more registers, after its own ones, of zeros and without positions.
+    """A model with `count` more registers of zeros, without positions, after the registers of `vit`.
 
-    arXiv:2506.08010, algorithm 2. Attention without a mask does not see the order of tokens, so that it makes
-    no difference that the paper puts them at the end. All parameters are those of `vit`, which stays as it
-    was. Raises ConfigError where the head reads the registers.
+    arXiv:2506.08010, algorithm 2. The paper appends them to the sequence; without a mask the order of tokens
+    does not matter. All other parameters are those of `vit`, which is unchanged. Raises ConfigError if the
+    head reads the registers, and for a mask from a file, which has no rows for them.
     """
     if vit.model.pooling == "cls_registers":
-        raise ConfigError("model.pooling='cls_registers': the head has no room for more registers")
+        raise ConfigError("model.pooling='cls_registers': the head has no inputs for more registers")
+    if parse_mask(vit.model.mask).name == "file":
+        raise ConfigError(f"model.mask='{vit.model.mask}': the matrix has no rows for more registers")
     own = vit.layout.num_registers
     model = dataclasses.replace(vit.model, num_registers=own + count)
     graph, wanted = nnx.split(nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0))))

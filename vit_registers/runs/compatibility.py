@@ -7,6 +7,7 @@ import jax
 from vit_registers import config as config_lib
 from vit_registers.data.class_names import match, some
 from vit_registers.errors import ConfigError
+from vit_registers.models.masks import is_same_mask
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.writers import say
 
@@ -15,13 +16,14 @@ def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -
     """Raises ConfigError with the differing settings where a run folder belongs to another config."""
     free = config_lib.may_change(config_lib.RESUME)
     # Read back first, so that settings which are newer than the run have their defaults on both sides.
-    there, here = (
-        config_lib.flatten(config_lib.to_dict(c)) for c in (config_lib.from_mapping(saved, checked=()), now)
-    )
+    saved_config = config_lib.from_mapping(saved, checked=())
+    there, here = (config_lib.flatten(config_lib.to_dict(c)) for c in (saved_config, now))
     differing = [
         f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and key not in free
+        if there.get(key) != here.get(key)
+        and key not in free
+        and not (key == "model.mask" and is_same_mask(saved_config.model, now.model))
     ]
     if differing:
         raise ConfigError(

@@ -209,7 +209,7 @@ def test_in_a_chain():
         ("three_augment", 1, "three_augment: the images have 1 channels: want 3"),
         ("color_jitter(0.3, 0.3, 0.3)", 1, "color_jitter: the images have 1 channels: want 3"),
         ("color_jitter(0.3, -0.1, 0.3)", 3, "color_jitter(0.3, -0.1, 0.3): want numbers >= 0"),
-        ("color_jitter(0.3)", 3, "color_jitter needs 'contrast'"),
+        ("color_jitter(0.3)", 3, "color_jitter requires 'contrast'"),
     ],
 )
 def test_bad_settings(text, channels, message):

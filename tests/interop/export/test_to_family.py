@@ -22,6 +22,8 @@ REFUSED = [
         (target, {"mask": "fractal", "summary_factor": 2}, "mask='fractal'")
         for target in ("deit", "big_vision")
     ),
+    *((target, {"mask": "window(radius=1)"}, r"mask='window\(radius=1\)'") for target in ("timm", "mup_vit")),
+    ("mup_vit", GAP | {"mask": "one_way", "summary_factor": 2}, "mask='one_way'"),
     *((target, {"positions": "alibi2d"}, "positions='alibi2d'") for target in ("dinov2", "clip", "mup_vit")),
     ("dinov2", {}, "no place for a classifier"),
     ("dino", {"num_classes": 0, "num_registers": 2}, "no place for registers"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vit_registers.models.attention import xla
-from vit_registers.models.attention.api import BACKENDS, attention_weights, lean, open_to_more
+from vit_registers.models.attention.api import BACKENDS, attention_weights, open_to_more, rematerialized
 from vit_registers.models.attention.cudnn import attend_even
 from vit_registers.models.attention.splash import attend_blocks
 from vit_registers.models.masks import build_mask
@@ -39,12 +39,13 @@ def two_products(q, k, v, *, mask_TxT=None, bias_NxTxT=None):
 
 def twice(q, k, v, *, mask_TxT=None, bias_NxTxT=None):
     """What `xla` does with model.remat=attention."""
-    return lean(functools.partial(BACKENDS["xla"], mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT))(q, k, v)
+    return rematerialized(functools.partial(BACKENDS["xla"], mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT))(
+        q, k, v
+    )
 
 
 RUNNABLE = {
     "xla": BACKENDS["xla"],
-    "structured": BACKENDS["structured"],
     "auto": BACKENDS["auto"],
     "padded": padded,
     "interpreted": interpreted,
@@ -57,19 +58,11 @@ B, N = 2, 2
 PLAIN = {"has_cls": True}
 REGISTERS = {"has_cls": True, "num_registers": 4}
 CASES = {
-    "197": (PLAIN, "none", False, 64, 0, "float32", ("xla", "structured", "padded", "interpreted")),
+    "197": (PLAIN, "none", False, 64, 0, "float32", ("xla", "padded", "interpreted")),
     "201 more keys": (REGISTERS, "none", False, 80, 1, "bfloat16", ("xla", "two_products", "interpreted")),
     "197 bias": (PLAIN, "none", True, 80, 0, "float32", ("xla", "auto", "padded", "twice")),
-    "255 fractal": ({"k": 2}, "fractal", False, 64, 1, "float32", ("xla", "structured", "interpreted")),
-    "255 released": (
-        {"k": 2},
-        "fractal_released",
-        True,
-        80,
-        0,
-        "float32",
-        ("xla", "structured", "padded"),
-    ),
+    "255 fractal": ({"k": 2}, "fractal", False, 64, 1, "float32", ("xla", "interpreted")),
+    "255 released": ({"k": 2}, "fractal_released", True, 80, 0, "float32", ("xla", "padded")),
     "255 local": (
         {"k": 2},
         "fractal_local",
@@ -77,7 +70,7 @@ CASES = {
         80,
         0,
         "bfloat16",
-        ("xla", "structured", "padded", "interpreted", "twice"),
+        ("xla", "padded", "interpreted", "twice"),
     ),
     "k=3 bias": (
         {"k": 3, **REGISTERS},
@@ -86,7 +79,7 @@ CASES = {
         64,
         1,
         "bfloat16",
-        ("xla", "structured", "padded", "two_products"),
+        ("xla", "padded", "two_products"),
     ),
 }
 

@@ -29,12 +29,18 @@ def loss(name, **extra):
     ("name", "where", "settings", "extra", "says"),
     [
         ("cudnn", "cpu", {}, {}, "runs on NVIDIA GPUs, and this is a cpu: use model.attention='xla'"),
-        ("cudnn", "gpu", {"dtype": jnp.float32}, {}, "wants 16-bit floats, not float32: set model.dtype"),
-        ("cudnn", "gpu", {"size": 60}, {}, "multiple of 8, at most 128, not 60 .* set model.num_heads"),
-        ("cudnn", "gpu", {"size": 136}, {}, "multiple of 8, at most 128, not 136"),
+        ("cudnn", "gpu", {"dtype": jnp.float32}, {}, "requires 16-bit floats, not float32: set model.dtype"),
+        ("cudnn", "gpu", {"size": 60}, {}, "multiple of 8 and at most 128, not 60 .* set model.num_heads"),
+        ("cudnn", "gpu", {"size": 136}, {}, "multiple of 8 and at most 128, not 136"),
         ("cudnn", "gpu", {}, {}, "cuDNN is not detected. Use model.attention='xla'"),
         ("splash", "cpu", {}, {}, "runs on TPUs, and this is a cpu: use model.attention='xla'"),
-        ("splash", "tpu", {}, {"bias_NxTxT": np.zeros((2, 197, 197), np.float32)}, "takes no attention bias"),
+        (
+            "splash",
+            "tpu",
+            {},
+            {"bias_NxTxT": np.zeros((2, 197, 197), np.float32)},
+            "supports no attention bias",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_when_tracing(monkeypatch, name, where, settings, extra, says):

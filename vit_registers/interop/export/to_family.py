@@ -30,6 +30,7 @@ from vit_registers.interop.export.rewrites import (
     refuse_masks_and_summaries,
     registers_without_positions,
 )
+from vit_registers.interop.names.mup_vit import FRACTAL_MASKS
 from vit_registers.models.blocks import dims
 from vit_registers.models.pooling import pooled_width
 from vit_registers.models.positions import POSITIONS, sincos2d
@@ -146,6 +147,8 @@ def mup_vit_tokens(d: Draft) -> None:
             d.refuse("summary tokens beside cls or registers")
         if d.model.positions == "alibi2d":
             d.refuse("positions='alibi2d' beside cls or registers")
+    if d.model.mask not in ("none", *FRACTAL_MASKS):
+        d.refuse(f"mask='{d.model.mask}'")
     cls_without_position(d)
     if layout.has_cls:
         learned_registers(d)

@@ -20,12 +20,13 @@ from vit_registers.interop.names.torch_table import torch_table
 from vit_registers.interop.recognize import Found
 from vit_registers.interop.tensor_map import Entry, fixed, is_fixed, joined
 from vit_registers.models.blocks import dims
-from vit_registers.models.masks import MASKS
+from vit_registers.models.masks import resolve
 from vit_registers.models.paths import Leaf
 from vit_registers.models.positions import sincos2d
 from vit_registers.models.tokens import Grid, summary_grids
 from vit_registers.models.vit import patch_grid, static_attention, token_layout
 
+FRACTAL_MASKS = ("fractal_released", "fractal", "fractal_local")  # that files of this code may hold
 _NO_FACTOR = "no summary factor gives on this grid: give image_size, the size that it was trained at"
 
 
@@ -191,8 +192,9 @@ def _with_stored_mask(readings: list[Model], found: Found) -> Model:
     name, there = found.names.mask, found.weights[found.names.mask]
     for reading in readings:
         rows, columns = patch_grid(reading.image_size, reading.patch_size)
-        masks = ["fractal", "fractal_local"] if reading.summary_factor else []
-        masks = ["fractal_released"] * bool(masks and rows == columns) + masks
+        masks = list(FRACTAL_MASKS) if reading.summary_factor else []
+        if rows != columns:
+            masks = [mask for mask in masks if mask != "fractal_released"]
         biases = [reading.positions] + ["alibi2d"] * (reading.positions == "none")
         options = [(mask, bias) for mask in masks for bias in biases]
         options += [("none", bias) for bias in biases if bias == "alibi2d"]
@@ -201,8 +203,8 @@ def _with_stored_mask(readings: list[Model], found: Found) -> Model:
             if is_fixed(there, _mask_buffer(found.names, candidate)):
                 return candidate
     raise CheckpointError(
-        f"{found.weights.where}: '{name}' is none of the masks that are known: {', '.join(MASKS)}, "
-        "each with and without ALiBi"
+        f"{found.weights.where}: '{name}' is none of the masks of this code: {', '.join(FRACTAL_MASKS)}, "
+        "none, each with and without ALiBi"
     )
 
 
@@ -222,7 +224,7 @@ def _with_told_mask(readings: list[Model], found: Found, hints: Hints) -> Model:
         raise CheckpointError(
             f"{where}: mask='{hints.mask}', but it has as many extra tokens as {_NO_FACTOR}"
         )
-    return dataclasses.replace(summaries, mask=hints.mask)
+    return resolve(dataclasses.replace(summaries, mask=hints.mask))
 
 
 def _is_exact(model: Model) -> bool:

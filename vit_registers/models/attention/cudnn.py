@@ -1,6 +1,7 @@
-"""Attention by cuDNN's fused kernels, for NVIDIA GPUs. Has not run on one yet."""
+"""Attention by cuDNN's fused kernels, for NVIDIA GPUs. Not yet run on one."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.mesh import over_mesh, platform
 
-_MAX_HEAD_SIZE = 128  # Hopper and later take 256
+_MAX_HEAD_SIZE = 128  # Hopper and later support 256
 
 
 def attend_cudnn(
@@ -22,32 +23,32 @@ def attend_cudnn(
 ) -> jax.Array:
     """Attention output out_BxTxNxK in the dtype of v, by cuDNN.
 
-    Mask and bias become one bias in the dtype of q: a bias of bfloat16 has 8 bits. Raises ConfigError
-    where the kernels do not apply: not on a GPU, no 16-bit floats, head sizes that are no multiple of 8
-    or above 128.
+    Mask and bias become one bias in the dtype of q; a bfloat16 bias has 8 significant bits. Raises
+    ConfigError on other platforms than GPUs, for floats of other than 16 bits, and for a head size that is
+    not a multiple of 8 or exceeds 128.
     """
     _check(q_BxTxNxK)
     attend = functools.partial(attend_even, mask_TxT=mask_TxT, implementation="cudnn")
     try:
         return over_mesh(attend, q_BxTxNxK, k_BxTxNxK, v_BxTxNxK, bias_NxTxT)
-    except (RuntimeError, NotImplementedError) as error:  # there is no cuDNN, or it cannot do this
+    except (RuntimeError, NotImplementedError) as error:  # cuDNN is missing, or does not support this
         raise ConfigError(f"model.attention='cudnn': {error} Use model.attention='xla'") from error
 
 
 def _check(q_BxTxNxK: jax.Array) -> None:
-    where, mend = platform(), "use model.attention='xla'"
+    where, cure = platform(), "use model.attention='xla'"
     if where != "gpu":
-        raise ConfigError(f"model.attention='cudnn' runs on NVIDIA GPUs, and this is a {where}: {mend}")
+        raise ConfigError(f"model.attention='cudnn' runs on NVIDIA GPUs, and this is a {where}: {cure}")
     if q_BxTxNxK.dtype not in (jnp.bfloat16, jnp.float16):
         raise ConfigError(
-            f"model.attention='cudnn' wants 16-bit floats, not {q_BxTxNxK.dtype}: "
-            f"set model.dtype='bfloat16', or {mend}"
+            f"model.attention='cudnn' requires 16-bit floats, not {q_BxTxNxK.dtype}: "
+            f"set model.dtype='bfloat16', or {cure}"
         )
     size = q_BxTxNxK.shape[-1]
     if size % 8 or size > _MAX_HEAD_SIZE:
         raise ConfigError(
-            f"model.attention='cudnn' wants heads of a multiple of 8, at most {_MAX_HEAD_SIZE}, "
-            f"not {size} (width / heads): set model.num_heads, or {mend}"
+            f"model.attention='cudnn' requires a head size that is a multiple of 8 and at most "
+            f"{_MAX_HEAD_SIZE}, not {size} (width / heads): set model.num_heads, or {cure}"
         )
 
 
@@ -58,12 +59,13 @@ def attend_even(
     bias_NxTxT: jax.Array | np.ndarray | None,
     *,
     mask_TxT: np.ndarray | None,
-    implementation: str,
+    implementation: Literal["xla", "cudnn"],
 ) -> jax.Array:
-    """jax.nn.dot_product_attention, over even lengths: JAX differentiates no odd one through cuDNN.
+    """out_BxTxNxK by jax.nn.dot_product_attention, with lengths padded to even ones.
 
-    An odd length gets one more token: a key that nobody sees; a query that sees all keys but that one, as
-    one that saw none would be 0 / 0, and whose answer is cut off.
+    JAX does not differentiate cuDNN's attention over odd lengths. An odd length gets one more token: a key
+    that is masked for all queries, and a query that sees all other keys, because a query without keys would
+    compute 0 / 0. The output of that query is cut off.
     """
     (batch, num_queries, num_heads, _), num_keys = q_BxTxNxK.shape, k_BxTxNxK.shape[1]
     more_queries, more_keys = num_queries % 2, num_keys % 2
@@ -75,10 +77,10 @@ def attend_even(
     mask_1xNxTxT = bias_1xNxTxT = None
     if mask_TxT is not None:
         mask_TxT = np.pad(mask_TxT, [(0, more_queries), (0, 0)], constant_values=True)
-        mask_TxT = jnp.asarray(np.pad(mask_TxT, [(0, 0), (0, more_keys)], constant_values=False))
-        # JAX makes a bias of it, and computes that bias's gradient, which for one that heads share has not
-        # always been there.
-        mask_1xNxTxT = jnp.broadcast_to(mask_TxT[None, None], (1, num_heads, *mask_TxT.shape))
+        padded_1x1xTxT = jnp.asarray(np.pad(mask_TxT, [(0, 0), (0, more_keys)]))[None, None]
+        # JAX turns the mask into a bias and computes the gradient of that bias. Not all versions support
+        # the gradient of a bias that heads share.
+        mask_1xNxTxT = jnp.broadcast_to(padded_1x1xTxT, (1, num_heads, *padded_1x1xTxT.shape[2:]))
     if bias_NxTxT is not None:
         bias_NxTxT = jnp.asarray(bias_NxTxT, q_BxTxNxK.dtype)
         bias_1xNxTxT = jnp.pad(bias_NxTxT, [(0, 0), (0, more_queries), (0, more_keys)])[None]

@@ -1,4 +1,4 @@
-"""Where attention runs: the platform, and kernels that XLA cannot split run on each device's share."""
+"""The platform that attention runs on, and functions that run on each device for its examples and heads."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ AXES = ("data", "fsdp", "tensor")  # batch, batch, heads
 
 
 def platform() -> str:
-    """cpu, gpu or tpu: that of the mesh which is set, else JAX's default. Known when tracing."""
+    """cpu, gpu or tpu: the platform of the current mesh, or else JAX's default. Known during tracing."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -24,10 +24,10 @@ def over_mesh(
     v_BxTxNxK: jax.Array,
     bias_NxTxT: np.ndarray | None,
 ) -> jax.Array:
-    """attend(q, k, v, bias), on each device for its own examples and heads where a mesh with AXES is set.
+    """attend(q, k, v, bias), computed on each device for its examples and heads under a mesh with AXES.
 
-    Without such a mesh, and where the axes are split by hand already, it is called as it is. Raises
-    ConfigError where the mesh does not divide batch or heads.
+    Without such a mesh, and where its axes are manual already, `attend` is called directly. Raises
+    ConfigError if the mesh does not divide the batch or the heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
@@ -45,15 +45,15 @@ def over_mesh(
         attend,
         in_specs=(spec, spec, spec, PartitionSpec(AXES[2])),
         out_specs=spec,
-        check_vma=False,  # kernels do not say how their results vary over the mesh
+        check_vma=False,  # kernels do not declare how their results vary over the mesh
     )(q_BxTxNxK, k_BxTxNxK, v_BxTxNxK, bias_NxTxT)
 
 
 def on_own_share(function: Callable[[jax.Array], jax.Array], x: jax.Array, heads_axis: int) -> jax.Array:
-    """function(x), which keeps the shape, on each device for its own examples and heads.
+    """function(x), of the shape of x, computed on each device for its examples (first axis) and heads.
 
-    Examples are x's first axis. For what XLA's partitioner does not know how to split: it would first bring
-    the whole batch to every device. Where the mesh does not divide batch and heads, x as it is.
+    For functions that XLA's partitioner cannot split: it would gather the whole batch on every device.
+    Returns x unchanged if the mesh does not divide the batch or the heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))

@@ -1,6 +1,6 @@
-"""Attention by JAX's splash kernel, for TPUs: blocks of the mask that are empty are not computed.
+"""Attention by JAX's splash kernel, for TPUs, which skips blocks of the mask that are empty.
 
-Has not run on a TPU yet: interpreted on CPU, and compiled for TPUs ahead of time.
+Not yet run on a TPU: interpreted on CPU, and compiled for TPUs ahead of time.
 """
 
 import functools
@@ -25,13 +25,13 @@ def attend_splash(
     mask_TxT: np.ndarray | None = None,
     bias_NxTxT: np.ndarray | None = None,
 ) -> jax.Array:
-    """Attention output out_BxTxNxK in the dtype of v, by the splash kernel, on each device for its share.
+    """Attention output out_BxTxNxK in the dtype of v, by the splash kernel.
 
-    Raises ConfigError where there is a bias, which the kernel does not know, and elsewhere than on a TPU.
+    Raises ConfigError for a bias, which the kernel does not support, and on other platforms than TPUs.
     """
     if bias_NxTxT is not None:
         raise ConfigError(
-            "model.attention='splash' takes no attention bias: use model.attention='xla', "
+            "model.attention='splash' supports no attention bias: use model.attention='xla', "
             "or other positions than model.positions='alibi2d'"
         )
     if (where := platform()) != "tpu":
@@ -51,12 +51,13 @@ def attend_blocks(
     mask_TxT: np.ndarray | None,
     is_interpreted: bool,
 ) -> jax.Array:
-    """The kernel over lengths padded to blocks, out_BxTxNxK; `is_interpreted` runs it anywhere, slowly.
+    """out_BxTxNxK of the kernel over lengths padded to blocks.
 
-    Keys that pad are masked. Queries that pad see what the last query sees: one that saw nothing would be
-    0 / 0, and so would be the gradient of all keys.
+    Keys of the padding are masked. Queries of the padding see the same keys as the last query: a query
+    without keys would compute 0 / 0, also in the gradients of all keys. `is_interpreted` runs the kernel on
+    any device, slowly.
     """
-    # Imports Mosaic, which only this back end needs.
+    # Imports Mosaic, which only this back end requires.
     from jax.experimental.pallas.ops.tpu import splash_attention as tpu
 
     assert bias_NxTxT is None
@@ -72,7 +73,7 @@ def attend_blocks(
         block_kv=block_kv,
         block_q_dkv=block_q,
         block_kv_dkv=block_kv,
-        use_fused_bwd_kernel=True,  # one pass for q, k and v; with one block of keys nothing is added up
+        use_fused_bwd_kernel=True,  # one pass for q, k and v; no partial sums with one block of keys
     )
     masks = tpu.MultiHeadMask([tpu.NumpyMask(mask_TxT)] * q_BxTxNxK.shape[2])
     kernel = tpu.make_splash_mha(
@@ -83,6 +84,7 @@ def attend_blocks(
     out_BxNxTxK = jax.vmap(kernel)(
         _by_head(q_BxTxNxK, more_queries), _by_head(k_BxTxNxK, more_keys), _by_head(v_BxTxNxK, more_keys)
     )
+    assert isinstance(out_BxNxTxK, jax.Array)  # other options of the kernel also return residuals
     return out_BxNxTxK[:, :, :num_queries].swapaxes(1, 2)
 
 
