@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench import startup as bench_startup
-from vit_registers.analysis.experiments import design
+from vit_registers.analysis.experiments import curves
 from vit_registers.errors import DataError, TrainingError
 from vit_registers.runs import results, sweeps
 from vit_registers.runs.metrics_log import FILE, read_records
@@ -62,7 +62,7 @@ def content(request, tmp_path):
 
 def _curves(*folders):
     subjects = [types.SimpleNamespace(name=folder.name, run=folder) for folder in folders]
-    return design.curves(subjects, options=None)
+    return curves.curves(subjects, options=None)
 
 
 def test_every_reader_takes_the_same_records(content):

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from vit_registers.analysis import subject
-from vit_registers.analysis.experiments import edited
+from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.accuracy import measure, own_head
 from vit_registers.analysis.subject import Options, Subject
 
@@ -53,7 +53,12 @@ def test_an_image_with_a_logit_that_is_not_finite_is_wrong(value):
     found = measure(logits_BxY, np.arange(4))
     assert (found.top1, found.top5, found.num_non_finite) == (0.5, 0.5, 2)
     assert not np.isfinite(found.cross_entropy)
-    assert edited.choices(logits_BxY).tolist() == [0, edited.NO_CHOICE, edited.NO_CHOICE, 3]
+    assert edited_models.choices(logits_BxY).tolist() == [
+        0,
+        edited_models.NO_CHOICE,
+        edited_models.NO_CHOICE,
+        3,
+    ]
 
 
 def test_images_without_a_label_do_not_count():

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.attention import MIDDLE, maps, positional_focus
-from vit_registers.analysis.experiments.training import attention_over_training, by_run, over_training
+from vit_registers.analysis.experiments.attention_maps import maps
+from vit_registers.analysis.experiments.attention_over_training import attention_over_training
+from vit_registers.analysis.experiments.over_training import over_training
+from vit_registers.analysis.experiments.positional_focus import MIDDLE, positional_focus
+from vit_registers.analysis.experiments.run_steps import by_run
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.measures.severity import attention_entropy

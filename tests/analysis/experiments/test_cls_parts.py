@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.cls_parts import one_shot, patches_only
+from vit_registers.analysis.experiments.cls_patches_only import patches_only
+from vit_registers.analysis.experiments.one_shot import one_shot
 from vit_registers.analysis.measures import one_shot as classifiers
 from vit_registers.analysis.subject import Options
 from vit_registers.models.tokens import TokenLayout

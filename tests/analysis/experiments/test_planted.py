@@ -14,8 +14,16 @@ from flax import nnx
 from PIL import Image
 
 from vit_registers.analysis import opening
-from vit_registers.analysis.experiments import neurons as neuron_experiment
-from vit_registers.analysis.experiments import norms, probes, remove_outliers, test_time_registers
+from vit_registers.analysis.experiments import (
+    attention_bias,
+    neuron_search,
+    norms,
+    norms_by_layer,
+    probe_position,
+    register_neurons,
+    remove_outliers,
+    test_time_registers,
+)
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures import neurons
@@ -126,7 +134,7 @@ def test_norms_find_the_outliers_and_their_share(planted, rule):
 
 def test_norms_by_layer_show_the_block_where_they_begin(planted):
     subject, is_bright_BxP = planted
-    section = norms.by_layer([subject], OPTIONS)
+    section = norms_by_layer.by_layer([subject], OPTIONS)
     flagged = {row["block"]: row["absolute:100, %"] for row in _rows(section)}
     share = pytest.approx(100 * is_bright_BxP.mean())
     assert flagged == {0: 0.0, 1: 0.0, 2: share, 3: share}
@@ -134,14 +142,14 @@ def test_norms_by_layer_show_the_block_where_they_begin(planted):
 
 def test_the_register_neuron_is_found(planted):
     subject, is_bright_BxP = planted
-    found = neuron_experiment.find_neurons(subject, OPTIONS)
+    found = neuron_search.find_neurons(subject, OPTIONS)
     assert found.last_block == BLOCK
     assert found.neuron_Ex2[0].tolist() == [BLOCK, NEURON]
     assert found.num_images == is_bright_BxP[: OPTIONS.num_edited].any(1).sum()
     on, off = found.score_LxF[BLOCK, NEURON], found.others_LxF[BLOCK, NEURON]
     assert on > 2.5
     assert off < 0.01
-    section = neuron_experiment.register_neurons([subject], OPTIONS)
+    section = register_neurons.register_neurons([subject], OPTIONS)
     assert section.tables[0].rows[0][:3] == ("planted", BLOCK + 1, NEURON)
     assert f'"block": {BLOCK},\n   "neuron": {NEURON}' in section.files["neurons-planted.json"]
 
@@ -149,7 +157,7 @@ def test_the_register_neuron_is_found(planted):
 def test_scores_are_the_mean_activations_worked_by_hand(planted):
     """The planted neuron's activation, from the stream before its block, in numpy."""
     subject, is_bright_BxP = planted
-    found = neuron_experiment.find_neurons(subject, OPTIONS)
+    found = neuron_search.find_neurons(subject, OPTIONS)
     model = _planted()
     image = np.asarray(subject.store.read("image_HxWxC")[: OPTIONS.num_edited], np.float32)
     out = nnx.jit(lambda model, x: model(x))(model, (image / 255 - 0.5) / 0.5)
@@ -183,7 +191,7 @@ def test_a_test_time_register_takes_the_outliers(planted):
 
 def test_an_attention_bias_does_what_the_register_does(planted):
     subject, _ = planted
-    rows = {row["variant"]: row for row in _rows(test_time_registers.attention_bias([subject], OPTIONS))}
+    rows = {row["variant"]: row for row in _rows(attention_bias.attention_bias([subject], OPTIONS))}
     assert rows["and a key and value"]["patches above threshold, %"] == 0.0
     register, biased, silent = (
         rows[name]["cosine of cls"]
@@ -219,11 +227,11 @@ def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
 
 
 def test_planted_positions_are_recovered_and_absent_ones_are_not(folder, planted):
-    rows = {row["patches"]: row for row in _rows(probes.position([planted[0]], OPTIONS))}
+    rows = {row["patches"]: row for row in _rows(probe_position.position([planted[0]], OPTIONS))}
     assert rows["normal"]["top-1, %"] == 100.0
     assert rows["normal"]["distance, patches"] == 0.0
     without = _subject(folder[0], _planted(has_positions=False), "without")
-    rows = {row["patches"]: row for row in _rows(probes.position([without], OPTIONS))}
+    rows = {row["patches"]: row for row in _rows(probe_position.position([without], OPTIONS))}
     chance = 100 / GRID**2
     assert rows["normal"]["top-1, %"] < 3 * chance
 

@@ -14,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 from vit_registers.analysis import opening
-from vit_registers.analysis.experiments import probes
+from vit_registers.analysis.experiments import probe_global
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.extract import extract
@@ -110,7 +110,7 @@ def _opened(kind, num_images=NUM_IMAGES):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(write, "_DPI", 20)
-    monkeypatch.setattr(probes, "_SEEDS", (0,))
+    monkeypatch.setattr(probe_global, "_SEEDS", (0,))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments import edited
+from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.report.figures import BLUE, ORANGE
@@ -35,7 +35,7 @@ def removal(subjects: list[Subject], options: Options) -> Section:
     )
     rows, curves = [], {}
     for subject in subjects:
-        is_outlier_BxP, _ = edited.flagged(subject, options)
+        is_outlier_BxP, _ = edited_models.flagged(subject, options)
         images = np.flatnonzero(is_outlier_BxP.any(1))
         if not len(images):
             section.gaps.append(f"{subject.name}: no outliers by {options.rule}")
@@ -61,9 +61,9 @@ def removal(subjects: list[Subject], options: Options) -> Section:
 def _measure(
     subject: Subject, options: Options, is_outlier_BxP: np.ndarray, images: np.ndarray
 ) -> tuple[list[tuple], dict[tuple[str, str], list[tuple[int, float]]]]:
-    names = edited.outputs_of(subject)
-    before = edited.as_it_is(subject, options, names)
-    same = edited.change(subject, before, before, images)
+    names = edited_models.outputs_of(subject)
+    before = edited_models.as_it_is(subject, options, names)
+    same = edited_models.change(subject, before, before, images)
     rows = [(subject.name, None, "nothing", None, *_cells(same))]
     depth = subject.store.read("norms_LxT").shape[1] - 1
     chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=_SEED)}
@@ -77,8 +77,8 @@ def _measure(
                     values={"block": np.int32(block), "use_mean": np.bool_(instead != "zero")},
                     rows={"is_chosen_BxP": is_chosen_BxP},
                 )
-                after = edited.run(subject, options, intervention, names)
-                found = edited.change(subject, before, after, images)
+                after = edited_models.run(subject, options, intervention, names)
+                found = edited_models.change(subject, before, after, images)
                 rows.append((subject.name, int(block) + 1, what, instead, *_cells(found)))
                 height = found.agreement if found.cls_cosine is None else found.cls_cosine
                 if height is not None:
@@ -86,8 +86,8 @@ def _measure(
     return rows, points
 
 
-def _cells(found: edited.Change) -> tuple[float | None, ...]:
-    shares = (edited.percent(found.agreement), edited.percent(found.accuracy))
+def _cells(found: edited_models.Change) -> tuple[float | None, ...]:
+    shares = (edited_models.percent(found.agreement), edited_models.percent(found.accuracy))
     return (found.cls_cosine, found.registers_cosine, *shares)
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments import edited
-from vit_registers.analysis.experiments.trial import (
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.neuron_moves import (
     GONE,
     OUTCOME,
     Outcome,
@@ -13,9 +13,8 @@ from vit_registers.analysis.experiments.trial import (
     chosen_count,
     sweep,
 )
-from vit_registers.analysis.features.interventions import Intervention, add_key
 from vit_registers.analysis.features.store import Store
-from vit_registers.analysis.measures.neurons import as_mask, random_like
+from vit_registers.analysis.measures.neurons import random_like
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, scale_for
 from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
@@ -78,7 +77,7 @@ def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, S
         "neurons silent": trial.moved(neuron_Ex2, num_registers=0),
         "neurons to a random patch": trial.moved(neuron_Ex2, num_registers=0, is_target_BxP=is_patch_BxP),
     }
-    before = edited.as_it_is(trial.subject, trial.options, trial.names)
+    before = edited_models.as_it_is(trial.subject, trial.options, trial.names)
     nobody = np.zeros((trial.num_images, layout.num_tokens), bool)
     outcomes, stores = {"as it is": trial.outcome(before, nobody, 0)}, {"as it is": before}
     for name, moved in moves.items():
@@ -142,54 +141,3 @@ def _attention(trial: Trial, before: Store, after: Store) -> Figure:
     for axes, title in zip(grid[0], ("image", "as it is", "test-time register"), strict=True):
         axes.set_title(title, fontsize=9)
     return figure
-
-
-def attention_bias(subjects: list[Subject], options: Options) -> Section:
-    """One more key and value instead of the register."""
-    section = Section(
-        definition="The neurons that test-time-registers moves are silent, and every attention gets one more "
-        "key and value for each head: the means, over images, of those of the test-time register (section "
-        f"A.2 of the paper). On the first {options.num_edited} images."
-    )
-    rows = []
-    for subject in subjects:
-        trial = begin(subject, options)
-        if trial is None or subject.model.pooling == "cls_registers":
-            why = f"no outliers by {options.rule}" if trial is None else "its head reads the registers"
-            section.gaps.append(f"{subject.name}: {why}")
-            continue
-        count = chosen_count(sweep(trial))
-        for name, outcome in _biased(trial, count).items():
-            rows.append((subject.name, name, *outcome.cells()))
-    if rows:
-        section.tables.append(
-            Table(title="Attention bias", columns=("model", "variant", *OUTCOME), rows=rows)
-        )
-    return section
-
-
-def _biased(trial: Trial, count: int) -> dict[str, Outcome]:
-    neuron_Ex2 = trial.found.neuron_Ex2[:count]
-    register = trial.moved(neuron_Ex2)
-    taken = edited.run(trial.subject, trial.options, register[0], ("register_kv_LxCxNxK",))
-    key, value = np.moveaxis(taken.read("register_kv_LxCxNxK").mean(0, dtype=np.float64), 1, 0)
-    biased = Intervention(
-        name="bias",
-        edits=add_key,
-        values={
-            "is_neuron_LxF": as_mask(neuron_Ex2, trial.found.score_LxF.shape),
-            "key_LxNxK": key.astype(np.float32),
-            "value_LxNxK": value.astype(np.float32),
-        },
-        rows={},
-    )
-    nobody = np.zeros((trial.num_images, trial.subject.layout.num_tokens), bool)
-    names = edited.outputs_of(trial.subject)
-    stores = {
-        "as it is": edited.as_it_is(trial.subject, trial.options, trial.names),
-        "neurons silent": trial.run(trial.moved(neuron_Ex2, num_registers=0)[0]),
-        "and a key and value": edited.run(trial.subject, trial.options, biased, names),
-    }
-    outcomes = {name: trial.outcome(store, nobody, 0) for name, store in stores.items()}
-    outcomes["test-time register"] = trial.measure(register)[1]
-    return outcomes

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.design import links, masks
+from vit_registers.analysis.experiments.mask import links, masks
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.models.masks import build_mask

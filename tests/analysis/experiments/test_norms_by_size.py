@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vit_registers.analysis.experiments.norms import by_size
+from vit_registers.analysis.experiments.norms_by_size import by_size
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.subject import Options
 

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from vit_registers.analysis.experiments import discovery as module
-from vit_registers.analysis.experiments.discovery import discovery
+from vit_registers.analysis.experiments import lost as module
+from vit_registers.analysis.experiments.lost import discovery
 from vit_registers.analysis.features import compute, extract
 from vit_registers.analysis.measures.lost import discover
 from vit_registers.analysis.subject import Options

@@ -1,56 +1,17 @@
 """Which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
 
-from typing import NamedTuple
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments import edited
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.neuron_search import Found, find_neurons
 from vit_registers.analysis.features.interventions import Intervention, nothing
-from vit_registers.analysis.measures.neurons import first_block, highest, neuron_scores
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, scale_for
 from vit_registers.analysis.report.section import Picture, Section, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 
 _LISTED, _FILED, _DRAWN = 15, 200, 3  # neurons in the table, in the file, in the picture
-
-
-class Found(NamedTuple):
-    """The neurons of one model. Blocks and neurons count from 0."""
-
-    threshold: float | None
-    is_outlier_BxP: np.ndarray
-    num_images: int  # that have outliers
-    last_block: int  # where outliers begin; neurons after it are not looked at
-    score_LxF: np.ndarray
-    others_LxF: np.ndarray | None  # None: all patches are outliers
-    neuron_Ex2: np.ndarray  # the highest score first
-
-
-def find_neurons(subject: Subject, options: Options) -> Found | None:
-    """The neurons by how active they are on outliers; None where there are no outliers."""
-    is_outlier_BxP, threshold = edited.flagged(subject, options)
-    has_outlier_B = is_outlier_BxP.any(1)
-    if not has_outlier_B.any():
-        return None
-    intervention = Intervention(
-        name="neurons", edits=nothing, values={}, rows={"is_outlier_BxP": is_outlier_BxP}
-    )
-    store = edited.run(subject, options, intervention, ("neurons_2xLxF",))
-    has_other_B = ~is_outlier_BxP.all(1)
-    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
-    norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
-    last_block = first_block(norm_BxLxP, is_outlier_BxP, threshold)
-    return Found(
-        threshold=threshold,
-        is_outlier_BxP=is_outlier_BxP,
-        num_images=int(has_outlier_B.sum()),
-        last_block=last_block,
-        score_LxF=score_LxF,
-        others_LxF=others_LxF,
-        neuron_Ex2=highest(score_LxF, last_block),
-    )
 
 
 def register_neurons(subjects: list[Subject], options: Options) -> Section:
@@ -117,7 +78,7 @@ def _curves(subject: Subject, options: Options) -> tuple[list[tuple], Figure]:
     """(block, norm after attention, after the MLP, attention of cls) of each block, and the picture."""
     has_cls = subject.layout.has_cls
     names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
-    store = edited.as_it_is(subject, options, names)
+    store = edited_models.as_it_is(subject, options, names)
     patches = subject.layout.patches
     after_L = store.read("norms_LxT")[..., patches].max(-1).mean(0, dtype=np.float64)
     middle_L = store.read("middle_norms_LxT")[..., patches].max(-1).mean(0, dtype=np.float64)
@@ -153,7 +114,7 @@ def _maps(subject: Subject, options: Options, found: Found) -> Picture:
     intervention = Intervention(
         name="maps", edits=nothing, values={"neuron_Ex2": neurons.astype(np.int32)}, rows={}
     )
-    store = edited.run(subject, options, intervention, ("neuron_maps_ExP",))
+    store = edited_models.run(subject, options, intervention, ("neuron_maps_ExP",))
     norms = subject.store.read("norms_LxT")[shown][:, -1, subject.layout.patches]
     maps = np.concatenate([norms[:, None], store.read("neuron_maps_ExP")[shown]], axis=1)
     titles = ["norm", *(f"block {block + 1}, neuron {neuron}" for block, neuron in neurons)]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.positions import counts, other_grid, resampling
+from vit_registers.analysis.experiments.position_resampling import counts, other_grid, resampling
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.models.resampling import RESAMPLINGS, resample

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis.experiments import edited
-from vit_registers.analysis.experiments.neurons import Found, find_neurons
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.neuron_search import Found, find_neurons
 from vit_registers.analysis.features.interventions import Intervention, move_neurons
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import as_mask
@@ -34,13 +34,13 @@ class Outcome(NamedTuple):
     largest: float  # norm of a patch
     target: float | None  # its norm
     attention: float | None  # of cls in the last block to it
-    change: edited.Change
+    change: edited_models.Change
 
     def cells(self) -> tuple[float | None, ...]:
         """The columns OUTCOME."""
-        shares = (edited.percent(self.change.agreement), edited.percent(self.change.accuracy))
+        shares = (edited_models.percent(self.change.agreement), edited_models.percent(self.change.accuracy))
         return (
-            edited.percent(self.share),
+            edited_models.percent(self.share),
             self.largest,
             self.target,
             self.attention,
@@ -103,7 +103,7 @@ class Trial:
 
     def run(self, intervention: Intervention) -> Store:
         """Its features."""
-        return edited.run(self.subject, self.options, intervention, self.names)
+        return edited_models.run(self.subject, self.options, intervention, self.names)
 
     def outcome(self, store: Store, is_target_BxT: np.ndarray, num_registers: int) -> Outcome:
         """What a variant comes to."""
@@ -116,13 +116,13 @@ class Trial:
         if has_target and self.subject.layout.has_cls:
             weights_BxT = store.read("attention_NxExT")[:, :, 0].mean(1, dtype=np.float64)
             attention = float((weights_BxT * is_target_BxT).sum(1).mean())
-        before = edited.as_it_is(self.subject, self.options, self.names)
+        before = edited_models.as_it_is(self.subject, self.options, self.names)
         return Outcome(
             share=float((norm_BxP > self.found.threshold).sum() / number) if number else None,
             largest=float(norm_BxP.max(1).mean()),
             target=float(norm_BxT[is_target_BxT].mean()) if has_target else None,
             attention=attention,
-            change=edited.change(self.subject, before, store, np.arange(self.num_images)),
+            change=edited_models.change(self.subject, before, store, np.arange(self.num_images)),
         )
 
     def measure(self, moved: tuple[Intervention, np.ndarray]) -> tuple[Store, Outcome]:
@@ -137,7 +137,7 @@ def begin(subject: Subject, options: Options) -> Trial | None:
     found = find_neurons(subject, options)
     if found is None:
         return None
-    names = (*(["attention_NxExT"] if subject.layout.has_cls else []), *edited.outputs_of(subject))
+    names = (*(["attention_NxExT"] if subject.layout.has_cls else []), *edited_models.outputs_of(subject))
     return Trial(subject=subject, options=options, found=found, names=names)
 
 

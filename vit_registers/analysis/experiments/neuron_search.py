@@ -1,0 +1,47 @@
+"""The neurons that make the outliers of a model (arXiv:2506.08010, algorithm 1)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.features.interventions import Intervention, nothing
+from vit_registers.analysis.measures.neurons import first_block, highest, neuron_scores
+from vit_registers.analysis.subject import Options, Subject
+
+
+class Found(NamedTuple):
+    """The neurons of one model. Blocks and neurons count from 0."""
+
+    threshold: float | None
+    is_outlier_BxP: np.ndarray
+    num_images: int  # that have outliers
+    last_block: int  # where outliers begin; neurons after it are not looked at
+    score_LxF: np.ndarray
+    others_LxF: np.ndarray | None  # None: all patches are outliers
+    neuron_Ex2: np.ndarray  # the highest score first
+
+
+def find_neurons(subject: Subject, options: Options) -> Found | None:
+    """The neurons by how active they are on outliers; None where there are no outliers."""
+    is_outlier_BxP, threshold = edited_models.flagged(subject, options)
+    has_outlier_B = is_outlier_BxP.any(1)
+    if not has_outlier_B.any():
+        return None
+    intervention = Intervention(
+        name="neurons", edits=nothing, values={}, rows={"is_outlier_BxP": is_outlier_BxP}
+    )
+    store = edited_models.run(subject, options, intervention, ("neurons_2xLxF",))
+    has_other_B = ~is_outlier_BxP.all(1)
+    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
+    norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
+    last_block = first_block(norm_BxLxP, is_outlier_BxP, threshold)
+    return Found(
+        threshold=threshold,
+        is_outlier_BxP=is_outlier_BxP,
+        num_images=int(has_outlier_B.sum()),
+        last_block=last_block,
+        score_LxF=score_LxF,
+        others_LxF=others_LxF,
+        neuron_Ex2=highest(score_LxF, last_block),
+    )
