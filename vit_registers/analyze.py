@@ -29,7 +29,7 @@ from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.report import write
-from vit_registers.analysis.report.section import Section
+from vit_registers.analysis.report.result import Result
 from vit_registers.analysis.subject import Options
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
@@ -37,7 +37,9 @@ from vit_registers.errors import ConfigError, DataError, UserError
 ALL = "all"
 
 
-def analyze(names: list[str], opened: list[opening.Opened], options: Options, out: Path) -> list[write.Entry]:
+def analyze(
+    names: list[str], opened: list[opening.OpenedModel], options: Options, out: Path
+) -> list[write.Entry]:
     """Runs the experiments on all models that can answer them; writes each one's folder under `out`."""
     found = {}
     for one in opened:
@@ -50,15 +52,15 @@ def analyze(names: list[str], opened: list[opening.Opened], options: Options, ou
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
         gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
-        section = Section(definition="Not measured.")
+        result = Result(definition="Not measured.")
         try:
-            section = experiment.measure(able, options) if able else section
+            result = experiment.measure(able, options) if able else result
         except DataError as error:  # one experiment's trouble is not the report's
             if len(names) == 1:
                 raise
             gaps.append(str(error))
-        section.gaps[:0] = gaps
-        entries.append(write.Entry(name, experiment.question, experiment.answers, section))
+        result.gaps[:0] = gaps
+        entries.append(write.Entry(name, experiment.question, experiment.answers, result))
         write.write_entry(entries[-1], out)
     return entries
 
@@ -126,10 +128,10 @@ def main(name: str) -> None:
         print(f"{path}\n{out / 'report.md'}")
         return
     (entry,) = entries
-    for gap in entry.section.gaps:
+    for gap in entry.result.gaps:
         print(f"gap: {gap}")
     print(out / name)
-    if entry.section.gaps and not entry.section.tables:
+    if entry.result.gaps and not entry.result.tables:
         raise UserError(f"{name} could not be measured on any of the checkpoints")
 
 

@@ -71,10 +71,10 @@ def test_every_reader_takes_the_same_records(content):
     assert (records, damage is not None) == (left, is_damaged)
     if is_damaged:
         assert damage.startswith(f"{run / FILE}: ") and damage.endswith("left out") and "\n" not in damage
-    section = _curves(run)
-    assert len(section.gaps) == (is_damaged or not left)
-    assert len(section.pictures) == bool(left)
-    assert {name: step for table in section.tables for _, name, step, _ in table.rows} == (
+    result = _curves(run)
+    assert len(result.gaps) == (is_damaged or not left)
+    assert len(result.pictures) == bool(left)
+    assert {name: step for table in result.tables for _, name, step, _ in table.rows} == (
         {"train/loss": 10, "train/top1": 10, "val/loss": 30, "val/top1": 30} if left else {}
     )
     last = max((record["step"] for record in left), default=0)
@@ -123,9 +123,9 @@ def test_a_run_without_metrics_is_a_gap_beside_one_that_has_them(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / FILE).write_bytes(WHOLE)
-    section = _curves(tmp_path / "missing", run)
-    assert section.gaps == ["missing: no metrics.jsonl, as it is no run, or a converted one"]
-    assert [picture.caption for picture in section.pictures] == ["run"]
+    result = _curves(tmp_path / "missing", run)
+    assert result.gaps == ["missing: no metrics.jsonl, as it is no run, or a converted one"]
+    assert [picture.caption for picture in result.pictures] == ["run"]
 
 
 # --- while a run is under way ----------------------------------------------------------------

@@ -33,7 +33,7 @@ _LIBRARIES = ("jax", "flax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenedModel:
     """A checkpoint with its model, and the images that it is shown."""
 
     name: str
@@ -117,7 +117,7 @@ def split_step(checkpoint: str) -> tuple[str, int | None]:
 
 def open_all(
     given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
-) -> list[Opened]:
+) -> list[OpenedModel]:
     """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
         raise ConfigError(f"{', '.join(meshes)}: analyze spreads images over all devices: leave it out")
@@ -144,7 +144,7 @@ def open_all(
 
 def _open(
     name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
-) -> Opened:
+) -> OpenedModel:
     path, step = split_step(checkpoint)
     if loading.is_run(path):
         step, config = loading.read_config(path, step, overrides)
@@ -162,7 +162,7 @@ def _open(
     check_memory(config, sharding.make_mesh(Mesh()), is_training=False)
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
-    return Opened(
+    return OpenedModel(
         name=name,
         path=path,
         step=step,
@@ -242,7 +242,7 @@ def _steps(checkpoint: str) -> list[str]:
     return intact
 
 
-def differences(opened: Sequence[Opened]) -> str | None:
+def differences(opened: Sequence[OpenedModel]) -> str | None:
     """How the images of models that stand side by side are not prepared alike, in a line; None: all alike."""
     shares = [one.shown.share for one in opened]
     is_near = None not in shares and max(shares) - min(shares) < _SAME_SHARE

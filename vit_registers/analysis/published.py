@@ -4,7 +4,7 @@ Only numbers that were read in a source that the title names; None where a sourc
 could not be read. They are of other models, images and protocols than ours, and a reader compares with care.
 """
 
-from vit_registers.analysis.report.section import Cell, Table
+from vit_registers.analysis.report.result import Cell, Table
 
 REGISTERS, DECOUPLING, TEST_TIME = "arXiv:2309.16588", "arXiv:2505.05892", "arXiv:2506.08010"
 FRACTAL, LOST = "arXiv:2601.15506", "arXiv:2109.14279"

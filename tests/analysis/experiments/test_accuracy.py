@@ -86,9 +86,9 @@ def test_models_by_their_registers_and_the_line_through_their_means():
     label = np.array([0, 1, 2, 0])
     right, half = np.eye(3)[label], np.eye(3)[[0, 1, 0, 1]]
     given = [("four", 4, right), ("none", 0, half), ("one", 1, right), ("other", 4, half)]
-    section = own_head([_subject(*one, label) for one in given], Options())
-    (table,), (picture,) = section.tables, section.pictures
-    assert not section.gaps
+    result = own_head([_subject(*one, label) for one in given], Options())
+    (table,), (picture,) = result.tables, result.pictures
+    assert not result.gaps
     assert [row[:4] for row in table.rows] == [
         ("none", 0, 4, 50.0),
         ("one", 1, 4, 100.0),
@@ -113,9 +113,9 @@ def test_what_cannot_be_measured_is_a_gap():
         _subject("blind", 0, logits, np.array([-1, -1])),
         _subject("broken", 0, np.array([[np.nan, 0, 0], [0, np.inf, 0]]), label),
     ]
-    section = own_head(subjects, Options())
-    assert not section.tables and not section.pictures
-    folder, many, blind, broken = section.gaps
+    result = own_head(subjects, Options())
+    assert not result.tables and not result.pictures
+    folder, many, blind, broken = result.gaps
     assert folder.startswith("folder: its head has 3 classes and the images have 2,")
     assert many.startswith("many: an image has several labels")
     assert blind == "blind: no image has a label"

@@ -60,9 +60,9 @@ def patch_weights(subject):
 
 def test_the_picture_of_heads_has_each_head_of_each_query():
     subject = make_subject()
-    section = maps([subject], Options())
-    assert [picture.name for picture in section.pictures] == ["maps-model", "heads-model"]
-    grid = np.array(section.pictures[1].figure.axes).reshape(4, 1 + HEADS)
+    result = maps([subject], Options())
+    assert [picture.name for picture in result.pictures] == ["maps-model", "heads-model"]
+    grid = np.array(result.pictures[1].figure.axes).reshape(4, 1 + HEADS)
     np.testing.assert_array_equal(grid[0, 0].images[0].get_array(), subject.example_NxHxWxC[0])
     for query, name in enumerate(("cls", "register 0", "register 1", "register 2")):
         assert grid[query, 1].get_ylabel() == name
@@ -76,13 +76,13 @@ def test_the_picture_of_heads_has_each_head_of_each_query():
 
 def test_the_picture_of_means_and_its_table():
     subject = make_subject()
-    section = maps([subject], Options(num_examples=2))
-    grid = np.array(section.pictures[0].figure.axes).reshape(2, 5)
+    result = maps([subject], Options(num_examples=2))
+    grid = np.array(result.pictures[0].figure.axes).reshape(2, 5)
     weights = patch_weights(subject)
     np.testing.assert_allclose(
         grid[1, 3].images[1].get_array(), weights[1, :, 2].mean(0).reshape(GRID), rtol=1e-6
     )
-    (table,) = section.tables
+    (table,) = result.tables
     share_NxE = weights.sum(-1).mean(0)
     part_NxE = weights.max(-1).mean(0) / share_NxE
     for i, row in enumerate(table.rows):
@@ -92,8 +92,8 @@ def test_the_picture_of_means_and_its_table():
 
 
 def test_fewer_images_than_examples_are_drawn_as_they_are():
-    section = maps([make_subject(images=2)], Options(num_examples=6))
-    assert len(section.pictures[0].figure.axes) == 2 * 5
+    result = maps([make_subject(images=2)], Options(num_examples=6))
+    assert len(result.pictures[0].figure.axes) == 2 * 5
 
 
 def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
@@ -102,8 +102,8 @@ def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
     center[:, PATCHES.start + 4 * 2 + 1] = 0.75  # row 2, column 1
     center[:, 0] = 0.25
     subject.store["center_T"] = center
-    section = positional_focus([subject], Options())
-    (table,) = section.tables
+    result = positional_focus([subject], Options())
+    (table,) = result.tables
     assert [row[1] for row in table.rows] == ["cls", "register 0", "register 1", "register 2", MIDDLE]
     assert table.rows[-1][2:] == (0.0, "2.00, 1.00", pytest.approx(np.hypot(1, 0.5)), None)
     mean = patch_weights(subject).mean(axis=(0, 1))
@@ -111,16 +111,16 @@ def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
         assert row[2] == pytest.approx(float(attention_entropy(values)[1]), rel=1e-6)
     of_registers = map_similarity(patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)).mean()
     assert [row[5] for row in table.rows] == [None, *[pytest.approx(of_registers, rel=1e-6)] * 3, None]
-    *_, last = section.pictures[0].figure.axes
+    *_, last = result.pictures[0].figure.axes
     drawn = np.asarray(last.images[0].get_array())
     assert np.argwhere(drawn).tolist() == [[2, 1]] and drawn.max() == pytest.approx(0.75)
 
 
 def test_focus_without_registers_has_a_gap():
     layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=GRID)
-    section = positional_focus([make_subject(layout=layout, images=4)], Options())
-    assert [row[1] for row in section.tables[0].rows] == ["cls", MIDDLE]
-    assert "fewer than two registers" in section.gaps[0]
+    result = positional_focus([make_subject(layout=layout, images=4)], Options())
+    assert [row[1] for row in result.tables[0].rows] == ["cls", MIDDLE]
+    assert "fewer than two registers" in result.gaps[0]
 
 
 def make_run(steps, run="runs/a", **settings):
@@ -139,9 +139,9 @@ def test_runs_are_grouped_and_sorted_and_gaps_name_the_others():
 
 def test_steps_of_a_run_are_rows_of_its_grid():
     subjects = make_run((20, 100, 3), images=2)
-    section = attention_over_training([*subjects, make_subject("b@5", run="runs/b", step=5)], Options())
-    assert section.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
-    (picture,), (table,) = section.pictures, section.tables
+    result = attention_over_training([*subjects, make_subject("b@5", run="runs/b", step=5)], Options())
+    assert result.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
+    (picture,), (table,) = result.pictures, result.tables
     grid = np.array(picture.figure.axes).reshape(3, 5)
     assert [axes.get_ylabel() for axes in grid[:, 0]] == ["step 3", "step 20", "step 100"]
     assert [axes.get_title() for axes in grid[0]] == ["", "cls", "register 0", "register 1", "register 2"]
@@ -158,16 +158,16 @@ def test_steps_of_a_run_are_rows_of_its_grid():
 
 def test_long_runs_are_thinned_in_the_picture_and_whole_in_the_table():
     layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=(1, 2))
-    section = attention_over_training(make_run(range(1, 26), images=1, layout=layout), Options())
-    labels = [axes.get_ylabel() for axes in section.pictures[0].figure.axes]
+    result = attention_over_training(make_run(range(1, 26), images=1, layout=layout), Options())
+    labels = [axes.get_ylabel() for axes in result.pictures[0].figure.axes]
     shown = [label for label in labels if label]
     assert len(shown) == 10 and (shown[0], shown[-1]) == ("step 1", "step 25")
-    assert len(section.tables[0].rows) == 25
+    assert len(result.tables[0].rows) == 25
 
 
 def test_one_step_has_no_table_and_no_picture():
-    section = attention_over_training(make_run((7,)), Options())
-    assert section.gaps and not section.tables and not section.pictures
+    result = attention_over_training(make_run((7,)), Options())
+    assert result.gaps and not result.tables and not result.pictures
 
 
 def test_registers_over_training_are_compared_on_all_images():

@@ -60,12 +60,12 @@ def image_with(size, box=None, *, truths=None, name="one"):
     return BoxImage(name=name, path=None, encoded=stream.getvalue(), box_xyxy_px=boxes, is_hard=is_hard)
 
 
-def rows_of(section, name="fake"):
-    return list(csv.DictReader(io.StringIO(section.files[f"boxes-{name}.csv"])))
+def rows_of(result, name="fake"):
+    return list(csv.DictReader(io.StringIO(result.files[f"boxes-{name}.csv"])))
 
 
-def table_of(section, place=0):
-    table = section.tables[place]
+def table_of(result, place=0):
+    table = result.tables[place]
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
@@ -77,23 +77,23 @@ def test_planted_objects(monkeypatch):
     reads, told = [], []
     read = module.read_image
     monkeypatch.setattr(module, "read_image", lambda record: reads.append(record.name) or read(record))
-    section = discovery([fake(told=told)], Options(boxes=records, num_examples=2))
+    result = discovery([fake(told=told)], Options(boxes=records, num_examples=2))
     assert reads == list(truths)
     assert told == [("lost", i, 4) for i in range(1, 5)]
-    assert section.gaps == []
+    assert result.gaps == []
 
-    rows = [row for row in rows_of(section) if row["cell"] == "no sweep"]
+    rows = [row for row in rows_of(result) if row["cell"] == "no sweep"]
     assert [row["image"] for row in rows] == list(truths)
     assert {tuple(row[side] for side in SIDES) for row in rows} == {("8", "4", "24", "12")}
     assert [row["iou"] for row in rows] == ["1.0", "0.5", "0.4375", ""]
     assert [row["hit"] for row in rows] == ["1", "1", "0", ""]
 
-    best, plain = table_of(section)
+    best, plain = table_of(result)
     assert (plain["cell"], plain["of"], plain["block"], plain["bias"]) == ("no sweep", "k", 3, 0.0)
     assert plain["CorLoc, %"] == pytest.approx(200 / 3)
     assert (plain["images"], plain["without boxes"], plain["seed in background"]) == (3, 1, 0)
     assert best["CorLoc, %"] == plain["CorLoc, %"]
-    every = table_of(section, 1)
+    every = table_of(result, 1)
     assert len(every) == 3 * 2 * 2 * 6
     assert {row["CorLoc, %"] for row in every if row["of"] == "v"} == {0.0}  # the box is all of the image
 
@@ -101,8 +101,8 @@ def test_planted_objects(monkeypatch):
 def test_the_picture_has_the_proportions_of_the_images():
     sizes = {"wide": (8, 80), "plain": (30, 41), "tall": (60, 12)}
     records = [image_with(size, (4, 4, 8, 8), name=name) for name, size in sizes.items()]
-    section = discovery([fake()], Options(boxes=[*records, records[0]], num_examples=3))
-    (picture,) = section.pictures
+    result = discovery([fake()], Options(boxes=[*records, records[0]], num_examples=3))
+    (picture,) = result.pictures
     axes = np.array(picture.figure.axes).reshape(3, 4)
     for row, (height, width) in zip(axes, sizes.values(), strict=True):
         for one in row:
@@ -114,15 +114,15 @@ def test_the_picture_has_the_proportions_of_the_images():
 
 def test_blocks_vary_too():
     records = [image_with((24, 24), (4, 4, 12, 12))]
-    section = discovery([fake()], Options(boxes=records, num_blocks=2))
-    assert section.gaps == []
-    assert {(row["of"], row["block"]) for row in table_of(section, 1)} == {
+    result = discovery([fake()], Options(boxes=records, num_blocks=2))
+    assert result.gaps == []
+    assert {(row["of"], row["block"]) for row in table_of(result, 1)} == {
         (of, block) for of in "qkv" for block in (2, 3)
     }
-    assert [row["block"] for row in table_of(section)] == [3, 3]
-    section = discovery([fake()], Options(boxes=records, num_blocks=9))
-    assert section.gaps == ["fake: the model has 3 of the 9 blocks asked for"]
-    assert {row["block"] for row in table_of(section, 1)} == {1, 2, 3}
+    assert [row["block"] for row in table_of(result)] == [3, 3]
+    result = discovery([fake()], Options(boxes=records, num_blocks=9))
+    assert result.gaps == ["fake: the model has 3 of the 9 blocks asked for"]
+    assert {row["block"] for row in table_of(result, 1)} == {1, 2, 3}
 
 
 def test_seeds_that_are_background_are_counted():
@@ -130,9 +130,9 @@ def test_seeds_that_are_background_are_counted():
         return looked_at(image, num_blocks, scale=0.2 if len(image) < 30 else 1)
 
     records = [image_with((height, 24), (4, 4, 12, 12)) for height in (24, 28, 32)]
-    section = discovery([fake(native=native)], Options(boxes=records))
+    result = discovery([fake(native=native)], Options(boxes=records))
     counts = set()
-    for row in table_of(section, 1):
+    for row in table_of(result, 1):
         options = {"use_center": row["centred"] == "yes", "use_norm": row["normalised"] == "yes"}
         found = []
         for values, grid in (native(read_image(record)) for record in records):
@@ -149,17 +149,17 @@ def test_without_boxes_nothing_is_computed():
         ((), "no images with boxes were given: --boxes="),
         ([image_with((8, 8)), image_with((9, 9))], "none of the 2 images has a box"),
     ):
-        section = discovery([fake(told=told)], Options(boxes=records))
-        assert len(section.gaps) == 1 and section.gaps[0].startswith(gap)
-        assert not (section.tables or section.files or section.pictures or told)
+        result = discovery([fake(told=told)], Options(boxes=records))
+        assert len(result.gaps) == 1 and result.gaps[0].startswith(gap)
+        assert not (result.tables or result.files or result.pictures or told)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4)])
 def test_images_of_one_patch(size):
     truth = (0, 0, size[1], size[0])
-    section = discovery([fake()], Options(boxes=[image_with(size, truth)]))
-    assert {row["CorLoc, %"] for row in table_of(section, 1)} == {100.0}
-    for row in rows_of(section):
+    result = discovery([fake()], Options(boxes=[image_with(size, truth)]))
+    assert {row["CorLoc, %"] for row in table_of(result, 1)} == {100.0}
+    for row in rows_of(result):
         assert tuple(int(row[side]) for side in SIDES) == truth
 
 
@@ -167,10 +167,10 @@ def test_boxes_over_the_edge_are_counted():
     box = (8, 8, 16, 16)
     truths = ([box], [(8, 8, 17, 16)], [(-1, 8, 16, 16)], [(8, 8, 16, 16.5), box])
     records = [image_with((16, 16), box, truths=these) for these in truths]
-    section = discovery([fake("a"), fake("b")], Options(boxes=records))
-    (gap,) = section.gaps  # for both models once
+    result = discovery([fake("a"), fake("b")], Options(boxes=records))
+    (gap,) = result.gaps  # for both models once
     assert gap.startswith("3 of 4 images: a true box goes over the edge")
-    rows = [row for row in rows_of(section, "b") if row["cell"] == "no sweep"]
+    rows = [row for row in rows_of(result, "b") if row["cell"] == "no sweep"]
     assert [float(row["iou"]) for row in rows] == pytest.approx([1, 64 / 72, 64 / 136, 1])
 
 
@@ -185,14 +185,14 @@ def test_large_images_are_shrunk(size, monkeypatch):
 
     height, width = size
     box = (0, 0, -(-width // 2), -(-height // 2))
-    section = discovery([fake(native=native)], Options(boxes=[image_with(size, box)]))
+    result = discovery([fake(native=native)], Options(boxes=[image_with(size, box)]))
     ((h, w),) = seen
     num_patches = -(-h // PATCH) * -(-w // PATCH)
     is_shrunk = -(-height // PATCH) * -(-width // PATCH) > 64
     assert num_patches <= 64 and (h <= height and w <= width)
     assert num_patches > 32 and ((h, w) != size) == is_shrunk
-    assert section.gaps == ["fake: 1 of 1 images had to be shrunk to 64 patches"] * is_shrunk
-    for row in rows_of(section):
+    assert result.gaps == ["fake: 1 of 1 images had to be shrunk to 64 patches"] * is_shrunk
+    for row in rows_of(result):
         x0, y0, x1, y1 = (int(row[side]) for side in SIDES)
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
         if row["cell"] == "no sweep":  # right to a patch of the small image
@@ -204,11 +204,11 @@ def test_a_model_that_refuses_the_sizes_leaves_the_others():
         raise ConfigError("position_resampling='none': no")
 
     records = [image_with((24, 24), (4, 4, 12, 12))]
-    section = discovery([fake("bad", refuse), fake("good")], Options(boxes=records))
-    assert section.gaps == ["bad: cannot be shown images of their own size: position_resampling='none': no"]
-    assert {row["model"] for row in table_of(section)} == {"good"}
-    section = discovery([fake("bad", refuse)], Options(boxes=records))
-    assert len(section.gaps) == 1 and not section.tables
+    result = discovery([fake("bad", refuse), fake("good")], Options(boxes=records))
+    assert result.gaps == ["bad: cannot be shown images of their own size: position_resampling='none': no"]
+    assert {row["model"] for row in table_of(result)} == {"good"}
+    result = discovery([fake("bad", refuse)], Options(boxes=records))
+    assert len(result.gaps) == 1 and not result.tables
 
 
 def test_a_folder_with_an_image_that_breaks_off(tmp_path):

@@ -76,19 +76,19 @@ def _subject(name, **settings):
 
 def test_section_has_links_of_masks_and_a_gap_for_full_attention():
     full, fractal = _subject("full"), _subject("fractal", summary_factor=2, mask="fractal")
-    section = masks([full, fractal], Options())
-    assert section.gaps == ["full: model.mask='none', all tokens attend to all"]
-    assert section.tables[1].rows == [
+    result = masks([full, fractal], Options())
+    assert result.gaps == ["full: model.mask='none', all tokens attend to all"]
+    assert result.tables[1].rows == [
         ("fractal", "1 x 1", "2 x 2", 4, 4, 100.0),
         ("fractal", "1 x 1", "4 x 4", 16, 16, 100.0),
         ("fractal", "2 x 2", "4 x 4", 4, 4, 100.0),
     ]
-    assert [picture.name for picture in section.pictures] == ["mask-fractal", "links-fractal"]
-    linked, lies = (axes.images[0].get_array() for axes in section.pictures[1].figure.axes)
+    assert [picture.name for picture in result.pictures] == ["mask-fractal", "links-fractal"]
+    linked, lies = (axes.images[0].get_array() for axes in result.pictures[1].figure.axes)
     np.testing.assert_array_equal(linked, lies)
     assert len(np.unique(linked.reshape(-1, 3), axis=0)) == 4  # a colour for each block
 
 
 def test_only_full_attention_gives_gaps_and_no_table():
-    section = masks([_subject("full")], Options())
-    assert section.gaps and not section.tables and not section.pictures
+    result = masks([_subject("full")], Options())
+    assert result.gaps and not result.tables and not result.pictures

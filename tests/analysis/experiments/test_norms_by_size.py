@@ -30,23 +30,23 @@ def _ends(axes, place):
 def test_smallest_first_with_the_numbers_of_numpy():
     plain, heavy = RNG.lognormal(3, 0.2, (40, 16)), RNG.lognormal(3, 0.2, (40, 16))
     heavy[3, 5] = 400.0
-    section = by_size(
+    result = by_size(
         [_subject("large", 300, heavy), _subject("small", 20, plain)], Options(rule="absolute:100")
     )
-    (table,) = section.tables
+    (table,) = result.tables
     assert [row[:2] for row in table.rows] == [("small", 20), ("large", 300)]
     for row, norms in zip(table.rows, (plain, heavy), strict=True):
         expected = (np.median(norms), np.percentile(norms, 99), norms.max(), 100 * (norms > 100).mean())
         np.testing.assert_allclose(row[2:], expected, rtol=1e-12)
-    assert not section.gaps
+    assert not result.gaps
 
-    (axes,) = section.pictures[0].figure.axes
+    (axes,) = result.pictures[0].figure.axes
     for place, norms in enumerate((plain, heavy)):  # a single large norm among 640 is drawn
         np.testing.assert_allclose(_ends(axes, place), (norms.min(), norms.max()), rtol=0.06)
 
 
 def test_one_size_is_a_gap_and_zeros_are_drawn():
     zeros = _subject("zeros", 20, np.zeros((2, 4)))
-    section = by_size([zeros], Options())
-    assert section.tables[0].rows == [("zeros", 20, 0.0, 0.0, 0.0, 0.0)]
-    assert section.gaps == ["all models are of one size; give some of several with --checkpoint"]
+    result = by_size([zeros], Options())
+    assert result.tables[0].rows == [("zeros", 20, 0.0, 0.0, 0.0, 0.0)]
+    assert result.gaps == ["all models are of one size; give some of several with --checkpoint"]

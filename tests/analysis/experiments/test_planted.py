@@ -97,7 +97,7 @@ def _subject(folder, model, name, features=("norms_LxT", "final_norms_T", "patch
         eval_batch_size=16,
     )
     config = dataclasses.replace(Config(), model=MODEL, data=data)
-    opened = opening.Opened(
+    opened = opening.OpenedModel(
         name=name,
         path=name,
         step=None,
@@ -117,25 +117,25 @@ def planted(folder):
     return _subject(root, _planted(), "planted"), is_bright_BxP
 
 
-def _rows(section, table=0):
-    columns = section.tables[table].columns
-    return [dict(zip(columns, row, strict=True)) for row in section.tables[table].rows]
+def _rows(result, table=0):
+    columns = result.tables[table].columns
+    return [dict(zip(columns, row, strict=True)) for row in result.tables[table].rows]
 
 
 @pytest.mark.parametrize("rule", ["absolute:100", "std:3", "valley"])
 def test_norms_find_the_outliers_and_their_share(planted, rule):
     subject, is_bright_BxP = planted
     np.testing.assert_array_equal(subject.outliers(rule).is_outlier_BxP, is_bright_BxP)
-    section = norms.distribution([subject], dataclasses.replace(OPTIONS, rule=rule))
-    found = next(row for row in _rows(section, 1) if row["rule"] == rule)
+    result = norms.distribution([subject], dataclasses.replace(OPTIONS, rule=rule))
+    found = next(row for row in _rows(result, 1) if row["rule"] == rule)
     assert found["patches flagged, %"] == pytest.approx(100 * is_bright_BxP.mean())
     assert found["images with any, %"] == pytest.approx(100 * is_bright_BxP.any(1).mean())
 
 
 def test_norms_by_layer_show_the_block_where_they_begin(planted):
     subject, is_bright_BxP = planted
-    section = norms_by_layer.by_layer([subject], OPTIONS)
-    flagged = {row["block"]: row["absolute:100, %"] for row in _rows(section)}
+    result = norms_by_layer.by_layer([subject], OPTIONS)
+    flagged = {row["block"]: row["absolute:100, %"] for row in _rows(result)}
     share = pytest.approx(100 * is_bright_BxP.mean())
     assert flagged == {0: 0.0, 1: 0.0, 2: share, 3: share}
 
@@ -149,9 +149,9 @@ def test_the_register_neuron_is_found(planted):
     on, off = found.score_LxF[BLOCK, NEURON], found.others_LxF[BLOCK, NEURON]
     assert on > 2.5
     assert off < 0.01
-    section = register_neurons.register_neurons([subject], OPTIONS)
-    assert section.tables[0].rows[0][:3] == ("planted", BLOCK + 1, NEURON)
-    assert f'"block": {BLOCK},\n   "neuron": {NEURON}' in section.files["neurons-planted.json"]
+    result = register_neurons.register_neurons([subject], OPTIONS)
+    assert result.tables[0].rows[0][:3] == ("planted", BLOCK + 1, NEURON)
+    assert f'"block": {BLOCK},\n   "neuron": {NEURON}' in result.files["neurons-planted.json"]
 
 
 def test_scores_are_the_mean_activations_worked_by_hand(planted):
@@ -169,8 +169,8 @@ def test_scores_are_the_mean_activations_worked_by_hand(planted):
 
 def test_a_test_time_register_takes_the_outliers(planted):
     subject, is_bright_BxP = planted
-    section = test_time_registers.test_time_registers([subject], OPTIONS)
-    rows = {row["variant"]: row for row in _rows(section)}
+    result = test_time_registers.test_time_registers([subject], OPTIONS)
+    rows = {row["variant"]: row for row in _rows(result)}
     above, target = "patches above threshold, %", "norm of the target"
     share = 100 * is_bright_BxP[: OPTIONS.num_edited].mean()
     assert rows["as it is"][above] == pytest.approx(share)
@@ -186,7 +186,7 @@ def test_a_test_time_register_takes_the_outliers(planted):
         assert rows[control][target] < 30
     assert rows["neurons to a random patch"][above] == 0.0
     assert rows["neurons to a random patch"][target] > 200
-    assert [row["neurons"] for row in _rows(section, 1)] == [1]
+    assert [row["neurons"] for row in _rows(result, 1)] == [1]
 
 
 def test_an_attention_bias_does_what_the_register_does(planted):
@@ -203,8 +203,8 @@ def test_an_attention_bias_does_what_the_register_does(planted):
 def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
     """Before block 2 the patches are bright: zero is not, so that the neuron stays silent."""
     subject, is_bright_BxP = planted
-    section = remove_outliers.removal([subject], OPTIONS)
-    rows = _rows(section)
+    result = remove_outliers.removal([subject], OPTIONS)
+    rows = _rows(result)
     assert rows[0]["taken away"] == "nothing"
     assert rows[0]["cosine of cls"] == pytest.approx(1.0)
     assert {row["before block"] for row in rows[1:]} == {1, 2, 3}

@@ -79,9 +79,9 @@ def test_own_method_first_and_models_of_one_kind_share_a_picture():
         _subject("fixed", **square, positions="sincos2d"),
         _subject("larger", **square, shown=(20, 24)),
     ]
-    section = resampling(subjects, Options())
-    (table,) = section.tables
-    assert not section.gaps
+    result = resampling(subjects, Options())
+    (table,) = result.tables
+    assert not result.gaps
     shown = [row[:5] for row in table.rows]
     small, own = ("16 x 16", "7 x 7"), ("bicubic_aa", "yes")
     assert shown == [
@@ -98,8 +98,8 @@ def test_own_method_first_and_models_of_one_kind_share_a_picture():
     weight_HxW = counts((16, 16), (7, 7), "bicubic")
     expected = (weight_HxW.std(), weight_HxW.min(), weight_HxW.max())
     assert table.rows[2][5:] == pytest.approx(expected)
-    assert [p.caption.partition(":")[0] for p in section.pictures] == ["dino", "ours, fixed", "larger"]
-    assert len({picture.name for picture in section.pictures}) == 3
+    assert [p.caption.partition(":")[0] for p in result.pictures] == ["dino", "ours, fixed", "larger"]
+    assert len({picture.name for picture in result.pictures}) == 3
 
 
 def test_what_has_no_table_is_a_gap():
@@ -110,9 +110,9 @@ def test_what_has_no_table_is_a_gap():
         _subject("anew", **square, positions="sincos2d", position_resampling="none"),
         _subject("tiny", image_size=(4, 4)),
     ]
-    section = resampling(subjects, Options())
-    assert not section.tables and not section.pictures
-    bias, none, anew, tiny = section.gaps
+    result = resampling(subjects, Options())
+    assert not result.tables and not result.pictures
+    bias, none, anew, tiny = result.gaps
     assert bias == "bias: model.positions='alibi2d' has no table"
     assert none == "none: model.positions='none' has no table"
     assert anew.startswith("anew: its table is made anew for every size")

@@ -30,7 +30,7 @@ def test_every_title_names_its_source_and_the_place_in_it(table):
     assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", source) or source == SMALL
     place, colon, what = rest.partition(": ")
     assert colon and what
-    assert re.search(r"\b(table|figure|section)s? \d|\btext\b|\bcode\b", place), place
+    assert re.search(r"\b(table|figure|result)s? \d|\btext\b|\bcode\b", place), place
     assert table.rows
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.published import PUBLISHED
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.report.write import Entry, write_entry, write_report
 from vit_registers.errors import DataError
 
@@ -23,8 +23,8 @@ def _entry():
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
     picture = Picture(name="line", caption="A line & more.", figure=figure)
-    section = Section(definition="What it is.", tables=[TABLE], pictures=[picture], gaps=["c: too few"])
-    return Entry("norms", "How large?", "arXiv:2309.16588, figure 3", section)
+    result = Result(definition="What it is.", tables=[TABLE], pictures=[picture], gaps=["c: too few"])
+    return Entry("norms", "How large?", "arXiv:2309.16588, figure 3", result)
 
 
 def test_markdown_and_csv():
@@ -46,7 +46,7 @@ def test_files(tmp_path):
         "line.png",
         "norms-by-token.csv",
         "numbers.json",
-        "section.md",
+        "result.md",
     ]
     assert json.loads((folder / "numbers.json").read_text())["tables"][0]["rows"][0] == ["a<b", 1.23456789]
     page = write_report([entry], tmp_path, title="T & T", about={"model": "x"}).read_text()
@@ -64,7 +64,7 @@ def test_published_numbers_are_beside_ours_and_not_among_them(tmp_path):
     assert numbers["published"] == [
         {"title": theirs.title, "columns": list(theirs.columns), "rows": [list(row) for row in theirs.rows]}
     ]
-    quoted = [line for line in (folder / "section.md").read_text().splitlines() if line.startswith(">")]
+    quoted = [line for line in (folder / "result.md").read_text().splitlines() if line.startswith(">")]
     assert quoted[0] == "> ### Published, not ours"
     assert f"> #### {theirs.title}" in quoted and "> | absolute:150 | 2.37 |" in quoted
     page = write_report([entry], tmp_path, title="T", about={}).read_text()
@@ -76,10 +76,10 @@ def test_published_numbers_are_beside_ours_and_not_among_them(tmp_path):
 @pytest.mark.parametrize("name", ["norms", "mask"])
 def test_nothing_is_published_beside_nothing(tmp_path, name):
     tables = [] if name == "norms" else [TABLE]  # nothing of ours; nothing of theirs
-    entry = Entry(name, "How?", "nothing", Section(definition="What it is.", tables=tables, gaps=["no"]))
+    entry = Entry(name, "How?", "nothing", Result(definition="What it is.", tables=tables, gaps=["no"]))
     folder = write_entry(entry, tmp_path)
     assert json.loads((folder / "numbers.json").read_text())["published"] == []
-    assert "not ours" not in (folder / "section.md").read_text()
+    assert "not ours" not in (folder / "result.md").read_text()
     page = write_report([entry], tmp_path, title="T", about={}).read_text()
     assert "not ours" not in page
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _COLORS = (BLUE, ORANGE, GREEN, RED)
@@ -61,9 +61,9 @@ def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
     return Accuracy(number, first / number, top5, loss / number, broken)
 
 
-def own_head(subjects: list[Subject], options: Options) -> Section:
+def own_head(subjects: list[Subject], options: Options) -> Result:
     """Accuracy of each model's own head on the images, by the number of its registers."""
-    section = Section(
+    result = Result(
         definition="Each image once. Classes are matched by name with those that the head was trained on; "
         "where a checkpoint does not know these, the n-th of the images is the n-th of the head. Top-5 is "
         "given for heads of more than five classes only. The standard error is that of drawing so many "
@@ -74,21 +74,21 @@ def own_head(subjects: list[Subject], options: Options) -> Section:
     for subject in subjects:
         label_B = subject.head_labels()
         if label_B is None:
-            section.gaps.append(f"{subject.name}: {_why_no_labels(subject)}")
+            result.gaps.append(f"{subject.name}: {_why_no_labels(subject)}")
             continue
         one = measure(subject.store.read("logits_Y"), label_B)
         if one is None:
-            section.gaps.append(f"{subject.name}: no image has a label")
+            result.gaps.append(f"{subject.name}: no image has a label")
         elif one.num_non_finite:
-            section.gaps.append(
+            result.gaps.append(
                 f"{subject.name}: the head gives numbers that are not finite for {one.num_non_finite} of "
                 f"{one.num_images} images; with these as wrong, top-1 is {100 * one.top1:.4g} %"
             )
         else:
             found[subject.name] = subject.layout.num_registers, one
     if found:
-        section.tables.append(_table(found))
-        section.pictures.append(
+        result.tables.append(_table(found))
+        result.pictures.append(
             Picture(
                 name="accuracy",
                 caption="Top-1 by the number of registers; bars are one standard error; the line goes "
@@ -96,7 +96,7 @@ def own_head(subjects: list[Subject], options: Options) -> Section:
                 figure=_draw(found),
             )
         )
-    return section
+    return result
 
 
 def _why_no_labels(subject: Subject) -> str:

@@ -13,13 +13,13 @@ from vit_registers.analysis.experiments.neuron_moves import (
 )
 from vit_registers.analysis.features.interventions import Intervention, add_key
 from vit_registers.analysis.measures.neurons import as_mask
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.result import Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 
-def attention_bias(subjects: list[Subject], options: Options) -> Section:
+def attention_bias(subjects: list[Subject], options: Options) -> Result:
     """One more key and value instead of the register."""
-    section = Section(
+    result = Result(
         definition="The neurons that test-time-registers moves are silent, and every attention gets one more "
         "key and value for each head: the means, over images, of those of the test-time register (section "
         f"A.2 of the paper). On the first {options.num_edited} images."
@@ -29,16 +29,14 @@ def attention_bias(subjects: list[Subject], options: Options) -> Section:
         trial = begin(subject, options)
         if trial is None or subject.model.pooling == "cls_registers":
             why = f"no outliers by {options.rule}" if trial is None else "its head reads the registers"
-            section.gaps.append(f"{subject.name}: {why}")
+            result.gaps.append(f"{subject.name}: {why}")
             continue
         count = chosen_count(sweep(trial))
         for name, outcome in _biased(trial, count).items():
             rows.append((subject.name, name, *outcome.cells()))
     if rows:
-        section.tables.append(
-            Table(title="Attention bias", columns=("model", "variant", *OUTCOME), rows=rows)
-        )
-    return section
+        result.tables.append(Table(title="Attention bias", columns=("model", "variant", *OUTCOME), rows=rows))
+    return result
 
 
 def _biased(trial: Trial, count: int) -> dict[str, Outcome]:

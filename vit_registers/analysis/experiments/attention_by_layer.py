@@ -3,11 +3,11 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 
-def entropy(subjects: list[Subject], options: Options) -> Section:
+def entropy(subjects: list[Subject], options: Options) -> Result:
     """Entropy of attention and the mass that goes to each token group, by layer."""
     rows = []
     figure = Figure(figsize=(4.2 * len(subjects) + 0.5, 3.2), layout="constrained")
@@ -46,7 +46,7 @@ def entropy(subjects: list[Subject], options: Options) -> Section:
         "to summaries",
         "to patches",
     )
-    return Section(
+    return Result(
         definition="Entropy of the softmax weights of a query, mean over heads, the group's queries and "
         "images; a mask lowers it. Mass: the weights that a group's queries send to each group.",
         tables=[Table(title="Attention by layer", columns=columns, rows=rows)],

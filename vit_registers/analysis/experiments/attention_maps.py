@@ -9,11 +9,11 @@ from vit_registers.analysis.experiments.attention_grids import (
     mean_maps,
     queries,
 )
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
-def maps(subjects: list[Subject], options: Options) -> Section:
+def maps(subjects: list[Subject], options: Options) -> Result:
     """The attention maps of cls and of each register, over the images; in the first image for each head."""
     rows, pictures = [], []
     for subject in subjects:
@@ -38,7 +38,7 @@ def maps(subjects: list[Subject], options: Options) -> Section:
         rows += [(subject.name, *row) for row in _by_head(subject)]
     columns = ("model", "query", "to patches", "lowest head", "highest head")
     columns += ("on one patch", "in the lowest head", "in the highest head")
-    return Section(
+    return Result(
         definition="Softmax weights of the last block in float32, of cls and each register to the patches; "
         "not divided by their sum, so that a map sums to the share of attention that patches get. The "
         "table has that share, mean over images, and the part of it that is on the patch that gets most (a "

@@ -5,16 +5,16 @@ import numpy as np
 from vit_registers.analysis.experiments.attention_grids import draw_maps, mean_maps, queries
 from vit_registers.analysis.experiments.run_steps import by_run
 from vit_registers.analysis.measures.focus import focus
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 _MOST_STEPS = 10  # that a grid of maps shows
 
 
-def attention_over_training(subjects: list[Subject], options: Options) -> Section:
+def attention_over_training(subjects: list[Subject], options: Options) -> Result:
     """What cls and the registers attend to in the first image, at each step of the runs."""
     runs, gaps = by_run(subjects)
-    section = Section(
+    result = Result(
         definition="Attention of the last block in the first image, mean over heads, at each checkpoint of a "
         "run that was given (RUN@all takes all). The share is what the patches get of the softmax; the "
         f"entropy is of the map, divided by its sum. Pictures show {_MOST_STEPS} steps at most.",
@@ -30,7 +30,7 @@ def attention_over_training(subjects: list[Subject], options: Options) -> Sectio
         maps = np.concatenate([mean_maps(subject, slice(0, 1)) for subject in shown])
         image = np.repeat(first.example_NxHxWxC[:1], len(shown), axis=0)
         labels = [f"step {subject.step}" for subject in shown]
-        section.pictures.append(
+        result.pictures.append(
             Picture(
                 name=f"steps-{first.name}",
                 caption=f"{run}: attention over the first image; each map has its own scale from 0 to the "
@@ -40,8 +40,8 @@ def attention_over_training(subjects: list[Subject], options: Options) -> Sectio
         )
     if rows:
         columns = ("run", "step", "query", "share of patches", "entropy / uniform")
-        section.tables.append(Table(title="Attention over training", columns=columns, rows=rows))
-    return section
+        result.tables.append(Table(title="Attention over training", columns=columns, rows=rows))
+    return result
 
 
 def _shares(subject: Subject) -> list[tuple[str, float, float | None]]:

@@ -5,11 +5,11 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis.measures.decoupling import attention_shares
 from vit_registers.analysis.measures.severity import summarize
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
-def shares(subjects: list[Subject], options: Options) -> Section:
+def shares(subjects: list[Subject], options: Options) -> Result:
     """How the attention of cls in the last block is divided over the token groups."""
     rows = []
     figure = Figure(figsize=(3.2 * len(subjects) + 0.5, 3.0), layout="constrained")
@@ -32,7 +32,7 @@ def shares(subjects: list[Subject], options: Options) -> Section:
         axes.set_xticks(range(1, len(plain) + 1), list(plain), fontsize=8)
         axes.set(ylim=(0, 1), ylabel="share of attention", title=subject.name)
     columns = ("model", "to", "share", "std", "share without cls", "std without cls")
-    return Section(
+    return Result(
         definition="Attention of cls in the last block, mean over heads, summed over each group; standard "
         "deviations are over images. The last two columns leave cls itself out and divide by the rest: the "
         "text of the paper says that patches and registers sum to 1.",

@@ -8,11 +8,11 @@ from vit_registers.analysis.measures.decoupling import (
 )
 from vit_registers.analysis.measures.severity import summarize
 from vit_registers.analysis.report.figures import legend_name
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
-def layers(subjects: list[Subject], options: Options) -> Section:
+def layers(subjects: list[Subject], options: Options) -> Result:
     """How alike cls is after each block to what it is after the last."""
     rows = []
     figure = Figure(figsize=(5.0, 3.2), layout="constrained")
@@ -32,7 +32,7 @@ def layers(subjects: list[Subject], options: Options) -> Section:
         )
     axes.set(xlabel="block / depth", ylabel="cosine with cls after the last block")
     axes.legend(frameon=False, fontsize=8)
-    return Section(
+    return Result(
         definition="Cosine of cls before the first block (0) and after each with cls after the last, before "
         "the final norm; mean and standard deviation over images.",
         tables=[Table(title="cls by layer", columns=("model", "block", "cosine", "std"), rows=rows)],

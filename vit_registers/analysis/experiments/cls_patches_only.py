@@ -8,15 +8,15 @@ from vit_registers.analysis.experiments.attention_grids import mean_maps
 from vit_registers.analysis.experiments.cls_sources import FULL, cls_parts
 from vit_registers.analysis.measures.severity import cosine, summarize
 from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, wrapped
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _COLORS = {"patches": BLUE, "registers": ORANGE, "summaries": GREEN}
 
 
-def patches_only(subjects: list[Subject], options: Options) -> Section:
+def patches_only(subjects: list[Subject], options: Options) -> Result:
     """Whether what attention brings from patches, or from registers, points where all of it does."""
-    section = Section(
+    result = Result(
         definition="Cosine between what the attention of cls brings in the last block from one token group, "
         "and from all of them (cls itself among them; without the bias of the projection and the skip "
         "connection). Where the cosine of patches is low, a map of attention over patches does not show what "
@@ -30,7 +30,7 @@ def patches_only(subjects: list[Subject], options: Options) -> Section:
             summary = summarize(cosine_B)
             kept = cosine_B[~np.isnan(cosine_B)]
             if summary.num_undefined:
-                section.gaps.append(
+                result.gaps.append(
                     f"{subject.name}: nothing comes from {part} in {summary.num_undefined} images"
                 )
             low, high = map(float, np.quantile(kept, [0.05, 0.95])) if len(kept) else (None, None)
@@ -38,11 +38,11 @@ def patches_only(subjects: list[Subject], options: Options) -> Section:
         _draw_cosines(axes, cosines, subject.name)
         stored = len(subject.store.read("image_HxWxC"))
         if not np.isnan(cosines["patches"][:stored]).all():
-            section.pictures.append(_lowest(subject, cosines["patches"], options.num_examples))
+            result.pictures.append(_lowest(subject, cosines["patches"], options.num_examples))
     columns = ("model", "part", "mean", "std", "5 %", "median", "95 %")
-    section.tables.append(Table(title="Cosine with the attention's output", columns=columns, rows=rows))
-    section.pictures.insert(0, Picture(name="cosines", caption="The cosine over images.", figure=figure))
-    return section
+    result.tables.append(Table(title="Cosine with the attention's output", columns=columns, rows=rows))
+    result.pictures.insert(0, Picture(name="cosines", caption="The cosine over images.", figure=figure))
+    return result
 
 
 def _cosines(subject: Subject) -> dict[str, np.ndarray]:

@@ -9,13 +9,13 @@ from vit_registers.analysis.measures.decoupling import (
     norm_table,
 )
 from vit_registers.analysis.report.figures import BLUE
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 SKIP, BIAS = "skip", "bias"
 
 
-def terms(subjects: list[Subject], options: Options) -> Section:
+def terms(subjects: list[Subject], options: Options) -> Result:
     """cls after the last attention as a sum of what comes from each token group: norms, cosines, CKA."""
     rows = []
     figure = Figure(figsize=(3.6 * len(subjects) + 0.5, 3.0), layout="constrained")
@@ -48,7 +48,7 @@ def terms(subjects: list[Subject], options: Options) -> Section:
         "CKA with attention",
         "CKA with the sum",
     )
-    return Section(
+    return Result(
         definition="cls after the attention of the last block, before its MLP, is the sum of: its attention "
         "to each token group (weights of the other groups set to zero, not divided again), after the output "
         "projection and LayerScale; the projection's bias; and the skip connection. Linear CKA over images, "

@@ -4,14 +4,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 _PCA_TOKENS = 50_000  # tokens that components are fitted to, at most
 _PCA_SIGMA = 3.0
 
 
-def components(subjects: list[Subject], options: Options) -> Section:
+def components(subjects: list[Subject], options: Options) -> Result:
     """Maps of the first three principal components of the patches."""
     rows, pictures, gaps = [], [], []
     for subject in subjects:
@@ -40,7 +40,7 @@ def components(subjects: list[Subject], options: Options) -> Section:
             )
         )
     columns = ("model", "tokens fitted", "share of variance 1", "2", "3")
-    return Section(
+    return Result(
         definition="Principal components of the patches that the last block leaves, before the final norm, "
         "of all images together; whitened, so that maps are in standard deviations.",
         tables=[Table(title="Variance of the components", columns=columns, rows=rows)] if rows else [],

@@ -5,7 +5,7 @@ import dataclasses
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.report.figures import legend_name
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.config import Model
 from vit_registers.models.blocks import dims
@@ -36,7 +36,7 @@ def energy(hours: float, watts: float, pue: float, intensity: float) -> tuple[fl
     return kwh, kwh * intensity
 
 
-def registers(subjects: list[Subject], options: Options) -> Section:
+def registers(subjects: list[Subject], options: Options) -> Result:
     """Operations and parameters with 0 to 16 registers, and the energy that the user's numbers come to."""
     rows = []
     figure = Figure(figsize=(5.0, 3.0), layout="constrained")
@@ -56,7 +56,7 @@ def registers(subjects: list[Subject], options: Options) -> Section:
     axes.set(xlabel="registers", ylabel="more operations, %")
     axes.legend(frameon=False, fontsize=8)
     columns = ("model", "registers", "GFLOP per image", "more, %", "parameters")
-    section = Section(
+    result = Result(
         definition="Operations of the matrix products of a forward pass at the size of the images, a "
         "multiplication and an addition counted as two; summary tokens, a mask and learned positions of "
         "registers as in the model.",
@@ -64,11 +64,11 @@ def registers(subjects: list[Subject], options: Options) -> Section:
         pictures=[Picture(name="cost", caption="Operations against none.", figure=figure)],
     )
     if options.energy is not None:
-        section.definition += (
+        result.definition += (
             " Energy in kWh = hours of all devices x watts of one x power usage effectiveness (PUE) / 1000; "
             "kg of CO2 = kWh x kg for each kWh. The four factors are those given with --energy."
         )
         columns = ("hours", "watts", "PUE", "kg CO2 per kWh", "kWh", "kg CO2")
         row = (*options.energy, *energy(*options.energy))
-        section.tables.append(Table(title="Energy", columns=columns, rows=[row]))
-    return section
+        result.tables.append(Table(title="Energy", columns=columns, rows=[row]))
+    return result

@@ -1,15 +1,15 @@
 """How training went: losses and accuracies of a run over its steps."""
 
 from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.errors import DataError
 from vit_registers.runs.metrics_log import read_records
 
 
-def curves(subjects: list[Subject], options: Options) -> Section:
+def curves(subjects: list[Subject], options: Options) -> Result:
     """Losses and accuracies over the steps of the runs."""
-    section = Section(
+    result = Result(
         definition="Losses and top-1 of the run: of single training batches, which may be mixed, and of "
         "evaluations."
     )
@@ -20,9 +20,9 @@ def curves(subjects: list[Subject], options: Options) -> Section:
         except DataError as error:
             records, damage = [], str(error)
         if damage is not None:
-            section.gaps.append(f"{subject.name}: {damage}")
+            result.gaps.append(f"{subject.name}: {damage}")
         elif not records:
-            section.gaps.append(f"{subject.name}: no metrics.jsonl, as it is no run, or a converted one")
+            result.gaps.append(f"{subject.name}: no metrics.jsonl, as it is no run, or a converted one")
         if not records:
             continue
         metrics = figures.metric_series(records)
@@ -31,10 +31,10 @@ def curves(subjects: list[Subject], options: Options) -> Section:
             for name, (steps, values) in metrics.items()
             if name.endswith(("/loss", "/top1", "/top5"))
         ]
-        section.pictures.append(
+        result.pictures.append(
             Picture(name=f"curves-{subject.name}", caption=subject.name, figure=figures.draw_curves(metrics))
         )
     if rows:
         columns = ("model", "metric", "last step", "value")
-        section.tables.append(Table(title="Last values", columns=columns, rows=rows))
-    return section
+        result.tables.append(Table(title="Last values", columns=columns, rows=rows))
+    return result

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_registers.analysis.features.finite import NotFiniteError, not_finite
 from vit_registers.analysis.features.table import FEATURES
-from vit_registers.analysis.report.section import Section, Table, is_not_finite
+from vit_registers.analysis.report.result import Result, Table, is_not_finite
 from vit_registers.analysis.subject import Options, Subject
 
 _ALWAYS = ("norms_LxT",)  # says of a model whether it gives finite values, where an experiment reads nothing
@@ -20,7 +20,7 @@ class Experiment(NamedTuple):
     question: str
     answers: str
     features: tuple[str, ...]
-    compute: Callable[[list[Subject], Options], Section]
+    compute: Callable[[list[Subject], Options], Result]
     needs_any: tuple[str, ...] = ()
 
     def lacking(self, parts: Collection[str]) -> str | None:
@@ -33,7 +33,7 @@ class Experiment(NamedTuple):
             return " and no ".join(self.needs_any)
         return None
 
-    def measure(self, subjects: list[Subject], options: Options) -> Section:
+    def measure(self, subjects: list[Subject], options: Options) -> Result:
         """What `compute` finds for the models whose features are finite, with a gap for each other model.
 
         A model is left out as well where the experiment edits it and the edited model's features are not
@@ -46,18 +46,18 @@ class Experiment(NamedTuple):
                 gaps.append(f"{subject.name}: {flaw}")
             if flaw is None or not self.features:
                 able.append(subject)
-        section = Section(definition="Not measured.")
+        result = Result(definition="Not measured.")
         while able:
             try:
                 with np.errstate(all="ignore"):  # what is not finite is counted below
-                    section = self.compute(able, options)
+                    result = self.compute(able, options)
                 break
             except NotFiniteError as error:
                 gaps.append(str(error))
                 able = [subject for subject in able if subject.name != error.model]
-        section.tables = [_without_not_finite(table, gaps) for table in section.tables]
-        section.gaps[:0] = gaps
-        return section
+        result.tables = [_without_not_finite(table, gaps) for table in result.tables]
+        result.gaps[:0] = gaps
+        return result
 
 
 def _flaw(subject: Subject, features: tuple[str, ...]) -> str | None:

@@ -23,7 +23,7 @@ from vit_registers.analysis.measures.lost import (
     sweep,
 )
 from vit_registers.analysis.report.figures import ORANGE, RED
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
 from vit_registers.errors import ConfigError
@@ -37,9 +37,9 @@ _COLUMNS = ("of", "block", "centred", "normalised", "bias")
 _SCORES = ("CorLoc, %", "seed in background", "images", "without boxes")
 
 
-def discovery(subjects: list[Subject], options: Options) -> Section:
+def discovery(subjects: list[Subject], options: Options) -> Result:
     """CorLoc of LOST for queries, keys and values of the last blocks, with all that can be varied."""
-    section = Section(
+    result = Result(
         definition="LOST on images of their own size, padded to whole patches: queries, keys and values of "
         "the last blocks (--lost_blocks), as they are or centred over patches and normalised, with a bias on "
         "all similarities. CorLoc is the share of images whose box has an IoU of 0.5 or more with a true "
@@ -48,34 +48,34 @@ def discovery(subjects: list[Subject], options: Options) -> Section:
         "have it, its patch is the box. The boxes of both cells are in boxes-MODEL.csv."
     )
     if not options.boxes:
-        section.gaps.append(
+        result.gaps.append(
             "no images with boxes were given: --boxes=DIR of PASCAL VOC, or NAME:SPLIT of TFDS"
         )
-        return section
+        return result
     if not any(len(record.box_xyxy_px) for record in options.boxes):
-        section.gaps.append(f"none of the {len(options.boxes)} images has a box: nothing can be judged")
-        return section
+        result.gaps.append(f"none of the {len(options.boxes)} images has a box: nothing can be judged")
+        return result
     rows, every = [], []
     for subject in subjects:
         try:
             found = _sweep(subject, options)
         except ConfigError as error:  # such as a table of positions that is not to be resampled
-            section.gaps.append(f"{subject.name}: cannot be shown images of their own size: {error}")
+            result.gaps.append(f"{subject.name}: cannot be shown images of their own size: {error}")
             continue
-        section.gaps += [gap for gap in _gaps(subject, options, found) if gap not in section.gaps]
+        result.gaps += [gap for gap in _gaps(subject, options, found) if gap not in result.gaps]
         table = {cell: corloc(found.box_xyxy_px[cell], found.truths) for cell in found.box_xyxy_px}
         best, no_sweep = summarize(table, feature="k", block=max(cell.block for cell in table))
         chosen = {"best of the sweep": best, "no sweep": no_sweep}
         rows += [(subject.name, name, *_row(cell, table, found)) for name, cell in chosen.items()]
         every += [(subject.name, *_row(cell, table, found)) for cell in table]
-        section.files[f"boxes-{subject.name}.csv"] = _boxes_csv(found, chosen)
-        section.pictures.append(_picture(subject, found.examples[no_sweep]))
+        result.files[f"boxes-{subject.name}.csv"] = _boxes_csv(found, chosen)
+        result.pictures.append(_picture(subject, found.examples[no_sweep]))
     if rows:
-        section.tables += [
+        result.tables += [
             Table(title="CorLoc", columns=("model", "cell", *_COLUMNS, *_SCORES), rows=rows),
             Table(title="All cells", columns=("model", *_COLUMNS, *_SCORES), rows=every),
         ]
-    return section
+    return result
 
 
 class _Example(NamedTuple):

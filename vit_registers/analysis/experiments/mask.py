@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.masks import owners
 from vit_registers.models.tokens import Grid, TokenLayout
@@ -46,9 +46,9 @@ def links(mask_TxT: np.ndarray, layout: TokenLayout) -> list[Link]:
     return found
 
 
-def masks(subjects: list[Subject], options: Options) -> Section:
+def masks(subjects: list[Subject], options: Options) -> Result:
     """Who may attend to whom, and whether the links between levels are those of blocks of the image."""
-    section = Section(
+    result = Result(
         definition="The static mask: the share of pairs that may attend, between token groups. Between "
         "levels: how many fine cells a coarse cell is linked to, and the share of fine cells that are linked "
         "to the coarse cell that they lie in, and to no other."
@@ -57,7 +57,7 @@ def masks(subjects: list[Subject], options: Options) -> Section:
     for subject in subjects:
         mask_TxT, _ = static_attention(subject.model, subject.layout)
         if mask_TxT is None:
-            section.gaps.append(f"{subject.name}: model.mask='none', all tokens attend to all")
+            result.gaps.append(f"{subject.name}: model.mask='none', all tokens attend to all")
             continue
         groups = subject.layout.level_groups
         rows.append((subject.name, "all", "all", float(np.mean(mask_TxT))))
@@ -68,19 +68,19 @@ def masks(subjects: list[Subject], options: Options) -> Section:
         ]
         title = f"{subject.name}: mask '{subject.model.mask}'"
         figure = figures.draw_mask(mask_TxT, groups, title=title)
-        section.pictures.append(Picture(name=f"mask-{subject.name}", caption=title, figure=figure))
+        result.pictures.append(Picture(name=f"mask-{subject.name}", caption=title, figure=figure))
         found = links(mask_TxT, subject.layout)
         link_rows += [(subject.name, *_row(link)) for link in found]
         to_blocks = [link for link in found if len(link.tokens_S) > 1]
         if to_blocks:
-            section.pictures.append(_draw(subject.name, to_blocks))
+            result.pictures.append(_draw(subject.name, to_blocks))
     if rows:
         columns = ("model", "queries", "keys", "share that may attend")
-        section.tables.append(Table(title="Mask", columns=columns, rows=rows))
+        result.tables.append(Table(title="Mask", columns=columns, rows=rows))
     if link_rows:
         columns = ("model", "coarse", "fine", "fewest linked", "most linked", "linked as they lie, %")
-        section.tables.append(Table(title="Links between levels", columns=columns, rows=link_rows))
-    return section
+        result.tables.append(Table(title="Links between levels", columns=columns, rows=link_rows))
+    return result
 
 
 def _row(link: Link) -> tuple[str, str, int, int, float]:

@@ -5,13 +5,13 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis.measures.severity import DENSITY_POINTS, NeighbourCosine, split_by_outlier
 from vit_registers.analysis.report.figures import BLUE, ORANGE
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 _SEED = 0
 
 
-def split_cosines(subjects: list[Subject], options: Options, feature: str, what: str) -> Section:
+def split_cosines(subjects: list[Subject], options: Options, feature: str, what: str) -> Result:
     rows, gaps = [], []
     figure = Figure(figsize=(4.0 * len(subjects) + 0.5, 3.0), layout="constrained")
     for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
@@ -40,7 +40,7 @@ def split_cosines(subjects: list[Subject], options: Options, feature: str, what:
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
     columns = ("model", "patches", "tokens", "pairs", "mean", "median", "Kolmogorov-Smirnov distance")
-    return Section(
+    return Result(
         definition=f"{what}: cosine of each patch with the patches above, below, left and right of it, every "
         "pair counted for the kind of its centre. Outliers are those of the last block's output, by the rule "
         "chosen. Densities are Gaussian kernel estimates.",

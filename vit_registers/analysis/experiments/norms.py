@@ -7,15 +7,15 @@ from scipy import stats
 from vit_registers.analysis.experiments.token_groups import patches_first, zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, scale_for
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
 
 
-def distribution(subjects: list[Subject], options: Options) -> Section:
+def distribution(subjects: list[Subject], options: Options) -> Result:
     """Norms after the last block, by token and by outlier rule."""
-    return Section(
+    return Result(
         definition="L2 norms of the tokens that the last block leaves, before the final norm, which would "
         "shrink the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal "
         "distribution).",

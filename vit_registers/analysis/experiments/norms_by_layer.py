@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from vit_registers.analysis.experiments.token_groups import patches_first, zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, scale_for
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 
-def by_layer(subjects: list[Subject], options: Options) -> Section:
+def by_layer(subjects: list[Subject], options: Options) -> Result:
     """Norms of patches after each block."""
     rows = []
     figure = Figure(figsize=(4.2 * len(subjects) + 0.5, 3.2), layout="constrained")
@@ -44,7 +44,7 @@ def by_layer(subjects: list[Subject], options: Options) -> Section:
         "of registers",
         "of summaries",
     )
-    return Section(
+    return Result(
         definition="L2 norms of the patches: 0 is what goes into the first block, n what block n leaves. "
         "Outliers are found anew in each layer, by the rule chosen.",
         tables=[Table(title="Norms by layer", columns=columns, rows=rows)],

@@ -3,11 +3,11 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 
-def by_position(subjects: list[Subject], options: Options) -> Section:
+def by_position(subjects: list[Subject], options: Options) -> Result:
     """How often each position holds an outlier."""
     figure = Figure(figsize=(3.4 * len(subjects) + 0.5, 3.2), layout="constrained")
     rows, gaps = [], []
@@ -26,7 +26,7 @@ def by_position(subjects: list[Subject], options: Options) -> Section:
         axes.set(xticks=[], yticks=[], title=subject.name)
         figure.colorbar(shown, ax=axes, label="images with an outlier here, %", shrink=0.8)
     columns = ("model", "most frequent position, %", "at the border, %", "inside, %")
-    return Section(
+    return Result(
         definition="The share of images whose patch at a position is an outlier by the rule chosen.",
         tables=[Table(title="Outliers by position", columns=columns, rows=rows)],
         pictures=[Picture(name="positions", caption="Where outliers are.", figure=figure)],

@@ -4,11 +4,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.report.figures import BLUE, GREY, RED
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 
-def by_size(subjects: list[Subject], options: Options) -> Section:
+def by_size(subjects: list[Subject], options: Options) -> Result:
     """Norms of patches of models by their number of parameters, the smallest first."""
     subjects = sorted(subjects, key=lambda subject: subject.num_parameters)
     rows, thresholds = [], []
@@ -19,7 +19,7 @@ def by_size(subjects: list[Subject], options: Options) -> Section:
         rows.append((subject.name, subject.num_parameters, *numbers))
         thresholds.append(outliers.threshold)
     columns = ("model", "parameters", "median", "p99", "max", f"{options.rule}, %")
-    section = Section(
+    result = Result(
         definition="L2 norms of the patches that the last block leaves, before the final norm; all of a "
         "model's parameters are counted. The last column is the share of patches that the rule flags.",
         tables=[Table(title="Norms by size", columns=columns, rows=rows)],
@@ -33,8 +33,8 @@ def by_size(subjects: list[Subject], options: Options) -> Section:
         ],
     )
     if len({subject.num_parameters for subject in subjects}) < 2:
-        section.gaps.append("all models are of one size; give some of several with --checkpoint")
-    return section
+        result.gaps.append("all models are of one size; give some of several with --checkpoint")
+    return result
 
 
 def _draw_sizes(subjects: list[Subject], thresholds: list[float | None]) -> Figure:

@@ -10,16 +10,16 @@ from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs
 from vit_registers.analysis.measures.one_shot import one_shot as fit_one_shot
 from vit_registers.analysis.measures.severity import summarize
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, wrapped
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 _SEEDS = (0, 1, 2)
 _CLASSIFIERS = {"logistic": BLUE, "nearest": ORANGE}
 
 
-def one_shot(subjects: list[Subject], options: Options) -> Section:
+def one_shot(subjects: list[Subject], options: Options) -> Result:
     """Accuracies of classifiers of one full output per class, on the full output and on its parts."""
-    section = Section(
+    result = Result(
         definition="A classifier is trained on what attention adds to cls in the last block (after the "
         "output projection and LayerScale, without its bias and the skip connection), of one image per "
         "class, and tested on another image of each: on the same, and on what comes from one token group "
@@ -31,9 +31,9 @@ def one_shot(subjects: list[Subject], options: Options) -> Section:
     for subject in subjects:
         label = np.asarray(subject.store.read("label"))
         if label.ndim > 1:
-            section.gaps.append(f"{subject.name}: the images have several labels each, one-shot wants one")
+            result.gaps.append(f"{subject.name}: the images have several labels each, one-shot wants one")
         elif len(draw_pairs(label, seed=0)[0]) < 2:
-            section.gaps.append(f"{subject.name}: fewer than two classes have two images or more")
+            result.gaps.append(f"{subject.name}: fewer than two classes have two images or more")
         else:
             found[subject.name] = _accuracies(subject, label)
     if found:
@@ -44,9 +44,9 @@ def one_shot(subjects: list[Subject], options: Options) -> Section:
             for part in scores[0].top1
         ]
         columns = ("model", "classifier", "part", "top-1, %", "std", "top-5, %", "std of top-5", "classes")
-        section.tables.append(Table(title="One-shot", columns=columns, rows=rows))
-        section.pictures.append(_draw_accuracies(found))
-    return section
+        result.tables.append(Table(title="One-shot", columns=columns, rows=rows))
+        result.pictures.append(_draw_accuracies(found))
+    return result
 
 
 def _accuracies(subject: Subject, label: np.ndarray) -> dict[str, list[OneShot]]:

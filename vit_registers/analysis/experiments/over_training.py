@@ -9,26 +9,26 @@ from vit_registers.analysis.experiments.run_steps import by_run
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.severity import summarize
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, legend_name, scale_for
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _COLORS = (BLUE, ORANGE, GREEN, GREY)
 
 
-def over_training(subjects: list[Subject], options: Options) -> Section:
+def over_training(subjects: list[Subject], options: Options) -> Result:
     """Norms of patches and the likeness of registers at each step of the runs."""
     grouped, gaps = by_run(subjects)
     runs = {run: [(one.step, _row(one, options)) for one in steps] for run, steps in grouped.items()}
-    section = Section(
+    result = Result(
         definition="Norms of the patches that the last block leaves, before the final norm, and the mean "
         "cosine between the attention maps of two registers on the same image, for each checkpoint of a run "
         "that was given (RUN@all takes all).",
         gaps=gaps,
     )
     if not runs:
-        return section
+        return result
     rows = [(run, step, *row) for run, steps in runs.items() for step, row in steps]
-    section.tables.append(
+    result.tables.append(
         Table(
             title="Over training",
             columns=(
@@ -44,8 +44,8 @@ def over_training(subjects: list[Subject], options: Options) -> Section:
             rows=rows,
         )
     )
-    section.pictures.append(Picture(name="steps", caption="Norms of patches by step.", figure=_draw(runs)))
-    return section
+    result.pictures.append(Picture(name="steps", caption="Norms of patches by step.", figure=_draw(runs)))
+    return result
 
 
 def _row(subject: Subject, options: Options) -> tuple:

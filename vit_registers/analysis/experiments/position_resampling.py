@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
@@ -43,9 +43,9 @@ def other_grid(source: Grid, shown: Grid) -> Grid:
     return rows, columns
 
 
-def resampling(subjects: list[Subject], options: Options) -> Section:
+def resampling(subjects: list[Subject], options: Options) -> Result:
     """Maps of what each position of training counts at another size, by way of resampling."""
-    section = Section(
+    result = Result(
         definition="The position table of training is resampled to another grid: that of the images, or, "
         "where the two are equal, about 7/16 of each side (the paper's 16 x 16 to 7 x 7). Each cell of the "
         "result gets a gradient of 1; shown is what of it arrives at each cell of the table, over the mean. "
@@ -56,7 +56,7 @@ def resampling(subjects: list[Subject], options: Options) -> Section:
     for subject in subjects:
         case = _case(subject)
         if isinstance(case, str):
-            section.gaps.append(f"{subject.name}: {case}")
+            result.gaps.append(f"{subject.name}: {case}")
             continue
         cases.setdefault(case, []).append(subject.name)
     for case, names in cases.items():
@@ -64,9 +64,9 @@ def resampling(subjects: list[Subject], options: Options) -> Section:
         maps = {method: counts(source, target, method) for method in methods}
         for name in names:
             rows += [(name, _text(source), _text(target), *_row(maps, method, methods[0])) for method in maps]
-        section.pictures.append(
+        result.pictures.append(
             Picture(
-                name=f"resampling-{len(section.pictures) + 1}",
+                name=f"resampling-{len(result.pictures) + 1}",
                 caption=f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it "
                 f"is resampled to {_text(target)}.",
                 figure=_draw(maps),
@@ -83,8 +83,8 @@ def resampling(subjects: list[Subject], options: Options) -> Section:
         "max",
     )
     if rows:
-        section.tables.append(Table(title="Weight of positions", columns=columns, rows=rows))
-    return section
+        result.tables.append(Table(title="Weight of positions", columns=columns, rows=rows))
+    return result
 
 
 def _case(subject: Subject) -> Case | str:

@@ -9,13 +9,13 @@ from vit_registers.analysis.experiments.attention_grids import (
 )
 from vit_registers.analysis.measures.focus import MapSums, focus, map_similarity
 from vit_registers.analysis.measures.severity import summarize
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 MIDDLE = "middle patch"
 
 
-def positional_focus(subjects: list[Subject], options: Options) -> Section:
+def positional_focus(subjects: list[Subject], options: Options) -> Result:
     """Attention maps averaged over all images: of cls, of each register, and of the middle patch."""
     rows, pictures, gaps = [], [], []
     for subject in subjects:
@@ -47,7 +47,7 @@ def positional_focus(subjects: list[Subject], options: Options) -> Section:
         "from the middle, patches",
         "cosine between registers",
     )
-    return Section(
+    return Result(
         definition="Attention maps of the last block, mean over heads and all images; entropy and centre of "
         "mass are of that mean map. Queries are cls, each register, and the patch in the middle of the grid "
         "(below and right of the centre on even sides). The cosine is between the maps of two registers on "

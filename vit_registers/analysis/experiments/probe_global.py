@@ -4,14 +4,14 @@ import numpy as np
 
 from vit_registers.analysis.experiments.halves import halves_by_class
 from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.result import Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.errors import DataError
 
 _SEEDS = (0, 1, 2)
 
 
-def global_information(subjects: list[Subject], options: Options) -> Section:
+def global_information(subjects: list[Subject], options: Options) -> Result:
     """How much of the image's class one token holds."""
     rows, gaps = [], []
     for subject in subjects:
@@ -32,7 +32,7 @@ def global_information(subjects: list[Subject], options: Options) -> Section:
             rows.append((subject.name, row.kind, accuracy, std, row.num_train, row.num_test, row.num_skipped))
     columns = ("model", "token", "accuracy, %", "std", "trained on", "tested on", "images without one")
     tables = [Table(title="Global information", columns=columns, rows=rows)] if rows else []
-    return Section(
+    return Result(
         definition="Logistic regression from one token of the last block's output, before the final norm, to "
         "the class of the image, trained on half of the images and tested on the other half; its strength is "
         "chosen within the first. Patches are drawn anew for each of three seeds; standard deviations are "

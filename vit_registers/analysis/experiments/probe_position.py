@@ -4,13 +4,13 @@ import numpy as np
 
 from vit_registers.analysis.experiments.halves import MANY_IMAGES, halves
 from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.result import Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 _FEWEST_IMAGES = 4  # two to train on, of which one chooses the strength
 
 
-def position(subjects: list[Subject], options: Options) -> Section:
+def position(subjects: list[Subject], options: Options) -> Result:
     """Whether a patch still knows where it is."""
     rows, gaps = [], []
     for subject in subjects:
@@ -30,7 +30,7 @@ def position(subjects: list[Subject], options: Options) -> Section:
         if not probe.is_converged:
             gaps.append(f"{subject.name}: the probe had not converged")
     columns = ("model", "patches", "tokens", "top-1, %", "distance, patches")
-    return Section(
+    return Result(
         definition="One linear softmax classifier over the positions, on the patches that the last block "
         f"leaves, trained on half of the images and scored on the other half ({MANY_IMAGES} at most), on "
         "flagged and on other patches. Distance is Euclidean, from the position answered to the true one.",

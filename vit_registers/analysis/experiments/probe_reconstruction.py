@@ -11,11 +11,11 @@ from vit_registers.analysis.measures.reconstruction import (
     score_reconstruction,
 )
 from vit_registers.analysis.measures.released import fit_released, score_released
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.result import Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 
-def reconstruction(subjects: list[Subject], options: Options) -> Section:
+def reconstruction(subjects: list[Subject], options: Options) -> Result:
     """Whether a patch still knows its pixels."""
     rows, gaps = [], []
     for subject in subjects:
@@ -37,7 +37,7 @@ def reconstruction(subjects: list[Subject], options: Options) -> Section:
         if not is_outlier.any():
             gaps.append(f"{subject.name}: no outliers by {options.rule}")
     columns = ("model", "probe", "patches", "tokens", "squared error per value", "L2 error per patch")
-    return Section(
+    return Result(
         definition="From a patch that the last block leaves to its pixels, normalised as the model is shown "
         "them: ridge regression, and an MLP with a hidden layer of 4 x the width; trained on half of the "
         f"images and scored on the other half ({MANY_IMAGES} at most). 'As released' is what the code of "

@@ -8,11 +8,11 @@ from vit_registers.analysis.measures.decoupling import (
 )
 from vit_registers.analysis.measures.severity import summarize
 from vit_registers.analysis.report.figures import BLUE, ORANGE, scale_for
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 
-def registers(subjects: list[Subject], options: Options) -> Section:
+def registers(subjects: list[Subject], options: Options) -> Result:
     """Whether one register carries the high norm, and how alike it is between images."""
     rows, gaps = [], []
     figure = Figure(figsize=(4.2 * len(subjects) + 0.5, 3.2), layout="constrained")
@@ -47,7 +47,7 @@ def registers(subjects: list[Subject], options: Options) -> Section:
         "cosine between images",
         "after the norm",
     )
-    return Section(
+    return Result(
         definition="The registers that go into the last block: which has the highest norm most often, its "
         "cosine between images (mean over all pairs), and the sizes of its 100 largest mean activations, "
         "before and after the block's first norm.",

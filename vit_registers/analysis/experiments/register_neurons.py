@@ -7,16 +7,16 @@ from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.neuron_search import Found, find_neurons
 from vit_registers.analysis.features.interventions import Intervention, nothing
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, scale_for
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 
 _LISTED, _FILED, _DRAWN = 15, 200, 3  # neurons in the table, in the file, in the picture
 
 
-def register_neurons(subjects: list[Subject], options: Options) -> Section:
+def register_neurons(subjects: list[Subject], options: Options) -> Result:
     """The neurons most active on outliers, norms and attention by layer, and maps of the neurons."""
-    section = Section(
+    result = Result(
         definition="For each hidden unit of each MLP, after the activation: the mean size on an image's "
         "outliers (by the rule, after the last block), mean over the images that have any, among the first "
         f"{options.num_edited}. Units up to the block where outliers begin: the first that leaves more than "
@@ -27,13 +27,13 @@ def register_neurons(subjects: list[Subject], options: Options) -> Section:
     for subject in subjects:
         found = find_neurons(subject, options)
         if found is None:
-            section.gaps.append(f"{subject.name}: no outliers by {options.rule}")
+            result.gaps.append(f"{subject.name}: no outliers by {options.rule}")
             continue
         rows += [(subject.name, *_row(found, at)) for at in found.neuron_Ex2[:_LISTED]]
-        section.files[f"neurons-{subject.name}.json"] = _listed(subject, options, found)
+        result.files[f"neurons-{subject.name}.json"] = _listed(subject, options, found)
         layers, figure = _curves(subject, options)
         curves += [(subject.name, *layer) for layer in layers]
-        section.pictures += [
+        result.pictures += [
             Picture(
                 name=f"layers-{subject.name}",
                 caption=f"{subject.name}: largest patch norm of an image after each attention and each MLP, "
@@ -45,10 +45,10 @@ def register_neurons(subjects: list[Subject], options: Options) -> Section:
         ]
     if rows:
         columns = ("model", "block", "neuron", "on outliers", "on other patches", "images")
-        section.tables.append(Table(title="Register neurons", columns=columns, rows=rows))
+        result.tables.append(Table(title="Register neurons", columns=columns, rows=rows))
         columns = ("model", "block", "norm after attention", "after the MLP", "attention of cls")
-        section.tables.append(Table(title="Largest patch by layer", columns=columns, rows=curves))
-    return section
+        result.tables.append(Table(title="Largest patch by layer", columns=columns, rows=curves))
+    return result
 
 
 def _row(found: Found, at: np.ndarray) -> tuple:

@@ -7,7 +7,7 @@ from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.report.figures import BLUE, ORANGE
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 
 _CUTS = 6  # places between blocks, at most
@@ -24,9 +24,9 @@ COLUMNS = (
 )
 
 
-def removal(subjects: list[Subject], options: Options) -> Section:
+def removal(subjects: list[Subject], options: Options) -> Result:
     """What becomes of cls, registers and accuracy without the outliers."""
-    section = Section(
+    result = Result(
         definition="The patches that the rule flags after the last block are replaced, before one block, by "
         "zero or by the mean of the image's other patches at that place; or as many random patches that are "
         "not flagged. Cosines are with what the unchanged model gives after its last block; the choice and "
@@ -38,16 +38,16 @@ def removal(subjects: list[Subject], options: Options) -> Section:
         is_outlier_BxP, _ = edited_models.flagged(subject, options)
         images = np.flatnonzero(is_outlier_BxP.any(1))
         if not len(images):
-            section.gaps.append(f"{subject.name}: no outliers by {options.rule}")
+            result.gaps.append(f"{subject.name}: no outliers by {options.rule}")
             continue
         if subject.head_labels() is None:
-            section.gaps.append(f"{subject.name}: no accuracy, as the images' classes are not its head's")
+            result.gaps.append(f"{subject.name}: no accuracy, as the images' classes are not its head's")
         found, points = _measure(subject, options, is_outlier_BxP, images)
         rows += found
         curves[subject.name] = points
     if rows:
-        section.tables.append(Table(title="Patches taken away", columns=COLUMNS, rows=rows))
-        section.pictures.append(
+        result.tables.append(Table(title="Patches taken away", columns=COLUMNS, rows=rows))
+        result.pictures.append(
             Picture(
                 name="removal",
                 caption="How alike the output stays: cosine of cls, or where there is no cls the share of "
@@ -55,7 +55,7 @@ def removal(subjects: list[Subject], options: Options) -> Section:
                 figure=_draw(curves),
             )
         )
-    return section
+    return result
 
 
 def _measure(

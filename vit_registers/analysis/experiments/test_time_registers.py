@@ -16,16 +16,16 @@ from vit_registers.analysis.experiments.neuron_moves import (
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import random_like
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, scale_for
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.result import Picture, Result, Table
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
 
 _SEED = 0
 
 
-def test_time_registers(subjects: list[Subject], options: Options) -> Section:
+def test_time_registers(subjects: list[Subject], options: Options) -> Result:
     """Outliers before and after, how many neurons it takes, and controls."""
-    section = Section(
+    result = Result(
         definition="The neurons of register-neurons are taken from all tokens and given to added registers "
         "of zeros, whose activation becomes the largest over the tokens. Neurons are added, highest score "
         f"first, until at most {GONE:.0%} of the outliers are left above the threshold of the model as "
@@ -37,23 +37,23 @@ def test_time_registers(subjects: list[Subject], options: Options) -> Section:
     for subject in subjects:
         trial = begin(subject, options)
         if trial is None:
-            section.gaps.append(f"{subject.name}: no outliers by {options.rule}")
+            result.gaps.append(f"{subject.name}: no outliers by {options.rule}")
             continue
         if subject.model.pooling == "cls_registers":
-            section.gaps.append(f"{subject.name}: its head reads the registers, so that none can be added")
+            result.gaps.append(f"{subject.name}: its head reads the registers, so that none can be added")
             continue
         outcomes = sweep(trial)
         counts += [(subject.name, count, *outcome.cells()) for count, outcome in outcomes]
         count = chosen_count(outcomes)
         found, stores = _variants(trial, count)
         rows += [(subject.name, name, *outcome.cells()) for name, outcome in found.items()]
-        section.pictures += _pictures(trial, stores, count)
+        result.pictures += _pictures(trial, stores, count)
     if rows:
-        section.tables += [
+        result.tables += [
             Table(title="Test-time registers", columns=("model", "variant", *OUTCOME), rows=rows),
             Table(title="Number of neurons", columns=("model", "neurons", *OUTCOME), rows=counts),
         ]
-    return section
+    return result
 
 
 def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, Store]]:

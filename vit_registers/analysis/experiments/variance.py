@@ -3,11 +3,11 @@
 import numpy as np
 
 from vit_registers.analysis.measures.severity import VarianceSums
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.result import Result, Table
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
-def variance(subjects: list[Subject], options: Options) -> Section:
+def variance(subjects: list[Subject], options: Options) -> Result:
     """Variance of flagged and of other patches, and their shares of the total."""
     rows, gaps = [], []
     for subject in subjects:
@@ -30,7 +30,7 @@ def variance(subjects: list[Subject], options: Options) -> Section:
         "within others",
         "between",
     )
-    return Section(
+    return Result(
         definition="Patches that the last block leaves, before the final norm: trace of the covariance of "
         "those that the rule flags and of the others; and how the sum of squared distances from the mean of "
         "all splits into that around the outliers' mean, around the others' mean, and between the two.",

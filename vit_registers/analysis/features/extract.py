@@ -17,7 +17,7 @@ from vit_registers.analysis.features.finite import NotFiniteError, describe, not
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.features.store import VALID, Store
 from vit_registers.analysis.features.table import LIMITS
-from vit_registers.analysis.opening import Opened
+from vit_registers.analysis.opening import OpenedModel
 from vit_registers.analysis.subject import Native, Options, Subject
 from vit_registers.config import image_size
 from vit_registers.errors import DataError
@@ -26,7 +26,7 @@ from vit_registers.models.zero_registers import add_zero_registers
 from vit_registers.training import sharding
 
 
-def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) -> Subject:
+def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Options) -> Subject:
     """The subject, with the features `names` on disk under out/features."""
     data = one.config.data
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
@@ -72,7 +72,7 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
     )
 
 
-def _say_cost(one: Opened, names: tuple[str, ...], store: Store) -> None:
+def _say_cost(one: OpenedModel, names: tuple[str, ...], store: Store) -> None:
     """Tells on stderr what is about to be computed. Raises DataError where the disk has no room for it."""
     size, number = image_size(one.config), store.num_images
     needed = compute.size_bytes(one.model, names, image_size=size, num_images=number)
@@ -109,7 +109,7 @@ def _progress(name: str) -> Callable[[str, int, int], None]:
 
 
 def _rerun(
-    one: Opened, store: Store, root: Path, progress: Callable[[str, int, int], None]
+    one: OpenedModel, store: Store, root: Path, progress: Callable[[str, int, int], None]
 ) -> Callable[[Intervention, tuple[str, ...], int], Store]:
     """What extracts features of the model under an intervention, from images that are in the store."""
     number = itertools.count(1)
@@ -143,14 +143,14 @@ def _rerun(
     return rerun
 
 
-def _checked(one: Opened, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
+def _checked(one: OpenedModel, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
     """The features of the edited model. Raises NotFiniteError where they are not finite."""
     if flaw := not_finite(edited, names):
         raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
     return edited
 
 
-def _native(one: Opened) -> Callable[[np.ndarray, int], Native]:
+def _native(one: OpenedModel) -> Callable[[np.ndarray, int], Native]:
     """`compute.native` of the model. Raises NotFiniteError where what it gives is not finite."""
     measure = compute.native(one.model, mean=one.config.data.mean, std=one.config.data.std)
     shown = itertools.count(1)

@@ -20,7 +20,7 @@ from matplotlib.text import Text
 from vit_registers.analysis.file_names import file_name, file_names
 from vit_registers.analysis.published import PUBLISHED
 from vit_registers.analysis.report.markdown import block, inline
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.result import Result, Table
 from vit_registers.errors import DataError
 from vit_registers.strict_json import dumps
 
@@ -59,38 +59,38 @@ class Entry(NamedTuple):
     name: str
     question: str
     answers: str  # which figure or table of which paper
-    section: Section
+    result: Result
 
     @property
     def published(self) -> list[Table]:
         """The papers' numbers, where there is something of ours to be read beside them."""
-        has_own = bool(self.section.tables or self.section.pictures)
+        has_own = bool(self.result.tables or self.result.pictures)
         return PUBLISHED.get(self.name, []) if has_own else []
 
     def numbers(self) -> dict[str, Any]:
         """All that was measured, and what others published, for a JSON file."""
-        theirs = Section(definition="", tables=self.published).numbers()["tables"]
+        theirs = Result(definition="", tables=self.published).numbers()["tables"]
         head = {"experiment": self.name, "question": self.question}
-        return {**head, **self.section.numbers(), "published": theirs}
+        return {**head, **self.result.numbers(), "published": theirs}
 
 
 def write_entry(entry: Entry, out: Path) -> Path:
-    """Writes out/<name>/: section.md, a CSV file per table, a PNG per picture, numbers.json. The folder."""
-    folder, section = out / entry.name, entry.section
+    """Writes out/<name>/: result.md, a CSV file per table, a PNG per picture, numbers.json. The folder."""
+    folder, result = out / entry.name, entry.result
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in zip(
-            file_names([_slug(t.title) for t in section.tables]), section.tables, strict=True
+            file_names([_slug(t.title) for t in result.tables]), result.tables, strict=True
         ):
             _write(folder / f"{name}.csv", table.csv())
-        for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+        for name, picture in zip(_picture_names(result), result.pictures, strict=True):
             (folder / f"{name}.png").write_bytes(_png(picture.figure))
-        parts = [name.rpartition(".") for name in section.files]
+        parts = [name.rpartition(".") for name in result.files]
         stems = file_names([stem for stem, _, _ in parts])
-        for stem, (_, _, ending), text in zip(stems, parts, section.files.values(), strict=True):
+        for stem, (_, _, ending), text in zip(stems, parts, result.files.values(), strict=True):
             _write(folder / f"{stem}.{ending}", text)
         _write(folder / "numbers.json", dumps(entry.numbers()) + "\n")
-        _write(folder / "section.md", _markdown(entry, ""))
+        _write(folder / "result.md", _markdown(entry, ""))
     except OSError as error:
         raise DataError(f"{folder} cannot be written to: {error.strerror}") from None
     return folder
@@ -122,20 +122,20 @@ def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapp
 
 
 def _markdown(entry: Entry, folder: str) -> str:
-    section = entry.section
+    result = entry.result
     parts = [
         f"## {block(entry.name)}\n",
         f"**{inline(entry.question)}**\n",
-        f"{block(section.definition)}\n",
+        f"{block(result.definition)}\n",
         f"Answers: {inline(entry.answers)}.\n",
     ]
-    parts += [f"Gap: {inline(gap)}.\n" for gap in section.gaps]
-    parts += [f"### {block(table.title)}\n\n{table.markdown()}" for table in section.tables]
+    parts += [f"Gap: {inline(gap)}.\n" for gap in result.gaps]
+    parts += [f"### {block(table.title)}\n\n{table.markdown()}" for table in result.tables]
     if entry.published:
         published = [f"#### {block(table.title)}\n\n{table.markdown()}" for table in entry.published]
         lines = "\n".join([f"### {_NOT_OURS}\n", *published]).splitlines()
         parts.append("".join(f"> {line}".rstrip() + "\n" for line in lines))
-    for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+    for name, picture in zip(_picture_names(result), result.pictures, strict=True):
         caption = picture.caption
         parts.append(f"![{inline(caption)}]({folder}{name}.png)\n\n{block(caption)}\n")
     return "\n".join(parts)
@@ -156,25 +156,25 @@ def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str
             f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{text(title)}</h1><ul>{''.join(head)}</ul>",
             f"<nav><h2>Contents</h2><ul>{''.join(contents)}</ul></nav>",
-            *map(_html_section, entries),
+            *map(_html_result, entries),
             "</body></html>\n",
         ]
     )
 
 
-def _html_section(entry: Entry) -> str:
-    text, section = html.escape, entry.section
+def _html_result(entry: Entry) -> str:
+    text, result = html.escape, entry.result
     parts = [
         f'<section id="{text(file_name(entry.name))}"><h2>{text(entry.name)}</h2>',
-        f'<p class="question">{text(entry.question)}</p><p>{text(section.definition)}</p>',
+        f'<p class="question">{text(entry.question)}</p><p>{text(result.definition)}</p>',
         f"<p>Answers: {text(entry.answers)}.</p>",
     ]
-    parts += [f'<p class="gap">Gap: {text(gap)}.</p>' for gap in section.gaps]
-    parts += [f"<h3>{text(table.title)}</h3>{_html_table(table)}" for table in section.tables]
+    parts += [f'<p class="gap">Gap: {text(gap)}.</p>' for gap in result.gaps]
+    parts += [f"<h3>{text(table.title)}</h3>{_html_table(table)}" for table in result.tables]
     if entry.published:
         tables = [f"<h4>{text(table.title)}</h4>{_html_table(table)}" for table in entry.published]
         parts.append(f'<div class="published"><h3>{_NOT_OURS}</h3>{"".join(tables)}</div>')
-    for picture in section.pictures:
+    for picture in result.pictures:
         data = base64.b64encode(_png(picture.figure)).decode()
         parts.append(
             f'<figure><img alt="{text(picture.caption)}" src="data:image/png;base64,{data}">'
@@ -212,9 +212,9 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _picture_names(section: Section) -> list[str]:
+def _picture_names(result: Result) -> list[str]:
     """The names of the files of the pictures, without ending."""
-    return file_names([picture.name for picture in section.pictures])
+    return file_names([picture.name for picture in result.pictures])
 
 
 def _slug(title: str) -> str:

@@ -1,4 +1,4 @@
-"""What an experiment comes to: a section of the report, of text, tables, pictures and stated gaps. No JAX."""
+"""The result of an experiment: text, tables, pictures and stated gaps. No JAX."""
 
 import csv
 import dataclasses
@@ -58,7 +58,7 @@ class Picture:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Section:
+class Result:
     """The answer to one question. `gaps` are lines that say what is missing, and why.
 
     `files` are written beside the tables, by name, and are not part of the report: what is too long for it.
