@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 def _measured(opened, root):
     subject = extract(opened, NAMES, root, OPTIONS)
-    results = [EXPERIMENTS[name].measure([subject], OPTIONS) for name in ("accuracy", "remove-outliers")]
+    results = [EXPERIMENTS[name].run([subject], OPTIONS) for name in ("accuracy", "remove-outliers")]
     return [table.rows for result in results for table in result.tables]
 
 

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.attention_maps import maps
-from vit_registers.analysis.experiments.attention_over_training import attention_over_training
-from vit_registers.analysis.experiments.over_training import over_training
-from vit_registers.analysis.experiments.positional_focus import MIDDLE, positional_focus
+from vit_registers.analysis.experiments import (
+    attention_maps,
+    attention_over_training,
+    over_training,
+    positional_focus,
+)
+from vit_registers.analysis.experiments.positional_focus import MIDDLE
 from vit_registers.analysis.experiments.run_steps import by_run
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.outliers import find
@@ -60,7 +63,7 @@ def patch_weights(subject):
 
 def test_the_picture_of_heads_has_each_head_of_each_query():
     subject = make_subject()
-    result = maps([subject], Options())
+    result = attention_maps.EXPERIMENT.result([subject], Options())
     assert [picture.name for picture in result.pictures] == ["maps-model", "heads-model"]
     grid = np.array(result.pictures[1].figure.axes).reshape(4, 1 + HEADS)
     np.testing.assert_array_equal(grid[0, 0].images[0].get_array(), subject.example_NxHxWxC[0])
@@ -76,7 +79,7 @@ def test_the_picture_of_heads_has_each_head_of_each_query():
 
 def test_the_picture_of_means_and_its_table():
     subject = make_subject()
-    result = maps([subject], Options(num_examples=2))
+    result = attention_maps.EXPERIMENT.result([subject], Options(num_examples=2))
     grid = np.array(result.pictures[0].figure.axes).reshape(2, 5)
     weights = patch_weights(subject)
     np.testing.assert_allclose(
@@ -92,7 +95,7 @@ def test_the_picture_of_means_and_its_table():
 
 
 def test_fewer_images_than_examples_are_drawn_as_they_are():
-    result = maps([make_subject(images=2)], Options(num_examples=6))
+    result = attention_maps.EXPERIMENT.result([make_subject(images=2)], Options(num_examples=6))
     assert len(result.pictures[0].figure.axes) == 2 * 5
 
 
@@ -102,7 +105,7 @@ def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
     center[:, PATCHES.start + 4 * 2 + 1] = 0.75  # row 2, column 1
     center[:, 0] = 0.25
     subject.store["center_T"] = center
-    result = positional_focus([subject], Options())
+    result = positional_focus.EXPERIMENT.result([subject], Options())
     (table,) = result.tables
     assert [row[1] for row in table.rows] == ["cls", "register 0", "register 1", "register 2", MIDDLE]
     assert table.rows[-1][2:] == (0.0, "2.00, 1.00", pytest.approx(np.hypot(1, 0.5)), None)
@@ -118,7 +121,7 @@ def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
 
 def test_focus_without_registers_has_a_gap():
     layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=GRID)
-    result = positional_focus([make_subject(layout=layout, images=4)], Options())
+    result = positional_focus.EXPERIMENT.result([make_subject(layout=layout, images=4)], Options())
     assert [row[1] for row in result.tables[0].rows] == ["cls", MIDDLE]
     assert "fewer than two registers" in result.gaps[0]
 
@@ -129,17 +132,27 @@ def make_run(steps, run="runs/a", **settings):
 
 def test_runs_are_grouped_and_sorted_and_gaps_name_the_others():
     alone, weights = make_subject("b@5", run="runs/b", step=5, images=1), make_subject("weights", images=1)
-    runs, gaps = by_run([weights, *make_run((20, 100, 3), images=1), alone])
-    assert {run: [one.step for one in steps] for run, steps in runs.items()} == {
+    given = [weights, *make_run((20, 100, 3), images=1), alone]
+    experiment = attention_over_training.EXPERIMENT
+    found = [experiment.measure(one, Options()) for one in given if one is not weights]
+    assert {run: [one.values.step for one in steps] for run, steps in by_run(found).items()} == {
         "runs/a": [3, 20, 100],
         "runs/b": [5],
     }
-    assert [gap.partition(":")[0] for gap in gaps] == ["weights", "runs/b"]
+    result = experiment.result(given, Options())
+    assert [gap.partition(":")[0] for gap in result.gaps] == ["weights", "runs/b"]
+    (first, *_), (last, *_) = ([row for row in result.tables[0].rows if row[1] == step] for step in (3, 100))
+    assert result.finding == (
+        "a@100: the attention of the first of these tokens to patches changes from "
+        f"{100 * first[3]:.3g} % at step 3 to {100 * last[3]:.3g} % at step 100, over 3 steps (n = 1 image)."
+    )
 
 
 def test_steps_of_a_run_are_rows_of_its_grid():
     subjects = make_run((20, 100, 3), images=2)
-    result = attention_over_training([*subjects, make_subject("b@5", run="runs/b", step=5)], Options())
+    result = attention_over_training.EXPERIMENT.result(
+        [*subjects, make_subject("b@5", run="runs/b", step=5)], Options()
+    )
     assert result.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
     (picture,), (table,) = result.pictures, result.tables
     grid = np.array(picture.figure.axes).reshape(3, 5)
@@ -158,7 +171,9 @@ def test_steps_of_a_run_are_rows_of_its_grid():
 
 def test_long_runs_are_thinned_in_the_picture_and_whole_in_the_table():
     layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=(1, 2))
-    result = attention_over_training(make_run(range(1, 26), images=1, layout=layout), Options())
+    result = attention_over_training.EXPERIMENT.result(
+        make_run(range(1, 26), images=1, layout=layout), Options()
+    )
     labels = [axes.get_ylabel() for axes in result.pictures[0].figure.axes]
     shown = [label for label in labels if label]
     assert len(shown) == 10 and (shown[0], shown[-1]) == ("step 1", "step 25")
@@ -166,13 +181,13 @@ def test_long_runs_are_thinned_in_the_picture_and_whole_in_the_table():
 
 
 def test_one_step_has_no_table_and_no_picture():
-    result = attention_over_training(make_run((7,)), Options())
+    result = attention_over_training.EXPERIMENT.result(make_run((7,)), Options())
     assert result.gaps and not result.tables and not result.pictures
 
 
 def test_registers_over_training_are_compared_on_all_images():
     subjects = make_run((2, 1))
-    (table,) = over_training(subjects, Options()).tables
+    (table,) = over_training.EXPERIMENT.result(subjects, Options()).tables
     for row, subject in zip(table.rows, subjects[::-1], strict=True):
         registers = patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)
         assert row[1] == subject.step

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.cls_patches_only import patches_only
-from vit_registers.analysis.experiments.one_shot import one_shot
+from vit_registers.analysis.experiments import cls_patches_only, one_shot
 from vit_registers.analysis.measures import one_shot as classifiers
 from vit_registers.analysis.subject import Options
 from vit_registers.models.tokens import TokenLayout
@@ -44,7 +43,7 @@ def make_terms(num_classes=7, num_each=6, width=9, seed=0):
 
 
 def test_one_shot_tells_parts_that_know_the_class_from_parts_that_mislead():
-    result = one_shot([make_subject(*make_terms())], Options())
+    result = one_shot.EXPERIMENT.result([make_subject(*make_terms())], Options())
     (table,) = result.tables
     assert [row[:3] for row in table.rows] == [
         ("model", classifier, part)
@@ -63,7 +62,7 @@ def test_one_shot_tells_parts_that_know_the_class_from_parts_that_mislead():
 def test_one_shot_is_mean_and_sample_deviation_over_three_draws():
     terms, label = make_terms(width=7)
     terms[:, PATCHES] += np.random.default_rng(1).normal(0, 4, terms[:, PATCHES].shape)
-    (table,) = one_shot([make_subject(terms, label)], Options()).tables
+    (table,) = one_shot.EXPERIMENT.result([make_subject(terms, label)], Options()).tables
     full = terms[:, :3].astype(np.float64).sum(1)
     for classifier in ("logistic", "nearest"):
         scores = []
@@ -87,7 +86,7 @@ def test_one_shot_reads_only_the_images_that_are_drawn():
     terms, label = make_terms(num_each=50)
     watched = terms.view(Watched)
     watched.asked = []
-    one_shot([make_subject(watched, label)], Options())
+    one_shot.EXPERIMENT.result([make_subject(watched, label)], Options())
     drawn = [rows for seed in (0, 1, 2) for rows in classifiers.draw_pairs(label, seed=seed)]
     assert len(watched.asked) == 6
     for asked, rows in zip(watched.asked, drawn, strict=True):
@@ -95,7 +94,7 @@ def test_one_shot_reads_only_the_images_that_are_drawn():
 
 
 def test_five_classes_or_fewer_have_no_top5():
-    result = one_shot([make_subject(*make_terms(num_classes=3))], Options())
+    result = one_shot.EXPERIMENT.result([make_subject(*make_terms(num_classes=3))], Options())
     assert all(row[5:] == (None, None, 3) for row in result.tables[0].rows)
     assert result.pictures[0].figure.axes[0].get_ylabel() == "top-1, %"
 
@@ -105,13 +104,13 @@ def test_one_shot_names_what_it_cannot_do():
     several = np.stack([label, label], axis=1)
     single = np.where(np.arange(len(label)) == 3, 9, 4)  # two classes, one of a single image
     subjects = [make_subject(terms, several, "several"), make_subject(terms, single, "single")]
-    result = one_shot(subjects, Options())
+    result = one_shot.EXPERIMENT.result(subjects, Options())
     assert not result.tables and not result.pictures
     assert result.gaps == [
-        "several: the images have several labels each, one-shot wants one",
+        "several: the images have several labels each, one-shot requires one",
         "single: fewer than two classes have two images or more",
     ]
-    result = one_shot([*subjects, make_subject(terms, label)], Options())
+    result = one_shot.EXPERIMENT.result([*subjects, make_subject(terms, label)], Options())
     assert len(result.gaps) == 2 and {row[0] for row in result.tables[0].rows} == {"model"}
 
 
@@ -129,7 +128,7 @@ def test_cosines_are_of_parts_with_what_attention_brings():
     terms[:, REGISTERS] = [[0, 4], [0, 0], [3, 0]]
     terms[:, CLS] = [[0, 0], [0, 1], [0, 0]]
     terms[:, [BIAS, SKIP]] = 1000  # no part of it
-    result = patches_only([make_subject(terms, None, **make_images(3))], Options())
+    result = cls_patches_only.EXPERIMENT.result([make_subject(terms, None, **make_images(3))], Options())
     half = np.sqrt(0.5)
     expected = {"patches": [0.6, half, -1], "registers": [0.8, 1]}
     assert [row[1] for row in result.tables[0].rows] == list(expected)
@@ -145,7 +144,9 @@ def test_images_of_lowest_cosine_are_shown_with_the_attention_of_cls():
     rng = np.random.default_rng(0)
     terms = rng.normal(size=(number, 5, 4))
     features = make_images(number)
-    result = patches_only([make_subject(terms, None, **features)], Options(num_examples=4))
+    result = cls_patches_only.EXPERIMENT.result(
+        [make_subject(terms, None, **features)], Options(num_examples=4)
+    )
     full = terms[:, :3].sum(1)
     patches = terms[:, PATCHES]
     cosines = (full * patches).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(patches, axis=1)

@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from vit_registers.analysis.experiments import lost as module
-from vit_registers.analysis.experiments.lost import discovery
+from vit_registers.analysis.experiments.lost import EXPERIMENT
 from vit_registers.analysis.features import compute, extract
 from vit_registers.analysis.measures.lost import discover
 from vit_registers.analysis.subject import Options
@@ -42,6 +42,7 @@ def fake(name="fake", native=looked_at, told=None):
     return SimpleNamespace(
         name=name,
         model=SimpleNamespace(patch_size=PATCH),
+        layout=SimpleNamespace(num_registers=0),
         native=native,
         progress=lambda *what: told.append(what),
     )
@@ -77,7 +78,7 @@ def test_planted_objects(monkeypatch):
     reads, told = [], []
     read = module.read_image
     monkeypatch.setattr(module, "read_image", lambda record: reads.append(record.name) or read(record))
-    result = discovery([fake(told=told)], Options(boxes=records, num_examples=2))
+    result = EXPERIMENT.result([fake(told=told)], Options(boxes=records, num_examples=2))
     assert reads == list(truths)
     assert told == [("lost", i, 4) for i in range(1, 5)]
     assert result.gaps == []
@@ -101,7 +102,7 @@ def test_planted_objects(monkeypatch):
 def test_the_picture_has_the_proportions_of_the_images():
     sizes = {"wide": (8, 80), "plain": (30, 41), "tall": (60, 12)}
     records = [image_with(size, (4, 4, 8, 8), name=name) for name, size in sizes.items()]
-    result = discovery([fake()], Options(boxes=[*records, records[0]], num_examples=3))
+    result = EXPERIMENT.result([fake()], Options(boxes=[*records, records[0]], num_examples=3))
     (picture,) = result.pictures
     axes = np.array(picture.figure.axes).reshape(3, 4)
     for row, (height, width) in zip(axes, sizes.values(), strict=True):
@@ -114,13 +115,13 @@ def test_the_picture_has_the_proportions_of_the_images():
 
 def test_blocks_vary_too():
     records = [image_with((24, 24), (4, 4, 12, 12))]
-    result = discovery([fake()], Options(boxes=records, num_blocks=2))
+    result = EXPERIMENT.result([fake()], Options(boxes=records, num_blocks=2))
     assert result.gaps == []
     assert {(row["of"], row["block"]) for row in table_of(result, 1)} == {
         (of, block) for of in "qkv" for block in (2, 3)
     }
     assert [row["block"] for row in table_of(result)] == [3, 3]
-    result = discovery([fake()], Options(boxes=records, num_blocks=9))
+    result = EXPERIMENT.result([fake()], Options(boxes=records, num_blocks=9))
     assert result.gaps == ["fake: the model has 3 of the 9 blocks asked for"]
     assert {row["block"] for row in table_of(result, 1)} == {1, 2, 3}
 
@@ -130,7 +131,7 @@ def test_seeds_that_are_background_are_counted():
         return looked_at(image, num_blocks, scale=0.2 if len(image) < 30 else 1)
 
     records = [image_with((height, 24), (4, 4, 12, 12)) for height in (24, 28, 32)]
-    result = discovery([fake(native=native)], Options(boxes=records))
+    result = EXPERIMENT.result([fake(native=native)], Options(boxes=records))
     counts = set()
     for row in table_of(result, 1):
         options = {"use_center": row["centred"] == "yes", "use_norm": row["normalised"] == "yes"}
@@ -149,7 +150,7 @@ def test_without_boxes_nothing_is_computed():
         ((), "no images with boxes were given: --boxes="),
         ([image_with((8, 8)), image_with((9, 9))], "none of the 2 images has a box"),
     ):
-        result = discovery([fake(told=told)], Options(boxes=records))
+        result = EXPERIMENT.result([fake(told=told)], Options(boxes=records))
         assert len(result.gaps) == 1 and result.gaps[0].startswith(gap)
         assert not (result.tables or result.files or result.pictures or told)
 
@@ -157,7 +158,7 @@ def test_without_boxes_nothing_is_computed():
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4)])
 def test_images_of_one_patch(size):
     truth = (0, 0, size[1], size[0])
-    result = discovery([fake()], Options(boxes=[image_with(size, truth)]))
+    result = EXPERIMENT.result([fake()], Options(boxes=[image_with(size, truth)]))
     assert {row["CorLoc, %"] for row in table_of(result, 1)} == {100.0}
     for row in rows_of(result):
         assert tuple(int(row[side]) for side in SIDES) == truth
@@ -167,7 +168,7 @@ def test_boxes_over_the_edge_are_counted():
     box = (8, 8, 16, 16)
     truths = ([box], [(8, 8, 17, 16)], [(-1, 8, 16, 16)], [(8, 8, 16, 16.5), box])
     records = [image_with((16, 16), box, truths=these) for these in truths]
-    result = discovery([fake("a"), fake("b")], Options(boxes=records))
+    result = EXPERIMENT.result([fake("a"), fake("b")], Options(boxes=records))
     (gap,) = result.gaps  # for both models once
     assert gap.startswith("3 of 4 images: a true box goes over the edge")
     rows = [row for row in rows_of(result, "b") if row["cell"] == "no sweep"]
@@ -185,7 +186,7 @@ def test_large_images_are_shrunk(size, monkeypatch):
 
     height, width = size
     box = (0, 0, -(-width // 2), -(-height // 2))
-    result = discovery([fake(native=native)], Options(boxes=[image_with(size, box)]))
+    result = EXPERIMENT.result([fake(native=native)], Options(boxes=[image_with(size, box)]))
     ((h, w),) = seen
     num_patches = -(-h // PATCH) * -(-w // PATCH)
     is_shrunk = -(-height // PATCH) * -(-width // PATCH) > 64
@@ -204,10 +205,10 @@ def test_a_model_that_refuses_the_sizes_leaves_the_others():
         raise ConfigError("position_resampling='none': no")
 
     records = [image_with((24, 24), (4, 4, 12, 12))]
-    result = discovery([fake("bad", refuse), fake("good")], Options(boxes=records))
+    result = EXPERIMENT.result([fake("bad", refuse), fake("good")], Options(boxes=records))
     assert result.gaps == ["bad: cannot be shown images of their own size: position_resampling='none': no"]
     assert {row["model"] for row in table_of(result)} == {"good"}
-    result = discovery([fake("bad", refuse)], Options(boxes=records))
+    result = EXPERIMENT.result([fake("bad", refuse)], Options(boxes=records))
     assert len(result.gaps) == 1 and not result.tables
 
 
@@ -224,7 +225,7 @@ def test_a_folder_with_an_image_that_breaks_off(tmp_path):
     path = tmp_path / "images" / "b.png"
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match=r"b.png cannot be decoded as an image"):
-        discovery([fake()], Options(boxes=records))
+        EXPERIMENT.result([fake()], Options(boxes=records))
 
 
 TINY = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "patch_size": PATCH, "image_size": (8, 8)}

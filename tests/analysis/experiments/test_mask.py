@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.mask import links, masks
+from vit_registers.analysis.experiments.mask import EXPERIMENT, links
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.models.masks import build_mask
@@ -76,7 +76,7 @@ def _subject(name, **settings):
 
 def test_section_has_links_of_masks_and_a_gap_for_full_attention():
     full, fractal = _subject("full"), _subject("fractal", summary_factor=2, mask="fractal")
-    result = masks([full, fractal], Options())
+    result = EXPERIMENT.result([full, fractal], Options())
     assert result.gaps == ["full: model.mask='none', all tokens attend to all"]
     assert result.tables[1].rows == [
         ("fractal", "1 x 1", "2 x 2", 4, 4, 100.0),
@@ -90,5 +90,5 @@ def test_section_has_links_of_masks_and_a_gap_for_full_attention():
 
 
 def test_only_full_attention_gives_gaps_and_no_table():
-    result = masks([_subject("full")], Options())
+    result = EXPERIMENT.result([_subject("full")], Options())
     assert result.gaps and not result.tables and not result.pictures

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vit_registers.analysis.experiments.norms_by_size import by_size
+from vit_registers.analysis.experiments.norms_by_size import EXPERIMENT
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.subject import Options
 
@@ -15,6 +15,7 @@ def _subject(name, num_parameters, norm_BxP):
     return SimpleNamespace(
         name=name,
         num_parameters=num_parameters,
+        layout=SimpleNamespace(num_registers=0),
         patch_norms=lambda: norm_BxP,
         outliers=lambda rule: find(norm_BxP, rule),
     )
@@ -30,7 +31,7 @@ def _ends(axes, place):
 def test_smallest_first_with_the_numbers_of_numpy():
     plain, heavy = RNG.lognormal(3, 0.2, (40, 16)), RNG.lognormal(3, 0.2, (40, 16))
     heavy[3, 5] = 400.0
-    result = by_size(
+    result = EXPERIMENT.result(
         [_subject("large", 300, heavy), _subject("small", 20, plain)], Options(rule="absolute:100")
     )
     (table,) = result.tables
@@ -47,6 +48,6 @@ def test_smallest_first_with_the_numbers_of_numpy():
 
 def test_one_size_is_a_gap_and_zeros_are_drawn():
     zeros = _subject("zeros", 20, np.zeros((2, 4)))
-    result = by_size([zeros], Options())
+    result = EXPERIMENT.result([zeros], Options())
     assert result.tables[0].rows == [("zeros", 20, 0.0, 0.0, 0.0, 0.0)]
-    assert result.gaps == ["all models are of one size; give some of several with --checkpoint"]
+    assert result.gaps == ["all models are of one size; give models of several with --checkpoint"]

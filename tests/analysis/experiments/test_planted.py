@@ -126,7 +126,7 @@ def _rows(result, table=0):
 def test_norms_find_the_outliers_and_their_share(planted, rule):
     subject, is_bright_BxP = planted
     np.testing.assert_array_equal(subject.outliers(rule).is_outlier_BxP, is_bright_BxP)
-    result = norms.distribution([subject], dataclasses.replace(OPTIONS, rule=rule))
+    result = norms.EXPERIMENT.result([subject], dataclasses.replace(OPTIONS, rule=rule))
     found = next(row for row in _rows(result, 1) if row["rule"] == rule)
     assert found["patches flagged, %"] == pytest.approx(100 * is_bright_BxP.mean())
     assert found["images with any, %"] == pytest.approx(100 * is_bright_BxP.any(1).mean())
@@ -134,7 +134,7 @@ def test_norms_find_the_outliers_and_their_share(planted, rule):
 
 def test_norms_by_layer_show_the_block_where_they_begin(planted):
     subject, is_bright_BxP = planted
-    result = norms_by_layer.by_layer([subject], OPTIONS)
+    result = norms_by_layer.EXPERIMENT.result([subject], OPTIONS)
     flagged = {row["block"]: row["absolute:100, %"] for row in _rows(result)}
     share = pytest.approx(100 * is_bright_BxP.mean())
     assert flagged == {0: 0.0, 1: 0.0, 2: share, 3: share}
@@ -149,7 +149,7 @@ def test_the_register_neuron_is_found(planted):
     on, off = found.score_LxF[BLOCK, NEURON], found.others_LxF[BLOCK, NEURON]
     assert on > 2.5
     assert off < 0.01
-    result = register_neurons.register_neurons([subject], OPTIONS)
+    result = register_neurons.EXPERIMENT.result([subject], OPTIONS)
     assert result.tables[0].rows[0][:3] == ("planted", BLOCK + 1, NEURON)
     assert f'"block": {BLOCK},\n   "neuron": {NEURON}' in result.files["neurons-planted.json"]
 
@@ -169,7 +169,7 @@ def test_scores_are_the_mean_activations_worked_by_hand(planted):
 
 def test_a_test_time_register_takes_the_outliers(planted):
     subject, is_bright_BxP = planted
-    result = test_time_registers.test_time_registers([subject], OPTIONS)
+    result = test_time_registers.EXPERIMENT.result([subject], OPTIONS)
     rows = {row["variant"]: row for row in _rows(result)}
     above, target = "patches above threshold, %", "norm of the target"
     share = 100 * is_bright_BxP[: OPTIONS.num_edited].mean()
@@ -191,7 +191,7 @@ def test_a_test_time_register_takes_the_outliers(planted):
 
 def test_an_attention_bias_does_what_the_register_does(planted):
     subject, _ = planted
-    rows = {row["variant"]: row for row in _rows(attention_bias.attention_bias([subject], OPTIONS))}
+    rows = {row["variant"]: row for row in _rows(attention_bias.EXPERIMENT.result([subject], OPTIONS))}
     assert rows["and a key and value"]["patches above threshold, %"] == 0.0
     register, biased, silent = (
         rows[name]["cosine of cls"]
@@ -203,7 +203,7 @@ def test_an_attention_bias_does_what_the_register_does(planted):
 def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
     """Before block 2 the patches are bright: zero is not, so that the neuron stays silent."""
     subject, is_bright_BxP = planted
-    result = remove_outliers.removal([subject], OPTIONS)
+    result = remove_outliers.EXPERIMENT.result([subject], OPTIONS)
     rows = _rows(result)
     assert rows[0]["taken away"] == "nothing"
     assert rows[0]["cosine of cls"] == pytest.approx(1.0)
@@ -227,11 +227,11 @@ def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
 
 
 def test_planted_positions_are_recovered_and_absent_ones_are_not(folder, planted):
-    rows = {row["patches"]: row for row in _rows(probe_position.position([planted[0]], OPTIONS))}
+    rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([planted[0]], OPTIONS))}
     assert rows["normal"]["top-1, %"] == 100.0
     assert rows["normal"]["distance, patches"] == 0.0
     without = _subject(folder[0], _planted(has_positions=False), "without")
-    rows = {row["patches"]: row for row in _rows(probe_position.position([without], OPTIONS))}
+    rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([without], OPTIONS))}
     chance = 100 / GRID**2
     assert rows["normal"]["top-1, %"] < 3 * chance
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.position_resampling import counts, other_grid, resampling
+from vit_registers.analysis.experiments.position_resampling import EXPERIMENT, counts, other_grid
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.models.resampling import RESAMPLINGS, resample
@@ -67,7 +67,7 @@ def test_the_other_grid():
 
 def _subject(name, *, shown=None, **settings):
     model = Model(patch_size=2, width=16, num_heads=2, depth=1, **settings)
-    layout = SimpleNamespace(patch_grid=shown or token_layout(model).patch_grid)
+    layout = SimpleNamespace(patch_grid=shown or token_layout(model).patch_grid, num_registers=0)
     return SimpleNamespace(name=name, model=model, layout=layout)
 
 
@@ -79,7 +79,7 @@ def test_own_method_first_and_models_of_one_kind_share_a_picture():
         _subject("fixed", **square, positions="sincos2d"),
         _subject("larger", **square, shown=(20, 24)),
     ]
-    result = resampling(subjects, Options())
+    result = EXPERIMENT.result(subjects, Options())
     (table,) = result.tables
     assert not result.gaps
     shown = [row[:5] for row in table.rows]
@@ -110,10 +110,10 @@ def test_what_has_no_table_is_a_gap():
         _subject("anew", **square, positions="sincos2d", position_resampling="none"),
         _subject("tiny", image_size=(4, 4)),
     ]
-    result = resampling(subjects, Options())
+    result = EXPERIMENT.result(subjects, Options())
     assert not result.tables and not result.pictures
     bias, none, anew, tiny = result.gaps
     assert bias == "bias: model.positions='alibi2d' has no table"
     assert none == "none: model.positions='none' has no table"
-    assert anew.startswith("anew: its table is made anew for every size")
-    assert tiny == "tiny: a grid of 2 x 2 is too small to be made smaller"
+    assert anew.startswith("anew: its table is computed for every size")
+    assert tiny == "tiny: a grid of 2 x 2 cannot be made smaller"

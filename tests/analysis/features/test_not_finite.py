@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.report import write
-from vit_registers.analysis.report.result import Result, Table
+from vit_registers.analysis.report.finding import number
+from vit_registers.analysis.report.result import Rows
 from vit_registers.analysis.subject import Options
 from vit_registers.analyze import analyze
 from vit_registers.config import Config, Data, Model
@@ -133,8 +135,11 @@ def _refuse(constant):
 
 
 def _check_files(result, folder):
-    """numbers.json is JSON, and no table has a number that is not finite."""
-    json.loads((folder / "numbers.json").read_text(), parse_constant=_refuse)
+    """numbers.json is JSON, and neither a table nor the finding has a number that is not finite."""
+    numbers = json.loads((folder / "numbers.json").read_text(), parse_constant=_refuse)
+    assert numbers["finding"] == result.finding and result.finding.endswith(".")
+    assert "\n" not in result.finding and not re.search(r"\b(nan|inf)\b", result.finding, re.IGNORECASE)
+    assert ("Not measured" in result.finding) == (not result.tables)
     assert not any("are left out" in gap for gap in result.gaps)
     for table in result.tables:
         (path,) = folder.glob(re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-") + ".csv")
@@ -212,9 +217,17 @@ def test_nothing_measured_is_an_error(tmp_path, run_here):
         written.save(state, None, origin="a test")
     code, out, err = run_here("analyze", "norms", f"--checkpoint={tmp_path}", "--num_images=4")
     assert code == 2
-    assert FLAWED.search(out.splitlines()[0]).groups() == ("4", "4")
+    gap, finding, folder = out.splitlines()
+    assert FLAWED.search(gap).groups() == ("4", "4")
+    assert finding.startswith("finding: Not measured: ") and folder.endswith("norms")
     assert err.splitlines()[-1] == "error: norms could not be measured on any of the checkpoints"
     assert "Warning" not in err
+
+
+def _experiment(measure, tables, features=()):
+    return Experiment(
+        question="?", answers="", definition="", tables=tables, measure=measure, features=features
+    )
 
 
 def _huge(values, rows, layout):
@@ -226,17 +239,15 @@ def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
     found = [extract(_opened(kind, 2), ("norms_LxT", "image_HxWxC"), tmp_path, OPTIONS) for kind in "ab"]
     huge = Intervention(name="huge", edits=_huge, values={}, rows={})
 
-    def compute(subjects, options):
-        for subject in subjects:
-            if subject.name == "a":
-                subject.rerun(huge, ("norms_LxT",), 2)
-        return Result(
-            definition="", tables=[Table(title="t", columns=("model",), rows=[(subjects[0].name,)])]
-        )
+    def measure(subject, options):
+        if subject.name == "a":
+            subject.rerun(huge, ("norms_LxT",), 2)
+        return Rows(name=subject.name, tables={"t": [(subject.name,)]}, text="it is sound")
 
     with pytest.raises(NotFiniteError):
-        compute(found, OPTIONS)
-    result = Experiment("?", "", ("norms_LxT",), compute).measure(found, OPTIONS)
+        measure(found[0], OPTIONS)
+    experiment = _experiment(measure, {"t": ("model",)}, features=("norms_LxT",))
+    result = experiment.run(found, OPTIONS)
     assert [table.rows for table in result.tables] == [[("b",)]]
     assert result.gaps == [
         "a: the features norms_LxT hold values that are not finite (2 of 2 images), "
@@ -245,11 +256,15 @@ def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_left_out_and_counted():
-    rows = [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]
-    table = Table(title="t", columns=("model", "x", "y"), rows=rows)
-    one = Experiment("?", "", (), lambda subjects, options: Result(definition="", tables=[table]))
-    subject = type("Sound", (), {"name": "a", "num_parameters": 1, "num_not_finite": 0})()
-    subject.store = type("Empty", (), {"missing": lambda self, names: names})()
-    result = one.measure([subject], OPTIONS)
+    tables = {"t": [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]}
+    one = _experiment(
+        lambda subject, options: Rows(name="a", tables=tables, text=number(np.nan)),
+        {"t": ("model", "x", "y")},
+    )
+    subject = types.SimpleNamespace(name="a", num_parameters=1, num_not_finite=0)
+    subject.store = types.SimpleNamespace(missing=lambda names: names)
+    subject.layout = types.SimpleNamespace(num_registers=0)
+    result = one.run([subject], OPTIONS)
+    assert result.finding == "For a: not defined."
     assert [list(row) for row in result.tables[0].rows] == [["a", None, None], ["b", 1.0, 2]]
     assert result.gaps == ["t: 2 numbers are not finite and are left out"]

@@ -61,7 +61,7 @@ def _measured(root, batch_size):
     )
     names = dict.fromkeys(name for experiment in EXPERIMENTS.values() for name in experiment.features)
     subject = extract(opened, tuple(names), root, OPTIONS)
-    return {name: experiment.measure([subject], OPTIONS) for name, experiment in EXPERIMENTS.items()}
+    return {name: experiment.run([subject], OPTIONS) for name, experiment in EXPERIMENTS.items()}
 
 
 def test_parts_give_what_the_whole_gives(tmp_path, monkeypatch):

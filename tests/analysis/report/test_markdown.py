@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from vit_registers.analysis import opening
 from vit_registers.analysis.report.markdown import block, inline
 from vit_registers.analysis.report.result import Picture, Result, Table
-from vit_registers.analysis.report.write import Entry, write_entry, write_report
+from vit_registers.analysis.report.write import ReportEntry, write_entry, write_report
 
 NAMES = [
     "a|b\nc",
@@ -130,7 +130,7 @@ def _entry(names):
     gaps = [f"{name}: nothing" for name in names]
     files = {f"neurons-{name}.json": "{}" for name in names}
     result = Result(definition="What it is.", tables=[table], pictures=pictures, gaps=gaps, files=files)
-    return Entry("norms", "How large?", "a figure", result)
+    return ReportEntry("norms", "How large?", "a figure", result)
 
 
 @pytest.mark.parametrize("parser", PARSERS)

@@ -1,54 +1,60 @@
-"""How attention is spread in each block, and onto which tokens. No JAX."""
+"""attention-by-layer: how attention is spread in each block, and onto which tokens. No JAX."""
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.published.tables import SEVERITY
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.panels import panels_picture
+from vit_registers.analysis.report.result import Rows
 from vit_registers.analysis.subject import Options, Subject
 
 
-def entropy(subjects: list[Subject], options: Options) -> Result:
-    """Entropy of attention and the mass that goes to each token group, by layer."""
+def _measure(subject: Subject, options: Options) -> Rows:
+    groups, uniform = tuple(subject.layout.groups), np.log(subject.layout.num_tokens)
+    entropy_LxG = subject.store.read("entropy_LxG").mean(0, dtype=np.float64)
+    mass_LxGxG = subject.store.read("mass_LxGxG").mean(0, dtype=np.float64)
     rows = []
-    figure = Figure(figsize=(4.2 * len(subjects) + 0.5, 3.2), layout="constrained")
-    for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
-        groups, uniform = tuple(subject.layout.groups), np.log(subject.layout.num_tokens)
-        entropy_LxG = subject.store.read("entropy_LxG").mean(0, dtype=np.float64)
-        mass_LxGxG = subject.store.read("mass_LxGxG").mean(0, dtype=np.float64)
-        for layer in range(len(entropy_LxG)):
-            for i, group in enumerate(groups):
-                mass = dict(zip(groups, map(float, mass_LxGxG[layer, i]), strict=True))
-                rows.append(
-                    (
-                        subject.name,
-                        layer + 1,
-                        group,
-                        float(entropy_LxG[layer, i]),
-                        float(entropy_LxG[layer, i] / uniform),
-                        *(mass.get(name) for name in ("cls", "registers", "summaries", "patches")),
-                    )
-                )
+    for layer, entropy_G in enumerate(entropy_LxG):
         for i, group in enumerate(groups):
-            axes.plot(
-                np.arange(1, len(entropy_LxG) + 1), entropy_LxG[:, i] / uniform, "o-", ms=3, label=group
-            )
-        axes.set(xlabel="block", ylabel="entropy / uniform", ylim=(0, 1.02), title=subject.name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, fontsize=8)
-    columns = (
-        "model",
-        "block",
-        "queries",
-        "entropy, nats",
-        "/ uniform",
-        "mass to cls",
-        "to registers",
-        "to summaries",
-        "to patches",
+            mass = dict(zip(groups, map(float, mass_LxGxG[layer, i]), strict=True))
+            to = (mass.get(name) for name in ("cls", "registers", "summaries", "patches"))
+            nats = float(entropy_G[i])
+            rows.append((subject.name, layer + 1, group, nats, float(entropy_G[i] / uniform), *to))
+    share_L = entropy_LxG[:, groups.index("patches")] / uniform
+    return Rows(
+        name=subject.name,
+        tables={"Attention by layer": rows},
+        text=f"the attention of patches has {number(share_L[0])} of the entropy of uniform attention in "
+        f"block 1 and {number(share_L[-1])} in block {len(share_L)}",
+        compared=float(share_L[-1]),
+        count=counted(subject.store.num_read(), "image"),
+        values={group: entropy_LxG[:, i] / uniform for i, group in enumerate(groups)},
     )
-    return Result(
-        definition="Entropy of the softmax weights of a query, mean over heads, the group's queries and "
-        "images; a mask lowers it. Mass: the weights that a group's queries send to each group.",
-        tables=[Table(title="Attention by layer", columns=columns, rows=rows)],
-        pictures=[Picture(name="entropy", caption="Entropy by block.", figure=figure)],
-    )
+
+
+def _panel(axes: Axes, share_L: dict[str, np.ndarray]) -> None:
+    for group, values in share_L.items():
+        axes.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, label=group)
+    axes.set(xlabel="block", ylabel="entropy / uniform", ylim=(0, 1.02))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8)
+
+
+EXPERIMENT = Experiment(
+    question="How is attention spread in each block, and onto which tokens?",
+    answers=SEVERITY,
+    definition="Entropy of the softmax weights of a query, mean over heads, the group's queries and "
+    "images; a mask lowers it. Mass: the weights that a group's queries send to each group.",
+    tables={
+        "Attention by layer": (
+            *("model", "block", "queries", "entropy, nats", "/ uniform"),
+            *("mass to cls", "to registers", "to summaries", "to patches"),
+        )
+    },
+    measure=_measure,
+    features=("entropy_LxG", "mass_LxGxG"),
+    draw=panels_picture("entropy", "Entropy by block.", _panel),
+    compares="entropy of the attention of patches in the last block over that of uniform attention",
+)

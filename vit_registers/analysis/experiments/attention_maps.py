@@ -1,4 +1,6 @@
-"""Where cls and the registers look in the last block, on single images. No JAX."""
+"""attention-maps: where cls and the registers look in the last block, on single images. No JAX."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,46 +11,47 @@ from vit_registers.analysis.experiments.attention_grids import (
     mean_maps,
     queries,
 )
-from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.result import Picture, Rows, Value
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
-def maps(subjects: list[Subject], options: Options) -> Result:
-    """The attention maps of cls and of each register, over the images; in the first image for each head."""
-    rows, pictures = [], []
-    for subject in subjects:
-        maps_BxExHxW = mean_maps(subject, slice(0, options.num_examples))
-        images, names = subject.example_NxHxWxC[: len(maps_BxExHxW)], queries(subject)
-        pictures.append(
-            Picture(
-                name=f"maps-{subject.name}",
-                caption=f"{subject.name}: attention of the last block, mean over heads, over the image; each "
-                "map has its own scale from 0 to the maximum below it.",
-                figure=draw_maps(images, maps_BxExHxW, names),
-            )
-        )
-        maps_NxExHxW = head_maps(subject, slice(0, 1))[0]
-        pictures.append(
-            Picture(
-                name=f"heads-{subject.name}",
-                caption=f"{subject.name}: the same for each head, in the first image.",
-                figure=draw_heads(images[0], maps_NxExHxW, names),
-            )
-        )
-        rows += [(subject.name, *row) for row in _by_head(subject)]
-    columns = ("model", "query", "to patches", "lowest head", "highest head")
-    columns += ("on one patch", "in the lowest head", "in the highest head")
-    return Result(
-        definition="Softmax weights of the last block in float32, of cls and each register to the patches; "
-        "not divided by their sum, so that a map sums to the share of attention that patches get. The "
-        "table has that share, mean over images, and the part of it that is on the patch that gets most (a "
-        "ratio of such means): of all heads, and of the heads where they are lowest and highest.",
-        tables=[Table(title="Attention by head", columns=columns, rows=rows)],
-        pictures=pictures,
+def _measure(subject: Subject, options: Options) -> Rows:
+    maps_BxExHxW = mean_maps(subject, slice(0, options.num_examples))
+    images, names = subject.example_NxHxWxC[: len(maps_BxExHxW)], queries(subject)
+    rows, parts = _by_head(subject), []
+    for query, share, _, _, peak, *_ in rows:
+        on_one = "" if peak is None else f", and {number(100 * peak, '%')} of that to a single patch"
+        parts.append(f"{query} sends {number(100 * share, '%')} of its attention to patches{on_one}")
+    return Rows(
+        name=subject.name,
+        tables={"Attention by head": [(subject.name, *row) for row in rows]},
+        text=parts[0],
+        compared=100 * rows[0][1],
+        count=counted(subject.store.num_read(), "image"),
+        values=(images, maps_BxExHxW, head_maps(subject, slice(0, 1))[0], names),
     )
 
 
-def _by_head(subject: Subject) -> list[tuple[str | float | None, ...]]:
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    pictures = []
+    for one in found:
+        images, maps_BxExHxW, maps_NxExHxW, names = one.values
+        caption = (
+            f"{one.name}: attention of the last block, mean over heads, over the image; each map has its own "
+            "scale from 0 to the maximum below it."
+        )
+        figure = draw_maps(images, maps_BxExHxW, names)
+        pictures.append(Picture(name=f"maps-{one.name}", caption=caption, figure=figure))
+        caption = f"{one.name}: the same for each head, in the first image."
+        figure = draw_heads(images[0], maps_NxExHxW, names)
+        pictures.append(Picture(name=f"heads-{one.name}", caption=caption, figure=figure))
+    return pictures
+
+
+def _by_head(subject: Subject) -> list[tuple[Value, ...]]:
     """For each query: mean, lowest and highest head of the share of patches; of its part on one patch."""
     share, top, images = 0.0, 0.0, subject.store.num_read()
     for part in in_parts(images):
@@ -64,3 +67,24 @@ def _by_head(subject: Subject) -> list[tuple[str | float | None, ...]]:
         )
         for name, *values in zip(queries(subject), share_NxE.T, part_NxE.T, strict=True)
     ]
+
+
+EXPERIMENT = Experiment(
+    question="Where do cls and the registers look?",
+    answers=f"{REGISTERS}, figures 1, 2, 9, 18 and 19; {SMALL}, figures 1 and 7",
+    definition="Softmax weights of the last block in float32, of cls and each register to the patches; "
+    "not divided by their sum, so that a map sums to the share of attention that patches get. The "
+    "table has that share, mean over images, and the part of it that is on the patch that gets most (a "
+    "ratio of such means): of all heads, and of the heads where they are lowest and highest.",
+    tables={
+        "Attention by head": (
+            *("model", "query", "to patches", "lowest head", "highest head"),
+            *("on one patch", "in the lowest head", "in the highest head"),
+        )
+    },
+    measure=_measure,
+    features=("attention_NxExT",),
+    needs_any=("cls", "registers"),
+    draw=_draw,
+    compares="attention of the first of these tokens to patches, %",
+)

@@ -1,4 +1,4 @@
-"""What experiments that change a model share: its outputs as they are and as they become, compared."""
+"""Features of edited models, and how far they are from those of the unedited model."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention
 from vit_registers.analysis.features.store import Store
-from vit_registers.analysis.measures.severity import cosine, summarize
+from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
 from vit_registers.analysis.subject import Options, Subject
 
-BASE = ("norms_LxT", "image_HxWxC")  # what must be in the store of a subject that is changed
-NO_CHOICE = -2  # is no class, and no label: -1 is that of images without one
+BASE = ("norms_LxT", "image_HxWxC")  # features that the store of a subject needs for its edited models
+NO_CHOICE = -2  # neither a class nor a label: -1 is that of images without one
 
 
 class Change(NamedTuple):
-    """How far outputs are from those of the model as it is; None where the model has no such output.
+    """Outputs compared with those of the unedited model; None where the model has no such output.
 
     Cosines are None as well where that output is zero in every image.
     """
@@ -31,8 +31,8 @@ def outputs_of(subject: Subject) -> tuple[str, ...]:
     return ("norms_LxT", *extras, *(["logits_Y"] if subject.model.num_classes else []))
 
 
-def as_it_is(subject: Subject, options: Options, names: tuple[str, ...]) -> Store:
-    """Features of the model unchanged, on the images that changed ones are shown."""
+def unedited(subject: Subject, options: Options, names: tuple[str, ...]) -> Store:
+    """Features of the unedited model, on the images that edited ones are shown."""
     return subject.rerun(NO_INTERVENTION, names, options.num_edited)
 
 
@@ -42,19 +42,21 @@ def flagged(subject: Subject, options: Options) -> tuple[np.ndarray, float | Non
     return found.is_outlier_BxP[: options.num_edited], found.threshold
 
 
-def run(subject: Subject, options: Options, intervention: Intervention, names: tuple[str, ...]) -> Store:
+def edited(subject: Subject, options: Options, intervention: Intervention, names: tuple[str, ...]) -> Store:
     """Features of the model under an intervention, on the same images."""
     return subject.rerun(intervention, names, options.num_edited)
 
 
 def change(subject: Subject, before: Store, after: Store, images: np.ndarray) -> Change:
-    """What an intervention did to cls, registers and the head's choice, on the images of those indices."""
+    """The effect of an intervention on cls, registers and the head's choice, on images of those indices."""
     layout, own = subject.layout, subject.layout.registers.stop
     cls = registers = agreement = accuracy = None
     if own:
-        cosine_BxE = cosine(before.read("extras_ExD")[images], after.read("extras_ExD")[images][:, :own])
-        cls = summarize(cosine_BxE[:, layout.cls]).mean
-        registers = summarize(cosine_BxE[:, layout.registers]).mean
+        cosine_BxE = cosine_similarity(
+            before.read("extras_ExD")[images], after.read("extras_ExD")[images][:, :own]
+        )
+        cls = summarize_values(cosine_BxE[:, layout.cls]).mean
+        registers = summarize_values(cosine_BxE[:, layout.registers]).mean
     if subject.model.num_classes:
         first, then = (choices(store.read("logits_Y")[images]) for store in (before, after))
         agreement = float(((first == then) & (then != NO_CHOICE)).mean())
@@ -72,8 +74,3 @@ def accuracy_of(subject: Subject, choice_B: np.ndarray, images: np.ndarray) -> f
     """How often the head's choice is right, None where the images' classes are not the head's."""
     label_B = subject.head_labels()
     return None if label_B is None else float((choice_B == label_B[images]).mean())
-
-
-def percent(share: float | None) -> float | None:
-    """A share as per cent."""
-    return None if share is None else 100 * share

@@ -1,4 +1,4 @@
-"""The images that probes are trained on and tested on."""
+"""The images that probes are trained on and tested on, the same for every model."""
 
 import itertools
 
@@ -8,15 +8,15 @@ MANY_IMAGES = 400  # at most, to train on and to test on, for probes on all patc
 _TEST_SHARE = 0.5
 
 
-def halves(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images to train on and to test on, at random, the same for every model; MANY_IMAGES at most each."""
-    mixed = np.random.default_rng(0).permutation(number)
-    half = number - int(number * _TEST_SHARE)
+def random_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of images to train on and to test on, of `count` images; MANY_IMAGES at most each."""
+    mixed = np.random.default_rng(0).permutation(count)
+    half = count - int(count * _TEST_SHARE)
     return np.sort(mixed[:half][:MANY_IMAGES]), np.sort(mixed[half:][:MANY_IMAGES])
 
 
 def halves_by_class(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same, half of each class."""
+    """Indices of images to train on and to test on, half of each class, however many there are."""
     mixed = np.random.default_rng(0).permutation(len(label_N))
     mixed = mixed[np.argsort(label_N[mixed], kind="stable")]
     train, test = [], []

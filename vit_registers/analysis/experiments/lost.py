@@ -1,10 +1,10 @@
-"""Objects found by LOST, and how often they are right."""
+"""lost: objects found by LOST, and how often their boxes are right."""
 
 import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,18 +12,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.measures.lost import (
     HIT_IOU,
-    Cell,
     CorLoc,
     Discovery,
+    SweepCell,
     corloc,
     iou,
-    summarize,
-    sweep,
+    summarize_sweep,
+    sweep_cells,
 )
+from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.figures import ORANGE, RED
-from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.panels import bare
+from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
 from vit_registers.errors import ConfigError
@@ -37,45 +41,32 @@ _COLUMNS = ("of", "block", "centred", "normalised", "bias")
 _SCORES = ("CorLoc, %", "seed in background", "images", "without boxes")
 
 
-def discovery(subjects: list[Subject], options: Options) -> Result:
-    """CorLoc of LOST for queries, keys and values of the last blocks, with all that can be varied."""
-    result = Result(
-        definition="LOST on images of their own size, padded to whole patches: queries, keys and values of "
-        "the last blocks (--lost_blocks), as they are or centred over patches and normalised, with a bias on "
-        "all similarities. CorLoc is the share of images whose box has an IoU of 0.5 or more with a true "
-        "one. The best cell was chosen on the images that it is judged by; the row without sweep is LOST as "
-        "published, on keys of the last block. Where the seed itself is background, as a negative bias can "
-        "have it, its patch is the box. The boxes of both cells are in boxes-MODEL.csv."
-    )
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if not options.boxes:
-        result.gaps.append(
-            "no images with boxes were given: --boxes=DIR of PASCAL VOC, or NAME:SPLIT of TFDS"
-        )
-        return result
+        return Gap("no images with boxes were given: --boxes=DIR of PASCAL VOC, or NAME:SPLIT of TFDS")
     if not any(len(record.box_xyxy_px) for record in options.boxes):
-        result.gaps.append(f"none of the {len(options.boxes)} images has a box: nothing can be judged")
-        return result
-    rows, every = [], []
-    for subject in subjects:
-        try:
-            found = _sweep(subject, options)
-        except ConfigError as error:  # such as a table of positions that is not to be resampled
-            result.gaps.append(f"{subject.name}: cannot be shown images of their own size: {error}")
-            continue
-        result.gaps += [gap for gap in _gaps(subject, options, found) if gap not in result.gaps]
-        table = {cell: corloc(found.box_xyxy_px[cell], found.truths) for cell in found.box_xyxy_px}
-        best, no_sweep = summarize(table, feature="k", block=max(cell.block for cell in table))
-        chosen = {"best of the sweep": best, "no sweep": no_sweep}
-        rows += [(subject.name, name, *_row(cell, table, found)) for name, cell in chosen.items()]
-        every += [(subject.name, *_row(cell, table, found)) for cell in table]
-        result.files[f"boxes-{subject.name}.csv"] = _boxes_csv(found, chosen)
-        result.pictures.append(_picture(subject, found.examples[no_sweep]))
-    if rows:
-        result.tables += [
-            Table(title="CorLoc", columns=("model", "cell", *_COLUMNS, *_SCORES), rows=rows),
-            Table(title="All cells", columns=("model", *_COLUMNS, *_SCORES), rows=every),
-        ]
-    return result
+        return Gap(f"none of the {len(options.boxes)} images has a box: nothing can be judged")
+    try:
+        found = _sweep(subject, options)
+    except ConfigError as error:  # such as a table of positions that cannot be resampled
+        return Gap(f"{subject.name}: cannot be shown images of their own size: {error}")
+    table = {cell: corloc(found.box_xyxy_px[cell], found.truths) for cell in found.box_xyxy_px}
+    best, no_sweep = summarize_sweep(table, feature="k", block=max(cell.block for cell in table))
+    chosen = {"best of the sweep": best, "no sweep": no_sweep}
+    return Rows(
+        name=subject.name,
+        tables={
+            "CorLoc": [(subject.name, name, *_row(cell, table, found)) for name, cell in chosen.items()],
+            "All cells": [(subject.name, *_row(cell, table, found)) for cell in table],
+        },
+        text=f"LOST without a sweep has a CorLoc of {number(table[no_sweep].percent, '%')}, and "
+        f"{number(table[best].percent, '%')} at the best of {len(table)} settings",
+        compared=float(table[no_sweep].percent),
+        count=f"{counted(table[no_sweep].num_images, 'image')} with boxes",
+        values=found.examples[no_sweep],
+        gaps=_gaps(subject, options, found),
+        files={f"boxes-{subject.name}.csv": _boxes_csv(found, chosen)},
+    )
 
 
 class _Example(NamedTuple):
@@ -93,9 +84,9 @@ class _Example(NamedTuple):
 class _Found:
     """What LOST found in all images with one model, by cell."""
 
-    box_xyxy_px: dict[Cell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
-    num_fallbacks: dict[Cell, int] = dataclasses.field(default_factory=dict)
-    examples: dict[Cell, list[_Example]] = dataclasses.field(default_factory=dict)  # of the first images
+    box_xyxy_px: dict[SweepCell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
+    num_fallbacks: dict[SweepCell, int] = dataclasses.field(default_factory=dict)
+    examples: dict[SweepCell, list[_Example]] = dataclasses.field(default_factory=dict)  # of the first images
     names: list[str] = dataclasses.field(default_factory=list)
     truths: list[np.ndarray] = dataclasses.field(default_factory=list)
     num_shrunk: int = 0
@@ -115,7 +106,7 @@ def _sweep(subject: Subject, options: Options) -> _Found:
         found.num_over_edge += _is_over_edge(record, size_px)
         shown = _thumbnail(native) if i < options.num_examples else None
         features, grid = subject.native(image, options.num_blocks)
-        cells = sweep(
+        cells = sweep_cells(
             features,
             grid,
             patch_size_px=subject.model.patch_size,
@@ -178,20 +169,20 @@ def _gaps(subject: Subject, options: Options, found: _Found) -> list[str]:
         )
     if found.num_over_edge:
         gaps.append(
-            f"{found.num_over_edge} of {total} images: a true box goes over the edge of the image; it was "
-            "taken as it is (VOC counts pixels from 1)"
+            f"{found.num_over_edge} of {total} images: a true box goes over the edge of the image; it is "
+            "not changed (VOC counts pixels from 1)"
         )
     return gaps
 
 
-def _row(cell: Cell, table: Mapping[Cell, CorLoc], found: _Found) -> tuple:
+def _row(cell: SweepCell, table: Mapping[SweepCell, CorLoc], found: _Found) -> tuple[Value, ...]:
     one = table[cell]
     switches = ("yes" if on else "no" for on in (cell.use_center, cell.use_norm))
     settings = (cell.feature, cell.block, *switches, cell.bias)
     return (*settings, float(one.percent), found.num_fallbacks[cell], one.num_images, one.num_skipped)
 
 
-def _boxes_csv(found: _Found, chosen: Mapping[str, Cell]) -> str:
+def _boxes_csv(found: _Found, chosen: Mapping[str, SweepCell]) -> str:
     """A line per image and cell; the last two are empty for images without a true box."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -211,25 +202,33 @@ def _thumbnail(image_HxWx3: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def _picture(subject: Subject, examples: list[_Example]) -> Picture:
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    return [
+        Picture(
+            name=f"lost-{one.name}",
+            caption=f"{one.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the "
+            "degree, lowest at the seed (cross); the similarity to the seed; the sum over the expansion.",
+            figure=_draw_examples(one.values),
+        )
+        for one in found
+    ]
+
+
+def _draw_examples(examples: Sequence[_Example]) -> Figure:
     aspects = [one.size_px[0] / one.size_px[1] for one in examples]
     heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
     figure = Figure(figsize=(7.4, 1.85 * sum(heights) + 0.3), layout="constrained")
     titles = ("image", "degree", "seed's similarity", "expansion")
     grid = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights)
+    bare(grid)
     for axes, example in zip(grid, examples, strict=True):
-        _draw(axes, example)
+        _draw_example(axes, example)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
-    return Picture(
-        name=f"lost-{subject.name}",
-        caption=f"{subject.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the "
-        "degree, lowest at the seed (cross); the similarity to the seed; the sum over the expansion.",
-        figure=figure,
-    )
+    return figure
 
 
-def _draw(grid: np.ndarray, example: _Example) -> None:
+def _draw_example(grid: np.ndarray, example: _Example) -> None:
     height, width = example.size_px
     rows, columns = example.found.mask.shape
     cell_y, cell_x = example.cell_px
@@ -245,4 +244,23 @@ def _draw(grid: np.ndarray, example: _Example) -> None:
         axes.imshow(values, cmap="viridis", extent=(0, columns * cell_x, rows * cell_y, 0))
         axes.plot((found.seed[1] + 0.5) * cell_x, (found.seed[0] + 0.5) * cell_y, "+", color=RED)
     for axes in grid:
-        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+        axes.set(xlim=(0, width), ylim=(height, 0))
+
+
+EXPERIMENT = Experiment(
+    question="Can objects be found without labels?",
+    answers=f"{REGISTERS}, table 3, figures 13 and 14; {SMALL}, table 1; arXiv:2506.08010, table 5",
+    definition="LOST on images of their own size, padded to whole patches: queries, keys and values of "
+    "the last blocks (--lost_blocks), unchanged or centred over patches and normalised, with a bias on "
+    "all similarities. CorLoc is the share of images whose box has an IoU of 0.5 or more with a true "
+    "one. The best cell was chosen on the images that it is judged by; the row without sweep is LOST as "
+    "published, on keys of the last block. Where the seed itself is background, as a negative bias can "
+    "have it, its patch is the box. The boxes of both cells are in boxes-MODEL.csv.",
+    tables={
+        "CorLoc": ("model", "cell", *_COLUMNS, *_SCORES),
+        "All cells": ("model", *_COLUMNS, *_SCORES),
+    },
+    measure=_measure,
+    draw=_draw,
+    compares="CorLoc without a sweep, %",
+)

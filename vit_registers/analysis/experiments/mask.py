@@ -1,11 +1,14 @@
-"""Who may attend to whom by the static mask, and how its levels are linked."""
+"""mask: which tokens may attend to which, and how the levels of the mask are linked."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.result import Gap, Picture, Rows
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.masks import owners
 from vit_registers.models.tokens import Grid, TokenLayout
@@ -17,11 +20,9 @@ class Link(NamedTuple):
 
     coarse: Grid
     fine: Grid
-    linked_HxW: (
-        np.ndarray
-    )  # for each fine cell the one coarse cell that it may attend to; -1: none or several
+    linked_HxW: np.ndarray  # the one coarse cell that a fine cell may attend to; -1: none or several
     geometric_HxW: np.ndarray  # the coarse cell that it lies in
-    tokens_S: np.ndarray  # how many fine cells each coarse cell is linked to
+    tokens_S: np.ndarray  # number of fine cells that each coarse cell is linked to
 
     @property
     def agreement(self) -> float:
@@ -46,49 +47,49 @@ def links(mask_TxT: np.ndarray, layout: TokenLayout) -> list[Link]:
     return found
 
 
-def masks(subjects: list[Subject], options: Options) -> Result:
-    """Who may attend to whom, and whether the links between levels are those of blocks of the image."""
-    result = Result(
-        definition="The static mask: the share of pairs that may attend, between token groups. Between "
-        "levels: how many fine cells a coarse cell is linked to, and the share of fine cells that are linked "
-        "to the coarse cell that they lie in, and to no other."
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    mask_TxT, _ = static_attention(subject.model, subject.layout)
+    if mask_TxT is None:
+        return Gap(f"{subject.name}: model.mask='none', all tokens attend to all")
+    groups, kind = subject.layout.level_groups, subject.model.mask
+    share = float(np.mean(mask_TxT))
+    shares = [
+        (subject.name, a, b, float(np.mean(mask_TxT[first, second])))
+        for a, first in groups.items()
+        for b, second in groups.items()
+    ]
+    found = links(mask_TxT, subject.layout)
+    return Rows(
+        name=subject.name,
+        tables={
+            "Mask": [(subject.name, "all", "all", share), *shares],
+            "Links between levels": [(subject.name, *_row(link)) for link in found],
+        },
+        text=f"mask '{kind}' lets {number(100 * share, '%')} of the pairs of tokens attend",
+        compared=100 * share,
+        count=counted(mask_TxT.size, "pair"),
+        values=(f"{subject.name}: mask '{kind}'", mask_TxT, groups, found),
     )
-    rows, link_rows = [], []
-    for subject in subjects:
-        mask_TxT, _ = static_attention(subject.model, subject.layout)
-        if mask_TxT is None:
-            result.gaps.append(f"{subject.name}: model.mask='none', all tokens attend to all")
-            continue
-        groups = subject.layout.level_groups
-        rows.append((subject.name, "all", "all", float(np.mean(mask_TxT))))
-        rows += [
-            (subject.name, a, b, float(np.mean(mask_TxT[first, second])))
-            for a, first in groups.items()
-            for b, second in groups.items()
-        ]
-        title = f"{subject.name}: mask '{subject.model.mask}'"
-        figure = figures.draw_mask(mask_TxT, groups, title=title)
-        result.pictures.append(Picture(name=f"mask-{subject.name}", caption=title, figure=figure))
-        found = links(mask_TxT, subject.layout)
-        link_rows += [(subject.name, *_row(link)) for link in found]
-        to_blocks = [link for link in found if len(link.tokens_S) > 1]
-        if to_blocks:
-            result.pictures.append(_draw(subject.name, to_blocks))
-    if rows:
-        columns = ("model", "queries", "keys", "share that may attend")
-        result.tables.append(Table(title="Mask", columns=columns, rows=rows))
-    if link_rows:
-        columns = ("model", "coarse", "fine", "fewest linked", "most linked", "linked as they lie, %")
-        result.tables.append(Table(title="Links between levels", columns=columns, rows=link_rows))
-    return result
 
 
 def _row(link: Link) -> tuple[str, str, int, int, float]:
-    sizes = (f"{rows} x {columns}" for rows, columns in (link.coarse, link.fine))
-    return (*sizes, int(link.tokens_S.min()), int(link.tokens_S.max()), 100 * link.agreement)
+    coarse, fine = (f"{rows} x {columns}" for rows, columns in (link.coarse, link.fine))
+    return coarse, fine, int(link.tokens_S.min()), int(link.tokens_S.max()), 100 * link.agreement
 
 
-def _draw(name: str, found: list[Link]) -> Picture:
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    pictures = []
+    for one in found:
+        title, mask_TxT, groups, of_levels = one.values
+        figure = figures.draw_mask(mask_TxT, groups, title=title)
+        pictures.append(Picture(name=f"mask-{one.name}", caption=title, figure=figure))
+        to_blocks = [link for link in of_levels if len(link.tokens_S) > 1]
+        if to_blocks:
+            pictures.append(_draw_links(one.name, to_blocks))
+    return pictures
+
+
+def _draw_links(name: str, found: Sequence[Link]) -> Picture:
     pairs = [
         (f"{coarse} to {fine}\n{share:.1f} %", link.linked_HxW, link.geometric_HxW)
         for link in found
@@ -100,3 +101,21 @@ def _draw(name: str, found: list[Link]) -> Picture:
         "mask links them to (above) and that they lie in (below); grey: no link, or several.",
         figure=figures.draw_owners(pairs),
     )
+
+
+EXPERIMENT = Experiment(
+    question="Who may attend to whom?",
+    answers="arXiv:2601.15506, the fractal mask",
+    definition="The static mask: the share of pairs that may attend, between token groups. Between "
+    "levels: how many fine cells a coarse cell is linked to, and the share of fine cells that are linked "
+    "to the coarse cell that they lie in, and to no other.",
+    tables={
+        "Mask": ("model", "queries", "keys", "share that may attend"),
+        "Links between levels": (
+            *("model", "coarse", "fine", "fewest linked", "most linked", "linked as they lie, %"),
+        ),
+    },
+    measure=_measure,
+    draw=_draw,
+    compares="share of pairs that may attend, %",
+)

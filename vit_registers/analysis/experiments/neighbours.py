@@ -1,15 +1,11 @@
-"""Whether outliers appear where patches are like their neighbours. No JAX."""
+"""neighbours: whether outliers appear where patches are like their neighbours at the patch embedding."""
 
-from vit_registers.analysis.experiments.neighbour_panels import split_cosines
-from vit_registers.analysis.report.result import Result
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.experiments.neighbour_panels import cosine_experiment
+from vit_registers.analysis.published.tables import REGISTERS, SMALL
 
-
-def neighbours(subjects: list[Subject], options: Options) -> Result:
-    """Cosines between neighbouring patches at the patch embedding, around outliers and elsewhere."""
-    return split_cosines(
-        subjects,
-        options,
-        "embed_cosine_4xP",
-        "What leaves the patch embedding, before positions are added",
-    )
+EXPERIMENT = cosine_experiment(
+    question="Do outliers appear where patches are like their neighbours?",
+    answers=f"{REGISTERS}, figure 5a; {SMALL}, figure 6",
+    feature="embed_cosine_4xP",
+    what="What leaves the patch embedding, before positions are added",
+)

@@ -1,4 +1,4 @@
-"""One model whose register neurons are moved, and what comes of it (arXiv:2506.08010)."""
+"""Register neurons of a model moved to other tokens, and the outcome of it (arXiv:2506.08010)."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,15 +6,17 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_registers.analysis.experiments import edited_models
-from vit_registers.analysis.experiments.neuron_search import Found, find_neurons
+from vit_registers.analysis.experiments.neuron_search import RegisterNeurons, find_neurons
 from vit_registers.analysis.features.interventions import Intervention, move_neurons
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import as_mask
+from vit_registers.analysis.report.finding import number, percent
+from vit_registers.analysis.report.result import Gap
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout
 
-GONE = 0.05  # outliers are gone when so few of them are left
+GONE = 0.05  # the share of the outliers below which they count as gone
 OUTCOME = (
     "patches above threshold, %",
     "largest patch",
@@ -28,7 +30,7 @@ _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # neurons to try
 
 
 class Outcome(NamedTuple):
-    """What a variant comes to, means over images; the target is the token that got the neurons."""
+    """The outcome of a variant, means over images; the target is the token that got the neurons."""
 
     share: float | None  # of patches above the model's own threshold but the target; None: no other patch
     largest: float  # norm of a patch
@@ -38,9 +40,9 @@ class Outcome(NamedTuple):
 
     def cells(self) -> tuple[float | None, ...]:
         """The columns OUTCOME."""
-        shares = (edited_models.percent(self.change.agreement), edited_models.percent(self.change.accuracy))
+        shares = (percent(self.change.agreement), percent(self.change.accuracy))
         return (
-            edited_models.percent(self.share),
+            percent(self.share),
             self.largest,
             self.target,
             self.attention,
@@ -55,16 +57,16 @@ class Trial:
 
     subject: Subject
     options: Options
-    found: Found
+    found: RegisterNeurons
     names: tuple[str, ...]  # of the features that are compared
 
     @property
     def num_images(self) -> int:
-        """How many images edited models are shown."""
+        """The number of images that edited models are shown."""
         return len(self.found.is_outlier_BxP)
 
     def layout(self, num_registers: int) -> TokenLayout:
-        """The tokens with so many registers added."""
+        """The tokens with `num_registers` registers added."""
         own = self.subject.layout
         return dataclasses.replace(own, num_registers=own.num_registers + num_registers)
 
@@ -102,11 +104,11 @@ class Trial:
         return intervention, is_target_BxT
 
     def run(self, intervention: Intervention) -> Store:
-        """Its features."""
-        return edited_models.run(self.subject, self.options, intervention, self.names)
+        """The features of the model under the intervention."""
+        return edited_models.edited(self.subject, self.options, intervention, self.names)
 
     def outcome(self, store: Store, is_target_BxT: np.ndarray, num_registers: int) -> Outcome:
-        """What a variant comes to."""
+        """The outcome of a variant, from its features."""
         patches = self.layout(num_registers).patches
         norm_BxT = np.asarray(store.read("norms_LxT")[:, -1], np.float64)
         is_other_BxP = ~is_target_BxT[:, patches]
@@ -116,7 +118,7 @@ class Trial:
         if has_target and self.subject.layout.has_cls:
             weights_BxT = store.read("attention_NxExT")[:, :, 0].mean(1, dtype=np.float64)
             attention = float((weights_BxT * is_target_BxT).sum(1).mean())
-        before = edited_models.as_it_is(self.subject, self.options, self.names)
+        before = edited_models.unedited(self.subject, self.options, self.names)
         return Outcome(
             share=float((norm_BxP > self.found.threshold).sum() / number) if number else None,
             largest=float(norm_BxP.max(1).mean()),
@@ -132,17 +134,19 @@ class Trial:
         return store, self.outcome(store, is_target_BxT, intervention.num_registers)
 
 
-def begin(subject: Subject, options: Options) -> Trial | None:
-    """A trial on a model, None where it has no outliers."""
+def start_trial(subject: Subject, options: Options) -> Trial | Gap:
+    """A trial on a model; a gap where it has no outliers, or no register can be added."""
     found = find_neurons(subject, options)
     if found is None:
-        return None
+        return Gap(f"{subject.name}: no outliers by {options.rule}")
+    if subject.model.pooling == "cls_registers":
+        return Gap(f"{subject.name}: its head reads the registers, so that none can be added")
     names = (*(["attention_NxExT"] if subject.layout.has_cls else []), *edited_models.outputs_of(subject))
     return Trial(subject=subject, options=options, found=found, names=names)
 
 
-def sweep(trial: Trial) -> list[tuple[int, Outcome]]:
-    """(count, outcome) of moving more and more neurons to a register, until outliers are gone."""
+def sweep_counts(trial: Trial) -> list[tuple[int, Outcome]]:
+    """(count, outcome) of moving 1, 2, 5, ... neurons to a register, until the outliers are gone."""
     original = trial.found.is_outlier_BxP.mean()
     outcomes = []
     for count in _COUNTS:
@@ -156,5 +160,14 @@ def sweep(trial: Trial) -> list[tuple[int, Outcome]]:
 
 
 def chosen_count(outcomes: list[tuple[int, Outcome]]) -> int:
-    """The number of neurons that leaves fewest outliers, of equals the smallest."""
+    """The number of neurons that leaves fewest outliers; the smallest of equals."""
     return min(outcomes, key=lambda one: one[1].share)[0]
+
+
+def outliers_clause(before: Outcome, after: Outcome, what: str) -> str:
+    """The clause of a finding on the outliers and the largest patch norm before and after `what`."""
+    return (
+        f"{what} changes the share of patches above the threshold from {number(percent(before.share), '%')} "
+        f"to {number(percent(after.share), '%')}, and the largest norm of a patch from "
+        f"{number(before.largest)} to {number(after.largest)}"
+    )

@@ -10,20 +10,20 @@ from vit_registers.analysis.measures.neurons import first_block, highest, neuron
 from vit_registers.analysis.subject import Options, Subject
 
 
-class Found(NamedTuple):
-    """The neurons of one model. Blocks and neurons count from 0."""
+class RegisterNeurons(NamedTuple):
+    """The neurons of one model that are most active on outliers. Blocks and neurons count from 0."""
 
     threshold: float | None
     is_outlier_BxP: np.ndarray
-    num_images: int  # that have outliers
+    num_images: int  # with outliers
     last_block: int  # where outliers begin; neurons after it are not looked at
     score_LxF: np.ndarray
     others_LxF: np.ndarray | None  # None: all patches are outliers
     neuron_Ex2: np.ndarray  # the highest score first
 
 
-def find_neurons(subject: Subject, options: Options) -> Found | None:
-    """The neurons by how active they are on outliers; None where there are no outliers."""
+def find_neurons(subject: Subject, options: Options) -> RegisterNeurons | None:
+    """The neurons, ranked by their activation on outliers; None where there are no outliers."""
     is_outlier_BxP, threshold = edited_models.flagged(subject, options)
     has_outlier_B = is_outlier_BxP.any(1)
     if not has_outlier_B.any():
@@ -31,12 +31,12 @@ def find_neurons(subject: Subject, options: Options) -> Found | None:
     intervention = Intervention(
         name="neurons", edits=nothing, values={}, rows={"is_outlier_BxP": is_outlier_BxP}
     )
-    store = edited_models.run(subject, options, intervention, ("neurons_2xLxF",))
+    store = edited_models.edited(subject, options, intervention, ("neurons_2xLxF",))
     has_other_B = ~is_outlier_BxP.all(1)
     score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
     norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
     last_block = first_block(norm_BxLxP, is_outlier_BxP, threshold)
-    return Found(
+    return RegisterNeurons(
         threshold=threshold,
         is_outlier_BxP=is_outlier_BxP,
         num_images=int(has_outlier_B.sum()),

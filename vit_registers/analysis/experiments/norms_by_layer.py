@@ -1,77 +1,81 @@
-"""Norms of patches after each block: where outliers begin. No JAX."""
+"""norms-by-layer: the norms of patches after each block, and where outliers begin. No JAX."""
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.token_groups import patches_first, zero_norm_gaps
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.token_groups import PATCHES, patches_first, zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
+from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, scale_for
-from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.panels import panels_picture
+from vit_registers.analysis.report.result import Rows
 from vit_registers.analysis.subject import Options, Subject
 
 
-def by_layer(subjects: list[Subject], options: Options) -> Result:
-    """Norms of patches after each block."""
-    rows = []
-    figure = Figure(figsize=(4.2 * len(subjects) + 0.5, 3.2), layout="constrained")
-    for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
-        norms_BxLxT = subject.store.read("norms_LxT")
-        depth = norms_BxLxT.shape[1] - 1
-        quantiles = []
-        for layer in range(depth + 1):
-            norm_BxP = norms_BxLxT[:, layer, subject.layout.patches]
-            flagged = find(norm_BxP, options.rule)
-            quantiles.append(np.quantile(norm_BxP, [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0]))
-            median, p99 = np.quantile(norm_BxP, [0.5, 0.99])
-            others = [
-                float(norms_BxLxT[:, layer, where].mean()) if where.stop > where.start else None
-                for where in (subject.layout.cls, subject.layout.registers, subject.layout.summaries)
-            ]
-            largest = float(norm_BxP.max())
-            rows.append(
-                (subject.name, layer, float(median), float(p99), largest, 100 * flagged.share, *others)
-            )
-        _draw_bands(axes, subject, np.array(quantiles), norms_BxLxT)
-    columns = (
-        "model",
-        "block",
-        "median",
-        "p99",
-        "max",
-        f"{options.rule}, %",
-        "mean of cls",
-        "of registers",
-        "of summaries",
-    )
-    return Result(
-        definition="L2 norms of the patches: 0 is what goes into the first block, n what block n leaves. "
-        "Outliers are found anew in each layer, by the rule chosen.",
-        tables=[Table(title="Norms by layer", columns=columns, rows=rows)],
-        pictures=[
-            Picture(
-                name="layers",
-                caption="Norms of patches by layer: median, and the middle 50, 90 and 100 %; other tokens: "
-                "means.",
-                figure=figure,
-            )
-        ],
-        gaps=zero_norm_gaps(subjects),
+def _measure(subject: Subject, options: Options) -> Rows:
+    norms_BxLxT = subject.store.read("norms_LxT")
+    layout, rows, quantiles = subject.layout, [], []
+    for layer in range(norms_BxLxT.shape[1]):
+        norm_BxP = norms_BxLxT[:, layer, layout.patches]
+        quantiles.append(np.quantile(norm_BxP, [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0]))
+        median, p99 = map(float, np.quantile(norm_BxP, [0.5, 0.99]))
+        others = [
+            float(norms_BxLxT[:, layer, where].mean()) if where.stop > where.start else None
+            for where in (layout.cls, layout.registers, layout.summaries)
+        ]
+        flagged = 100 * find(norm_BxP, options.rule).share
+        rows.append((subject.name, layer, median, p99, float(norm_BxP.max()), flagged, *others))
+    means = {
+        name: norms_BxLxT[:, :, where].mean((0, 2))
+        for name, where in patches_first(subject).items()
+        if name != PATCHES
+    }
+    largest = max(rows, key=lambda row: row[4])
+    return Rows(
+        name=subject.name,
+        tables={"Norms by layer": rows},
+        text=f"the largest norm of a patch, {number(largest[4])}, is after block {largest[1]}, and after the "
+        f"last block {number(rows[-1][5], '%')} of the patches are outliers by {options.rule}",
+        compared=largest[4],
+        count=counted(len(norms_BxLxT), "image"),
+        values=(np.array(quantiles), means, scale_for(norms_BxLxT)),
+        gaps=zero_norm_gaps(subject),
     )
 
 
-def _draw_bands(axes: Axes, subject: Subject, quantiles_LxQ: np.ndarray, norms_BxLxT: np.ndarray) -> None:
+def _panel(axes: Axes, values: tuple) -> None:
+    quantiles_LxQ, means, scale = values
     layers = np.arange(len(quantiles_LxQ))
-    for (low, high), alpha in zip(((0, 6), (1, 5), (2, 4)), (0.15, 0.25, 0.4), strict=True):
-        axes.fill_between(
-            layers, quantiles_LxQ[:, low], quantiles_LxQ[:, high], color=BLUE, alpha=alpha, lw=0
-        )
-    axes.plot(layers, quantiles_LxQ[:, 3], color=BLUE, label="patches")
-    for (name, where), color in zip(
-        patches_first(subject).items(), (BLUE, GREEN, ORANGE, GREY), strict=False
-    ):
-        if name != "patches":
-            axes.plot(layers, norms_BxLxT[:, :, where].mean((0, 2)), color=color, ls="--", label=name)
-    axes.set(yscale=scale_for(norms_BxLxT), xlabel="block", ylabel="norm", title=subject.name)
+    for low, high, alpha in ((0, 6, 0.15), (1, 5, 0.25), (2, 4, 0.4)):
+        band = quantiles_LxQ[:, low], quantiles_LxQ[:, high]
+        axes.fill_between(layers, *band, color=BLUE, alpha=alpha, lw=0)
+    axes.plot(layers, quantiles_LxQ[:, 3], color=BLUE, label=PATCHES)
+    for (name, mean_L), color in zip(means.items(), (GREEN, ORANGE, GREY), strict=False):
+        axes.plot(layers, mean_L, color=color, ls="--", label=name)
+    axes.set(yscale=scale, xlabel="block", ylabel="norm")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=7)
+
+
+EXPERIMENT = Experiment(
+    question="In which block do outliers appear?",
+    answers=f"{REGISTERS}, figure 4a; {SMALL}, figures 5 and 8",
+    definition="L2 norms of the patches: 0 is what goes into the first block, n what block n leaves. "
+    "Outliers are found in each layer separately, by the rule chosen.",
+    tables={
+        "Norms by layer": (
+            *("model", "block", "median", "p99", "max", "{rule}, %"),
+            *("mean of cls", "of registers", "of summaries"),
+        )
+    },
+    measure=_measure,
+    features=("norms_LxT",),
+    draw=panels_picture(
+        "layers",
+        "Norms of patches by layer: median, and the middle 50, 90 and 100 %; other tokens: means.",
+        _panel,
+    ),
+    compares="largest norm of a patch",
+)

@@ -1,52 +1,46 @@
-"""What a classifier of the output of cls makes of its parts. No JAX."""
+"""one-shot: classifiers of one image per class, on the output of cls and on its parts. No JAX."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.cls_sources import FULL, cls_parts
-from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs
-from vit_registers.analysis.measures.one_shot import one_shot as fit_one_shot
-from vit_registers.analysis.measures.severity import summarize
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, wrapped
-from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs, one_shot
+from vit_registers.analysis.measures.severity import summarize_values
+from vit_registers.analysis.published.tables import DECOUPLING
+from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
+from vit_registers.analysis.report.finding import number
+from vit_registers.analysis.report.panels import panels
+from vit_registers.analysis.report.result import Gap, Picture, Rows
 from vit_registers.analysis.subject import Options, Subject
 
 _SEEDS = (0, 1, 2)
 _CLASSIFIERS = {"logistic": BLUE, "nearest": ORANGE}
 
 
-def one_shot(subjects: list[Subject], options: Options) -> Result:
-    """Accuracies of classifiers of one full output per class, on the full output and on its parts."""
-    result = Result(
-        definition="A classifier is trained on what attention adds to cls in the last block (after the "
-        "output projection and LayerScale, without its bias and the skip connection), of one image per "
-        "class, and tested on another image of each: on the same, and on what comes from one token group "
-        "only (the weights of the others set to zero, not divided again). Images are drawn anew for each of "
-        f"{len(_SEEDS)} seeds; standard deviations are over these. The paper does not name its classifier: "
-        "'logistic' is multinomial logistic regression, 'nearest' the highest cosine."
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    label = np.asarray(subject.store.read("label"))
+    if label.ndim > 1:
+        return Gap(f"{subject.name}: the images have several labels each, one-shot requires one")
+    if len(draw_pairs(label, seed=0)[0]) < 2:
+        return Gap(f"{subject.name}: fewer than two classes have two images or more")
+    found = _accuracies(subject, label)
+    rows = [
+        (subject.name, classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
+        for classifier, scores in found.items()
+        for part in scores[0].top1
+    ]
+    first = [f"{number(row[3], '%')} on {row[2]}" for row in rows if row[1] == rows[0][1]]
+    return Rows(
+        name=subject.name,
+        tables={"One-shot": rows},
+        text=f"the top-1 of the {rows[0][1]} classifier is {', '.join(first)}",
+        compared=rows[0][3],
+        count=f"{rows[0][-1]} classes and {len(_SEEDS)} seeds",
+        values=found,
     )
-    found = {}
-    for subject in subjects:
-        label = np.asarray(subject.store.read("label"))
-        if label.ndim > 1:
-            result.gaps.append(f"{subject.name}: the images have several labels each, one-shot wants one")
-        elif len(draw_pairs(label, seed=0)[0]) < 2:
-            result.gaps.append(f"{subject.name}: fewer than two classes have two images or more")
-        else:
-            found[subject.name] = _accuracies(subject, label)
-    if found:
-        rows = [
-            (name, classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
-            for name, by_classifier in found.items()
-            for classifier, scores in by_classifier.items()
-            for part in scores[0].top1
-        ]
-        columns = ("model", "classifier", "part", "top-1, %", "std", "top-5, %", "std of top-5", "classes")
-        result.tables.append(Table(title="One-shot", columns=columns, rows=rows))
-        result.pictures.append(_draw_accuracies(found))
-    return result
 
 
 def _accuracies(subject: Subject, label: np.ndarray) -> dict[str, list[OneShot]]:
@@ -56,9 +50,7 @@ def _accuracies(subject: Subject, label: np.ndarray) -> dict[str, list[OneShot]]
         train, test = draw_pairs(label, seed=seed)
         full, tests = cls_parts(subject, train)[FULL], cls_parts(subject, test)
         for classifier, scores in found.items():
-            scores.append(
-                fit_one_shot(full, label[train], tests, label[test], seed=seed, classifier=classifier)
-            )
+            scores.append(one_shot(full, label[train], tests, label[test], seed=seed, classifier=classifier))
     return found
 
 
@@ -66,28 +58,47 @@ def _over_seeds(scores: Sequence[OneShot], part: str) -> list[float | None]:
     """Mean and standard deviation of top-1, then of top-5, in %."""
     columns = []
     for values in ([one.top1 for one in scores], [one.top5 for one in scores]):
-        summary = summarize([100 * one[part] for one in values if one is not None])
+        summary = summarize_values([100 * one[part] for one in values if one is not None])
         columns += [summary.mean, summary.std]
     return columns
 
 
-def _draw_accuracies(found: dict[str, dict[str, list[OneShot]]]) -> Picture:
-    figure = Figure(figsize=(3.6 * len(found) + 0.5, 3.0), layout="constrained")
-    for axes, (name, by_classifier) in zip(
-        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
-    ):
-        for i, (classifier, scores) in enumerate(by_classifier.items()):
-            parts = list(scores[0].top1)
-            k, place = (5, slice(2, 4)) if scores[0].top5 is not None else (1, slice(0, 2))
-            mean, std = np.array([_over_seeds(scores, part)[place] for part in parts]).T
-            at = np.arange(len(parts)) + 0.4 * (i - 0.5)
-            axes.bar(at, mean, 0.36, yerr=std, capsize=2, color=_CLASSIFIERS[classifier], label=classifier)
-        chance = 100 * k / scores[0].num_classes
-        axes.axhline(chance, color=GREY, lw=1, ls=":", label="chance")
-        axes.set_xticks(range(len(parts)), parts, fontsize=8)
-        axes.set(ylim=(0, 105), ylabel=f"top-{k}, %")
-        axes.set_title(wrapped(name), fontsize=9)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
-    )
-    return Picture(name="one-shot", caption="Accuracies, mean and deviation over seeds.", figure=figure)
+def _panel(axes: Axes, found: dict[str, list[OneShot]]) -> None:
+    first, *_ = found.values()
+    parts = list(first[0].top1)
+    k, place = (5, slice(2, 4)) if first[0].top5 is not None else (1, slice(0, 2))
+    for i, (classifier, scores) in enumerate(found.items()):
+        mean, std = np.array([_over_seeds(scores, part)[place] for part in parts]).T
+        at = np.arange(len(parts)) + 0.4 * (i - 0.5)
+        axes.bar(at, mean, 0.36, yerr=std, capsize=2, color=_CLASSIFIERS[classifier], label=classifier)
+    axes.axhline(100 * k / first[0].num_classes, color=GREY, lw=1, ls=":", label="chance")
+    axes.set_xticks(range(len(parts)), parts, fontsize=8)
+    axes.set(ylim=(0, 105), ylabel=f"top-{k}, %")
+
+
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    figure = panels(found, _panel, width=3.6)
+    legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return [Picture(name="one-shot", caption="Accuracies, mean and deviation over seeds.", figure=figure)]
+
+
+EXPERIMENT = Experiment(
+    question="What does a classifier of the output of cls make of its parts?",
+    answers=f"{DECOUPLING}, figure 3b",
+    definition="A classifier is trained on what attention adds to cls in the last block (after the "
+    "output projection and LayerScale, without its bias and the skip connection), of one image per "
+    "class, and tested on another image of each: on the same, and on what comes from one token group "
+    "only (the weights of the others set to zero, not divided again). Images are drawn separately for each "
+    f"of {len(_SEEDS)} seeds; standard deviations are over these. The paper does not name its classifier: "
+    "'logistic' is multinomial logistic regression, 'nearest' the highest cosine.",
+    tables={
+        "One-shot": (
+            *("model", "classifier", "part", "top-1, %", "std", "top-5, %", "std of top-5", "classes"),
+        )
+    },
+    measure=_measure,
+    features=("terms_ExD",),
+    draw=_draw,
+    compares="top-1 on the full output, %",
+)

@@ -1,9 +1,14 @@
-"""How much each cell of a position table counts once the table is resampled to another grid."""
+"""position-resampling: how much each cell of a position table counts once it is resampled."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.result import Gap, Picture, Rows
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
@@ -43,76 +48,65 @@ def other_grid(source: Grid, shown: Grid) -> Grid:
     return rows, columns
 
 
-def resampling(subjects: list[Subject], options: Options) -> Result:
-    """Maps of what each position of training counts at another size, by way of resampling."""
-    result = Result(
-        definition="The position table of training is resampled to another grid: that of the images, or, "
-        "where the two are equal, about 7/16 of each side (the paper's 16 x 16 to 7 x 7). Each cell of the "
-        "result gets a gradient of 1; shown is what of it arrives at each cell of the table, over the mean. "
-        "1 everywhere: all positions count alike; stripes: some hardly count, and others twice. bicubic_aa "
-        "is with antialiasing; bicubic, bicubic_offset and linear are without."
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    case = _case(subject)
+    if isinstance(case, str):
+        return Gap(f"{subject.name}: {case}")
+    source, target, methods = case
+    rows = []
+    for method in methods:
+        weight_HxW = counts(source, target, method)
+        spread = float(weight_HxW.std() / weight_HxW.mean())
+        is_own = "yes" if method == methods[0] else "no"
+        ends = float(weight_HxW.min()), float(weight_HxW.max())
+        rows.append((subject.name, _text(source), _text(target), method, is_own, spread, *ends))
+    spread, low, high = rows[0][5:]
+    return Rows(
+        name=subject.name,
+        tables={"Weight of positions": rows},
+        text=f"{methods[0]} from {_text(source)} to {_text(target)} weights positions from {number(low)} to "
+        f"{number(high)} of the mean (coefficient of variation {number(spread)})",
+        compared=spread,
+        count=counted(source[0] * source[1], "position"),
+        values=case,
     )
-    rows, cases = [], {}
-    for subject in subjects:
-        case = _case(subject)
-        if isinstance(case, str):
-            result.gaps.append(f"{subject.name}: {case}")
-            continue
-        cases.setdefault(case, []).append(subject.name)
-    for case, names in cases.items():
-        source, target, methods = case
-        maps = {method: counts(source, target, method) for method in methods}
-        for name in names:
-            rows += [(name, _text(source), _text(target), *_row(maps, method, methods[0])) for method in maps]
-        result.pictures.append(
-            Picture(
-                name=f"resampling-{len(result.pictures) + 1}",
-                caption=f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it "
-                f"is resampled to {_text(target)}.",
-                figure=_draw(maps),
-            )
-        )
-    columns = (
-        "model",
-        "trained grid",
-        "other grid",
-        "method",
-        "own",
-        "coefficient of variation",
-        "min",
-        "max",
-    )
-    if rows:
-        result.tables.append(Table(title="Weight of positions", columns=columns, rows=rows))
-    return result
 
 
 def _case(subject: Subject) -> Case | str:
-    """What is resampled to what and how, the model's own method first; or why nothing is."""
+    """The grids and methods of resampling, the model's own method first; or why there are none."""
     model, rule = subject.model, POSITIONS[subject.model.positions]
     if rule.table is None and not rule.is_learned:
         return f"model.positions='{model.positions}' has no table"
     if model.position_resampling == "none":
-        return "its table is made anew for every size and not resampled (model.position_resampling='none')"
+        return "its table is computed for every size and not resampled (model.position_resampling='none')"
     source = token_layout(model).patch_grid
     target = other_grid(source, subject.layout.patch_grid)
     if source == target:
-        return f"a grid of {_text(source)} is too small to be made smaller"
+        return f"a grid of {_text(source)} cannot be made smaller"
     return source, target, tuple(dict.fromkeys((model.position_resampling, _ANTIALIASED, _PLAIN)))
-
-
-def _row(maps: dict[str, np.ndarray], method: str, own: str) -> tuple:
-    weight_HxW = maps[method]
-    is_own = "yes" if method == own else "no"
-    spread = float(weight_HxW.std() / weight_HxW.mean())
-    return method, is_own, spread, float(weight_HxW.min()), float(weight_HxW.max())
 
 
 def _text(grid: Grid) -> str:
     return f"{grid[0]} x {grid[1]}"
 
 
-def _draw(maps: dict[str, np.ndarray]) -> Figure:
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    """A picture for each kind of resampling, which several models may share."""
+    cases: dict[Case, list[str]] = {}
+    for one in found:
+        cases.setdefault(one.values, []).append(one.name)
+    return [
+        Picture(
+            name=f"resampling-{place}",
+            caption=f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it is "
+            f"resampled to {_text(target)}.",
+            figure=_draw_maps({method: counts(source, target, method) for method in methods}),
+        )
+        for place, ((source, target, methods), names) in enumerate(cases.items(), start=1)
+    ]
+
+
+def _draw_maps(maps: dict[str, np.ndarray]) -> Figure:
     figure = Figure(figsize=(2.9 * len(maps) + 0.9, 3.1), layout="constrained")
     low = min(0.0, *(weight_HxW.min() for weight_HxW in maps.values()))
     high = max(weight_HxW.max() for weight_HxW in maps.values())
@@ -125,3 +119,23 @@ def _draw(maps: dict[str, np.ndarray]) -> Figure:
         axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
     figure.colorbar(shown, ax=list(grid), label="weight / mean", shrink=0.8)
     return figure
+
+
+EXPERIMENT = Experiment(
+    question="Do all positions count alike once the position table is resampled?",
+    answers=f"{REGISTERS}, figure 11",
+    definition="The position table of training is resampled to another grid: that of the images, or, "
+    "where the two are equal, about 7/16 of each side (the paper's 16 x 16 to 7 x 7). Each cell of the "
+    "result gets a gradient of 1; shown is what of it arrives at each cell of the table, over the mean. "
+    "1 everywhere: all positions count alike; stripes: some hardly count, and others twice. bicubic_aa "
+    "is with antialiasing; bicubic, bicubic_offset and linear are without.",
+    tables={
+        "Weight of positions": (
+            *("model", "trained grid", "other grid", "method", "own", "coefficient of variation"),
+            *("min", "max"),
+        )
+    },
+    measure=_measure,
+    draw=_draw,
+    compares="coefficient of variation of the weight of positions",
+)

@@ -1,12 +1,11 @@
-"""How smooth the patches are after the last block. No JAX."""
+"""smoothness: how alike neighbouring patches are after the last block."""
 
-from vit_registers.analysis.experiments.neighbour_panels import split_cosines
-from vit_registers.analysis.report.result import Result
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.experiments.neighbour_panels import cosine_experiment
+from vit_registers.analysis.published.tables import SEVERITY
 
-
-def smoothness(subjects: list[Subject], options: Options) -> Result:
-    """Cosines between neighbouring patches after the last block, around outliers and elsewhere."""
-    return split_cosines(
-        subjects, options, "output_cosine_4xP", "What the last block leaves, before the final norm"
-    )
+EXPERIMENT = cosine_experiment(
+    question="How smooth are the features that come out?",
+    answers=SEVERITY,
+    feature="output_cosine_4xP",
+    what="What the last block leaves, before the final norm",
+)

@@ -1,14 +1,16 @@
-"""What experiments on norms share: token groups in the order of plots, models of zeros."""
+"""Token groups of a model in the order of plots, and the gap of models whose patches are all zero. No JAX."""
 
 from vit_registers.analysis.subject import Subject
 
-
-def zero_norm_gaps(subjects: list[Subject]) -> list[str]:
-    """A gap for each model that gives patches of zeros only."""
-    return [f"{one.name}: the norms of all patches are 0" for one in subjects if not one.patch_norms().any()]
+PATCHES = "patches"
 
 
 def patches_first(subject: Subject) -> dict[str, slice]:
-    """Patches first, as they are what is looked at."""
+    """The token groups of a model, with the patches first."""
     groups = subject.layout.groups
-    return {"patches": groups.pop("patches"), **groups}
+    return {PATCHES: groups.pop(PATCHES), **groups}
+
+
+def zero_norm_gaps(subject: Subject) -> list[str]:
+    """A gap for a model that gives patches of zeros only, else none."""
+    return [] if subject.patch_norms().any() else [f"{subject.name}: the norms of all patches are 0"]

@@ -31,7 +31,7 @@ def size_bytes(model: ViT, names: tuple[str, ...], *, image_size: tuple[int, int
     return total
 
 
-def extract(
+def extract_features(
     model: ViT,
     batches: Iterator[Batch],
     store: Store,

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.analysis.features import compute
-from vit_registers.analysis.features.finite import NotFiniteError, describe, not_finite
+from vit_registers.analysis.features.finite import NotFiniteError, describe_not_finite, not_finite
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.features.store import VALID, Store
 from vit_registers.analysis.features.table import LIMITS
@@ -36,7 +36,7 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
         _say_cost(one, missing, store)
         with jax.set_mesh(mesh):
             batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
-            compute.extract(
+            compute.extract_features(
                 one.model,
                 batches,
                 store,
@@ -127,7 +127,7 @@ def _rerun(
             return _checked(one, edited, intervention, names)
         what = f"{intervention.name} {next(number)}"
         with jax.set_mesh(mesh):
-            compute.extract(
+            compute.extract_features(
                 model(intervention.num_registers),
                 compute.stored_batches(images, label, data.eval_batch_size, sharding.batch_sharding(mesh)),
                 edited,
@@ -159,7 +159,7 @@ def _native(one: OpenedModel) -> Callable[[np.ndarray, int], Native]:
         values, grid = measure(image_HxWxC, num_blocks)
         number = next(shown)
         if flawed := [name for (name, _), value in values.items() if not np.isfinite(value).all()]:
-            raise NotFiniteError(one.name, describe(", ".join(dict.fromkeys(flawed)), 1, number))
+            raise NotFiniteError(one.name, describe_not_finite(", ".join(dict.fromkeys(flawed)), 1, number))
         return values, grid
 
     return native

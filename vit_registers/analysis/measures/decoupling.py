@@ -16,10 +16,10 @@ from vit_registers.analysis.measures.focus import group_mass
 from vit_registers.analysis.measures.severity import (
     ROUNDING,
     Summary,
-    cosine,
+    cosine_similarity,
     finite,
     mean_pairwise_cosine,
-    summarize,
+    summarize_values,
 )
 
 CLS_GROUP = "cls"  # the group whose attention is the cls token's to itself
@@ -48,7 +48,9 @@ class NormTable(NamedTuple):
     def summary(self) -> dict[str, dict[str, Summary]]:
         """{"norm": {name: Summary}, "share": ..., "cosine": ...}: mean, median and deviation over images."""
         columns = self._asdict().items()
-        return {column: {name: summarize(x) for name, x in values.items()} for column, values in columns}
+        return {
+            column: {name: summarize_values(x) for name, x in values.items()} for column, values in columns
+        }
 
 
 class RegisterActivations(NamedTuple):
@@ -164,7 +166,7 @@ def norm_table(terms: Mapping[str, np.ndarray], full: Sequence[str]) -> NormTabl
     return NormTable(
         norm={**norm, "full": np.linalg.norm(full_BxD, axis=-1)},
         share={name: norm_B / total_B for name, norm_B in norm.items()},
-        cosine={name: cosine(term_BxD, full_BxD) for name, term_BxD in values.items()},
+        cosine={name: cosine_similarity(term_BxD, full_BxD) for name, term_BxD in values.items()},
     )
 
 
@@ -195,7 +197,7 @@ def layer_similarity(cls_BxLxD: np.ndarray) -> np.ndarray:
     arXiv:2505.05892, section 4.1. The last column is 1. NaN where a vector is zero.
     """
     cls_BxLxD = finite(cls_BxLxD, "the cls tokens")
-    return cosine(cls_BxLxD, cls_BxLxD[:, -1:])
+    return cosine_similarity(cls_BxLxD, cls_BxLxD[:, -1:])
 
 
 def register_activations(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis.measures.severity import attention_entropy, cosine, finite
+from vit_registers.analysis.measures.severity import attention_entropy, cosine_similarity, finite
 
 
 class Focus(NamedTuple):
@@ -73,7 +73,7 @@ def map_similarity(maps_BxRxHxW: np.ndarray) -> np.ndarray | None:
         return None
     maps_BxRxP = maps.reshape(batch, num_maps, rows * columns)
     first, second = np.triu_indices(num_maps, k=1)
-    return cosine(maps_BxRxP[:, first], maps_BxRxP[:, second]).mean(axis=1)
+    return cosine_similarity(maps_BxRxP[:, first], maps_BxRxP[:, second]).mean(axis=1)
 
 
 def group_mass(weight_BxNxExT: np.ndarray, groups: Mapping[str, slice]) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ def discover(
     right and bottom, to whole patches; boxes end there. Memory: 8 bytes x P x P. Raises DataError for
     features that are not finite, ConfigError for num_candidates < 1.
     """
-    cells = sweep(
+    cells = sweep_cells(
         {("given", 1): feature_PxD},
         grid,
         patch_size_px=patch_size_px,
@@ -182,7 +182,7 @@ def corloc(boxes_xyxy: Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) 
     return CorLoc(100 * num_hits / num_images, num_hits, num_images, len(pairs) - num_images)
 
 
-class Cell(NamedTuple):
+class SweepCell(NamedTuple):
     """One setting of a sweep."""
 
     feature: str
@@ -192,7 +192,7 @@ class Cell(NamedTuple):
     bias: float
 
 
-def sweep(
+def sweep_cells(
     features: Mapping[tuple[str, int], np.ndarray],
     grid: Grid,
     *,
@@ -202,7 +202,7 @@ def sweep(
     norm_options: Sequence[bool] = (False, True),
     biases: Sequence[float] = (0.0,),
     num_candidates: int = 100,
-) -> Iterator[tuple[Cell, Discovery]]:
+) -> Iterator[tuple[SweepCell, Discovery]]:
     """(cell, discovery) of one image for each feature, centring, normalising and bias, each cell once.
 
     `features` maps a name and a block, such as ("k", 12), to feature_PxD. The similarities are computed once
@@ -220,7 +220,7 @@ def sweep(
         degree_VxP = _fill_gram(gram_PxP, prepared_PxD, biases)
         for degree_P, bias in zip(degree_VxP, biases, strict=True):
             yield (
-                Cell(name, block, use_center, use_norm, bias),
+                SweepCell(name, block, use_center, use_norm, bias),
                 _discover(
                     gram_PxP,
                     degree_P,
@@ -236,18 +236,18 @@ def sweep(
 class SweepSummary(NamedTuple):
     """The two cells of a sweep to print side by side."""
 
-    best: Cell
-    no_sweep: Cell
+    best: SweepCell
+    no_sweep: SweepCell
 
 
-def summarize(table: Mapping[Cell, CorLoc], *, feature: str, block: int) -> SweepSummary:
+def summarize_sweep(table: Mapping[SweepCell, CorLoc], *, feature: str, block: int) -> SweepSummary:
     """The cell of most hits, and the original LOST on `feature` of `block`: no bias, centring, normalising.
 
     The best cell was chosen on the images that it is judged by, so its CorLoc is optimistic; the other's is
     not. Of equal cells the original comes first, then the order of the table. Raises ConfigError where the
     table lacks the original.
     """
-    no_sweep = Cell(feature, block, use_center=False, use_norm=False, bias=0.0)
+    no_sweep = SweepCell(feature, block, use_center=False, use_norm=False, bias=0.0)
     if no_sweep not in table:
         raise ConfigError(
             f"the sweep lacks '{feature}' of block {block} with bias 0, neither centred nor normalised: "

@@ -1,7 +1,7 @@
 """How strong outliers are: entropy of attention, likeness of neighbours, variance of flagged tokens.
 
 Pure numpy and scipy. Per-image values that are not defined (the cosine with a zero vector) are NaN where a
-docstring says so; `summarize` leaves them out and counts them.
+docstring says so; `summarize_values` leaves them out and counts them.
 """
 
 from typing import NamedTuple
@@ -79,7 +79,7 @@ def finite(values: np.ndarray, what: str) -> np.ndarray:
     return values
 
 
-def cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def cosine_similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Cosines along the last axis, float64, -1 to 1; NaN where a vector is zero. Other axes broadcast."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     scale = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
@@ -99,7 +99,7 @@ def mean_pairwise_cosine(x_NxD: np.ndarray) -> float | None:
     return float((np.square(unit_NxD.sum(axis=0)).sum() - count) / (count * (count - 1)))
 
 
-def summarize(value_B: np.ndarray) -> Summary:
+def summarize_values(value_B: np.ndarray) -> Summary:
     """Mean, median and sample standard deviation; NaN is left out and counted."""
     value_B = np.asarray(value_B, np.float64)
     kept = value_B[~np.isnan(value_B)]

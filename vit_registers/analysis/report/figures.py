@@ -147,3 +147,25 @@ def _colors(owner_HxW: np.ndarray) -> np.ndarray:
     value_HxW = np.array([0.9, 0.65, 0.45])[owner_HxW % 3]
     color_HxWx3 = hsv_to_rgb(np.stack([hue_HxW, np.full(owner_HxW.shape, 0.7), value_HxW], axis=-1))
     return np.where(owner_HxW[..., None] < 0, to_rgb("#edf2f7"), color_HxWx3)
+
+
+def draw_norms(
+    axes: Axes,
+    norm_BxT: np.ndarray,
+    groups: Mapping[str, tuple[np.ndarray, str]],
+    *,
+    threshold: float | None,
+    threshold_label: str,
+) -> None:
+    """Histograms of norms on logarithmic axes, of each of `groups`: norms and their colour, by label.
+
+    `norm_BxT` are the norms that the bins cover.
+    """
+    positive = norm_BxT[norm_BxT > 0]
+    edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else 1
+    for label, (norms, color) in groups.items():
+        axes.hist(norms.ravel(), bins=edges, histtype="step", color=color, label=label)
+    if threshold is not None:
+        axes.axvline(threshold, color=RED, lw=0.9, ls="--", label=threshold_label)
+    axes.set(xscale=scale_for(norm_BxT), yscale="log", xlabel="norm", ylabel="tokens")
+    axes.legend(frameon=False, fontsize=7)

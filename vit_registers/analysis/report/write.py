@@ -1,6 +1,6 @@
-"""Sections -> files: CSV, PNG and JSON of each, and all of them as one Markdown and one HTML file. No JAX.
+"""Results as files: CSV, PNG and JSON of each, and one Markdown and one HTML file of all. No JAX.
 
-The HTML file needs nothing else: pictures are inside, there is no script and no address. It follows the
+The HTML file needs no other file: it holds the pictures, and has no script and no address. It follows the
 reader's choice of light or dark, and fits a phone.
 """
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from vit_registers.analysis.file_names import file_name, file_names
-from vit_registers.analysis.published import PUBLISHED
+from vit_registers.analysis.published.tables import published_tables
 from vit_registers.analysis.report.markdown import block, inline
 from vit_registers.analysis.report.result import Result, Table
 from vit_registers.errors import DataError
@@ -49,12 +49,13 @@ figcaption { font-size: 0.85rem; }
   background: var(--soft); }
 .published h4 { margin: 0.8rem 0 0.3rem; font-weight: 400; font-size: 0.85rem; }
 .question { font-weight: 600; }
+.finding { border-left: 4px solid var(--link); padding-left: 1rem; }
 .gap { color: var(--gap); }
 """
 
 
-class Entry(NamedTuple):
-    """A section with what was asked, in the report's order."""
+class ReportEntry(NamedTuple):
+    """A result with its question."""
 
     name: str
     question: str
@@ -63,19 +64,21 @@ class Entry(NamedTuple):
 
     @property
     def published(self) -> list[Table]:
-        """The papers' numbers, where there is something of ours to be read beside them."""
+        """The papers' numbers, where there are numbers or pictures of ours to compare them with."""
         has_own = bool(self.result.tables or self.result.pictures)
-        return PUBLISHED.get(self.name, []) if has_own else []
+        return published_tables().get(self.name, []) if has_own else []
 
     def numbers(self) -> dict[str, Any]:
-        """All that was measured, and what others published, for a JSON file."""
-        theirs = Result(definition="", tables=self.published).numbers()["tables"]
+        """All that was measured, and the published numbers, for a JSON file."""
+        theirs = [table.numbers() for table in self.published]
         head = {"experiment": self.name, "question": self.question}
         return {**head, **self.result.numbers(), "published": theirs}
 
 
-def write_entry(entry: Entry, out: Path) -> Path:
-    """Writes out/<name>/: result.md, a CSV file per table, a PNG per picture, numbers.json. The folder."""
+def write_entry(entry: ReportEntry, out: Path) -> Path:
+    """The folder out/<name>/, after writing its files: result.md, numbers.json, a CSV per table, a PNG per
+    picture. Raises DataError where it cannot be written to.
+    """
     folder, result = out / entry.name, entry.result
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,11 +99,11 @@ def write_entry(entry: Entry, out: Path) -> Path:
     return folder
 
 
-def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapping[str, Any]) -> Path:
-    """Writes out/report.md and out/report.html, and returns the path of the latter.
+def write_report(entries: Sequence[ReportEntry], out: Path, *, title: str, about: Mapping[str, Any]) -> Path:
+    """The path of out/report.html, after writing it and out/report.md.
 
-    `about` is what was analysed, name by name, for the head of the report. The pictures of report.md are
-    those that `write_entry` wrote.
+    `about` describes what was analysed, by name, for the head of the report. report.md shows the pictures
+    that `write_entry` wrote. Raises DataError where the folder cannot be written to.
     """
     lines = [
         f"# {block(title)}",
@@ -110,7 +113,10 @@ def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapp
         "## Contents",
         "",
     ]
-    lines += [f"- [{inline(e.name)}](#{file_name(e.name)}): {inline(e.question)}" for e in entries]
+    lines += [
+        f"- [{inline(e.name)}](#{file_name(e.name)}): {inline(e.question)} {inline(e.result.finding)}"
+        for e in entries
+    ]
     markdown = "\n".join(lines) + "\n\n" + "\n".join(_markdown(entry, f"{entry.name}/") for entry in entries)
     path = out / "report.html"
     try:
@@ -121,11 +127,12 @@ def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapp
     return path
 
 
-def _markdown(entry: Entry, folder: str) -> str:
+def _markdown(entry: ReportEntry, folder: str) -> str:
     result = entry.result
     parts = [
         f"## {block(entry.name)}\n",
         f"**{inline(entry.question)}**\n",
+        f"Finding: {inline(result.finding)}\n",
         f"{block(result.definition)}\n",
         f"Answers: {inline(entry.answers)}.\n",
     ]
@@ -141,11 +148,12 @@ def _markdown(entry: Entry, folder: str) -> str:
     return "\n".join(parts)
 
 
-def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str:
+def _html(entries: Sequence[ReportEntry], title: str, about: Mapping[str, Any]) -> str:
     text = html.escape
     head = [f"<li>{text(name)}: {text(str(value))}</li>" for name, value in about.items()]
     contents = [
-        f'<li><a href="#{text(file_name(e.name))}">{text(e.name)}</a>: {text(e.question)}</li>'
+        f'<li><a href="#{text(file_name(e.name))}">{text(e.name)}</a>: {text(e.question)} '
+        f"{text(e.result.finding)}</li>"
         for e in entries
     ]
     return "\n".join(
@@ -162,11 +170,12 @@ def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str
     )
 
 
-def _html_result(entry: Entry) -> str:
+def _html_result(entry: ReportEntry) -> str:
     text, result = html.escape, entry.result
     parts = [
         f'<section id="{text(file_name(entry.name))}"><h2>{text(entry.name)}</h2>',
-        f'<p class="question">{text(entry.question)}</p><p>{text(result.definition)}</p>',
+        f'<p class="question">{text(entry.question)}</p>',
+        f'<p class="finding">{text(result.finding)}</p><p>{text(result.definition)}</p>',
         f"<p>Answers: {text(entry.answers)}.</p>",
     ]
     parts += [f'<p class="gap">Gap: {text(gap)}.</p>' for gap in result.gaps]
@@ -199,7 +208,7 @@ def _html_table(table: Table) -> str:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    for artist in figure.findobj(Text):  # a name between dollar signs is no formula; those of ticks are
+    for artist in figure.findobj(Text):  # names between dollar signs are not formulas; labels of ticks are
         if "$" in artist.get_text() and "mathdefault" not in artist.get_text():
             artist.set_parse_math(False)
     with warnings.catch_warnings():
