@@ -77,7 +77,7 @@ def show_list() -> None:
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
 
 
-def _energy(given: list[str]) -> tuple[float, ...] | None:
+def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
     """The four numbers of --energy, or None."""
     if not given:
         return None
@@ -91,7 +91,8 @@ def _energy(given: list[str]) -> tuple[float, ...] | None:
             "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
             "--energy=66,400,1.2,0.4"
         )
-    return numbers
+    hours, watts, pue, intensity = numbers
+    return hours, watts, pue, intensity
 
 
 def main(name: str) -> None:

@@ -150,7 +150,7 @@ def _open(
         step, config = loading.read_config(path, step, overrides)
         model = loading.run_model(path, step, config.model)
         origin = loading.normalisation_origin(path, step)
-        digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
+        digest = _sha256([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names = loading.trained_names(path, step)
     else:
         if not Path(path).expanduser().exists():
@@ -244,8 +244,8 @@ def _steps(checkpoint: str) -> list[str]:
 
 def differences(opened: Sequence[OpenedModel]) -> str | None:
     """How the images of models that stand side by side are not prepared alike, in a line; None: all alike."""
-    shares = [one.shown.share for one in opened]
-    is_near = None not in shares and max(shares) - min(shares) < _SAME_SHARE
+    shares = [one.shown.share for one in opened if one.shown.share is not None]
+    is_near = len(shares) == len(opened) and max(shares) - min(shares) < _SAME_SHARE
     kinds = {
         "the part of an image": [] if is_near else [one.shown.text for one in opened],
         "the method of resizing": [one.shown.method for one in opened],

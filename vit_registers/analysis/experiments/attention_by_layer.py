@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.published.tables import SEVERITY
+from vit_registers.analysis.report.figures import integer_ticks
 from vit_registers.analysis.report.finding import counted, number
 from vit_registers.analysis.report.panels import panels_picture
 from vit_registers.analysis.report.result import Rows
@@ -38,7 +39,7 @@ def _panel(axes: Axes, share_L: dict[str, np.ndarray]) -> None:
     for group, values in share_L.items():
         axes.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, label=group)
     axes.set(xlabel="block", ylabel="entropy / uniform", ylim=(0, 1.02))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    integer_ticks(axes)
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -13,23 +13,22 @@ from vit_registers.analysis.experiments.attention_grids import (
 )
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Picture, Rows, Value
+from vit_registers.analysis.report.finding import counted, number, percent
+from vit_registers.analysis.report.result import Picture, Rows
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
     maps_BxExHxW = mean_maps(subject, slice(0, options.num_examples))
     images, names = subject.example_NxHxWxC[: len(maps_BxExHxW)], queries(subject)
-    rows, parts = _by_head(subject), []
-    for query, share, _, _, peak, *_ in rows:
-        on_one = "" if peak is None else f", and {number(100 * peak, '%')} of that to a single patch"
-        parts.append(f"{query} sends {number(100 * share, '%')} of its attention to patches{on_one}")
+    rows = _by_head(subject)
+    query, share, _, _, peak, *_ = rows[0]
     return Rows(
         name=subject.name,
         tables={"Attention by head": [(subject.name, *row) for row in rows]},
-        text=parts[0],
-        compared=100 * rows[0][1],
+        text=f"{query} sends {number(percent(share), '%')} of its attention to patches, and "
+        f"{number(percent(peak), '%')} of that to a single patch",
+        compared=percent(share),
         count=counted(subject.store.num_read(), "image"),
         values=(images, maps_BxExHxW, head_maps(subject, slice(0, 1))[0], names),
     )
@@ -51,14 +50,15 @@ def _draw(found: Sequence[Rows]) -> list[Picture]:
     return pictures
 
 
-def _by_head(subject: Subject) -> list[tuple[Value, ...]]:
+def _by_head(subject: Subject) -> list[tuple[str, *tuple[float | None, ...]]]:
     """For each query: mean, lowest and highest head of the share of patches; of its part on one patch."""
-    share, top, images = 0.0, 0.0, subject.store.num_read()
+    images, num_heads = subject.store.num_read(), subject.store.read("attention_NxExT").shape[1]
+    share_NxE, top_NxE = np.zeros((2, num_heads, len(queries(subject))))
     for part in in_parts(images):
         maps_BxNxExHxW = head_maps(subject, part).astype(np.float64)
-        share = share + maps_BxNxExHxW.sum(axis=(0, 3, 4))
-        top = top + maps_BxNxExHxW.max(axis=(3, 4)).sum(axis=0)
-    share_NxE, top_NxE = share / images, top / images
+        share_NxE += maps_BxNxExHxW.sum(axis=(0, 3, 4))
+        top_NxE += maps_BxNxExHxW.max(axis=(3, 4)).sum(axis=0)
+    share_NxE, top_NxE = share_NxE / images, top_NxE / images
     part_NxE = np.divide(top_NxE, share_NxE, out=np.full_like(top_NxE, np.nan), where=share_NxE > 0)
     return [
         (

@@ -66,7 +66,7 @@ def _lowest(
 
 def _panel(axes: Axes, values: tuple) -> None:
     for part, cosine_B in values[0].items():
-        kept, bins = cosine_B[~np.isnan(cosine_B)], np.linspace(-1, 1, 81)
+        kept, bins = cosine_B[~np.isnan(cosine_B)], np.linspace(-1, 1, 81).tolist()
         axes.hist(kept, bins, histtype="stepfilled", alpha=0.6, color=_COLORS[part], label=part)
     axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel="cosine with all of it", ylabel="images")
     axes.legend(frameon=False, fontsize=8)

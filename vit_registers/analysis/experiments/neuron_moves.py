@@ -32,7 +32,7 @@ _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # neurons to try
 class Outcome(NamedTuple):
     """The outcome of a variant, means over images; the target is the token that got the neurons."""
 
-    share: float | None  # of patches above the model's own threshold but the target; None: no other patch
+    share: float | None  # of patches above the model's own threshold, without the target; None: no other
     largest: float  # norm of a patch
     target: float | None  # its norm
     attention: float | None  # of cls in the last block to it
@@ -154,14 +154,14 @@ def sweep_counts(trial: Trial) -> list[tuple[int, Outcome]]:
             break
         _, outcome = trial.measure(trial.moved(trial.found.neuron_Ex2[:count]))
         outcomes.append((count, outcome))
-        if outcome.share <= GONE * original:
+        if outcome.share is None or outcome.share <= GONE * original:
             break
     return outcomes
 
 
 def chosen_count(outcomes: list[tuple[int, Outcome]]) -> int:
     """The number of neurons that leaves fewest outliers; the smallest of equals."""
-    return min(outcomes, key=lambda one: one[1].share)[0]
+    return min((np.inf if outcome.share is None else outcome.share, count) for count, outcome in outcomes)[1]
 
 
 def outliers_clause(before: Outcome, after: Outcome, what: str) -> str:

@@ -13,7 +13,7 @@ from vit_registers.analysis.subject import Options, Subject
 class RegisterNeurons(NamedTuple):
     """The neurons of one model that are most active on outliers. Blocks and neurons count from 0."""
 
-    threshold: float | None
+    threshold: float
     is_outlier_BxP: np.ndarray
     num_images: int  # with outliers
     last_block: int  # where outliers begin; neurons after it are not looked at
@@ -25,14 +25,13 @@ class RegisterNeurons(NamedTuple):
 def find_neurons(subject: Subject, options: Options) -> RegisterNeurons | None:
     """The neurons, ranked by their activation on outliers; None where there are no outliers."""
     is_outlier_BxP, threshold = edited_models.flagged(subject, options)
-    has_outlier_B = is_outlier_BxP.any(1)
-    if not has_outlier_B.any():
+    has_outlier_B, has_other_B = np.atleast_1d(is_outlier_BxP.any(1)), np.atleast_1d((~is_outlier_BxP).any(1))
+    if threshold is None or not has_outlier_B.any():
         return None
     intervention = Intervention(
         name="neurons", edits=nothing, values={}, rows={"is_outlier_BxP": is_outlier_BxP}
     )
     store = edited_models.edited(subject, options, intervention, ("neurons_2xLxF",))
-    has_other_B = ~is_outlier_BxP.all(1)
     score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
     norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
     last_block = first_block(norm_BxLxP, is_outlier_BxP, threshold)

@@ -7,7 +7,7 @@ from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.experiments.token_groups import PATCHES, patches_first, zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, scale_for
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, integer_ticks, scale_for
 from vit_registers.analysis.report.finding import counted, number
 from vit_registers.analysis.report.panels import panels_picture
 from vit_registers.analysis.report.result import Rows
@@ -55,7 +55,7 @@ def _panel(axes: Axes, values: tuple) -> None:
     for (name, mean_L), color in zip(means.items(), (GREEN, ORANGE, GREY), strict=False):
         axes.plot(layers, mean_L, color=color, ls="--", label=name)
     axes.set(yscale=scale, xlabel="block", ylabel="norm")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    integer_ticks(axes)
     axes.legend(frameon=False, fontsize=7)
 
 

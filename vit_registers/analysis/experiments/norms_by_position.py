@@ -33,7 +33,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
 def _panel(axes: Axes, percent_HxW: np.ndarray) -> None:
     shown = axes.imshow(percent_HxW, cmap="inferno", vmin=0)
     axes.set(xticks=[], yticks=[])
-    axes.get_figure(root=True).colorbar(shown, ax=axes, label="images with an outlier here, %", shrink=0.8)
+    axes.figure.colorbar(shown, ax=axes, label="images with an outlier here, %", shrink=0.8)
 
 
 EXPERIMENT = Experiment(

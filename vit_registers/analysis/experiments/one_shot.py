@@ -13,7 +13,7 @@ from vit_registers.analysis.published.tables import DECOUPLING
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
 from vit_registers.analysis.report.finding import number
 from vit_registers.analysis.report.panels import panels
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
 from vit_registers.analysis.subject import Options, Subject
 
 _SEEDS = (0, 1, 2)
@@ -27,18 +27,20 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if len(draw_pairs(label, seed=0)[0]) < 2:
         return Gap(f"{subject.name}: fewer than two classes have two images or more")
     found = _accuracies(subject, label)
-    rows = [
+    rows: list[tuple[Value, ...]] = [
         (subject.name, classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
         for classifier, scores in found.items()
         for part in scores[0].top1
     ]
-    first = [f"{number(row[3], '%')} on {row[2]}" for row in rows if row[1] == rows[0][1]]
+    classifier, scores = next(iter(found.items()))
+    means = {part: _over_seeds(scores, part)[0] for part in scores[0].top1}
+    parts = ", ".join(f"{number(mean, '%')} on {part}" for part, mean in means.items())
     return Rows(
         name=subject.name,
         tables={"One-shot": rows},
-        text=f"the top-1 of the {rows[0][1]} classifier is {', '.join(first)}",
-        compared=rows[0][3],
-        count=f"{rows[0][-1]} classes and {len(_SEEDS)} seeds",
+        text=f"the top-1 of the {classifier} classifier is {parts}",
+        compared=means[FULL],
+        count=f"{scores[0].num_classes} classes and {len(_SEEDS)} seeds",
         values=found,
     )
 

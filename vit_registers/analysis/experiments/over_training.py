@@ -37,10 +37,9 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if subject.layout.num_registers > 1:
         first = int(subject.layout.has_cls)
         maps = (mean_maps(subject, images)[:, first:] for images in in_parts(len(norm_BxP)))
-        likeness = summarize_values(
-            np.concatenate([map_similarity(maps_BxRxHxW) for maps_BxRxHxW in maps])
-        ).mean
-    kurtosis = float(stats.kurtosis(norm_BxP, axis=None)) if norm_BxP.std() > 0 else None
+        similar = [found_B for one in maps if (found_B := map_similarity(one)) is not None]
+        likeness = summarize_values(np.concatenate(similar)).mean
+    kurtosis = float(stats.kurtosis(norm_BxP.ravel())) if norm_BxP.std() > 0 else None
     share = 100 * subject.outliers(options.rule).share
     numbers = (median, p99, float(norm_BxP.max()), kurtosis, share, likeness)
     return Rows(

@@ -112,12 +112,12 @@ def _draw_maps(maps: dict[str, np.ndarray]) -> Figure:
     high = max(weight_HxW.max() for weight_HxW in maps.values())
     grid = figure.subplots(1, len(maps), squeeze=False)[0]
     for place, (axes, (method, weight_HxW)) in enumerate(zip(grid, maps.items(), strict=True)):
-        shown = axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
+        axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
         axes.set(xticks=[], yticks=[])
         own = ", the model's own" if place == 0 else ""
         axes.set_title(f"{method}{own}", fontsize=9)
         axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
-    figure.colorbar(shown, ax=list(grid), label="weight / mean", shrink=0.8)
+    figure.colorbar(grid[0].images[0], ax=list(grid), label="weight / mean", shrink=0.8)
     return figure
 
 

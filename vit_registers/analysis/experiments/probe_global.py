@@ -50,9 +50,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 def _kinds(subject: Subject) -> list[tuple[str, tuple[int, ...]]]:
     """The kinds of tokens, and the seeds of the draws of each."""
     named = [name for name in subject.tokens() if name not in ("patches", "summaries")]
-    return [(name, (0,)) for name in (*named, "mean patch", "center")] + [
-        (name, _SEEDS) for name in ("normal", "outlier")
-    ]
+    drawn = (*named, "mean patch", "center")
+    return [*((name, (0,)) for name in drawn), *((name, _SEEDS) for name in ("normal", "outlier"))]
 
 
 def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeInputs:

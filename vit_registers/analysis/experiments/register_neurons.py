@@ -9,10 +9,10 @@ from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.experiments.neuron_search import RegisterNeurons, find_neurons
 from vit_registers.analysis.features.interventions import Intervention, nothing
-from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, scale_for
+from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, integer_ticks, scale_for
 from vit_registers.analysis.report.finding import counted, number
 from vit_registers.analysis.report.panels import images_and_maps
-from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
+from vit_registers.analysis.report.result import Gap, Picture, Rows
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 
@@ -25,7 +25,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         return Gap(f"{subject.name}: no outliers by {options.rule}")
     layers = _layers(subject, options)
     neurons = [(subject.name, *_row(found, at)) for at in found.neuron_Ex2[:_LISTED]]
-    _, block, neuron, on, off, _ = neurons[0]
+    block, neuron, on, off, _ = _row(found, found.neuron_Ex2[0])
     return Rows(
         name=subject.name,
         tables={
@@ -43,7 +43,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[Value, ...]:
+def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[int, int, float, float | None, int]:
     block, neuron = map(int, at)
     others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
     return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
@@ -121,11 +121,11 @@ def _curves(
     axes.plot(block - 0.5, middle, "o", ms=3, color=GREEN, label="after attention")
     axes.set(xlabel="block", ylabel="largest norm of a patch", title=name)
     axes.set_yscale(scale_for(np.array([first, *after])))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    integer_ticks(axes)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     if None not in attention:
         other = axes.twinx()
-        other.plot(block, attention, "s--", ms=3, color=ORANGE)
+        other.plot(block, np.array(attention, float), "s--", ms=3, color=ORANGE)
         other.set_ylabel("largest attention of cls", color=ORANGE)
         other.set_ylim(bottom=0)
     return figure

@@ -8,10 +8,10 @@ from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.published.tables import CAUSES
-from vit_registers.analysis.report.figures import BLUE, ORANGE
+from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks
 from vit_registers.analysis.report.finding import counted, number, percent
 from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.report.result import Gap, Rows, Value
 from vit_registers.analysis.subject import Options, Subject
 
 _CUTS = 6  # places between blocks, at most
@@ -49,11 +49,11 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 def _remove(
     subject: Subject, options: Options, is_outlier_BxP: np.ndarray, images: np.ndarray
-) -> tuple[list[tuple], Points]:
+) -> tuple[list[tuple[Value, ...]], Points]:
     names = edited_models.outputs_of(subject)
     before = edited_models.unedited(subject, options, names)
     same = edited_models.change(subject, before, before, images)
-    rows = [(subject.name, None, "nothing", None, *_cells(same))]
+    rows: list[tuple[Value, ...]] = [(subject.name, None, "nothing", None, *_cells(same))]
     depth = subject.store.read("norms_LxT").shape[1] - 1
     chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=_SEED)}
     points: Points = {}
@@ -86,7 +86,7 @@ def _panel(axes: Axes, points: Points) -> None:
         label = f"{what}: {instead}"
         axes.plot(*zip(*line, strict=True), style, marker="o", ms=3, color=color, label=label)
     axes.set(xlabel="before block", ylabel="cosine of cls")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    integer_ticks(axes)
     if points:
         axes.legend(frameon=False, fontsize=7)
 

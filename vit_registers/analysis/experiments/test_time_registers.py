@@ -126,7 +126,8 @@ def _draw(found: Sequence[Rows]) -> list[Picture]:
                 f"{one.name}: attention of cls in the unedited model, and with a test-time register; each "
                 "map has its own scale."
             )
-            figure = images_and_maps(*maps, ("unedited", "test-time register"), limits=(0, None))
+            titles = ("unedited", "test-time register")
+            figure = images_and_maps(maps[0], maps[1], titles, limits=(0, None))
             pictures.append(Picture(name=f"maps-{one.name}", caption=caption, figure=figure))
     return pictures
 

@@ -108,7 +108,7 @@ def stored_batches(
 
 def _write(
     writer: Writer,
-    computed: Mapping[str, jax.Array],
+    computed: Mapping[str, jax.Array | np.ndarray],
     store: Store,
     layout: TokenLayout,
     progress: Callable[[int, int], None],
@@ -137,11 +137,11 @@ def native(
 
     @functools.partial(nnx.jit, static_argnums=3)
     def forward(
-        model: ViT, filled_1xHxWxC: jax.Array, size_px: jax.Array, num_blocks: int
+        model: ViT, filled_1xHxWxC: np.ndarray, size_px: np.ndarray, num_blocks: int
     ) -> list[jax.Array]:
         height, width = filled_1xHxWxC.shape[1:3]
         is_image_HxW = (jnp.arange(height) < size_px[0])[:, None] & (jnp.arange(width) < size_px[1])[None]
-        normal_1xHxWxC = normalize(filled_1xHxWxC, mean=mean, std=std)
+        normal_1xHxWxC = normalize(jnp.asarray(filled_1xHxWxC), mean=mean, std=std)
         out = model(jnp.where(is_image_HxW[None, :, :, None], normal_1xHxWxC, 0.0))
         patches = model.layout_for((height, width)).patches
         values = [out.taps[name][block][0, patches] for block in range(-num_blocks, 0) for name in "qkv"]

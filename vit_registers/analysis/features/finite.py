@@ -29,7 +29,7 @@ def not_finite(store: Store, names: Iterable[str]) -> str | None:
         flawed += [name] if own_B.any() else []
     if not flawed:
         return None
-    return describe_not_finite(", ".join(flawed), np.count_nonzero(is_flawed_B), len(is_flawed_B))
+    return describe_not_finite(", ".join(flawed), int(np.count_nonzero(is_flawed_B)), len(is_flawed_B))
 
 
 def _is_flawed(values: np.ndarray, has_undefined: bool) -> np.ndarray:

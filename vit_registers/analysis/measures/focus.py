@@ -39,7 +39,7 @@ class MapSums:
     @property
     def mean_ExHxW(self) -> np.ndarray:
         """The mean map per query, of all batches so far."""
-        assert self.num_images, "no maps were added"
+        assert self._sum_ExHxW is not None, "no maps were added"
         return self._sum_ExHxW / self.num_images
 
 

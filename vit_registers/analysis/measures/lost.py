@@ -118,7 +118,8 @@ def _discover(
     seeds = candidates[gram_PxP[seed, candidates] > -bias]
     expansion = (gram_PxP[seeds] + bias).sum(axis=0).reshape(grid)
     cell = (int(seed) // grid[1], int(seed) % grid[1])
-    label, _ = ndimage.label(expansion > 0)  # 4-connected; 0 is background
+    label = np.zeros(grid, np.int32)  # 4-connected; 0 is background
+    ndimage.label(expansion > 0, output=label)
     is_fallback = bool(label[cell] == 0)
     if is_fallback:
         mask = np.zeros(grid, bool)
@@ -137,7 +138,7 @@ def _discover(
 
 
 def _box(mask: np.ndarray, patch_size_px: int, image_size_px: Grid) -> np.ndarray:
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = image_size_px
     low = columns[0] * patch_size_px, rows[0] * patch_size_px
     high = min((columns[-1] + 1) * patch_size_px, width), min((rows[-1] + 1) * patch_size_px, height)
@@ -168,7 +169,7 @@ class CorLoc(NamedTuple):
     num_skipped: int  # without any ground-truth box
 
 
-def corloc(boxes_xyxy: Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) -> CorLoc:
+def corloc(boxes_xyxy: np.ndarray | Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) -> CorLoc:
     """The share of images whose one box [4] has an IoU of at least 0.5 with any of its true boxes [n, 4].
 
     CorLoc as in LOST (arXiv:2109.14279). Images with n = 0 are skipped and counted. Raises DataError where

@@ -67,10 +67,10 @@ def logistic_probe(
         is_held_out_N = _held_out(train_label_N, np.random.default_rng(seed))
         strength = _choose_strength(train_NxD, train_label_N, is_held_out_N, strengths, max_iterations)
     scaler = StandardScaler().fit(train_NxD)
-    model, is_converged = _fit(scaler.transform(train_NxD), train_label_N, strength, max_iterations)
-    predicted_N = model.predict(scaler.transform(test_NxD))
+    model, is_converged = _fit(_scaled(scaler, train_NxD), train_label_N, strength, max_iterations)
+    predicted_N = model.predict(_scaled(scaler, test_NxD))
     return ProbeResult(
-        accuracy=float((predicted_N == test_label_N).mean()),
+        accuracy=float(np.mean(predicted_N == test_label_N)),
         strength=strength,
         num_train=len(train_NxD),
         num_test=len(test_NxD),
@@ -128,8 +128,8 @@ def _choose_strength(
     max_iterations: int,
 ) -> float:
     scaler = StandardScaler().fit(train_NxD[~is_held_out_N])
-    fit_NxD = scaler.transform(train_NxD[~is_held_out_N])
-    held_out_NxD = scaler.transform(train_NxD[is_held_out_N])
+    fit_NxD = _scaled(scaler, train_NxD[~is_held_out_N])
+    held_out_NxD = _scaled(scaler, train_NxD[is_held_out_N])
     scores = []
     for strength in strengths:
         model, _ = _fit(fit_NxD, label_N[~is_held_out_N], strength, max_iterations)
@@ -138,6 +138,10 @@ def _choose_strength(
         loss = log_loss(label_N[is_held_out_N], probability_NxY, labels=model.classes_)
         scores.append((accuracy, -loss))
     return strengths[scores.index(max(scores))]
+
+
+def _scaled(scaler: StandardScaler, token_NxD: np.ndarray) -> np.ndarray:
+    return np.asarray(scaler.transform(token_NxD))
 
 
 def _fit(

@@ -67,7 +67,7 @@ class Pairs:
         """(token_NxD, pixel_NxM) of some images, float32; pixels are (value / 255 - mean) / std."""
         image_BxHxWxC = self.image_BxHxWxC[images]
         assert image_BxHxWxC.dtype == np.uint8, image_BxHxWxC.dtype
-        normal = (image_BxHxWxC / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        normal = (image_BxHxWxC / np.float32(255) - _float32(self.mean)) / _float32(self.std)
         pixel_BxPxM = self.cut(normal, self.patch_size)
         token_BxPxD = self.token_BxPxD[images]
         assert token_BxPxD.shape[:2] == pixel_BxPxM.shape[:2], (token_BxPxD.shape, pixel_BxPxM.shape)
@@ -80,13 +80,17 @@ class Pairs:
             yield self.take(slice(start, start + _CHUNK_IMAGES))
 
 
+def _float32(values: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(values, np.float32)
+
+
 def fit_mean(pairs: Pairs) -> Predict:
     """The floor: whatever the token, the mean patch of the training images. It looks at no token.
 
     Its mean squared error is about the variance of a pixel: near 1 where mean and std are the data's own.
     """
     _require_images(pairs)
-    total_M, count = np.float64(0), 0
+    total_M, count = np.zeros(()), 0
     for _, pixel_NxM in pairs.chunks():
         total_M = total_M + pixel_NxM.sum(axis=0, dtype=np.float64)
         count += len(pixel_NxM)
@@ -193,7 +197,7 @@ def _step(
         return jnp.mean((_apply_mlp(parameters, token_NxD) - pixel_NxM) ** 2)
 
     updates, state = _optimizer(learning_rate).update(jax.grad(loss)(parameters), state, parameters)
-    return optax.apply_updates(parameters, updates), state
+    return jax.tree.map(optax.apply_updates, parameters, updates), state
 
 
 def _apply_mlp(parameters: dict[str, jax.Array], token_NxD: jax.Array) -> jax.Array:

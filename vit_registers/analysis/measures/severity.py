@@ -4,6 +4,7 @@ Pure numpy and scipy. Per-image values that are not defined (the cosine with a z
 docstring says so; `summarize_values` leaves them out and counts them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ ROUNDING = 1e-24
 
 
 class Summary(NamedTuple):
-    """Mean, median and sample standard deviation of `count` values. None: too few values."""
+    """Mean, median and sample standard deviation of `num_values` values. None: too few values."""
 
-    count: int
+    num_values: int
     num_undefined: int  # NaN, left out
     mean: float | None
     median: float | None
@@ -99,12 +100,12 @@ def mean_pairwise_cosine(x_NxD: np.ndarray) -> float | None:
     return float((np.square(unit_NxD.sum(axis=0)).sum() - count) / (count * (count - 1)))
 
 
-def summarize_values(value_B: np.ndarray) -> Summary:
+def summarize_values(value_B: np.ndarray | Sequence[float]) -> Summary:
     """Mean, median and sample standard deviation; NaN is left out and counted."""
     value_B = np.asarray(value_B, np.float64)
     kept = value_B[~np.isnan(value_B)]
     return Summary(
-        count=kept.size,
+        num_values=kept.size,
         num_undefined=value_B.size - kept.size,
         mean=float(kept.mean()) if kept.size else None,
         median=float(np.median(kept)) if kept.size else None,
@@ -171,7 +172,7 @@ def split_by_outlier(
     distance = None
     if outliers.size and background.size:
         # The exact method would only change the p-value, which is not used.
-        distance = float(scipy.stats.ks_2samp(outliers, background, method="asymp").statistic)
+        distance, _ = map(float, scipy.stats.ks_2samp(outliers, background, method="asymp"))
     num_outliers = int(is_outlier_BxP.sum())
     return NeighbourSplit(
         outliers=_cosine_group(outliers, num_outliers, seed=seed, max_points=max_points),

@@ -20,7 +20,7 @@ CAUSES = f"what reviewers of {REGISTERS} asked: what artifacts cause"
 
 def read_rows() -> list[dict[str, str]]:
     """The rows of all files, by column name: one number each."""
-    folder = resources.files(__package__)
+    folder = resources.files("vit_registers.analysis.published")
     files = sorted(
         (file for file in folder.iterdir() if file.name.endswith(".csv")), key=lambda file: file.name
     )

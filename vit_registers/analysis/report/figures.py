@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
 
@@ -34,14 +35,20 @@ def wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 30))
 
 
+def integer_ticks(axes: Axes) -> None:
+    """Puts ticks of the x axis at whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def metric_series(records: Sequence[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Each metric of the records of a metrics.jsonl as (steps, values); null is NaN."""
     series: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for name, value in record.items():
             if name != "step":
-                series.setdefault(name, []).append((record["step"], value))
-    return {name: tuple(np.array(points, float).T) for name, points in series.items()}
+                series.setdefault(name, []).append((int(record["step"]), value))
+    arrays = {name: np.array(points, float) for name, points in series.items()}
+    return {name: (points_Nx2[:, 0], points_Nx2[:, 1]) for name, points_Nx2 in arrays.items()}
 
 
 def draw_curves(metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
@@ -109,7 +116,7 @@ def draw_layout(
     `levels` holds a name and a 2-D array of colour numbers per group, in the order of the sequence.
     """
     figure = Figure(figsize=(7.6, 8.0), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 3))
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 3), squeeze=False))
     for axes, (name, values) in zip(top.subplots(1, len(levels)), levels, strict=True):
         rows, columns = values.shape
         axes.imshow(values, cmap="tab20", vmin=0, vmax=19)
