@@ -213,7 +213,7 @@ def test_what_is_not_finite_is_refused(value):
 
 
 def test_no_candidates_are_refused():
-    with pytest.raises(ConfigError, match="num_candidates=0: want >= 1"):
+    with pytest.raises(ConfigError, match="num_candidates=0: must be >= 1"):
         discover(np.ones((2, 1)), (1, 2), patch_size_px=1, image_size_px=(1, 2), num_candidates=0)
 
 

@@ -131,7 +131,7 @@ def native(
     Its second argument is the number of blocks; there may be fewer. What comes is {("q", 12): PxD}, the same
     for "k" and "v" and for each block, heads joined; the first block is 1. The image is normalised, then
     filled up with zeros on the right and below to whole patches, as LOST does it. Each new grid is compiled
-    anew.
+    once.
     """
     patch, depth = model.model.patch_size, len(model.blocks)
 

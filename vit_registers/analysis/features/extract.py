@@ -1,4 +1,4 @@
-"""Features on the disk of checkpoints that are open: of the models as they are, and of edited ones."""
+"""Features on disk of open checkpoints: of the models and of edited models."""
 
 import functools
 import itertools
@@ -73,14 +73,14 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
 
 
 def _say_cost(one: OpenedModel, names: tuple[str, ...], store: Store) -> None:
-    """Tells on stderr what is about to be computed. Raises DataError where the disk has no room for it."""
+    """Prints the size of the features to compute. Raises DataError where the disk has no room for it."""
     size, number = image_size(one.config), store.num_images
     needed = compute.size_bytes(one.model, names, image_size=size, num_images=number)
     free = shutil.disk_usage(store.folder).free
     print(f"{one.name}: {number} images, {_readable(needed)} of features to {store.folder}", file=sys.stderr)
     if needed > free:
         raise DataError(
-            f"{store.folder}: the features want {_readable(needed)}, and {_readable(free)} are free: "
+            f"{store.folder}: the features require {_readable(needed)}, and {_readable(free)} are free: "
             "take fewer images with --num_images, or another --out"
         )
 
@@ -90,9 +90,9 @@ def _readable(size_bytes: int) -> str:
 
 
 def _progress(name: str) -> Callable[[str, int, int], None]:
-    """What tells on stderr how far a work on a model is: (what, images done, images in all).
+    """A function that prints progress on stderr: (what, images done, images in all).
 
-    That is one line, rewritten, or a line for each tenth where stderr is no terminal, such as a log file.
+    On a terminal one line is rewritten; in a log file there is a line for each tenth.
     """
     tenths: dict[str, int] = {}  # of each work, that were told
 
@@ -111,7 +111,7 @@ def _progress(name: str) -> Callable[[str, int, int], None]:
 def _rerun(
     one: OpenedModel, store: Store, root: Path, progress: Callable[[str, int, int], None]
 ) -> Callable[[Intervention, tuple[str, ...], int], Store]:
-    """What extracts features of the model under an intervention, from images that are in the store."""
+    """A function that extracts features of the model under an intervention, from images in the store."""
     number = itertools.count(1)
 
     @functools.cache

@@ -1,4 +1,4 @@
-"""Where attention goes on average: mean maps over a data set, their spread, centre and likeness."""
+"""Mean attention maps over a data set: their spread, centre and similarity."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class MapSums:
     """The mean over a data set of maps that come in batches, in memory of one map per query.
 
     arXiv:2309.16588 (figure 16) calls these maps positional focus: rows of the last block's attention, here
-    already averaged over heads. Weights are taken as they are: an image that sends more attention to its
+    already averaged over heads. Weights are not normalised: an image that sends more attention to its
     patches counts for more.
     """
 

@@ -210,7 +210,7 @@ def sweep_cells(
     for all biases, in one matrix for all cells. Everything else is as in `discover`.
     """
     if num_candidates < 1:
-        raise ConfigError(f"num_candidates={num_candidates}: want >= 1, such as 100")
+        raise ConfigError(f"num_candidates={num_candidates}: must be >= 1, such as 100")
     assert grid == tuple(-(-side // patch_size_px) for side in image_size_px)
     biases, num_patches = tuple(dict.fromkeys(biases)), grid[0] * grid[1]
     gram_PxP = np.empty((num_patches, num_patches))

@@ -90,8 +90,8 @@ def _check(
     num_classes = len(np.unique(train_label_N))
     if num_classes < 2:
         raise DataError(
-            f"the {len(train_NxD)} training examples of the probe have {num_classes} class(es): want at "
-            "least 2; take more images, or shuffle them if they are sorted by class"
+            f"the {len(train_NxD)} training examples of the probe have {num_classes} class(es): at "
+            "least 2 are required; take more images, or shuffle them if they are sorted by class"
         )
     if len(test_NxD) == 0:
         raise DataError("the probe has no test examples: take more test images")
@@ -194,7 +194,7 @@ def choose_tokens(
     """
     assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape[1] == grid[0] * grid[1]
     allowed_BxP = lookup(TOKEN_KINDS, kind, "kind")(is_outlier_BxP, grid)
-    place_BxP = allowed_BxP.cumsum(axis=1, dtype=np.int32)  # the how many-th allowed patch, from 1
+    place_BxP = allowed_BxP.cumsum(axis=1, dtype=np.int32)  # the rank among the allowed patches, from 1
     count_B = place_BxP[:, -1]
     drawn_B = np.random.default_rng(seed).integers(0, np.maximum(count_B, 1))
     has_B = count_B > 0

@@ -1,4 +1,4 @@
-"""How well a token gives back the pixels of its own patch: by a linear map, by a small MLP, by nothing.
+"""Reconstruction of the pixels of a patch from its token: by a linear map, a small MLP, or the mean patch.
 
 The only measure that uses JAX, for the MLP. M is the number of pixel values of a patch, patch_size^2 * C;
 N counts tokens of several images. Everything is read a few images at a time.
@@ -108,7 +108,7 @@ def fit_linear(pairs: Pairs, *, penalty: float = 1e-6) -> Predict:
     ConfigError unless it is positive, and DataError where there are no images or tokens are not finite.
     """
     if not penalty > 0:
-        raise ConfigError(f"penalty={penalty} of the linear reconstruction: want > 0, such as 1e-6")
+        raise ConfigError(f"penalty={penalty} of the linear reconstruction: must be > 0, such as 1e-6")
     token_mean_D, _ = feature_moments(pairs.token_BxPxD)
     gram_DxD, cross_DxM, pixel_sum_M, count = 0.0, 0.0, 0.0, 0
     for token_NxD, pixel_NxM in pairs.chunks():

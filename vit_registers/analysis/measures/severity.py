@@ -1,4 +1,4 @@
-"""How strong outliers are: entropy of attention, likeness of neighbours, variance of flagged tokens.
+"""The severity of outliers: entropy of attention, similarity of neighbours, variance of flagged tokens.
 
 Pure numpy and scipy. Per-image values that are not defined (the cosine with a zero vector) are NaN where a
 docstring says so; `summarize_values` leaves them out and counts them.
@@ -203,7 +203,7 @@ def smoothness(feature_BxPxD: np.ndarray, grid: Grid) -> np.ndarray:
     For the features that a model puts out. NaN where an image has no valid pair.
     """
     neighbours = neighbour_cosine(feature_BxPxD, grid)
-    # Both ends of every pair are in the sums, which leaves the mean as it is.
+    # Both ends of every pair are in the sums, which does not change the mean.
     count_B = neighbours.is_valid_Bx4xP.sum(axis=(1, 2))
     sum_B = (neighbours.cosine_Bx4xP * neighbours.is_valid_Bx4xP).sum(axis=(1, 2))
     return np.divide(sum_B, count_B, out=np.full(len(sum_B), np.nan), where=count_B > 0)
