@@ -143,7 +143,7 @@ def test_runs_are_grouped_and_sorted_and_gaps_name_the_others():
     assert [gap.partition(":")[0] for gap in result.gaps] == ["weights", "runs/b"]
     (first, *_), (last, *_) = ([row for row in result.tables[0].rows if row[1] == step] for step in (3, 100))
     assert result.finding == (
-        "a@100: the attention of the first of these tokens to patches changes from "
+        "a@100: the share of attention that the first query sends to patches changes from "
         f"{100 * first[3]:.3g} % at step 3 to {100 * last[3]:.3g} % at step 100, over 3 steps (n = 1 image)."
     )
 

@@ -242,7 +242,7 @@ def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
     def measure(subject, options):
         if subject.name == "a":
             subject.rerun(huge, ("norms_LxT",), 2)
-        return Rows(name=subject.name, tables={"t": [(subject.name,)]}, text="it is sound")
+        return Rows(name=subject.name, tables={"t": [(subject.name,)]}, text="it is sound", count="2")
 
     with pytest.raises(NotFiniteError):
         measure(found[0], OPTIONS)
@@ -258,13 +258,13 @@ def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
 def test_numbers_that_are_not_finite_are_left_out_and_counted():
     tables = {"t": [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]}
     one = _experiment(
-        lambda subject, options: Rows(name="a", tables=tables, text=number(np.nan)),
+        lambda subject, options: Rows(name="a", tables=tables, text=number(np.nan), count="1 image"),
         {"t": ("model", "x", "y")},
     )
     subject = types.SimpleNamespace(name="a", num_parameters=1, num_not_finite=0)
     subject.store = types.SimpleNamespace(missing=lambda names: names)
     subject.layout = types.SimpleNamespace(num_registers=0)
     result = one.run([subject], OPTIONS)
-    assert result.finding == "For a: not defined."
+    assert result.finding == "For a: not defined (n = 1 image)."
     assert [list(row) for row in result.tables[0].rows] == [["a", None, None], ["b", 1.0, 2]]
     assert result.gaps == ["t: 2 numbers are not finite and are left out"]

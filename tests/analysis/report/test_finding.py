@@ -38,8 +38,8 @@ def test_one_model_has_no_comparison():
 def test_equal_numbers_and_other_counts():
     found = [_rows("a", 5.0, count="2 images"), _rows("b", 5.0)]
     assert sentence(found, {"a": "for a", "b": "for b"}, "share of outliers, %") == (
-        "For a: 5 % of 12,544 patches are outliers (n = 2 images); for b: 5 % of 12,544 patches are outliers "
-        "(n = 196 images). The share of outliers is the same, 5 %."
+        "For a: 5 % of 12,544 patches are outliers, n = 2 images; for b: 5 % of 12,544 patches are outliers, "
+        "n = 196 images. The share of outliers is the same, 5 %."
     )
 
 
@@ -47,6 +47,19 @@ def test_many_models_are_summed_up():
     found = [_rows(name, share) for name, share in {"a": 3.0, "b": 1.0, "c": 2.0}.items()]
     assert sentence(found, {name: f"for {name}" for name in "abc"}, "share of outliers, %") == (
         "Of 3 models (n = 196 images), the share of outliers is lowest for b (1 %) and highest for a (3 %)."
+    )
+
+
+def test_many_models_of_other_counts_have_the_counts_of_both_ends():
+    shares = {"a": 3.0, "b": 1.0, "c": 2.0}
+    found = [_rows(name, share, count=f"{share:g} images") for name, share in shares.items()]
+    assert sentence(found, {name: f"for {name}" for name in "abc"}, "share of outliers, %") == (
+        "Of 3 models, the share of outliers is lowest for b (1 %, n = 1 images) and highest for a (3 %, "
+        "n = 3 images)."
+    )
+    equal = [_rows(name, 5.0, count=count) for name, count in zip("abc", "112", strict=True)]
+    assert sentence(equal, {name: f"for {name}" for name in "abc"}, "share of outliers, %") == (
+        "Of 3 models, the share of outliers is the same, 5 %, n = 1, n = 2."
     )
 
 

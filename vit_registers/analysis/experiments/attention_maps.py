@@ -86,5 +86,5 @@ EXPERIMENT = Experiment(
     features=("attention_NxExT",),
     needs_any=("cls", "registers"),
     draw=_draw,
-    compares="attention of the first of these tokens to patches, %",
+    compares="share of attention that the first query (cls if there is one) sends to patches, %",
 )

@@ -84,6 +84,6 @@ EXPERIMENT = Experiment(
     arrange=_several_steps,
     across=one_step_gaps,
     sums_up=lambda found: change_over_steps(
-        found, "the attention of the first of these tokens to patches", "%"
+        found, "the share of attention that the first query sends to patches", "%"
     ),
 )

@@ -96,5 +96,5 @@ EXPERIMENT = Experiment(
     },
     measure=_measure,
     draw=_draw,
-    compares="cost of 16 registers, %",
+    compares="share of operations that 16 registers add, %",
 )

@@ -48,7 +48,7 @@ def _last_evaluation(
             last = float(values[-1])
             text = f"the loss of {name.removesuffix('/loss')} is {number(last)} after step {int(steps[-1]):,}"
             return text, last, counted(len(values), "evaluation")
-    return "no loss was evaluated", None, ""
+    return "no loss was evaluated", None, counted(0, "evaluation")
 
 
 def _draw(found: Sequence[Rows]) -> list[Picture]:
@@ -66,5 +66,5 @@ EXPERIMENT = Experiment(
     tables={"Last values": ("model", "metric", "last step", "value")},
     measure=_measure,
     draw=_draw,
-    compares="last loss of an evaluation",
+    compares="last evaluated loss",
 )

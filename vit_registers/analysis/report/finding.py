@@ -45,20 +45,23 @@ def sentence(found: Sequence[Rows], named: Mapping[str, str], compares: str) -> 
 
     `named` is what `labels` gives. `compares` says what Rows.compared is, and after a comma its unit.
     """
-    counts = {one.count for one in found}
-    shared = f" (n = {counts.pop()})" if len(counts) == 1 and "" not in counts else ""
-    clauses = []
-    for one in found:
-        count = f" (n = {one.count})" if one.count and not shared else ""
-        clauses.append(f"{named[one.name]}: {one.text}{count}")
+    has_one_count = len({one.count for one in found}) == 1
+    own = {one.name: "" if has_one_count else f", n = {one.count}" for one in found}
+    shared = f" (n = {found[0].count})" if has_one_count else ""
+    clauses = [f"{named[one.name]}: {one.text}{own[one.name]}" for one in found]
     parts = [f"{'; '.join(clauses)}{shared}"] if len(found) <= _MOST_CLAUSES else []
-    if comparison := _comparison(found, named, compares):
+    if comparison := _comparison(found, named, compares, own if not parts else {}):
         parts.append(comparison if parts else f"of {len(found)} models{shared}, {comparison}")
     return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts) or f"{len(found)} models{shared}."
 
 
-def _comparison(found: Sequence[Rows], named: Mapping[str, str], compares: str) -> str:
-    """Which model is lowest and which is highest; empty for fewer than two numbers."""
+def _comparison(
+    found: Sequence[Rows], named: Mapping[str, str], compares: str, counts: Mapping[str, str]
+) -> str:
+    """Which model is lowest and which is highest; empty for fewer than two numbers.
+
+    `counts` are added to the numbers of the two models.
+    """
     what, _, unit = compares.partition(", ")
     values = [(one.compared, one.name) for one in found if one.compared is not None]
     values = [(value, name) for value, name in values if math.isfinite(value)]
@@ -66,8 +69,8 @@ def _comparison(found: Sequence[Rows], named: Mapping[str, str], compares: str) 
         return ""
     (low, lowest), (high, highest) = min(values), max(values)
     if number(low) == number(high):
-        return f"the {what} is the same, {number(low, unit)}"
+        return f"the {what} is the same, {number(low, unit)}{''.join(dict.fromkeys(counts.values()))}"
     return (
-        f"the {what} is lowest {named[lowest]} ({number(low, unit)}) and highest {named[highest]} "
-        f"({number(high, unit)})"
+        f"the {what} is lowest {named[lowest]} ({number(low, unit)}{counts.get(lowest, '')}) and highest "
+        f"{named[highest]} ({number(high, unit)}{counts.get(highest, '')})"
     )

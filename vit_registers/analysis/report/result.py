@@ -34,8 +34,8 @@ class Rows:
     name: str
     tables: Mapping[str, Sequence[Sequence[Value]]]
     text: str
+    count: str
     compared: float | None = None
-    count: str = ""
     values: Any = None
     gaps: Sequence[str] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
