@@ -246,7 +246,7 @@ def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
 
     with pytest.raises(NotFiniteError):
         measure(found[0], OPTIONS)
-    experiment = _experiment(measure, {"t": ("model",)}, features=("norms_LxT",))
+    experiment = _experiment(measure, {"t": "model"}, features=("norms_LxT",))
     result = experiment.run(found, OPTIONS)
     assert [table.rows for table in result.tables] == [[("b",)]]
     assert result.gaps == [
@@ -259,7 +259,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted():
     tables = {"t": [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]}
     one = _experiment(
         lambda subject, options: Rows(name="a", tables=tables, text=number(np.nan), count="1 image"),
-        {"t": ("model", "x", "y")},
+        {"t": "model | x | y"},
     )
     subject = types.SimpleNamespace(name="a", num_parameters=1, num_not_finite=0)
     subject.store = types.SimpleNamespace(missing=lambda names: names)

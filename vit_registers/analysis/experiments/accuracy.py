@@ -81,7 +81,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     registers, top5 = subject.layout.num_registers, percent(one.top5)
     scores = (one.num_images, 100 * one.top1, 100 * one.top1_error, top5, one.cross_entropy)
     return Rows(
-        name=subject.name,
         tables={"Accuracy of the own head": [(subject.name, registers, *scores)]},
         text=f"the head is right on {number(100 * one.top1, '%')} of the images (standard error "
         f"{number(100 * one.top1_error, '%')})",
@@ -133,9 +132,8 @@ EXPERIMENT = Experiment(
     "head was trained with another loss.",
     tables={
         "Accuracy of the own head": (
-            *("model", "registers", "images", "top-1, %", "standard error", "top-5, %"),
-            "cross-entropy, nats",
-        )
+            "model | registers | images | top-1, % | standard error | top-5, % | cross-entropy, nats"
+        ),
     },
     measure=_measure,
     features=("logits_Y",),

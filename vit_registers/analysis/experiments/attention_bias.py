@@ -29,7 +29,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     count = chosen_count(sweep_counts(trial))
     found = _biased(trial, count)
     return Rows(
-        name=subject.name,
         tables={"Attention bias": [(subject.name, name, *one.cells()) for name, one in found.items()]},
         text=outliers_clause(
             found[_UNEDITED], found[_BIASED], f"a key and a value instead of {counted(count, 'neuron')}"
@@ -74,7 +73,7 @@ EXPERIMENT = Experiment(
         "gets one more key and value for each head: the means, over images, of those of the test-time "
         f"register (section A.2 of the paper). On the first {options.num_edited} images."
     ),
-    tables={"Attention bias": ("model", "variant", *OUTCOME)},
+    tables={"Attention bias": f"model | variant | {OUTCOME}"},
     measure=_measure,
     features=edited_models.BASE,
     compares="share of patches above the threshold with the key and value, %",

@@ -25,7 +25,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
             rows.append((subject.name, layer + 1, group, nats, float(entropy_G[i] / uniform), *to))
     share_L = entropy_LxG[:, groups.index("patches")] / uniform
     return Rows(
-        name=subject.name,
         tables={"Attention by layer": rows},
         text=f"the attention of patches has {number(share_L[0])} of the entropy of uniform attention in "
         f"block 1 and {number(share_L[-1])} in block {len(share_L)}",
@@ -50,9 +49,9 @@ EXPERIMENT = Experiment(
     "images; a mask lowers it. Mass: the weights that a group's queries send to each group.",
     tables={
         "Attention by layer": (
-            *("model", "block", "queries", "entropy, nats", "/ uniform"),
-            *("mass to cls", "to registers", "to summaries", "to patches"),
-        )
+            "model | block | queries | entropy, nats | / uniform | mass to cls"
+            " | to registers | to summaries | to patches"
+        ),
     },
     measure=_measure,
     features=("entropy_LxG", "mass_LxGxG"),

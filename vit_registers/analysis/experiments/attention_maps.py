@@ -24,7 +24,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     rows = _by_head(subject)
     query, share, _, _, peak, *_ = rows[0]
     return Rows(
-        name=subject.name,
         tables={"Attention by head": [(subject.name, *row) for row in rows]},
         text=f"{query} sends {number(percent(share), '%')} of its attention to patches, and "
         f"{number(percent(peak), '%')} of that to a single patch",
@@ -78,9 +77,9 @@ EXPERIMENT = Experiment(
     "ratio of such means): of all heads, and of the heads where they are lowest and highest.",
     tables={
         "Attention by head": (
-            *("model", "query", "to patches", "lowest head", "highest head"),
-            *("on one patch", "in the lowest head", "in the highest head"),
-        )
+            "model | query | to patches | lowest head | highest head | on one patch"
+            " | in the lowest head | in the highest head"
+        ),
     },
     measure=_measure,
     features=("attention_NxExT",),

@@ -29,7 +29,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     maps_1xExHxW, shares = mean_maps(subject, slice(0, 1)), _shares(subject)
     percent = 100 * shares[0][1]
     return Rows(
-        name=subject.name,
         tables={"Attention over training": [(*at, *row) for row in shares]},
         text=f"{shares[0][0]} sends {number(percent, '%')} of its attention to patches",
         compared=percent,
@@ -76,7 +75,7 @@ EXPERIMENT = Experiment(
     definition="Attention of the last block in the first image, mean over heads, at each checkpoint of a "
     "run that was given (RUN@all takes all). The share is what the patches get of the softmax; the "
     f"entropy is of the map, divided by its sum. Pictures show {_MOST_STEPS} steps at most.",
-    tables={"Attention over training": ("run", "step", "query", "share of patches", "entropy / uniform")},
+    tables={"Attention over training": "run | step | query | share of patches | entropy / uniform"},
     measure=_measure,
     features=("attention_NxExT",),
     needs_any=("cls", "registers"),

@@ -22,7 +22,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
         rows.append((subject.name, name, own.mean, own.std, rest.mean, rest.std))
     parts = [f"{number(100 * mean, '%')} to {name}" for _, name, mean, *_ in rows]
     return Rows(
-        name=subject.name,
         tables={"Attention of cls": rows},
         text=f"of the attention of cls in the last block go {', '.join(parts)}",
         compared=100 * float(plain["patches"].mean()),
@@ -55,7 +54,7 @@ EXPERIMENT = Experiment(
     definition="Attention of cls in the last block, mean over heads, summed over each group; standard "
     "deviations are over images. The last two columns leave cls itself out and divide by the rest: the "
     "text of the paper says that patches and registers sum to 1.",
-    tables={"Attention of cls": ("model", "to", "share", "std", "share without cls", "std without cls")},
+    tables={"Attention of cls": "model | to | share | std | share without cls | std without cls"},
     measure=_measure,
     features=("attention_NxExT", "cls_LxD"),
     draw=panels_picture("shares", "Shares over images.", _panel, width=3.2),

@@ -21,7 +21,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     found = [summarize_values(column) for column in np.concatenate(parts).T]
     means = [one.mean for one in found]
     return Rows(
-        name=subject.name,
         tables={"cls by layer": [(subject.name, i, one.mean, one.std) for i, one in enumerate(found)]},
         text=f"the cosine of cls with cls after the last block is {number(means[0])} before the first block "
         f"and {number(means[-2])} before the last",
@@ -47,7 +46,7 @@ EXPERIMENT = Experiment(
     answers=f"{DECOUPLING}, figures 5b, 7 and 9",
     definition="Cosine of cls before the first block (0) and after each with cls after the last, before "
     "the final norm; mean and standard deviation over images.",
-    tables={"cls by layer": ("model", "block", "cosine", "std")},
+    tables={"cls by layer": "model | block | cosine | std"},
     measure=_measure,
     features=("cls_LxD",),
     draw=_draw,

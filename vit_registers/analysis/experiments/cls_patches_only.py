@@ -31,7 +31,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
         rows.append((subject.name, part, summary.mean, summary.std, low, summary.median, high))
     parts = ", ".join(f"{number(mean)} for {part}" for _, part, mean, *_ in rows)
     return Rows(
-        name=subject.name,
         tables={"Cosine with the attention's output": rows},
         text=f"the mean cosine with all that attention brings to cls is {parts}",
         compared=rows[0][2],
@@ -105,9 +104,7 @@ EXPERIMENT = Experiment(
     "and from all of them (cls itself among them; without the bias of the projection and the skip "
     "connection). Where the cosine of patches is low, a map of attention over patches does not show what "
     "cls is made of.",
-    tables={
-        "Cosine with the attention's output": ("model", "part", "mean", "std", "5 %", "median", "95 %"),
-    },
+    tables={"Cosine with the attention's output": "model | part | mean | std | 5 % | median | 95 %"},
     measure=_measure,
     features=("terms_ExD", "attention_NxExT", "image_HxWxC"),
     draw=_draw,

@@ -33,7 +33,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     shown = {name: to_attention[name] for name in attention if to_attention[name] is not None}
     parts = ", ".join(f"{number(cka)} for {name}" for name, cka in shown.items())
     return Rows(
-        name=subject.name,
         tables={"Terms of cls": rows},
         text=f"the CKA with the output of attention is {parts or 'not defined'}",
         compared=shown.get("patches"),
@@ -58,9 +57,8 @@ EXPERIMENT = Experiment(
     "A term that is zero in every image, such as the bias of a model that has none, has no numbers.",
     tables={
         "Terms of cls": (
-            *("model", "term", "norm", "std", "cosine with the sum", "CKA with attention"),
-            "CKA with the sum",
-        )
+            "model | term | norm | std | cosine with the sum | CKA with attention | CKA with the sum"
+        ),
     },
     measure=_measure,
     features=("terms_ExD",),

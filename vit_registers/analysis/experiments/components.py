@@ -32,7 +32,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     maps_BxHxWxM = maps.reshape(len(shown), *subject.layout.patch_grid, count)
     first = "the first component has" if count == 1 else f"the first {count} components have"
     return Rows(
-        name=subject.name,
         tables={
             "Variance of the components": [(subject.name, len(tokens), *shares, *[None] * (3 - count))],
         },
@@ -68,7 +67,7 @@ EXPERIMENT = Experiment(
     answers=f"{REGISTERS}, figures 17 and 20",
     definition="Principal components of the patches that the last block leaves, before the final norm, "
     "of all images together; whitened, so that maps are in standard deviations.",
-    tables={"Variance of the components": ("model", "tokens fitted", "share of variance 1", "2", "3")},
+    tables={"Variance of the components": "model | tokens fitted | share of variance 1 | 2 | 3"},
     measure=_measure,
     features=("patches_PxD",),
     draw=_draw,

@@ -52,7 +52,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
         rows.append((subject.name, count, flops / 1e9, more, parameters))
     given = [] if options.energy is None else [(*options.energy, *energy(*options.energy))]
     return Rows(
-        name=subject.name,
         tables={"Cost of registers": rows, "Energy": given},
         text=f"{rows[-1][1]} registers add {number(rows[-1][3], '%')} to the {number(rows[0][2])} GFLOP of a "
         "forward pass",
@@ -91,8 +90,8 @@ EXPERIMENT = Experiment(
     answers=f"{REGISTERS}, figure 12; {SMALL}, table 6",
     definition=_define,
     tables={
-        "Cost of registers": ("model", "registers", "GFLOP per image", "more, %", "parameters"),
-        "Energy": ("hours", "watts", "PUE", "kg CO2 per kWh", "kWh", "kg CO2"),
+        "Cost of registers": "model | registers | GFLOP per image | more, % | parameters",
+        "Energy": "hours | watts | PUE | kg CO2 per kWh | kWh | kg CO2",
     },
     measure=_measure,
     draw=_draw,

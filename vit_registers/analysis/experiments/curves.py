@@ -29,7 +29,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     ]
     text, last, count = _last_evaluation(metrics)
     return Rows(
-        name=subject.name,
         tables={"Last values": rows},
         text=text,
         compared=last,
@@ -63,7 +62,7 @@ EXPERIMENT = Experiment(
     answers="the runs' own metrics",
     definition="Losses and top-1 of the run: of single training batches, which may be mixed, and of "
     "evaluations.",
-    tables={"Last values": ("model", "metric", "last step", "value")},
+    tables={"Last values": "model | metric | last step | value"},
     measure=_measure,
     draw=_draw,
     compares="last evaluated loss",

@@ -18,10 +18,10 @@ _ALWAYS = ("norms_LxT",)  # shows whether a model gives finite values, where an 
 class Experiment:
     """One question to several models.
 
-    `measure` gives the rows of one model, or a gap. `tables` are the columns by title; "{rule}" in a column
-    is replaced by the rule for outliers. `draw` makes the pictures from the rows of all models, and
-    `compares` says what Rows.compared is, and after a comma its unit. A model needs all parts that the
-    features need (Subject.parts), and one of `needs_any`.
+    `measure` gives the rows of one model, or a gap. `tables` are the columns by title, divided by " | ";
+    "{rule}" in them is replaced by the rule for outliers. `draw` makes the pictures from the rows of all
+    models. `compares` says what Rows.compared is, and after a comma its unit. A model needs all parts that
+    the features need (Subject.parts), and one of `needs_any`.
 
     `arrange` gives the order of the models in tables and pictures, and leaves out what does not belong
     there; `across` gives gaps that concern several models; `sums_up` replaces the usual finding.
@@ -30,7 +30,7 @@ class Experiment:
     question: str
     answers: str  # which figures and tables of which papers
     definition: str | Callable[[Options], str]
-    tables: Mapping[str, tuple[str, ...]]
+    tables: Mapping[str, str]
     measure: Callable[[Subject, Options], Rows | Gap]
     features: tuple[str, ...] = ()
     needs_any: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Experiment:
                 if isinstance(one, Gap):
                     result.gaps.append(one.reason)
                     continue
-                found.append(one)
+                found.append(dataclasses.replace(one, name=subject.name))
                 result.gaps += one.gaps
             result.gaps += self.across(found)
             found = list(self.arrange(found))
@@ -88,8 +88,8 @@ class Experiment:
             # A row that is the same for every model is given once.
             rows = list(dict.fromkeys(tuple(row) for one in found for row in one.tables.get(title, ())))
             if rows:
-                columns = tuple(column.format(rule=options.rule) for column in columns)
-                table = Table(title=title, columns=columns, rows=rows)
+                names = tuple(columns.format(rule=options.rule).split(" | "))
+                table = Table(title=title, columns=names, rows=rows)
                 result.tables.append(_without_not_finite(table, result.gaps))
         result.files = {name: text for one in found for name, text in one.files.items()}
         result.finding = self._finding(found, subjects) if found else not_measured(result.gaps)

@@ -37,8 +37,8 @@ _MAX_PATCHES = 4096
 _BIASES = (0.0, 0.05, -0.05, -0.1, -0.2, -0.4)
 _MAX_SHOWN_PX = 480  # longer side of an image in the picture
 _MAX_ASPECT = 2.5  # of a row of the picture, and 1 / it
-_COLUMNS = ("of", "block", "centred", "normalised", "bias")
-_SCORES = ("CorLoc, %", "seed in background", "images", "without boxes")
+_COLUMNS = "of | block | centred | normalised | bias"
+_SCORES = "CorLoc, % | seed in background | images | without boxes"
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -54,7 +54,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     best, no_sweep = summarize_sweep(table, feature="k", block=max(cell.block for cell in table))
     chosen = {"best of the sweep": best, "no sweep": no_sweep}
     return Rows(
-        name=subject.name,
         tables={
             "CorLoc": [(subject.name, name, *_row(cell, table, found)) for name, cell in chosen.items()],
             "All cells": [(subject.name, *_row(cell, table, found)) for cell in table],
@@ -257,8 +256,8 @@ EXPERIMENT = Experiment(
     "published, on keys of the last block. Where the seed itself is background, as a negative bias can "
     "have it, its patch is the box. The boxes of both cells are in boxes-MODEL.csv.",
     tables={
-        "CorLoc": ("model", "cell", *_COLUMNS, *_SCORES),
-        "All cells": ("model", *_COLUMNS, *_SCORES),
+        "CorLoc": f"model | cell | {_COLUMNS} | {_SCORES}",
+        "All cells": f"model | {_COLUMNS} | {_SCORES}",
     },
     measure=_measure,
     draw=_draw,

@@ -60,7 +60,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     ]
     found = links(mask_TxT, subject.layout)
     return Rows(
-        name=subject.name,
         tables={
             "Mask": [(subject.name, "all", "all", share), *shares],
             "Links between levels": [(subject.name, *_row(link)) for link in found],
@@ -110,10 +109,8 @@ EXPERIMENT = Experiment(
     "levels: how many fine cells a coarse cell is linked to, and the share of fine cells that are linked "
     "to the coarse cell that they lie in, and to no other.",
     tables={
-        "Mask": ("model", "queries", "keys", "share that may attend"),
-        "Links between levels": (
-            *("model", "coarse", "fine", "fewest linked", "most linked", "linked as they lie, %"),
-        ),
+        "Mask": "model | queries | keys | share that may attend",
+        "Links between levels": "model | coarse | fine | fewest linked | most linked | linked as they lie, %",
     },
     measure=_measure,
     draw=_draw,

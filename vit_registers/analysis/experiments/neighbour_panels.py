@@ -29,8 +29,8 @@ def cosine_experiment(*, question: str, answers: str, feature: str, what: str) -
         "chosen. Densities are Gaussian kernel estimates.",
         tables={
             "Cosine with neighbours": (
-                *("model", "patches", "tokens", "pairs", "mean", "median", "Kolmogorov-Smirnov distance"),
-            )
+                "model | patches | tokens | pairs | mean | median | Kolmogorov-Smirnov distance"
+            ),
         },
         measure=lambda subject, options: _measure(subject, options, feature),
         features=("norms_LxT", feature),
@@ -55,7 +55,6 @@ def _measure(subject: Subject, options: Options, feature: str) -> Rows:
     which = "patches are all" if is_outlier_BxP.all() else "no patches are"
     gap = f"{subject.name}: {which} outliers by {options.rule}, so nothing to compare with"
     return Rows(
-        name=subject.name,
         tables={"Cosine with neighbours": rows},
         text=f"the mean cosine with neighbours is {number(found.outliers.mean)} at {rows[0][2]:,} outliers "
         f"and {number(found.background.mean)} at {rows[1][2]:,} other patches",

@@ -18,13 +18,8 @@ from vit_registers.models.tokens import TokenLayout
 
 GONE = 0.05  # the share of the outliers below which they count as gone
 OUTCOME = (
-    "patches above threshold, %",
-    "largest patch",
-    "norm of the target",
-    "attention of cls to it",
-    "cosine of cls",
-    "same choice, %",
-    "accuracy, %",
+    "patches above threshold, % | largest patch | norm of the target | attention of cls to it | cosine of cls"
+    " | same choice, % | accuracy, %"
 )
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # neurons to try
 

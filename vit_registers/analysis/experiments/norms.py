@@ -24,7 +24,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     shown = {name: (norm_BxT[:, where], color) for (name, where), color in groups}
     share = 100 * outliers.share
     return Rows(
-        name=subject.name,
         tables={
             "Norms by token": _by_token(subject),
             "Outliers by rule": _by_rule(subject.name, norm_BxP, options),
@@ -72,10 +71,9 @@ EXPERIMENT = Experiment(
     "distribution).",
     tables={
         "Norms by token": (
-            *("model", "token", "mean", "median", "p99", "max", "p99 / median", "kurtosis"),
-            "median after norm",
+            "model | token | mean | median | p99 | max | p99 / median | kurtosis | median after norm"
         ),
-        "Outliers by rule": ("model", "rule", "threshold", "patches flagged, %", "images with any, %"),
+        "Outliers by rule": "model | rule | threshold | patches flagged, % | images with any, %",
     },
     measure=_measure,
     features=("norms_LxT", "final_norms_T"),

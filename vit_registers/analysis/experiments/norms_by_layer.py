@@ -34,7 +34,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     }
     largest = max(rows, key=lambda row: row[4])
     return Rows(
-        name=subject.name,
         tables={"Norms by layer": rows},
         text=f"the largest norm of a patch, {number(largest[4])}, is after block {largest[1]}, and after the "
         f"last block {number(rows[-1][5], '%')} of the patches are outliers by {options.rule}",
@@ -66,9 +65,8 @@ EXPERIMENT = Experiment(
     "Outliers are found in each layer separately, by the rule chosen.",
     tables={
         "Norms by layer": (
-            *("model", "block", "median", "p99", "max", "{rule}, %"),
-            *("mean of cls", "of registers", "of summaries"),
-        )
+            "model | block | median | p99 | max | {rule}, % | mean of cls | of registers | of summaries"
+        ),
     },
     measure=_measure,
     features=("norms_LxT",),

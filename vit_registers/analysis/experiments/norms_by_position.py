@@ -19,7 +19,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     inner = float(100 * share_HxW[~is_border_HxW].mean()) if (~is_border_HxW).any() else None
     highest, border = 100 * float(share_HxW.max()), 100 * float(share_HxW[is_border_HxW].mean())
     return Rows(
-        name=subject.name,
         tables={"Outliers by position": [(subject.name, highest, border, inner)]},
         text=f"a position holds an outlier in {number(highest, '%')} of the images at most, in "
         f"{number(border, '%')} at the border and {number(inner, '%')} inside, on average",
@@ -40,7 +39,9 @@ EXPERIMENT = Experiment(
     question="Where in the image are outliers?",
     answers=f"{REGISTERS}, figure 10",
     definition="The share of images whose patch at a position is an outlier by the rule chosen.",
-    tables={"Outliers by position": ("model", "most frequent position, %", "at the border, %", "inside, %")},
+    tables={
+        "Outliers by position": "model | most frequent position, % | at the border, % | inside, %",
+    },
     measure=_measure,
     features=("norms_LxT",),
     draw=panels_picture("positions", "Where outliers are.", _panel, width=3.4),

@@ -18,7 +18,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     median, p99 = map(float, np.quantile(norm_BxP, [0.5, 0.99]))
     size, share = subject.num_parameters, 100 * outliers.share
     return Rows(
-        name=subject.name,
         tables={"Norms by size": [(subject.name, size, median, p99, float(norm_BxP.max()), share)]},
         text=f"of {size:,} parameters, {number(share, '%')} of {norm_BxP.size:,} patches are outliers by "
         f"{options.rule}",
@@ -72,7 +71,7 @@ EXPERIMENT = Experiment(
     answers=f"{REGISTERS}, figure 4c",
     definition="L2 norms of the patches that the last block leaves, before the final norm; all of a "
     "model's parameters are counted. The last column is the share of patches that the rule flags.",
-    tables={"Norms by size": ("model", "parameters", "median", "p99", "max", "{rule}, %")},
+    tables={"Norms by size": "model | parameters | median | p99 | max | {rule}, %"},
     measure=_measure,
     features=("norms_LxT",),
     draw=_draw,

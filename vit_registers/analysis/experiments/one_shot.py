@@ -36,7 +36,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     means = {part: _over_seeds(scores, part)[0] for part in scores[0].top1}
     parts = ", ".join(f"{number(mean, '%')} on {part}" for part, mean in means.items())
     return Rows(
-        name=subject.name,
         tables={"One-shot": rows},
         text=f"the top-1 of the {classifier} classifier is {parts}",
         compared=means[FULL],
@@ -95,9 +94,7 @@ EXPERIMENT = Experiment(
     f"of {len(_SEEDS)} seeds; standard deviations are over these. The paper does not name its classifier: "
     "'logistic' is multinomial logistic regression, 'nearest' the highest cosine.",
     tables={
-        "One-shot": (
-            *("model", "classifier", "part", "top-1, %", "std", "top-5, %", "std of top-5", "classes"),
-        )
+        "One-shot": "model | classifier | part | top-1, % | std | top-5, % | std of top-5 | classes",
     },
     measure=_measure,
     features=("terms_ExD",),

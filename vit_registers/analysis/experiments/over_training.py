@@ -43,7 +43,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     share = 100 * subject.outliers(options.rule).share
     numbers = (median, p99, float(norm_BxP.max()), kurtosis, share, likeness)
     return Rows(
-        name=subject.name,
         tables={"Over training": [(*at, *numbers)]},
         text=f"the largest norm of a patch is {number(numbers[2])}",
         compared=numbers[2],
@@ -75,9 +74,7 @@ EXPERIMENT = Experiment(
     "cosine between the attention maps of two registers on the same image, for each checkpoint of a run "
     "that was given (RUN@all takes all).",
     tables={
-        "Over training": (
-            *("run", "step", "median", "p99", "max", "kurtosis", "{rule}, %", "cosine between registers"),
-        )
+        "Over training": "run | step | median | p99 | max | kurtosis | {rule}, % | cosine between registers",
     },
     measure=_measure,
     features=("norms_LxT", "attention_NxExT"),

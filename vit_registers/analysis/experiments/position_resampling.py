@@ -62,7 +62,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         rows.append((subject.name, _text(source), _text(target), method, is_own, spread, *ends))
     spread, low, high = rows[0][5:]
     return Rows(
-        name=subject.name,
         tables={"Weight of positions": rows},
         text=f"{methods[0]} from {_text(source)} to {_text(target)} weights positions from {number(low)} to "
         f"{number(high)} of the mean (coefficient of variation {number(spread)})",
@@ -131,9 +130,8 @@ EXPERIMENT = Experiment(
     "is with antialiasing; bicubic, bicubic_offset and linear are without.",
     tables={
         "Weight of positions": (
-            *("model", "trained grid", "other grid", "method", "own", "coefficient of variation"),
-            *("min", "max"),
-        )
+            "model | trained grid | other grid | method | own | coefficient of variation | min | max"
+        ),
     },
     measure=_measure,
     draw=_draw,

@@ -32,7 +32,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     alike = "" if likeness is None else f"; the maps of two registers have a cosine of {number(likeness)}"
     few = f"{subject.name}: fewer than two registers, whose maps could be compared"
     return Rows(
-        name=subject.name,
         tables={"Positional focus": rows},
         text=f"the mean map of {query} has {number(entropy)} of the entropy of a uniform map, and its centre "
         f"lies {number(distance)} patches from the middle{alike}",
@@ -80,9 +79,9 @@ EXPERIMENT = Experiment(
     "the same image, mean over all pairs and images.",
     tables={
         "Positional focus": (
-            *("model", "query", "entropy / uniform", "centre (y, x), patches", "from the middle, patches"),
-            "cosine between registers",
-        )
+            "model | query | entropy / uniform | centre (y, x), patches"
+            " | from the middle, patches | cosine between registers"
+        ),
     },
     measure=_measure,
     features=("attention_NxExT", "center_T"),

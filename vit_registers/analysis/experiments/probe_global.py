@@ -38,7 +38,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         if kind in found and found[kind][2] is not None
     ] or [f"{number(rows[0][2], '%')} from {rows[0][1]}"]
     return Rows(
-        name=subject.name,
         tables={"Global information": rows},
         text=f"the accuracy of a linear probe is {', '.join(parts)}",
         compared=found["normal"][2] if "normal" in found else None,
@@ -87,8 +86,8 @@ EXPERIMENT = Experiment(
     "are over these. Images without an outlier are left out of the rows of single patches.",
     tables={
         "Global information": (
-            *("model", "token", "accuracy, %", "std", "trained on", "tested on", "images without one"),
-        )
+            "model | token | accuracy, % | std | trained on | tested on | images without one"
+        ),
     },
     measure=_measure,
     features=("norms_LxT", "patches_PxD", "extras_ExD"),

@@ -33,7 +33,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         for score in (normal, outlier)
     ]
     return Rows(
-        name=subject.name,
         tables={"Position probe": rows},
         text=f"a linear probe finds the position of {number(rows[0][3], '%')} of {normal.num_tokens:,} "
         f"normal patches and of {number(rows[1][3], '%')} of {outlier.num_tokens:,} outliers",
@@ -49,7 +48,7 @@ EXPERIMENT = Experiment(
     definition="One linear softmax classifier over the positions, on the patches that the last block "
     f"leaves, trained on half of the images and scored on the other half ({MANY_IMAGES} at most), on "
     "flagged and on other patches. Distance is Euclidean, from the position answered to the true one.",
-    tables={"Position probe": ("model", "patches", "tokens", "top-1, %", "distance, patches")},
+    tables={"Position probe": "model | patches | tokens | top-1, % | distance, patches"},
     measure=_measure,
     features=("norms_LxT", "patches_PxD"),
     compares="top-1 of the position of normal patches, %",

@@ -37,7 +37,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     ]
     normal, outlier = (row for row in rows if row[1] == "linear")
     return Rows(
-        name=subject.name,
         tables={"Reconstruction": rows},
         text=f"the squared error of the linear probe is {number(normal[4])} per pixel value of {normal[3]:,} "
         f"normal patches and {number(outlier[4])} of {outlier[3]:,} outliers",
@@ -66,9 +65,7 @@ EXPERIMENT = Experiment(
     "'Registers in Small Vision Transformers' computes: targets that are no patches, and sums over "
     "batches of 64 images instead of means, so that its numbers can be compared with each other only.",
     tables={
-        "Reconstruction": (
-            *("model", "probe", "patches", "tokens", "squared error per value", "L2 error per patch"),
-        )
+        "Reconstruction": "model | probe | patches | tokens | squared error per value | L2 error per patch",
     },
     measure=_measure,
     features=("norms_LxT", "patches_PxD", "image_HxWxC"),

@@ -22,7 +22,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     row = (subject.name, found.register, percent, norm, ratio, found.cosine_before, found.cosine_after)
     gap = f"{subject.name}: all registers are 0, so that none has the highest norm"
     return Rows(
-        name=subject.name,
         tables={"The register of highest norm": [row]},
         text=f"register {found.register} has the highest norm in {number(percent, '%')} of the images, and "
         f"its cosine between images is {number(found.cosine_before)}",
@@ -49,9 +48,9 @@ EXPERIMENT = Experiment(
     "before and after the block's first norm.",
     tables={
         "The register of highest norm": (
-            *("model", "register", "highest in images, %", "mean norm", "highest / second"),
-            *("cosine between images", "after the norm"),
-        )
+            "model | register | highest in images, % | mean norm | highest / second"
+            " | cosine between images | after the norm"
+        ),
     },
     measure=_measure,
     features=("register_hidden_2xRxD",),

@@ -27,7 +27,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     neurons = [(subject.name, *_row(found, at)) for at in found.neuron_Ex2[:_LISTED]]
     block, neuron, on, off, _ = _row(found, found.neuron_Ex2[0])
     return Rows(
-        name=subject.name,
         tables={
             "Register neurons": neurons,
             "Largest patch by layer": [
@@ -141,10 +140,8 @@ EXPERIMENT = Experiment(
         "than half of them above the rule's threshold. Blocks count from 1, neurons from 0."
     ),
     tables={
-        "Register neurons": ("model", "block", "neuron", "on outliers", "on other patches", "images"),
-        "Largest patch by layer": (
-            *("model", "block", "norm after attention", "after the MLP", "attention of cls"),
-        ),
+        "Register neurons": "model | block | neuron | on outliers | on other patches | images",
+        "Largest patch by layer": "model | block | norm after attention | after the MLP | attention of cls",
     },
     measure=_measure,
     features=edited_models.BASE,

@@ -37,7 +37,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
             f"random patches to {number(other)}"
         )
     return Rows(
-        name=subject.name,
         tables={"Patches taken away": rows},
         text=text,
         compared=lowest,
@@ -103,9 +102,9 @@ EXPERIMENT = Experiment(
     ),
     tables={
         "Patches taken away": (
-            *("model", "before block", "taken away", "replaced by", "cosine of cls", "of registers"),
-            *("same choice, %", "accuracy, %"),
-        )
+            "model | before block | taken away | replaced by | cosine of cls"
+            " | of registers | same choice, % | accuracy, %"
+        ),
     },
     measure=_measure,
     features=edited_models.BASE,

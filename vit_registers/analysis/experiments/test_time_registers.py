@@ -40,7 +40,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     moved = f"{count} neurons to a register"
     before, after = stores[_UNEDITED], stores[moved]
     return Rows(
-        name=subject.name,
         tables={
             "Test-time registers": [(subject.name, name, *one.cells()) for name, one in variants.items()],
             "Number of neurons": [(subject.name, tried, *one.cells()) for tried, one in outcomes],
@@ -145,8 +144,8 @@ EXPERIMENT = Experiment(
         f"{options.num_edited} images."
     ),
     tables={
-        "Test-time registers": ("model", "variant", *OUTCOME),
-        "Number of neurons": ("model", "neurons", *OUTCOME),
+        "Test-time registers": f"model | variant | {OUTCOME}",
+        "Number of neurons": f"model | neurons | {OUTCOME}",
     },
     measure=_measure,
     features=edited_models.BASE,

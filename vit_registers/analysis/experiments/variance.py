@@ -20,7 +20,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
     shares = percent(found.share_outliers), percent(found.share_between)
     total = found.num_outliers + found.num_background
     return Rows(
-        name=subject.name,
         tables={"Variance": [(subject.name, *found)]},
         text=f"{number(shares[0], '%')} of the variance lies within the {found.num_outliers:,} outliers of "
         f"{total:,} patches, and {number(shares[1], '%')} between them and the others",
@@ -38,9 +37,9 @@ EXPERIMENT = Experiment(
     "all splits into that around the outliers' mean, around the others' mean, and between the two.",
     tables={
         "Variance": (
-            *("model", "outliers", "others", "variance of outliers", "of others", "share within outliers"),
-            *("within others", "between"),
-        )
+            "model | outliers | others | variance of outliers | of others"
+            " | share within outliers | within others | between"
+        ),
     },
     measure=_measure,
     features=("norms_LxT", "patches_PxD"),

@@ -1,4 +1,4 @@
-"""What a run and its mask look like: numbers -> figures. Imports no JAX."""
+"""Colours, scales and figures of curves, masks, owners and norms. Imports no JAX."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -31,10 +31,10 @@ class Rows:
     name.
     """
 
-    name: str
     tables: Mapping[str, Sequence[Sequence[Value]]]
     text: str
     count: str
+    name: str = ""  # of the model; Experiment sets it
     compared: float | None = None
     values: Any = None
     gaps: Sequence[str] = ()
