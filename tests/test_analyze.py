@@ -60,7 +60,10 @@ def test_all_on_a_folder_of_images(place, command):
     data = (f"--data={place / 'images'}", "--config.data.on_broken=skip")
     code, out, err = _analyze(command, place, "all", *data)
     assert code == 0, err
-    assert out.splitlines() == [f"{place}/report/report.html", f"{place}/report/report.md"]
+    *findings, page, text = out.splitlines()
+    assert [page, text] == [f"{place}/report/report.html", f"{place}/report/report.md"]
+    assert [line.partition(": ")[0] for line in findings] == list(EXPERIMENTS)
+    assert not re.search(r"\b(nan|inf)\b", " ".join(findings))
     assert "extra: 20 of 20 images" in err
     page, text = ((place / "report" / name).read_text() for name in ("report.html", "report.md"))
     assert not re.search(r"https?://|<script|\bnan\b", page)
@@ -94,7 +97,11 @@ def test_all_on_a_folder_of_images(place, command):
 def test_the_runs_own_split_and_the_first_images(place, command):
     code, out, err = _analyze(command, place, "norms", "--num_images=30", checkpoints=("extra",), out="own")
     assert code == 0, err
-    assert out.strip() == f"{place}/own/norms"
+    finding, folder = out.splitlines()
+    assert re.fullmatch(
+        r"finding: For extra: \S+ % of 480 patches are outliers by std:3 \(n = 30 images\)\.", finding
+    )
+    assert folder == f"{place}/own/norms"
     assert "30 of 30 images" in err
     assert len((place / "own" / "norms" / "norms-by-token.csv").read_text().splitlines()) == 6
 

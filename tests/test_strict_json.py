@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.analysis.report.section import Section, Table
-from vit_registers.analysis.report.write import Entry, write_entry
+from vit_registers.analysis.report.result import Result, Table
+from vit_registers.analysis.report.write import ReportEntry, write_entry
 from vit_registers.runs.writers import MetricWriter
 from vit_registers.strict_json import dumps
 
@@ -46,7 +46,7 @@ def test_files_hold_null(tmp_path):
     record = _read((tmp_path / "metrics.jsonl").read_text())
     assert record == {"step": 5, "test/loss": None, "test/top1": 0.25, "train/grad_norm": None}
     table = Table(title="t", columns=("a", "b"), rows=[(math.nan, np.float32(0.5))])
-    folder = write_entry(Entry("norms", "?", "none", Section(definition="", tables=[table])), tmp_path)
+    folder = write_entry(ReportEntry("norms", "?", "none", Result(definition="", tables=[table])), tmp_path)
     assert _read((folder / "numbers.json").read_text())["tables"][0]["rows"] == [[None, 0.5]]
 
 

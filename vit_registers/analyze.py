@@ -1,13 +1,13 @@
-"""The papers' experiments on any checkpoint and any images: a table, a figure and a JSON file each.
+"""The papers' experiments on any checkpoint and any images: a finding, tables, a figure and a JSON file each.
 
-    python -m vit_registers.analyze --list                                      # what there is
-    python -m vit_registers.analyze norms --checkpoint=runs/digits              # on the run's own evaluation
-    split python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
+    python -m vit_registers.analyze --list                              # all experiments
+    python -m vit_registers.analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
+    python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
-A checkpoint is a run folder, runs/digits@STEP for one of its steps, or weights of others. --data is a folder
-of images (classes are the folders that they lie in), NAME:SPLIT of TFDS, or digits:test. Several checkpoints
-stand side by side. Features are kept in OUT/features and used again while nothing has changed; a stopped
-command goes on where it was.
+A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, or
+weights in another format. --data is a folder of images (the folders that they lie in are their classes),
+NAME:SPLIT of TFDS, or digits:test. Several checkpoints are compared with each other. Features
+are kept in OUT/features and read again while nothing has changed; a stopped command resumes where it was.
 """
 
 from vit_registers import startup
@@ -26,10 +26,11 @@ from ml_collections import config_flags
 from vit_registers import cli
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.report import write
-from vit_registers.analysis.report.section import Section
+from vit_registers.analysis.report.result import Result
 from vit_registers.analysis.subject import Options
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
@@ -37,8 +38,13 @@ from vit_registers.errors import ConfigError, DataError, UserError
 ALL = "all"
 
 
-def analyze(names: list[str], opened: list[opening.Opened], options: Options, out: Path) -> list[write.Entry]:
-    """Runs the experiments on all models that can answer them; writes each one's folder under `out`."""
+def analyze(
+    names: list[str], opened: list[opening.OpenedModel], options: Options, out: Path
+) -> list[write.ReportEntry]:
+    """The results of the experiments, on all models that can answer them; each is written to out/<name>.
+
+    DataError of one experiment is a gap of its result where there are several experiments.
+    """
     found = {}
     for one in opened:
         asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
@@ -50,27 +56,28 @@ def analyze(names: list[str], opened: list[opening.Opened], options: Options, ou
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
         gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
-        section = Section(definition="Not measured.")
         try:
-            section = experiment.measure(able, options) if able else section
-        except DataError as error:  # one experiment's trouble is not the report's
+            result = experiment.run(able, options)
+        except DataError as error:
             if len(names) == 1:
                 raise
-            gaps.append(str(error))
-        section.gaps[:0] = gaps
-        entries.append(write.Entry(name, experiment.question, experiment.answers, section))
+            result = Result(definition="Not measured.", gaps=[str(error)])
+        result.gaps[:0] = gaps
+        if not (result.tables or result.pictures):
+            result.finding = not_measured(result.gaps)
+        entries.append(write.ReportEntry(name, experiment.question, experiment.answers, result))
         write.write_entry(entries[-1], out)
     return entries
 
 
 def show_list() -> None:
-    """Prints all experiments, and which figures and tables they answer."""
+    """Prints all experiments, with the figures and tables of the papers that they answer."""
     width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
 
 
-def _energy(given: list[str]) -> tuple[float, ...] | None:
+def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
     """The four numbers of --energy, or None."""
     if not given:
         return None
@@ -80,11 +87,12 @@ def _energy(given: list[str]) -> tuple[float, ...] | None:
         numbers = ()
     if len(numbers) != 4 or not all(0 <= number < math.inf for number in numbers):
         raise ConfigError(
-            f"--energy={','.join(given)}: want HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
+            f"--energy={','.join(given)}: must be HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
             "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
             "--energy=66,400,1.2,0.4"
         )
-    return numbers
+    hours, watts, pue, intensity = numbers
+    return hours, watts, pue, intensity
 
 
 def main(name: str) -> None:
@@ -94,14 +102,16 @@ def main(name: str) -> None:
         show_list()
         return
     if not name:
-        raise ConfigError(f"say which experiment: {', '.join([ALL, *EXPERIMENTS])}; --list tells them apart")
+        raise ConfigError(f"name an experiment: {', '.join([ALL, *EXPERIMENTS])}; --list describes them")
     if name != ALL:
         lookup(EXPERIMENTS, name, "experiment")
     if not values.checkpoint:
-        raise ConfigError("--checkpoint is missing: a run folder, or weights of others; several may be given")
+        raise ConfigError(
+            "--checkpoint is missing: give a run folder, or weights in another format; it may be repeated"
+        )
     if jax.process_count() > 1:
         raise ConfigError("analyze runs on one machine, on all of its devices")
-    find(np.array([[0.0, 1.0]]), values.rule)  # a rule that cannot be is refused before anything is computed
+    find(np.array([[0.0, 1.0]]), values.rule)  # raises for an invalid rule before anything is computed
     boxes = opening.open_boxes(values.boxes) if values.boxes else ()
     options = Options(
         rule=values.rule,
@@ -123,42 +133,53 @@ def main(name: str) -> None:
         about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
         about |= {"Warning": unlike} if unlike else {}
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
+        for entry in entries:
+            print(f"{entry.name}: {entry.result.finding}")
         print(f"{path}\n{out / 'report.md'}")
         return
     (entry,) = entries
-    for gap in entry.section.gaps:
+    for gap in entry.result.gaps:
         print(f"gap: {gap}")
+    print(f"finding: {entry.result.finding}")
     print(out / name)
-    if entry.section.gaps and not entry.section.tables:
+    if entry.result.gaps and not entry.result.tables:
         raise UserError(f"{name} could not be measured on any of the checkpoints")
 
 
 if __name__ == "__main__":
     flags.DEFINE_multi_string(
-        "checkpoint", None, "Run folder, RUN@STEP, or weights of others; may be repeated."
+        "checkpoint", None, "Run folder, RUN@STEP, RUN@all, or weights in another format; may be repeated."
     )
     flags.DEFINE_string(
-        "data", None, "Folder of images, or NAME:SPLIT; by default the run's evaluation split."
+        "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."
     )
-    flags.DEFINE_string("boxes", None, "For lost: a folder of PASCAL VOC, or NAME:SPLIT of TFDS.")
-    flags.DEFINE_integer("num_images", None, "Only the first so many images.", lower_bound=1)
-    flags.DEFINE_string("out", None, "Folder for results; RUN/analysis if not given.")
-    flags.DEFINE_string("rule", Options.rule, "Outliers: absolute:150, quantile:0.98, std:3 or valley.")
-    flags.DEFINE_integer("examples", Options.num_examples, "How many images pictures show.", lower_bound=1)
+    flags.DEFINE_string(
+        "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
+    )
+    flags.DEFINE_integer(
+        "num_images", None, "The number of images, the first ones; all by default.", lower_bound=1
+    )
+    flags.DEFINE_string("out", None, "Folder for results; RUN/analysis by default.")
+    flags.DEFINE_string(
+        "rule", Options.rule, "Rule for outliers: absolute:150, quantile:0.98, std:3 or valley."
+    )
+    flags.DEFINE_integer(
+        "examples", Options.num_examples, "The number of images that pictures show.", lower_bound=1
+    )
     flags.DEFINE_integer(
         "lost_blocks",
         Options.num_blocks,
-        "LOST on the features of so many of the last blocks.",
+        "For lost: the number of last blocks whose features are used.",
         lower_bound=1,
     )
     flags.DEFINE_integer(
         "edited_images",
         Options.num_edited,
-        "How many images, at most, models are shown that an experiment changes.",
+        "The number of images that edited models are shown, at most.",
         lower_bound=1,
     )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
-    flags.DEFINE_bool("list", False, "Print what experiments there are.")
+    flags.DEFINE_bool("list", False, "Print all experiments and exit.")
     cli.define_settings()
     first = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     cli.run(lambda: main(first))

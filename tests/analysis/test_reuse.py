@@ -28,7 +28,7 @@ def opened():
     )
     config = dataclasses.replace(Config(), model=MODEL, data=dataclasses.replace(data, eval_batch_size=8))
     model, loader = ViT(MODEL, rngs=nnx.Rngs(0)), open_data(config)
-    return opening.Opened(
+    return opening.OpenedModel(
         name="a", path="a", step=None, sha256="a", model=model, config=config, loader=loader, num_images=12
     )
 
@@ -40,8 +40,8 @@ def root(tmp_path_factory):
 
 def _measured(opened, root):
     subject = extract(opened, NAMES, root, OPTIONS)
-    sections = [EXPERIMENTS[name].measure([subject], OPTIONS) for name in ("accuracy", "remove-outliers")]
-    return [table.rows for section in sections for table in section.tables]
+    results = [EXPERIMENTS[name].run([subject], OPTIONS) for name in ("accuracy", "remove-outliers")]
+    return [table.rows for result in results for table in result.tables]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "is_valid", "label", "edited"])

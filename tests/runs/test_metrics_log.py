@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from tools.bench import startup as bench_startup
-from vit_registers.analysis.experiments import design
+from vit_registers.analysis.experiments import curves
+from vit_registers.analysis.subject import Options
 from vit_registers.errors import DataError, TrainingError
 from vit_registers.runs import results, sweeps
 from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.writers import MetricWriter
 
+LAYOUT = types.SimpleNamespace(num_registers=0)
 LINES = [
     {"step": 10, "train/loss": 2.5, "train/top1": 0.25},
     {"step": 10, "images_per_s": 10.0, "time_s": 1.0},
@@ -61,8 +63,8 @@ def content(request, tmp_path):
 
 
 def _curves(*folders):
-    subjects = [types.SimpleNamespace(name=folder.name, run=folder) for folder in folders]
-    return design.curves(subjects, options=None)
+    subjects = [types.SimpleNamespace(name=folder.name, run=folder, layout=LAYOUT) for folder in folders]
+    return curves.EXPERIMENT.result(subjects, Options())
 
 
 def test_every_reader_takes_the_same_records(content):
@@ -71,10 +73,10 @@ def test_every_reader_takes_the_same_records(content):
     assert (records, damage is not None) == (left, is_damaged)
     if is_damaged:
         assert damage.startswith(f"{run / FILE}: ") and damage.endswith("left out") and "\n" not in damage
-    section = _curves(run)
-    assert len(section.gaps) == (is_damaged or not left)
-    assert len(section.pictures) == bool(left)
-    assert {name: step for table in section.tables for _, name, step, _ in table.rows} == (
+    result = _curves(run)
+    assert len(result.gaps) == (is_damaged or not left)
+    assert len(result.pictures) == bool(left)
+    assert {name: step for table in result.tables for _, name, step, _ in table.rows} == (
         {"train/loss": 10, "train/top1": 10, "val/loss": 30, "val/top1": 30} if left else {}
     )
     last = max((record["step"] for record in left), default=0)
@@ -123,9 +125,9 @@ def test_a_run_without_metrics_is_a_gap_beside_one_that_has_them(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / FILE).write_bytes(WHOLE)
-    section = _curves(tmp_path / "missing", run)
-    assert section.gaps == ["missing: no metrics.jsonl, as it is no run, or a converted one"]
-    assert [picture.caption for picture in section.pictures] == ["run"]
+    result = _curves(tmp_path / "missing", run)
+    assert result.gaps == ["missing: no metrics.jsonl: it is not a run, or a converted one"]
+    assert [picture.caption for picture in result.pictures] == ["run"]
 
 
 # --- while a run is under way ----------------------------------------------------------------

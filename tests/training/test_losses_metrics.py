@@ -6,7 +6,7 @@ import pytest
 from scipy.special import expit, log_softmax
 from sklearn.metrics import top_k_accuracy_score
 
-from vit_registers.analysis.experiments.accuracy import measure
+from vit_registers.analysis.experiments.accuracy import score_head
 from vit_registers.config import Config, Model, Optimizer
 from vit_registers.errors import ConfigError
 from vit_registers.training.losses import LOSSES, make_loss_per_example
@@ -100,7 +100,7 @@ def test_top1_and_top5_are_those_of_the_analysis_and_of_scikit_learn_on_what_is_
     for broken in (np.zeros(200, bool), rng.random(200) < 0.3):
         logits[broken, rng.integers(0, 9, broken.sum())] = rng.choice([np.nan, np.inf, -np.inf], broken.sum())
         means = classification_sums(logits, label[:, None], jnp.ones(200, bool), jnp.zeros(200)).means()
-        theirs = measure(logits, label)
+        theirs = score_head(logits, label)
         assert (means["top1"], means["top5"]) == (pytest.approx(theirs.top1), pytest.approx(theirs.top5))
         assert means["non_finite"] == theirs.num_non_finite == broken.sum()
         # scikit-learn takes the last of equal scores for the highest, and refuses NaN.

@@ -54,7 +54,7 @@ def extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
     mesh = sharding.make_mesh(cfg.mesh)
     batches = open_data(cfg).eval_batches("all", sharding.batch_sharding(mesh))
     started = time.monotonic()
-    compute.extract(
+    compute.extract_features(
         model, batches, store, names(model), image_size=cfg.model.image_size, mean=_HALF, std=_HALF
     )
     return time.monotonic() - started

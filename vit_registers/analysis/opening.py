@@ -1,4 +1,4 @@
-"""What `analyze` works on: checkpoints, opened beside the images that they are shown."""
+"""Checkpoints with the images that they are shown."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ _LIBRARIES = ("jax", "flax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenedModel:
     """A checkpoint with its model, and the images that it is shown."""
 
     name: str
@@ -102,7 +102,7 @@ class Opened:
 
 
 def default_out(checkpoint: str) -> str:
-    """Where results go if not told: in the run folder, or else in the working folder."""
+    """The default folder for results: in the run folder, or for other weights in the working folder."""
     path, _ = split_step(checkpoint)
     return f"{path}/analysis" if loading.is_run(path) else "analysis"
 
@@ -117,7 +117,7 @@ def split_step(checkpoint: str) -> tuple[str, int | None]:
 
 def open_all(
     given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
-) -> list[Opened]:
+) -> list[OpenedModel]:
     """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
         raise ConfigError(f"{', '.join(meshes)}: analyze spreads images over all devices: leave it out")
@@ -144,13 +144,13 @@ def open_all(
 
 def _open(
     name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
-) -> Opened:
+) -> OpenedModel:
     path, step = split_step(checkpoint)
     if loading.is_run(path):
         step, config = loading.read_config(path, step, overrides)
         model = loading.run_model(path, step, config.model)
         origin = loading.normalisation_origin(path, step)
-        digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
+        digest = _sha256([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names = loading.trained_names(path, step)
     else:
         if not Path(path).expanduser().exists():
@@ -162,7 +162,7 @@ def _open(
     check_memory(config, sharding.make_mesh(Mesh()), is_training=False)
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
-    return Opened(
+    return OpenedModel(
         name=name,
         path=path,
         step=step,
@@ -195,7 +195,7 @@ def _shown(config: Config, data: str | None, overrides: Mapping[str, Any]) -> Da
             )
         elif not split:
             raise ConfigError(
-                f"--data={data}: there is no such folder; want a folder of images, or NAME:SPLIT"
+                f"--data={data}: there is no such folder; give a folder of images, or NAME:SPLIT"
             )
         else:
             settings = dataclasses.replace(settings, name=name, eval_split=split)
@@ -213,7 +213,7 @@ def open_boxes(given: str) -> Sequence[BoxImage]:
         return boxes.open_voc(folder, split=split or None).records
     if not split:
         raise ConfigError(
-            f"--boxes={given}: there is no such folder; want a folder of PASCAL VOC, or NAME:SPLIT"
+            f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"
         )
     return boxes.open_tfds(where, split)
 
@@ -225,7 +225,7 @@ def _name_and_split(given: str) -> tuple[str, str]:
 
 
 def _steps(checkpoint: str) -> list[str]:
-    """RUN@step for each step of RUN@all, the oldest first; others as they are."""
+    """RUN@step for each step of RUN@all, the oldest first; other checkpoints unchanged."""
     path, at, step = checkpoint.rpartition("@")
     if not at or step != ALL_STEPS:
         return [checkpoint]
@@ -242,10 +242,10 @@ def _steps(checkpoint: str) -> list[str]:
     return intact
 
 
-def differences(opened: Sequence[Opened]) -> str | None:
-    """How the images of models that stand side by side are not prepared alike, in a line; None: all alike."""
-    shares = [one.shown.share for one in opened]
-    is_near = None not in shares and max(shares) - min(shares) < _SAME_SHARE
+def differences(opened: Sequence[OpenedModel]) -> str | None:
+    """The differences in how the images of the models are prepared, in a line; None: no difference."""
+    shares = [one.shown.share for one in opened if one.shown.share is not None]
+    is_near = len(shares) == len(opened) and max(shares) - min(shares) < _SAME_SHARE
     kinds = {
         "the part of an image": [] if is_near else [one.shown.text for one in opened],
         "the method of resizing": [one.shown.method for one in opened],
@@ -259,7 +259,7 @@ def differences(opened: Sequence[Opened]) -> str | None:
 
 
 def _short_names(given: Sequence[str]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """The shortest last parts of the paths that differ."""
     parts = [[_printable(part) for part in Path(checkpoint.rstrip("/")).parts] for checkpoint in given]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-length:]).strip("/") for p in parts]

@@ -1,4 +1,4 @@
-"""One model on one set of images, as the experiments see it."""
+"""One model on one set of images: what experiments measure."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,19 +23,19 @@ _PART = 256
 
 
 def in_parts(num_images: int) -> Iterator[slice]:
-    """Slices of so many images as fit the memory, of all images in order."""
+    """Slices that cover `num_images` images in order, each of a size that fits the memory."""
     for start in range(0, num_images, _PART):
         yield slice(start, min(start + _PART, num_images))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a user may choose, for all experiments."""
+    """The settings of the command line that experiments read."""
 
     rule: str = "std:3"  # outliers.py
     num_examples: int = 6  # images that pictures show
-    boxes: Sequence[BoxImage] = ()  # what objects are looked for in
-    num_blocks: int = 1  # of how many of the last blocks LOST takes features
+    boxes: Sequence[BoxImage] = ()  # the images of lost
+    num_blocks: int = 1  # the last blocks whose features LOST uses
     num_edited: int = 128  # images that edited models are shown, at most
     energy: tuple[float, float, float, float] | None = None  # hours, watts, PUE, kg of CO2 for each kWh
 
@@ -58,9 +58,10 @@ class Subject:
     mean: tuple[float, ...]  # of pixel values in [0, 1], per channel
     std: tuple[float, ...]
     native: Callable[[np.ndarray, int], Native]  # of an image and the number of blocks
-    # tells the user how far a long work is: what, images done, images in all
+    # reports progress to the user: what, images done, images in all
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    # features of the model under an intervention, on the first so many images; wants image_HxWxC in the store
+    # features of the model under an intervention, on the first images, whose number is the last argument;
+    # requires image_HxWxC in the store
     rerun: Callable[[Intervention, tuple[str, ...], int], Store]
 
     def patch_norms(self) -> np.ndarray:
@@ -72,7 +73,7 @@ class Subject:
         return find(self.patch_norms(), rule)
 
     def tokens(self) -> dict[str, slice]:
-        """cls, each register, all summaries, all patches: those that there are."""
+        """The slices of cls, each register, all summaries and all patches; of those that the model has."""
         layout = self.layout
         tokens = {"cls": layout.cls} if layout.has_cls else {}
         start = layout.registers.start
@@ -82,7 +83,7 @@ class Subject:
         return tokens | {"patches": layout.patches}
 
     def head_labels(self) -> np.ndarray | None:
-        """The label_B of the images as classes of the model's own head; None where they are others."""
+        """The label_B of the images as classes of the model's own head; None where the classes differ."""
         label_B = np.asarray(self.store.read("label"))
         if label_B.ndim != 1 or self.other_classes() is not None:
             return None
@@ -101,9 +102,9 @@ class Subject:
                 return str(error)
             return None
         if theirs != own or not own:
-            return f"its head has {own} classes and the images have {theirs}, so that they cannot judge it"
+            return f"its head has {own} classes and the images have {theirs}, so its accuracy is not defined"
         return None
 
     def term_names(self) -> tuple[str, ...]:
-        """The terms of terms_ExD: what comes from each token group, the bias, the skip connection."""
+        """The terms of terms_ExD: one for each token group, the bias, the skip connection."""
         return (*self.layout.groups, "bias", "skip")

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from vit_registers.analysis import subject
-from vit_registers.analysis.experiments import edited
-from vit_registers.analysis.experiments.accuracy import measure, own_head
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.accuracy import EXPERIMENT, score_head
 from vit_registers.analysis.subject import Options, Subject
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ def test_it_is_scikit_learns_whatever_the_parts(monkeypatch):
     chance /= chance.sum(1, keepdims=True)
     for parts in (7, 50, 4096):
         monkeypatch.setattr(subject, "_PART", parts)
-        found = measure(logits_BxY, label_B)
+        found = score_head(logits_BxY, label_B)
         assert found.num_images == 50
         for k, value in ((1, found.top1), (5, found.top5)):
             assert value == pytest.approx(top_k_accuracy_score(label_B, logits_BxY, k=k, labels=range(9)))
@@ -30,19 +30,19 @@ def test_it_is_scikit_learns_whatever_the_parts(monkeypatch):
 
 def test_of_equal_logits_the_first_class_wins():
     equal_8xY = np.zeros((8, 8))
-    found = measure(equal_8xY, np.arange(8))
+    found = score_head(equal_8xY, np.arange(8))
     assert (found.top1, found.top5) == (1 / 8, 5 / 8)
     assert found.cross_entropy == pytest.approx(np.log(8))
 
 
 def test_large_logits_do_not_overflow():
-    found = measure(np.array([[1e4, -1e4], [1e4, -1e4]]), np.array([0, 1]))
+    found = score_head(np.array([[1e4, -1e4], [1e4, -1e4]]), np.array([0, 1]))
     assert found.cross_entropy == pytest.approx(1e4)
 
 
 @pytest.mark.parametrize(("num_classes", "has_top5"), [(2, False), (5, False), (6, True)])
 def test_top5_of_few_classes_is_left_out(num_classes, has_top5):
-    found = measure(RNG.normal(size=(4, num_classes)), np.zeros(4, int))
+    found = score_head(RNG.normal(size=(4, num_classes)), np.zeros(4, int))
     assert (found.top5 is not None) == has_top5
 
 
@@ -50,16 +50,21 @@ def test_top5_of_few_classes_is_left_out(num_classes, has_top5):
 def test_an_image_with_a_logit_that_is_not_finite_is_wrong(value):
     logits_BxY = np.eye(8)[[0, 1, 2, 3]]
     logits_BxY[1, 1] = logits_BxY[2, 7] = value
-    found = measure(logits_BxY, np.arange(4))
+    found = score_head(logits_BxY, np.arange(4))
     assert (found.top1, found.top5, found.num_non_finite) == (0.5, 0.5, 2)
     assert not np.isfinite(found.cross_entropy)
-    assert edited.choices(logits_BxY).tolist() == [0, edited.NO_CHOICE, edited.NO_CHOICE, 3]
+    assert edited_models.choices(logits_BxY).tolist() == [
+        0,
+        edited_models.NO_CHOICE,
+        edited_models.NO_CHOICE,
+        3,
+    ]
 
 
 def test_images_without_a_label_do_not_count():
     logits_BxY = np.eye(3)
-    assert measure(logits_BxY, np.array([0, -1, 0])) == measure(logits_BxY[[0, 2]], np.array([0, 0]))
-    assert measure(logits_BxY, np.full(3, -1)) is None
+    assert score_head(logits_BxY, np.array([0, -1, 0])) == score_head(logits_BxY[[0, 2]], np.array([0, 0]))
+    assert score_head(logits_BxY, np.full(3, -1)) is None
 
 
 def _subject(name, num_registers, logits_BxY, label, *, class_names=("a", "b", "c"), head_names=None):
@@ -81,9 +86,9 @@ def test_models_by_their_registers_and_the_line_through_their_means():
     label = np.array([0, 1, 2, 0])
     right, half = np.eye(3)[label], np.eye(3)[[0, 1, 0, 1]]
     given = [("four", 4, right), ("none", 0, half), ("one", 1, right), ("other", 4, half)]
-    section = own_head([_subject(*one, label) for one in given], Options())
-    (table,), (picture,) = section.tables, section.pictures
-    assert not section.gaps
+    result = EXPERIMENT.result([_subject(*one, label) for one in given], Options())
+    (table,), (picture,) = result.tables, result.pictures
+    assert not result.gaps
     assert [row[:4] for row in table.rows] == [
         ("none", 0, 4, 50.0),
         ("one", 1, 4, 100.0),
@@ -108,9 +113,9 @@ def test_what_cannot_be_measured_is_a_gap():
         _subject("blind", 0, logits, np.array([-1, -1])),
         _subject("broken", 0, np.array([[np.nan, 0, 0], [0, np.inf, 0]]), label),
     ]
-    section = own_head(subjects, Options())
-    assert not section.tables and not section.pictures
-    folder, many, blind, broken = section.gaps
+    result = EXPERIMENT.result(subjects, Options())
+    assert not result.tables and not result.pictures
+    folder, many, blind, broken = result.gaps
     assert folder.startswith("folder: its head has 3 classes and the images have 2,")
     assert many.startswith("many: an image has several labels")
     assert blind == "blind: no image has a label"

@@ -6,8 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.attention import MIDDLE, maps, positional_focus
-from vit_registers.analysis.experiments.training import attention_over_training, by_run, over_training
+from vit_registers.analysis.experiments import (
+    attention_maps,
+    attention_over_training,
+    over_training,
+    positional_focus,
+)
+from vit_registers.analysis.experiments.positional_focus import MIDDLE
+from vit_registers.analysis.experiments.run_steps import by_run
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.measures.severity import attention_entropy
@@ -57,9 +63,9 @@ def patch_weights(subject):
 
 def test_the_picture_of_heads_has_each_head_of_each_query():
     subject = make_subject()
-    section = maps([subject], Options())
-    assert [picture.name for picture in section.pictures] == ["maps-model", "heads-model"]
-    grid = np.array(section.pictures[1].figure.axes).reshape(4, 1 + HEADS)
+    result = attention_maps.EXPERIMENT.result([subject], Options())
+    assert [picture.name for picture in result.pictures] == ["maps-model", "heads-model"]
+    grid = np.array(result.pictures[1].figure.axes).reshape(4, 1 + HEADS)
     np.testing.assert_array_equal(grid[0, 0].images[0].get_array(), subject.example_NxHxWxC[0])
     for query, name in enumerate(("cls", "register 0", "register 1", "register 2")):
         assert grid[query, 1].get_ylabel() == name
@@ -73,13 +79,13 @@ def test_the_picture_of_heads_has_each_head_of_each_query():
 
 def test_the_picture_of_means_and_its_table():
     subject = make_subject()
-    section = maps([subject], Options(num_examples=2))
-    grid = np.array(section.pictures[0].figure.axes).reshape(2, 5)
+    result = attention_maps.EXPERIMENT.result([subject], Options(num_examples=2))
+    grid = np.array(result.pictures[0].figure.axes).reshape(2, 5)
     weights = patch_weights(subject)
     np.testing.assert_allclose(
         grid[1, 3].images[1].get_array(), weights[1, :, 2].mean(0).reshape(GRID), rtol=1e-6
     )
-    (table,) = section.tables
+    (table,) = result.tables
     share_NxE = weights.sum(-1).mean(0)
     part_NxE = weights.max(-1).mean(0) / share_NxE
     for i, row in enumerate(table.rows):
@@ -89,8 +95,8 @@ def test_the_picture_of_means_and_its_table():
 
 
 def test_fewer_images_than_examples_are_drawn_as_they_are():
-    section = maps([make_subject(images=2)], Options(num_examples=6))
-    assert len(section.pictures[0].figure.axes) == 2 * 5
+    result = attention_maps.EXPERIMENT.result([make_subject(images=2)], Options(num_examples=6))
+    assert len(result.pictures[0].figure.axes) == 2 * 5
 
 
 def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
@@ -99,8 +105,8 @@ def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
     center[:, PATCHES.start + 4 * 2 + 1] = 0.75  # row 2, column 1
     center[:, 0] = 0.25
     subject.store["center_T"] = center
-    section = positional_focus([subject], Options())
-    (table,) = section.tables
+    result = positional_focus.EXPERIMENT.result([subject], Options())
+    (table,) = result.tables
     assert [row[1] for row in table.rows] == ["cls", "register 0", "register 1", "register 2", MIDDLE]
     assert table.rows[-1][2:] == (0.0, "2.00, 1.00", pytest.approx(np.hypot(1, 0.5)), None)
     mean = patch_weights(subject).mean(axis=(0, 1))
@@ -108,16 +114,16 @@ def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
         assert row[2] == pytest.approx(float(attention_entropy(values)[1]), rel=1e-6)
     of_registers = map_similarity(patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)).mean()
     assert [row[5] for row in table.rows] == [None, *[pytest.approx(of_registers, rel=1e-6)] * 3, None]
-    *_, last = section.pictures[0].figure.axes
+    *_, last = result.pictures[0].figure.axes
     drawn = np.asarray(last.images[0].get_array())
     assert np.argwhere(drawn).tolist() == [[2, 1]] and drawn.max() == pytest.approx(0.75)
 
 
 def test_focus_without_registers_has_a_gap():
     layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=GRID)
-    section = positional_focus([make_subject(layout=layout, images=4)], Options())
-    assert [row[1] for row in section.tables[0].rows] == ["cls", MIDDLE]
-    assert "fewer than two registers" in section.gaps[0]
+    result = positional_focus.EXPERIMENT.result([make_subject(layout=layout, images=4)], Options())
+    assert [row[1] for row in result.tables[0].rows] == ["cls", MIDDLE]
+    assert "fewer than two registers" in result.gaps[0]
 
 
 def make_run(steps, run="runs/a", **settings):
@@ -126,19 +132,29 @@ def make_run(steps, run="runs/a", **settings):
 
 def test_runs_are_grouped_and_sorted_and_gaps_name_the_others():
     alone, weights = make_subject("b@5", run="runs/b", step=5, images=1), make_subject("weights", images=1)
-    runs, gaps = by_run([weights, *make_run((20, 100, 3), images=1), alone])
-    assert {run: [one.step for one in steps] for run, steps in runs.items()} == {
+    given = [weights, *make_run((20, 100, 3), images=1), alone]
+    experiment = attention_over_training.EXPERIMENT
+    found = [experiment.measure(one, Options()) for one in given if one is not weights]
+    assert {run: [one.values.step for one in steps] for run, steps in by_run(found).items()} == {
         "runs/a": [3, 20, 100],
         "runs/b": [5],
     }
-    assert [gap.partition(":")[0] for gap in gaps] == ["weights", "runs/b"]
+    result = experiment.result(given, Options())
+    assert [gap.partition(":")[0] for gap in result.gaps] == ["weights", "runs/b"]
+    (first, *_), (last, *_) = ([row for row in result.tables[0].rows if row[1] == step] for step in (3, 100))
+    assert result.finding == (
+        "a@100: the share of attention that the first query sends to patches changes from "
+        f"{100 * first[3]:.3g} % at step 3 to {100 * last[3]:.3g} % at step 100, over 3 steps (n = 1 image)."
+    )
 
 
 def test_steps_of_a_run_are_rows_of_its_grid():
     subjects = make_run((20, 100, 3), images=2)
-    section = attention_over_training([*subjects, make_subject("b@5", run="runs/b", step=5)], Options())
-    assert section.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
-    (picture,), (table,) = section.pictures, section.tables
+    result = attention_over_training.EXPERIMENT.result(
+        [*subjects, make_subject("b@5", run="runs/b", step=5)], Options()
+    )
+    assert result.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
+    (picture,), (table,) = result.pictures, result.tables
     grid = np.array(picture.figure.axes).reshape(3, 5)
     assert [axes.get_ylabel() for axes in grid[:, 0]] == ["step 3", "step 20", "step 100"]
     assert [axes.get_title() for axes in grid[0]] == ["", "cls", "register 0", "register 1", "register 2"]
@@ -155,21 +171,23 @@ def test_steps_of_a_run_are_rows_of_its_grid():
 
 def test_long_runs_are_thinned_in_the_picture_and_whole_in_the_table():
     layout = TokenLayout(has_cls=True, num_registers=0, summary_grids=(), patch_grid=(1, 2))
-    section = attention_over_training(make_run(range(1, 26), images=1, layout=layout), Options())
-    labels = [axes.get_ylabel() for axes in section.pictures[0].figure.axes]
+    result = attention_over_training.EXPERIMENT.result(
+        make_run(range(1, 26), images=1, layout=layout), Options()
+    )
+    labels = [axes.get_ylabel() for axes in result.pictures[0].figure.axes]
     shown = [label for label in labels if label]
     assert len(shown) == 10 and (shown[0], shown[-1]) == ("step 1", "step 25")
-    assert len(section.tables[0].rows) == 25
+    assert len(result.tables[0].rows) == 25
 
 
 def test_one_step_has_no_table_and_no_picture():
-    section = attention_over_training(make_run((7,)), Options())
-    assert section.gaps and not section.tables and not section.pictures
+    result = attention_over_training.EXPERIMENT.result(make_run((7,)), Options())
+    assert result.gaps and not result.tables and not result.pictures
 
 
 def test_registers_over_training_are_compared_on_all_images():
     subjects = make_run((2, 1))
-    (table,) = over_training(subjects, Options()).tables
+    (table,) = over_training.EXPERIMENT.result(subjects, Options()).tables
     for row, subject in zip(table.rows, subjects[::-1], strict=True):
         registers = patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)
         assert row[1] == subject.step

@@ -1,20 +1,32 @@
-"""What is listed is what there is: documents, features, papers."""
+"""The catalog of experiments against the documents, the files and the features."""
 
-import re
 from pathlib import Path
 
 import pytest
 
-from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS, markdown_table
 from vit_registers.analysis.features.table import FEATURES
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_document_has_every_experiment_in_order():
+def test_the_document_has_the_table_of_the_catalog():
     text = (ROOT / "docs" / "experiments.md").read_text()
-    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
-    assert rows == [(name, one.question, one.answers) for name, one in EXPERIMENTS.items()]
+    assert f"\n\n{markdown_table()}\n" in text, "run python tools/experiments_table.py"
+
+
+def test_every_experiment_has_the_file_of_its_name():
+    """Shared modules hold no experiment."""
+    folder = ROOT / "vit_registers" / "analysis" / "experiments"
+    files = {path.stem for path in folder.glob("*.py") if "\nEXPERIMENT = " in path.read_text()}
+    assert files == {name.replace("-", "_") for name in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_columns_and_comparison_are_declared(name):
+    one = EXPERIMENTS[name]
+    assert one.tables and all(one.tables.values())
+    assert bool(one.compares) != (one.sums_up is not None)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_registers.analysis.experiments.cls_parts import one_shot, patches_only
+from vit_registers.analysis.experiments import cls_patches_only, one_shot
 from vit_registers.analysis.measures import one_shot as classifiers
 from vit_registers.analysis.subject import Options
 from vit_registers.models.tokens import TokenLayout
@@ -43,8 +43,8 @@ def make_terms(num_classes=7, num_each=6, width=9, seed=0):
 
 
 def test_one_shot_tells_parts_that_know_the_class_from_parts_that_mislead():
-    section = one_shot([make_subject(*make_terms())], Options())
-    (table,) = section.tables
+    result = one_shot.EXPERIMENT.result([make_subject(*make_terms())], Options())
+    (table,) = result.tables
     assert [row[:3] for row in table.rows] == [
         ("model", classifier, part)
         for classifier in ("logistic", "nearest")
@@ -56,13 +56,13 @@ def test_one_shot_tells_parts_that_know_the_class_from_parts_that_mislead():
         assert classes == 7
         if part == "cls":  # zeros: the same five of seven for every image
             assert top5 == pytest.approx(500 / 7)
-    assert [picture.name for picture in section.pictures] == ["one-shot"]
+    assert [picture.name for picture in result.pictures] == ["one-shot"]
 
 
 def test_one_shot_is_mean_and_sample_deviation_over_three_draws():
     terms, label = make_terms(width=7)
     terms[:, PATCHES] += np.random.default_rng(1).normal(0, 4, terms[:, PATCHES].shape)
-    (table,) = one_shot([make_subject(terms, label)], Options()).tables
+    (table,) = one_shot.EXPERIMENT.result([make_subject(terms, label)], Options()).tables
     full = terms[:, :3].astype(np.float64).sum(1)
     for classifier in ("logistic", "nearest"):
         scores = []
@@ -86,7 +86,7 @@ def test_one_shot_reads_only_the_images_that_are_drawn():
     terms, label = make_terms(num_each=50)
     watched = terms.view(Watched)
     watched.asked = []
-    one_shot([make_subject(watched, label)], Options())
+    one_shot.EXPERIMENT.result([make_subject(watched, label)], Options())
     drawn = [rows for seed in (0, 1, 2) for rows in classifiers.draw_pairs(label, seed=seed)]
     assert len(watched.asked) == 6
     for asked, rows in zip(watched.asked, drawn, strict=True):
@@ -94,9 +94,9 @@ def test_one_shot_reads_only_the_images_that_are_drawn():
 
 
 def test_five_classes_or_fewer_have_no_top5():
-    section = one_shot([make_subject(*make_terms(num_classes=3))], Options())
-    assert all(row[5:] == (None, None, 3) for row in section.tables[0].rows)
-    assert section.pictures[0].figure.axes[0].get_ylabel() == "top-1, %"
+    result = one_shot.EXPERIMENT.result([make_subject(*make_terms(num_classes=3))], Options())
+    assert all(row[5:] == (None, None, 3) for row in result.tables[0].rows)
+    assert result.pictures[0].figure.axes[0].get_ylabel() == "top-1, %"
 
 
 def test_one_shot_names_what_it_cannot_do():
@@ -104,14 +104,14 @@ def test_one_shot_names_what_it_cannot_do():
     several = np.stack([label, label], axis=1)
     single = np.where(np.arange(len(label)) == 3, 9, 4)  # two classes, one of a single image
     subjects = [make_subject(terms, several, "several"), make_subject(terms, single, "single")]
-    section = one_shot(subjects, Options())
-    assert not section.tables and not section.pictures
-    assert section.gaps == [
-        "several: the images have several labels each, one-shot wants one",
+    result = one_shot.EXPERIMENT.result(subjects, Options())
+    assert not result.tables and not result.pictures
+    assert result.gaps == [
+        "several: the images have several labels each, one-shot requires one",
         "single: fewer than two classes have two images or more",
     ]
-    section = one_shot([*subjects, make_subject(terms, label)], Options())
-    assert len(section.gaps) == 2 and {row[0] for row in section.tables[0].rows} == {"model"}
+    result = one_shot.EXPERIMENT.result([*subjects, make_subject(terms, label)], Options())
+    assert len(result.gaps) == 2 and {row[0] for row in result.tables[0].rows} == {"model"}
 
 
 def make_images(number, seed=0):
@@ -128,15 +128,15 @@ def test_cosines_are_of_parts_with_what_attention_brings():
     terms[:, REGISTERS] = [[0, 4], [0, 0], [3, 0]]
     terms[:, CLS] = [[0, 0], [0, 1], [0, 0]]
     terms[:, [BIAS, SKIP]] = 1000  # no part of it
-    section = patches_only([make_subject(terms, None, **make_images(3))], Options())
+    result = cls_patches_only.EXPERIMENT.result([make_subject(terms, None, **make_images(3))], Options())
     half = np.sqrt(0.5)
     expected = {"patches": [0.6, half, -1], "registers": [0.8, 1]}
-    assert [row[1] for row in section.tables[0].rows] == list(expected)
-    for _, part, mean, std, low, median, high in section.tables[0].rows:
+    assert [row[1] for row in result.tables[0].rows] == list(expected)
+    for _, part, mean, std, low, median, high in result.tables[0].rows:
         values = expected[part]
         assert (mean, std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
         assert (low, median, high) == pytest.approx(tuple(np.quantile(values, [0.05, 0.5, 0.95])))
-    assert section.gaps == ["model: nothing comes from registers in 1 images"]
+    assert result.gaps == ["model: nothing comes from registers in 1 images"]
 
 
 def test_images_of_lowest_cosine_are_shown_with_the_attention_of_cls():
@@ -144,13 +144,15 @@ def test_images_of_lowest_cosine_are_shown_with_the_attention_of_cls():
     rng = np.random.default_rng(0)
     terms = rng.normal(size=(number, 5, 4))
     features = make_images(number)
-    section = patches_only([make_subject(terms, None, **features)], Options(num_examples=4))
+    result = cls_patches_only.EXPERIMENT.result(
+        [make_subject(terms, None, **features)], Options(num_examples=4)
+    )
     full = terms[:, :3].sum(1)
     patches = terms[:, PATCHES]
     cosines = (full * patches).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(patches, axis=1)
-    assert section.tables[0].rows[0][2] == pytest.approx(cosines.mean())
-    assert [picture.name for picture in section.pictures] == ["cosines", "lowest-model"]
-    grid = np.array(section.pictures[1].figure.axes).reshape(2, 4)
+    assert result.tables[0].rows[0][2] == pytest.approx(cosines.mean())
+    assert [picture.name for picture in result.pictures] == ["cosines", "lowest-model"]
+    grid = np.array(result.pictures[1].figure.axes).reshape(2, 4)
     for column, image in enumerate(np.argsort(cosines)[:4]):
         assert grid[0, column].get_title() == f"cosine {cosines[image]:.3f}"
         np.testing.assert_array_equal(

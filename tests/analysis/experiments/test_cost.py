@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from vit_registers.analysis.experiments.cost import energy, forward_flops, registers
+from vit_registers.analysis.experiments.cost import EXPERIMENT, energy, forward_flops
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.models.vit import ViT, token_layout
@@ -45,7 +45,7 @@ def test_operations_are_those_of_xla_but_for_what_is_no_matrix_product(change):
 @pytest.mark.parametrize("contents", ["learned", "zeros"])
 def test_parameters_are_those_of_models_that_are_built(contents):
     model = dataclasses.replace(MODEL, num_registers=4, registers=contents)
-    (table,) = registers([_subject(model)], Options()).tables
+    (table,) = EXPERIMENT.result([_subject(model)], Options()).tables
     for _, count, _, more, parameters in table.rows:
         assert parameters == _count(dataclasses.replace(model, num_registers=count))
         assert (more == 0) == (count == 0)
@@ -58,8 +58,8 @@ def test_energy_worked_by_hand():
 
 def test_energy_has_a_table_only_where_its_factors_are_given():
     subject = _subject(MODEL)
-    plain = registers([subject], Options())
-    given = registers([subject], Options(energy=(1320, 400, 1.2, 0.4)))
+    plain = EXPERIMENT.result([subject], Options())
+    given = EXPERIMENT.result([subject], Options(energy=(1320, 400, 1.2, 0.4)))
     assert [table.title for table in plain.tables] == ["Cost of registers"]
     assert "kWh" not in plain.definition and "/ 1000" in given.definition
     _, table = given.tables

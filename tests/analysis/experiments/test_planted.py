@@ -14,8 +14,16 @@ from flax import nnx
 from PIL import Image
 
 from vit_registers.analysis import opening
-from vit_registers.analysis.experiments import neurons as neuron_experiment
-from vit_registers.analysis.experiments import norms, probes, remove_outliers, test_time_registers
+from vit_registers.analysis.experiments import (
+    attention_bias,
+    neuron_search,
+    norms,
+    norms_by_layer,
+    probe_position,
+    register_neurons,
+    remove_outliers,
+    test_time_registers,
+)
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures import neurons
@@ -89,7 +97,7 @@ def _subject(folder, model, name, features=("norms_LxT", "final_norms_T", "patch
         eval_batch_size=16,
     )
     config = dataclasses.replace(Config(), model=MODEL, data=data)
-    opened = opening.Opened(
+    opened = opening.OpenedModel(
         name=name,
         path=name,
         step=None,
@@ -109,47 +117,47 @@ def planted(folder):
     return _subject(root, _planted(), "planted"), is_bright_BxP
 
 
-def _rows(section, table=0):
-    columns = section.tables[table].columns
-    return [dict(zip(columns, row, strict=True)) for row in section.tables[table].rows]
+def _rows(result, table=0):
+    columns = result.tables[table].columns
+    return [dict(zip(columns, row, strict=True)) for row in result.tables[table].rows]
 
 
 @pytest.mark.parametrize("rule", ["absolute:100", "std:3", "valley"])
 def test_norms_find_the_outliers_and_their_share(planted, rule):
     subject, is_bright_BxP = planted
     np.testing.assert_array_equal(subject.outliers(rule).is_outlier_BxP, is_bright_BxP)
-    section = norms.distribution([subject], dataclasses.replace(OPTIONS, rule=rule))
-    found = next(row for row in _rows(section, 1) if row["rule"] == rule)
+    result = norms.EXPERIMENT.result([subject], dataclasses.replace(OPTIONS, rule=rule))
+    found = next(row for row in _rows(result, 1) if row["rule"] == rule)
     assert found["patches flagged, %"] == pytest.approx(100 * is_bright_BxP.mean())
     assert found["images with any, %"] == pytest.approx(100 * is_bright_BxP.any(1).mean())
 
 
 def test_norms_by_layer_show_the_block_where_they_begin(planted):
     subject, is_bright_BxP = planted
-    section = norms.by_layer([subject], OPTIONS)
-    flagged = {row["block"]: row["absolute:100, %"] for row in _rows(section)}
+    result = norms_by_layer.EXPERIMENT.result([subject], OPTIONS)
+    flagged = {row["block"]: row["absolute:100, %"] for row in _rows(result)}
     share = pytest.approx(100 * is_bright_BxP.mean())
     assert flagged == {0: 0.0, 1: 0.0, 2: share, 3: share}
 
 
 def test_the_register_neuron_is_found(planted):
     subject, is_bright_BxP = planted
-    found = neuron_experiment.find_neurons(subject, OPTIONS)
+    found = neuron_search.find_neurons(subject, OPTIONS)
     assert found.last_block == BLOCK
     assert found.neuron_Ex2[0].tolist() == [BLOCK, NEURON]
     assert found.num_images == is_bright_BxP[: OPTIONS.num_edited].any(1).sum()
     on, off = found.score_LxF[BLOCK, NEURON], found.others_LxF[BLOCK, NEURON]
     assert on > 2.5
     assert off < 0.01
-    section = neuron_experiment.register_neurons([subject], OPTIONS)
-    assert section.tables[0].rows[0][:3] == ("planted", BLOCK + 1, NEURON)
-    assert f'"block": {BLOCK},\n   "neuron": {NEURON}' in section.files["neurons-planted.json"]
+    result = register_neurons.EXPERIMENT.result([subject], OPTIONS)
+    assert result.tables[0].rows[0][:3] == ("planted", BLOCK + 1, NEURON)
+    assert f'"block": {BLOCK},\n   "neuron": {NEURON}' in result.files["neurons-planted.json"]
 
 
 def test_scores_are_the_mean_activations_worked_by_hand(planted):
     """The planted neuron's activation, from the stream before its block, in numpy."""
     subject, is_bright_BxP = planted
-    found = neuron_experiment.find_neurons(subject, OPTIONS)
+    found = neuron_search.find_neurons(subject, OPTIONS)
     model = _planted()
     image = np.asarray(subject.store.read("image_HxWxC")[: OPTIONS.num_edited], np.float32)
     out = nnx.jit(lambda model, x: model(x))(model, (image / 255 - 0.5) / 0.5)
@@ -161,8 +169,8 @@ def test_scores_are_the_mean_activations_worked_by_hand(planted):
 
 def test_a_test_time_register_takes_the_outliers(planted):
     subject, is_bright_BxP = planted
-    section = test_time_registers.test_time_registers([subject], OPTIONS)
-    rows = {row["variant"]: row for row in _rows(section)}
+    result = test_time_registers.EXPERIMENT.result([subject], OPTIONS)
+    rows = {row["variant"]: row for row in _rows(result)}
     above, target = "patches above threshold, %", "norm of the target"
     share = 100 * is_bright_BxP[: OPTIONS.num_edited].mean()
     assert rows["as it is"][above] == pytest.approx(share)
@@ -178,12 +186,12 @@ def test_a_test_time_register_takes_the_outliers(planted):
         assert rows[control][target] < 30
     assert rows["neurons to a random patch"][above] == 0.0
     assert rows["neurons to a random patch"][target] > 200
-    assert [row["neurons"] for row in _rows(section, 1)] == [1]
+    assert [row["neurons"] for row in _rows(result, 1)] == [1]
 
 
 def test_an_attention_bias_does_what_the_register_does(planted):
     subject, _ = planted
-    rows = {row["variant"]: row for row in _rows(test_time_registers.attention_bias([subject], OPTIONS))}
+    rows = {row["variant"]: row for row in _rows(attention_bias.EXPERIMENT.result([subject], OPTIONS))}
     assert rows["and a key and value"]["patches above threshold, %"] == 0.0
     register, biased, silent = (
         rows[name]["cosine of cls"]
@@ -195,8 +203,8 @@ def test_an_attention_bias_does_what_the_register_does(planted):
 def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
     """Before block 2 the patches are bright: zero is not, so that the neuron stays silent."""
     subject, is_bright_BxP = planted
-    section = remove_outliers.removal([subject], OPTIONS)
-    rows = _rows(section)
+    result = remove_outliers.EXPERIMENT.result([subject], OPTIONS)
+    rows = _rows(result)
     assert rows[0]["taken away"] == "nothing"
     assert rows[0]["cosine of cls"] == pytest.approx(1.0)
     assert {row["before block"] for row in rows[1:]} == {1, 2, 3}
@@ -219,11 +227,11 @@ def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
 
 
 def test_planted_positions_are_recovered_and_absent_ones_are_not(folder, planted):
-    rows = {row["patches"]: row for row in _rows(probes.position([planted[0]], OPTIONS))}
+    rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([planted[0]], OPTIONS))}
     assert rows["normal"]["top-1, %"] == 100.0
     assert rows["normal"]["distance, patches"] == 0.0
     without = _subject(folder[0], _planted(has_positions=False), "without")
-    rows = {row["patches"]: row for row in _rows(probes.position([without], OPTIONS))}
+    rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([without], OPTIONS))}
     chance = 100 / GRID**2
     assert rows["normal"]["top-1, %"] < 3 * chance
 

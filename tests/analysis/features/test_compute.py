@@ -60,7 +60,7 @@ def _names(model):
 def _extract(model, root, size=4, names=None, progress=lambda done, total: None, num_images=11):
     store = Store(root, "tiny", {"num_images": num_images})
     names = names or _names(model)
-    compute.extract(
+    compute.extract_features(
         model,
         _batches(size),
         store,

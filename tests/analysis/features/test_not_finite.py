@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,15 @@ from flax import nnx
 from PIL import Image
 
 from vit_registers.analysis import opening
-from vit_registers.analysis.experiments import probes
+from vit_registers.analysis.experiments import probe_global
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.report import write
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.finding import number
+from vit_registers.analysis.report.result import Rows
 from vit_registers.analysis.subject import Options
 from vit_registers.analyze import analyze
 from vit_registers.config import Config, Data, Model
@@ -95,7 +97,7 @@ def _opened(kind, num_images=NUM_IMAGES):
     with jax.set_mesh(mesh := make_mesh(config.mesh)):
         batches = loader.eval_batches("test", batch_sharding(mesh))
         images = [np.asarray(next(batches).image_BxHxWxC) for _ in range(2)]
-    return opening.Opened(
+    return opening.OpenedModel(
         name=kind,
         path=kind,
         step=None,
@@ -110,12 +112,12 @@ def _opened(kind, num_images=NUM_IMAGES):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(write, "_DPI", 20)
-    monkeypatch.setattr(probes, "_SEEDS", (0,))
+    monkeypatch.setattr(probe_global, "_SEEDS", (0,))
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """measured(kind, name, num_images=12): the experiment's section and its folder; features are shared."""
+    """measured(kind, name, num_images=12): the experiment's result and its folder; features are shared."""
     out, opened = tmp_path_factory.mktemp("not_finite"), {}
 
     def measured(kind, name, num_images=NUM_IMAGES):
@@ -123,7 +125,7 @@ def measured(tmp_path_factory):
             opened[kind, num_images] = _opened(kind, num_images)
             extract(opened[kind, num_images], tuple(FEATURES), out, OPTIONS)
         (entry,) = analyze([name], [opened[kind, num_images]], OPTIONS, out)
-        return entry.section, out / name
+        return entry.result, out / name
 
     return measured
 
@@ -132,11 +134,14 @@ def _refuse(constant):
     raise ValueError(f"{constant} is no JSON")
 
 
-def _check_files(section, folder):
-    """numbers.json is JSON, and no table has a number that is not finite."""
-    json.loads((folder / "numbers.json").read_text(), parse_constant=_refuse)
-    assert not any("are left out" in gap for gap in section.gaps)
-    for table in section.tables:
+def _check_files(result, folder):
+    """numbers.json is JSON, and neither a table nor the finding has a number that is not finite."""
+    numbers = json.loads((folder / "numbers.json").read_text(), parse_constant=_refuse)
+    assert numbers["finding"] == result.finding and result.finding.endswith(".")
+    assert "\n" not in result.finding and not re.search(r"\b(nan|inf)\b", result.finding, re.IGNORECASE)
+    assert ("Not measured" in result.finding) == (not result.tables)
+    assert not any("are left out" in gap for gap in result.gaps)
+    for table in result.tables:
         (path,) = folder.glob(re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-") + ".csv")
         cells = {cell.lower() for row in csv.reader(path.read_text().splitlines()) for cell in row}
         assert not cells & {"nan", "inf", "-inf"}
@@ -145,12 +150,12 @@ def _check_files(section, folder):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_model_that_is_not_finite_is_a_gap(measured, name):
-    section, folder = measured("broken", name)
-    assert section.gaps[0].startswith("broken: the features ")
-    assert FLAWED.search(section.gaps[0]).groups() == ("12", "12")
+    result, folder = measured("broken", name)
+    assert result.gaps[0].startswith("broken: the features ")
+    assert FLAWED.search(result.gaps[0]).groups() == ("12", "12")
     if name not in INDEPENDENT:
-        assert not section.tables and not section.pictures
-    _check_files(section, folder)
+        assert not result.tables and not result.pictures
+    _check_files(result, folder)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +163,13 @@ def test_a_model_that_is_not_finite_is_a_gap(measured, name):
 )
 def test_norms_that_overflow_in_some_images_are_a_gap(measured, name):
     """What an experiment reads may be finite all the same, if very large."""
-    section, folder = measured("overflowing", name)
+    result, folder = measured("overflowing", name)
     features = EXPERIMENTS[name].features
     if "norms_LxT" in features or not features:
-        number, total = map(int, FLAWED.search(section.gaps[0]).groups())
+        number, total = map(int, FLAWED.search(result.gaps[0]).groups())
         assert 0 < number < total == NUM_IMAGES
-        assert not features or not section.tables
-    _check_files(section, folder)
+        assert not features or not result.tables
+    _check_files(result, folder)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -175,9 +180,9 @@ def test_a_model_of_zeros_gives_finite_numbers(measured, name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_one_image_gives_finite_numbers(measured, name):
-    section, folder = measured("random", name, num_images=1)
-    assert section.tables or section.pictures or section.gaps
-    _check_files(section, folder)
+    result, folder = measured("random", name, num_images=1)
+    assert result.tables or result.pictures or result.gaps
+    _check_files(result, folder)
 
 
 def test_gaps_of_a_model_of_zeros(measured):
@@ -186,11 +191,11 @@ def test_gaps_of_a_model_of_zeros(measured):
     (gap,) = measured("zero", "components")[0].gaps
     assert "patches are all the same" in gap
     assert "all registers are 0" in measured("zero", "register-activations")[0].gaps[0]
-    section, _ = measured("zero", "cls-terms")
-    rows = [dict(zip(section.tables[0].columns, row, strict=True)) for row in section.tables[0].rows]
+    result, _ = measured("zero", "cls-terms")
+    rows = [dict(zip(result.tables[0].columns, row, strict=True)) for row in result.tables[0].rows]
     assert {row["term"] for row in rows} == {"cls", "registers", "summaries", "patches", "bias", "skip"}
     assert all(row["norm"] is None and row["std"] is None for row in rows)
-    assert [row[2:4] for row in section.tables[0].cells()] == [["-", "-"]] * len(rows)
+    assert [row[2:4] for row in result.tables[0].cells()] == [["-", "-"]] * len(rows)
 
 
 @pytest.mark.parametrize("name", ["norms", "neighbours", "cls-terms", "lost"])
@@ -198,9 +203,9 @@ def test_a_sound_model_beside_one_that_is_not_is_measured(tmp_path, name):
     both = [_opened("broken", 4), _opened("random", 4)]
     (entry,) = analyze([name], both, OPTIONS, tmp_path / "both")
     (alone,) = analyze([name], both[1:], OPTIONS, tmp_path / "alone")
-    assert entry.section.gaps[0].startswith("broken: ")
-    assert [table.rows for table in entry.section.tables] == [table.rows for table in alone.section.tables]
-    assert entry.section.tables
+    assert entry.result.gaps[0].startswith("broken: ")
+    assert [table.rows for table in entry.result.tables] == [table.rows for table in alone.result.tables]
+    assert entry.result.tables
 
 
 def test_nothing_measured_is_an_error(tmp_path, run_here):
@@ -212,9 +217,17 @@ def test_nothing_measured_is_an_error(tmp_path, run_here):
         written.save(state, None, origin="a test")
     code, out, err = run_here("analyze", "norms", f"--checkpoint={tmp_path}", "--num_images=4")
     assert code == 2
-    assert FLAWED.search(out.splitlines()[0]).groups() == ("4", "4")
+    gap, finding, folder = out.splitlines()
+    assert FLAWED.search(gap).groups() == ("4", "4")
+    assert finding.startswith("finding: Not measured: ") and folder.endswith("norms")
     assert err.splitlines()[-1] == "error: norms could not be measured on any of the checkpoints"
     assert "Warning" not in err
+
+
+def _experiment(measure, tables, features=()):
+    return Experiment(
+        question="?", answers="", definition="", tables=tables, measure=measure, features=features
+    )
 
 
 def _huge(values, rows, layout):
@@ -226,30 +239,32 @@ def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
     found = [extract(_opened(kind, 2), ("norms_LxT", "image_HxWxC"), tmp_path, OPTIONS) for kind in "ab"]
     huge = Intervention(name="huge", edits=_huge, values={}, rows={})
 
-    def compute(subjects, options):
-        for subject in subjects:
-            if subject.name == "a":
-                subject.rerun(huge, ("norms_LxT",), 2)
-        return Section(
-            definition="", tables=[Table(title="t", columns=("model",), rows=[(subjects[0].name,)])]
-        )
+    def measure(subject, options):
+        if subject.name == "a":
+            subject.rerun(huge, ("norms_LxT",), 2)
+        return Rows(name=subject.name, tables={"t": [(subject.name,)]}, text="it is sound", count="2")
 
     with pytest.raises(NotFiniteError):
-        compute(found, OPTIONS)
-    section = Experiment("?", "", ("norms_LxT",), compute).measure(found, OPTIONS)
-    assert [table.rows for table in section.tables] == [[("b",)]]
-    assert section.gaps == [
+        measure(found[0], OPTIONS)
+    experiment = _experiment(measure, {"t": "model"}, features=("norms_LxT",))
+    result = experiment.run(found, OPTIONS)
+    assert [table.rows for table in result.tables] == [[("b",)]]
+    assert result.gaps == [
         "a: the features norms_LxT hold values that are not finite (2 of 2 images), "
         "once the model is edited (huge)"
     ]
 
 
 def test_numbers_that_are_not_finite_are_left_out_and_counted():
-    rows = [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]
-    table = Table(title="t", columns=("model", "x", "y"), rows=rows)
-    one = Experiment("?", "", (), lambda subjects, options: Section(definition="", tables=[table]))
-    subject = type("Sound", (), {"name": "a", "num_parameters": 1, "num_not_finite": 0})()
-    subject.store = type("Empty", (), {"missing": lambda self, names: names})()
-    section = one.measure([subject], OPTIONS)
-    assert [list(row) for row in section.tables[0].rows] == [["a", None, None], ["b", 1.0, 2]]
-    assert section.gaps == ["t: 2 numbers are not finite and are left out"]
+    tables = {"t": [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]}
+    one = _experiment(
+        lambda subject, options: Rows(name="a", tables=tables, text=number(np.nan), count="1 image"),
+        {"t": "model | x | y"},
+    )
+    subject = types.SimpleNamespace(name="a", num_parameters=1, num_not_finite=0)
+    subject.store = types.SimpleNamespace(missing=lambda names: names)
+    subject.layout = types.SimpleNamespace(num_registers=0)
+    result = one.run([subject], OPTIONS)
+    assert result.finding == "For a: not defined (n = 1 image)."
+    assert [list(row) for row in result.tables[0].rows] == [["a", None, None], ["b", 1.0, 2]]
+    assert result.gaps == ["t: 2 numbers are not finite and are left out"]

@@ -8,7 +8,7 @@ from flax import nnx
 
 from vit_registers.analysis import opening
 from vit_registers.analysis import subject as subject_file
-from vit_registers.analysis.experiments import probes
+from vit_registers.analysis.experiments import probe_global
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.subject import Options
@@ -49,7 +49,7 @@ def _measured(root, batch_size):
         eval_batch_size=batch_size,
     )
     config = dataclasses.replace(Config(), model=MODEL, data=data)
-    opened = opening.Opened(
+    opened = opening.OpenedModel(
         name="random",
         path="random",
         step=None,
@@ -61,18 +61,18 @@ def _measured(root, batch_size):
     )
     names = dict.fromkeys(name for experiment in EXPERIMENTS.values() for name in experiment.features)
     subject = extract(opened, tuple(names), root, OPTIONS)
-    return {name: experiment.measure([subject], OPTIONS) for name, experiment in EXPERIMENTS.items()}
+    return {name: experiment.run([subject], OPTIONS) for name, experiment in EXPERIMENTS.items()}
 
 
 def test_parts_give_what_the_whole_gives(tmp_path, monkeypatch):
     """In one test, because its two passes over all experiments take their time."""
-    monkeypatch.setattr(probes, "_SEEDS", (0,))  # more of them have nothing to do with parts
-    sections = []
+    monkeypatch.setattr(probe_global, "_SEEDS", (0,))  # more of them have nothing to do with parts
+    results = []
     for size in (24, NUM_IMAGES):
         monkeypatch.setattr(subject_file, "_PART", size)
-        sections.append(_measured(tmp_path / str(size), size))
+        results.append(_measured(tmp_path / str(size), size))
     for name in EXPERIMENTS:
-        parts, whole = (found[name] for found in sections)
+        parts, whole = (found[name] for found in results)
         assert parts.gaps == whole.gaps
         assert [table.columns for table in parts.tables] == [table.columns for table in whole.tables]
         for one, other in zip(parts.tables, whole.tables, strict=True):

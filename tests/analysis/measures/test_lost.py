@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_registers.analysis.measures.lost import Cell, CorLoc, corloc, discover, iou, summarize, sweep
+from vit_registers.analysis.measures.lost import (
+    CorLoc,
+    SweepCell,
+    corloc,
+    discover,
+    iou,
+    summarize_sweep,
+    sweep_cells,
+)
 from vit_registers.data.sources.boxes import open_voc
 from vit_registers.errors import ConfigError, DataError
 
@@ -132,7 +140,9 @@ def test_counts_of_large_grids(grid):
 @pytest.mark.parametrize("value", [2.0, 0.0])
 def test_one_patch(value):
     """An image smaller than a patch: the box is the image, whatever is done to the feature."""
-    cells = list(sweep({("k", 1): np.array([[value, 0]])}, (1, 1), patch_size_px=16, image_size_px=(5, 7)))
+    cells = list(
+        sweep_cells({("k", 1): np.array([[value, 0]])}, (1, 1), patch_size_px=16, image_size_px=(5, 7))
+    )
     assert len(cells) == 4
     for cell, found in cells:
         assert found.box_xyxy_px.tolist() == [0, 0, 7, 5]
@@ -203,7 +213,7 @@ def test_what_is_not_finite_is_refused(value):
 
 
 def test_no_candidates_are_refused():
-    with pytest.raises(ConfigError, match="num_candidates=0: want >= 1"):
+    with pytest.raises(ConfigError, match="num_candidates=0: must be >= 1"):
         discover(np.ones((2, 1)), (1, 2), patch_size_px=1, image_size_px=(1, 2), num_candidates=0)
 
 
@@ -292,9 +302,9 @@ def test_sweep_is_discover_for_each_cell_once():
     features = {("k", 11): rng.standard_normal((12, 4)), ("v", 12): rng.integers(-1, 2, (12, 4))}
     where = {"patch_size_px": 8, "image_size_px": (20, 30)}
     biases = [0.0, -0.5, 0.05, 0.0]
-    cells = list(sweep(features, (3, 4), **where, biases=biases, num_candidates=6))
+    cells = list(sweep_cells(features, (3, 4), **where, biases=biases, num_candidates=6))
     assert [cell for cell, _ in cells] == [
-        Cell(*name, *options)
+        SweepCell(*name, *options)
         for name, *options in itertools.product(features, (False, True), (False, True), biases[:3])
     ]
     for cell, found in cells:
@@ -303,22 +313,22 @@ def test_sweep_is_discover_for_each_cell_once():
         assert (found.seed, found.is_fallback) == (alone.seed, alone.is_fallback)
         for name in ARRAYS:
             np.testing.assert_array_equal(getattr(found, name), getattr(alone, name), err_msg=name)
-    only = list(sweep(features, (3, 4), **where, center_options=[True], norm_options=[False]))
-    assert [cell for cell, _ in only] == [Cell(*name, True, False, 0.0) for name in features]
+    only = list(sweep_cells(features, (3, 4), **where, center_options=[True], norm_options=[False]))
+    assert [cell for cell, _ in only] == [SweepCell(*name, True, False, 0.0) for name in features]
 
 
 def test_summary_has_the_best_and_the_original():
     def result(num_hits):
         return CorLoc(10.0 * num_hits, num_hits, 10, 1)
 
-    original, other = Cell("k", 12, False, False, 0.0), Cell("v", 12, False, False, 0.0)
-    biased, centred = Cell("k", 12, False, False, -0.2), Cell("k", 11, True, True, 0.05)
+    original, other = SweepCell("k", 12, False, False, 0.0), SweepCell("v", 12, False, False, 0.0)
+    biased, centred = SweepCell("k", 12, False, False, -0.2), SweepCell("k", 11, True, True, 0.05)
     table = {biased: result(4), centred: result(6), original: result(3), other: result(6)}
-    assert summarize(table, feature="k", block=12) == (centred, original)
-    assert summarize(table, feature="v", block=12) == (other, other)  # of equal cells the original
+    assert summarize_sweep(table, feature="k", block=12) == (centred, original)
+    assert summarize_sweep(table, feature="v", block=12) == (other, other)  # of equal cells the original
     with pytest.raises(ConfigError, match="lacks 'k' of block 11 with bias 0, neither centred nor norm"):
-        summarize(table, feature="k", block=11)
+        summarize_sweep(table, feature="k", block=11)
     with pytest.raises(ConfigError, match="lacks 'q'"):
-        summarize(table, feature="q", block=12)
+        summarize_sweep(table, feature="q", block=12)
     with pytest.raises(ConfigError, match="lacks 'k'"):
-        summarize({}, feature="k", block=12)
+        summarize_sweep({}, feature="k", block=12)

@@ -38,7 +38,7 @@ def test_mean_and_standard_deviation_by_hand():
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400", "-1"])
 @pytest.mark.parametrize("kind", ["absolute", "quantile", "std"])
 def test_rules_with_a_number_that_cannot_be_are_refused(kind, number):
-    with pytest.raises(ConfigError, match=f"--rule={kind}:{number}: want a finite number >= 0"):
+    with pytest.raises(ConfigError, match=f"--rule={kind}:{number}: the number must be finite and >= 0"):
         find(BULK, f"{kind}:{number}")
 
 

@@ -120,8 +120,8 @@ def test_constant_features_are_harmless():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, y: (t, 0 * y, t, y), r"1 class\(es\): want at least 2"),
-        (lambda t, y: (t[:0], y[:0], t, y), r"0 class\(es\): want at least 2"),
+        (lambda t, y: (t, 0 * y, t, y), r"1 class\(es\): at least 2 are required"),
+        (lambda t, y: (t[:0], y[:0], t, y), r"0 class\(es\): at least 2 are required"),
         (lambda t, y: (t, y, t[:0], y[:0]), "no test examples"),
         (
             lambda t, y: (np.where(np.arange(50)[:, None] == 7, np.inf, t), y, t, y),

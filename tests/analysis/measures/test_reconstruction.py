@@ -230,7 +230,7 @@ def test_what_cannot_be_fitted_is_refused():
     for fit in (fit_mean, fit_linear, lambda p: fit_mlp(p, seed=0)):
         with pytest.raises(DataError, match="no images"):
             fit(none)
-    with pytest.raises(ConfigError, match=r"penalty=0.* want > 0"):
+    with pytest.raises(ConfigError, match=r"penalty=0.* must be > 0"):
         fit_linear(pairs, penalty=0)
     pairs.token_BxPxD[2, 0, 0] = np.nan
     for fit in (fit_linear, lambda p: fit_mlp(p, seed=0)):

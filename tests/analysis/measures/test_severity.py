@@ -17,16 +17,16 @@ def angle(x, y):
 def test_cosine_of_each_row_and_nan_for_zero_vectors():
     x, y = RNG.normal(size=(2, 5, 3)), RNG.normal(size=(2, 5, 3))
     y[1, 2] = 0
-    found = severity.cosine(x, y)
+    found = severity.cosine_similarity(x, y)
     assert np.isnan(found[1, 2]) and np.isnan(found).sum() == 1
     for i, j in np.argwhere(~np.isnan(found)):
         assert found[i, j] == pytest.approx(angle(x[i, j], y[i, j]), abs=1e-14)
-    assert (severity.cosine(x, x) <= 1).all()
+    assert (severity.cosine_similarity(x, x) <= 1).all()
 
 
 def test_cosine_of_float16_is_computed_in_float64():
     x = np.full((1, 1000), 200, np.float16)  # the squares do not fit float16
-    assert severity.cosine(x, x) == pytest.approx(1, abs=1e-12)
+    assert severity.cosine_similarity(x, x) == pytest.approx(1, abs=1e-12)
 
 
 def test_mean_pairwise_cosine_is_that_of_all_pairs():
@@ -41,11 +41,11 @@ def test_mean_pairwise_cosine_is_that_of_all_pairs():
 
 
 def test_summary_leaves_nan_out_and_counts_it():
-    found = severity.summarize(np.array([1.0, np.nan, 2.0, 6.0]))
+    found = severity.summarize_values(np.array([1.0, np.nan, 2.0, 6.0]))
     assert found[:4] == (3, 1, 3.0, 2.0)
     assert found.std == pytest.approx(np.sqrt((4 + 1 + 9) / 2))
-    assert severity.summarize(np.array([np.nan])) == (0, 1, None, None, None)
-    assert severity.summarize(np.array([2.0])) == (1, 0, 2.0, 2.0, None)
+    assert severity.summarize_values(np.array([np.nan])) == (0, 1, None, None, None)
+    assert severity.summarize_values(np.array([2.0])) == (1, 0, 2.0, 2.0, None)
 
 
 def test_entropy_is_scipys_and_has_its_extremes():

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis import opening
 from vit_registers.analysis.report.markdown import block, inline
-from vit_registers.analysis.report.section import Picture, Section, Table
-from vit_registers.analysis.report.write import Entry, write_entry, write_report
+from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.report.write import ReportEntry, write_entry, write_report
 
 NAMES = [
     "a|b\nc",
@@ -129,8 +129,8 @@ def _entry(names):
     )
     gaps = [f"{name}: nothing" for name in names]
     files = {f"neurons-{name}.json": "{}" for name in names}
-    section = Section(definition="What it is.", tables=[table], pictures=pictures, gaps=gaps, files=files)
-    return Entry("norms", "How large?", "a figure", section)
+    result = Result(definition="What it is.", tables=[table], pictures=pictures, gaps=gaps, files=files)
+    return ReportEntry("norms", "How large?", "a figure", result)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
@@ -177,7 +177,7 @@ def test_ticks_of_logarithmic_axes_are_still_formulas(tmp_path):
     """While a name between dollar signs is none: it would be drawn in italics, or not at all."""
     entry = _entry(["$a$"])
     write_entry(entry, tmp_path)
-    axes = entry.section.pictures[0].figure.axes[0]
+    axes = entry.result.pictures[0].figure.axes[0]
     assert not axes.title.get_parse_math()
     ticks = [label for label in axes.get_yticklabels() if re.search("mathdefault", label.get_text())]
     assert ticks and all(label.get_parse_math() for label in ticks)

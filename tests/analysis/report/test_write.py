@@ -7,9 +7,9 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.published import PUBLISHED
-from vit_registers.analysis.report.section import Picture, Section, Table
-from vit_registers.analysis.report.write import Entry, write_entry, write_report
+from vit_registers.analysis.published.tables import published_tables
+from vit_registers.analysis.report.result import Picture, Result, Table
+from vit_registers.analysis.report.write import ReportEntry, write_entry, write_report
 from vit_registers.errors import DataError
 
 TABLE = Table(
@@ -23,8 +23,14 @@ def _entry():
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
     picture = Picture(name="line", caption="A line & more.", figure=figure)
-    section = Section(definition="What it is.", tables=[TABLE], pictures=[picture], gaps=["c: too few"])
-    return Entry("norms", "How large?", "arXiv:2309.16588, figure 3", section)
+    result = Result(
+        definition="What it is.",
+        finding="a<b has 1.23 (n = 3 images).",
+        tables=[TABLE],
+        pictures=[picture],
+        gaps=["c: too few"],
+    )
+    return ReportEntry("norms", "How large?", "arXiv:2309.16588, figure 3", result)
 
 
 def test_markdown_and_csv():
@@ -46,7 +52,7 @@ def test_files(tmp_path):
         "line.png",
         "norms-by-token.csv",
         "numbers.json",
-        "section.md",
+        "result.md",
     ]
     assert json.loads((folder / "numbers.json").read_text())["tables"][0]["rows"][0] == ["a<b", 1.23456789]
     page = write_report([entry], tmp_path, title="T & T", about={"model": "x"}).read_text()
@@ -55,16 +61,27 @@ def test_files(tmp_path):
     assert "](norms/line.png)" in (tmp_path / "report.md").read_text()
 
 
+def test_the_finding_is_in_every_file(tmp_path):
+    """In the contents of the report as well."""
+    entry = _entry()
+    folder = write_entry(entry, tmp_path)
+    page = write_report([entry], tmp_path, title="T", about={}).read_text()
+    assert json.loads((folder / "numbers.json").read_text())["finding"] == entry.result.finding
+    assert "Finding: a<b has 1.23 (n = 3 images)." in (folder / "result.md").read_text()
+    assert (tmp_path / "report.md").read_text().count("a<b has 1.23 (n = 3 images).") == 2
+    assert page.count("a&lt;b has 1.23 (n = 3 images).") == 2
+
+
 def test_published_numbers_are_beside_ours_and_not_among_them(tmp_path):
     entry = _entry()
-    (theirs,) = PUBLISHED["norms"]
+    (theirs,) = published_tables()["norms"]
     folder = write_entry(entry, tmp_path)
     numbers = json.loads((folder / "numbers.json").read_text())
     assert [table["title"] for table in numbers["tables"]] == [TABLE.title]
     assert numbers["published"] == [
         {"title": theirs.title, "columns": list(theirs.columns), "rows": [list(row) for row in theirs.rows]}
     ]
-    quoted = [line for line in (folder / "section.md").read_text().splitlines() if line.startswith(">")]
+    quoted = [line for line in (folder / "result.md").read_text().splitlines() if line.startswith(">")]
     assert quoted[0] == "> ### Published, not ours"
     assert f"> #### {theirs.title}" in quoted and "> | absolute:150 | 2.37 |" in quoted
     page = write_report([entry], tmp_path, title="T", about={}).read_text()
@@ -76,10 +93,10 @@ def test_published_numbers_are_beside_ours_and_not_among_them(tmp_path):
 @pytest.mark.parametrize("name", ["norms", "mask"])
 def test_nothing_is_published_beside_nothing(tmp_path, name):
     tables = [] if name == "norms" else [TABLE]  # nothing of ours; nothing of theirs
-    entry = Entry(name, "How?", "nothing", Section(definition="What it is.", tables=tables, gaps=["no"]))
+    entry = ReportEntry(name, "How?", "nothing", Result(definition="What it is.", tables=tables, gaps=["no"]))
     folder = write_entry(entry, tmp_path)
     assert json.loads((folder / "numbers.json").read_text())["published"] == []
-    assert "not ours" not in (folder / "section.md").read_text()
+    assert "not ours" not in (folder / "result.md").read_text()
     page = write_report([entry], tmp_path, title="T", about={}).read_text()
     assert "not ours" not in page
 

@@ -1,18 +1,22 @@
-"""How often the model's own head is right, and whether registers cost accuracy. No JAX."""
+"""accuracy: how often the model's own head is right, by the number of registers. No JAX."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.report.finding import counted, number, percent
+from vit_registers.analysis.report.result import Gap, Picture, Rows
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _COLORS = (BLUE, ORANGE, GREEN, RED)
 _MARKERS = "osD^v"
 _MOST_CLASSES_WITHOUT_TOP5 = 5  # there the first five are all of them
-_SLOT = 0.7  # how much of the room of a register count its models share
+_SLOT = 0.7  # the part of the distance between two register counts that models of one count take up
 
 
 class Accuracy(NamedTuple):
@@ -30,7 +34,7 @@ class Accuracy(NamedTuple):
         return float(np.sqrt(self.top1 * (1 - self.top1) / self.num_images))
 
 
-def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
+def score_head(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
     """Top-1, top-5 and cross-entropy of the images that have a label (>= 0); None where none has.
 
     A label is among the first k where fewer than k classes are ahead of it: those with a higher logit, and of
@@ -38,7 +42,7 @@ def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
     None for 5 classes or fewer. The cross-entropy is that of the softmax, whatever the loss of training was.
     """
     num_classes = logits_BxY.shape[1]
-    number, first, among, broken, loss = 0, 0, 0, 0, 0.0
+    count, first, among, broken, loss = 0, 0, 0, 0, 0.0
     for images in in_parts(len(label_B)):
         part = np.asarray(label_B[images])
         is_labelled_B = part >= 0
@@ -54,90 +58,45 @@ def measure(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
         broken += int((~is_finite_B).sum())
         with np.errstate(invalid="ignore"):  # of logits that are not finite: neither is their loss
             loss += float((np.logaddexp.reduce(logits, axis=1) - own_Bx1[:, 0]).sum())
-        number += len(logits)
-    if not number:
+        count += len(logits)
+    if not count:
         return None
-    top5 = among / number if num_classes > _MOST_CLASSES_WITHOUT_TOP5 else None
-    return Accuracy(number, first / number, top5, loss / number, broken)
+    top5 = among / count if num_classes > _MOST_CLASSES_WITHOUT_TOP5 else None
+    return Accuracy(count, first / count, top5, loss / count, broken)
 
 
-def own_head(subjects: list[Subject], options: Options) -> Section:
-    """Accuracy of each model's own head on the images, by the number of its registers."""
-    section = Section(
-        definition="Each image once. Classes are matched by name with those that the head was trained on; "
-        "where a checkpoint does not know these, the n-th of the images is the n-th of the head. Top-5 is "
-        "given for heads of more than five classes only. The standard error is that of drawing so many "
-        "images, not that of training again. The cross-entropy is the softmax's, in nats; it need not be "
-        "small where a head was trained with another loss."
-    )
-    found: dict[str, tuple[int, Accuracy]] = {}
-    for subject in subjects:
-        label_B = subject.head_labels()
-        if label_B is None:
-            section.gaps.append(f"{subject.name}: {_why_no_labels(subject)}")
-            continue
-        one = measure(subject.store.read("logits_Y"), label_B)
-        if one is None:
-            section.gaps.append(f"{subject.name}: no image has a label")
-        elif one.num_non_finite:
-            section.gaps.append(
-                f"{subject.name}: the head gives numbers that are not finite for {one.num_non_finite} of "
-                f"{one.num_images} images; with these as wrong, top-1 is {100 * one.top1:.4g} %"
-            )
-        else:
-            found[subject.name] = subject.layout.num_registers, one
-    if found:
-        section.tables.append(_table(found))
-        section.pictures.append(
-            Picture(
-                name="accuracy",
-                caption="Top-1 by the number of registers; bars are one standard error; the line goes "
-                "through the means of the models of each number.",
-                figure=_draw(found),
-            )
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    label_B = subject.head_labels()
+    if label_B is None:
+        several = "an image has several labels, and accuracy is defined for one label here"
+        return Gap(f"{subject.name}: {subject.other_classes() or several}")
+    one = score_head(subject.store.read("logits_Y"), label_B)
+    if one is None:
+        return Gap(f"{subject.name}: no image has a label")
+    if one.num_non_finite:
+        return Gap(
+            f"{subject.name}: the head gives numbers that are not finite for {one.num_non_finite} of "
+            f"{one.num_images} images; with these as wrong, top-1 is {100 * one.top1:.4g} %"
         )
-    return section
-
-
-def _why_no_labels(subject: Subject) -> str:
-    return (
-        subject.other_classes()
-        or "an image has several labels, of which the head's accuracy is not taken here"
+    registers, top5 = subject.layout.num_registers, percent(one.top5)
+    scores = (one.num_images, 100 * one.top1, 100 * one.top1_error, top5, one.cross_entropy)
+    return Rows(
+        tables={"Accuracy of the own head": [(subject.name, registers, *scores)]},
+        text=f"the head is right on {number(100 * one.top1, '%')} of the images (standard error "
+        f"{number(100 * one.top1_error, '%')})",
+        compared=100 * one.top1,
+        count=counted(one.num_images, "image"),
+        values=(registers, one),
     )
 
 
-def _table(found: dict[str, tuple[int, Accuracy]]) -> Table:
-    columns = (
-        "model",
-        "registers",
-        "images",
-        "top-1, %",
-        "standard error",
-        "top-5, %",
-        "cross-entropy, nats",
-    )
-    rows = [
-        (
-            name,
-            registers,
-            one.num_images,
-            100 * one.top1,
-            100 * one.top1_error,
-            None if one.top5 is None else 100 * one.top5,
-            one.cross_entropy,
-        )
-        for name, (registers, one) in sorted(found.items(), key=lambda item: item[1][0])
-    ]
-    return Table(title="Accuracy of the own head", columns=columns, rows=rows)
-
-
-def _draw(found: dict[str, tuple[int, Accuracy]]) -> Figure:
-    counts = sorted({registers for registers, _ in found.values()})
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    counts = sorted({one.values[0] for one in found})
     figure = Figure(figsize=(max(5.0, 0.9 * len(counts) + 1), 2.8 + 0.2 * len(found)), layout="constrained")
     axes = figure.subplots()
     means, shown = [], 0
     for slot, count in enumerate(counts):
-        here = [(name, one) for name, (registers, one) in found.items() if registers == count]
+        here = [(one.name, one.values[1]) for one in found if one.values[0] == count]
         means.append(100 * np.mean([one.top1 for _, one in here]))
         for place, (name, one) in enumerate(here):
             axes.errorbar(
@@ -156,4 +115,29 @@ def _draw(found: dict[str, tuple[int, Accuracy]]) -> Figure:
     axes.set(xlabel="registers", ylabel="top-1, %", xlim=(-0.6, len(counts) - 0.4))
     axes.grid(alpha=0.3, axis="y")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
-    return figure
+    caption = (
+        "Top-1 by the number of registers; bars are one standard error; the line goes through the means of "
+        "the models of each number."
+    )
+    return [Picture(name="accuracy", caption=caption, figure=figure)]
+
+
+EXPERIMENT = Experiment(
+    question="How often is the model's own head right, and do registers cost accuracy?",
+    answers=f"{REGISTERS}, figure 8; {SMALL}, section 4.1; arXiv:2601.15506",
+    definition="Each image once. Classes are matched by name with those that the head was trained on; "
+    "where a checkpoint does not know these, the n-th of the images is the n-th of the head. Top-5 is "
+    "given for heads of more than five classes only. The standard error is that of drawing as many images, "
+    "not that of training again. The cross-entropy is the softmax's, in nats; it need not be small where a "
+    "head was trained with another loss.",
+    tables={
+        "Accuracy of the own head": (
+            "model | registers | images | top-1, % | standard error | top-5, % | cross-entropy, nats"
+        ),
+    },
+    measure=_measure,
+    features=("logits_Y",),
+    draw=_draw,
+    arrange=lambda found: sorted(found, key=lambda one: one.values[0]),
+    compares="top-1, %",
+)

@@ -1,60 +1,56 @@
-"""Registers without training: register neurons moved to a token that was added."""
+"""test-time-registers: register neurons moved to a register that was never trained."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments import edited
-from vit_registers.analysis.experiments.trial import (
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.neuron_moves import (
     GONE,
     OUTCOME,
     Outcome,
     Trial,
-    begin,
     chosen_count,
-    sweep,
+    outliers_clause,
+    start_trial,
+    sweep_counts,
 )
-from vit_registers.analysis.features.interventions import Intervention, add_key
 from vit_registers.analysis.features.store import Store
-from vit_registers.analysis.measures.neurons import as_mask, random_like
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, scale_for
-from vit_registers.analysis.report.section import Picture, Section, Table
+from vit_registers.analysis.measures.neurons import random_like
+from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms
+from vit_registers.analysis.report.finding import counted, percent
+from vit_registers.analysis.report.panels import images_and_maps
+from vit_registers.analysis.report.result import Gap, Picture, Rows
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
 
 _SEED = 0
+_UNEDITED = "as it is"  # in the table: the model without an edit
 
 
-def test_time_registers(subjects: list[Subject], options: Options) -> Section:
-    """Outliers before and after, how many neurons it takes, and controls."""
-    section = Section(
-        definition="The neurons of register-neurons are taken from all tokens and given to added registers "
-        "of zeros, whose activation becomes the largest over the tokens. Neurons are added, highest score "
-        f"first, until at most {GONE:.0%} of the outliers are left above the threshold of the model as "
-        "it is. 'As released': cls keeps its activations, and all neurons of a block give one value, the one "
-        "of largest size. Controls: a register and nothing moved, random neurons of the same blocks, neurons "
-        f"silent, neurons moved to one random patch. On the first {options.num_edited} images."
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    trial = start_trial(subject, options)
+    if isinstance(trial, Gap):
+        return trial
+    outcomes = sweep_counts(trial)
+    count = chosen_count(outcomes)
+    variants, stores = _variants(trial, count)
+    moved = f"{count} neurons to a register"
+    before, after = stores[_UNEDITED], stores[moved]
+    return Rows(
+        tables={
+            "Test-time registers": [(subject.name, name, *one.cells()) for name, one in variants.items()],
+            "Number of neurons": [(subject.name, tried, *one.cells()) for tried, one in outcomes],
+        },
+        text=outliers_clause(
+            variants[_UNEDITED], variants[moved], f"moving {counted(count, 'neuron')} to a register"
+        ),
+        compared=percent(variants[moved].share),
+        count=counted(trial.num_images, "image"),
+        values=(count, _norms(trial, before, after), _maps(trial, before, after)),
     )
-    rows, counts = [], []
-    for subject in subjects:
-        trial = begin(subject, options)
-        if trial is None:
-            section.gaps.append(f"{subject.name}: no outliers by {options.rule}")
-            continue
-        if subject.model.pooling == "cls_registers":
-            section.gaps.append(f"{subject.name}: its head reads the registers, so that none can be added")
-            continue
-        outcomes = sweep(trial)
-        counts += [(subject.name, count, *outcome.cells()) for count, outcome in outcomes]
-        count = chosen_count(outcomes)
-        found, stores = _variants(trial, count)
-        rows += [(subject.name, name, *outcome.cells()) for name, outcome in found.items()]
-        section.pictures += _pictures(trial, stores, count)
-    if rows:
-        section.tables += [
-            Table(title="Test-time registers", columns=("model", "variant", *OUTCOME), rows=rows),
-            Table(title="Number of neurons", columns=("model", "neurons", *OUTCOME), rows=counts),
-        ]
-    return section
 
 
 def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, Store]]:
@@ -78,118 +74,81 @@ def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, S
         "neurons silent": trial.moved(neuron_Ex2, num_registers=0),
         "neurons to a random patch": trial.moved(neuron_Ex2, num_registers=0, is_target_BxP=is_patch_BxP),
     }
-    before = edited.as_it_is(trial.subject, trial.options, trial.names)
+    before = edited_models.unedited(trial.subject, trial.options, trial.names)
     nobody = np.zeros((trial.num_images, layout.num_tokens), bool)
-    outcomes, stores = {"as it is": trial.outcome(before, nobody, 0)}, {"as it is": before}
+    outcomes, stores = {_UNEDITED: trial.outcome(before, nobody, 0)}, {_UNEDITED: before}
     for name, moved in moves.items():
         stores[name], outcomes[name] = trial.measure(moved)
     return outcomes, stores
 
 
-def _pictures(trial: Trial, stores: dict[str, Store], count: int) -> list[Picture]:
-    name = trial.subject.name
-    before, after = stores["as it is"], stores[f"{count} neurons to a register"]
-    pictures = [
-        Picture(
-            name=f"norms-{name}",
-            caption=f"{name}: norms after the last block, as it is and with {count} neurons moved to a "
-            "register.",
-            figure=_histogram(trial, before, after),
+def _norms(trial: Trial, before: Store, after: Store) -> tuple[dict[str, tuple[np.ndarray, str]], float]:
+    """(norms and colours by label, threshold) of the histogram of norms after the last block."""
+    layout = trial.layout(1)
+    old, new = (store.read("norms_LxT")[:, -1] for store in (before, after))
+    return {
+        "patches, unedited": (old[:, trial.subject.layout.patches], GREY),
+        "patches, with the register": (new[:, layout.patches], BLUE),
+        "the register": (new[:, layout.registers.stop - 1], ORANGE),
+    }, trial.found.threshold
+
+
+def _maps(trial: Trial, before: Store, after: Store) -> tuple[np.ndarray, list[list[np.ndarray]]] | None:
+    """(images, maps) of the attention of cls to the patches before and after; None for models without cls."""
+    if not trial.subject.layout.has_cls:
+        return None
+    shown = np.flatnonzero(trial.found.is_outlier_BxP.any(1))[: trial.options.num_examples]
+    maps = []
+    for image in shown:
+        maps.append([])
+        for store, layout in ((before, trial.subject.layout), (after, trial.layout(1))):
+            weights_T = store.read("attention_NxExT")[image, :, 0].mean(0)
+            maps[-1].append(weights_T[layout.patches].reshape(layout.patch_grid))
+    return trial.subject.store.read("image_HxWxC")[shown], maps
+
+
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    pictures = []
+    for one in found:
+        count, (groups, threshold), maps = one.values
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        norms = np.concatenate([norms.ravel() for norms, _ in groups.values()])
+        draw_norms(axes, norms, groups, threshold=threshold, threshold_label="threshold")
+        axes.set_title(one.name)
+        caption = (
+            f"{one.name}: norms after the last block, unedited and with {count} neurons moved to a register."
         )
-    ]
-    if trial.subject.layout.has_cls:
-        caption = f"{name}: attention of cls as it is, and with a test-time register; each map by itself."
-        pictures.append(
-            Picture(name=f"maps-{name}", caption=caption, figure=_attention(trial, before, after))
-        )
+        pictures.append(Picture(name=f"norms-{one.name}", caption=caption, figure=figure))
+        if maps is not None:
+            caption = (
+                f"{one.name}: attention of cls in the unedited model, and with a test-time register; each "
+                "map has its own scale."
+            )
+            titles = ("unedited", "test-time register")
+            figure = images_and_maps(maps[0], maps[1], titles, limits=(0, None))
+            pictures.append(Picture(name=f"maps-{one.name}", caption=caption, figure=figure))
     return pictures
 
 
-def _histogram(trial: Trial, before: Store, after: Store) -> Figure:
-    layout = trial.layout(1)
-    old, new = (store.read("norms_LxT")[:, -1] for store in (before, after))
-    groups = {
-        "patches, as it is": (old[:, trial.subject.layout.patches], GREY),
-        "patches, with the register": (new[:, layout.patches], BLUE),
-        "the register": (new[:, layout.registers.stop - 1], ORANGE),
-    }
-    values = np.concatenate([norms.ravel() for norms, _ in groups.values()])
-    positive = values[values > 0]
-    edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else 1
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for label, (norms, color) in groups.items():
-        axes.hist(norms.ravel(), bins=edges, histtype="step", color=color, label=label)
-    axes.axvline(trial.found.threshold, color=GREY, lw=0.9, ls="--", label="threshold")
-    axes.set(xscale=scale_for(values), yscale="log", xlabel="norm", ylabel="tokens", title=trial.subject.name)
-    axes.legend(frameon=False, fontsize=7)
-    return figure
-
-
-def _attention(trial: Trial, before: Store, after: Store) -> Figure:
-    shown = np.flatnonzero(trial.found.is_outlier_BxP.any(1))[: trial.options.num_examples]
-    figure = Figure(figsize=(5.4, 1.75 * len(shown) + 0.3), layout="constrained")
-    grid = figure.subplots(len(shown), 3, squeeze=False)
-    layouts = (trial.subject.layout, trial.layout(1))
-    for row, image in zip(grid, shown, strict=True):
-        picture = trial.subject.store.read("image_HxWxC")[image]
-        row[0].imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-        for axes, store, layout in zip(row[1:], (before, after), layouts, strict=True):
-            weights_T = store.read("attention_NxExT")[image, :, 0].mean(0)
-            axes.imshow(weights_T[layout.patches].reshape(layout.patch_grid), cmap="inferno", vmin=0)
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
-    for axes, title in zip(grid[0], ("image", "as it is", "test-time register"), strict=True):
-        axes.set_title(title, fontsize=9)
-    return figure
-
-
-def attention_bias(subjects: list[Subject], options: Options) -> Section:
-    """One more key and value instead of the register."""
-    section = Section(
-        definition="The neurons that test-time-registers moves are silent, and every attention gets one more "
-        "key and value for each head: the means, over images, of those of the test-time register (section "
-        f"A.2 of the paper). On the first {options.num_edited} images."
-    )
-    rows = []
-    for subject in subjects:
-        trial = begin(subject, options)
-        if trial is None or subject.model.pooling == "cls_registers":
-            why = f"no outliers by {options.rule}" if trial is None else "its head reads the registers"
-            section.gaps.append(f"{subject.name}: {why}")
-            continue
-        count = chosen_count(sweep(trial))
-        for name, outcome in _biased(trial, count).items():
-            rows.append((subject.name, name, *outcome.cells()))
-    if rows:
-        section.tables.append(
-            Table(title="Attention bias", columns=("model", "variant", *OUTCOME), rows=rows)
-        )
-    return section
-
-
-def _biased(trial: Trial, count: int) -> dict[str, Outcome]:
-    neuron_Ex2 = trial.found.neuron_Ex2[:count]
-    register = trial.moved(neuron_Ex2)
-    taken = edited.run(trial.subject, trial.options, register[0], ("register_kv_LxCxNxK",))
-    key, value = np.moveaxis(taken.read("register_kv_LxCxNxK").mean(0, dtype=np.float64), 1, 0)
-    biased = Intervention(
-        name="bias",
-        edits=add_key,
-        values={
-            "is_neuron_LxF": as_mask(neuron_Ex2, trial.found.score_LxF.shape),
-            "key_LxNxK": key.astype(np.float32),
-            "value_LxNxK": value.astype(np.float32),
-        },
-        rows={},
-    )
-    nobody = np.zeros((trial.num_images, trial.subject.layout.num_tokens), bool)
-    names = edited.outputs_of(trial.subject)
-    stores = {
-        "as it is": edited.as_it_is(trial.subject, trial.options, trial.names),
-        "neurons silent": trial.run(trial.moved(neuron_Ex2, num_registers=0)[0]),
-        "and a key and value": edited.run(trial.subject, trial.options, biased, names),
-    }
-    outcomes = {name: trial.outcome(store, nobody, 0) for name, store in stores.items()}
-    outcomes["test-time register"] = trial.measure(register)[1]
-    return outcomes
+EXPERIMENT = Experiment(
+    question="Can outliers be moved to a register that was never trained?",
+    answers="arXiv:2506.08010, figures 4 and 22 to 24, tables 7, 8 and 10, algorithm 2",
+    definition=lambda options: (
+        "The neurons of register-neurons are taken from all tokens and given to added "
+        "registers of zeros, whose activation becomes the largest over the tokens. Neurons are added, "
+        f"highest score first, until at most {GONE:.0%} of the outliers are left above the threshold of the "
+        "unedited model. 'As released': cls keeps its activations, and all neurons of a block give one "
+        "value, the one of largest size. Controls: a register and nothing moved, random neurons of the same "
+        "blocks, neurons silent, neurons moved to one random patch. On the first "
+        f"{options.num_edited} images."
+    ),
+    tables={
+        "Test-time registers": f"model | variant | {OUTCOME}",
+        "Number of neurons": f"model | neurons | {OUTCOME}",
+    },
+    measure=_measure,
+    features=edited_models.BASE,
+    draw=_draw,
+    compares="share of patches above the threshold with the register, %",
+)

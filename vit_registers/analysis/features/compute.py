@@ -31,7 +31,7 @@ def size_bytes(model: ViT, names: tuple[str, ...], *, image_size: tuple[int, int
     return total
 
 
-def extract(
+def extract_features(
     model: ViT,
     batches: Iterator[Batch],
     store: Store,
@@ -108,7 +108,7 @@ def stored_batches(
 
 def _write(
     writer: Writer,
-    computed: Mapping[str, jax.Array],
+    computed: Mapping[str, jax.Array | np.ndarray],
     store: Store,
     layout: TokenLayout,
     progress: Callable[[int, int], None],
@@ -131,17 +131,17 @@ def native(
     Its second argument is the number of blocks; there may be fewer. What comes is {("q", 12): PxD}, the same
     for "k" and "v" and for each block, heads joined; the first block is 1. The image is normalised, then
     filled up with zeros on the right and below to whole patches, as LOST does it. Each new grid is compiled
-    anew.
+    once.
     """
     patch, depth = model.model.patch_size, len(model.blocks)
 
     @functools.partial(nnx.jit, static_argnums=3)
     def forward(
-        model: ViT, filled_1xHxWxC: jax.Array, size_px: jax.Array, num_blocks: int
+        model: ViT, filled_1xHxWxC: np.ndarray, size_px: np.ndarray, num_blocks: int
     ) -> list[jax.Array]:
         height, width = filled_1xHxWxC.shape[1:3]
         is_image_HxW = (jnp.arange(height) < size_px[0])[:, None] & (jnp.arange(width) < size_px[1])[None]
-        normal_1xHxWxC = normalize(filled_1xHxWxC, mean=mean, std=std)
+        normal_1xHxWxC = normalize(jnp.asarray(filled_1xHxWxC), mean=mean, std=std)
         out = model(jnp.where(is_image_HxW[None, :, :, None], normal_1xHxWxC, 0.0))
         patches = model.layout_for((height, width)).patches
         values = [out.taps[name][block][0, patches] for block in range(-num_blocks, 0) for name in "qkv"]

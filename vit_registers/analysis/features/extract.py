@@ -1,4 +1,4 @@
-"""Features on the disk of checkpoints that are open: of the models as they are, and of edited ones."""
+"""Features on disk of open checkpoints: of the models and of edited models."""
 
 import functools
 import itertools
@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.analysis.features import compute
-from vit_registers.analysis.features.finite import NotFiniteError, describe, not_finite
+from vit_registers.analysis.features.finite import NotFiniteError, describe_not_finite, not_finite
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.features.store import VALID, Store
 from vit_registers.analysis.features.table import LIMITS
-from vit_registers.analysis.opening import Opened
+from vit_registers.analysis.opening import OpenedModel
 from vit_registers.analysis.subject import Native, Options, Subject
 from vit_registers.config import image_size
 from vit_registers.errors import DataError
@@ -26,7 +26,7 @@ from vit_registers.models.zero_registers import add_zero_registers
 from vit_registers.training import sharding
 
 
-def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) -> Subject:
+def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Options) -> Subject:
     """The subject, with the features `names` on disk under out/features."""
     data = one.config.data
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
@@ -36,7 +36,7 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
         _say_cost(one, missing, store)
         with jax.set_mesh(mesh):
             batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
-            compute.extract(
+            compute.extract_features(
                 one.model,
                 batches,
                 store,
@@ -72,15 +72,15 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
     )
 
 
-def _say_cost(one: Opened, names: tuple[str, ...], store: Store) -> None:
-    """Tells on stderr what is about to be computed. Raises DataError where the disk has no room for it."""
+def _say_cost(one: OpenedModel, names: tuple[str, ...], store: Store) -> None:
+    """Prints the size of the features to compute. Raises DataError where the disk has no room for it."""
     size, number = image_size(one.config), store.num_images
     needed = compute.size_bytes(one.model, names, image_size=size, num_images=number)
     free = shutil.disk_usage(store.folder).free
     print(f"{one.name}: {number} images, {_readable(needed)} of features to {store.folder}", file=sys.stderr)
     if needed > free:
         raise DataError(
-            f"{store.folder}: the features want {_readable(needed)}, and {_readable(free)} are free: "
+            f"{store.folder}: the features require {_readable(needed)}, and {_readable(free)} are free: "
             "take fewer images with --num_images, or another --out"
         )
 
@@ -90,9 +90,9 @@ def _readable(size_bytes: int) -> str:
 
 
 def _progress(name: str) -> Callable[[str, int, int], None]:
-    """What tells on stderr how far a work on a model is: (what, images done, images in all).
+    """A function that prints progress on stderr: (what, images done, images in all).
 
-    That is one line, rewritten, or a line for each tenth where stderr is no terminal, such as a log file.
+    On a terminal one line is rewritten; in a log file there is a line for each tenth.
     """
     tenths: dict[str, int] = {}  # of each work, that were told
 
@@ -109,9 +109,9 @@ def _progress(name: str) -> Callable[[str, int, int], None]:
 
 
 def _rerun(
-    one: Opened, store: Store, root: Path, progress: Callable[[str, int, int], None]
+    one: OpenedModel, store: Store, root: Path, progress: Callable[[str, int, int], None]
 ) -> Callable[[Intervention, tuple[str, ...], int], Store]:
-    """What extracts features of the model under an intervention, from images that are in the store."""
+    """A function that extracts features of the model under an intervention, from images in the store."""
     number = itertools.count(1)
 
     @functools.cache
@@ -127,7 +127,7 @@ def _rerun(
             return _checked(one, edited, intervention, names)
         what = f"{intervention.name} {next(number)}"
         with jax.set_mesh(mesh):
-            compute.extract(
+            compute.extract_features(
                 model(intervention.num_registers),
                 compute.stored_batches(images, label, data.eval_batch_size, sharding.batch_sharding(mesh)),
                 edited,
@@ -143,14 +143,14 @@ def _rerun(
     return rerun
 
 
-def _checked(one: Opened, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
+def _checked(one: OpenedModel, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
     """The features of the edited model. Raises NotFiniteError where they are not finite."""
     if flaw := not_finite(edited, names):
         raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
     return edited
 
 
-def _native(one: Opened) -> Callable[[np.ndarray, int], Native]:
+def _native(one: OpenedModel) -> Callable[[np.ndarray, int], Native]:
     """`compute.native` of the model. Raises NotFiniteError where what it gives is not finite."""
     measure = compute.native(one.model, mean=one.config.data.mean, std=one.config.data.std)
     shown = itertools.count(1)
@@ -159,7 +159,7 @@ def _native(one: Opened) -> Callable[[np.ndarray, int], Native]:
         values, grid = measure(image_HxWxC, num_blocks)
         number = next(shown)
         if flawed := [name for (name, _), value in values.items() if not np.isfinite(value).all()]:
-            raise NotFiniteError(one.name, describe(", ".join(dict.fromkeys(flawed)), 1, number))
+            raise NotFiniteError(one.name, describe_not_finite(", ".join(dict.fromkeys(flawed)), 1, number))
         return values, grid
 
     return native

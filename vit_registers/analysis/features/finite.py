@@ -29,7 +29,7 @@ def not_finite(store: Store, names: Iterable[str]) -> str | None:
         flawed += [name] if own_B.any() else []
     if not flawed:
         return None
-    return describe(", ".join(flawed), np.count_nonzero(is_flawed_B), len(is_flawed_B))
+    return describe_not_finite(", ".join(flawed), int(np.count_nonzero(is_flawed_B)), len(is_flawed_B))
 
 
 def _is_flawed(values: np.ndarray, has_undefined: bool) -> np.ndarray:
@@ -41,6 +41,6 @@ def _is_flawed(values: np.ndarray, has_undefined: bool) -> np.ndarray:
     return is_flawed_B
 
 
-def describe(names: str, number: int, total: int) -> str:
+def describe_not_finite(names: str, number: int, total: int) -> str:
     """The words for features that are not finite in `number` of `total` images."""
     return f"the features {names} hold values that are not finite ({number} of {total} images)"

@@ -25,7 +25,7 @@ class Intervention:
 
     name: str
     edits: Callable[[Arrays, Arrays, TokenLayout], Edits]
-    values: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray | np.generic]
     rows: Mapping[str, np.ndarray]
     num_registers: int = 0
 
@@ -48,7 +48,7 @@ class Intervention:
         }
 
 
-def _digest(array: np.ndarray) -> str:
+def _digest(array: np.ndarray | np.generic) -> str:
     array = np.ascontiguousarray(array)
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + array.tobytes()).hexdigest()[:16]

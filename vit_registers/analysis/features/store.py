@@ -180,7 +180,7 @@ class Writer:
                     continue
                 values = np.ascontiguousarray(features[name][:room])
                 file = self._files.get(name) or self._begin(name, values)
-                file.write(values)
+                file.write(values.data)
                 self._hashes[name].update(values)
                 self._done[name] = self.num_done + len(values)
             self.num_done += len(features[self._names[0]])

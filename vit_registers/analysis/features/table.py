@@ -27,7 +27,7 @@ class Forward(NamedTuple):
     @property
     def resid_LxBxTxD(self) -> tuple[jax.Array, ...]:
         """What goes into the first block, then what each block leaves; L is depth + 1."""
-        return self.out.taps["resid"]
+        return tuple(self.out.taps["resid"])
 
     def weights_BxNxTxT(self, block: int) -> jax.Array:
         """The attention weights of a block, float32. XLA shares them with the forward pass."""
@@ -88,7 +88,7 @@ def entropy_LxG(forward: Forward) -> jax.Array:
 
 def embed_PxD(forward: Forward) -> jax.Array:
     """What leaves the patch embedding, before positions are added: BxPxD."""
-    return forward.out.taps["embed"].astype(jnp.float32)
+    return jnp.asarray(forward.out.taps["embed"], jnp.float32)
 
 
 def patches_PxD(forward: Forward) -> jax.Array:
@@ -103,7 +103,7 @@ def extras_ExD(forward: Forward) -> jax.Array:
 
 def logits_Y(forward: Forward) -> jax.Array:
     """The scores of the model's own head: BxY."""
-    return forward.out.logits.astype(jnp.float32)
+    return jnp.asarray(forward.out.logits, jnp.float32)
 
 
 def image_HxWxC(forward: Forward) -> jax.Array:
@@ -218,7 +218,7 @@ def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
 
     Infinity for images whose features are not finite.
     """
-    is_finite_B = np.isfinite(feature_BxPxD).all(axis=(1, 2))
+    is_finite_B = np.all(np.isfinite(feature_BxPxD), axis=(1, 2))
     found = neighbour_cosine(np.where(is_finite_B[:, None, None], feature_BxPxD, 0.0), layout.patch_grid)
     cosine_Bx4xP = np.where(found.is_valid_Bx4xP, found.cosine_Bx4xP, np.nan)
     cosine_Bx4xP[~is_finite_B] = np.inf

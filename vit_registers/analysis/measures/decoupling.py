@@ -6,6 +6,7 @@ does not say whether terms are taken before or after the output projection. All 
 and the skip connection, what goes into the block, only is in the space after projection and LayerScale.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,10 +17,10 @@ from vit_registers.analysis.measures.focus import group_mass
 from vit_registers.analysis.measures.severity import (
     ROUNDING,
     Summary,
-    cosine,
+    cosine_similarity,
     finite,
     mean_pairwise_cosine,
-    summarize,
+    summarize_values,
 )
 
 CLS_GROUP = "cls"  # the group whose attention is the cls token's to itself
@@ -48,7 +49,9 @@ class NormTable(NamedTuple):
     def summary(self) -> dict[str, dict[str, Summary]]:
         """{"norm": {name: Summary}, "share": ..., "cosine": ...}: mean, median and deviation over images."""
         columns = self._asdict().items()
-        return {column: {name: summarize(x) for name, x in values.items()} for column, values in columns}
+        return {
+            column: {name: summarize_values(x) for name, x in values.items()} for column, values in columns
+        }
 
 
 class RegisterActivations(NamedTuple):
@@ -137,7 +140,8 @@ class CkaSums:
 
     def _products(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         pairs = itertools.product(first, second)
-        return sum(self._cross[a, b] if (a, b) in self._cross else self._cross[b, a].T for a, b in pairs)
+        crosses = (self._cross[a, b] if (a, b) in self._cross else self._cross[b, a].T for a, b in pairs)
+        return functools.reduce(np.add, crosses)
 
     def _is_constant(self, names: Sequence[str]) -> bool:
         alone = sum(np.trace(self._cross[name, name]) for name in names)
@@ -158,13 +162,13 @@ def norm_table(terms: Mapping[str, np.ndarray], full: Sequence[str]) -> NormTabl
     """
     assert "full" not in terms, "this name is for the sum"
     values = {name: finite(term_BxD, f"the term '{name}'") for name, term_BxD in terms.items()}
-    full_BxD = sum(values[name] for name in full)
+    full_BxD = functools.reduce(np.add, (values[name] for name in full))
     norm = {name: np.linalg.norm(term_BxD, axis=-1) for name, term_BxD in values.items()}
-    total_B = _nan_for_zero(sum(norm.values()))
+    total_B = _nan_for_zero(functools.reduce(np.add, norm.values()))
     return NormTable(
         norm={**norm, "full": np.linalg.norm(full_BxD, axis=-1)},
         share={name: norm_B / total_B for name, norm_B in norm.items()},
-        cosine={name: cosine(term_BxD, full_BxD) for name, term_BxD in values.items()},
+        cosine={name: cosine_similarity(term_BxD, full_BxD) for name, term_BxD in values.items()},
     )
 
 
@@ -185,7 +189,7 @@ def attention_shares(
     if not use_renormalised:
         return shares
     shares.pop(CLS_GROUP, None)
-    total_B = _nan_for_zero(sum(shares.values()))
+    total_B = _nan_for_zero(functools.reduce(np.add, shares.values()))
     return {name: share_B / total_B for name, share_B in shares.items()}
 
 
@@ -195,7 +199,7 @@ def layer_similarity(cls_BxLxD: np.ndarray) -> np.ndarray:
     arXiv:2505.05892, section 4.1. The last column is 1. NaN where a vector is zero.
     """
     cls_BxLxD = finite(cls_BxLxD, "the cls tokens")
-    return cosine(cls_BxLxD, cls_BxLxD[:, -1:])
+    return cosine_similarity(cls_BxLxD, cls_BxLxD[:, -1:])
 
 
 def register_activations(

@@ -1,11 +1,11 @@
-"""Where attention goes on average: mean maps over a data set, their spread, centre and likeness."""
+"""Mean attention maps over a data set: their spread, centre and similarity."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis.measures.severity import attention_entropy, cosine, finite
+from vit_registers.analysis.measures.severity import attention_entropy, cosine_similarity, finite
 
 
 class Focus(NamedTuple):
@@ -21,7 +21,7 @@ class MapSums:
     """The mean over a data set of maps that come in batches, in memory of one map per query.
 
     arXiv:2309.16588 (figure 16) calls these maps positional focus: rows of the last block's attention, here
-    already averaged over heads. Weights are taken as they are: an image that sends more attention to its
+    already averaged over heads. Weights are not normalised: an image that sends more attention to its
     patches counts for more.
     """
 
@@ -39,7 +39,7 @@ class MapSums:
     @property
     def mean_ExHxW(self) -> np.ndarray:
         """The mean map per query, of all batches so far."""
-        assert self.num_images, "no maps were added"
+        assert self._sum_ExHxW is not None, "no maps were added"
         return self._sum_ExHxW / self.num_images
 
 
@@ -73,7 +73,7 @@ def map_similarity(maps_BxRxHxW: np.ndarray) -> np.ndarray | None:
         return None
     maps_BxRxP = maps.reshape(batch, num_maps, rows * columns)
     first, second = np.triu_indices(num_maps, k=1)
-    return cosine(maps_BxRxP[:, first], maps_BxRxP[:, second]).mean(axis=1)
+    return cosine_similarity(maps_BxRxP[:, first], maps_BxRxP[:, second]).mean(axis=1)
 
 
 def group_mass(weight_BxNxExT: np.ndarray, groups: Mapping[str, slice]) -> dict[str, np.ndarray]:

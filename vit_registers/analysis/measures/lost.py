@@ -56,7 +56,7 @@ def discover(
     right and bottom, to whole patches; boxes end there. Memory: 8 bytes x P x P. Raises DataError for
     features that are not finite, ConfigError for num_candidates < 1.
     """
-    cells = sweep(
+    cells = sweep_cells(
         {("given", 1): feature_PxD},
         grid,
         patch_size_px=patch_size_px,
@@ -118,7 +118,8 @@ def _discover(
     seeds = candidates[gram_PxP[seed, candidates] > -bias]
     expansion = (gram_PxP[seeds] + bias).sum(axis=0).reshape(grid)
     cell = (int(seed) // grid[1], int(seed) % grid[1])
-    label, _ = ndimage.label(expansion > 0)  # 4-connected; 0 is background
+    label = np.zeros(grid, np.int32)  # 4-connected; 0 is background
+    ndimage.label(expansion > 0, output=label)
     is_fallback = bool(label[cell] == 0)
     if is_fallback:
         mask = np.zeros(grid, bool)
@@ -137,7 +138,7 @@ def _discover(
 
 
 def _box(mask: np.ndarray, patch_size_px: int, image_size_px: Grid) -> np.ndarray:
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = image_size_px
     low = columns[0] * patch_size_px, rows[0] * patch_size_px
     high = min((columns[-1] + 1) * patch_size_px, width), min((rows[-1] + 1) * patch_size_px, height)
@@ -168,7 +169,7 @@ class CorLoc(NamedTuple):
     num_skipped: int  # without any ground-truth box
 
 
-def corloc(boxes_xyxy: Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) -> CorLoc:
+def corloc(boxes_xyxy: np.ndarray | Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) -> CorLoc:
     """The share of images whose one box [4] has an IoU of at least 0.5 with any of its true boxes [n, 4].
 
     CorLoc as in LOST (arXiv:2109.14279). Images with n = 0 are skipped and counted. Raises DataError where
@@ -182,7 +183,7 @@ def corloc(boxes_xyxy: Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) 
     return CorLoc(100 * num_hits / num_images, num_hits, num_images, len(pairs) - num_images)
 
 
-class Cell(NamedTuple):
+class SweepCell(NamedTuple):
     """One setting of a sweep."""
 
     feature: str
@@ -192,7 +193,7 @@ class Cell(NamedTuple):
     bias: float
 
 
-def sweep(
+def sweep_cells(
     features: Mapping[tuple[str, int], np.ndarray],
     grid: Grid,
     *,
@@ -202,14 +203,14 @@ def sweep(
     norm_options: Sequence[bool] = (False, True),
     biases: Sequence[float] = (0.0,),
     num_candidates: int = 100,
-) -> Iterator[tuple[Cell, Discovery]]:
+) -> Iterator[tuple[SweepCell, Discovery]]:
     """(cell, discovery) of one image for each feature, centring, normalising and bias, each cell once.
 
     `features` maps a name and a block, such as ("k", 12), to feature_PxD. The similarities are computed once
     for all biases, in one matrix for all cells. Everything else is as in `discover`.
     """
     if num_candidates < 1:
-        raise ConfigError(f"num_candidates={num_candidates}: want >= 1, such as 100")
+        raise ConfigError(f"num_candidates={num_candidates}: must be >= 1, such as 100")
     assert grid == tuple(-(-side // patch_size_px) for side in image_size_px)
     biases, num_patches = tuple(dict.fromkeys(biases)), grid[0] * grid[1]
     gram_PxP = np.empty((num_patches, num_patches))
@@ -220,7 +221,7 @@ def sweep(
         degree_VxP = _fill_gram(gram_PxP, prepared_PxD, biases)
         for degree_P, bias in zip(degree_VxP, biases, strict=True):
             yield (
-                Cell(name, block, use_center, use_norm, bias),
+                SweepCell(name, block, use_center, use_norm, bias),
                 _discover(
                     gram_PxP,
                     degree_P,
@@ -236,18 +237,18 @@ def sweep(
 class SweepSummary(NamedTuple):
     """The two cells of a sweep to print side by side."""
 
-    best: Cell
-    no_sweep: Cell
+    best: SweepCell
+    no_sweep: SweepCell
 
 
-def summarize(table: Mapping[Cell, CorLoc], *, feature: str, block: int) -> SweepSummary:
+def summarize_sweep(table: Mapping[SweepCell, CorLoc], *, feature: str, block: int) -> SweepSummary:
     """The cell of most hits, and the original LOST on `feature` of `block`: no bias, centring, normalising.
 
     The best cell was chosen on the images that it is judged by, so its CorLoc is optimistic; the other's is
     not. Of equal cells the original comes first, then the order of the table. Raises ConfigError where the
     table lacks the original.
     """
-    no_sweep = Cell(feature, block, use_center=False, use_norm=False, bias=0.0)
+    no_sweep = SweepCell(feature, block, use_center=False, use_norm=False, bias=0.0)
     if no_sweep not in table:
         raise ConfigError(
             f"the sweep lacks '{feature}' of block {block} with bias 0, neither centred nor normalised: "

@@ -33,7 +33,7 @@ class Outliers(NamedTuple):
 def find(norm_BxP: np.ndarray, rule: str) -> Outliers:
     """The outliers by `rule`: absolute:150, quantile:0.98, std:3 or valley.
 
-    Raises ConfigError for another rule or a number that cannot be.
+    Raises ConfigError for an unknown rule or an invalid number.
     """
     kind, _, text = rule.partition(":")
     threshold_of = lookup(RULES, kind, "--rule")
@@ -42,9 +42,9 @@ def find(norm_BxP: np.ndarray, rule: str) -> Outliers:
     except ValueError:
         raise ConfigError(f"--rule={rule}: '{text}' is no number") from None
     if number is not None and not 0.0 <= number < math.inf:
-        raise ConfigError(f"--rule={rule}: want a finite number >= 0")
+        raise ConfigError(f"--rule={rule}: the number must be finite and >= 0")
     if (number is None) != (kind == "valley"):
-        raise ConfigError(f"--rule={rule}: want absolute:150, quantile:0.98, std:3 or valley")
+        raise ConfigError(f"--rule={rule}: must be absolute:150, quantile:0.98, std:3 or valley")
     norm_BxP = np.asarray(norm_BxP)
     threshold = threshold_of(norm_BxP, number)
     is_outlier_BxP = np.zeros(norm_BxP.shape, bool) if threshold is None else norm_BxP > threshold
@@ -57,7 +57,7 @@ def _absolute(norm_BxP: np.ndarray, number: float) -> float:
 
 def _quantile(norm_BxP: np.ndarray, number: float) -> float:
     if not 0 < number < 1:
-        raise ConfigError(f"--rule=quantile:{number:g}: want a number between 0 and 1")
+        raise ConfigError(f"--rule=quantile:{number:g}: the number must be between 0 and 1")
     return float(np.quantile(norm_BxP, number))
 
 

@@ -67,10 +67,10 @@ def logistic_probe(
         is_held_out_N = _held_out(train_label_N, np.random.default_rng(seed))
         strength = _choose_strength(train_NxD, train_label_N, is_held_out_N, strengths, max_iterations)
     scaler = StandardScaler().fit(train_NxD)
-    model, is_converged = _fit(scaler.transform(train_NxD), train_label_N, strength, max_iterations)
-    predicted_N = model.predict(scaler.transform(test_NxD))
+    model, is_converged = _fit(_scaled(scaler, train_NxD), train_label_N, strength, max_iterations)
+    predicted_N = model.predict(_scaled(scaler, test_NxD))
     return ProbeResult(
-        accuracy=float((predicted_N == test_label_N).mean()),
+        accuracy=float(np.mean(predicted_N == test_label_N)),
         strength=strength,
         num_train=len(train_NxD),
         num_test=len(test_NxD),
@@ -90,8 +90,8 @@ def _check(
     num_classes = len(np.unique(train_label_N))
     if num_classes < 2:
         raise DataError(
-            f"the {len(train_NxD)} training examples of the probe have {num_classes} class(es): want at "
-            "least 2; take more images, or shuffle them if they are sorted by class"
+            f"the {len(train_NxD)} training examples of the probe have {num_classes} class(es): at "
+            "least 2 are required; take more images, or shuffle them if they are sorted by class"
         )
     if len(test_NxD) == 0:
         raise DataError("the probe has no test examples: take more test images")
@@ -128,8 +128,8 @@ def _choose_strength(
     max_iterations: int,
 ) -> float:
     scaler = StandardScaler().fit(train_NxD[~is_held_out_N])
-    fit_NxD = scaler.transform(train_NxD[~is_held_out_N])
-    held_out_NxD = scaler.transform(train_NxD[is_held_out_N])
+    fit_NxD = _scaled(scaler, train_NxD[~is_held_out_N])
+    held_out_NxD = _scaled(scaler, train_NxD[is_held_out_N])
     scores = []
     for strength in strengths:
         model, _ = _fit(fit_NxD, label_N[~is_held_out_N], strength, max_iterations)
@@ -138,6 +138,10 @@ def _choose_strength(
         loss = log_loss(label_N[is_held_out_N], probability_NxY, labels=model.classes_)
         scores.append((accuracy, -loss))
     return strengths[scores.index(max(scores))]
+
+
+def _scaled(scaler: StandardScaler, token_NxD: np.ndarray) -> np.ndarray:
+    return np.asarray(scaler.transform(token_NxD))
 
 
 def _fit(
@@ -190,7 +194,7 @@ def choose_tokens(
     """
     assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape[1] == grid[0] * grid[1]
     allowed_BxP = lookup(TOKEN_KINDS, kind, "kind")(is_outlier_BxP, grid)
-    place_BxP = allowed_BxP.cumsum(axis=1, dtype=np.int32)  # the how many-th allowed patch, from 1
+    place_BxP = allowed_BxP.cumsum(axis=1, dtype=np.int32)  # the rank among the allowed patches, from 1
     count_B = place_BxP[:, -1]
     drawn_B = np.random.default_rng(seed).integers(0, np.maximum(count_B, 1))
     has_B = count_B > 0

@@ -1,4 +1,4 @@
-"""How well a token gives back the pixels of its own patch: by a linear map, by a small MLP, by nothing.
+"""Reconstruction of the pixels of a patch from its token: by a linear map, a small MLP, or the mean patch.
 
 The only measure that uses JAX, for the MLP. M is the number of pixel values of a patch, patch_size^2 * C;
 N counts tokens of several images. Everything is read a few images at a time.
@@ -67,7 +67,7 @@ class Pairs:
         """(token_NxD, pixel_NxM) of some images, float32; pixels are (value / 255 - mean) / std."""
         image_BxHxWxC = self.image_BxHxWxC[images]
         assert image_BxHxWxC.dtype == np.uint8, image_BxHxWxC.dtype
-        normal = (image_BxHxWxC / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        normal = (image_BxHxWxC / np.float32(255) - _float32(self.mean)) / _float32(self.std)
         pixel_BxPxM = self.cut(normal, self.patch_size)
         token_BxPxD = self.token_BxPxD[images]
         assert token_BxPxD.shape[:2] == pixel_BxPxM.shape[:2], (token_BxPxD.shape, pixel_BxPxM.shape)
@@ -80,13 +80,17 @@ class Pairs:
             yield self.take(slice(start, start + _CHUNK_IMAGES))
 
 
+def _float32(values: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(values, np.float32)
+
+
 def fit_mean(pairs: Pairs) -> Predict:
     """The floor: whatever the token, the mean patch of the training images. It looks at no token.
 
     Its mean squared error is about the variance of a pixel: near 1 where mean and std are the data's own.
     """
     _require_images(pairs)
-    total_M, count = np.float64(0), 0
+    total_M, count = np.zeros(()), 0
     for _, pixel_NxM in pairs.chunks():
         total_M = total_M + pixel_NxM.sum(axis=0, dtype=np.float64)
         count += len(pixel_NxM)
@@ -104,7 +108,7 @@ def fit_linear(pairs: Pairs, *, penalty: float = 1e-6) -> Predict:
     ConfigError unless it is positive, and DataError where there are no images or tokens are not finite.
     """
     if not penalty > 0:
-        raise ConfigError(f"penalty={penalty} of the linear reconstruction: want > 0, such as 1e-6")
+        raise ConfigError(f"penalty={penalty} of the linear reconstruction: must be > 0, such as 1e-6")
     token_mean_D, _ = feature_moments(pairs.token_BxPxD)
     gram_DxD, cross_DxM, pixel_sum_M, count = 0.0, 0.0, 0.0, 0
     for token_NxD, pixel_NxM in pairs.chunks():
@@ -193,7 +197,7 @@ def _step(
         return jnp.mean((_apply_mlp(parameters, token_NxD) - pixel_NxM) ** 2)
 
     updates, state = _optimizer(learning_rate).update(jax.grad(loss)(parameters), state, parameters)
-    return optax.apply_updates(parameters, updates), state
+    return jax.tree.map(optax.apply_updates, parameters, updates), state
 
 
 def _apply_mlp(parameters: dict[str, jax.Array], token_NxD: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What the public code of "Registers in Small Vision Transformers" computes for section 4.2.1, errors too.
+"""The probe of section 4.2.1 as the public code of "Registers in Small Vision Transformers" computes it.
 
 Its probe is given the image's values cut into as many pieces as there are patches, whatever their place: with
 channels first in training and with channels last in evaluation. What it prints is a sum over batches of 64
@@ -38,7 +38,7 @@ def cut_channels_last(image_BxHxWxC: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def fit_released(pairs: Pairs, *, seed: int) -> Predict:
-    """The MLP D -> 4 D -> M, trained on tokens as they are, images in their order, for five epochs."""
+    """The MLP D -> 4 D -> M after five epochs on tokens that are not standardised, images in their order."""
     width = pairs.token_BxPxD.shape[2]
     pairs = dataclasses.replace(pairs, cut=cut_channels_first)
     return train_mlp(

@@ -1,9 +1,10 @@
-"""How strong outliers are: entropy of attention, likeness of neighbours, variance of flagged tokens.
+"""The severity of outliers: entropy of attention, similarity of neighbours, variance of flagged tokens.
 
 Pure numpy and scipy. Per-image values that are not defined (the cosine with a zero vector) are NaN where a
-docstring says so; `summarize` leaves them out and counts them.
+docstring says so; `summarize_values` leaves them out and counts them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ ROUNDING = 1e-24
 
 
 class Summary(NamedTuple):
-    """Mean, median and sample standard deviation of `count` values. None: too few values."""
+    """Mean, median and sample standard deviation of `num_values` values. None: too few values."""
 
-    count: int
+    num_values: int
     num_undefined: int  # NaN, left out
     mean: float | None
     median: float | None
@@ -79,7 +80,7 @@ def finite(values: np.ndarray, what: str) -> np.ndarray:
     return values
 
 
-def cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def cosine_similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Cosines along the last axis, float64, -1 to 1; NaN where a vector is zero. Other axes broadcast."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     scale = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
@@ -99,12 +100,12 @@ def mean_pairwise_cosine(x_NxD: np.ndarray) -> float | None:
     return float((np.square(unit_NxD.sum(axis=0)).sum() - count) / (count * (count - 1)))
 
 
-def summarize(value_B: np.ndarray) -> Summary:
+def summarize_values(value_B: np.ndarray | Sequence[float]) -> Summary:
     """Mean, median and sample standard deviation; NaN is left out and counted."""
     value_B = np.asarray(value_B, np.float64)
     kept = value_B[~np.isnan(value_B)]
     return Summary(
-        count=kept.size,
+        num_values=kept.size,
         num_undefined=value_B.size - kept.size,
         mean=float(kept.mean()) if kept.size else None,
         median=float(np.median(kept)) if kept.size else None,
@@ -171,7 +172,7 @@ def split_by_outlier(
     distance = None
     if outliers.size and background.size:
         # The exact method would only change the p-value, which is not used.
-        distance = float(scipy.stats.ks_2samp(outliers, background, method="asymp").statistic)
+        distance, _ = map(float, scipy.stats.ks_2samp(outliers, background, method="asymp"))
     num_outliers = int(is_outlier_BxP.sum())
     return NeighbourSplit(
         outliers=_cosine_group(outliers, num_outliers, seed=seed, max_points=max_points),
@@ -202,7 +203,7 @@ def smoothness(feature_BxPxD: np.ndarray, grid: Grid) -> np.ndarray:
     For the features that a model puts out. NaN where an image has no valid pair.
     """
     neighbours = neighbour_cosine(feature_BxPxD, grid)
-    # Both ends of every pair are in the sums, which leaves the mean as it is.
+    # Both ends of every pair are in the sums, which does not change the mean.
     count_B = neighbours.is_valid_Bx4xP.sum(axis=(1, 2))
     sum_B = (neighbours.cosine_Bx4xP * neighbours.is_valid_Bx4xP).sum(axis=(1, 2))
     return np.divide(sum_B, count_B, out=np.full(len(sum_B), np.nan), where=count_B > 0)

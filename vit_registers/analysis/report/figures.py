@@ -1,4 +1,4 @@
-"""What a run and its mask look like: numbers -> figures. Imports no JAX."""
+"""Colours, scales and figures of curves, masks, owners and norms. Imports no JAX."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
 
@@ -34,14 +35,20 @@ def wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 30))
 
 
+def integer_ticks(axes: Axes) -> None:
+    """Puts ticks of the x axis at whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def metric_series(records: Sequence[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Each metric of the records of a metrics.jsonl as (steps, values); null is NaN."""
     series: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for name, value in record.items():
             if name != "step":
-                series.setdefault(name, []).append((record["step"], value))
-    return {name: tuple(np.array(points, float).T) for name, points in series.items()}
+                series.setdefault(name, []).append((int(record["step"]), value))
+    arrays = {name: np.array(points, float) for name, points in series.items()}
+    return {name: (points_Nx2[:, 0], points_Nx2[:, 1]) for name, points_Nx2 in arrays.items()}
 
 
 def draw_curves(metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
@@ -109,7 +116,7 @@ def draw_layout(
     `levels` holds a name and a 2-D array of colour numbers per group, in the order of the sequence.
     """
     figure = Figure(figsize=(7.6, 8.0), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 3))
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 3), squeeze=False))
     for axes, (name, values) in zip(top.subplots(1, len(levels)), levels, strict=True):
         rows, columns = values.shape
         axes.imshow(values, cmap="tab20", vmin=0, vmax=19)
@@ -147,3 +154,25 @@ def _colors(owner_HxW: np.ndarray) -> np.ndarray:
     value_HxW = np.array([0.9, 0.65, 0.45])[owner_HxW % 3]
     color_HxWx3 = hsv_to_rgb(np.stack([hue_HxW, np.full(owner_HxW.shape, 0.7), value_HxW], axis=-1))
     return np.where(owner_HxW[..., None] < 0, to_rgb("#edf2f7"), color_HxWx3)
+
+
+def draw_norms(
+    axes: Axes,
+    norm_BxT: np.ndarray,
+    groups: Mapping[str, tuple[np.ndarray, str]],
+    *,
+    threshold: float | None,
+    threshold_label: str,
+) -> None:
+    """Histograms of norms on logarithmic axes, of each of `groups`: norms and their colour, by label.
+
+    `norm_BxT` are the norms that the bins cover.
+    """
+    positive = norm_BxT[norm_BxT > 0]
+    edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else 1
+    for label, (norms, color) in groups.items():
+        axes.hist(norms.ravel(), bins=edges, histtype="step", color=color, label=label)
+    if threshold is not None:
+        axes.axvline(threshold, color=RED, lw=0.9, ls="--", label=threshold_label)
+    axes.set(xscale=scale_for(norm_BxT), yscale="log", xlabel="norm", ylabel="tokens")
+    axes.legend(frameon=False, fontsize=7)

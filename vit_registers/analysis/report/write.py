@@ -1,6 +1,6 @@
-"""Sections -> files: CSV, PNG and JSON of each, and all of them as one Markdown and one HTML file. No JAX.
+"""Results as files: CSV, PNG and JSON of each, and one Markdown and one HTML file of all. No JAX.
 
-The HTML file needs nothing else: pictures are inside, there is no script and no address. It follows the
+The HTML file needs no other file: it holds the pictures, and has no script and no address. It follows the
 reader's choice of light or dark, and fits a phone.
 """
 
@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from vit_registers.analysis.file_names import file_name, file_names
-from vit_registers.analysis.published import PUBLISHED
+from vit_registers.analysis.published.tables import published_tables
 from vit_registers.analysis.report.markdown import block, inline
-from vit_registers.analysis.report.section import Section, Table
+from vit_registers.analysis.report.result import Result, Table
 from vit_registers.errors import DataError
 from vit_registers.strict_json import dumps
 
@@ -49,58 +49,61 @@ figcaption { font-size: 0.85rem; }
   background: var(--soft); }
 .published h4 { margin: 0.8rem 0 0.3rem; font-weight: 400; font-size: 0.85rem; }
 .question { font-weight: 600; }
+.finding { border-left: 4px solid var(--link); padding-left: 1rem; }
 .gap { color: var(--gap); }
 """
 
 
-class Entry(NamedTuple):
-    """A section with what was asked, in the report's order."""
+class ReportEntry(NamedTuple):
+    """A result with its question."""
 
     name: str
     question: str
     answers: str  # which figure or table of which paper
-    section: Section
+    result: Result
 
     @property
     def published(self) -> list[Table]:
-        """The papers' numbers, where there is something of ours to be read beside them."""
-        has_own = bool(self.section.tables or self.section.pictures)
-        return PUBLISHED.get(self.name, []) if has_own else []
+        """The papers' numbers, where there are numbers or pictures of ours to compare them with."""
+        has_own = bool(self.result.tables or self.result.pictures)
+        return published_tables().get(self.name, []) if has_own else []
 
     def numbers(self) -> dict[str, Any]:
-        """All that was measured, and what others published, for a JSON file."""
-        theirs = Section(definition="", tables=self.published).numbers()["tables"]
+        """All that was measured, and the published numbers, for a JSON file."""
+        theirs = [table.numbers() for table in self.published]
         head = {"experiment": self.name, "question": self.question}
-        return {**head, **self.section.numbers(), "published": theirs}
+        return {**head, **self.result.numbers(), "published": theirs}
 
 
-def write_entry(entry: Entry, out: Path) -> Path:
-    """Writes out/<name>/: section.md, a CSV file per table, a PNG per picture, numbers.json. The folder."""
-    folder, section = out / entry.name, entry.section
+def write_entry(entry: ReportEntry, out: Path) -> Path:
+    """The folder out/<name>/, after writing its files: result.md, numbers.json, a CSV per table, a PNG per
+    picture. Raises DataError where it cannot be written to.
+    """
+    folder, result = out / entry.name, entry.result
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in zip(
-            file_names([_slug(t.title) for t in section.tables]), section.tables, strict=True
+            file_names([_slug(t.title) for t in result.tables]), result.tables, strict=True
         ):
             _write(folder / f"{name}.csv", table.csv())
-        for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+        for name, picture in zip(_picture_names(result), result.pictures, strict=True):
             (folder / f"{name}.png").write_bytes(_png(picture.figure))
-        parts = [name.rpartition(".") for name in section.files]
+        parts = [name.rpartition(".") for name in result.files]
         stems = file_names([stem for stem, _, _ in parts])
-        for stem, (_, _, ending), text in zip(stems, parts, section.files.values(), strict=True):
+        for stem, (_, _, ending), text in zip(stems, parts, result.files.values(), strict=True):
             _write(folder / f"{stem}.{ending}", text)
         _write(folder / "numbers.json", dumps(entry.numbers()) + "\n")
-        _write(folder / "section.md", _markdown(entry, ""))
+        _write(folder / "result.md", _markdown(entry, ""))
     except OSError as error:
         raise DataError(f"{folder} cannot be written to: {error.strerror}") from None
     return folder
 
 
-def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapping[str, Any]) -> Path:
-    """Writes out/report.md and out/report.html, and returns the path of the latter.
+def write_report(entries: Sequence[ReportEntry], out: Path, *, title: str, about: Mapping[str, Any]) -> Path:
+    """The path of out/report.html, after writing it and out/report.md.
 
-    `about` is what was analysed, name by name, for the head of the report. The pictures of report.md are
-    those that `write_entry` wrote.
+    `about` describes what was analysed, by name, for the head of the report. report.md shows the pictures
+    that `write_entry` wrote. Raises DataError where the folder cannot be written to.
     """
     lines = [
         f"# {block(title)}",
@@ -110,7 +113,10 @@ def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapp
         "## Contents",
         "",
     ]
-    lines += [f"- [{inline(e.name)}](#{file_name(e.name)}): {inline(e.question)}" for e in entries]
+    lines += [
+        f"- [{inline(e.name)}](#{file_name(e.name)}): {inline(e.question)} {inline(e.result.finding)}"
+        for e in entries
+    ]
     markdown = "\n".join(lines) + "\n\n" + "\n".join(_markdown(entry, f"{entry.name}/") for entry in entries)
     path = out / "report.html"
     try:
@@ -121,31 +127,33 @@ def write_report(entries: Sequence[Entry], out: Path, *, title: str, about: Mapp
     return path
 
 
-def _markdown(entry: Entry, folder: str) -> str:
-    section = entry.section
+def _markdown(entry: ReportEntry, folder: str) -> str:
+    result = entry.result
     parts = [
         f"## {block(entry.name)}\n",
         f"**{inline(entry.question)}**\n",
-        f"{block(section.definition)}\n",
+        f"Finding: {inline(result.finding)}\n",
+        f"{block(result.definition)}\n",
         f"Answers: {inline(entry.answers)}.\n",
     ]
-    parts += [f"Gap: {inline(gap)}.\n" for gap in section.gaps]
-    parts += [f"### {block(table.title)}\n\n{table.markdown()}" for table in section.tables]
+    parts += [f"Gap: {inline(gap)}.\n" for gap in result.gaps]
+    parts += [f"### {block(table.title)}\n\n{table.markdown()}" for table in result.tables]
     if entry.published:
         published = [f"#### {block(table.title)}\n\n{table.markdown()}" for table in entry.published]
         lines = "\n".join([f"### {_NOT_OURS}\n", *published]).splitlines()
         parts.append("".join(f"> {line}".rstrip() + "\n" for line in lines))
-    for name, picture in zip(_picture_names(section), section.pictures, strict=True):
+    for name, picture in zip(_picture_names(result), result.pictures, strict=True):
         caption = picture.caption
         parts.append(f"![{inline(caption)}]({folder}{name}.png)\n\n{block(caption)}\n")
     return "\n".join(parts)
 
 
-def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str:
+def _html(entries: Sequence[ReportEntry], title: str, about: Mapping[str, Any]) -> str:
     text = html.escape
     head = [f"<li>{text(name)}: {text(str(value))}</li>" for name, value in about.items()]
     contents = [
-        f'<li><a href="#{text(file_name(e.name))}">{text(e.name)}</a>: {text(e.question)}</li>'
+        f'<li><a href="#{text(file_name(e.name))}">{text(e.name)}</a>: {text(e.question)} '
+        f"{text(e.result.finding)}</li>"
         for e in entries
     ]
     return "\n".join(
@@ -156,25 +164,26 @@ def _html(entries: Sequence[Entry], title: str, about: Mapping[str, Any]) -> str
             f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{text(title)}</h1><ul>{''.join(head)}</ul>",
             f"<nav><h2>Contents</h2><ul>{''.join(contents)}</ul></nav>",
-            *map(_html_section, entries),
+            *map(_html_result, entries),
             "</body></html>\n",
         ]
     )
 
 
-def _html_section(entry: Entry) -> str:
-    text, section = html.escape, entry.section
+def _html_result(entry: ReportEntry) -> str:
+    text, result = html.escape, entry.result
     parts = [
         f'<section id="{text(file_name(entry.name))}"><h2>{text(entry.name)}</h2>',
-        f'<p class="question">{text(entry.question)}</p><p>{text(section.definition)}</p>',
+        f'<p class="question">{text(entry.question)}</p>',
+        f'<p class="finding">{text(result.finding)}</p><p>{text(result.definition)}</p>',
         f"<p>Answers: {text(entry.answers)}.</p>",
     ]
-    parts += [f'<p class="gap">Gap: {text(gap)}.</p>' for gap in section.gaps]
-    parts += [f"<h3>{text(table.title)}</h3>{_html_table(table)}" for table in section.tables]
+    parts += [f'<p class="gap">Gap: {text(gap)}.</p>' for gap in result.gaps]
+    parts += [f"<h3>{text(table.title)}</h3>{_html_table(table)}" for table in result.tables]
     if entry.published:
         tables = [f"<h4>{text(table.title)}</h4>{_html_table(table)}" for table in entry.published]
         parts.append(f'<div class="published"><h3>{_NOT_OURS}</h3>{"".join(tables)}</div>')
-    for picture in section.pictures:
+    for picture in result.pictures:
         data = base64.b64encode(_png(picture.figure)).decode()
         parts.append(
             f'<figure><img alt="{text(picture.caption)}" src="data:image/png;base64,{data}">'
@@ -199,7 +208,7 @@ def _html_table(table: Table) -> str:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    for artist in figure.findobj(Text):  # a name between dollar signs is no formula; those of ticks are
+    for artist in figure.findobj(Text):  # names between dollar signs are not formulas; labels of ticks are
         if "$" in artist.get_text() and "mathdefault" not in artist.get_text():
             artist.set_parse_math(False)
     with warnings.catch_warnings():
@@ -212,9 +221,9 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _picture_names(section: Section) -> list[str]:
+def _picture_names(result: Result) -> list[str]:
     """The names of the files of the pictures, without ending."""
-    return file_names([picture.name for picture in section.pictures])
+    return file_names([picture.name for picture in result.pictures])
 
 
 def _slug(title: str) -> str:

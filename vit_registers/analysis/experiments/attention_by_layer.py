@@ -1,0 +1,60 @@
+"""attention-by-layer: how attention is spread in each block, and onto which tokens. No JAX."""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.published.tables import SEVERITY
+from vit_registers.analysis.report.figures import integer_ticks
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.panels import panels_picture
+from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.subject import Options, Subject
+
+
+def _measure(subject: Subject, options: Options) -> Rows:
+    groups, uniform = tuple(subject.layout.groups), np.log(subject.layout.num_tokens)
+    entropy_LxG = subject.store.read("entropy_LxG").mean(0, dtype=np.float64)
+    mass_LxGxG = subject.store.read("mass_LxGxG").mean(0, dtype=np.float64)
+    rows = []
+    for layer, entropy_G in enumerate(entropy_LxG):
+        for i, group in enumerate(groups):
+            mass = dict(zip(groups, map(float, mass_LxGxG[layer, i]), strict=True))
+            to = (mass.get(name) for name in ("cls", "registers", "summaries", "patches"))
+            nats = float(entropy_G[i])
+            rows.append((subject.name, layer + 1, group, nats, float(entropy_G[i] / uniform), *to))
+    share_L = entropy_LxG[:, groups.index("patches")] / uniform
+    return Rows(
+        tables={"Attention by layer": rows},
+        text=f"the attention of patches has {number(share_L[0])} of the entropy of uniform attention in "
+        f"block 1 and {number(share_L[-1])} in block {len(share_L)}",
+        compared=float(share_L[-1]),
+        count=counted(subject.store.num_read(), "image"),
+        values={group: entropy_LxG[:, i] / uniform for i, group in enumerate(groups)},
+    )
+
+
+def _panel(axes: Axes, share_L: dict[str, np.ndarray]) -> None:
+    for group, values in share_L.items():
+        axes.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, label=group)
+    axes.set(xlabel="block", ylabel="entropy / uniform", ylim=(0, 1.02))
+    integer_ticks(axes)
+    axes.legend(frameon=False, fontsize=8)
+
+
+EXPERIMENT = Experiment(
+    question="How is attention spread in each block, and onto which tokens?",
+    answers=SEVERITY,
+    definition="Entropy of the softmax weights of a query, mean over heads, the group's queries and "
+    "images; a mask lowers it. Mass: the weights that a group's queries send to each group.",
+    tables={
+        "Attention by layer": (
+            "model | block | queries | entropy, nats | / uniform | mass to cls"
+            " | to registers | to summaries | to patches"
+        ),
+    },
+    measure=_measure,
+    features=("entropy_LxG", "mass_LxGxG"),
+    draw=panels_picture("entropy", "Entropy by block.", _panel),
+    compares="entropy of the attention of patches in the last block over that of uniform attention",
+)

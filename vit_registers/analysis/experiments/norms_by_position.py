@@ -1,0 +1,49 @@
+"""norms-by-position: how often each position of the image holds an outlier. No JAX."""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.panels import panels_picture
+from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.subject import Options, Subject
+
+
+def _measure(subject: Subject, options: Options) -> Rows:
+    found = subject.outliers(options.rule)
+    share_HxW = found.is_outlier_BxP.mean(0).reshape(subject.layout.patch_grid)
+    is_border_HxW = np.ones(share_HxW.shape, bool)
+    is_border_HxW[1:-1, 1:-1] = False
+    inner = float(100 * share_HxW[~is_border_HxW].mean()) if (~is_border_HxW).any() else None
+    highest, border = 100 * float(share_HxW.max()), 100 * float(share_HxW[is_border_HxW].mean())
+    return Rows(
+        tables={"Outliers by position": [(subject.name, highest, border, inner)]},
+        text=f"a position holds an outlier in {number(highest, '%')} of the images at most, in "
+        f"{number(border, '%')} at the border and {number(inner, '%')} inside, on average",
+        compared=highest,
+        count=counted(len(found.is_outlier_BxP), "image"),
+        values=100 * share_HxW,
+        gaps=[] if found.is_outlier_BxP.any() else [f"{subject.name}: no outliers by {options.rule}"],
+    )
+
+
+def _panel(axes: Axes, percent_HxW: np.ndarray) -> None:
+    shown = axes.imshow(percent_HxW, cmap="inferno", vmin=0)
+    axes.set(xticks=[], yticks=[])
+    axes.figure.colorbar(shown, ax=axes, label="images with an outlier here, %", shrink=0.8)
+
+
+EXPERIMENT = Experiment(
+    question="Where in the image are outliers?",
+    answers=f"{REGISTERS}, figure 10",
+    definition="The share of images whose patch at a position is an outlier by the rule chosen.",
+    tables={
+        "Outliers by position": "model | most frequent position, % | at the border, % | inside, %",
+    },
+    measure=_measure,
+    features=("norms_LxT",),
+    draw=panels_picture("positions", "Where outliers are.", _panel, width=3.4),
+    compares="share of images with an outlier at the most frequent position, %",
+)

@@ -1,0 +1,139 @@
+"""position-resampling: how much each cell of a position table counts once it is resampled."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.subject import Options, Subject
+from vit_registers.models.positions import POSITIONS
+from vit_registers.models.resampling import RESAMPLINGS
+from vit_registers.models.tokens import Grid
+from vit_registers.models.vit import token_layout
+
+_ANTIALIASED, _PLAIN = "bicubic_aa", "bicubic"
+_SMALLER = 7 / 16  # of the side, as in the paper's 16 x 16 to 7 x 7
+
+Case = tuple[Grid, Grid, tuple[str, ...]]  # from, to, methods
+
+
+def counts(source: Grid, target: Grid, method: str) -> np.ndarray:
+    """weight_HxW of the cells of grid `source`, mean 1: the gradient of the sum of the resampled table.
+
+    Each cell of grid `target` gets a gradient of 1, which goes back to the cells that it was made of, as in
+    arXiv:2309.16588, appendix A and figure 11 (16 x 16 to 7 x 7, and the gradient back). Ours is divided by
+    its mean. A cell of weight 0 counts for nothing at the other size. Resampling is linear and separable, so
+    that the gradient is the product of how often rows and columns are used.
+    """
+    matrix = RESAMPLINGS[method]
+    row_H, column_W = (matrix(s, t).sum(axis=0) for s, t in zip(source, target, strict=True))
+    weight_HxW = np.outer(row_H, column_W)
+    return weight_HxW / weight_HxW.mean()
+
+
+def other_grid(source: Grid, shown: Grid) -> Grid:
+    """The grid of the images where it is not that of training; else 7/16 of each side, rounded, at least 2.
+
+    One more where that is half of the side: there plain bicubic counts all cells alike, which it does at no
+    other size.
+    """
+    if shown != source:
+        return shown
+    smaller = (max(2, round(_SMALLER * side)) for side in source)
+    rows, columns = (new + (2 * new == side) for new, side in zip(smaller, source, strict=True))
+    return rows, columns
+
+
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    case = _case(subject)
+    if isinstance(case, str):
+        return Gap(f"{subject.name}: {case}")
+    source, target, methods = case
+    rows = []
+    for method in methods:
+        weight_HxW = counts(source, target, method)
+        spread = float(weight_HxW.std() / weight_HxW.mean())
+        is_own = "yes" if method == methods[0] else "no"
+        ends = float(weight_HxW.min()), float(weight_HxW.max())
+        rows.append((subject.name, _text(source), _text(target), method, is_own, spread, *ends))
+    spread, low, high = rows[0][5:]
+    return Rows(
+        tables={"Weight of positions": rows},
+        text=f"{methods[0]} from {_text(source)} to {_text(target)} weights positions from {number(low)} to "
+        f"{number(high)} of the mean (coefficient of variation {number(spread)})",
+        compared=spread,
+        count=counted(source[0] * source[1], "position"),
+        values=case,
+    )
+
+
+def _case(subject: Subject) -> Case | str:
+    """The grids and methods of resampling, the model's own method first; or why there are none."""
+    model, rule = subject.model, POSITIONS[subject.model.positions]
+    if rule.table is None and not rule.is_learned:
+        return f"model.positions='{model.positions}' has no table"
+    if model.position_resampling == "none":
+        return "its table is computed for every size and not resampled (model.position_resampling='none')"
+    source = token_layout(model).patch_grid
+    target = other_grid(source, subject.layout.patch_grid)
+    if source == target:
+        return f"a grid of {_text(source)} cannot be made smaller"
+    return source, target, tuple(dict.fromkeys((model.position_resampling, _ANTIALIASED, _PLAIN)))
+
+
+def _text(grid: Grid) -> str:
+    return f"{grid[0]} x {grid[1]}"
+
+
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    """A picture for each kind of resampling, which several models may share."""
+    cases: dict[Case, list[str]] = {}
+    for one in found:
+        cases.setdefault(one.values, []).append(one.name)
+    return [
+        Picture(
+            name=f"resampling-{place}",
+            caption=f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it is "
+            f"resampled to {_text(target)}.",
+            figure=_draw_maps({method: counts(source, target, method) for method in methods}),
+        )
+        for place, ((source, target, methods), names) in enumerate(cases.items(), start=1)
+    ]
+
+
+def _draw_maps(maps: dict[str, np.ndarray]) -> Figure:
+    figure = Figure(figsize=(2.9 * len(maps) + 0.9, 3.1), layout="constrained")
+    low = min(0.0, *(weight_HxW.min() for weight_HxW in maps.values()))
+    high = max(weight_HxW.max() for weight_HxW in maps.values())
+    grid = figure.subplots(1, len(maps), squeeze=False)[0]
+    for place, (axes, (method, weight_HxW)) in enumerate(zip(grid, maps.items(), strict=True)):
+        axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
+        axes.set(xticks=[], yticks=[])
+        own = ", the model's own" if place == 0 else ""
+        axes.set_title(f"{method}{own}", fontsize=9)
+        axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
+    figure.colorbar(grid[0].images[0], ax=list(grid), label="weight / mean", shrink=0.8)
+    return figure
+
+
+EXPERIMENT = Experiment(
+    question="Do all positions count alike once the position table is resampled?",
+    answers=f"{REGISTERS}, figure 11",
+    definition="The position table of training is resampled to another grid: that of the images, or, "
+    "where the two are equal, about 7/16 of each side (the paper's 16 x 16 to 7 x 7). Each cell of the "
+    "result gets a gradient of 1; shown is what of it arrives at each cell of the table, over the mean. "
+    "1 everywhere: all positions count alike; stripes: some hardly count, and others twice. bicubic_aa "
+    "is with antialiasing; bicubic, bicubic_offset and linear are without.",
+    tables={
+        "Weight of positions": (
+            "model | trained grid | other grid | method | own | coefficient of variation | min | max"
+        ),
+    },
+    measure=_measure,
+    draw=_draw,
+    compares="coefficient of variation of the weight of positions",
+)

@@ -1,0 +1,95 @@
+"""probe-global: how much of the image's class a single token holds."""
+
+import numpy as np
+
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.halves import halves_by_class
+from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
+from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.report.finding import counted, number, percent
+from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.subject import Options, Subject
+from vit_registers.errors import DataError
+
+_SEEDS = (0, 1, 2)
+
+
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    label = np.asarray(subject.store.read("label"))[: len(subject.store.read("patches_PxD"))]
+    if label.ndim > 1 or len(np.unique(label)) < 2 or np.unique(label, return_counts=True)[1].min() < 2:
+        return Gap(f"{subject.name}: the probe requires two classes or more, of two images or more each")
+    rows, gaps = [], []
+    for kind, seeds in _kinds(subject):
+        try:
+            (row,) = global_probe({kind: [_inputs(subject, options, kind, seed) for seed in seeds]})
+        except DataError as error:
+            gaps.append(f"{subject.name}: {error}")
+            continue
+        if row.accuracy is None:
+            gaps.append(f"{subject.name}: no {row.kind} patches by {options.rule} to train and test on")
+        scores = percent(row.accuracy), percent(row.std)
+        rows.append((subject.name, row.kind, *scores, row.num_train, row.num_test, row.num_skipped))
+    if not rows:
+        return Gap(gaps[0])
+    found = {row[1]: row for row in rows}
+    parts = [
+        f"{number(found[kind][2], '%')} from {words}"
+        for kind, words in {"cls": "cls", "outlier": "an outlier", "normal": "another patch"}.items()
+        if kind in found and found[kind][2] is not None
+    ] or [f"{number(rows[0][2], '%')} from {rows[0][1]}"]
+    return Rows(
+        tables={"Global information": rows},
+        text=f"the accuracy of a linear probe is {', '.join(parts)}",
+        compared=found["normal"][2] if "normal" in found else None,
+        count=counted(max(row[5] for row in rows), "test image"),
+        gaps=gaps,
+    )
+
+
+def _kinds(subject: Subject) -> list[tuple[str, tuple[int, ...]]]:
+    """The kinds of tokens, and the seeds of the draws of each."""
+    named = [name for name in subject.tokens() if name not in ("patches", "summaries")]
+    drawn = (*named, "mean patch", "center")
+    return [*((name, (0,)) for name in drawn), *((name, _SEEDS) for name in ("normal", "outlier"))]
+
+
+def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeInputs:
+    patches = subject.store.read("patches_PxD")
+    label = np.asarray(subject.store.read("label"))[: len(patches)]
+    has = np.ones(len(label), bool)
+    if kind in subject.tokens():
+        token = np.asarray(subject.store.read("extras_ExD")[: len(patches), subject.tokens()[kind].start])
+    elif kind == "mean patch":
+        token = np.stack([np.asarray(image).mean(0) for image in patches])
+    else:
+        flagged = subject.outliers(options.rule).is_outlier_BxP[: len(patches)]
+        grid = subject.layout.patch_grid
+        has = choose_tokens(flagged, "outlier", grid=grid, seed=seed)[1] if kind != "center" else has
+        index, has = choose_tokens(flagged, kind, grid=grid, seed=seed, among_B=has)
+        token = np.asarray(patches[np.arange(len(label)), index])
+    train, test = (half[has[half]] for half in halves_by_class(label))
+    return ProbeInputs(
+        train_NxD=token[train],
+        train_label_N=label[train],
+        test_NxD=token[test],
+        test_label_N=label[test],
+        num_skipped=int((~has).sum()),
+    )
+
+
+EXPERIMENT = Experiment(
+    question="How much of the image's class does a single token hold?",
+    answers=f"{REGISTERS}, tables 1, 4 and 6; {SMALL}, tables 2, 4 and 5; arXiv:2506.08010, table 1",
+    definition="Logistic regression from one token of the last block's output, before the final norm, to "
+    "the class of the image, trained on half of the images and tested on the other half; its strength is "
+    "chosen within the first. Patches are drawn separately for each of three seeds; standard deviations "
+    "are over these. Images without an outlier are left out of the rows of single patches.",
+    tables={
+        "Global information": (
+            "model | token | accuracy, % | std | trained on | tested on | images without one"
+        ),
+    },
+    measure=_measure,
+    features=("norms_LxT", "patches_PxD", "extras_ExD"),
+    compares="accuracy from a normal patch, %",
+)

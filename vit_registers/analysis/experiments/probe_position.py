@@ -1,0 +1,55 @@
+"""probe-position: whether patches and outliers hold their position."""
+
+import numpy as np
+
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.halves import MANY_IMAGES, random_halves
+from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
+from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.report.finding import counted, number, percent
+from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.subject import Options, Subject
+
+_FEWEST_IMAGES = 4  # two to train on, of which one chooses the strength
+
+
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    patches = subject.store.read("patches_PxD")
+    train, test = random_halves(len(patches))
+    if len(patches) < _FEWEST_IMAGES:
+        return Gap(f"{subject.name}: the probe requires {_FEWEST_IMAGES} images or more")
+    probe = fit_position_probe(np.asarray(patches[train]), seed=0)
+    is_outlier = subject.outliers(options.rule).is_outlier_BxP[test]
+    normal, outlier = score_positions(probe, patches[test], is_outlier, grid=subject.layout.patch_grid)
+    gaps = [
+        f"{subject.name}: no {score.kind} patches by {options.rule}"
+        for score in (normal, outlier)
+        if not score.num_tokens
+    ]
+    if not probe.is_converged:
+        gaps.append(f"{subject.name}: the probe did not converge")
+    rows = [
+        (subject.name, score.kind, score.num_tokens, percent(score.top1), score.distance_patches)
+        for score in (normal, outlier)
+    ]
+    return Rows(
+        tables={"Position probe": rows},
+        text=f"a linear probe finds the position of {number(rows[0][3], '%')} of {normal.num_tokens:,} "
+        f"normal patches and of {number(rows[1][3], '%')} of {outlier.num_tokens:,} outliers",
+        compared=rows[0][3],
+        count=counted(len(test), "image"),
+        gaps=gaps,
+    )
+
+
+EXPERIMENT = Experiment(
+    question="Do patches know where they are, and outliers too?",
+    answers=f"{REGISTERS}, figure 5b and table 5",
+    definition="One linear softmax classifier over the positions, on the patches that the last block "
+    f"leaves, trained on half of the images and scored on the other half ({MANY_IMAGES} at most), on "
+    "flagged and on other patches. Distance is Euclidean, from the position answered to the true one.",
+    tables={"Position probe": "model | patches | tokens | top-1, % | distance, patches"},
+    measure=_measure,
+    features=("norms_LxT", "patches_PxD"),
+    compares="top-1 of the position of normal patches, %",
+)

@@ -1,0 +1,73 @@
+"""probe-reconstruction: whether patches and outliers hold their pixels."""
+
+import numpy as np
+
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.halves import MANY_IMAGES, random_halves
+from vit_registers.analysis.measures.reconstruction import (
+    Pairs,
+    fit_linear,
+    fit_mean,
+    fit_mlp,
+    score_reconstruction,
+)
+from vit_registers.analysis.measures.released import fit_released, score_released
+from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.subject import Options, Subject
+
+
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    train, test = random_halves(len(subject.store.read("patches_PxD")))
+    if not len(test):
+        return Gap(f"{subject.name}: the probes require two images or more, one of them to test on")
+    fitted, scored = (_pairs(subject, images) for images in (train, test))
+    is_outlier = subject.outliers(options.rule).is_outlier_BxP[test]
+    probes = {
+        "none (mean patch)": (fit_mean(fitted), score_reconstruction),
+        "linear": (fit_linear(fitted), score_reconstruction),
+        "MLP": (fit_mlp(fitted, seed=0), score_reconstruction),
+        "MLP, as released": (fit_released(fitted, seed=0), score_released),
+    }
+    rows = [
+        (subject.name, name, score.kind, score.num_tokens, score.mse, score.l2)
+        for name, (probe, score_of) in probes.items()
+        for score in score_of(probe, scored, is_outlier)
+    ]
+    normal, outlier = (row for row in rows if row[1] == "linear")
+    return Rows(
+        tables={"Reconstruction": rows},
+        text=f"the squared error of the linear probe is {number(normal[4])} per pixel value of {normal[3]:,} "
+        f"normal patches and {number(outlier[4])} of {outlier[3]:,} outliers",
+        compared=normal[4],
+        count=counted(len(test), "image"),
+        gaps=[] if is_outlier.any() else [f"{subject.name}: no outliers by {options.rule}"],
+    )
+
+
+def _pairs(subject: Subject, images: np.ndarray) -> Pairs:
+    return Pairs(
+        token_BxPxD=np.asarray(subject.store.read("patches_PxD")[images]),
+        image_BxHxWxC=np.asarray(subject.store.read("image_HxWxC")[images]),
+        patch_size=subject.model.patch_size,
+        mean=subject.mean,
+        std=subject.std,
+    )
+
+
+EXPERIMENT = Experiment(
+    question="Do patches know their pixels, and outliers too?",
+    answers=f"{REGISTERS}, figure 5b and table 5; {SMALL}, section 4.2.1",
+    definition="From a patch that the last block leaves to its pixels, normalised as the model is shown "
+    "them: ridge regression, and an MLP with a hidden layer of 4 x the width; trained on half of the "
+    f"images and scored on the other half ({MANY_IMAGES} at most). 'As released' is what the code of "
+    "'Registers in Small Vision Transformers' computes: targets that are no patches, and sums over "
+    "batches of 64 images instead of means, so that its numbers can be compared with each other only.",
+    tables={
+        "Reconstruction": "model | probe | patches | tokens | squared error per value | L2 error per patch",
+    },
+    measure=_measure,
+    features=("norms_LxT", "patches_PxD", "image_HxWxC"),
+    compares="squared error of the linear probe on normal patches",
+)

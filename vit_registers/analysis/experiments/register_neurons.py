@@ -1,0 +1,150 @@
+"""register-neurons: which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.neuron_search import RegisterNeurons, find_neurons
+from vit_registers.analysis.features.interventions import Intervention, nothing
+from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, integer_ticks, scale_for
+from vit_registers.analysis.report.finding import counted, number
+from vit_registers.analysis.report.panels import images_and_maps
+from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.subject import Options, Subject
+from vit_registers.strict_json import dumps
+
+_LISTED, _FILED, _DRAWN = 15, 200, 3  # neurons in the table, in the file, in the picture
+
+
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    found = find_neurons(subject, options)
+    if found is None:
+        return Gap(f"{subject.name}: no outliers by {options.rule}")
+    layers = _layers(subject, options)
+    neurons = [(subject.name, *_row(found, at)) for at in found.neuron_Ex2[:_LISTED]]
+    block, neuron, on, off, _ = _row(found, found.neuron_Ex2[0])
+    return Rows(
+        tables={
+            "Register neurons": neurons,
+            "Largest patch by layer": [
+                (subject.name, i + 1, *layer) for i, layer in enumerate(zip(*layers[1:], strict=True))
+            ],
+        },
+        text=f"outliers begin in block {found.last_block + 1}; neuron {neuron} of block {block} is most "
+        f"active on them, {number(on)} against {number(off)} on other patches",
+        compared=found.last_block + 1,
+        count=f"{counted(found.num_images, 'image')} with outliers",
+        values=(found.last_block, layers, _maps(subject, options, found)),
+        files={f"neurons-{subject.name}.json": _listed(subject, options, found)},
+    )
+
+
+def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[int, int, float, float | None, int]:
+    block, neuron = map(int, at)
+    others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
+    return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
+
+
+def _listed(subject: Subject, options: Options, found: RegisterNeurons) -> str:
+    """The file of neurons: JSON, blocks from 0."""
+    neurons = [
+        {"block": int(block), "neuron": int(neuron), "score": float(found.score_LxF[block, neuron])}
+        for block, neuron in found.neuron_Ex2[:_FILED]
+    ]
+    about = {
+        "model": subject.name,
+        "rule": options.rule,
+        "threshold": found.threshold,
+        "images": found.num_images,
+        "last_block": found.last_block,
+        "neurons": neurons,
+    }
+    return dumps(about) + "\n"
+
+
+def _layers(subject: Subject, options: Options) -> tuple[float, list[float], list[float], list[float | None]]:
+    """The largest patch norm of an image, mean over images: before the first block, after each attention and
+    after each MLP; and the largest attention of cls to a patch in each block."""
+    has_cls, patches = subject.layout.has_cls, subject.layout.patches
+    names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
+    store = edited_models.unedited(subject, options, names)
+    first, *after = (float(x) for x in store.read(names[0])[..., patches].max(-1).mean(0, dtype=np.float64))
+    middle = [float(x) for x in store.read(names[1])[..., patches].max(-1).mean(0, dtype=np.float64)]
+    if not has_cls:
+        return first, middle, after, [None] * len(middle)
+    return first, middle, after, [float(x) for x in store.read(names[2]).mean(0, dtype=np.float64)]
+
+
+def _maps(
+    subject: Subject, options: Options, found: RegisterNeurons
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(images, maps, titles): norms and activations of the first neurons, on images that have outliers."""
+    shown = np.flatnonzero(found.is_outlier_BxP.any(1))[: options.num_examples]
+    neurons = found.neuron_Ex2[:_DRAWN]
+    intervention = Intervention(
+        name="maps", edits=nothing, values={"neuron_Ex2": neurons.astype(np.int32)}, rows={}
+    )
+    store = edited_models.edited(subject, options, intervention, ("neuron_maps_ExP",))
+    norms = subject.store.read("norms_LxT")[shown][:, -1, subject.layout.patches]
+    maps = np.concatenate([norms[:, None], store.read("neuron_maps_ExP")[shown]], axis=1)
+    titles = ["norm", *(f"block {block + 1}, neuron {neuron}" for block, neuron in neurons)]
+    images = subject.store.read("image_HxWxC")[shown]
+    return images, maps.reshape(*maps.shape[:2], *subject.layout.patch_grid), titles
+
+
+def _draw(found: Sequence[Rows]) -> list[Picture]:
+    pictures = []
+    for one in found:
+        last_block, layers, maps = one.values
+        caption = (
+            f"{one.name}: largest patch norm of an image after each attention and each MLP, and largest "
+            f"attention of cls to a patch, mean over images. Outliers begin in block {last_block + 1}."
+        )
+        pictures.append(
+            Picture(name=f"layers-{one.name}", caption=caption, figure=_curves(one.name, *layers))
+        )
+        caption = f"{one.name}: norms of patches, and the activations of the neurons highest on outliers."
+        pictures.append(Picture(name=f"maps-{one.name}", caption=caption, figure=images_and_maps(*maps)))
+    return pictures
+
+
+def _curves(
+    name: str, first: float, middle: list[float], after: list[float], attention: list[float | None]
+) -> Figure:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes, block = figure.subplots(), np.arange(1, len(middle) + 1)
+    axes.plot(np.arange(len(after) + 1), [first, *after], "o-", ms=3, color=BLUE, label="after the MLP")
+    axes.plot(block - 0.5, middle, "o", ms=3, color=GREEN, label="after attention")
+    axes.set(xlabel="block", ylabel="largest norm of a patch", title=name)
+    axes.set_yscale(scale_for(np.array([first, *after])))
+    integer_ticks(axes)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    if None not in attention:
+        other = axes.twinx()
+        other.plot(block, np.array(attention, float), "s--", ms=3, color=ORANGE)
+        other.set_ylabel("largest attention of cls", color=ORANGE)
+        other.set_ylim(bottom=0)
+    return figure
+
+
+EXPERIMENT = Experiment(
+    question="Which neurons make outliers, and in which block?",
+    answers="arXiv:2506.08010, figures 2, 3 and 19, algorithm 1",
+    definition=lambda options: (
+        "For each hidden unit of each MLP, after the activation: the mean size on an "
+        "image's outliers (by the rule, after the last block), mean over the images that have any, among the "
+        f"first {options.num_edited}. Units up to the block where outliers begin: the first that leaves more "
+        "than half of them above the rule's threshold. Blocks count from 1, neurons from 0."
+    ),
+    tables={
+        "Register neurons": "model | block | neuron | on outliers | on other patches | images",
+        "Largest patch by layer": "model | block | norm after attention | after the MLP | attention of cls",
+    },
+    measure=_measure,
+    features=edited_models.BASE,
+    draw=_draw,
+    compares="block in which outliers begin",
+)

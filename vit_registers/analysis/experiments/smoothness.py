@@ -1,0 +1,11 @@
+"""smoothness: how alike neighbouring patches are after the last block."""
+
+from vit_registers.analysis.experiments.neighbour_panels import cosine_experiment
+from vit_registers.analysis.published.tables import SEVERITY
+
+EXPERIMENT = cosine_experiment(
+    question="How smooth are the features that come out?",
+    answers=SEVERITY,
+    feature="output_cosine_4xP",
+    what="What the last block leaves, before the final norm",
+)

@@ -1,0 +1,123 @@
+"""What an experiment gives: the rows of one model or a gap, and the result for all models. No JAX."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_registers.analysis.report.markdown import inline
+
+Value = str | float | int | None
+
+
+class Gap(NamedTuple):
+    """The reason why a model cannot be measured: one line, which names the model."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What an experiment measured on one model.
+
+    `tables` are rows by the title of their table. `values` are what the figure shows. `text` is the clause
+    of the finding on this model, without its name; `compared` is the number that models are compared by, and
+    `count` what the numbers are means over, such as "196 images". `files` are written beside the tables, by
+    name.
+    """
+
+    tables: Mapping[str, Sequence[Sequence[Value]]]
+    text: str
+    count: str
+    name: str = ""  # of the model; Experiment sets it
+    compared: float | None = None
+    values: Any = None
+    gaps: Sequence[str] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under named columns; None is printed as '-', floats with four significant digits."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Value]]
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), self.title
+
+    def cells(self) -> list[list[str]]:
+        """The rows as printed."""
+        return [[printed(cell) for cell in row] for row in self.rows]
+
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers only."""
+        return all(not isinstance(row[column], str) for row in self.rows)
+
+    def without_not_finite(self) -> list[list[Value]]:
+        """The rows, with None for numbers that are not finite."""
+        return [[None if is_not_finite(cell) else cell for cell in row] for row in self.rows]
+
+    def markdown(self) -> str:
+        """The table in Markdown, without its title; a parser shows the cells literally."""
+        rules = ["---:" if self.is_number(i) else "---" for i in range(len(self.columns))]
+        lines = [map(inline, self.columns), rules, *(map(inline, line) for line in self.cells())]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+    def csv(self) -> str:
+        """The table with all digits."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.without_not_finite()])
+        return text.getvalue()
+
+    def numbers(self) -> dict[str, Any]:
+        """The table for a JSON file, which holds no number that is not finite."""
+        return {"title": self.title, "columns": list(self.columns), "rows": self.without_not_finite()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure with the name of its file, without ending, and a caption that says what it shows."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+@dataclasses.dataclass(kw_only=True)
+class Result:
+    """The answer to one question.
+
+    `finding` is the answer in one line. Each line of `gaps` says what is missing, and why. `files` are
+    written beside the tables, by name, and are too long for the report.
+    """
+
+    definition: str
+    finding: str = ""
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
+    gaps: list[str] = dataclasses.field(default_factory=list)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def numbers(self) -> dict[str, Any]:
+        """The finding, all tables and gaps, for a JSON file."""
+        tables = [table.numbers() for table in self.tables]
+        return {"finding": self.finding, "tables": tables, "gaps": list(self.gaps)}
+
+
+def is_not_finite(cell: Value) -> bool:
+    """Whether it is a number, and NaN or infinite."""
+    return isinstance(cell, (float, np.floating)) and not math.isfinite(cell)
+
+
+def printed(cell: Value) -> str:
+    """A cell as printed."""
+    if cell is None or is_not_finite(cell):
+        return "-"
+    return f"{cell:.4g}" if isinstance(cell, (float, np.floating)) else str(cell)
