@@ -219,7 +219,7 @@ def test_truncated_files_are_the_same_in_both_loaders(channels, loaded):
 @pytest.mark.parametrize("name", [*GOOD, "png_large", "tif_float"])
 def test_parts_are_of_the_same_pixels(name, files):
     tf = pytest.importorskip("tensorflow")
-    from vit_registers.data import decoding
+    from vit_registers.data.ops import decode as decoding
     from vit_registers.data.ops.strings import Target
 
     for channels in (1, 3):

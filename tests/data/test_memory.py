@@ -11,7 +11,7 @@ from vit_registers.config import Config, Data, Model
 from vit_registers.data import memory
 from vit_registers.data.loaders import open_data
 from vit_registers.data.ops.strings import Target
-from vit_registers.data.sources.digits import arrays
+from vit_registers.data.sources import digits
 from vit_registers.errors import ConfigError
 
 
@@ -132,7 +132,7 @@ def test_digits_are_the_same_in_both_loaders(tmp_path, device, small):
         )
     small.assert_equal(both[0][0], both[1][0])
     small.assert_equal(both[0][1], both[1][1])
-    image_NxHxWxC, label_N = arrays.load_split("test")
+    image_NxHxWxC, label_N = digits.load_split("test")
     np.testing.assert_array_equal(both[0][1].image_BxHxWxC[:359], image_NxHxWxC)
     np.testing.assert_array_equal(both[0][1].label_B[:359], label_N)
     assert image_NxHxWxC.max() == 255

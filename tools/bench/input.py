@@ -37,9 +37,9 @@ import tensorflow as tf
 from vit_registers import recipes
 from vit_registers.config import Config, Data, Model
 from vit_registers.data import order, streams
-from vit_registers.data.decoding import Box, decode, decode_part
 from vit_registers.data.loaders import open_data
 from vit_registers.data.ops import catalog, crops, strings
+from vit_registers.data.ops.decode import Box, decode, decode_part
 from vit_registers.data.ops.resize import resize_to
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.sources.folder import Folder

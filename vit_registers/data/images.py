@@ -11,7 +11,7 @@ from vit_registers.config import Config, nearest
 from vit_registers.data import pil_decoding
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops.strings import Target
-from vit_registers.data.sources.digits import arrays
+from vit_registers.data.sources import digits
 from vit_registers.data.sources.folder import FOLDERS, Folder, open_folder
 from vit_registers.errors import DataError
 
@@ -40,7 +40,7 @@ class Split(NamedTuple):
 class DigitsSource:
     """The embedded digits, straight from scikit-learn."""
 
-    class_names = arrays.CLASS_NAMES
+    class_names = digits.CLASS_NAMES
 
     def num_examples(self, split: str) -> int:
         """How many images the split has. Raises DataError for an unknown split."""
@@ -48,9 +48,9 @@ class DigitsSource:
 
     def open(self, split: str) -> Split:
         """The split. Raises DataError for an unknown one."""
-        if split not in arrays.SPLITS:
-            raise DataError(f"digits has no split '{split}': {nearest(split, arrays.SPLITS)}")
-        image_NxHxWxC, label_N = arrays.load_split(split)
+        if split not in digits.SPLITS:
+            raise DataError(f"digits has no split '{split}': {nearest(split, digits.SPLITS)}")
+        image_NxHxWxC, label_N = digits.load_split(split)
         return Split(
             split,
             lambda i, channels: np.repeat(image_NxHxWxC[i], channels, axis=-1),

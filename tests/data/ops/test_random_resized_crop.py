@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from vit_registers.data.decoding import decode
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.crops import random_resized_box, random_resized_crop
+from vit_registers.data.ops.decode import decode
 from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError
 

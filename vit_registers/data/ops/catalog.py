@@ -1,6 +1,6 @@
 """Image operations of the tf.data loader, and how they are chained. Imports TensorFlow.
 
-Two kinds: OPS are functions example -> example (decoding.py) and may change the size of an image;
+Two kinds: OPS are functions example -> example (decode.py) and may change the size of an image;
 PIXEL_OPS keep it, and run compiled wherever the size is known to be the target's.
 """
 
@@ -10,9 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from vit_registers.config import lookup
-from vit_registers.data.decoding import Example, Op, decode
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.crops import inception_crop, random_resized_crop
+from vit_registers.data.ops.decode import Example, Op, decode
 from vit_registers.data.ops.pixel_ops import PixelOp, compiled, draw, flip
 from vit_registers.data.ops.randaugment import randaugment
 from vit_registers.data.ops.resize import METHODS, resize_to

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from vit_registers.data.decoding import Example, Op, decode_part
+from vit_registers.data.ops.decode import Example, Op, decode_part
 from vit_registers.data.ops.resize import resize_to
 from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError

@@ -239,7 +239,7 @@ def open_tfds(config: Config) -> TfdsData:
 
 
 def _prepare_digits(data_dir: str) -> tfds.core.DatasetBuilder:
-    from vit_registers.data.sources.digits.builder import Digits
+    from vit_registers.data.sources.digits_builder import Digits
 
     tfds.disable_progress_bar()
     try:
