@@ -11,7 +11,7 @@ import vit_registers
 from vit_registers.config import Config, Data, InitFrom, Model
 from vit_registers.data.batch import Batch, relabel
 from vit_registers.data.class_names import match
-from vit_registers.data.loaders import open_data, open_others
+from vit_registers.data.loaders import open_also_eval, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluate import evaluate
 from vit_registers.loading import check_kept_head
@@ -157,7 +157,7 @@ def test_other_data_that_are_evaluated_while_training_are_matched_by_name(folder
     data = dataclasses.replace(_config(folders("3", "1")).data, name="digits", eval_split="test")
     model = dataclasses.replace(_config("").model, num_classes=10)
     config = Config(model=model, data=dataclasses.replace(data, also_eval=("digits train", "folder val")))
-    others = open_others(config, open_data(config))
+    others = open_also_eval(config, open_data(config))
     assert others["digits:train"].table is None
     assert others["folder:val"].table.tolist() == [1, 3]
     assert "data 'folder' has 2 of the 10 classes" in capsys.readouterr().out

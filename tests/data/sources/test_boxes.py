@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vit_registers.analysis.opening import open_boxes
-from vit_registers.data.sources.boxes import from_tfds, open_tfds, open_voc, read_image, without_hard
+from vit_registers.data.sources.boxes import from_tfds, open_tfds_boxes, open_voc, read_image, without_hard
 from vit_registers.errors import DataError
 
 RACCOONS = Path(__file__).parents[4] / "shared" / "data" / "raccoon-voc.zip"
@@ -324,26 +324,26 @@ def write_tfds(path, file_format, *, has_boxes=True):
 
 
 def test_prepared_tfds(tmp_path):
-    data = open_tfds("toy", "train", data_dir=write_tfds(tmp_path / "a", "array_record"))
+    data = open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "a", "array_record"))
     assert len(data) == 3
     assert [record.name for record in data] == ["image_0", "image_1", "image_2"]
     assert data[2].box_xyxy_px.tolist() == [[0, 5, 5, 10], [0, 5, 15, 10]]  # the second of three is a crowd
     np.testing.assert_array_equal(read_image(data[1]), np.full((10, 20, 3), 1, np.uint8))
-    part = open_tfds("toy", "train[1:]", data_dir=str(tmp_path / "a"))
+    part = open_tfds_boxes("toy", "train[1:]", data_dir=str(tmp_path / "a"))
     assert [record.name for record in part] == ["image_1", "image_2"]
     with pytest.raises(DataError, match="reaches 1000, but 'train' has 3 examples"):
-        open_tfds("toy", "train[1:1000]", data_dir=str(tmp_path / "a"))
-    assert len(open_tfds(str(tmp_path / "a" / "toy" / "1.0.0"), "train")) == 3
+        open_tfds_boxes("toy", "train[1:1000]", data_dir=str(tmp_path / "a"))
+    assert len(open_tfds_boxes(str(tmp_path / "a" / "toy" / "1.0.0"), "train")) == 3
     assert len(open_boxes(f"{tmp_path}/a/toy/1.0.0:train[1:]")) == 2
     with pytest.raises(DataError, match=r"--boxes='toy:2.0.0' is not prepared in .*, which has toy:1.0.0"):
-        open_tfds("toy:2.0.0", "train", data_dir=str(tmp_path / "a"))
+        open_tfds_boxes("toy:2.0.0", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy has no split 'trian': did you mean 'train'"):
-        open_tfds("toy", "trian", data_dir=str(tmp_path / "a"))
+        open_tfds_boxes("toy", "trian", data_dir=str(tmp_path / "a"))
     with pytest.raises(
         DataError, match=r"toi is not prepared in .*: run 'python -m vit_registers.prepare --name=toi"
     ):
-        open_tfds("toi", "train", data_dir=str(tmp_path / "a"))
+        open_tfds_boxes("toi", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy is prepared as TFRecord files"):
-        open_tfds("toy", "train", data_dir=write_tfds(tmp_path / "b", "tfrecord"))
+        open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "b", "tfrecord"))
     with pytest.raises(DataError, match="toy has image, image/filename: want image and objects with bbox"):
-        open_tfds("toy", "train", data_dir=write_tfds(tmp_path / "c", "array_record", has_boxes=False))
+        open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "c", "array_record", has_boxes=False))

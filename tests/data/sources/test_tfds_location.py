@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_registers.data.loaders import open_data
-from vit_registers.data.sources.boxes import open_tfds
+from vit_registers.data.sources.boxes import open_tfds_boxes
 from vit_registers.errors import DataError
 
 LOADERS = ("array_record", "memory_array_record")
@@ -138,7 +138,7 @@ def test_damaged_descriptions(kind, file, make_config, root):
         assert message.startswith(f"{root}/toy/1.0.0 {expected}")
         assert message.endswith("delete the folder and run vit_registers.prepare again")
     with pytest.raises(DataError, match=r"toy/1.0.0 cannot be read"):
-        open_tfds("toy", "train", data_dir=str(root))
+        open_tfds_boxes("toy", "train", data_dir=str(root))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
@@ -163,7 +163,7 @@ def test_other_formats_of_files(kind, make_config, root):
     path.write_text(path.read_text().replace('"array_record"', '"riegeli"'))
     message = refusal(make_config(kind, data_dir=str(root)))
     assert message.startswith(
-        f"{path.parent} is of riegeli files: delete the folder and prepare it as array_record"
+        f"{path.parent} has riegeli files: delete the folder and prepare it as array_record"
     )
 
 

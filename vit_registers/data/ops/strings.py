@@ -1,4 +1,4 @@
-"""Reading operation strings such as "inception_crop(area_min=0.2) | flip"; shared by ops.py and memory.py."""
+"""The parser of operation strings such as "inception_crop(area_min=0.2) | flip", shared by all loaders."""
 
 import ast
 import inspect

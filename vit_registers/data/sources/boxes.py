@@ -87,7 +87,7 @@ def read_image(record: BoxImage) -> np.ndarray:
     what = record.path or record.name
     try:
         data = record.encoded if record.path is None else record.path.read_bytes()
-        return pil_decoding.decode(data, channels=3)
+        return pil_decoding.decode_image(data, channels=3)
     except (OSError, pil_decoding.BrokenImageError) as error:
         raise _broken(what, error) from None
 
@@ -245,7 +245,7 @@ class TfdsBoxes(Sequence[BoxImage]):
         return from_tfds(example, record=record)
 
 
-def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxes:
+def open_tfds_boxes(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxes:
     """A split of a data set with boxes that TFDS prepared as array_record, such as voc/2007 or coco/2014.
 
     `name` may be the path of a builder or of a prepared version. Raises DataError where it is not prepared,

@@ -5,7 +5,7 @@ import heapq
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +88,12 @@ def printable(name: str) -> str:
     """The name in characters that can be printed in one line; bytes that are not UTF-8 as \\xff."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The names in one line; the first ones and the last if there are many."""
+    shown = [*names[:8], "...", names[-1]] if len(names) > 10 else names
+    return ", ".join(map(printable, shown))
 
 
 def normalized(name: str, *, what: str) -> str:

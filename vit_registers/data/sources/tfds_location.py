@@ -156,7 +156,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
     if root.exists() and not root.is_dir():
         raise DataError(f"data.data_dir={str(root)!r} is a file: give the folder that data sets lie in")
     if _is_version(root):
-        builder = read(root)
+        builder = read_builder(root)
         found = Name(builder.info.name, builder.info.config_name or None, str(builder.info.version))
         wanted = [(a, b) for a, b in zip(name, found, strict=True) if a is not None]
         if any(a != b for a, b in wanted):
@@ -170,7 +170,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
     versions = _versions(root / name.data)
     folder = _choose(versions, name, root)
     if folder is not None:
-        return read(folder)
+        return read_builder(folder)
     if versions:
         has = ", ".join(str(found) for found in versions)
         raise DataError(
@@ -185,7 +185,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
 def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.DatasetBuilder:
     """The version, or the newest version of the data set or config, in the folder `name`."""
     if _is_version(path):
-        return read(path)
+        return read_builder(path)
     if not name or not path.is_dir():
         _list(path.parent)
         raise _neither(name, setting)
@@ -196,7 +196,7 @@ def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.Dataset
         raise DataError(
             f"{setting}={name!r} holds {f'{has}: name one of them' if has else 'no data set of TFDS'}"
         )
-    return read(list(versions.values())[-1])
+    return read_builder(list(versions.values())[-1])
 
 
 def _is_version(folder: epath.Path) -> bool:
@@ -256,7 +256,7 @@ def _check_unfinished(folder: epath.Path) -> None:
         )
 
 
-def read(folder: epath.Path) -> tfds.core.DatasetBuilder:
+def read_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:
     """The data set of a version folder. Raises DataError where its description is missing or damaged."""
     again = "delete the folder and run vit_registers.prepare again"
     there = {path.name for path in folder.iterdir() if path.is_file()}

@@ -25,7 +25,7 @@ class Part(NamedTuple):
     stop: int
 
 
-def parse(split: str, shard_lengths: Mapping[str, Sequence[int]], *, data: str) -> list[Part]:
+def parse_split(split: str, shard_lengths: Mapping[str, Sequence[int]], *, data: str) -> list[Part]:
     """The parts that the text names, in its order; a part is given twice nowhere.
 
     `shard_lengths` are the numbers of records in each file of each split of the data set called `data`.
