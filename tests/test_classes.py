@@ -141,7 +141,7 @@ def test_without_names_classes_are_compared_by_number(untrained, folders, tmp_pa
         ("01", "abc", "2 of 2 classes that the model was not trained on: '0', '1'; it was trained on 3: 'a'"),
         ("ax", "abcde", "1 of 2 .*: 'x'; it was trained on 5: 'a', 'b', 'c' and 2 more"),
         ("vwxyz", "abcde", "5 of 5 .*: 'v', 'w', 'x' and 2 more;"),
-        ("ba", "aab", "several classes of training are called 'a'"),
+        ("ba", "aab", "several classes of training have the name 'a'"),
     ],
 )
 def test_classes_by_name(names, trained, expected):

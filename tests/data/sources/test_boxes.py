@@ -114,7 +114,7 @@ def test_splits(tmp_path):
 
 
 def test_folders_that_are_missing(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere is not a folder: want root/JPEGImages"):
+    with pytest.raises(DataError, match=r"nowhere is not a folder: the layout must be root/JPEGImages"):
         open_voc(tmp_path / "nowhere")
     (tmp_path / "images").mkdir()
     (tmp_path / "Annotations").mkdir()
@@ -131,14 +131,14 @@ def test_folders_that_are_missing(tmp_path):
         ("<annotation><object>", "a.xml cannot be read as XML"),
         ("", "a.xml cannot be read as XML"),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "a.xml cannot be read as XML"),
-        ("<dataset/>", "a.xml begins with <dataset>, not with <annotation>"),
-        ("<annotation><object/></annotation>", "a.xml has an object with xmin, .* want a box"),
-        (f"<annotation>{voc_object((1, 2, 'x', 4))}</annotation>", "'x'.* want a box"),
-        (f"<annotation>{voc_object((1, 2, 3))}</annotation>", "None.* want a box"),
-        (f"<annotation>{voc_object((3,))}</annotation>", "None.* want a box"),
-        (f"<annotation>{voc_object((1, 2, 'nan', 4))}</annotation>", "want a box"),
-        (f"<annotation>{voc_object((1, 2, 'inf', 4))}</annotation>", "want a box"),
-        (f"<annotation>{voc_object((5, 5, 4, 9))}</annotation>", "want a box"),
+        ("<dataset/>", "a.xml begins with <dataset> instead of <annotation>"),
+        ("<annotation><object/></annotation>", "a.xml has an object with xmin, .* not a box"),
+        (f"<annotation>{voc_object((1, 2, 'x', 4))}</annotation>", "'x'.* not a box"),
+        (f"<annotation>{voc_object((1, 2, 3))}</annotation>", "None.* not a box"),
+        (f"<annotation>{voc_object((3,))}</annotation>", "None.* not a box"),
+        (f"<annotation>{voc_object((1, 2, 'nan', 4))}</annotation>", "not a box"),
+        (f"<annotation>{voc_object((1, 2, 'inf', 4))}</annotation>", "not a box"),
+        (f"<annotation>{voc_object((5, 5, 4, 9))}</annotation>", "not a box"),
     ],
 )
 def test_annotations_that_cannot_be_read(tmp_path, text, message):
@@ -345,5 +345,7 @@ def test_prepared_tfds(tmp_path):
         open_tfds_boxes("toi", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy is prepared as TFRecord files"):
         open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "b", "tfrecord"))
-    with pytest.raises(DataError, match="toy has image, image/filename: want image and objects with bbox"):
+    with pytest.raises(
+        DataError, match="toy has image, image/filename: must have image and objects with bbox"
+    ):
         open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "c", "array_record", has_boxes=False))

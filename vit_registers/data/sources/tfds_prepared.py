@@ -144,7 +144,7 @@ class TfdsData(TFRecordSource):
 
 
 def find_parts(builder: tfds.core.DatasetBuilder, split: str) -> list[Part]:
-    """The parts of the split. Raises DataError for a split that is unknown or empty, or lacks files."""
+    """The parts of the split. Raises DataError for a split that is unknown, empty or lacks files."""
     name, splits = builder.info.name, builder.info.splits
     parts = tfds_splits.parse_split(
         split, {key: info.shard_lengths for key, info in splits.items()}, data=name
@@ -161,10 +161,10 @@ def find_parts(builder: tfds.core.DatasetBuilder, split: str) -> list[Part]:
 
 @contextlib.contextmanager
 def reading(split: str, name: str) -> Iterator[None]:
-    """Turns what fails inside into a DataError."""
+    """A context that turns exceptions into DataError."""
     try:
         yield
-    except Exception as error:  # array_record and the parser raise anything for damaged files
+    except Exception as error:  # array_record and the parser raise many types for damaged files
         raise DataError(
             f"reading split '{split}' of {name} failed: {tfds_location.one_line(error)}; see that all files "
             "of data.data_dir are there and whole, or prepare the data set again"
@@ -174,7 +174,7 @@ def reading(split: str, name: str) -> Iterator[None]:
 def open_records(
     builder: tfds.core.DatasetBuilder, parts: Sequence[Part], *, raw: bool, decoders: Any = None
 ) -> Sequence[Any]:
-    """Random access to the records of array_record files, as serialized or as dicts of features."""
+    """Random access to the records of array_record files: serialized if `raw`, else as dicts of features."""
     method = tfds.decode.DeserializeMethod
     return builder.as_data_source(
         _instruction(parts),
@@ -191,7 +191,7 @@ def _instruction(parts: Sequence[Part]) -> Any:
 
 
 def _flatten(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Features by the keys that they are stored under; in a sequence of dicts, sequences."""
+    """Features by the keys that they are stored under. A sequence of dicts becomes sequences."""
     flat: dict[str, Any] = {}
     for key, feature in features.items():
         if isinstance(feature, tfds.features.FeaturesDict):
@@ -211,7 +211,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def _class_label(feature: Any) -> tfds.features.ClassLabel | None:
-    """The ClassLabel that a feature is, or is a sequence of."""
+    """The feature if it is a ClassLabel, or the ClassLabel that it is a sequence of; else None."""
     one = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
     return one if isinstance(one, tfds.features.ClassLabel) and one.num_classes else None
 
@@ -219,7 +219,7 @@ def _class_label(feature: Any) -> tfds.features.ClassLabel | None:
 def _find(
     fit: Mapping[str, Any], key: str, setting: str, kind: str, name: str, features: Mapping[str, Any]
 ) -> Any:
-    """fit[key]. Raises DataError with the keys that fit."""
+    """fit[key]. Raises DataError, with the keys that fit, if it is missing."""
     if key in fit:
         return fit[key]
     said = f"of {name} is {features[key]}, not {kind}" if key in features else f": {name} has no such feature"
@@ -263,10 +263,10 @@ def _prepare_digits(data_dir: str) -> tfds.core.DatasetBuilder:
         if "://" not in data_dir:
             os.makedirs(data_dir, exist_ok=True)
         builder = Digits(data_dir=data_dir, file_format="array_record")
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it does
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
             builder.download_and_prepare()
     except OSError as error:
-        builder = tfds_location.open_builder("digits", data_dir)  # another process may have been quicker
+        builder = tfds_location.open_builder("digits", data_dir)  # another process may have prepared it first
         if builder is None:
             raise DataError(f"cannot prepare digits in data.data_dir={data_dir!r}: {error}") from None
     return builder
