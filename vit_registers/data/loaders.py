@@ -115,7 +115,8 @@ def open_also_eval(config: Config, loader: Loader) -> dict[str, OtherSplit]:
     Their classes are matched by name to those of data.name, and may be some of them. Raises ConfigError or
     DataError, before any evaluation, for a split that cannot be evaluated.
     """
-    opened, found = {config.data.name: (loader, None)}, {}
+    opened: dict[str, tuple[Loader, np.ndarray | None]] = {config.data.name: (loader, None)}
+    found: dict[str, OtherSplit] = {}
     for entry in config.data.also_eval:
         name, split = entry.split(maxsplit=1)
         if name not in opened:

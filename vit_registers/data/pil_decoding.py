@@ -6,6 +6,7 @@ The tf.data loader decodes plain JPEG and PNG with TensorFlow, to the same pixel
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -60,7 +61,7 @@ def read_size(source: bytes | Path) -> tuple[int, int]:
             raise BrokenImageError from None
 
 
-def _open(file: io.IOBase) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError:

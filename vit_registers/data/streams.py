@@ -7,7 +7,7 @@ against broken images runs once for each chunk (tfdata.py).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -34,9 +34,8 @@ class Share(NamedTuple):
     def positions(self, local_N: tf.Tensor) -> tf.Tensor:
         """The global positions of this process's local positions."""
         local_size = self.batch_size // self.process_count
-        return (
-            local_N // local_size * self.batch_size + self.process_index * local_size + local_N % local_size
-        )
+        place_N = tf.math.floormod(local_N, local_size)
+        return local_N // local_size * self.batch_size + self.process_index * local_size + place_N
 
 
 def train_stream(
@@ -122,8 +121,11 @@ def _train_files(
 
     def epoch_examples(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order_F = tf.random.experimental.stateless_shuffle(tf.range(len(files)), epoch_seed)
-        buffer_seed = tf.random.stateless_uniform([], epoch_seed, None, None, tf.int64)
+        order_F = tf.random.experimental.stateless_shuffle(  # pyright: ignore[reportAttributeAccessIssue]
+            tf.range(len(files)), epoch_seed
+        )
+        no_limit: Any = None  # all integers
+        buffer_seed: Any = tf.random.stateless_uniform([], epoch_seed, no_limit, no_limit, tf.int64)
         examples = _read_files(files, order_F, cycle=_PARALLEL_READS)
         examples = examples.shuffle(min(shuffle_buffer, number), seed=buffer_seed)
         examples = tf.data.Dataset.zip(tf.data.Dataset.range(epoch * number, (epoch + 1) * number), examples)

@@ -8,6 +8,7 @@ import contextlib
 import re
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from vit_registers.data import order, streams
 from vit_registers.data.batch import Batch
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import catalog
+from vit_registers.data.ops.pixel_ops import fold_in
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.sources.base import MAX_LABELS, check_labels
 from vit_registers.data.sources.catalog import open_data_source
@@ -138,6 +140,7 @@ class TfdataLoader:
         options.threading.max_intra_op_parallelism = 1  # parallel over images, not within one
         dataset = decoded.rebatch(local_size).prefetch(2).with_options(options)
         try:
+            columns: Any
             for columns in dataset.as_numpy_iterator():
                 yield self._to_batch(columns, split, setting)
         except tf.errors.OpError as error:
@@ -194,9 +197,7 @@ def _guarded(
     blank_HxWxC = tf.zeros(target, tf.uint8)
 
     def one(place: tf.Tensor, data: tf.Tensor, position: tf.Tensor) -> Chunk:
-        image_HxWxC = process(
-            data, tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
-        )
+        image_HxWxC = process(data, fold_in(tf.constant([seed, 0], tf.int64), position))
         size = tf.shape(image_HxWxC)[:2]
         fits = tf.reduce_all(size == [target.height, target.width])
         image_HxWxC = tf.ensure_shape(tf.cond(fits, lambda: image_HxWxC, lambda: blank_HxWxC), target)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.crops import central_crop, inception_crop, random_crop, random_resized_crop
 from vit_registers.data.ops.decode import Example, Op, decode
-from vit_registers.data.ops.pixel_ops import PixelOp, compiled, draw, flip
+from vit_registers.data.ops.pixel_ops import PixelOp, compiled, draw, flip, fold_in
 from vit_registers.data.ops.randaugment import randaugment
 from vit_registers.data.ops.resize import resize, resize_small
 from vit_registers.data.ops.strings import Target
@@ -110,4 +110,4 @@ def _compiled_stage(row: list[tuple[int, PixelOp]], target: Target) -> Op:
 
 
 def _fold(seed: tf.Tensor, place: int) -> tf.Tensor:
-    return tf.random.experimental.stateless_fold_in(seed, tf.constant(place, tf.int64))
+    return fold_in(seed, tf.constant(place, tf.int64))

@@ -9,6 +9,8 @@ numerator: this changes no result, and keeps rounding errors from lowering a who
 import numpy as np
 import tensorflow as tf
 
+from vit_registers.data.ops.pixel_ops import static_shape
+
 _NUM_LEVELS = 256
 
 
@@ -39,7 +41,7 @@ def gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
     """
     r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.float32) * (1.0 / 255.0), axis=-1)
     gray_HxW = _product(0.2989, r) + _product(0.587, g) + _product(0.114, b)
-    return tf.cast(gray_HxW * 255.5, tf.uint8)[..., None]
+    return tf.expand_dims(tf.cast(gray_HxW * 255.5, tf.uint8), -1)
 
 
 def mean_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
@@ -47,9 +49,10 @@ def mean_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
 
     It is the mean that torchvision's adjust_contrast uses for 8-bit tensors.
     """
+    height, width, _ = static_shape(image_HxWx3)
     r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.float32), axis=-1)
     gray_HxW = tf.cast((2989.0 * r + 5870.0 * g + 1140.0 * b + 0.5) / 10000.0, tf.int32)
-    return tf.cast(tf.reduce_sum(gray_HxW), tf.float32) / float(np.prod(gray_HxW.shape))
+    return tf.cast(tf.reduce_sum(gray_HxW), tf.float32) / float(height * width)
 
 
 def autocontrast(image_HxWxC: tf.Tensor) -> tf.Tensor:
@@ -59,7 +62,7 @@ def autocontrast(image_HxWxC: tf.Tensor) -> tf.Tensor:
     the code of arXiv:2205.01580; PIL's ImageOps.autocontrast computes in float64. Where the exact value is a
     whole number, such as 255 for `high`, both can be lower by one level. A channel of one level is unchanged.
     """
-    height, width, channels = image_HxWxC.shape
+    height, width, channels = static_shape(image_HxWxC)
     rows = tf.reshape(image_HxWxC, [height, width * channels])
     low_C = tf.reduce_min(tf.reshape(tf.reduce_min(rows, 0), [width, channels]), 0)
     high_C = tf.reduce_max(tf.reshape(tf.reduce_max(rows, 0), [width, channels]), 0)
@@ -128,7 +131,7 @@ def sharpen(image_HxWxC: tf.Tensor, factor: float) -> tf.Tensor:
     code of arXiv:2205.01580; PIL rounds it. That code sums in float32 and loses a level for some whole
     numbers, so that one in 400 levels of a photograph differs from it.
     """
-    height, width, channels = image_HxWxC.shape
+    height, width, channels = static_shape(image_HxWxC)
     rows = tf.reshape(image_HxWxC, [height, width * channels])
     level = tf.cast(rows, tf.int32)
     inner = level[1:-1, channels:-channels]

@@ -61,6 +61,7 @@ def pil_resize(
     def apply(image_HxWxC: tf.Tensor, sides: tf.Tensor) -> tf.Tensor:
         height, width, _ = tf.unstack(tf.shape(image_HxWxC), num=3)
         channels = image_HxWxC.shape[-1]
+        assert channels is not None
         pad_height, pad_width = tf.unstack(tf.gather(_SIDES, tf.searchsorted(_SIDES, [height, width])))
         rows = tf.reshape(image_HxWxC, [height, width * channels])
         rows = tf.concat([rows, tf.zeros([height, (pad_width - width) * channels], tf.uint8)], 1)
@@ -92,7 +93,9 @@ def _combine(
 
     TensorFlow transposes words far faster than bytes. The places of the bytes are the same for every row.
     """
-    level_OxCxTxV = tf.bitwise.right_shift(tf.gather(words_JxV, word_OxCxT), shift_OxCxT[..., None]) & 255
+    level_OxCxTxV = (
+        tf.bitwise.right_shift(tf.gather(words_JxV, word_OxCxT), tf.expand_dims(shift_OxCxT, -1)) & 255
+    )
     sum_OxCxV = tf.reduce_sum(level_OxCxTxV * weight_OxT[:, None, :, None], 2) + 2 ** (_BITS - 1)
     level_OxCxV = tf.cast(tf.clip_by_value(tf.bitwise.right_shift(sum_OxCxV, _BITS), 0, 255), tf.uint8)
     return tf.reshape(level_OxCxV, [-1, tf.shape(words_JxV)[1]])

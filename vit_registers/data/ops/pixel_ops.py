@@ -19,6 +19,13 @@ class PixelOp(NamedTuple):
     apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
+def static_shape(image_HxWxC: tf.Tensor) -> tuple[int, int, int]:
+    """(height, width, channels) of an image whose shape is known when it is traced."""
+    height, width, channels = image_HxWxC.shape
+    assert height is not None and width is not None and channels is not None, image_HxWxC.shape
+    return height, width, channels
+
+
 def flip(target: Target) -> PixelOp:
     """The image or, with probability 1/2, its mirror image (left and right exchanged)."""
     del target
@@ -27,6 +34,11 @@ def flip(target: Target) -> PixelOp:
         return tf.where(draw_1[0] < 0.5, image_HxWxC[:, ::-1], image_HxWxC)
 
     return PixelOp(1, apply)
+
+
+def fold_in(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """A new seed, int64 of shape [2], from a seed and a number."""
+    return tf.random.experimental.stateless_fold_in(seed, number)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def draw(op: PixelOp, seed: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from vit_registers.config import lookup
 from vit_registers.data.ops import color, warps
-from vit_registers.data.ops.pixel_ops import PixelOp
+from vit_registers.data.ops.pixel_ops import PixelOp, static_shape
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.ops.warps import Affine
 from vit_registers.errors import ConfigError
@@ -48,12 +48,12 @@ def randaugment(target: Target, num_ops: int = 2, magnitude: int = 10, contrast:
 
 def operation_index(draw_3: tf.Tensor) -> tf.Tensor:
     """The index in OPERATIONS that the draws choose, int32."""
-    return tf.cast(draw_3[..., 0] * len(OPERATIONS), tf.int32)
+    return tf.cast(tf.gather(draw_3, 0, axis=-1) * len(OPERATIONS), tf.int32)
 
 
 def sign_index(draw_2: tf.Tensor) -> tf.Tensor:
     """0 (plus) or 1 (minus), equally likely, int32."""
-    return tf.cast(draw_2[..., 0] < 0.5, tf.int32)
+    return tf.cast(tf.gather(draw_2, 0, axis=-1) < 0.5, tf.int32)
 
 
 def cutout_center(draw_2: tf.Tensor, height: int, width: int) -> tf.Tensor:
@@ -68,7 +68,7 @@ def contrast_released(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -
     image (github.com/google-research/big_vision/issues/109).
     """
     del draw_2
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     return _enhanced(image_HxWx3, min(height * width // 256, 255), level)
 
 
@@ -99,19 +99,19 @@ def _solarize(image_HxWx3: tf.Tensor, level: float) -> tf.Tensor:
 
 
 def _cutout(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     return warps.cutout(image_HxWx3, cutout_center(draw_2, height, width), int(level * 40))
 
 
 def _rotate(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     return _warped(image_HxWx3, level * 30, draw_2, lambda degrees: warps.rotation(degrees, height, width))
 
 
 def _warped(
     image_HxWx3: tf.Tensor, amount: float, draw_2: tf.Tensor, matrix: Callable[[float], Affine]
 ) -> tf.Tensor:
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     sources = [warps.affine_source(matrix(signed), height, width) for signed in (amount, -amount)]
     return warps.warp(image_HxWx3, sources, sign_index(draw_2))
 

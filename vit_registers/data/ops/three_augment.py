@@ -52,7 +52,7 @@ def color_jitter(target: Target, brightness: float, contrast: float, saturation:
 
     def apply(image_HxWx3: tf.Tensor, draw_4: tf.Tensor) -> tf.Tensor:
         order_3 = tf.gather(_ORDERS, tf.cast(draw_4[3] * len(_ORDERS), tf.int32))
-        return jitter(image_HxWx3, low_3 + width_3 * draw_4[:3], order_3)
+        return jitter(image_HxWx3, tf.constant(low_3) + width_3 * draw_4[:3], order_3)
 
     return PixelOp(4, apply)
 
@@ -91,6 +91,7 @@ def gaussian_blur(image_HxWxC: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
     """
     weight_3 = _box_weights(radius)
     channels = image_HxWxC.shape[-1]
+    assert channels is not None
     rows = tf.reshape(image_HxWxC, [tf.shape(image_HxWxC)[0], -1])
     for _ in range(_BLUR_PASSES):
         edges = [rows[:, :channels]] * 2, [rows[:, -channels:]] * 2

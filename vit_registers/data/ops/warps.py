@@ -8,6 +8,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from vit_registers.data.ops.pixel_ops import static_shape
+
 FILL = 128
 Affine = tuple[float, float, float, float, float, float]
 
@@ -17,7 +19,7 @@ def warp(image_HxWxC: tf.Tensor, sources: list[np.ndarray], index: tf.Tensor) ->
 
     Constant tables are exact under XLA too, and several times faster than coordinates computed per image.
     """
-    height, width, channels = image_HxWxC.shape
+    height, width, channels = static_shape(image_HxWxC)
     pixels = tf.reshape(image_HxWxC, [height * width, channels])
     pixels = tf.concat([pixels, tf.fill([1, channels], tf.constant(FILL, tf.uint8))], 0)
     # tf.gather: XLA takes the index of a slice for a constant, and would compile again for each
@@ -56,7 +58,7 @@ def cutout(image_HxWxC: tf.Tensor, center_2: tf.Tensor, pad: int) -> tf.Tensor:
 
     The square covers the rows from y - pad to y + pad, exclusive, and likewise the columns, within the image.
     """
-    height, width, _ = image_HxWxC.shape
+    height, width, _ = static_shape(image_HxWxC)
     y_Hx1, x_1xW = tf.range(height)[:, None] - center_2[0], tf.range(width)[None] - center_2[1]
     is_covered_HxW = (y_Hx1 >= -pad) & (y_Hx1 < pad) & (x_1xW >= -pad) & (x_1xW < pad)
     return tf.where(is_covered_HxW[..., None], tf.constant(FILL, tf.uint8), image_HxWxC)

@@ -90,6 +90,7 @@ def read_image(record: BoxImage) -> np.ndarray:
     what = record.path or record.name
     try:
         data = record.encoded if record.path is None else record.path.read_bytes()
+        assert data is not None, record.name
         return pil_decoding.decode_image(data, channels=3)
     except (OSError, pil_decoding.BrokenImageError) as error:
         raise _broken(what, error) from None
@@ -247,7 +248,7 @@ class TfdsBoxes(Sequence[BoxImage]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, record: int) -> BoxImage:
+    def __getitem__(self, record: int) -> BoxImage:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= record < len(self):
             raise IndexError(record)
         with self._reading():
@@ -271,14 +272,15 @@ def open_tfds_boxes(name: str, split: str, *, data_dir: str | None = None) -> Tf
         where = tfds_location.full_data_dir(data_dir)
         run = f"run 'python -m vit_registers.prepare --name={name} --data_dir={where}'"
         raise DataError(f"{name} is not prepared in {where}: {run}")
-    features = dict(builder.info.features)
+    info: Any = builder.info  # whose types allow None everywhere
+    features: dict[str, Any] = dict(info.features)
     inside = getattr(features.get("objects"), "feature", None)  # of a sequence
     has_boxes = isinstance(inside, tfds.features.FeaturesDict) and "bbox" in inside
     if not has_boxes or not isinstance(features.get("image"), tfds.features.Image):
         raise DataError(
             f"{name} has {', '.join(sorted(features))}: must have image and objects with bbox, as in voc/2007"
         )
-    if builder.info.file_format.value != "array_record":
+    if info.file_format.value != "array_record":
         raise DataError(
             f"{name} is prepared as TFRecord files: delete {builder.data_dir}, and run 'python -m "
             f"vit_registers.prepare --name={name}' with its --data_dir"

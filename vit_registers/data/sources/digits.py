@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -23,7 +24,7 @@ def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     example (index % 5 == 4) belongs to the test split. The original order is kept. The arrays are read-only.
     """
     assert split in SPLITS, split
-    digits = load_digits()
+    digits: Any = load_digits()
     image_NxHxWxC = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     is_test_N = np.arange(len(digits.target)) % 5 == 4
     chosen_N = is_test_N if split == "test" else ~is_test_N

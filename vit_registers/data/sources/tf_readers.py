@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -104,10 +105,10 @@ def parse_examples(
     image = tf.io.FixedLenFeature([], tf.string)
     if not has_several_labels:
         label = tf.io.FixedLenFeature([], tf.int64)
-        parsed = tf.io.parse_example(serialized_N, {image_key: image, label_key: label})
+        parsed: Any = tf.io.parse_example(serialized_N, {image_key: image, label_key: label})
         return parsed[image_key], tf.cast(parsed[label_key], tf.int32)
     labels = tf.io.RaggedFeature(tf.int64)
-    parsed = tf.io.parse_example(serialized_N, {image_key: image, label_key: labels})
+    parsed: Any = tf.io.parse_example(serialized_N, {image_key: image, label_key: labels})
     label_NxK = parsed[label_key]
     is_short = tf.reduce_all(label_NxK.row_lengths() <= MAX_LABELS)
     tf.debugging.Assert(is_short, [f"an image of {name} has more than {MAX_LABELS} labels"])

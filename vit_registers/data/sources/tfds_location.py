@@ -77,6 +77,7 @@ def parse_name(name: str, setting: str = "data.name") -> Name:
     """The parsed name, or that of the builder in the file or folder `name`, which is not executed."""
     match, path = _NAME.fullmatch(name), as_path(name)
     if path is None:
+        assert match is not None, name
         return Name(naming.camelcase_to_snakecase(match["data"]), match["config"], match["version"])
     script = find_script(path)
     if script is None or not script.is_file():
@@ -120,9 +121,9 @@ def _name_in(script: epath.Path) -> str:
 def _given_name(node: ast.ClassDef) -> str | None:
     """The text that the class assigns to `name`."""
     for item in node.body:
-        targets = [ast.unparse(target) for target in item.targets] if isinstance(item, ast.Assign) else []
-        if targets == ["name"] and isinstance(item.value, ast.Constant):
-            return str(item.value.value)
+        match item:
+            case ast.Assign(targets=[ast.Name(id="name")], value=ast.Constant(value=value)):
+                return str(value)
     return None
 
 
@@ -233,7 +234,7 @@ def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> e
     fitting = [
         folder
         for found, folder in versions.items()
-        if found.config == config and re.fullmatch(pattern, found.version)
+        if found.config == config and re.fullmatch(pattern, found.version or "")
     ]
     return fitting[-1] if fitting else None
 

@@ -1,10 +1,8 @@
 """The source of prepared TFDS data sets: features, splits, files, records. No TensorFlow until it streams."""
 
 import contextlib
-import functools
 import io
 import logging
-import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -49,7 +47,8 @@ class TfdsData(TFRecordSource):
         """None selects the default key. Raises DataError if a feature is missing or has an unfit type."""
         self._builder = builder
         self.name = builder.info.name
-        features = dict(sorted(_flatten(builder.info.features).items()))
+        info: Any = builder.info  # whose types allow None everywhere
+        features = dict(sorted(_flatten(info.features).items()))
         self.image_key = _IMAGE if image_key is None else image_key
         default = next((key for key in _LABELS if key in features), _LABELS[-1])
         self.label_name = default if label_key is None else label_key
@@ -59,11 +58,11 @@ class TfdsData(TFRecordSource):
         label = _find(labels, self.label_name, "label_key", "a ClassLabel", self.name, features)
         self.num_channels: int | None = image.shape[-1]
         self.has_several_labels = label is not _class_label(label)
-        label = _class_label(label)
+        label: Any = _class_label(label)
         self.class_names = tuple(label.names or map(str, range(label.num_classes)))
         self._image = tfds.features.FeaturesDict({self.image_key: image})
         self._label = tfds.features.FeaturesDict({self.label_name: label})
-        self._format = builder.info.file_format.value
+        self._format = info.file_format.value
         if self._format not in ("array_record", "tfrecord"):
             raise DataError(
                 f"{builder.data_path} has {self._format} files: delete the folder and prepare it as "
@@ -171,9 +170,7 @@ def reading(split: str, name: str) -> Iterator[None]:
         ) from None
 
 
-def open_records(
-    builder: tfds.core.DatasetBuilder, parts: Sequence[Part], *, raw: bool, decoders: Any = None
-) -> Sequence[Any]:
+def open_records(builder: Any, parts: Sequence[Part], *, raw: bool, decoders: Any = None) -> Sequence[Any]:
     """Random access to the records of array_record files: serialized if `raw`, else as dicts of features."""
     method = tfds.decode.DeserializeMethod
     return builder.as_data_source(
@@ -184,13 +181,13 @@ def open_records(
 
 
 def _instruction(parts: Sequence[Part]) -> Any:
-    return functools.reduce(
-        operator.add,
-        [tfds.core.ReadInstruction(part.name, from_=part.start, to=part.stop, unit="abs") for part in parts],
+    first, *others = (
+        tfds.core.ReadInstruction(part.name, from_=part.start, to=part.stop, unit="abs") for part in parts
     )
+    return sum(others, first)
 
 
-def _flatten(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(features: Any, prefix: str = "") -> dict[str, Any]:
     """Features by the keys that they are stored under. A sequence of dicts becomes sequences."""
     flat: dict[str, Any] = {}
     for key, feature in features.items():

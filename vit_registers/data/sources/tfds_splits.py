@@ -83,7 +83,8 @@ def _bounds(match: re.Match[str], where: str, lengths: Sequence[int]) -> tuple[i
     if unit != "%" and any(number is not None and not number.is_integer() for number in numbers):
         raise DataError(f"{where} has a bound that is not a whole number: only % may have a fraction")
     if len(texts) == 1:  # one file
-        numbers.append(numbers[0] + 1 if numbers[0] != -1 else None)
+        (number,) = numbers
+        numbers.append(None if number is None or number == -1 else number + 1)
     start, stop = (
         None if number is None else _record(number, unit, where, match["name"], lengths) for number in numbers
     )
