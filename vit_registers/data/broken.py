@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_registers.config import Data, lookup
 from vit_registers.data import pil_decoding
-from vit_registers.data.sources.base import Source
+from vit_registers.data.sources.base import DataSource
 from vit_registers.errors import DataError
 
 POLICIES = {"stop": True, "skip": False}  # whether the run ends
@@ -30,7 +30,7 @@ class BrokenImages:
         return len(self._names)
 
     def decode(
-        self, source: Source, split: str, record: int, read: Callable[[int], bytes], *, channels: int
+        self, source: DataSource, split: str, record: int, read: Callable[[int], bytes], *, channels: int
     ) -> np.ndarray | None:
         """The image uint8 HxWxC, or None after it was reported as broken; `read` is its image_reader."""
         try:

@@ -19,7 +19,7 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.on_device import MEMORY_OPS
 from vit_registers.data.ops.strings import Target
-from vit_registers.data.sources.base import Source
+from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.catalog import open_data_source
 from vit_registers.errors import ConfigError, DataError
 
@@ -138,7 +138,7 @@ class MemoryLoader:
         return self._resident[key]
 
 
-def _check_source(source: Source, name: str) -> None:
+def _check_source(source: DataSource, name: str) -> None:
     """Raises DataError for a data set that this loader cannot read."""
     if source.tfrecords is not None:
         raise DataError(
@@ -150,7 +150,7 @@ def _check_source(source: Source, name: str) -> None:
 
 
 def _load(
-    source: Source,
+    source: DataSource,
     split: str,
     target: Target,
     broken: BrokenImages,

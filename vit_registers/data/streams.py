@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from vit_registers.data import order
 from vit_registers.data.order import Order
-from vit_registers.data.sources.base import RecordFile, Source, TFRecordSource
+from vit_registers.data.sources.base import DataSource, RecordFile, TFRecordSource
 from vit_registers.data.sources.tf_readers import CHUNK
 from vit_registers.errors import ConfigError, DataError
 
@@ -39,7 +39,7 @@ class Share(NamedTuple):
 
 
 def train_stream(
-    source: Source, split: str, share: Share, training: Order, *, start_step: int, buffer: int
+    source: DataSource, split: str, share: Share, training: Order, *, start_step: int, buffer: int
 ) -> tf.data.Dataset:
     """The endless stream of chunks from the first example of step `start_step` on.
 
@@ -58,7 +58,7 @@ def train_stream(
     return _train_files(tfrecords, split, share, start=start, seed=training.seed, shuffle_buffer=buffer)
 
 
-def eval_stream(source: Source, split: str, share: Share) -> tf.data.Dataset:
+def eval_stream(source: DataSource, split: str, share: Share) -> tf.data.Dataset:
     """The stream of this process's share of the split, in order, each example once."""
     tfrecords = source.tfrecords
     if tfrecords is not None:
@@ -75,7 +75,7 @@ def eval_stream(source: Source, split: str, share: Share) -> tf.data.Dataset:
     return _by_record(source, split, share, tf.data.Dataset.range(number), lambda position_N: position_N)
 
 
-def num_eval_batches(source: Source, split: str, share: Share) -> int:
+def num_eval_batches(source: DataSource, split: str, share: Share) -> int:
     """The number of batches that every process yields: that of the process with the most examples."""
     number = source.num_examples(split)
     if source.tfrecords is None:
@@ -88,7 +88,7 @@ def num_eval_batches(source: Source, split: str, share: Share) -> int:
 
 
 def _by_record(
-    source: Source,
+    source: DataSource,
     split: str,
     share: Share,
     local: tf.data.Dataset,

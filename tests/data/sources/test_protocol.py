@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_registers.data.loaders import open_data
 from vit_registers.data.sources import catalog
-from vit_registers.data.sources.base import Source
+from vit_registers.data.sources.base import DataSource
 from vit_registers.errors import DataError
 
 LOADERS = ("folder", "memory_folder")
@@ -25,7 +25,7 @@ def encoded(record):
     return file.getvalue()
 
 
-class Shards(Source):
+class Shards(DataSource):
     """Images in two shards of bytes with an index of offsets, as a tar archive or a column of a table is."""
 
     class_names = ("ant", "bee", "cow")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_LABELS = 32  # K: of one image; ImageNet-ReaL has fewer
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """A data set: splits of encoded images with labels.
 
     A new source subclasses this protocol and implements the methods that have no default; both loaders then
@@ -65,7 +65,7 @@ class RecordFile(NamedTuple):
     first: int
 
 
-class TFRecordSource(Source, Protocol):
+class TFRecordSource(DataSource, Protocol):
     """A source in TFRecord files, which are read in order."""
 
     name: str  # as errors name it
@@ -79,7 +79,7 @@ class TFRecordSource(Source, Protocol):
         ...
 
 
-def check_labels(source: Source, split: str, record_N: Iterable[int], label_N: Iterable[int]) -> None:
+def check_labels(source: DataSource, split: str, record_N: Iterable[int], label_N: Iterable[int]) -> None:
     """Raises DataError for a label that is not a class, such as the -1 of test sets without labels."""
     for record, label in zip(record_N, label_N, strict=True):
         if not 0 <= label < len(source.class_names):

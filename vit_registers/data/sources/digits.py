@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from vit_registers.config import Data, nearest
 from vit_registers.data.broken import BrokenImages
-from vit_registers.data.sources.base import Source, check_feature_keys
+from vit_registers.data.sources.base import DataSource, check_feature_keys
 from vit_registers.errors import DataError
 
 SPLITS = ("train", "test")
@@ -34,7 +34,7 @@ def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     return image_NxHxWxC, label_N
 
 
-class DigitsSource(Source):
+class DigitsSource(DataSource):
     """The digits as scikit-learn holds them."""
 
     class_names = CLASS_NAMES
@@ -65,7 +65,7 @@ def _load_known(split: str) -> tuple[np.ndarray, np.ndarray]:
     return load_split(split)
 
 
-def open_digits(data: Data, channels: int, broken: BrokenImages) -> Source:
+def open_digits(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     """The digits: for data.loader='memory' straight from scikit-learn, else as a data set of TFDS.
 
     The latter also has parts of splits, such as 'train[:10%]'. It is prepared in data.data_dir on first use.

@@ -14,7 +14,7 @@ import numpy as np
 from vit_registers.config import Data, nearest
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources import listing
-from vit_registers.data.sources.base import Source, check_feature_keys
+from vit_registers.data.sources.base import DataSource, check_feature_keys
 from vit_registers.data.sources.listing import LeftOut, printable, shortened
 from vit_registers.errors import ConfigError, DataError
 
@@ -26,7 +26,7 @@ _LAYOUT = f"the layout must be root/<split>/<class>/* ({listing.SUFFIXES_TEXT})"
 _logger = logging.getLogger(__name__)
 
 
-class Folder(Source):
+class Folder(DataSource):
     """The data set under `root`, with the layout root/<split>/<class>/**: images at any depth of a class.
 
     A class has the same label in every split: its index in the sorted class names of the given splits. Names
@@ -217,7 +217,7 @@ def _log_left_out(folder: Path, left_out: LeftOut) -> None:
         _logger.warning("%s: left out %s", printable(str(folder)), left_out)
 
 
-def open_folder(data: Data, channels: int, broken: BrokenImages) -> Source:
+def open_folder(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     """The folder data.data_dir, with the classes of the splits that the settings name.
 
     Raises ConfigError if data.data_dir is not set or keys of features are, DataError as Folder does.
@@ -229,7 +229,7 @@ def open_folder(data: Data, channels: int, broken: BrokenImages) -> Source:
     return Folder(root, splits, broken)
 
 
-def open_image_tree(data: Data, channels: int, broken: BrokenImages) -> Source:
+def open_image_tree(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     """All images under data.data_dir. Raises errors as `open_folder` does."""
     del channels
     return ImageTree(_data_dir(data), broken)
