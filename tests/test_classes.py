@@ -11,7 +11,7 @@ import vit_registers
 from vit_registers.config import Config, Data, InitFrom, Model
 from vit_registers.data.batch import Batch, relabel
 from vit_registers.data.class_names import match
-from vit_registers.data.loaders import open_data, open_others
+from vit_registers.data.loaders import open_also_eval, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluate import evaluate
 from vit_registers.loading import check_kept_head
@@ -141,7 +141,7 @@ def test_without_names_classes_are_compared_by_number(untrained, folders, tmp_pa
         ("01", "abc", "2 of 2 classes that the model was not trained on: '0', '1'; it was trained on 3: 'a'"),
         ("ax", "abcde", "1 of 2 .*: 'x'; it was trained on 5: 'a', 'b', 'c' and 2 more"),
         ("vwxyz", "abcde", "5 of 5 .*: 'v', 'w', 'x' and 2 more;"),
-        ("ba", "aab", "several classes of training are called 'a'"),
+        ("ba", "aab", "several classes of training have the name 'a'"),
     ],
 )
 def test_classes_by_name(names, trained, expected):
@@ -157,7 +157,7 @@ def test_other_data_that_are_evaluated_while_training_are_matched_by_name(folder
     data = dataclasses.replace(_config(folders("3", "1")).data, name="digits", eval_split="test")
     model = dataclasses.replace(_config("").model, num_classes=10)
     config = Config(model=model, data=dataclasses.replace(data, also_eval=("digits train", "folder val")))
-    others = open_others(config, open_data(config))
+    others = open_also_eval(config, open_data(config))
     assert others["digits:train"].table is None
     assert others["folder:val"].table.tolist() == [1, 3]
     assert "data 'folder' has 2 of the 10 classes" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def evaluate(
         )
     loader = open_data(config)
     check_memory(config, mesh, is_training=False)
-    table = check_classes(config, loader, loading.trained_names(run, step))
+    table = check_classes(loader, config.model.num_classes, loading.trained_names(run, step))
     with jax.set_mesh(mesh):
         graphdef, values = loading.read_model(run, step, config.model, mesh, params=params)
         started = time.monotonic()

@@ -30,15 +30,14 @@ from etils import epath
 from vit_registers import cli
 from vit_registers.config import nearest
 from vit_registers.data.sources import tfds_location, tfds_prepared
+from vit_registers.data.sources.catalog import SOURCES
 from vit_registers.errors import DataError
-
-_NEED_NOTHING = ("digits", "folder", "images")
 
 
 def main() -> None:
     """The command line."""
     name, data_dir = flags.FLAGS.name, flags.FLAGS.data_dir
-    if name in _NEED_NOTHING:
+    if name in SOURCES:
         raise DataError(f"--name={name}: it is read without being prepared")
     data_dir = str(tfds_location.full_data_dir(data_dir))
     if "://" not in data_dir:
@@ -152,7 +151,7 @@ def _line(error: BaseException, script: Path) -> str:
 
 def _check(folder: epath.Path) -> None:
     """Raises DataError for a folder that was prepared, but is not whole or is of TFRecord files."""
-    builder = tfds_location.read(folder)
+    builder = tfds_location.read_builder(folder)
     for split, info in builder.info.splits.items():
         if info.num_examples:
             tfds_prepared.find_parts(builder, split)

@@ -29,7 +29,7 @@ from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.batch import relabel
-from vit_registers.data.loaders import Loader, Other, check_classes, open_data, open_others
+from vit_registers.data.loaders import Loader, OtherSplit, check_classes, open_also_eval, open_data
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import TrainingError
 from vit_registers.evaluation.classification import make_evaluate
@@ -83,7 +83,8 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data))
-        check_classes(config, loader)  # of a run that is resumed, its own have been compared by name
+        # the names of a resumed run's classes were compared when its folder was opened
+        check_classes(loader, config.model.num_classes)
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
@@ -139,7 +140,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
 
 
-def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
+def open_splits(config: Config) -> tuple[Loader, dict[str, OtherSplit], TrainedOn]:
     """The data set, the splits of data.also_eval, and what is trained on.
 
     Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
@@ -147,7 +148,7 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
     """
     loading.check_choices(config.init_from)
     loader = open_data(config)
-    others = open_others(config, loader)
+    others = open_also_eval(config, loader)
     loader.num_examples(config.data.eval_split)
     number = loader.num_examples(config.data.train_split)
     names = loader.class_names
@@ -215,7 +216,7 @@ def make_evaluators(
     config: Config,
     setup: Setup,
     loader: Loader,
-    others: dict[str, Other],
+    others: dict[str, OtherSplit],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
     """What is evaluated: the parameters that count on data.eval_split, under the split's name, then on the
@@ -224,7 +225,7 @@ def make_evaluators(
     evaluate = make_evaluate(config, setup.graphdef, mesh)
     layout, counting = sharding.batch_sharding(mesh), averages.counting_params(config.optimizer)
 
-    def evaluator(one: Other, field: str) -> Callable[[TrainState], dict[str, float]]:
+    def evaluator(one: OtherSplit, field: str) -> Callable[[TrainState], dict[str, float]]:
         def of(state: TrainState) -> dict[str, float]:
             batches = relabel(one.loader.eval_batches(one.split, layout), one.table)
             return evaluate(getattr(state, field), batches)
@@ -232,7 +233,7 @@ def make_evaluators(
         return of
 
     split = config.data.eval_split
-    own = Other(loader, split, None)
+    own = OtherSplit(loader, split, None)
     evaluators = {split: evaluator(own, counting)}
     if config.optimizer.ema_decay is not None:
         evaluators[f"{split}_ema"] = evaluator(own, "ema")

@@ -219,7 +219,7 @@ def test_truncated_files_are_the_same_in_both_loaders(channels, loaded):
 @pytest.mark.parametrize("name", [*GOOD, "png_large", "tif_float"])
 def test_parts_are_of_the_same_pixels(name, files):
     tf = pytest.importorskip("tensorflow")
-    from vit_registers.data import decoding
+    from vit_registers.data.ops import decode as decoding
     from vit_registers.data.ops.strings import Target
 
     for channels in (1, 3):
@@ -252,7 +252,7 @@ def test_images_with_boxes_are_decoded_alike(name):
 )
 def test_refusals_say_why(name, reason):
     with pytest.raises(pil_decoding.BrokenImageError, match=reason):
-        pil_decoding.decode(BAD[name], channels=3)
+        pil_decoding.decode_image(BAD[name], channels=3)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_refusals_say_why(name, reason):
 def test_a_rotation_in_exif_is_ignored_but_for_tiff(suffix, is_turned):
     data = saved(COLOR, suffix, exif=SIDEWAYS)
     sides = (WIDTH, HEIGHT) if is_turned else (HEIGHT, WIDTH)
-    assert pil_decoding.decode(data, channels=3).shape == (*sides, 3)
+    assert pil_decoding.decode_image(data, channels=3).shape == (*sides, 3)
     assert pil_decoding.read_size(data) == sides[::-1]
 
 
@@ -269,5 +269,5 @@ def test_a_rotation_in_exif_is_ignored_but_for_tiff(suffix, is_turned):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_of_several_jpegs_in_a_file_the_first_is_taken(image, channels):
     data = saved(image, "MPO", save_all=True, append_images=[Image.eval(image, lambda value: 255 - value)])
-    found = pil_decoding.decode(data, channels=channels)
-    np.testing.assert_array_equal(found, pil_decoding.decode(saved(image, "JPEG"), channels=channels))
+    found = pil_decoding.decode_image(data, channels=channels)
+    np.testing.assert_array_equal(found, pil_decoding.decode_image(saved(image, "JPEG"), channels=channels))

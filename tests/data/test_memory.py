@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vit_registers.config import Config, Data, Model
-from vit_registers.data import memory
 from vit_registers.data.loaders import open_data
+from vit_registers.data.ops.on_device import MEMORY_OPS
 from vit_registers.data.ops.strings import Target
-from vit_registers.data.sources.digits import arrays
+from vit_registers.data.sources import digits
 from vit_registers.errors import ConfigError
 
 
@@ -53,7 +53,7 @@ def test_random_crop_shifts_and_fills_with_zeros():
     image = np.random.default_rng(0).integers(1, 256, (1, 6, 6, 1), dtype=np.uint8)
     padded = np.pad(image[0], [(2, 2), (2, 2), (0, 0)])
     parts = {padded[y : y + 6, x : x + 6].tobytes(): (y, x) for y in range(5) for x in range(5)}
-    out = memory.random_crop(Target(6, 6, 1), 2)(np.repeat(image, 1000, 0), jax.random.key(0))
+    out = MEMORY_OPS["random_crop"](Target(6, 6, 1), 2)(np.repeat(image, 1000, 0), jax.random.key(0))
     counts = np.zeros((5, 5), int)
     for part in np.asarray(out):
         counts[parts[part.tobytes()]] += 1
@@ -79,14 +79,15 @@ def test_larger_images_are_cropped_in_memory(make_loader, device, small):
         }
         found.add(parts[image.tobytes()])
     assert len(found) == 9
-    with pytest.raises(ConfigError, match="central_crop of images that are 8 x 8 there: want 10 x 10"):
+    message = "central_crop: its input images are 8 x 8, smaller than the target of 10 x 10: begin"
+    with pytest.raises(ConfigError, match=message):
         loader = make_loader("memory_array_record", image_size=(10, 10), eval_ops="central_crop")
         small.take(loader.eval_batches("test", device), None)
 
 
 def test_flip_happens_in_half_of_the_cases():
     image = np.random.default_rng(0).integers(0, 256, (400, 3, 4, 1), dtype=np.uint8)
-    out = np.asarray(memory.flip(Target(3, 4, 1))(image, jax.random.key(0)))
+    out = np.asarray(MEMORY_OPS["flip"](Target(3, 4, 1))(image, jax.random.key(0)))
     is_flipped = (out == image[:, :, ::-1]).all((1, 2, 3))
     assert (is_flipped | (out == image).all((1, 2, 3))).all()
     assert 150 < is_flipped.sum() < 250
@@ -95,9 +96,9 @@ def test_flip_happens_in_half_of_the_cases():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eval_ops": "flip"}, "data.eval_ops='flip': in memory, want '', 'resize' or 'central_crop'"),
+        ({"eval_ops": "flip"}, "data.eval_ops='flip': with data.loader='memory', it must be '', 'resize' or"),
         ({"eval_ops": "resize_small(256) | central_crop"}, "is unknown"),
-        ({"train_ops": "flip | resize"}, "resize can only come first"),
+        ({"train_ops": "flip | resize"}, "with data.loader='memory', resize must come first"),
         ({"train_ops": "inception_crop"}, "data.train_ops='inception_crop' is unknown"),
     ],
 )
@@ -132,7 +133,7 @@ def test_digits_are_the_same_in_both_loaders(tmp_path, device, small):
         )
     small.assert_equal(both[0][0], both[1][0])
     small.assert_equal(both[0][1], both[1][1])
-    image_NxHxWxC, label_N = arrays.load_split("test")
+    image_NxHxWxC, label_N = digits.load_split("test")
     np.testing.assert_array_equal(both[0][1].image_BxHxWxC[:359], image_NxHxWxC)
     np.testing.assert_array_equal(both[0][1].label_B[:359], label_N)
     assert image_NxHxWxC.max() == 255

@@ -133,9 +133,9 @@ def test_permutations_are_uniform_enough():
 @pytest.mark.parametrize("kind", RANDOM_ACCESS)
 def test_batches_that_do_not_divide(kind, make_loader):
     loader = make_loader(kind, eval_batch_size=5)
-    with pytest.raises(ConfigError, match=r"data.batch_size=10: want a positive multiple of the 3 processes"):
+    with pytest.raises(ConfigError, match=r"data.batch_size=10: must be a positive multiple of the 3"):
         loader.host_train_batches(0, process_index=0, process_count=3)
-    with pytest.raises(ConfigError, match=r"data.eval_batch_size=5: want"):
+    with pytest.raises(ConfigError, match=r"data.eval_batch_size=5: must be"):
         loader.host_eval_batches("test", process_index=0, process_count=2)
 
 

@@ -38,9 +38,9 @@ from vit_registers import recipes
 from vit_registers.config import Config, Data, Model
 from vit_registers.config.strings import parse_calls
 from vit_registers.data import order, streams
-from vit_registers.data.decoding import Box, decode, decode_part
 from vit_registers.data.loaders import open_data
 from vit_registers.data.ops import catalog, crops
+from vit_registers.data.ops.decode import Box, decode, decode_part
 from vit_registers.data.ops.resize import resize_to
 from vit_registers.data.ops.strings import EXAMPLE, Target
 from vit_registers.data.sources.folder import Folder

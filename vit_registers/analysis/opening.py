@@ -215,7 +215,7 @@ def open_boxes(given: str) -> Sequence[BoxImage]:
         raise ConfigError(
             f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"
         )
-    return boxes.open_tfds(where, split)
+    return boxes.open_tfds_boxes(where, split)
 
 
 def _name_and_split(given: str) -> tuple[str, str]:

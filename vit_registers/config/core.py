@@ -100,7 +100,7 @@ class Data:
     batch_size: int = 1024  # global
     eval_batch_size: int = _setting(1024, RESUME)  # global; the last batch is padded
     image_size: tuple[int, int] | None = None  # None: model.image_size
-    train_ops: str = "inception_crop | flip"  # data/ops/catalog.py: OPS; data/memory.py: MEMORY_OPS
+    train_ops: str = "inception_crop | flip"  # data/ops/catalog.py: OPS; on_device.py: MEMORY_OPS
     eval_ops: str = "resize_small(256) | central_crop"
     shuffle_buffer: int = 50_000  # only for TFRecord files; array_record and folders shuffle globally
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixel values in [0, 1], per channel

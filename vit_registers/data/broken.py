@@ -1,8 +1,13 @@
-"""What happens to an image that cannot be read or decoded: data.on_broken."""
+"""The policy for images that cannot be read or decoded: data.on_broken. No TensorFlow."""
 
 import logging
+from collections.abc import Callable
 
-from vit_registers.config import Config, lookup
+import numpy as np
+
+from vit_registers.config import Data, lookup
+from vit_registers.data import pil_decoding
+from vit_registers.data.sources.base import DataSource
 from vit_registers.errors import DataError
 
 POLICIES = {"stop": True, "skip": False}  # whether the run ends
@@ -11,20 +16,33 @@ _logger = logging.getLogger(__name__)
 
 
 class BrokenImages:
-    """Keeps the names of the images that were left out by this process."""
+    """The names of the images that this process has left out."""
 
-    def __init__(self, config: Config) -> None:
-        self._is_stopping = lookup(POLICIES, config.data.on_broken, "data.on_broken")
-        self._data = config.data.name
+    def __init__(self, data: Data) -> None:
+        """Raises ConfigError if data.on_broken is unknown."""
+        self._is_stopping = lookup(POLICIES, data.on_broken, "data.on_broken")
+        self._data = data.name
         self._names: set[str] = set()
 
     @property
     def count(self) -> int:
-        """How many different images were left out so far."""
+        """The number of different images that were left out so far."""
         return len(self._names)
 
+    def decode(
+        self, source: DataSource, split: str, record: int, read: Callable[[int], bytes], *, channels: int
+    ) -> np.ndarray | None:
+        """The image uint8 HxWxC, or None after it was reported as broken; `read` is its image_reader."""
+        try:
+            return pil_decoding.decode_image(read(record), channels=channels)
+        except OSError as error:
+            self.report_unread(source.describe(split, record), error.strerror or str(error), split=split)
+        except pil_decoding.BrokenImageError as error:
+            self.report(source.describe(split, record), str(error))
+        return None
+
     def report(self, name: str, reason: str = "") -> None:
-        """Notes one image that cannot be decoded, with one log line for each name.
+        """Records an image that cannot be decoded, and logs one line for each name.
 
         Raises DataError with on_broken='stop'.
         """
@@ -34,7 +52,7 @@ class BrokenImages:
         self._leave_out(name, what)
 
     def report_unread(self, name: str, reason: str, *, split: str) -> None:
-        """The same for an image of the split whose file cannot be read."""
+        """Records an image of the split whose file cannot be read, as `report` does."""
         if self._is_stopping:
             raise DataError(
                 f"reading split '{split}' of {self._data} failed: {name}; {reason}; see that all files of "

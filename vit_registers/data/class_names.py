@@ -1,4 +1,4 @@
-"""Classes of a data set beside those that a model was trained on, matched by name. No JAX."""
+"""Matching of a data set's classes to those of a trained model, by name. No JAX."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ _NUM_SHOWN = 3
 
 
 def match(names: Sequence[str], trained: Sequence[str], *, where: str) -> np.ndarray | None:
-    """Which class of training each class of `names` is, int32; None where labels mean the same in both.
+    """The index in `trained` of each class of `names`, int32; None if the labels of both are the same.
 
-    Data sets without names have the numbers from 0 on: beside other names they are compared by count.
-    Raises ConfigError, with the first differences, where a class is not among those of training; `where` is
-    the data set, as errors name it.
+    Data sets without class names have the numbers from 0 on. They are compared with names by the number of
+    classes. Raises ConfigError, with the first differences, if a class is not among those of training;
+    `where` is the data set as errors name it.
     """
     names, trained = tuple(names), tuple(trained)
     if names == trained:
@@ -30,12 +30,14 @@ def match(names: Sequence[str], trained: Sequence[str], *, where: str) -> np.nda
         )
     twice = [name for name in names if trained.count(name) > 1]
     if twice:
-        raise ConfigError(f"{where}: several classes of training are called {some(twice)}: names cannot tell")
+        raise ConfigError(
+            f"{where}: several classes of training have the name {some(twice)}: names must be unique"
+        )
     return np.array([number[name] for name in names], np.int32)
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names, quoted, and how many more there are."""
+    """The first names, quoted, and the number of further ones."""
     more = f" and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else ""
     return ", ".join(map(repr, names[:_NUM_SHOWN])) + more
 

@@ -1,134 +1,78 @@
-"""The loader for data sets that fit on the accelerator, and are augmented there. No TensorFlow.
+"""The loader for data sets that fit on the accelerator and are augmented there. No TensorFlow.
 
-The order of examples is that of the tf.data loader for random-access data (order.py); the random
-draws of the augmentation are not.
+The order of examples is that of the tf.data loader for random-access data (order.py). The random draws of the
+augmentation are not.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from vit_registers.config import Config, image_size
-from vit_registers.data import images as images_lib
+from vit_registers.config import Data
 from vit_registers.data import order
 from vit_registers.data.batch import Batch, check_divides
 from vit_registers.data.broken import BrokenImages
-from vit_registers.data.images import Images
 from vit_registers.data.ops import strings
+from vit_registers.data.ops.on_device import MEMORY_OPS
 from vit_registers.data.ops.strings import Target
-from vit_registers.errors import ConfigError
+from vit_registers.data.sources.base import DataSource
+from vit_registers.data.sources.catalog import open_data_source
+from vit_registers.errors import ConfigError, DataError
 
-Op = Callable[[jax.Array, jax.Array], jax.Array]  # (image_BxHxWxC, key) -> image_BxHxWxC
-
-
-def resize(target: Target) -> Op:
-    """Images of target size; done once, when they are loaded (images.py), so that here nothing is left."""
-    del target
-    return lambda image_BxHxWxC, key: image_BxHxWxC
-
-
-def random_crop(target: Target, padding: int = 4) -> Op:
-    """A random part of target size of each image padded with `padding` pixels of zeros on each side."""
-    if padding < 0:
-        raise ConfigError(f"random_crop: padding={padding}: want >= 0")
-
-    def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        padded_BxHxWxC = jnp.pad(image_BxHxWxC, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-        room_y, room_x = _room(padded_BxHxWxC, target, f"random_crop({padding})")
-        start_Bx2 = jax.random.randint(key, (len(image_BxHxWxC), 2), 0, jnp.array([[room_y + 1, room_x + 1]]))
-
-        def part(image_HxWxC: jax.Array, start: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice(image_HxWxC, (start[0], start[1], 0), target)
-
-        return jax.vmap(part)(padded_BxHxWxC, start_Bx2)
-
-    return apply
-
-
-def central_crop(target: Target) -> Op:
-    """The middle part of target size; of an odd rest the larger half lies below and to the right."""
-
-    def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        del key
-        room_y, room_x = _room(image_BxHxWxC, target, "central_crop")
-        y, x = room_y // 2, room_x // 2
-        return image_BxHxWxC[:, y : y + target.height, x : x + target.width]
-
-    return apply
-
-
-def _room(image_BxHxWxC: jax.Array, target: Target, name: str) -> tuple[int, int]:
-    """By how much images are higher and wider than the target. Raises ConfigError where they are smaller."""
-    height, width = image_BxHxWxC.shape[1:3]
-    if height < target.height or width < target.width:
-        raise ConfigError(
-            f"{name} of images that are {height} x {width} there: "
-            f"want {target.height} x {target.width} at least; begin with 'resize'"
-        )
-    return height - target.height, width - target.width
-
-
-def flip(target: Target) -> Op:
-    """Each image or, in half of the cases, its mirror image (left and right exchanged)."""
-    del target
-
-    def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        is_flipped_Bx1x1x1 = jax.random.bernoulli(key, shape=(len(image_BxHxWxC), 1, 1, 1))
-        return jnp.where(is_flipped_Bx1x1x1, image_BxHxWxC[:, :, ::-1], image_BxHxWxC)
-
-    return apply
-
-
-MEMORY_OPS: dict[str, Callable[..., Op]] = {
-    "resize": resize,
-    "random_crop": random_crop,
-    "central_crop": central_crop,
-    "flip": flip,
-}
 _CROPS = ("random_crop", "central_crop")
 _FOR_EVALUATION = ([], ["resize"], ["central_crop"])
+
+
+class _Images(NamedTuple):
+    """A split of N examples in memory; mask_N is False for images that could not be decoded, all zero."""
+
+    image_NxHxWxC: np.ndarray | jax.Array  # uint8
+    label_N: np.ndarray | jax.Array  # int32
+    mask_N: np.ndarray | jax.Array  # bool
 
 
 class MemoryLoader:
     """The Loader (loaders.py) for data.loader='memory'."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, data: Data, target: Target, *, seed: int) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
-        data = config.data
-        self._config = config
-        self._target = Target(*image_size(config), config.model.channels)
-        self._train_ops = _build(data.train_ops, self._target, where="data.train_ops")
-        self._eval_ops = _build(data.eval_ops, self._target, where="data.eval_ops")
+        self._data, self._target, self._seed = data, target, seed
+        self._train_ops = _build(data.train_ops, target, where="data.train_ops")
+        self._eval_ops = _build(data.eval_ops, target, where="data.eval_ops")
         if [name for name, _ in self._eval_ops] not in _FOR_EVALUATION:
             raise ConfigError(
-                f"data.eval_ops={data.eval_ops!r}: in memory, want '', 'resize' or 'central_crop'"
+                f"data.eval_ops={data.eval_ops!r}: with data.loader='memory', it must be '', 'resize' or "
+                "'central_crop'"
             )
-        self._broken = BrokenImages(config)
-        self._source = images_lib.open_source(config, self._broken)
+        self._broken = BrokenImages(data)
+        self._source = open_data_source(data, target.channels, self._broken)
+        _check_source(self._source, data.name)
+        self.name = data.name
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
         self._train_steps: dict[jax.sharding.Sharding, Callable[..., Batch]] = {}
-        self._resident: dict[tuple[str, bool, bool, jax.sharding.Sharding], Images] = {}
+        self._resident: dict[tuple[str, bool, bool, jax.sharding.Sharding], _Images] = {}
 
     @property
     def num_broken(self) -> int:
-        """How many different images were left out so far; every process leaves out the same."""
+        """The number of different images left out so far, which is the same for every process."""
         return self._broken.count
 
     def num_examples(self, split: str) -> int:
-        """How many examples the split has."""
+        """The number of examples in the split."""
         return self._source.num_examples(split)
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Endless global batches on the devices, from step `start_step` on; the same for any sharding."""
-        data = self._config.data
+        data = self._data
         check_divides(data.batch_size, sharding, where="data.batch_size")
         images = self._images(data.train_split, sharding, setting="train_ops")
         take = self._train_step(sharding)
-        training = order.training_order(self._config, len(images.label_N))
+        training = order.training_order(data, len(images.label_N), seed=self._seed)
 
         def batches() -> Iterator[Batch]:
             step = start_step
@@ -143,9 +87,9 @@ class MemoryLoader:
         """The compiled function (images, record_B, step) -> augmented batch."""
         if sharding in self._train_steps:
             return self._train_steps[sharding]
-        ops, seed = [op for _, op in self._train_ops], self._config.run.seed
+        ops, seed = [op for _, op in self._train_ops], self._seed
 
-        def augment(images: Images, record_B: jax.Array, step: jax.Array) -> Batch:
+        def augment(images: _Images, record_B: jax.Array, step: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             key = jax.random.fold_in(jax.random.key(seed), step)
             image_BxHxWxC = batch.image_BxHxWxC
@@ -158,11 +102,11 @@ class MemoryLoader:
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Global batches on the devices with each image of the split once, in order; the last is padded."""
-        size = self._config.data.eval_batch_size
+        size = self._data.eval_batch_size
         check_divides(size, sharding, where="data.eval_batch_size")
         images = self._images(split, sharding, setting="eval_ops")
 
-        def take(images: Images, record_B: jax.Array) -> Batch:
+        def take(images: _Images, record_B: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             for _, op in self._eval_ops:
                 batch = batch._replace(image_BxHxWxC=op(batch.image_BxHxWxC, jax.random.key(0)))
@@ -172,17 +116,18 @@ class MemoryLoader:
         starts = range(0, len(images.label_N), size)
         return (gather(images, np.arange(start, start + size, dtype=np.int32)) for start in starts)
 
-    def _images(self, split: str, sharding: jax.sharding.Sharding, *, setting: str) -> Images:
+    def _images(self, split: str, sharding: jax.sharding.Sharding, *, setting: str) -> _Images:
         """The split as arrays on every device of the sharding, loaded once."""
-        text = getattr(self._config.data, setting)
+        text = getattr(self._data, setting)
         names = [name for name, _ in _build(text, self._target, where=f"data.{setting}")]
         is_resized, is_cropped = "resize" in names, not set(names).isdisjoint(_CROPS)
         if isinstance(sharding, jax.sharding.NamedSharding):
             sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         key = (split, is_resized, is_cropped, sharding)
         if key not in self._resident:
-            images = images_lib.load(
-                self._source.open(split),
+            images = _load(
+                self._source,
+                split,
                 self._target,
                 self._broken,
                 is_resized=is_resized,
@@ -193,10 +138,68 @@ class MemoryLoader:
         return self._resident[key]
 
 
+def _check_source(source: DataSource, name: str) -> None:
+    """Raises DataError for a data set that this loader cannot read."""
+    if source.tfrecords is not None:
+        raise DataError(
+            f"data.name='{name}' is prepared as TFRecord files, which data.loader='memory' cannot read: "
+            "prepare it with vit_registers.prepare, or set data.loader='tfdata'"
+        )
+    if source.has_several_labels:
+        raise DataError(f"data.name='{name}' has several labels for an image: set data.loader='tfdata'")
+
+
+def _load(
+    source: DataSource,
+    split: str,
+    target: Target,
+    broken: BrokenImages,
+    *,
+    is_resized: bool,
+    is_cropped: bool,
+    setting: str,
+) -> _Images:
+    """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
+
+    If they are cropped later, they may have any size, the same for all; otherwise it must be the target's.
+    Raises DataError for an image of another size, with the `setting` to change, and for one that cannot be
+    read or decoded if data.on_broken says so.
+    """
+    label_N, read = source.labels(split), source.image_reader(split)
+    size = None if is_cropped and not is_resized else (target.height, target.width)
+    image_N: list[np.ndarray | None] = []
+    for i in range(len(label_N)):
+        image_HxWxC = broken.decode(source, split, i, read, channels=target.channels)
+        if image_HxWxC is not None and is_resized:
+            image_HxWxC = _resized(image_HxWxC, target)
+        image_N.append(image_HxWxC)
+        if image_HxWxC is None:
+            continue
+        height, width = image_HxWxC.shape[:2]
+        size = size or (height, width)
+        if (height, width) != size:
+            raise DataError(
+                f"{source.describe(split, i)} is {height} x {width}, not {size[0]} x {size[1]}: begin "
+                f"{setting} with 'resize'"
+            )
+    height, width = size or (target.height, target.width)
+    image_NxHxWxC = np.zeros((len(label_N), height, width, target.channels), np.uint8)
+    for i, image_HxWxC in enumerate(image_N):
+        if image_HxWxC is not None:
+            image_NxHxWxC[i] = image_HxWxC
+    return _Images(image_NxHxWxC, label_N, np.array([image is not None for image in image_N], bool))
+
+
+def _resized(image_HxWxC: np.ndarray, target: Target) -> np.ndarray:
+    image = Image.fromarray(image_HxWxC[..., 0] if target.channels == 1 else image_HxWxC)
+    image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(target)
+
+
 def _build(text: str, target: Target, *, where: str) -> list[tuple[str, Any]]:
     built = strings.build(text, MEMORY_OPS, target, where=where)
     if "resize" in [name for name, _ in built[1:]]:
-        raise ConfigError(f"{where}={text!r}: resize can only come first with data.loader='memory'")
+        raise ConfigError(f"{where}={text!r}: with data.loader='memory', resize must come first")
     return built
 
 
@@ -204,6 +207,6 @@ def _replicate(x_N: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(x_N.shape, sharding, lambda index: x_N[index])
 
 
-def _gather(images: Images, record_B: jax.Array) -> Batch:
-    """The examples `record_B`; those past the end are padding: zero, with mask False."""
+def _gather(images: _Images, record_B: jax.Array) -> Batch:
+    """The examples `record_B`; records past the end are padding: zero, with mask False."""
     return Batch(*(jnp.take(x, record_B, axis=0, mode="fill", fill_value=0) for x in images))

@@ -1,8 +1,8 @@
-"""In which order examples are seen: a pure function of (seed, position), so that a run resumes exactly.
+"""The order of examples: a pure function of (seed, position), so that a run resumes exactly.
 
-A position counts training examples since the start of the run, over all epochs: the global batch of
-step s holds the positions [s * B, (s + 1) * B), and process p of n holds the p-th of n equal slices
-of it. Pure numpy, shared by both loaders, so that both show random-access data in the same order.
+A position counts training examples since the start of the run, over all epochs. The global batch of step s
+holds the positions [s * B, (s + 1) * B), and process p of n holds the p-th of n equal slices of it. Both
+loaders use this order for data with random access. Pure numpy.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from vit_registers.config import Config, check_section
+from vit_registers.config import Data, check_section
 from vit_registers.errors import ConfigError
 
 
@@ -23,13 +23,13 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Order:
-    """The order of a training split. Every epoch has a uniform permutation of its own.
+    """The order of a training split. Every epoch has its own uniform permutation.
 
-    With `repeats` > 1, an image comes so many times in a row and an epoch still has as many examples as
-    the split, so that it shows the first part of its permutation only (repeated augmentation,
-    arXiv:1902.05509, as in DeiT's code). Within a batch such neighbours are dealt to `groups` in turn, the
-    equal parts that are mixed apart, as that code deals them to processes.
-    With `drop_last`, an epoch ends with its last whole batch.
+    With `repeats` > 1 (repeated augmentation, arXiv:1902.05509, as in DeiT's code), an image occurs `repeats`
+    times in a row. An epoch still has as many examples as the split, so it covers only the first part of its
+    permutation. Within a batch, the copies are dealt to `groups` in turn, the equal parts that are mixed
+    separately, as that code deals them to processes. With `drop_last`, an epoch ends with its last whole
+    batch.
     """
 
     seed: int
@@ -44,11 +44,11 @@ class Order:
 
     @property
     def epoch_size(self) -> int:
-        """How many positions an epoch has."""
+        """The number of positions in an epoch."""
         return self.num_examples - self.num_examples % self.batch_size * self.drop_last
 
     def records(self, position_B: np.ndarray) -> np.ndarray:
-        """The record number in [0, num_examples) at each position, record_B, int64."""
+        """The record in [0, num_examples) at each position, record_B, int64."""
         position_B = np.asarray(position_B, np.int64)
         if self.repeats > 1:
             batch_B, place_B = np.divmod(position_B, self.batch_size)
@@ -63,22 +63,21 @@ class Order:
         return record_B
 
 
-def training_order(config: Config, num_examples: int) -> Order:
+def training_order(data: Data, num_examples: int, *, seed: int) -> Order:
     """The order of the training split. Raises ConfigError for settings that do not fit it."""
-    data = config.data
     check_section("data", data)
     if data.repeats > data.batch_size:
         raise ConfigError(
-            f"data.repeats={data.repeats} is more than data.batch_size={data.batch_size}: batches would "
-            "be of one image"
+            f"data.repeats={data.repeats} is more than data.batch_size={data.batch_size}: a batch would "
+            "be copies of one image"
         )
     if data.drop_last and num_examples < data.batch_size:
         raise ConfigError(
             f"data.drop_last with data.batch_size={data.batch_size}: "
-            f"the {num_examples} examples of '{data.train_split}' make no whole batch"
+            f"the {num_examples} examples of '{data.train_split}' are fewer than one batch"
         )
     return Order(
-        seed=config.run.seed,
+        seed=seed,
         num_examples=num_examples,
         batch_size=data.batch_size,
         repeats=data.repeats,
@@ -88,21 +87,23 @@ def training_order(config: Config, num_examples: int) -> Order:
 
 
 def share(batch_size: int, process_count: int, *, where: str) -> int:
-    """How many examples of a global batch one process holds. Raises ConfigError when it is not whole."""
+    """The number of examples of a global batch that one process holds. Raises ConfigError for a fraction."""
     if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(f"{where}={batch_size}: want a positive multiple of the {process_count} processes")
+        raise ConfigError(
+            f"{where}={batch_size}: must be a positive multiple of the {process_count} processes"
+        )
     return batch_size // process_count
 
 
 def num_positions(num_examples: int, batch_size: int, *, process_index: int, process_count: int) -> int:
-    """How many of the positions [0, num_examples) lie in this process's slices of the batches."""
+    """The number of positions in [0, num_examples) that lie in this process's slices of the batches."""
     local_size = batch_size // process_count
     full_batches, rest = divmod(num_examples, batch_size)
     return full_batches * local_size + min(max(rest - process_index * local_size, 0), local_size)
 
 
 def share_of_records(num_examples: int, *, process_index: int, process_count: int) -> tuple[int, int]:
-    """The records [start, stop) of a process that reads a part of its own; parts differ by one at most."""
+    """The records [start, stop) of a process that reads one part; sizes of parts differ by at most one."""
     return (
         num_examples * process_index // process_count,
         num_examples * (process_index + 1) // process_count,

@@ -1,37 +1,37 @@
-"""Encoded images to pixels by PIL: the definition of what every format decodes to. No TensorFlow.
+"""Decoding by PIL, which defines the pixels of every format. No TensorFlow.
 
-The tf.data loader decodes plain JPEG and PNG with TensorFlow, to the same pixels, and the rest here.
+The tf.data loader decodes plain JPEG and PNG with TensorFlow, to the same pixels, and the rest with PIL.
 """
 
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-# PIL's own limit, at which it raises DecompressionBombError. It warns from half of it on, which is no fault.
+# PIL's limit, above which it raises DecompressionBombError. From half of it on it warns, which is ignored.
 MAX_PIXELS = 2 * 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# Explicit, as PIL also reads formats that start other programs (EPS) or that depend on how it was built.
+# PIL also reads formats that start other programs (EPS) or that depend on its build.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 
 class BrokenImageError(Exception):
-    """Bytes that are not an image, or an image without defined 8-bit pixels; str() is the reason if known."""
+    """Bytes that are no image, or an image without defined 8-bit pixels. str() is the reason, if known."""
 
 
-def decode(data: bytes, *, channels: int) -> np.ndarray:
-    """The pixels of an encoded image, uint8 [height, width, channels], channels being 1 or 3.
+def decode_image(data: bytes, *, channels: int) -> np.ndarray:
+    """The pixels of an encoded image, uint8 [height, width, channels], where channels is 1 or 3.
 
-    Of an animation the first frame. Alpha is dropped, 16-bit values are divided by 256 (their low byte is
-    dropped, as libpng does), palettes are looked up. Grey of colour is the luma of ITU-R 601; for JPEG it is
-    the Y plane, before chroma is added and clipped. A rotation noted in EXIF is not applied, as in
-    torchvision's ImageFolder; PIL applies that of TIFF, where it is part of the format. Raises
-    BrokenImageError.
+    An animation gives its first frame. Alpha is dropped, 16-bit values lose their low byte, as by libpng, and
+    palettes are looked up. The grey of colours is the luma of ITU-R 601; for JPEG it is the Y plane, before
+    chroma is added and clipped. A rotation in EXIF is not applied, as in torchvision's ImageFolder; PIL
+    applies that of TIFF, where it is part of the format. Raises BrokenImageError.
     """
     try:
         with _open(io.BytesIO(data)) as image:
@@ -42,7 +42,9 @@ def decode(data: bytes, *, channels: int) -> np.ndarray:
             image_HxWxC = np.asarray(_to_8_bits(image).convert("L" if channels == 1 else "RGB"))
     except BrokenImageError:
         raise
-    except Exception:  # damaged bytes raise anything: OSError, SyntaxError, struct.error, KeyError ...
+    except (
+        Exception
+    ):  # PIL raises many types for damaged bytes: OSError, SyntaxError, struct.error, KeyError ...
         raise BrokenImageError from None
     return image_HxWxC.reshape(*image_HxWxC.shape[:2], channels)
 
@@ -59,7 +61,7 @@ def read_size(source: bytes | Path) -> tuple[int, int]:
             raise BrokenImageError from None
 
 
-def _open(file: io.IOBase) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError:
@@ -69,13 +71,13 @@ def _open(file: io.IOBase) -> Image.Image:
 
 
 def _check_end(data: bytes, image: Image.Image) -> None:
-    """Raises BrokenImageError for damage at the end, which TensorFlow refuses and PIL alone would not."""
+    """Raises BrokenImageError for damage at the end, which TensorFlow detects and PIL does not."""
     if image.format == "PNG":
         with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
-            again.verify()  # the checksums; it leaves an image that cannot be loaded
+            again.verify()  # checks the checksums; the image cannot be loaded afterwards
         is_whole = _PNG_END in data
     elif image.format == "JPEG" and image.mode == "L":
-        # libjpeg does not ask for the last byte of the marker
+        # libjpeg does not require the last byte of the marker
         is_whole = data.find(_JPEG_END, data.rfind(_JPEG_SCAN)) >= 0 or data.endswith(_JPEG_END[:1])
     else:
         return
@@ -85,10 +87,10 @@ def _check_end(data: bytes, image: Image.Image) -> None:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """The image in a mode that PIL converts to 8-bit grey or RGB without clipping."""
-    # with it, convert() would change pixels or warn; alpha is dropped in any case
+    # otherwise convert() changes pixels or warns; alpha is dropped in any case
     image.info.pop("transparency", None)
     is_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if is_16_bits:  # convert() would clip to 255, which makes nearly everything white
+    if is_16_bits:  # convert() would clip to 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "floating-point numbers" if image.mode == "F" else "32-bit or signed integers"

@@ -1,4 +1,4 @@
-"""Batches taken ahead of the step that wants them, so that they are on the device by then."""
+"""Prefetching of batches to the device."""
 
 import collections
 import itertools
@@ -9,16 +9,16 @@ T = TypeVar("T")
 
 
 def ahead(batches: Iterator[T], count: int, *, number: int = 2) -> Iterator[T]:
-    """The next `count` items of `batches`, in order, with up to `number` more taken than were handed on.
+    """The next `count` items of `batches`, in order, taken up to `number` items ahead.
 
-    Putting a batch on the device only begins there, so what was taken ahead travels while steps run. The
-    first item is handed on at once, so that the step can be compiled meanwhile. What `batches` raises is
-    raised where its item would have come. No more than `count` items are ever taken: an image beyond the
-    last step is never looked at. Device memory: `number` batches more. Nothing runs in another thread:
-    processes that share a mesh must start their work on it in the same order.
+    Transfers to the device are asynchronous, so batches that are taken ahead are transferred while steps run.
+    The first item is yielded before any is taken ahead, so that the step compiles meanwhile. An exception of
+    `batches` is raised in the place of its item. At most `count` items are taken: no image beyond the last
+    step is read. This needs device memory for `number` more batches. It uses no thread: processes that share
+    a mesh must start their work on it in the same order.
     """
     if number < 0:
-        raise ValueError(f"number={number}: want >= 0")
+        raise ValueError(f"number={number}: must be >= 0")
     ready: collections.deque[T] = collections.deque()
     source, failure = itertools.islice(batches, count), None
     handed_on, is_open = 0, True
@@ -29,7 +29,7 @@ def ahead(batches: Iterator[T], count: int, *, number: int = 2) -> Iterator[T]:
                 ready.append(next(source))
             except StopIteration:
                 is_open = False
-            except Exception as error:  # belongs to a later step than the one that is asked for
+            except Exception as error:  # it belongs to a later step than the current one
                 failure, is_open = error, False
         if not ready:
             break

@@ -1,33 +1,36 @@
 """The loader on tf.data: TFDS data sets and image folders, decoded on the host. Imports TensorFlow.
 
-Batches are a pure function of (seed, step). Resuming costs nothing for array_record files and folders;
-for TFRecord files the examples of the epoch so far are read again, not decoded.
+Batches are a pure function of (seed, step). Resuming costs nothing for sources with random access. For
+TFRecord files, the examples of the current epoch are read again, but not decoded.
 """
 
 import contextlib
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import tensorflow as tf
 
-from vit_registers.config import Config, image_size
+from vit_registers.config import Data
 from vit_registers.data import batch as batch_lib
 from vit_registers.data import order, streams
 from vit_registers.data.batch import Batch
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import catalog
+from vit_registers.data.ops.pixel_ops import fold_in
 from vit_registers.data.ops.strings import Target
-from vit_registers.data.sources.folder import FOLDERS, Folder, open_folder
-from vit_registers.data.sources.tfds_prepared import MAX_LABELS, TfdsData, open_tfds
-from vit_registers.data.streams import CHUNK, Chunk, Share
+from vit_registers.data.sources.base import MAX_LABELS, check_labels
+from vit_registers.data.sources.catalog import open_data_source
+from vit_registers.data.sources.tf_readers import CHUNK
+from vit_registers.data.streams import Chunk, Share
 from vit_registers.errors import ConfigError, DataError
 
 _OK, _BROKEN, _WRONG_SIZE = 0, 1, 2  # status of an image
 
-# What TensorFlow puts around the reason for an error.
+# What TensorFlow adds to the reason for an error.
 _NOT_THE_REASON = re.compile(
     r"\{\{[^}]*\}\}|Error in user-defined function.* iterator: \S+:|\[Op:.*| name: $"
 )
@@ -36,34 +39,34 @@ _NOT_THE_REASON = re.compile(
 class TfdataLoader:
     """The Loader (loaders.py) for data.loader='tfdata'."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, data: Data, target: Target, *, seed: int) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
-        self._config = config
-        self._target = Target(*image_size(config), config.model.channels)
-        self._train_ops = catalog.compose(config.data.train_ops, self._target, where="data.train_ops")
-        self._eval_ops = catalog.compose(config.data.eval_ops, self._target, where="data.eval_ops")
-        self._broken = BrokenImages(config)
-        self._open: weakref.WeakSet[Iterator[Batch]] = weakref.WeakSet()
-        # TensorFlow's threads call Python to read array_record files: left running, they would hang its exit.
+        self._data, self._target, self._seed = data, target, seed
+        self._train_ops = catalog.compose(data.train_ops, target, where="data.train_ops")
+        self._eval_ops = catalog.compose(data.eval_ops, target, where="data.eval_ops")
+        self._broken = BrokenImages(data)
+        self._open: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
+        # TensorFlow's threads call Python to read array_record files: if left running, they block its exit
         weakref.finalize(self, _close, self._open)
-        self._source = open_folder(config, self._broken) if config.data.name in FOLDERS else open_tfds(config)
+        self._source = open_data_source(data, target.channels, self._broken)
+        self._image_readers: dict[str, Callable[[int], bytes]] = {}  # by split, for broken images
+        self.name = data.name
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
-        self.has_several_labels = isinstance(self._source, TfdsData) and self._source.has_several_labels
 
     @property
     def num_broken(self) -> int:
-        """How many different images this process has left out so far."""
+        """The number of different images that this process has left out so far."""
         return self._broken.count
 
     def num_examples(self, split: str) -> int:
-        """How many examples the split has, over all processes."""
+        """The number of examples in the split, over all processes."""
         return self._source.num_examples(split)
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Endless global batches on the devices, from step `start_step` on."""
-        batch_lib.check_divides(self._config.data.batch_size, sharding, where="data.batch_size")
+        batch_lib.check_divides(self._data.batch_size, sharding, where="data.batch_size")
         batches = self.host_train_batches(
             start_step, process_index=jax.process_index(), process_count=jax.process_count()
         )
@@ -71,7 +74,7 @@ class TfdataLoader:
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Global batches on the devices with each image of the split once; the last is padded."""
-        batch_lib.check_divides(self._config.data.eval_batch_size, sharding, where="data.eval_batch_size")
+        batch_lib.check_divides(self._data.eval_batch_size, sharding, where="data.eval_batch_size")
         batches = self.host_eval_batches(
             split, process_index=jax.process_index(), process_count=jax.process_count()
         )
@@ -79,19 +82,19 @@ class TfdataLoader:
 
     def host_train_batches(
         self, start_step: int, *, process_index: int, process_count: int
-    ) -> Iterator[Batch]:
-        """One process's shares of the training batches, as numpy."""
-        data = self._config.data
-        if self.has_several_labels:
+    ) -> Generator[Batch]:
+        """The shares of one process of the training batches, as numpy."""
+        data = self._data
+        if self._source.has_several_labels:
             raise ConfigError(
-                f"data.name={data.name!r} has several labels for an image: it is for evaluation"
+                f"data.name={data.name!r} has several labels for an image: it is for evaluation only"
             )
         local_size = order.share(data.batch_size, process_count, where="data.batch_size")
         chunks = streams.train_stream(
             self._source,
             data.train_split,
             Share(data.batch_size, process_index, process_count),
-            order.training_order(self._config, self.num_examples(data.train_split)),
+            order.training_order(data, self.num_examples(data.train_split), seed=self._seed),
             start_step=start_step,
             buffer=data.shuffle_buffer,
         )
@@ -102,8 +105,8 @@ class TfdataLoader:
         return batches
 
     def host_eval_batches(self, split: str, *, process_index: int, process_count: int) -> Iterator[Batch]:
-        """One process's shares of the evaluation batches, as numpy; every process yields as many."""
-        size = self._config.data.eval_batch_size
+        """The shares of one process of the evaluation batches, as numpy; the number is the same for all."""
+        size = self._data.eval_batch_size
         local_size = order.share(size, process_count, where="data.eval_batch_size")
         share = Share(size, process_index, process_count)
         number = streams.num_eval_batches(self._source, split, share)
@@ -113,7 +116,7 @@ class TfdataLoader:
         return self._padded(batches, number, local_size)
 
     def _padded(self, batches: Iterator[Batch], number: int, local_size: int) -> Iterator[Batch]:
-        label = np.zeros((0, MAX_LABELS) if self.has_several_labels else 0, np.int32)
+        label = np.zeros((0, MAX_LABELS) if self._source.has_several_labels else 0, np.int32)
         empty = Batch(np.zeros((0, *self._target), np.uint8), label, np.zeros(0, bool))
         for _ in range(number):
             yield batch_lib.pad_batch(next(batches, empty), local_size)
@@ -126,22 +129,23 @@ class TfdataLoader:
         *,
         split: str,
         setting: str,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         decoded = chunks.map(
-            _guarded(process, self._target, self._config.run.seed),
+            _guarded(process, self._target, self._seed),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
         options = tf.data.Options()
         options.deterministic = True
-        options.threading.max_intra_op_parallelism = 1  # images are parallel, not the work within one
+        options.threading.max_intra_op_parallelism = 1  # parallel over images, not within one
         dataset = decoded.rebatch(local_size).prefetch(2).with_options(options)
         try:
+            columns: Any
             for columns in dataset.as_numpy_iterator():
                 yield self._to_batch(columns, split, setting)
         except tf.errors.OpError as error:
             raise DataError(
-                f"reading split '{split}' of {self._config.data.name} failed: {_reason(error)}; see that all "
+                f"reading split '{split}' of {self._data.name} failed: {_reason(error)}; see that all "
                 "files of data.data_dir are there and whole, or prepare the data set again"
             ) from None
 
@@ -149,49 +153,51 @@ class TfdataLoader:
         status_B = columns["status"]
         for i in np.flatnonzero(status_B):
             record = int(columns["record"][i])
-            name = self._source.describe(split, record)
             if status_B[i] == _WRONG_SIZE:
                 height, width = columns["size"][i]
                 raise DataError(
-                    f"{name} is {height} x {width} after data.{setting}, smaller or larger than the "
-                    f"{self._target.height} x {self._target.width} asked for: resize it there"
+                    f"{self._source.describe(split, record)} is {height} x {width} after data.{setting}, "
+                    f"instead of the required {self._target.height} x {self._target.width}: resize it there"
                 )
-            if isinstance(self._source, Folder):
-                self._source.report(split, record, self._broken)
-            else:
-                self._broken.report(name)
-        if isinstance(self._source, TfdsData) and not self.has_several_labels:
-            label_B = columns["label"]
-            for i in np.flatnonzero((label_B < 0) | (label_B >= self.num_classes))[:1]:
-                self._source.check_label(int(label_B[i]), split, int(columns["record"][i]))
+            self._report_broken(split, record)
+        if not self._source.has_several_labels:
+            check_labels(self._source, split, columns["record"], columns["label"])
         return Batch(columns["image"], columns["label"], status_B == _OK)
+
+    def _report_broken(self, split: str, record: int) -> None:
+        """Reports an image that TensorFlow could not decode, with PIL's reason if it can be read again."""
+        if self._source.tfrecords is None:
+            if split not in self._image_readers:
+                self._image_readers[split] = self._source.image_reader(split)
+            read = self._image_readers[split]
+            if self._broken.decode(self._source, split, record, read, channels=3) is None:
+                return
+        self._broken.report(self._source.describe(split, record))
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """What an error of TensorFlow says, in one line."""
+    """The reason for an error of TensorFlow, in one line."""
     return " ".join(_NOT_THE_REASON.sub("", str(error).splitlines()[0]).split())
 
 
-def _close(generators: weakref.WeakSet[Iterator[Batch]]) -> None:
+def _close(generators: weakref.WeakSet[Generator[Batch]]) -> None:
     for generator in list(generators):
-        with contextlib.suppress(ValueError):  # it is running in another thread
+        with contextlib.suppress(ValueError):  # the generator is running in another thread
             generator.close()
 
 
 def _guarded(
     process: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], target: Target, seed: int
 ) -> Callable[[Chunk], Chunk]:
-    """A function from encoded chunks to decoded ones, in which an image that fails is zero and has a status.
+    """A function from encoded to decoded chunks, in which an image that fails is zero and has a status.
 
-    tf.data drops what raises, but only from a Dataset; so each chunk is run through one of its own.
-    Doing so for single images would serialize the decoding.
+    tf.data can ignore errors, but only those of a Dataset's elements, so a Dataset processes each chunk. A
+    Dataset for each image would serialize the decoding.
     """
     blank_HxWxC = tf.zeros(target, tf.uint8)
 
     def one(place: tf.Tensor, data: tf.Tensor, position: tf.Tensor) -> Chunk:
-        image_HxWxC = process(
-            data, tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
-        )
+        image_HxWxC = process(data, fold_in(tf.constant([seed, 0], tf.int64), position))
         size = tf.shape(image_HxWxC)[:2]
         fits = tf.reduce_all(size == [target.height, target.width])
         image_HxWxC = tf.ensure_shape(tf.cond(fits, lambda: image_HxWxC, lambda: blank_HxWxC), target)

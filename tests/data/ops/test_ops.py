@@ -144,11 +144,11 @@ def test_inception_crop_of_the_whole_image_is_a_resize():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("flip | decode", "decode can only come first"),
-        ("inception_crop(0.5, 0.2)", "want 0 < min <= max <= 1"),
-        ("inception_crop(aspect_min=2)", "want 0 < min <= max"),
-        ("random_crop(-1)", "padding=-1: want >= 0"),
-        ("resize_small(0)", "size=0: want >= 1"),
+        ("flip | decode", "decode must come first"),
+        ("inception_crop(0.5, 0.2)", "must be 0 < min <= max <= 1"),
+        ("inception_crop(aspect_min=2)", "must be 0 < min <= max"),
+        ("random_crop(-1)", "padding=-1: must be >= 0"),
+        ("resize_small(0)", "size=0: must be >= 1"),
         ("flop", "x='flop' is unknown: did you mean 'flip'?"),
     ],
 )

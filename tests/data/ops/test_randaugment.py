@@ -280,10 +280,10 @@ def test_images_are_a_function_of_the_seed(drawn):
 @pytest.mark.parametrize(
     ("text", "channels", "message"),
     [
-        ("randaugment", 1, "x: randaugment: the images have 1 channels: want 3"),
-        ("randaugment(0)", 3, "num_ops=0: want >= 1"),
-        ("randaugment(2, 21)", 3, "magnitude=21: want 0 to 20"),
-        ("randaugment(magnitude=-1)", 3, "magnitude=-1: want 0 to 20"),
+        ("randaugment", 1, "x: randaugment: the images have 1 channels: must be 3"),
+        ("randaugment(0)", 3, "num_ops=0: must be >= 1"),
+        ("randaugment(2, 21)", 3, "magnitude=21: must be 0 to 20"),
+        ("randaugment(magnitude=-1)", 3, "magnitude=-1: must be 0 to 20"),
         ("randaugment(contrast='means')", 3, "did you mean 'mean'?"),
         ("randaugment(2.5)", 3, "want int"),
     ],

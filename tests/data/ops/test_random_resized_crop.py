@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from vit_registers.data.decoding import decode
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.crops import random_resized_box, random_resized_crop
+from vit_registers.data.ops.decode import decode
 from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError
 
@@ -120,10 +120,10 @@ def test_recipe_b_is_a_function_of_the_seed(imagenet_paths):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("random_resized_crop(0.5, 0.2)", "random_resized_crop: area_min=0.5, area_max=0.2: want 0 < min"),
+        ("random_resized_crop(0.5, 0.2)", "random_resized_crop: area_min=0.5, area_max=0.2: must be 0 < min"),
         ("random_resized_crop(aspect_min=0)", "random_resized_crop: aspect_min=0.0"),
         ("random_resized_crop(method='cubic')", "method='cubic' is unknown"),
-        ("random_resized_crop | decode", "decode can only come first"),
+        ("random_resized_crop | decode", "decode must come first"),
     ],
 )
 def test_bad_settings(text, message):

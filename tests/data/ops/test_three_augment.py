@@ -80,7 +80,7 @@ def test_blurred_with_a_radius_between_limits(images, augment, draw_1):
 
 @pytest.mark.parametrize("radius", [0.1, 0.44864053, 0.75, 1.0, 1.41, 1.42, 1.893863, 2.0])
 def test_blur_is_exactly_pils(images, jit, radius):
-    """Boxes reach further from a radius of sqrt(2) on; the long decimals want PIL's roundings."""
+    """Boxes reach further from a radius of sqrt(2) on; the long decimals require PIL's roundings."""
     blur = jit(three_augment.gaussian_blur)
     for image in images:
         expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
@@ -181,7 +181,7 @@ def test_factors_are_uniform_and_the_orders_equally_likely(monkeypatch):
 def test_radii_are_uniform(monkeypatch):
     monkeypatch.setattr(three_augment, "gaussian_blur", lambda image, radius: image * 0 + radius)
     monkeypatch.setattr(three_augment, "solarize", lambda image, threshold: -image)
-    monkeypatch.setattr(three_augment, "gray", lambda image: -image)
+    monkeypatch.setattr(three_augment, "pil_gray", lambda image: -image)
     out = results(three_augment.three_augment(TARGET), np.ones(1, np.float32))[:, 0]
     radii = out[out > 0]
     assert radii.min() >= 0.1
@@ -206,9 +206,9 @@ def test_in_a_chain():
 @pytest.mark.parametrize(
     ("text", "channels", "message"),
     [
-        ("three_augment", 1, "three_augment: the images have 1 channels: want 3"),
-        ("color_jitter(0.3, 0.3, 0.3)", 1, "color_jitter: the images have 1 channels: want 3"),
-        ("color_jitter(0.3, -0.1, 0.3)", 3, "color_jitter(0.3, -0.1, 0.3): want numbers >= 0"),
+        ("three_augment", 1, "three_augment: the images have 1 channels: must be 3"),
+        ("color_jitter(0.3, 0.3, 0.3)", 1, "color_jitter: the images have 1 channels: must be 3"),
+        ("color_jitter(0.3, -0.1, 0.3)", 3, "color_jitter(0.3, -0.1, 0.3): must be finite numbers >= 0"),
         ("color_jitter(0.3)", 3, "color_jitter requires 'contrast'"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vit_registers.analysis.opening import open_boxes
-from vit_registers.data.sources.boxes import from_tfds, open_tfds, open_voc, read_image, without_hard
+from vit_registers.data.sources.boxes import from_tfds, open_tfds_boxes, open_voc, read_image, without_hard
 from vit_registers.errors import DataError
 
 RACCOONS = Path(__file__).parents[4] / "shared" / "data" / "raccoon-voc.zip"
@@ -114,7 +114,7 @@ def test_splits(tmp_path):
 
 
 def test_folders_that_are_missing(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere is not a folder: want root/JPEGImages"):
+    with pytest.raises(DataError, match=r"nowhere is not a folder: the layout must be root/JPEGImages"):
         open_voc(tmp_path / "nowhere")
     (tmp_path / "images").mkdir()
     (tmp_path / "Annotations").mkdir()
@@ -131,14 +131,14 @@ def test_folders_that_are_missing(tmp_path):
         ("<annotation><object>", "a.xml cannot be read as XML"),
         ("", "a.xml cannot be read as XML"),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "a.xml cannot be read as XML"),
-        ("<dataset/>", "a.xml begins with <dataset>, not with <annotation>"),
-        ("<annotation><object/></annotation>", "a.xml has an object with xmin, .* want a box"),
-        (f"<annotation>{voc_object((1, 2, 'x', 4))}</annotation>", "'x'.* want a box"),
-        (f"<annotation>{voc_object((1, 2, 3))}</annotation>", "None.* want a box"),
-        (f"<annotation>{voc_object((3,))}</annotation>", "None.* want a box"),
-        (f"<annotation>{voc_object((1, 2, 'nan', 4))}</annotation>", "want a box"),
-        (f"<annotation>{voc_object((1, 2, 'inf', 4))}</annotation>", "want a box"),
-        (f"<annotation>{voc_object((5, 5, 4, 9))}</annotation>", "want a box"),
+        ("<dataset/>", "a.xml begins with <dataset> instead of <annotation>"),
+        ("<annotation><object/></annotation>", "a.xml has an object with xmin, .* not a box"),
+        (f"<annotation>{voc_object((1, 2, 'x', 4))}</annotation>", "'x'.* not a box"),
+        (f"<annotation>{voc_object((1, 2, 3))}</annotation>", "None.* not a box"),
+        (f"<annotation>{voc_object((3,))}</annotation>", "None.* not a box"),
+        (f"<annotation>{voc_object((1, 2, 'nan', 4))}</annotation>", "not a box"),
+        (f"<annotation>{voc_object((1, 2, 'inf', 4))}</annotation>", "not a box"),
+        (f"<annotation>{voc_object((5, 5, 4, 9))}</annotation>", "not a box"),
     ],
 )
 def test_annotations_that_cannot_be_read(tmp_path, text, message):
@@ -324,26 +324,28 @@ def write_tfds(path, file_format, *, has_boxes=True):
 
 
 def test_prepared_tfds(tmp_path):
-    data = open_tfds("toy", "train", data_dir=write_tfds(tmp_path / "a", "array_record"))
+    data = open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "a", "array_record"))
     assert len(data) == 3
     assert [record.name for record in data] == ["image_0", "image_1", "image_2"]
     assert data[2].box_xyxy_px.tolist() == [[0, 5, 5, 10], [0, 5, 15, 10]]  # the second of three is a crowd
     np.testing.assert_array_equal(read_image(data[1]), np.full((10, 20, 3), 1, np.uint8))
-    part = open_tfds("toy", "train[1:]", data_dir=str(tmp_path / "a"))
+    part = open_tfds_boxes("toy", "train[1:]", data_dir=str(tmp_path / "a"))
     assert [record.name for record in part] == ["image_1", "image_2"]
     with pytest.raises(DataError, match="reaches 1000, but 'train' has 3 examples"):
-        open_tfds("toy", "train[1:1000]", data_dir=str(tmp_path / "a"))
-    assert len(open_tfds(str(tmp_path / "a" / "toy" / "1.0.0"), "train")) == 3
+        open_tfds_boxes("toy", "train[1:1000]", data_dir=str(tmp_path / "a"))
+    assert len(open_tfds_boxes(str(tmp_path / "a" / "toy" / "1.0.0"), "train")) == 3
     assert len(open_boxes(f"{tmp_path}/a/toy/1.0.0:train[1:]")) == 2
     with pytest.raises(DataError, match=r"--boxes='toy:2.0.0' is not prepared in .*, which has toy:1.0.0"):
-        open_tfds("toy:2.0.0", "train", data_dir=str(tmp_path / "a"))
+        open_tfds_boxes("toy:2.0.0", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy has no split 'trian': did you mean 'train'"):
-        open_tfds("toy", "trian", data_dir=str(tmp_path / "a"))
+        open_tfds_boxes("toy", "trian", data_dir=str(tmp_path / "a"))
     with pytest.raises(
         DataError, match=r"toi is not prepared in .*: run 'python -m vit_registers.prepare --name=toi"
     ):
-        open_tfds("toi", "train", data_dir=str(tmp_path / "a"))
+        open_tfds_boxes("toi", "train", data_dir=str(tmp_path / "a"))
     with pytest.raises(DataError, match="toy is prepared as TFRecord files"):
-        open_tfds("toy", "train", data_dir=write_tfds(tmp_path / "b", "tfrecord"))
-    with pytest.raises(DataError, match="toy has image, image/filename: want image and objects with bbox"):
-        open_tfds("toy", "train", data_dir=write_tfds(tmp_path / "c", "array_record", has_boxes=False))
+        open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "b", "tfrecord"))
+    with pytest.raises(
+        DataError, match="toy has image, image/filename: must have image and objects with bbox"
+    ):
+        open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "c", "array_record", has_boxes=False))

@@ -149,12 +149,12 @@ def test_labels_that_are_no_class(make, device):
 @pytest.mark.parametrize(
     ("image_key", "channels", "message"),
     [
-        ("picture", 1, "many: its images have 3 channels (color) and are made grey, as model.channels=1"),
-        ("grey", 3, "many: its images have 1 channels (grey) and are made color, as model.channels=3"),
+        ("picture", 1, "many: its images have 3 channels (color) and become grey, as model.channels=1"),
+        ("grey", 3, "many: its images have 1 channels (grey) and become color, as model.channels=3"),
         (
             "rgba",
             3,
-            "many: its images have 4 channels (color and alpha) and are made color, as model.channels=3",
+            "many: its images have 4 channels (color and alpha) and become color, as model.channels=3",
         ),
         ("picture", 3, None),
         ("grey", 1, None),

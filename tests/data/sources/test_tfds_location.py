@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_registers.data.loaders import open_data
-from vit_registers.data.sources.boxes import open_tfds
+from vit_registers.data.sources.boxes import open_tfds_boxes
 from vit_registers.errors import DataError
 
 LOADERS = ("array_record", "memory_array_record")
@@ -76,12 +76,12 @@ def test_one_data_set_by_all_its_names(kind, name, data_dir, make_config, root, 
             "is not prepared in {}/nowhere (which does not exist): run 'python -m vit_registers.prepare",
         ),
         ("tyo", "", "neither prepared in {} nor known to TFDS: did you mean 'toy'?"),
-        ("mnist", "file", "data.data_dir='{}/file' is a file: give the folder that data sets lie in"),
+        ("mnist", "file", "data.data_dir='{}/file' is a file: set it to the folder of data sets"),
         ("{}/nowhere", "", "data.name='{}/nowhere' is neither a name of TFDS"),
         ("{}/nowhere.py", "", "data.name='{}/nowhere.py' is neither a name of TFDS"),
         ("{}/file", "", "data.name='{}/file' is neither a name of TFDS"),
-        ("{}/empty.py", "", "{}/empty.py has no builder: want one class"),
-        ("{}/two.py", "", "{}/two.py has 2 builders (A, B): want one class"),
+        ("{}/empty.py", "", "{}/empty.py has no builder: it must have one class"),
+        ("{}/two.py", "", "{}/two.py has 2 builders (A, B): it must have one class"),
         ("{}/broken.py", "", "{}/broken.py cannot be read as Python: "),
         ("{}/binary.py", "", "{}/binary.py cannot be read as Python: "),
         *((odd, "", "is neither a name of TFDS") for odd in ("to y", "toy:1", "töy", "a/b/c", "toy\n", "\0")),
@@ -103,12 +103,12 @@ def test_the_newest_version_and_the_default_config(make_config, root):
     for config, version in (("a", "9.0.0"), ("b", "2.0.0"), ("b", "10.0.0")):
         shutil.copytree(root / "toy" / "1.0.0", root / "pairs" / config / version)
     (root / "pairs" / "b" / "10.0.0" / "features.json").unlink()
-    assert f"{root}/pairs/b/10.0.0 is half prepared" in refusal(
+    assert f"{root}/pairs/b/10.0.0 is only partly prepared" in refusal(
         make_config("array_record", name="pairs/b", data_dir=str(root))
     )
     (root / "pairs" / ".config").mkdir()
     (root / "pairs" / ".config" / "metadata.json").write_text('{"default_config_name": "b"}')
-    assert f"{root}/pairs/b/10.0.0 is half prepared" in refusal(
+    assert f"{root}/pairs/b/10.0.0 is only partly prepared" in refusal(
         make_config("array_record", name="pairs", data_dir=str(root))
     )
     open_data(make_config("array_record", name="pairs/a", data_dir=str(root)))
@@ -133,12 +133,12 @@ def test_damaged_descriptions(kind, file, make_config, root):
             path.unlink()
         else:
             path.write_bytes(content)
-        expected = f"is half prepared, it has no {file}" if what == "gone" else "cannot be read, "
+        expected = f"is only partly prepared, as it has no {file}" if what == "gone" else "cannot be read, "
         message = refusal(make_config(kind, data_dir=str(root)))
         assert message.startswith(f"{root}/toy/1.0.0 {expected}")
         assert message.endswith("delete the folder and run vit_registers.prepare again")
     with pytest.raises(DataError, match=r"toy/1.0.0 cannot be read"):
-        open_tfds("toy", "train", data_dir=str(root))
+        open_tfds_boxes("toy", "train", data_dir=str(root))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
@@ -163,7 +163,7 @@ def test_other_formats_of_files(kind, make_config, root):
     path.write_text(path.read_text().replace('"array_record"', '"riegeli"'))
     message = refusal(make_config(kind, data_dir=str(root)))
     assert message.startswith(
-        f"{path.parent} is of riegeli files: delete the folder and prepare it as array_record"
+        f"{path.parent} has riegeli files: delete the folder and prepare it as array_record"
     )
 
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from vit_registers.data.loaders import open_data, open_others
-from vit_registers.data.sources.tfds_splits import parse
+from vit_registers.data.loaders import open_also_eval, open_data
+from vit_registers.data.sources.tfds_splits import parse_split
 from vit_registers.errors import DataError
 
 # More than 57 examples, 100 % or 4 files are past the end.
@@ -77,7 +77,7 @@ def test_parts_are_those_of_tfds(toy):
     num_equal = 0
     for text in texts:
         try:
-            parts = parse(text, shard_lengths, data="toy")
+            parts = parse_split(text, shard_lengths, data="toy")
         except DataError:
             continue
         ours = []
@@ -118,4 +118,4 @@ def test_parts_hold_their_examples(kind, make_config, device, small):
 def test_other_splits_to_evaluate(make_config):
     config = make_config("array_record", also_eval=("toy train[50:1000]",))
     with pytest.raises(DataError, match="reaches 1000, but 'train' has 57 examples"):
-        open_others(config, open_data(config))
+        open_also_eval(config, open_data(config))

@@ -1,11 +1,12 @@
-"""Random parts of images, resized to the target. Imports TensorFlow."""
+"""Crops: random parts of images, some resized to the target, and the central part. Imports TensorFlow."""
 
 import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from vit_registers.data.decoding import Example, Op, decode_part
+from vit_registers.config import lookup
+from vit_registers.data.ops.decode import Example, Op, decode_part
 from vit_registers.data.ops.resize import resize_to
 from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError
@@ -24,9 +25,9 @@ def inception_crop(
 ) -> Op:
     """A random part of the image (`inception_box`), resized to the target (arXiv:1409.4842, section 6).
 
-    The part has a share of the area in [area_min, area_max] and width / height in [aspect_min, aspect_max].
-    Of a JPEG that is not decoded yet only the part is decoded. Resizing (resizing.py: METHODS) is bilinear
-    without antialias by default, as in arXiv:2205.01580.
+    The part's share of the area is in [area_min, area_max], its width / height in [aspect_min, aspect_max].
+    If the image is a JPEG that is not decoded yet, only the part is decoded. `method` (resize.py: METHODS) is
+    by default bilinear without antialiasing, as in arXiv:2205.01580.
     """
     return _crop(
         "inception_crop", inception_box, target, (area_min, area_max), (aspect_min, aspect_max), method
@@ -34,11 +35,11 @@ def inception_crop(
 
 
 def inception_box(shape: tf.Tensor, seed: tf.Tensor, areas: Range, aspects: Range) -> tf.Tensor:
-    """y, x, height, width (int32) of a random part of an image of `shape`, by TensorFlow's
-    sample_distorted_bounding_box.
+    """y, x, height, width (int32) of a random part of an image of `shape`.
 
-    Width / height is uniform in `aspects`, then the height, in pixels, among those that give an area in
-    `areas` (as shares) and fit. Until 100 attempts have failed another is made; then it is the whole image.
+    The sampler is TensorFlow's sample_distorted_bounding_box. It draws width / height uniformly from
+    `aspects`, then the height in pixels uniformly among those that fit and give an area in `areas` (shares).
+    After 100 failed attempts the part is the whole image.
     """
     start, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -61,11 +62,10 @@ def random_resized_crop(
     aspect_max: float = 1.3333333333333333,
     method: str = "pil_bicubic",
 ) -> Op:
-    """A random part of the image (`random_resized_box`), resized to the target: torchvision's
-    RandomResizedCrop, as in DeiT-III (arXiv:2204.07118).
+    """A random part of the image (`random_resized_box`), resized to the target.
 
-    Of a JPEG that is not decoded yet only the part is decoded. Resizing (resizing.py: METHODS) is PIL's
-    bicubic by default.
+    This is torchvision's RandomResizedCrop, as in DeiT-III (arXiv:2204.07118). If the image is a JPEG that is
+    not decoded yet, only the part is decoded. `method` (resize.py: METHODS) is PIL's bicubic by default.
     """
     return _crop(
         "random_resized_crop",
@@ -80,9 +80,9 @@ def random_resized_crop(
 def random_resized_box(shape: tf.Tensor, seed: tf.Tensor, areas: Range, aspects: Range) -> tf.Tensor:
     """y, x, height, width (int32) of a random part of an image of `shape`, by torchvision's sampler.
 
-    The share of the area is uniform in `areas`, width / height log-uniform in `aspects`; sides are rounded
-    (halves to even), and the first of 10 attempts that fits is placed uniformly. If none fits, it is the
-    largest part in the middle whose aspect is in `aspects`.
+    The share of the area is uniform in `areas`, and width / height is log-uniform in `aspects`. Sides are
+    rounded, halves to even. The first of 10 attempts that fits is placed uniformly. If none fits, the part
+    is the largest central one whose width / height is in `aspects`.
     """
     draws = tf.random.stateless_uniform([2 * _ATTEMPTS + 2], seed, alg="philox")
     return _fitting_box(shape[0], shape[1], draws, areas, aspects)
@@ -110,7 +110,7 @@ def _fitting_box(
     middle_width = tf.minimum(width, tf.round(height * aspects[1]))
     middle_size = tf.stack([middle_height, middle_width])
     middle_start = (tf.stack([height, width]) - middle_size) // 2
-    # tf.gather: XLA would take the index of a slice for a constant, and compile anew for each image
+    # tf.gather: XLA takes the index of a slice for a constant, and would compile again for each image
     fits = tf.gather(fits_A, chosen)
     start = tf.where(fits, tf.gather(start_Ax2, chosen), middle_start)
     size = tf.where(fits, tf.gather(size_Ax2, chosen), middle_size)
@@ -118,11 +118,11 @@ def _fitting_box(
 
 
 def _crop(name: str, sampler: Callable, target: Target, areas: Range, aspects: Range, method: str) -> Op:
-    """The operation `name`: parts that `sampler` draws, resized. Raises ConfigError where none could fit."""
+    """The operation `name`: parts drawn by `sampler`, resized. Raises ConfigError for impossible ranges."""
     if not 0 < areas[0] <= areas[1] <= 1:
-        raise ConfigError(f"{name}: area_min={areas[0]}, area_max={areas[1]}: want 0 < min <= max <= 1")
+        raise ConfigError(f"{name}: area_min={areas[0]}, area_max={areas[1]}: must be 0 < min <= max <= 1")
     if not 0 < aspects[0] <= aspects[1]:
-        raise ConfigError(f"{name}: aspect_min={aspects[0]}, aspect_max={aspects[1]}: want 0 < min <= max")
+        raise ConfigError(f"{name}: aspect_min={aspects[0]}, aspect_max={aspects[1]}: must be 0 < min <= max")
     resize = resize_to(target, method)
 
     def box(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -132,3 +132,48 @@ def _crop(name: str, sampler: Callable, target: Target, areas: Range, aspects: R
         return {**example, "image": resize(decode_part(example, box, target))}
 
     return apply
+
+
+def random_crop(target: Target, padding: int = 4) -> Op:
+    """A random part of target size of the image, padded with `padding` pixels of zeros on each side.
+
+    This is the augmentation of CIFAR in arXiv:1512.03385, section 4.2.
+    """
+    if padding < 0:
+        raise ConfigError(f"random_crop: padding={padding}: must be >= 0")
+
+    def apply(example: Example) -> Example:
+        image_HxWxC = tf.pad(example["image"], [[padding, padding], [padding, padding], [0, 0]])
+        size, room = _fit(image_HxWxC, target)
+        # a float draw, as the limits of an integer draw must be scalars
+        draw_2 = tf.random.stateless_uniform([2], example["seed"])
+        start = tf.minimum(tf.cast(draw_2 * tf.cast(room + 1, tf.float32), tf.int32), room)
+        return {**example, "image": _part(image_HxWxC, start, size)}
+
+    return apply
+
+
+def central_crop(target: Target, rounding: str = "floor") -> Op:
+    """The central part of target size.
+
+    If the margin is odd, its half above and to the left is rounded down, as in the code of arXiv:2205.01580.
+    rounding="half_even" rounds it to the even neighbour, as torchvision's CenterCrop does. A side that is
+    smaller than the target is kept; the loader then fails with the name of the image.
+    """
+    half = lookup({"floor": tf.floor, "half_even": tf.round}, rounding, "central_crop: rounding")
+
+    def apply(example: Example) -> Example:
+        size, room = _fit(example["image"], target)
+        return {**example, "image": _part(example["image"], tf.cast(half(room / 2), tf.int32), size)}
+
+    return apply
+
+
+def _fit(image_HxWxC: tf.Tensor, target: Target) -> tuple[tf.Tensor, tf.Tensor]:
+    sides = tf.shape(image_HxWxC)[:2]
+    size = tf.minimum(sides, [target.height, target.width])
+    return size, sides - size
+
+
+def _part(image_HxWxC: tf.Tensor, start: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    return tf.slice(image_HxWxC, tf.concat([start, [0]], 0), tf.concat([size, [-1]], 0))

@@ -1,8 +1,8 @@
 """PIL's Image.resize of 8-bit images, level for level, compiled by XLA. Imports TensorFlow.
 
-PIL resizes one axis after the other, each as sums of neighbouring levels (taps) with 22-bit integer weights,
-rounded to 8 bits; so does this. Letters: V rows, I values in a row (of columns with C channels), J of their
-words of 4 values, O columns of the result, T taps.
+Like PIL, it resizes one axis after the other, each by sums of neighbouring levels (taps) with 22-bit integer
+weights, rounded to 8 bits. Letters: V rows, I values in a row (columns times C channels), J words of 4 values
+in a row, O columns of the result, T taps.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 _BITS = 22  # of the weights' fraction
-# XLA compiles anew for every shape (0.2 s), so sides are padded: of the image to 4 up to 512 and 2 per
-# octave beyond; of the result, which in training has one size, to multiples.
+# XLA compiles once for every shape (0.2 s), so sides are padded: the image's to one of 4 sizes up to 512 and
+# of 2 per octave beyond, the result's, which has one size in training, to multiples of _STEP.
 _SIDES = [128, 256, 384] + [2**e * k for e in range(8, 22) for k in (2, 3)]
 _STEP = 32
 
@@ -23,21 +23,21 @@ def pil_resize(
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """A function (image_HxWxC uint8, (height, width)) -> resized image: PIL's Image.resize, antialiased.
 
-    `kernel` gives the weight at a distance, 0 beyond `radius`, in pixels of the smaller of the two images.
-    The horizontal pass comes first, as in Pillow up to 12; Pillow 13 takes the vertical one first where the
-    height shrinks clearly more than the width, which changes levels by a few. PIL leaves out a pass that
-    keeps the size; here its weights are 1 and 0, so that it changes nothing.
+    `kernel` maps a distance to a weight, which is 0 beyond `radius`; both are in pixels of the smaller of the
+    two images. The horizontal pass comes first, as in Pillow up to 12. Pillow 13 begins with the vertical
+    pass where the height shrinks clearly more than the width, which changes some levels slightly. PIL skips a
+    pass that keeps the size; here the weights of such a pass are 1 and 0, so that it changes nothing.
     """
 
     @tf.function(jit_compile=True, autograph=False)
     def weigh(
         place_O: tf.Tensor, tap_T: tf.Tensor, size: tf.Tensor, out: tf.Tensor, channels: int
     ) -> list[tf.Tensor]:
-        """word_OxCxT, shift_OxCxT and weight_OxT: where the levels are that each of `out` columns is the sum
-        of, among those of `size` columns, and how much each counts."""
+        """word_OxCxT, shift_OxCxT and weight_OxT: the levels, among those of `size` columns, that each of
+        `out` columns is the sum of, as word and shift in it, and their weights."""
         ratio = tf.cast(size, tf.float64) / tf.cast(out, tf.float64)
         stretch = tf.maximum(ratio, 1.0)
-        # XLA would contract a * b + c to one rounding (FMA); the minimum changes nothing but that
+        # prevents XLA from contracting a * b + c to one rounding (FMA); otherwise without effect
         center_O = tf.minimum((tf.cast(place_O, tf.float64) + 0.5) * ratio, 1e9)
         first_O = tf.maximum(tf.cast(center_O - radius * stretch + 0.5, tf.int32), 0)
         end_O = tf.minimum(tf.cast(center_O + radius * stretch + 0.5, tf.int32), size)
@@ -50,8 +50,8 @@ def pil_resize(
         return [byte_OxCxT // 4, 8 * (byte_OxCxT % 4), weight_OxT]
 
     def resize_columns(rows_VxI: tf.Tensor, channels: int, size: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
-        """The first `size` columns to `out`, and some more that mean nothing; transposed: (O and C)xV."""
-        # as many taps as the widest image of these padded sides needs: no further shapes
+        """The first `size` columns resized to `out`, then columns of padding; transposed: (O and C)xV."""
+        # as many taps as the widest image of these padded sides needs: one shape for all of them
         widest = tf.cast(tf.shape(rows_VxI)[1] // channels, tf.float64) / tf.cast(out, tf.float64)
         taps = tf.cast(tf.math.ceil(2 * radius * tf.maximum(widest, 1.0)), tf.int32)
         words_VxJ = tf.bitcast(tf.reshape(rows_VxI, [tf.shape(rows_VxI)[0], -1, 4]), tf.int32)
@@ -61,6 +61,7 @@ def pil_resize(
     def apply(image_HxWxC: tf.Tensor, sides: tf.Tensor) -> tf.Tensor:
         height, width, _ = tf.unstack(tf.shape(image_HxWxC), num=3)
         channels = image_HxWxC.shape[-1]
+        assert channels is not None
         pad_height, pad_width = tf.unstack(tf.gather(_SIDES, tf.searchsorted(_SIDES, [height, width])))
         rows = tf.reshape(image_HxWxC, [height, width * channels])
         rows = tf.concat([rows, tf.zeros([height, (pad_width - width) * channels], tf.uint8)], 1)
@@ -72,13 +73,13 @@ def pil_resize(
     return apply
 
 
-def bilinear(distance: tf.Tensor) -> tf.Tensor:
-    """The weight 1 - distance, of radius 1."""
+def bilinear_kernel(distance: tf.Tensor) -> tf.Tensor:
+    """The weight 1 - distance; its radius is 1."""
     return tf.maximum(1.0 - distance, 0.0)
 
 
-def bicubic(distance: tf.Tensor) -> tf.Tensor:
-    """The weight of cubic convolution with a = -0.5 (Keys, 1981), of radius 2."""
+def bicubic_kernel(distance: tf.Tensor) -> tf.Tensor:
+    """The weight of cubic convolution with a = -0.5 (Keys, 1981); its radius is 2."""
     near = ((1.5 * distance - 2.5) * distance) * distance + 1.0
     far = -0.5 * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
     return tf.where(distance < 1.0, near, tf.where(distance < 2.0, far, tf.zeros_like(far)))
@@ -88,9 +89,13 @@ def bicubic(distance: tf.Tensor) -> tf.Tensor:
 def _combine(
     words_JxV: tf.Tensor, word_OxCxT: tf.Tensor, shift_OxCxT: tf.Tensor, weight_OxT: tf.Tensor
 ) -> tf.Tensor:
-    """The sums (O and C in one)xV of levels that are bytes in words: TensorFlow transposes words far faster
-    than bytes. Where the bytes are is computed before, once, and not for every row."""
-    level_OxCxTxV = tf.bitwise.right_shift(tf.gather(words_JxV, word_OxCxT), shift_OxCxT[..., None]) & 255
+    """The weighted sums, (O and C)xV, of levels that are bytes in words.
+
+    TensorFlow transposes words far faster than bytes. The places of the bytes are the same for every row.
+    """
+    level_OxCxTxV = (
+        tf.bitwise.right_shift(tf.gather(words_JxV, word_OxCxT), tf.expand_dims(shift_OxCxT, -1)) & 255
+    )
     sum_OxCxV = tf.reduce_sum(level_OxCxTxV * weight_OxT[:, None, :, None], 2) + 2 ** (_BITS - 1)
     level_OxCxV = tf.cast(tf.clip_by_value(tf.bitwise.right_shift(sum_OxCxV, _BITS), 0, 255), tf.uint8)
     return tf.reshape(level_OxCxV, [-1, tf.shape(words_JxV)[1]])

@@ -1,4 +1,4 @@
-"""Operations on images of the target's size, compiled as one by XLA. Imports TensorFlow."""
+"""Operations that keep the size of an image; XLA compiles a chain of them as one. Imports TensorFlow."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,16 +11,23 @@ from vit_registers.data.ops.strings import Target
 class PixelOp(NamedTuple):
     """An operation (image_HxWxC uint8, draw_N) -> image_HxWxC uint8 of the same size.
 
-    draw_N are num_draws numbers, uniform in [0, 1), float32: its only randomness. It is traced with
-    static shapes, and must be within what XLA compiles.
+    draw_N are `num_draws` float32 numbers, uniform in [0, 1), the operation's only randomness. `apply` is
+    traced with static shapes, and XLA must be able to compile it.
     """
 
     num_draws: int
     apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
+def static_shape(image_HxWxC: tf.Tensor) -> tuple[int, int, int]:
+    """(height, width, channels) of an image whose shape is known when it is traced."""
+    height, width, channels = image_HxWxC.shape
+    assert height is not None and width is not None and channels is not None, image_HxWxC.shape
+    return height, width, channels
+
+
 def flip(target: Target) -> PixelOp:
-    """The image or, in half of the cases, its mirror image (left and right exchanged)."""
+    """The image or, with probability 1/2, its mirror image (left and right exchanged)."""
     del target
 
     def apply(image_HxWxC: tf.Tensor, draw_1: tf.Tensor) -> tf.Tensor:
@@ -29,15 +36,20 @@ def flip(target: Target) -> PixelOp:
     return PixelOp(1, apply)
 
 
+def fold_in(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """A new seed, int64 of shape [2], from a seed and a number."""
+    return tf.random.experimental.stateless_fold_in(seed, number)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def draw(op: PixelOp, seed: tf.Tensor) -> tf.Tensor:
-    """The numbers draw_N that `op` needs, a function of the seed."""
+    """The numbers draw_N for `op`, a function of the seed."""
     return tf.random.stateless_uniform([op.num_draws], seed, alg="philox")
 
 
 def compiled(ops: list[PixelOp], target: Target) -> Callable[[tf.Tensor, list[tf.Tensor]], tf.Tensor]:
-    """(image_HxWxC, draws of each op) -> the image after all ops, which XLA compiles as one.
+    """A function (image_HxWxC, draws of each op) -> image after all ops, compiled as one by XLA.
 
-    An image of another size than the target's goes through as it is: the loader refuses it by name.
+    It returns an image of another size than the target's unchanged; the loader then fails with its name.
     """
 
     @tf.function(jit_compile=True, autograph=False)

@@ -6,33 +6,33 @@ import tensorflow as tf
 
 from vit_registers.config import lookup
 from vit_registers.data.ops import color, warps
-from vit_registers.data.ops.pixel_ops import PixelOp
+from vit_registers.data.ops.pixel_ops import PixelOp, static_shape
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.ops.warps import Affine
 from vit_registers.errors import ConfigError
 
 # (image_HxWx3, level, draw_2) -> image_HxWx3, compiled by XLA. level is the magnitude over 10; draw_2 are
-# numbers uniform in [0, 1), for the sign (sign_index) or the place (cutout_center).
+# numbers uniform in [0, 1), for a sign (sign_index) or a place (cutout_center).
 Operation = Callable[[tf.Tensor, float, tf.Tensor], tf.Tensor]
 
-MAX_MAGNITUDE = 20  # where posterize keeps all 8 bits
+MAX_MAGNITUDE = 20  # at which posterize keeps all 8 bits
 _DRAWS = 3  # per operation: which, and draw_2
 
 
 def randaugment(target: Target, num_ops: int = 2, magnitude: int = 10, contrast: str = "released") -> PixelOp:
-    """The image after `num_ops` of the 16 OPERATIONS in a row, each drawn with equal chances (the same may
-    come twice) and always applied.
+    """The image after `num_ops` of the 16 OPERATIONS, drawn uniformly with replacement.
 
-    `contrast` is a key of CONTRASTS. The published numbers come from code with some oddities, all kept here:
-    solarize at magnitude 10 inverts everything, posterize keeps at least 1 bit, sharpness only sharpens,
-    contrast knows only the size of the image. Where a rounding differs from that code, color.py says so.
+    `contrast` is a key of CONTRASTS. The published numbers come from code with some deviations from the
+    paper, which are kept: solarize at magnitude 10 inverts every level, posterize keeps at least 1 bit,
+    sharpness only sharpens, and contrast depends on the size of the image alone. color.py names the roundings
+    that differ from that code.
     """
     if target.channels != 3:
-        raise ConfigError(f"randaugment: the images have {target.channels} channels: want 3")
+        raise ConfigError(f"randaugment: the images have {target.channels} channels: must be 3")
     if num_ops < 1:
-        raise ConfigError(f"randaugment: num_ops={num_ops}: want >= 1")
+        raise ConfigError(f"randaugment: num_ops={num_ops}: must be >= 1")
     if not 0 <= magnitude <= MAX_MAGNITUDE:
-        raise ConfigError(f"randaugment: magnitude={magnitude}: want 0 to {MAX_MAGNITUDE}")
+        raise ConfigError(f"randaugment: magnitude={magnitude}: must be 0 to {MAX_MAGNITUDE}")
     chosen_contrast = lookup(CONTRASTS, contrast, "randaugment: contrast")
     operations = [*(OPERATIONS | {"contrast": chosen_contrast}).values()]
     level = magnitude / 10
@@ -47,33 +47,33 @@ def randaugment(target: Target, num_ops: int = 2, magnitude: int = 10, contrast:
 
 
 def operation_index(draw_3: tf.Tensor) -> tf.Tensor:
-    """Which of the OPERATIONS the draws choose, int32."""
-    return tf.cast(draw_3[..., 0] * len(OPERATIONS), tf.int32)
+    """The index in OPERATIONS that the draws choose, int32."""
+    return tf.cast(tf.gather(draw_3, 0, axis=-1) * len(OPERATIONS), tf.int32)
 
 
 def sign_index(draw_2: tf.Tensor) -> tf.Tensor:
-    """0 for plus and 1 for minus, equally likely, int32."""
-    return tf.cast(draw_2[..., 0] < 0.5, tf.int32)
+    """0 (plus) or 1 (minus), equally likely, int32."""
+    return tf.cast(tf.gather(draw_2, 0, axis=-1) < 0.5, tf.int32)
 
 
 def cutout_center(draw_2: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """A pixel (y, x), each equally likely, int32."""
+    """A pixel (y, x), uniformly distributed, int32."""
     return tf.cast(draw_2 * tf.constant([height, width], tf.float32), tf.int32)
 
 
 def contrast_released(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
-    """Enhanced from a constant gray, height * width / 256 and at most 255: 196 for 224 x 224 pixels.
+    """The contrast changed about a constant gray, min(height * width // 256, 255): 196 at 224 x 224 pixels.
 
-    An error that the published numbers were made with: meant was the mean of the image
-    (github.com/google-research/big_vision/issues/109).
+    This reproduces an error in the code behind the published numbers, which was meant to use the mean of the
+    image (github.com/google-research/big_vision/issues/109).
     """
     del draw_2
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     return _enhanced(image_HxWx3, min(height * width // 256, 255), level)
 
 
 def contrast_mean(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
-    """Enhanced from the mean of the image's gray, as by torchvision."""
+    """The contrast changed about the mean of the image's gray, as by torchvision."""
     del draw_2
     return _enhanced(image_HxWx3, color.mean_gray(image_HxWx3), level)
 
@@ -89,29 +89,29 @@ def _enhanced(image_HxWx3: tf.Tensor, dull: tf.Tensor | int, level: float) -> tf
 
 
 def _posterize(image_HxWx3: tf.Tensor, level: float) -> tf.Tensor:
-    """4 * level bits are kept, and never none: TensorFlow shifts 8-bit numbers by 7 bits at most."""
+    """The image with max(4 * level, 1) bits: TensorFlow shifts 8-bit numbers by 7 bits at most."""
     return color.posterize(image_HxWx3, max(int(level * 4), 1))
 
 
 def _solarize(image_HxWx3: tf.Tensor, level: float) -> tf.Tensor:
-    """From 256 * level as an 8-bit number on, and 256 is then 0."""
+    """The image with the levels from 256 * level on inverted; as an 8-bit number, 256 is 0."""
     return color.solarize(image_HxWx3, int(level * 256) % 256)
 
 
 def _cutout(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     return warps.cutout(image_HxWx3, cutout_center(draw_2, height, width), int(level * 40))
 
 
 def _rotate(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     return _warped(image_HxWx3, level * 30, draw_2, lambda degrees: warps.rotation(degrees, height, width))
 
 
 def _warped(
     image_HxWx3: tf.Tensor, amount: float, draw_2: tf.Tensor, matrix: Callable[[float], Affine]
 ) -> tf.Tensor:
-    height, width, _ = image_HxWx3.shape
+    height, width, _ = static_shape(image_HxWx3)
     sources = [warps.affine_source(matrix(signed), height, width) for signed in (amount, -amount)]
     return warps.warp(image_HxWx3, sources, sign_index(draw_2))
 

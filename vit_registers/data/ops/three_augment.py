@@ -1,4 +1,4 @@
-"""3-Augment (arXiv:2204.07118) and colour jitter, as by PIL on 8-bit images. Imports TensorFlow."""
+"""3-Augment (arXiv:2204.07118) and colour jitter, with PIL's results on 8-bit images. Imports TensorFlow."""
 
 import numpy as np
 import tensorflow as tf
@@ -15,15 +15,18 @@ _ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1
 
 
 def three_augment(target: Target) -> PixelOp:
-    """One of three, equally likely: gray (in 3 channels), solarized from 128 on, blurred with a radius
-    uniform in [0.1, 2]."""
+    """The image after one of three operations, which are equally likely.
+
+    They are gray (in 3 channels), solarization from level 128 on, and Gaussian blur with a radius uniform in
+    [0.1, 2].
+    """
     _check_channels("three_augment", target)
 
     def apply(image_HxWx3: tf.Tensor, draw_2: tf.Tensor) -> tf.Tensor:
         low, high = _BLUR_RADIUS
         radius = low + (high - low) * draw_2[1]
         branches = [
-            lambda: tf.broadcast_to(gray(image_HxWx3), tf.shape(image_HxWx3)),
+            lambda: tf.broadcast_to(pil_gray(image_HxWx3), tf.shape(image_HxWx3)),
             lambda: solarize(image_HxWx3, _SOLARIZE_FROM),
             lambda: gaussian_blur(image_HxWx3, radius),
         ]
@@ -33,44 +36,47 @@ def three_augment(target: Target) -> PixelOp:
 
 
 def color_jitter(target: Target, brightness: float, contrast: float, saturation: float) -> PixelOp:
-    """Brightness, contrast and saturation changed in random order: torchvision's ColorJitter of PIL images.
+    """The image with brightness, contrast and saturation changed in random order.
 
-    Each factor is uniform in [max(0, 1 - x), 1 + x], with x the argument; the 6 orders are equally likely.
+    This is torchvision's ColorJitter of PIL images. Each factor is uniform in [max(0, 1 - x), 1 + x], where x
+    is the argument; the 6 orders are equally likely.
     """
     _check_channels("color_jitter", target)
     ranges = np.array([brightness, contrast, saturation])
     if not (np.isfinite(ranges).all() and ranges.min() >= 0):
-        raise ConfigError(f"color_jitter({brightness}, {contrast}, {saturation}): want numbers >= 0")
+        raise ConfigError(
+            f"color_jitter({brightness}, {contrast}, {saturation}): must be finite numbers >= 0"
+        )
     low_3 = np.maximum(1 - ranges, 0).astype(np.float32)
     width_3 = (1 + ranges).astype(np.float32) - low_3
 
     def apply(image_HxWx3: tf.Tensor, draw_4: tf.Tensor) -> tf.Tensor:
         order_3 = tf.gather(_ORDERS, tf.cast(draw_4[3] * len(_ORDERS), tf.int32))
-        return jitter(image_HxWx3, low_3 + width_3 * draw_4[:3], order_3)
+        return jitter(image_HxWx3, tf.constant(low_3) + width_3 * draw_4[:3], order_3)
 
     return PixelOp(4, apply)
 
 
 def jitter(image_HxWx3: tf.Tensor, factor_3: tf.Tensor, order_3: tf.Tensor) -> tf.Tensor:
-    """The image with brightness (0), contrast (1) and saturation (2) changed by their factors in an order.
+    """The image with brightness (0), contrast (1) and saturation (2) changed by factor_3 in order_3.
 
-    As in PIL's ImageEnhance each is a blend of something flat with the image, in 8 bits: of black, of the
-    rounded mean of its gray, and of its gray.
+    As in PIL's ImageEnhance, each is an 8-bit blend of the image with black (brightness), with the rounded
+    mean of its gray (contrast), or with its gray (saturation).
     """
 
     def change(step: tf.Tensor, image_HxWx3: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         branches = [
             lambda: blend(0, image_HxWx3, factor_3[0]),
-            lambda: blend(_mean(gray(image_HxWx3)), image_HxWx3, factor_3[1]),
-            lambda: blend(gray(image_HxWx3), image_HxWx3, factor_3[2]),
+            lambda: blend(_mean(pil_gray(image_HxWx3)), image_HxWx3, factor_3[1]),
+            lambda: blend(pil_gray(image_HxWx3), image_HxWx3, factor_3[2]),
         ]
         return step + 1, tf.switch_case(order_3[step], branches)
 
-    # a loop, as XLA would take seconds to compile it written out
+    # a loop, as XLA takes seconds to compile the unrolled form
     return tf.while_loop(lambda step, _: step < 3, change, (0, image_HxWx3))[1]
 
 
-def gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
+def pil_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
     """gray_HxWx1 (uint8), PIL's mode L: 0.299 r + 0.587 g + 0.114 b in 16-bit integers, rounded."""
     r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.int32), axis=-1)
     return tf.cast((19595 * r + 38470 * g + 7471 * b + 2**15) // 2**16, tf.uint8)[..., None]
@@ -81,10 +87,11 @@ def gaussian_blur(image_HxWxC: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
 
     Three box blurs along each axis, each rounded to 8 bits, whose fractional size gives the variance
     (P. Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering, 2011).
-    Beyond the edge the image goes on with its last pixel.
+    Beyond the edge the image repeats its last pixel.
     """
     weight_3 = _box_weights(radius)
     channels = image_HxWxC.shape[-1]
+    assert channels is not None
     rows = tf.reshape(image_HxWxC, [tf.shape(image_HxWxC)[0], -1])
     for _ in range(_BLUR_PASSES):
         edges = [rows[:, :channels]] * 2, [rows[:, -channels:]] * 2
@@ -105,8 +112,8 @@ def _weighted(taps: list[tf.Tensor], weight_3: tf.Tensor) -> tf.Tensor:
 def _box_weights(radius: tf.Tensor) -> tf.Tensor:
     """The weights of a pixel, its neighbours and theirs in a box blur, as fractions of 2^24 (uint32).
 
-    Rounded to float32 where PIL rounds. Division by 3 would become a product in XLA, so it is done in
-    float64; 3 * variance would be fused with the subtraction, so it is a sum.
+    Values are rounded to float32 where PIL rounds them. XLA would turn the division by 3 into a product, so
+    it is done in float64; XLA would fuse 3 * variance with the subtraction, so it is a sum.
     """
     variance = tf.cast(tf.cast(radius * radius, tf.float64) / _BLUR_PASSES, tf.float32)
     length = tf.cast(tf.sqrt(12.0 * tf.cast(variance, tf.float64) + 1.0), tf.float32)
@@ -127,4 +134,4 @@ def _mean(gray_HxWx1: tf.Tensor) -> tf.Tensor:
 
 def _check_channels(name: str, target: Target) -> None:
     if target.channels != 3:
-        raise ConfigError(f"{name}: the images have {target.channels} channels: want 3")
+        raise ConfigError(f"{name}: the images have {target.channels} channels: must be 3")

@@ -1,6 +1,6 @@
-"""Moving the pixels of 8-bit images, and covering some. Imports TensorFlow.
+"""Geometric operations on 8-bit images, and cutout. Imports TensorFlow.
 
-What comes from outside the image has the level FILL.
+Pixels that come from outside of the image have the level FILL.
 """
 
 import math
@@ -8,28 +8,30 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from vit_registers.data.ops.pixel_ops import static_shape
+
 FILL = 128
 Affine = tuple[float, float, float, float, float, float]
 
 
 def warp(image_HxWxC: tf.Tensor, sources: list[np.ndarray], index: tf.Tensor) -> tf.Tensor:
-    """The image with each pixel taken from where sources[index] says (source_HxW, see affine_source).
+    """The image with each pixel taken from the place in sources[index] (source_HxW, see affine_source).
 
-    Constant tables, not coordinates computed on the way: exact under XLA too, and several times faster.
+    Constant tables are exact under XLA too, and several times faster than coordinates computed per image.
     """
-    height, width, channels = image_HxWxC.shape
+    height, width, channels = static_shape(image_HxWxC)
     pixels = tf.reshape(image_HxWxC, [height * width, channels])
     pixels = tf.concat([pixels, tf.fill([1, channels], tf.constant(FILL, tf.uint8))], 0)
-    # tf.gather: XLA would take the index of a slice for a constant, and compile anew for each
+    # tf.gather: XLA takes the index of a slice for a constant, and would compile again for each
     return tf.gather(pixels, tf.gather(tf.constant(np.stack(sources)), index))
 
 
 def affine_source(matrix: Affine, height: int, width: int) -> np.ndarray:
-    """source_HxW, int32: y' * width + x' where the pixel at (y, x) comes from, or height * width for FILL.
+    """source_HxW, int32: the source y' * width + x' of the pixel at (y, x), or height * width for FILL.
 
     For the matrix (a, ..., f), (x', y') = (a x + b y + c, d x + e y + f) in float32, rounded to the nearest,
-    halves away from 0: as TensorFlow's ImageProjectiveTransformV3, on which tfa.image.transform, rotate
-    and translate rest.
+    halves away from 0. This is TensorFlow's ImageProjectiveTransformV3, which tfa.image.transform, rotate and
+    translate use.
     """
     a, b, c, d, e, f = np.array(matrix, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -39,8 +41,10 @@ def affine_source(matrix: Affine, height: int, width: int) -> np.ndarray:
 
 
 def rotation(degrees: float, height: int, width: int) -> Affine:
-    """The matrix of a rotation about the centre of the image, as tfa.image.rotate's; for positive degrees
-    the image turns counterclockwise."""
+    """The matrix of a rotation about the centre of the image, counterclockwise for positive degrees.
+
+    It is that of tfa.image.rotate.
+    """
     radians = np.float32(degrees) * np.float32(math.pi / 180)
     cos, sin = np.cos(radians), np.sin(radians)
     last_y, last_x = np.float32(height - 1), np.float32(width - 1)
@@ -50,9 +54,11 @@ def rotation(degrees: float, height: int, width: int) -> Affine:
 
 
 def cutout(image_HxWxC: tf.Tensor, center_2: tf.Tensor, pad: int) -> tf.Tensor:
-    """The image with a square about the pixel center_2 = (y, x) filled (arXiv:1708.04552): the rows from
-    y - pad to y + pad, exclusive, and the columns alike, as far as they are inside."""
-    height, width, _ = image_HxWxC.shape
+    """The image with a square about the pixel center_2 = (y, x) filled (arXiv:1708.04552).
+
+    The square covers the rows from y - pad to y + pad, exclusive, and likewise the columns, within the image.
+    """
+    height, width, _ = static_shape(image_HxWxC)
     y_Hx1, x_1xW = tf.range(height)[:, None] - center_2[0], tf.range(width)[None] - center_2[1]
     is_covered_HxW = (y_Hx1 >= -pad) & (y_Hx1 < pad) & (x_1xW >= -pad) & (x_1xW < pad)
     return tf.where(is_covered_HxW[..., None], tf.constant(FILL, tf.uint8), image_HxWxC)

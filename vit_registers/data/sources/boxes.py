@@ -1,7 +1,7 @@
-"""Images with ground-truth boxes, one at a time at their own size: PASCAL VOC folders, TFDS. No TensorFlow.
+"""Images with ground-truth boxes, read one at a time at full size: PASCAL VOC folders, TFDS. No TensorFlow.
 
-Boxes are xyxy in pixels with exclusive end, float64 [n, 4]. VOC counts pixels from 1 and means its ends
-inclusive, so its xmin and ymin are lowered by 1 and its xmax and ymax stay, as in LOST (arXiv:2109.14279).
+Boxes are xyxy in pixels with exclusive end, float64 [n, 4]. VOC counts pixels from 1, with inclusive ends, so
+its xmin and ymin are lowered by 1 and its xmax and ymax are kept, as in LOST (arXiv:2109.14279).
 """
 
 import dataclasses
@@ -20,37 +20,40 @@ from vit_registers.data.sources import listing
 from vit_registers.errors import DataError
 
 _FOLDERS = (("JPEGImages", "Annotations"), ("images", "annotations"))
-_LAYOUT = "want root/JPEGImages/*.jpg and root/Annotations/*.xml, or root/images/ and root/annotations/"
+_LAYOUT = (
+    "the layout must be root/JPEGImages/*.jpg and root/Annotations/*.xml, "
+    "or root/images/ and root/annotations/"
+)
 _SPLITS = Path("ImageSets", "Main")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BoxImage:
-    """An image that is not read yet, with its boxes; n may be 0."""
+    """An image that is not read yet, with its n >= 0 boxes."""
 
     name: str  # of the file, without folder and suffix
-    path: Path | None  # None: the image is in `encoded`
+    path: Path | None  # None: the image is `encoded`
     encoded: bytes | None = None
     box_xyxy_px: np.ndarray  # float64 [n, 4]
     is_hard: np.ndarray  # bool [n]: difficult or truncated
 
 
 class VocImages(NamedTuple):
-    """The images of a folder, by name or in the order of their split's list."""
+    """The images of a folder, sorted by name or in the order of the list of their split."""
 
     records: tuple[BoxImage, ...]
-    num_dropped: int  # by only_easy: images that have hard objects only
+    num_dropped: int  # by only_easy: images with hard objects only
 
 
 def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = False) -> VocImages:
-    """The annotated images of a folder in the style of PASCAL VOC. Reads all annotations, of images the size.
+    """The annotated images of a folder in the layout of PASCAL VOC. Reads annotations and image headers.
 
-    A split is a list root/ImageSets/Main/<split>.txt, and has to be named where there are any: trainval and
-    test often lie in one folder. Without lists all annotations are taken; images without one are ignored.
+    A split is a list root/ImageSets/Main/<split>.txt. If there are lists, `split` is required, as trainval
+    and test often share a folder; otherwise all annotations are used. Images without annotation are ignored.
     `only_easy` drops objects that are difficult or truncated, then images that have no others (VOC_all in
-    LOST). Images without any object stay, and so do boxes that go over the edge of their image. Raises
+    LOST). Images without objects are kept, and so are boxes that cross the edge of their image. Raises
     DataError for folders, splits, annotations and images that are missing, for annotations and images that
-    cannot be read, and for boxes that lie outside of their image.
+    cannot be read, and for boxes outside of their image.
     """
     root = Path(root).expanduser()
     images, annotations = _find_folders(root)
@@ -72,7 +75,7 @@ def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = Fa
 
 
 def without_hard(record: BoxImage) -> BoxImage:
-    """The image with only those of its boxes that are not hard, perhaps none."""
+    """The image with the boxes that are not hard; there may be none."""
     is_easy = ~record.is_hard
     return dataclasses.replace(
         record, box_xyxy_px=record.box_xyxy_px[is_easy], is_hard=record.is_hard[is_easy]
@@ -80,14 +83,15 @@ def without_hard(record: BoxImage) -> BoxImage:
 
 
 def read_image(record: BoxImage) -> np.ndarray:
-    """The image in its own size, uint8 [height, width, 3]; grey becomes RGB. Raises DataError if broken.
+    """The image at full size, uint8 [height, width, 3]; grey becomes RGB. Raises DataError if it is broken.
 
-    A rotation noted in EXIF is not applied, since boxes are given without it.
+    A rotation in EXIF is not applied, as boxes refer to the image without it.
     """
     what = record.path or record.name
     try:
         data = record.encoded if record.path is None else record.path.read_bytes()
-        return pil_decoding.decode(data, channels=3)
+        assert data is not None, record.name
+        return pil_decoding.decode_image(data, channels=3)
     except (OSError, pil_decoding.BrokenImageError) as error:
         raise _broken(what, error) from None
 
@@ -119,12 +123,12 @@ def _find_folders(root: Path) -> tuple[Path, Path]:
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     found = listing.scan(folder, listing.LeftOut(), suffixes)
-    # links to nothing and folders are refused by name, where an annotation asks for them
+    # dangling links and folders cause an error with their name if an annotation requires them
     folders = [name for name in (*found.folders, *found.linked_folders) if name.lower().endswith(suffixes)]
     for file in sorted([*found.images, *found.dangling, *folders]):
         name = Path(file).stem
         if name in files:
-            raise DataError(f"{folder} has both {files[name].name} and {file}: delete or rename one")
+            raise DataError(f"{folder} has both {files[name].name} and {file}: delete or rename one of them")
         files[name] = folder / file
     return files
 
@@ -134,21 +138,23 @@ def _names(root: Path, split: str | None, xml_files: Mapping[str, Path]) -> list
     if not lists:
         if split is None:
             return list(xml_files)
-        raise DataError(f"{root / _SPLITS} has no lists, so there is no split '{split}': leave it out")
+        raise DataError(f"{root / _SPLITS} has no lists, so there is no split '{split}': do not name a split")
     if split is None:
         raise DataError(f"{root / _SPLITS} has lists of images: name a split, such as trainval")
     if split not in lists:
         raise DataError(f"{root / _SPLITS} has no split '{split}': {nearest(split, lists)}")
     names = [line.strip() for line in lists[split].read_text(errors="replace").splitlines() if line.strip()]
     if not names:
-        raise DataError(f"{lists[split]} is empty: take another split")
+        raise DataError(f"{lists[split]} is empty: use another split")
     if any(len(name.split()) > 1 for name in names):
-        raise DataError(f"{lists[split]} is the list of one class: take that of all images, such as trainval")
+        raise DataError(
+            f"{lists[split]} is the list of one class: use a list of all images, such as trainval"
+        )
     missing = [name for name in names if name not in xml_files]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(names)} images in {lists[split]} have no annotation, such as "
-            f"{missing[0]}: add them, or take another split"
+            f"{missing[0]}: add them, or use another split"
         )
     return names
 
@@ -156,10 +162,15 @@ def _names(root: Path, split: str | None, xml_files: Mapping[str, Path]) -> list
 def _read_annotation(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last: unknown encodings
-        raise DataError(f"{path} cannot be read as XML ({error}): mend or delete it") from None
+    except (
+        ElementTree.ParseError,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:  # LookupError: unknown encodings
+        raise DataError(f"{path} cannot be read as XML ({error}): repair or delete it") from None
     if root.tag != "annotation":
-        raise DataError(f"{path} begins with <{root.tag}>, not with <annotation>: it is not in VOC's format")
+        raise DataError(f"{path} begins with <{root.tag}> instead of <annotation>: it is not in VOC's format")
     objects = root.findall("object")
     box_xyxy_px = np.array([_read_box(item, path) for item in objects], np.float64).reshape(-1, 4)
     is_hard = np.array([_is_set(item, "difficult") or _is_set(item, "truncated") for item in objects], bool)
@@ -167,14 +178,14 @@ def _read_annotation(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_inside(box_xyxy_px: np.ndarray, image: Path, annotation: Path) -> None:
-    """Fails, before anything is computed, for images that cannot be opened and boxes that cannot be hit."""
+    """Raises DataError for an image that cannot be opened, and for a box that lies outside of it."""
     size = _read_size(image.stem, image)
     is_outside = (box_xyxy_px[:, 2:] <= 0).any(axis=1) | (box_xyxy_px[:, :2] >= size).any(axis=1)
     if is_outside.any():
         first = ", ".join(f"{side:g}" for side in box_xyxy_px[is_outside][0] + (1, 1, 0, 0))
         raise DataError(
             f"{annotation} has a box with xmin, ymin, xmax, ymax = {first} outside of {image.name}, which "
-            f"has {size[0]} x {size[1]} px: mend it; perhaps it is of another image, or of another size"
+            f"has {size[0]} x {size[1]} px: repair it; it may belong to another image, or to another size"
         )
 
 
@@ -189,17 +200,17 @@ def _read_box(item: ElementTree.Element, path: Path) -> np.ndarray:
     except ValueError:
         box = np.full(4, np.nan)
     if not (np.isfinite(box).all() and (box[:2] < box[2:]).all()):
-        raise DataError(f"{path} has an object with xmin, ymin, xmax, ymax = {texts}: want a box, mend it")
+        raise DataError(f"{path} has an object with xmin, ymin, xmax, ymax = {texts}: not a box; repair it")
     return box
 
 
 def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
-    """The same for an example of TFDS, such as one of voc or coco, with `image` still encoded.
+    """The image of a TFDS example, such as one of voc or coco, whose `image` is still encoded.
 
-    Its `objects/bbox` is (ymin, xmin, ymax, xmax) in shares of the image's sides. Crowds (`is_crowd`) are
-    left out. Pixels are rounded to integers, as LOST does for COCO; for VOC that undoes float32. Where there
-    is `is_difficult` the boxes are VOC's: xmin and ymin are lowered by 1. The name is that of
-    `image/filename`, or the number of the record. Raises DataError for an image that is broken.
+    `objects/bbox` is (ymin, xmin, ymax, xmax) in shares of the image's sides. Crowds (`is_crowd`) are left
+    out. Pixels are rounded to integers, as LOST does for COCO; for VOC this removes the error of float32. If
+    there is `is_difficult`, the boxes are VOC's, and xmin and ymin are lowered by 1. The name is taken from
+    `image/filename`, or is the number of the record. Raises DataError for a broken image.
     """
     objects = example["objects"]
     file = example.get("image/filename")
@@ -209,7 +220,7 @@ def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
     width, height = _read_size(name, example["image"])
     box_yxyx = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
     box_xyxy_px = box_yxyx[:, [1, 0, 3, 2]] * (width, height, width, height)
-    # to thousandths first: float32 must not decide to which side a half goes
+    # to thousandths first, so that float32 does not decide in which direction a half is rounded
     box_xyxy_px = np.rint(np.round(box_xyxy_px, 3))
     none = np.zeros(len(box_yxyx), bool)
     if "is_difficult" in objects:
@@ -226,18 +237,18 @@ def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
 
 
 class TfdsBoxes(Sequence[BoxImage]):
-    """A split of a prepared TFDS data set; records are read when they are asked for."""
+    """A split of a prepared TFDS data set. Records are read on access."""
 
     def __init__(
         self, examples: Sequence[Mapping[str, Any]], reading: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        """Examples are read within `reading()`, which raises DataError for those that cannot be read."""
+        """`reading()` is the context in which examples are read; it turns errors into DataError."""
         self._examples, self._reading = examples, reading
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, record: int) -> BoxImage:
+    def __getitem__(self, record: int) -> BoxImage:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= record < len(self):
             raise IndexError(record)
         with self._reading():
@@ -245,13 +256,13 @@ class TfdsBoxes(Sequence[BoxImage]):
         return from_tfds(example, record=record)
 
 
-def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxes:
+def open_tfds_boxes(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxes:
     """A split of a data set with boxes that TFDS prepared as array_record, such as voc/2007 or coco/2014.
 
-    `name` may be the path of a builder or of a prepared version. Raises DataError where it is not prepared,
-    is in TFRecord files, or has no boxes or no such split.
+    `name` may be the path of a builder or of a prepared version. Raises DataError if the data set is not
+    prepared, is in TFRecord files, or has no boxes or no such split.
     """
-    # TFDS takes a second to import, and folders do without it
+    # TFDS takes a second to import, and folders do not need it
     import tensorflow_datasets as tfds
 
     from vit_registers.data.sources import tfds_location, tfds_prepared
@@ -261,14 +272,15 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> TfdsBoxe
         where = tfds_location.full_data_dir(data_dir)
         run = f"run 'python -m vit_registers.prepare --name={name} --data_dir={where}'"
         raise DataError(f"{name} is not prepared in {where}: {run}")
-    features = dict(builder.info.features)
+    info: Any = builder.info  # whose types allow None everywhere
+    features: dict[str, Any] = dict(info.features)
     inside = getattr(features.get("objects"), "feature", None)  # of a sequence
     has_boxes = isinstance(inside, tfds.features.FeaturesDict) and "bbox" in inside
     if not has_boxes or not isinstance(features.get("image"), tfds.features.Image):
         raise DataError(
-            f"{name} has {', '.join(sorted(features))}: want image and objects with bbox, as in voc/2007"
+            f"{name} has {', '.join(sorted(features))}: must have image and objects with bbox, as in voc/2007"
         )
-    if builder.info.file_format.value != "array_record":
+    if info.file_format.value != "array_record":
         raise DataError(
             f"{name} is prepared as TFRecord files: delete {builder.data_dir}, and run 'python -m "
             f"vit_registers.prepare --name={name}' with its --data_dir"

@@ -1,41 +1,45 @@
-"""Plain image folders: the list of files and labels. No TensorFlow.
+"""The sources of image folders: files and labels. No TensorFlow until they stream.
 
-data.name='folder' is root/<split>/<class>/**; 'images' is all images under a folder, at any depth.
+data.name='folder' reads root/<split>/<class>/**; 'images' reads all images under a folder, at any depth.
 """
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_registers.config import Config, nearest
-from vit_registers.data import pil_decoding
+from vit_registers.config import Data, nearest
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources import listing
-from vit_registers.data.sources.listing import LeftOut, printable
+from vit_registers.data.sources.base import DataSource, check_feature_keys
+from vit_registers.data.sources.listing import LeftOut, printable, shortened
 from vit_registers.errors import ConfigError, DataError
 
-ALL = "all"  # the one split of 'images'
-_LAYOUT = f"want root/<split>/<class>/* ({listing.SUFFIXES_TEXT})"
+if TYPE_CHECKING:
+    from vit_registers.data.sources.tf_readers import TfReader
+
+ALL = "all"  # the only split of 'images'
+_LAYOUT = f"the layout must be root/<split>/<class>/* ({listing.SUFFIXES_TEXT})"
 _logger = logging.getLogger(__name__)
 
 
-class Folder:
-    """The data set under `root`: splits, in them class folders, in these images at any depth.
+class Folder(DataSource):
+    """The data set under `root`, with the layout root/<split>/<class>/**: images at any depth of a class.
 
-    A class has the same label in every split: its place among the class names of the given splits, sorted.
-    Names are compared in Unicode's form NFC.
+    A class has the same label in every split: its index in the sorted class names of the given splits. Names
+    are compared in Unicode's form NFC.
     """
 
     def __init__(
         self, root: Path, splits: Sequence[str] | None = None, broken: BrokenImages | None = None
     ) -> None:
-        """Lists splits and classes, not yet files.
+        """Lists splits and classes, but no files.
 
-        Classes are those of `splits`, or of all splits. Links to nothing are reported to `broken`. Raises
-        DataError when there are no classes, or none of the splits.
+        The classes are those of `splits`, or of all splits. Links to nothing are reported to `broken`. Raises
+        DataError if there are no classes, or none of the splits.
         """
         if not root.is_dir():
             raise DataError(f"data.data_dir={str(root)!r} is not a folder: {_LAYOUT}")
@@ -54,12 +58,14 @@ class Folder:
         self.class_names = tuple(sorted(names))
         unused = [printable(name) for name in self.splits if name not in given]
         if unused:
-            _logger.warning("%s: not read, as no setting names them as splits: %s", root, ", ".join(unused))
+            _logger.warning(
+                "%s: folders that no setting names as splits are not read: %s", root, ", ".join(unused)
+            )
 
     def files(self, split: str) -> tuple[list[str], np.ndarray]:
-        """(paths relative to the root, label_N int32), by class and then by path.
+        """(paths relative to the root, label_N int32), sorted by class and then by path.
 
-        Says in one log line what was left out. Raises DataError for a split that does not exist, for a class
+        Logs one line about what was left out. Raises DataError for a split that does not exist, for a class
         folder without images and for a class that the given splits do not have.
         """
         if split not in self._lists:
@@ -67,39 +73,39 @@ class Folder:
         return self._lists[split]
 
     def num_examples(self, split: str) -> int:
-        """How many images the split has; errors as in `files`."""
+        """The number of images in the split. Raises DataError as `files` does."""
         return len(self.files(split)[0])
 
-    def path(self, split: str, record: int) -> str:
-        """Where an image lies."""
-        return os.path.join(self.root, self.files(split)[0][record])
-
     def describe(self, split: str, record: int) -> str:
-        """How errors name an image: its path relative to the root."""
+        """The image as errors name it: its path relative to the root."""
         return printable(self.files(split)[0][record])
 
-    def report(self, split: str, record: int, broken: BrokenImages) -> None:
-        """Reports an image that could not be read or decoded, with the reason; errors as in BrokenImages."""
-        name, reason = self.describe(split, record), ""
-        try:
-            pil_decoding.decode(Path(self.path(split, record)).read_bytes(), channels=3)
-        except OSError as error:
-            return broken.report_unread(name, error.strerror, split=split)
-        except pil_decoding.BrokenImageError as error:
-            reason = str(error)
-        return broken.report(name, reason)
+    def labels(self, split: str) -> np.ndarray:
+        """label_N, int32. Raises DataError as `files` does."""
+        return self.files(split)[1]
+
+    def image_reader(self, split: str) -> Callable[[int], bytes]:
+        """A function record -> contents of the file. It raises OSError if the file cannot be read."""
+        files, _ = self.files(split)
+        return lambda record: Path(self.root, files[record]).read_bytes()
+
+    def tf_reader(self, split: str) -> "TfReader":
+        """The reader of the tf.data loader, which reads the files in TensorFlow."""
+        from vit_registers.data.sources import tf_readers
+
+        return tf_readers.from_files(self.root, *self.files(split))
 
     def _no_split(self, split: str) -> DataError:
         what, names = f"{self.root} has no split '{printable(split)}'", [*map(printable, self.splits)]
         if any(listing.scan(self.root / name, LeftOut()).images for name in self.splits):
             return DataError(
                 f"{what}, and its folders ({shortened(names)}) hold images themselves: {_LAYOUT}; move class "
-                f"folders into {self.root / split}, or give the folder above as data.data_dir"
+                f"folders into {self.root / split}, or set data.data_dir to the parent folder"
             )
         return DataError(f"{what}: {nearest(printable(split), names)}; {_LAYOUT}")
 
     def _list_classes(self, split: str, left_out: LeftOut) -> dict[str, str]:
-        """{class name: name of its folder}; counts what else lies in the split."""
+        """{class name: name of its folder}. Counts in `left_out` what else is in the split."""
         found = listing.scan(self.root / split, left_out)
         for _ in found.images:
             left_out.add(listing.OUTSIDE)
@@ -109,8 +115,8 @@ class Folder:
             name = listing.normalized(folder, what=f"the class folder {self.root / split}/")
             if name in classes:
                 raise DataError(
-                    f"{self.root / split} has two folders named '{name}', which differ in their Unicode "
-                    "form only: move the images of one into the other"
+                    f"{self.root / split} has two folders named '{name}', which differ only in their "
+                    "Unicode form: move the images of one into the other"
                 )
             classes[name] = folder
         return classes
@@ -153,7 +159,7 @@ class Folder:
             dangling += branch.dangling
         if not paths:
             raise DataError(f"split folder {self.root / split} has no classes: {_LAYOUT}")
-        _say_left_out(self.root / split, left_out)
+        _log_left_out(self.root / split, left_out)
         self._report_dangling(dangling, split)
         return paths, np.asarray(labels, np.int32)
 
@@ -164,16 +170,13 @@ class Folder:
 
 
 class ImageTree(Folder):
-    """All images under `root`, at any depth, as the split 'all'; for looking at, not for training.
+    """All images under `root`, at any depth, as the split 'all'; for analysis, not for training.
 
-    Their class is the folder that they lie in, relative to the root.
+    The class of an image is the path of its folder relative to the root.
     """
 
-    def __init__(
-        self, root: Path, splits: Sequence[str] | None = None, broken: BrokenImages | None = None
-    ) -> None:
-        """Lists the images. Raises DataError when there are none."""
-        del splits  # there is one
+    def __init__(self, root: Path, broken: BrokenImages | None = None) -> None:
+        """Lists the images. Raises DataError if there are none."""
         if not root.is_dir():
             raise DataError(f"{root} is not a folder of images")
         self.root, self.splits, self._broken = root, [ALL], broken
@@ -193,44 +196,47 @@ class ImageTree(Folder):
         number = {name: label for label, name in enumerate(self.class_names)}
         label_N = np.array([number[names[os.path.dirname(path) or "."]] for path in paths], np.int32)
         self._lists = {ALL: (paths, label_N)}
-        _say_left_out(root, left_out)
+        _log_left_out(root, left_out)
         self._report_dangling([*top.dangling, *(p for branch in branches for p in branch.dangling)], ALL)
 
 
-def shortened(names: Sequence[str]) -> str:
-    """The names in one line; of many the first and the last."""
-    shown = [*names[:8], "...", names[-1]] if len(names) > 10 else names
-    return ", ".join(map(printable, shown))
-
-
 def _tree_classes(root: Path, folders: set[str]) -> dict[str, str]:
-    """{folder: its name in NFC}. Raises DataError where two are equal."""
+    """{folder: its name in NFC}. Raises DataError if two names are equal."""
     names = {folder: listing.normalized(folder, what=f"a folder under {root}:") for folder in sorted(folders)}
     if len(set(names.values())) < len(names):
         twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
         raise DataError(
-            f"{root} has two folders named '{twice}', which differ in their Unicode form only: "
+            f"{root} has two folders named '{twice}', which differ only in their Unicode form: "
             "move the images of one into the other"
         )
     return names
 
 
-def _say_left_out(folder: Path, left_out: LeftOut) -> None:
+def _log_left_out(folder: Path, left_out: LeftOut) -> None:
     if left_out:
         _logger.warning("%s: left out %s", printable(str(folder)), left_out)
 
 
-FOLDERS: dict[str, type[Folder]] = {"folder": Folder, "images": ImageTree}
+def open_folder(data: Data, channels: int, broken: BrokenImages) -> DataSource:
+    """The folder data.data_dir, with the classes of the splits that the settings name.
 
-
-def open_folder(config: Config, broken: BrokenImages) -> Folder:
-    """The folder that data.data_dir names, with the classes of the splits that the settings name.
-
-    Raises ConfigError when it is unset, DataError as in Folder.
+    Raises ConfigError if data.data_dir is not set or keys of features are, DataError as Folder does.
     """
-    data = config.data
-    if data.data_dir is None:
-        raise ConfigError(f"data.name={data.name!r} needs data.data_dir: {_LAYOUT}")
+    del channels
+    root = _data_dir(data)
     others = (entry.strip().partition(" ") for entry in data.also_eval)
     splits = [data.train_split, data.eval_split, *(split for name, _, split in others if name == data.name)]
-    return FOLDERS[data.name](Path(data.data_dir).expanduser(), splits, broken)
+    return Folder(root, splits, broken)
+
+
+def open_image_tree(data: Data, channels: int, broken: BrokenImages) -> DataSource:
+    """All images under data.data_dir. Raises errors as `open_folder` does."""
+    del channels
+    return ImageTree(_data_dir(data), broken)
+
+
+def _data_dir(data: Data) -> Path:
+    check_feature_keys(data)
+    if data.data_dir is None:
+        raise ConfigError(f"data.name={data.name!r} requires data.data_dir: {_LAYOUT}")
+    return Path(data.data_dir).expanduser()

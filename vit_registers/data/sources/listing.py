@@ -1,24 +1,24 @@
-"""The image files under a folder, and what is left out of it. No TensorFlow."""
+"""The list of image files under a folder, and of what is left out. No TensorFlow."""
 
 import collections
 import heapq
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vit_registers.errors import DataError
 
-# What torchvision's ImageFolder takes, and GIF; in any case.
+# Those of torchvision's ImageFolder, and GIF; upper and lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES_TEXT = "jpg, png, webp, bmp, gif, tif, ppm"
 
-# Reasons to leave something out, with their plurals.
+# Reasons for leaving something out, with their plurals.
 _HIDDEN_FILE, _HIDDEN_FOLDER = "hidden file", "hidden folder"
 _MACOSX = "__MACOSX folder"
-_MACOSX_NAME = "__MACOSX"  # what macOS adds to zip files
+_MACOSX_NAME = "__MACOSX"  # a folder that macOS adds to zip files
 _OTHER_TYPE = "file of another type"
 _DANGLING = "link to nothing"
 REPEATED = "link to a folder that holds it or is listed already"
@@ -40,7 +40,7 @@ FolderId = tuple[int, int]
 
 
 class LeftOut:
-    """Counts, by reason, of what lies in a folder and is not listed."""
+    """Counts, by reason, of the contents of a folder that are not listed."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[str] = collections.Counter()
@@ -50,16 +50,16 @@ class LeftOut:
         return bool(self._counts)
 
     def add(self, reason: str) -> None:
-        """Counts one thing that is left out for the reason."""
+        """Counts one entry that is left out for the reason."""
         self._counts[reason] += 1
 
     def add_other_type(self, name: str) -> None:
-        """Counts a file that is not named like an image."""
+        """Counts a file whose suffix is not that of an image."""
         self.add(_OTHER_TYPE)
         self._suffixes.add(os.path.splitext(name)[1] or "no suffix")
 
     def update(self, other: "LeftOut") -> None:
-        """Adds what `other` has counted."""
+        """Adds the counts of `other`."""
         self._counts.update(other._counts)
         self._suffixes.update(other._suffixes)
 
@@ -76,24 +76,30 @@ class LeftOut:
 
 
 class Entries(NamedTuple):
-    """What a folder holds, by name, sorted. Images are regular files and links to them."""
+    """The sorted names in a folder. Images are regular files and links to them."""
 
     images: list[str]
     folders: list[str]
     linked_folders: list[str]  # symbolic links to folders
-    dangling: list[str]  # links to nothing that are named like images
+    dangling: list[str]  # links to nothing that have the suffix of an image
 
 
 def printable(name: str) -> str:
-    """The name in characters that can be printed in one line; bytes that are not UTF-8 as \\xff."""
+    """The name in printable characters of one line; bytes that are not UTF-8 become \\xff."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def normalized(name: str, *, what: str) -> str:
-    """The name in Unicode's form NFC, in which equal names are equal strings; macOS writes others.
+def shortened(names: Sequence[str]) -> str:
+    """The names in one line; the first ones and the last if there are many."""
+    shown = [*names[:8], "...", names[-1]] if len(names) > 10 else names
+    return ", ".join(map(printable, shown))
 
-    Raises DataError for names that are not UTF-8, `what` being what has the name.
+
+def normalized(name: str, *, what: str) -> str:
+    """The name in Unicode's form NFC, so that equal names are equal strings; macOS writes other forms.
+
+    Raises DataError for a name that is not UTF-8; `what` is the object with that name, as errors say.
     """
     try:
         name.encode()
@@ -103,7 +109,7 @@ def normalized(name: str, *, what: str) -> str:
 
 
 def scan(folder: str | Path, left_out: LeftOut, suffixes: tuple[str, ...] = SUFFIXES) -> Entries:
-    """What lies directly in the folder, without hidden things. Raises DataError if it cannot be listed."""
+    """The entries of the folder that are not hidden. Raises DataError if it cannot be listed."""
     images: list[str] = []
     folders: list[str] = []
     linked_folders: list[str] = []
@@ -112,7 +118,7 @@ def scan(folder: str | Path, left_out: LeftOut, suffixes: tuple[str, ...] = SUFF
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                # these ask the type that scandir read with the name, and cost no system call
+                # scandir has read these types with the names, so they need no system call
                 is_link, is_folder = entry.is_symlink(), entry.is_dir(follow_symlinks=False)
                 if name.startswith("."):
                     left_out.add(_HIDDEN_FOLDER if is_folder else _HIDDEN_FILE)
@@ -147,7 +153,7 @@ def _add_file(name: str, images: list[str], left_out: LeftOut, suffixes: tuple[s
 
 
 def _kind(entry: os.DirEntry[str]) -> int | None:
-    """The type of what the entry is or links to; None for links to nothing, or to themselves."""
+    """The type of the entry or of its target; None for links to nothing or to themselves."""
     try:
         return stat.S_IFMT(entry.stat().st_mode)
     except OSError:
@@ -155,7 +161,7 @@ def _kind(entry: os.DirEntry[str]) -> int | None:
 
 
 def folder_id(path: str | Path) -> FolderId | None:
-    """What two paths of the same folder have in common; None where it is gone."""
+    """The identity of the folder, equal for all of its paths; None if it does not exist."""
     try:
         found = os.stat(path)
     except OSError:
@@ -164,7 +170,7 @@ def folder_id(path: str | Path) -> FolderId | None:
 
 
 def ids_above(folder: Path) -> set[FolderId]:
-    """The ids of the folder and of all folders that contain it: a link to one of them is a loop."""
+    """The ids of the folder and of all its parents: a link to one of them is a loop."""
     real = Path(os.path.realpath(folder))
     return {found for path in (real, *real.parents) if (found := folder_id(path))}
 
@@ -177,10 +183,10 @@ class Branch(NamedTuple):
 
 
 def list_branch(root: Path, start: str, above: Iterable[FolderId], left_out: LeftOut) -> Branch:
-    """The images in root/start and in the folders below.
+    """The images in root/start and in its subfolders.
 
-    Links to folders are followed, but each real folder is listed once, under its own path where it lies in
-    the branch, and those in `above` are not. Raises DataError for folders that cannot be listed.
+    Links to folders are followed, except to those in `above`. Each real folder is listed once: under its real
+    path if that is in the branch. Raises DataError for a folder that cannot be listed.
     """
     seen = set(above)
     images: list[str] = []
@@ -188,7 +194,7 @@ def list_branch(root: Path, start: str, above: Iterable[FolderId], left_out: Lef
     folders: list[str] = [start]
     links: list[str] = []
     while folders or links:
-        # links come last, so that a folder that can be reached both ways keeps its own path
+        # links come last, so that a folder that is also reached without links keeps its real path
         path = folders.pop() if folders else heapq.heappop(links)
         found = folder_id(root / path)
         if found is None or found in seen:

@@ -1,7 +1,6 @@
 """Prepared TFDS data sets: found by name or path, and opened. Does not import TensorFlow.
 
-A data set lies in DATA_DIR/name/version or DATA_DIR/name/config/version. No builder's
-code is run here.
+A data set is in DATA_DIR/name/version or DATA_DIR/name/config/version. No builder's code is run.
 """
 
 import ast
@@ -23,7 +22,7 @@ _NAME = re.compile(
 )
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 _FILES = ("dataset_info.json", "features.json")  # of each prepared version
-_BUILDER = "_dataset_builder"  # the end of the name of a builder's file
+_BUILDER = "_dataset_builder"  # the suffix of the stem of a builder's file
 
 
 class Name(NamedTuple):
@@ -41,11 +40,11 @@ class Name(NamedTuple):
 def open_builder(
     name: str, data_dir: str | None, *, setting: str = "data.name"
 ) -> tfds.core.DatasetBuilder | None:
-    """The prepared data set, or None for a name of which nothing is in `data_dir` (None: TFDS's own).
+    """The prepared data set, or None if nothing of that name is in `data_dir` (None: TFDS's default).
 
     `name` is a name of TFDS, the path of a builder (a file, or a folder with one), or the folder of a
-    prepared data set or version; `data_dir` may be such a folder too. `setting` is where `name` was given.
-    Raises DataError where that version or config is not prepared, and for what is damaged or unreadable.
+    prepared data set or version; `data_dir` may be such a folder too. Errors call `name` by its `setting`.
+    Raises DataError if that version or config is not prepared, and for damaged or unreadable folders.
     """
     try:
         path = as_path(name)
@@ -58,7 +57,7 @@ def open_builder(
 
 
 def as_path(name: str) -> epath.Path | None:
-    """The path that `name` is, or None where it is a name of TFDS. There need not be anything."""
+    """`name` as a path, which may not exist, or None if it is a name of TFDS."""
     path = epath.Path(name if "://" in name else os.path.abspath(os.path.expanduser(name)))
     is_written_so = name.startswith(("/", ".", "~")) or name.endswith(".py") or "://" in name
     if is_written_so or not _NAME.fullmatch(name) or ("/" in name and _is_version(path)):
@@ -67,7 +66,7 @@ def as_path(name: str) -> epath.Path | None:
 
 
 def find_script(path: epath.Path) -> epath.Path | None:
-    """The Python file of a builder: the path itself, or what TFDS looks for in a folder."""
+    """The Python file of a builder: the path itself, or what TFDS finds in the folder; None if nothing."""
     if path.suffix == ".py":
         return path
     inside = (path / f"{path.name}{_BUILDER}.py", path / f"{path.name}.py")
@@ -75,9 +74,10 @@ def find_script(path: epath.Path) -> epath.Path | None:
 
 
 def parse_name(name: str, setting: str = "data.name") -> Name:
-    """The name, or that of the builder in the file or folder `name`, which is read but not run."""
+    """The parsed name, or that of the builder in the file or folder `name`, which is not executed."""
     match, path = _NAME.fullmatch(name), as_path(name)
     if path is None:
+        assert match is not None, name
         return Name(naming.camelcase_to_snakecase(match["data"]), match["config"], match["version"])
     script = find_script(path)
     if script is None or not script.is_file():
@@ -96,7 +96,7 @@ def _name_in(script: epath.Path) -> str:
     """The name that TFDS gives to the one builder in the file."""
     try:
         tree = ast.parse(script.read_text())
-    except (SyntaxError, ValueError) as error:  # the latter: not text
+    except (SyntaxError, ValueError) as error:  # ValueError: not text
         raise DataError(f"{script} cannot be read as Python: {error}") from None
     bases: dict[str, list[str]] = {}  # of each builder
     names: dict[str, str] = {}
@@ -112,16 +112,18 @@ def _name_in(script: epath.Path) -> str:
     builders = [name for name in bases if name not in used]
     if len(builders) != 1:
         has = f"{len(builders)} builders ({', '.join(builders)})" if builders else "no builder"
-        raise DataError(f"{script} has {has}: want one class that derives from a builder of tfds.core")
+        raise DataError(
+            f"{script} has {has}: it must have one class that derives from a builder of tfds.core"
+        )
     return names[builders[0]]
 
 
 def _given_name(node: ast.ClassDef) -> str | None:
     """The text that the class assigns to `name`."""
     for item in node.body:
-        targets = [ast.unparse(target) for target in item.targets] if isinstance(item, ast.Assign) else []
-        if targets == ["name"] and isinstance(item.value, ast.Constant):
-            return str(item.value.value)
+        match item:
+            case ast.Assign(targets=[ast.Name(id="name")], value=ast.Constant(value=value)):
+                return str(value)
     return None
 
 
@@ -132,12 +134,12 @@ def _usual_name(class_name: str, script: epath.Path) -> str:
 
 
 def full_data_dir(data_dir: str | None) -> epath.Path:
-    """The folder of data sets, TFDS's own if None."""
+    """The folder of data sets; None gives TFDS's default."""
     return epath.Path(os.path.expanduser(data_dir or str(constants.DATA_DIR)))
 
 
 def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name") -> DataError:
-    """The error for a data set of which open_builder found nothing."""
+    """The error for a data set that open_builder did not find."""
     root = full_data_dir(data_dir)
     where = str(root) if root.is_dir() else f"{root} (which does not exist)"
     known = tfds.list_builders(with_community_datasets=False)
@@ -154,28 +156,28 @@ def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name")
 
 def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetBuilder | None:
     if root.exists() and not root.is_dir():
-        raise DataError(f"data.data_dir={str(root)!r} is a file: give the folder that data sets lie in")
+        raise DataError(f"data.data_dir={str(root)!r} is a file: set it to the folder of data sets")
     if _is_version(root):
-        builder = read(root)
+        builder = read_builder(root)
         found = Name(builder.info.name, builder.info.config_name or None, str(builder.info.version))
         wanted = [(a, b) for a, b in zip(name, found, strict=True) if a is not None]
         if any(a != b for a, b in wanted):
             raise DataError(
-                f"data.data_dir={str(root)!r} holds {found}, not {name}: set {setting}={found}, or give the "
-                "folder that data sets lie in"
+                f"data.data_dir={str(root)!r} holds {found}, not {name}: set {setting}={found}, or set "
+                "data.data_dir to the folder of data sets"
             )
         return builder
-    if not (root / name.data).is_dir():  # the folder of the data set may be given, or that of the config
+    if not (root / name.data).is_dir():  # root may be the folder of the data set, or of its config
         root = next((folder.parent for folder in (root, root.parent) if folder.name == name.data), root)
     versions = _versions(root / name.data)
     folder = _choose(versions, name, root)
     if folder is not None:
-        return read(folder)
+        return read_builder(folder)
     if versions:
         has = ", ".join(str(found) for found in versions)
         raise DataError(
-            f"{setting}={str(name)!r} is not prepared in {root}, which has {has}: set {setting} to what is "
-            f"there, or run 'python -m vit_registers.prepare --name={name} --data_dir={root}'"
+            f"{setting}={str(name)!r} is not prepared in {root}, which has {has}: set {setting} to one of "
+            f"them, or run 'python -m vit_registers.prepare --name={name} --data_dir={root}'"
         )
     _check_unfinished(root / name.data)
     _list(root)
@@ -185,7 +187,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
 def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.DatasetBuilder:
     """The version, or the newest version of the data set or config, in the folder `name`."""
     if _is_version(path):
-        return read(path)
+        return read_builder(path)
     if not name or not path.is_dir():
         _list(path.parent)
         raise _neither(name, setting)
@@ -196,7 +198,7 @@ def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.Dataset
         raise DataError(
             f"{setting}={name!r} holds {f'{has}: name one of them' if has else 'no data set of TFDS'}"
         )
-    return read(list(versions.values())[-1])
+    return read_builder(list(versions.values())[-1])
 
 
 def _is_version(folder: epath.Path) -> bool:
@@ -219,7 +221,7 @@ def _folders(folder: epath.Path) -> list[str]:
 
 
 def _list(folder: epath.Path) -> list[epath.Path]:
-    """What is in the folder, if there is one. Raises OSError where it cannot be read."""
+    """The contents of the folder, if it exists. Raises OSError if it cannot be read."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
@@ -232,13 +234,13 @@ def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> e
     fitting = [
         folder
         for found, folder in versions.items()
-        if found.config == config and re.fullmatch(pattern, found.version)
+        if found.config == config and re.fullmatch(pattern, found.version or "")
     ]
     return fitting[-1] if fitting else None
 
 
 def _default_config(folder: epath.Path) -> str | None:
-    """The config that a name without one means, as noted when the data set was prepared."""
+    """The default config, as recorded when the data set was prepared."""
     try:
         return json.loads((folder / ".config" / constants.METADATA_FILENAME).read_text())[
             "default_config_name"
@@ -251,24 +253,24 @@ def _check_unfinished(folder: epath.Path) -> None:
     unfinished = [name for name in _folders(folder) if constants.INCOMPLETE_PREFIX in name]
     if unfinished:
         raise DataError(
-            f"{folder} has only {unfinished[0]}, whose preparation is not finished: wait for it, or delete "
-            "it and run vit_registers.prepare again"
+            f"{folder} has only {unfinished[0]}, whose preparation is not finished: wait until it is, or "
+            "delete it and run vit_registers.prepare again"
         )
 
 
-def read(folder: epath.Path) -> tfds.core.DatasetBuilder:
-    """The data set of a version folder. Raises DataError where its description is missing or damaged."""
+def read_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:
+    """The data set in a version folder. Raises DataError if its description is missing or damaged."""
     again = "delete the folder and run vit_registers.prepare again"
     there = {path.name for path in folder.iterdir() if path.is_file()}
     for file in _FILES:
         if file not in there:
-            raise DataError(f"{folder} is half prepared, it has no {file}: {again}")
+            raise DataError(f"{folder} is only partly prepared, as it has no {file}: {again}")
     try:
         builder = read_only_builder.builder_from_directory(folder)
         lengths = [length for split in builder.info.splits.values() for length in split.shard_lengths]
         if not lengths or min(lengths) < 0:
             raise ValueError(f"the files of its splits have {lengths} examples")
-    except Exception as error:  # TFDS raises anything for damaged files
+    except Exception as error:  # TFDS raises many types for damaged files
         if isinstance(_cause(error), PermissionError):
             raise _cause(error) from None
         raise DataError(f"{folder} cannot be read, {one_line(error)}: {again}") from None
@@ -276,7 +278,7 @@ def read(folder: epath.Path) -> tfds.core.DatasetBuilder:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of TFDS says, in one line of some 300 characters: its beginning and its end."""
+    """The text of a TFDS error in one line of at most about 300 characters: its beginning and its end."""
     error = _cause(error)
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"

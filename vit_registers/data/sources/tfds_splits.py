@@ -1,7 +1,7 @@
 """Parts of TFDS splits as text: 'train', 'train[:99%]', 'train[10:500]', 'train[0shard]', 'train+test'.
 
-The meaning is that of TFDS. Refused here is what TFDS answers with other examples than were asked for: files
-past the last one, bounds of two units, and parts that overlap, whose examples it takes twice.
+The meaning is that of TFDS. Texts for which TFDS returns other examples than requested are errors here: files
+past the last one, bounds of two units, and overlapping parts, whose examples it returns twice.
 """
 
 import re
@@ -18,19 +18,18 @@ _BOUND = re.compile(r"(?P<number>-?\d+(?:_\d+)*(?:\.\d+)?)(?P<unit>%|shard)?", r
 
 
 class Part(NamedTuple):
-    """The records [start, stop) of a split that has a name, such as train; 0 <= start < stop."""
+    """The records [start, stop) of a named split, such as train; 0 <= start < stop."""
 
     name: str
     start: int
     stop: int
 
 
-def parse(split: str, shard_lengths: Mapping[str, Sequence[int]], *, data: str) -> list[Part]:
-    """The parts that the text names, in its order; a part is given twice nowhere.
+def parse_split(split: str, shard_lengths: Mapping[str, Sequence[int]], *, data: str) -> list[Part]:
+    """The parts in the text, in its order, without overlap.
 
-    `shard_lengths` are the numbers of records in each file of each split of the data set called `data`.
-    Raises DataError for text that cannot be read, unknown names, bounds past either end, empty parts and
-    overlaps.
+    `shard_lengths` are the numbers of records in each file of each split of the data set `data`. Raises
+    DataError for text that cannot be parsed, unknown names, bounds past either end, empty parts and overlaps.
     """
     texts = re.split(r"\s*\+\s*", split)
     if texts == [_ALL] and _ALL not in shard_lengths:
@@ -82,9 +81,10 @@ def _bounds(match: re.Match[str], where: str, lengths: Sequence[int]) -> tuple[i
     (unit,) = units
     numbers = [float(bound["number"]) if bound else None for bound in bounds]
     if unit != "%" and any(number is not None and not number.is_integer() for number in numbers):
-        raise DataError(f"{where} has a bound that is no whole number: only % may have a fraction")
+        raise DataError(f"{where} has a bound that is not a whole number: only % may have a fraction")
     if len(texts) == 1:  # one file
-        numbers.append(numbers[0] + 1 if numbers[0] != -1 else None)
+        (number,) = numbers
+        numbers.append(None if number is None or number == -1 else number + 1)
     start, stop = (
         None if number is None else _record(number, unit, where, match["name"], lengths) for number in numbers
     )
@@ -92,7 +92,7 @@ def _bounds(match: re.Match[str], where: str, lengths: Sequence[int]) -> tuple[i
 
 
 def _record(number: float, unit: str | None, where: str, name: str, lengths: Sequence[int]) -> int:
-    """The record at a bound. Raises DataError for one past either end of the split."""
+    """The record at a bound. Raises DataError for a bound past either end of the split."""
     total = sum(lengths)
     if unit == "%":
         if abs(number) > 100:

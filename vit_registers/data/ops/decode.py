@@ -1,7 +1,7 @@
-"""Encoded images to pixels, whole or only a part. Imports TensorFlow.
+"""Decoding of whole images, or of a part of them, in tf.data. Imports TensorFlow.
 
-An example is a dict with `bytes` (an encoded image), `image` (uint8, HxWxC, once it is decoded) and
-`seed` (int64 of shape [2]), the only source of randomness.
+An example is a dict of `bytes` (an encoded image), `image` (uint8, HxWxC, after decoding) and `seed` (int64
+of shape [2]), the only source of randomness.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ Box = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (height, width, ...), seed 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 26  # up to the color type
-_PNG_COLOR = 2  # the bit of the color type that grey images lack
-# The chunk of animations, before the pixels. PIL checks the frames after the first too, TensorFlow does not.
+_PNG_COLOR = 2  # the bit of the color type that is 0 for grey images
+# The chunk of animations, before the pixels. PIL also checks the later frames, TensorFlow does not.
 _PNG_ANIMATED, _PNG_CHUNKS_BYTES = r"\C*acTL\C*", 4096
 
 
 def decode(target: Target) -> Op:
-    """Decodes an image of any format of pil_decoding.py to the pixels that are defined there."""
+    """The operation that decodes an image of any format to the pixels that pil_decoding.py defines."""
 
     def apply(example: Example) -> Example:
         data = example["bytes"]
@@ -48,7 +48,7 @@ def decode(target: Target) -> Op:
 
 
 def decode_part(example: Example, box: Box, target: Target) -> tf.Tensor:
-    """The part of the image that `box` draws; of a JPEG that is not decoded yet only that part is decoded."""
+    """The part of the image that `box` draws. If a JPEG is not decoded yet, only that part is decoded."""
     seed = example["seed"]
 
     def crop_decoded(image_HxWxC: tf.Tensor) -> tf.Tensor:
@@ -78,12 +78,12 @@ def decode_part(example: Example, box: Box, target: Target) -> tf.Tensor:
 
 
 def _is_plain_jpeg(shape: tf.Tensor) -> tf.Tensor:
-    """Whether TensorFlow decodes a JPEG of the shape (height, width, components) as PIL does; not CMYK."""
+    """Whether TensorFlow decodes a JPEG of shape (height, width, components) as PIL does: all but CMYK."""
     return (shape[2] != 4) & _is_small(shape[:2])
 
 
 def _is_plain_png(data: tf.Tensor, target: Target) -> tf.Tensor:
-    """Whether it is a PNG that TensorFlow decodes as PIL does; not color to grey, rounded otherwise there."""
+    """Whether it is a PNG that TensorFlow decodes as PIL does: not color to grey, whose rounding differs."""
 
     def is_plain() -> tf.Tensor:
         sides = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.int32, little_endian=False)
@@ -100,20 +100,20 @@ def _is_plain_png(data: tf.Tensor, target: Target) -> tf.Tensor:
 
 
 def _is_small(sides: tf.Tensor) -> tf.Tensor:
-    """Whether PIL would not refuse the size; TensorFlow has other limits."""
+    """Whether PIL accepts the size; TensorFlow has other limits."""
     return tf.reduce_prod(tf.cast(sides, tf.int64)) <= pil_decoding.MAX_PIXELS
 
 
 def _by_tensorflow(data: tf.Tensor, target: Target) -> tf.Tensor:
-    # despite its name it decodes PNG too
+    # decode_jpeg decodes PNG as well
     return tf.io.decode_jpeg(data, channels=target.channels, dct_method="INTEGER_ACCURATE")
 
 
 def _by_pil(data: tf.Tensor, target: Target) -> tf.Tensor:
     def decode_or_nothing(data: bytes | np.ndarray) -> np.ndarray:
-        # bytes in a graph, an array of no dimensions in eager mode; an error would be printed with traceback
+        # bytes in a graph, a 0-d array in eager mode; TensorFlow would print an error with its traceback
         try:
-            return pil_decoding.decode(np.asarray(data, object).item(), channels=target.channels)
+            return pil_decoding.decode_image(np.asarray(data, object).item(), channels=target.channels)
         except pil_decoding.BrokenImageError:
             return np.zeros((0, 0, target.channels), np.uint8)
 

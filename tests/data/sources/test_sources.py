@@ -43,12 +43,12 @@ def test_folder_errors(tmp_path, make_config):
     assert folder.files("test")[0] == ["test/cat/1.jpg"]
     with pytest.raises(DataError, match="has no split 'tset': did you mean 'test'"):
         folder.files("tset")
-    with pytest.raises(DataError, match=r"is not a folder: want root/<split>/<class>"):
+    with pytest.raises(DataError, match=r"is not a folder: the layout must be root/<split>/<class>"):
         Folder(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no classes under"):
         Folder(tmp_path / "empty")
-    with pytest.raises(ConfigError, match=r"data.name='folder' needs data.data_dir"):
+    with pytest.raises(ConfigError, match=r"data.name='folder' requires data.data_dir"):
         open_data(make_config("folder", data_dir=None))
 
 
@@ -87,7 +87,7 @@ def test_tfrecords_in_memory_are_refused(make_config):
     ("settings", "message"),
     [
         ({"loader": "grain"}, "data.loader='grain' is unknown: known: memory, tfdata"),
-        ({"channels": 4}, "model.channels=4: images have 1 or 3"),
+        ({"channels": 4}, "model.channels=4: must be 1 or 3 for images"),
         ({"seed": -1}, "run.seed=-1: want 0 <= seed"),
         ({"batch_size": 0}, "data.batch_size=0: want >= 1"),
     ],

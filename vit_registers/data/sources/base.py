@@ -1,0 +1,98 @@
+"""The contract of a data source, which data.name selects (catalog.py). Imports neither JAX nor TensorFlow."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from vit_registers.config import Data
+from vit_registers.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from vit_registers.data.sources.tf_readers import TfReader
+
+MAX_LABELS = 32  # K: of one image; ImageNet-ReaL has fewer
+
+
+class DataSource(Protocol):
+    """A data set: splits of encoded images with labels.
+
+    A new source subclasses this protocol and implements the methods that have no default; both loaders then
+    read it. A record is the index of an example in its split. Methods raise DataError for a split that does
+    not exist.
+    """
+
+    class_names: tuple[str, ...]
+    label_name: str = "label"  # as errors name it
+    has_several_labels: bool = False  # an image may have any number of right labels; for evaluation only
+
+    @property
+    def tfrecords(self) -> "TFRecordSource | None":
+        """The source itself if it is read from TFRecord files in order; None for random access."""
+        return None
+
+    def num_examples(self, split: str) -> int:
+        """The number of examples in the split."""
+        ...
+
+    def describe(self, split: str, record: int) -> str:
+        """The example as errors name it, such as the path of its file."""
+        ...
+
+    def labels(self, split: str) -> np.ndarray:
+        """label_N, int32, of a source with one label for each image."""
+        ...
+
+    def image_reader(self, split: str) -> Callable[[int], bytes]:
+        """A function record -> encoded image, in a format of pil_decoding.py. It may raise OSError."""
+        ...
+
+    def tf_reader(self, split: str) -> "TfReader":
+        """The reader of the tf.data loader; `image_reader` unless the source has a faster one."""
+        from vit_registers.data.sources import tf_readers
+
+        return tf_readers.by_record(self.image_reader(split), self.labels(split))
+
+
+class RecordFile(NamedTuple):
+    """`take` records of a file, after its first `skip`; `first` is the record of the first in the split."""
+
+    path: str
+    skip: int
+    take: int
+    first: int
+
+
+class TFRecordSource(DataSource, Protocol):
+    """A source in TFRecord files, which are read in order."""
+
+    name: str  # as errors name it
+
+    def record_files(self, split: str, *, start: int, stop: int) -> list[RecordFile]:
+        """The files that hold the records [start, stop) of the split, in order."""
+        ...
+
+    def parse(self, serialized_N: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
+        """(encoded_N, label_N or label_NxK) of serialized examples."""
+        ...
+
+
+def check_labels(source: DataSource, split: str, record_N: Iterable[int], label_N: Iterable[int]) -> None:
+    """Raises DataError for a label that is not a class, such as the -1 of test sets without labels."""
+    for record, label in zip(record_N, label_N, strict=True):
+        if not 0 <= label < len(source.class_names):
+            raise DataError(
+                f"{source.describe(split, int(record))} has the {source.label_name} {label}, which is none "
+                f"of the {len(source.class_names)} classes: take a split that has labels"
+            )
+
+
+def check_feature_keys(data: Data, *, image_key: str | None = None, label_key: str | None = None) -> None:
+    """Raises ConfigError if data.image_key or data.label_key differ from the keys of the source, if any."""
+    for name, key in {"image_key": image_key, "label_key": label_key}.items():
+        given = getattr(data, name)
+        if given not in (None, key):
+            what = "has no such feature" if key else "is not a data set of TFDS, which keys are for"
+            raise ConfigError(f"data.{name}={given!r}: '{data.name}' {what}: set data.{name} to {key}")

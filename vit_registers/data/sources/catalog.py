@@ -1,0 +1,31 @@
+"""The sources by data.name. To add one, write its file and add it here."""
+
+from collections.abc import Callable
+
+from vit_registers.config import Data
+from vit_registers.data.broken import BrokenImages
+from vit_registers.data.sources.base import DataSource
+from vit_registers.data.sources.digits import open_digits
+from vit_registers.data.sources.folder import open_folder, open_image_tree
+
+# (data, channels of the model, where images that cannot be read are reported) -> source
+Opener = Callable[[Data, int, BrokenImages], DataSource]
+
+
+def _open_tfds(data: Data, channels: int, broken: BrokenImages) -> DataSource:
+    # TFDS takes a second to import, and the other sources do not need it
+    from vit_registers.data.sources.tfds_prepared import open_prepared
+
+    del broken
+    return open_prepared(data, channels)
+
+
+SOURCES: dict[str, Opener] = {"digits": open_digits, "folder": open_folder, "images": open_image_tree}
+
+
+def open_data_source(data: Data, channels: int, broken: BrokenImages) -> DataSource:
+    """The source data.name; a name that is not in SOURCES is a data set of TFDS.
+
+    Raises ConfigError or DataError if it cannot be opened.
+    """
+    return SOURCES.get(data.name, _open_tfds)(data, channels, broken)

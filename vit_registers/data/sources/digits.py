@@ -1,0 +1,79 @@
+"""Handwritten digits of 8 x 8 pixels from scikit-learn, which need no download. No TensorFlow."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from vit_registers.config import Data, nearest
+from vit_registers.data.broken import BrokenImages
+from vit_registers.data.sources.base import DataSource, check_feature_keys
+from vit_registers.errors import DataError
+
+SPLITS = ("train", "test")
+CLASS_NAMES = tuple("0123456789")
+
+
+@functools.cache
+def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(image_NxHxWxC, label_N) of a split: uint8 of 8 x 8 x 1, and int32; 1438 for train, 359 for test.
+
+    The values 0..16 of scikit-learn's load_digits are scaled to 0..255 by round(v * 255 / 16). Every fifth
+    example (index % 5 == 4) belongs to the test split. The original order is kept. The arrays are read-only.
+    """
+    assert split in SPLITS, split
+    digits: Any = load_digits()
+    image_NxHxWxC = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    is_test_N = np.arange(len(digits.target)) % 5 == 4
+    chosen_N = is_test_N if split == "test" else ~is_test_N
+    image_NxHxWxC, label_N = image_NxHxWxC[chosen_N], digits.target[chosen_N].astype(np.int32)
+    image_NxHxWxC.setflags(write=False)
+    label_N.setflags(write=False)
+    return image_NxHxWxC, label_N
+
+
+class DigitsSource(DataSource):
+    """The digits as scikit-learn holds them."""
+
+    class_names = CLASS_NAMES
+
+    def num_examples(self, split: str) -> int:
+        """The number of images in the split."""
+        return len(self.labels(split))
+
+    def describe(self, split: str, record: int) -> str:
+        """The example as errors name it."""
+        return f"record {record} of split '{split}' of digits"
+
+    def labels(self, split: str) -> np.ndarray:
+        """label_N, int32."""
+        return _load_known(split)[1]
+
+    def image_reader(self, split: str) -> Callable[[int], bytes]:
+        """A function record -> image as PGM, which is a header and the pixels."""
+        image_NxHxWxC, _ = _load_known(split)
+        height, width, _ = image_NxHxWxC.shape[1:]
+        header = f"P5 {width} {height} 255\n".encode()
+        return lambda record: header + image_NxHxWxC[record].tobytes()
+
+
+def _load_known(split: str) -> tuple[np.ndarray, np.ndarray]:
+    if split not in SPLITS:
+        raise DataError(f"digits has no split '{split}': {nearest(split, SPLITS)}")
+    return load_split(split)
+
+
+def open_digits(data: Data, channels: int, broken: BrokenImages) -> DataSource:
+    """The digits: for data.loader='memory' straight from scikit-learn, else as a data set of TFDS.
+
+    The latter also has parts of splits, such as 'train[:10%]'. It is prepared in data.data_dir on first use.
+    """
+    del broken
+    if data.loader == "memory":
+        check_feature_keys(data, image_key="image", label_key="label")
+        return DigitsSource()
+    from vit_registers.data.sources.tfds_prepared import open_prepared
+
+    return open_prepared(data, channels)
