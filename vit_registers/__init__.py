@@ -47,9 +47,9 @@ def load(
     Raises errors.CheckpointError where there is nothing to load, or where it does not fit, with all listed.
     """
     from vit_registers import loading
-    from vit_registers.interop.infer import make_hints
+    from vit_registers.interop.hints import make_hints
 
     hints = make_hints(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
     )
-    return loading.load(str(path), step=step, params=params, source=source, hints=hints)
+    return loading.load_model(str(path), step=step, params=params, source=source, hints=hints)

@@ -86,7 +86,7 @@ def _check_empty(argv: list[str]) -> None:
 
 
 def define_config(default: str | None = None) -> None:
-    """Defines --config=FILE[:ARGUMENT] and --config.SECTION.NAME=VALUE, to be read by `read_config`."""
+    """Defines --config=FILE[:ARGUMENT] and --config.SECTION.NAME=VALUE, to be read by `config_of_flags`."""
     with _one_line():
         config_flags.DEFINE_config_file("config", default, "Config file, with its argument after a colon.")
         defined = flags.FLAGS["config"]
@@ -115,9 +115,9 @@ def early_flag(name: str) -> str | None:
     return parser.parse_known_args(sys.argv[1:])[0].value
 
 
-def read_config() -> Config:
+def config_of_flags() -> Config:
     """The Config of the --config flag and its overrides."""
-    return flag.read(flags.FLAGS["config"])
+    return flag.read_flag(flags.FLAGS["config"])
 
 
 def _show_unraisable(error: "sys.UnraisableHookArgs") -> None:

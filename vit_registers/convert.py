@@ -32,9 +32,9 @@ from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.export import targets
-from vit_registers.interop.infer import Hints, make_hints
+from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
-from vit_registers.interop.tensor_map import Entry
+from vit_registers.interop.tensor_map import TensorRule
 from vit_registers.interop.values import check_leaves
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaves_of, lookup_leaf, path_text
@@ -52,11 +52,11 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class Input:
     """What is converted: its config, and a way to its parameters."""
 
     config: Config
-    opened: reading.Opened | None  # None: a run folder
+    opened: reading.OpenedWeights | None  # None: a run folder
     step: int | None
     params: str | None
     path: str
@@ -76,25 +76,25 @@ class Source:
         return leaves_of(self.read()).items() if self.opened is None else reading.iter_leaves(self.opened)
 
 
-def open_source(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Source:
+def open_input(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Input:
     """The run folder, or other people's checkpoint, at `path`; a line says what it is."""
     if loading.is_run(path):
         loading.refuse_hints(path, source, hints)
         step, config = loading.read_config(path, step)
         print(f"{path}: a run folder, step {step}")
         origin = loading.normalisation_origin(path, step)
-        return Source(config=config, opened=None, step=step, params=params, path=path, normalisation=origin)
+        return Input(config=config, opened=None, step=step, params=params, path=path, normalisation=origin)
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, and --step is for those")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
-    print(reading.describe(opened))
+    print(reading.describe_weights(opened))
     print(loading.describe_normalisation(data, origin))
-    config = config_lib.check(Config(model=opened.model, data=data), ("model", "data"))
-    return Source(config=config, opened=opened, step=None, params=params, path=path, normalisation=origin)
+    config = config_lib.check_config(Config(model=opened.model, data=data), ("model", "data"))
+    return Input(config=config, opened=opened, step=None, params=params, path=path, normalisation=origin)
 
 
-def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str], str]) -> None:
+def print_table(entries: tuple[TensorRule, ...], model: Model, in_file: Callable[[str], str]) -> None:
     """Prints which of their tensors are which parameters, with shapes."""
     _, abstract = abstract_model(model)
     for entry in entries:
@@ -106,7 +106,7 @@ def print_table(entries: tuple[Entry, ...], model: Model, in_file: Callable[[str
         print(f"{left}  =  {right}")
 
 
-def to_run(source: Source, output: str) -> None:
+def to_run(source: Input, output: str) -> None:
     """Writes a run folder with one checkpoint, of step 0."""
     run = cli.writable_folder(output, "--output")
     params = source.read()
@@ -115,13 +115,13 @@ def to_run(source: Source, output: str) -> None:
         origin += f", read as {source.opened.found.source}"
     write_parameter_overview(params, run / "parameters.txt")
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
-    data = None if source.opened is not None else loading.trained_on(source.path, source.step)
+    data = None if source.opened is not None else loading.training_data(source.path, source.step)
     with Checkpoints(output, source.config, data=data) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
         written.save(state, None, origin=origin, normalisation=source.normalisation)
 
 
-def to_family(source: Source, output: str, target: str, dtype: str) -> targets.Export:
+def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Export:
     """Writes the model in another family's format; returns what was written."""
     cli.writable_folder(str(Path(output).expanduser().parent), "--output")
     exported = targets.export(source.config.model, source.read(), target)
@@ -134,7 +134,9 @@ def to_family(source: Source, output: str, target: str, dtype: str) -> targets.E
     return exported
 
 
-def compare(leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtype: Any, where: str) -> int:
+def compare_parameters(
+    leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtype: Any, where: str
+) -> int:
     """The number of parameters that were compared. Raises CheckpointError where one differs in a bit.
 
     `leaves` may be read as they are asked for; `others` are rounded to `dtype` before.
@@ -149,7 +151,7 @@ def compare(leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtyp
     return len(others)
 
 
-def check(source: Source, output: str, exported: targets.Export | None, dtype: str) -> int:
+def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
     """Reads what was written and compares every parameter; returns their number."""
     if exported is None:
         step, config = loading.read_config(output)
@@ -157,7 +159,7 @@ def check(source: Source, output: str, exported: targets.Export | None, dtype: s
         _, there = loading.read_model(output, step, config.model, mesh)
         others = leaves_of(there)
         leaves = reading.iter_leaves(source.opened) if source.opened else leaves_of(source.read()).items()
-        return compare(leaves, others, np.float32, output)
+        return compare_parameters(leaves, others, np.float32, output)
     model = exported.model
     hints = Hints(
         image_size=model.image_size,
@@ -169,10 +171,10 @@ def check(source: Source, output: str, exported: targets.Export | None, dtype: s
     family = exported.target.split("/")[0]
     opened = reading.open_path(output, source=family, hints=hints)
     expected = leaves_of(exported.params)
-    return compare(reading.iter_leaves(opened), expected, DTYPES[dtype], output)
+    return compare_parameters(reading.iter_leaves(opened), expected, DTYPES[dtype], output)
 
 
-def convert_to(source: Source, output: str, target: str, dtype: str) -> int:
+def convert_to(source: Input, output: str, target: str, dtype: str) -> int:
     """Writes `output` and compares what was written; returns the number of parameters.
 
     Where that fails, nothing is left of what was written.
@@ -189,7 +191,7 @@ def convert_to(source: Source, output: str, target: str, dtype: str) -> int:
             to_run(source, output)
         else:
             exported = to_family(source, output, target, dtype)
-        return check(source, output, exported, dtype)
+        return check_written(source, output, exported, dtype)
 
 
 def return_freed_memory() -> None:
@@ -222,7 +224,7 @@ def main() -> None:
     )
     if not values["dry-run"].value:
         check_output(values.output, values.input, target=values.to)
-    source = open_source(
+    source = open_input(
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
     )
     if values["dry-run"].value:

@@ -49,7 +49,7 @@ def evaluate(
     origin = loading.normalisation_origin(run, step)
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
         print(loading.describe_normalisation(config.data, origin), file=sys.stderr)
-    params = params or loading.counting_params(run, step)
+    params = params or loading.evaluated_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     config = sharding.fit_evaluation(config, mesh, is_size_given=is_size_given)

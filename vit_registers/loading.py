@@ -29,13 +29,13 @@ from vit_registers.data.class_names import match, some
 from vit_registers.errors import CheckpointError, ConfigError, UserError
 from vit_registers.interop import reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
-from vit_registers.interop.infer import HIDDEN_ACTS, Hints
+from vit_registers.interop.hints import HIDDEN_ACTS, Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
 from vit_registers.interop.unwrap import SOURCES
 from vit_registers.interop.values import check_leaves
 from vit_registers.models.checks import attention_obstacle
-from vit_registers.models.params import abstract_model, build
+from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
@@ -112,14 +112,14 @@ def trained_config(run: str, step: int) -> Config:
     return from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
 
 
-def trained_on(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
+def training_data(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
     """What a checkpoint was trained on; None where it does not know, as of weights of others."""
     return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
 
 
 def trained_names(run: str, step: int) -> tuple[str, ...] | None:
     """The classes of the head of a checkpoint; None where it does not know."""
-    data = trained_on(run, step)
+    data = training_data(run, step)
     return None if data is None else data.class_names
 
 
@@ -139,7 +139,7 @@ def is_converted(run: str, step: int) -> bool:
     return checkpoint_folder.read_meta(run, step)["origin"] is not None
 
 
-def counting_params(run: str, step: int) -> str:
+def evaluated_params(run: str, step: int) -> str:
     """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
     if is_converted(run, step):  # whatever run it was, what counted of it is all that is there
         return "params"
@@ -153,7 +153,7 @@ def read_model(
     graphdef, abstract = abstract_model(model)
     target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
     return graphdef, checkpoint_folder.read_params(
-        run, step, target, name=params or counting_params(run, step)
+        run, step, target, name=params or evaluated_params(run, step)
     )
 
 
@@ -171,16 +171,16 @@ def load_run(run: str, *, step: int | None = None, params: str | None = None) ->
 def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
     """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
     graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
-    return build(graphdef, values)
+    return build_model(graphdef, values)
 
 
-def open_others(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
+def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
     """(the model of other people's checkpoint, its config with `overrides`, its normalisation's origin)."""
     opened = open_start(InitFrom(path=path))
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
-    print(reading.describe(opened), flush=True)
-    return reading.build(dataclasses.replace(opened, model=config.model)), config, origin
+    print(reading.describe_weights(opened), flush=True)
+    return reading.load_opened(dataclasses.replace(opened, model=config.model)), config, origin
 
 
 def is_run(path: str) -> bool:
@@ -188,7 +188,7 @@ def is_run(path: str) -> bool:
     return checkpoint_folder.checkpoint_root(path).is_dir()
 
 
-def load(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
+def load_model(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
     """The model of a run folder, or of a checkpoint of other people, which is said in a line."""
     if params is not None:
         lookup(dict.fromkeys(PARAMS), params, "params")
@@ -198,11 +198,11 @@ def load(path: str, *, step: int | None, params: str | None, source: str, hints:
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, and step is for those")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
-    print(reading.describe(opened), flush=True)
+    print(reading.describe_weights(opened), flush=True)
     if opened.model.channels != opened.native.channels:
         data, origin = preprocessing(opened, Path(path).expanduser())
         print(describe_normalisation(data, origin), flush=True)
-    return reading.build(opened)
+    return reading.load_opened(opened)
 
 
 def refuse_hints(path: str, source: str, hints: Hints) -> None:
@@ -225,7 +225,7 @@ def _start_hints(settings: InitFrom) -> Hints:
     )
 
 
-def open_start(settings: InitFrom) -> reading.Opened:
+def open_start(settings: InitFrom) -> reading.OpenedWeights:
     """The checkpoint of other people that training starts from."""
     hints = dataclasses.replace(_start_hints(settings), params=settings.params)
     return reading.open_path(settings.path, source=settings.source, hints=hints)
@@ -296,7 +296,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
     else:
         opened = open_start(settings)
         data, origin = preprocessing(opened, Path(settings.path).expanduser())
-        print(reading.describe(opened), describe_normalisation(data, origin), sep="\n", flush=True)
+        print(reading.describe_weights(opened), describe_normalisation(data, origin), sep="\n", flush=True)
         source, params = opened.model, reading.read_leaves(opened)
     taken = transfer.taken_leaves(source, params, model, settings)
     if source.channels != model.channels:

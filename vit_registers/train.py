@@ -234,7 +234,7 @@ def make_evaluators(
 
 def main() -> None:
     """The command line."""
-    given, config = flags.FLAGS, cli.read_config()
+    given, config = flags.FLAGS, cli.config_of_flags()
     distributed.join(
         is_cluster=given.distributed,
         coordinator=given.coordinator,

@@ -17,7 +17,7 @@ from vit_registers.config import Config, InitFrom, Model
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import containers, from_state_dict, reading
 from vit_registers.interop.export import targets
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.interop.values import as_float32, check_finite
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState
@@ -156,13 +156,13 @@ def test_infinities_of_a_fixed_mask_are_read(tmp_path, make, params):
     model = make(summary_factor=2, mask="fractal_released", **settings)
     arrays = dict(targets.export(model.model, params(model), "mup_vit").weights(np.float32))
     assert np.isinf(arrays["mask"]).any()
-    weights = containers.from_mapping(arrays)
-    opened = reading.open_weights(weights, source="mup_vit", hints=Hints(num_heads=4))
+    weights = containers.from_arrays(arrays)
+    opened = reading.understand(weights, source="mup_vit", hints=Hints(num_heads=4))
     assert opened.model.mask == "fractal_released"
     assert all(np.isfinite(leaf).all() for _, leaf in reading.iter_leaves(opened))
     arrays["mask"][0, 0] = np.nan
     with pytest.raises(CheckpointError, match="none of the masks"):
-        reading.open_weights(containers.from_mapping(arrays), source="mup_vit", hints=Hints(num_heads=4))
+        reading.understand(containers.from_arrays(arrays), source="mup_vit", hints=Hints(num_heads=4))
 
 
 @pytest.fixture

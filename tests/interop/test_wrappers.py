@@ -12,7 +12,7 @@ from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
 from vit_registers.interop.export import targets
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
@@ -42,7 +42,7 @@ def _other(state, shift):
 
 @pytest.fixture
 def opened(tmp_path):
-    """opened(content, **hints): the Opened of what torch saved."""
+    """opened(content, **hints): the OpenedWeights of what torch saved."""
 
     def opened(content, source="timm", **hints):
         torch.save(content, tmp_path / "checkpoint.pth")
@@ -182,7 +182,7 @@ def test_which_copy_is_read(kind, asked, bare, opened, assert_read):
     said = (f"'{averaged}' is read", f"not {trained} (params='params')")
     said = said if is_averaged else (f"{trained} is read", f"not '{averaged}' (params='ema')")
     for part in (*said, "another copy of the network"):
-        assert part in reading.describe(there)
+        assert part in reading.describe_weights(there)
 
 
 def test_names_of_pytorchs_own_tutorial_and_of_lightning(bare, opened, assert_read):
@@ -193,8 +193,9 @@ def test_names_of_pytorchs_own_tutorial_and_of_lightning(bare, opened, assert_re
     content |= {"lr": torch.tensor(0.1)}
     there = opened(content)
     assert_read(there, bare)
-    assert "the state of training (5 tensors), numbers beside the network (2 tensors)" in reading.describe(
-        there
+    assert (
+        "the state of training (5 tensors), numbers beside the network (2 tensors)"
+        in reading.describe_weights(there)
     )
     both = content | {"model_ema_state_dict": _prefixed("module.", _other(bare, 1))}
     assert_read(opened(both, params="ema"), _other(bare, 1))
@@ -280,7 +281,7 @@ def test_what_self_supervision_adds_is_left_out(kind, bare, opened, assert_read)
     assert_read(there, bare)
     count = 3 * len(_mlp_head()) - len(_mlp_head()) if kind == "moco" else len(_decoder())
     what = "a self-supervision head" if kind == "moco" else "the decoder of a masked autoencoder"
-    assert f"{what} ({count} tensors)" in reading.describe(there)
+    assert f"{what} ({count} tensors)" in reading.describe_weights(there)
 
 
 def test_the_average_of_moco(bare, opened, assert_read):
@@ -327,7 +328,7 @@ def test_heads_of_other_names_are_refused_or_left_out(kind, prefix, bare, opened
     there = opened(content, leave_out=(pattern,))
     assert_read(there, bare)
     assert there.model.num_classes == 0
-    assert f"leave_out='{pattern}' ({len(extra)} tensors)" in reading.describe(there)
+    assert f"leave_out='{pattern}' ({len(extra)} tensors)" in reading.describe_weights(there)
     assert_read(opened(content, leave_out=(pattern.removeprefix(prefix),)), bare)
 
 

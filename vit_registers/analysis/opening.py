@@ -18,7 +18,7 @@ from vit_registers.data.loaders import Loader, open_data
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.shown import Shown, shown
+from vit_registers.interop.shown import Shown, shown_part
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
@@ -67,7 +67,7 @@ class Opened:
     @property
     def shown(self) -> Shown:
         """The part of each image that the model is shown."""
-        return shown(self.config.data.eval_ops, image_size(self.config))
+        return shown_part(self.config.data.eval_ops, image_size(self.config))
 
     def describe_images(self) -> str:
         """How the images are prepared, in a line."""
@@ -155,7 +155,7 @@ def _open(
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = loading.open_others(path, overrides)
+        model, config, origin = loading.open_external(path, overrides)
         digest = _sha256(_files(Path(path).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config, data, overrides))

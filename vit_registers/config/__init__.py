@@ -6,7 +6,7 @@ Config files build a `Config` and return `to_config_dict(config)`, so that every
 keys, wrong types and values that cannot be.
 """
 
-from vit_registers.config.checks import check, check_section, check_value
+from vit_registers.config.checks import check_config, check_section, check_value
 from vit_registers.config.convert import (
     check_names,
     flatten,
@@ -46,7 +46,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Run",
-    "check",
+    "check_config",
     "check_names",
     "check_section",
     "check_value",

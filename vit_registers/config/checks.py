@@ -198,7 +198,7 @@ def check_section(section: str, settings: Any) -> None:
         raise ConfigError("; ".join(troubles))
 
 
-def check(config: Config, sections: Sequence[str] = SECTIONS) -> Config:
+def check_config(config: Config, sections: Sequence[str] = SECTIONS) -> Config:
     """The config. Raises ConfigError with all values of those sections that cannot be, in one line."""
     troubles = [line for section in sections for line in _troubles(section, getattr(config, section))]
     if "data" in sections:

@@ -121,7 +121,7 @@ def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.S
         raise ConfigError(f"the config is of type {type(values).__name__}: want sections of settings")
     sections = to_dict(Config())
     check_names(name for name in flatten(values) if name not in sections)
-    return checks.check(_convert_section(Config, values, "config"), checked)
+    return checks.check_config(_convert_section(Config, values, "config"), checked)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

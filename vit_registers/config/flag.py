@@ -27,7 +27,7 @@ def check_arguments(argv: Sequence[str]) -> None:
         raise ConfigError(f"--config is given {count} times: keep one")
 
 
-def read(flag: flags.Flag) -> Config:
+def read_flag(flag: flags.Flag) -> Config:
     """The Config of a --config flag whose file is read.
 
     Where an override sets one of two alternatives, the other one is unset, whatever the file says.

@@ -11,7 +11,7 @@ from typing import Any
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.models.vit import patch_grid
 
 _SIZE = "an integer or two"

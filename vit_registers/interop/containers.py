@@ -112,7 +112,7 @@ def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
     return tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8).numpy().view(dtype)
 
 
-def from_mapping(state: Mapping[str, Any], where: str = "the state given") -> Weights:
+def from_arrays(state: Mapping[str, Any], where: str = "the state given") -> Weights:
     """Weights of arrays of numpy, jax or torch, as they are. CheckpointError for a value that is no array."""
     state = dict(state)
     facts = {name: _facts(value, name, where) for name, value in state.items()}

@@ -2,28 +2,20 @@
 
 import dataclasses
 import math
-import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_registers.config import Model, lookup
-from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.names.torch import Names
-from vit_registers.interop.recognize import Found
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.interop.names.torch import TorchNames
+from vit_registers.interop.recognize import RecognizedWeights
 
 # Heads of the published models by width, where config.json does not tell.
 _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
 _NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # timm's in between
 _NUM_HEADS_1536 = {"swiglu": 24, "mlp": 16}  # DINOv2's g, big_vision's g-opt
-
-HIDDEN_ACTS = {
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-    "gelu_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
 
 # What the shapes do not say, by source; of transformers by model_type.
 _FAMILIES: dict[str, dict[str, Any]] = {
@@ -47,67 +39,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Hints:
-    """What a user may say of a checkpoint that its tensors do not; None: infer it."""
-
-    image_size: tuple[int, int] | None = None  # that the model is made for; positions are resampled to it
-    num_heads: int | None = None
-    hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh
-    interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
-    pooling: str | None = None
-    mask: str | None = None  # of the fractal paper's code, whose flex-attention variant does not store it
-    architecture: str | None = None  # timm's name of the model, where no config.json says it
-    params: str | None = None  # of several copies in a file: "params" (trained) or "ema" (averaged)
-    leave_out: tuple[str, ...] = ()  # patterns of names in the file that are not read
-    channels: int | None = None  # of the images; the patch kernel is summed over its channels, or repeated
-
-
-def make_hints(
-    image_size: int | tuple[int, int] | None,
-    num_heads: int | None,
-    hidden_act: str | None,
-    interpolation: str | None,
-    pooling: str | None,
-    mask: str | None,
-    architecture: str | None,
-    leave_out: str | Sequence[str],
-    channels: int | None,
-) -> Hints:
-    """The Hints of what a user gave; one number is a square image, and one text one pattern."""
-    patterns = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ConfigError(f"leave_out={leave_out!r}: want patterns of names, such as ['head.*']")
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if image_size is not None and not (len(sides) == 2 and all(map(_is_positive, sides))):
-        raise ConfigError(f"image_size={image_size!r}: want pixels, as 224 or (height, width)")
-    if num_heads is not None and not _is_positive(num_heads):
-        raise ConfigError(f"num_heads={num_heads!r}: want an integer, 1 or more")
-    if channels is not None and not isinstance(channels, numbers.Integral):
-        raise ConfigError(f"channels={channels!r}: want an integer")
-    return Hints(
-        leave_out=patterns,
-        channels=channels,
-        image_size=None if image_size is None else tuple(map(int, sides)),
-        num_heads=num_heads,
-        hidden_act=hidden_act,
-        interpolation=interpolation,
-        pooling=pooling,
-        mask=mask,
-        architecture=architecture,
-    )
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
-
-
-def family_settings(found: Found) -> dict[str, Any]:
+def family_settings(found: RecognizedWeights) -> dict[str, Any]:
     """The settings of the family that no shape tells."""
     return _FAMILIES[f"transformers/{found.kind}" if found.kind else found.source]
 
 
-def infer_model(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+def infer_model(found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints) -> Model:
     """The Model of a torch family, at the image size of its position table.
 
     Raises CheckpointError where something can be told neither from the shapes nor from `hints`.
@@ -146,7 +83,7 @@ def infer_model(found: Found, settings: Mapping[str, Any], hints: Hints) -> Mode
     return with_family_settings(model, found, settings, hints)
 
 
-def _mlp(found: Found, block: str) -> tuple[str, int]:
+def _mlp(found: RecognizedWeights, block: str) -> tuple[str, int]:
     """(mlp or swiglu, its hidden size) of the first block."""
     names, shapes = found.names, found.weights.shapes
     first, gate = block + names.fc1.format("weight"), block + names.w12[0].format("weight")
@@ -161,7 +98,9 @@ def _mlp(found: Found, block: str) -> tuple[str, int]:
     return "swiglu", hidden // 2 if len(names.w12) == 1 else hidden
 
 
-def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+def with_family_settings(
+    model: Model, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
+) -> Model:
     """The model with what its family, config.json and the hints say, later ones first."""
     values = dict(family_settings(found))
     if found.source == "dinov2" or found.kind == "dinov2":
@@ -190,7 +129,7 @@ def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any]
     return dataclasses.replace(model, **values)
 
 
-def _dinov2_resampling(found: Found, model: Model) -> str:
+def _dinov2_resampling(found: RecognizedWeights, model: Model) -> str:
     if model.num_registers:
         return "bicubic_aa"
     return "bicubic_offset" if found.source == "dinov2" else "bicubic"
@@ -232,7 +171,7 @@ def native_grid(cells: int, patch_size: int, image_size: Any) -> tuple[int, int]
 
 
 def _positions(
-    found: Found,
+    found: RecognizedWeights,
     settings: Mapping[str, Any],
     hints: Hints,
     use_cls: bool,
@@ -281,7 +220,7 @@ def _positions(
 
 
 def _pooling(
-    names: Names, shapes: Mapping[str, Any], use_cls: bool, settings: Mapping[str, Any], hints: Hints
+    names: TorchNames, shapes: Mapping[str, Any], use_cls: bool, settings: Mapping[str, Any], hints: Hints
 ) -> dict[str, Any]:
     is_after = (
         names.norm_after_pool is not None
@@ -307,7 +246,7 @@ def _pooling(
     return {"pooling": hints.pooling or pooling, "use_norm_after_pool": is_after}
 
 
-def _head(names: Names, shapes: Mapping[str, Any]) -> dict[str, Any]:
+def _head(names: TorchNames, shapes: Mapping[str, Any]) -> dict[str, Any]:
     if names.projection is not None and (name := names.projection.format("weight")) in shapes:
         is_ours = "{}" not in names.projection
         return {"num_classes": shapes[name][1 if is_ours else 0], "use_head_bias": False}

@@ -8,7 +8,7 @@ from typing import Any
 from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.channels import adapt_statistics
-from vit_registers.interop.reading import Opened
+from vit_registers.interop.reading import OpenedWeights
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -31,7 +31,7 @@ _BY_FAMILY = {
 }
 
 
-def preprocessing(opened: Opened, path: Path) -> tuple[Data, str]:
+def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
     """(the Data settings for evaluation, where its mean and standard deviation come from).
 
     Resizing and cropping are the family's at the model's image size. Where a file beside the weights has a
@@ -69,7 +69,7 @@ def eval_ops(image_size: tuple[int, int], share: float, method: str) -> str:
     return f"resize_small({size}, {method!r}) | central_crop{rounding}"
 
 
-def _said(opened: Opened, path: Path) -> dict[str, Any]:
+def _said(opened: OpenedWeights, path: Path) -> dict[str, Any]:
     """What the files beside the weights say of images."""
     folder = path if path.is_dir() else path.parent
     if "model_type" in opened.settings and (folder / "preprocessor_config.json").is_file():

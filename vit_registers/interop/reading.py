@@ -19,13 +19,14 @@ from vit_registers.interop.agreement import check_agreement, check_types, hinted
 from vit_registers.interop.architectures import check_architecture, check_told
 from vit_registers.interop.channels import adapt_kernel, check_channels, describe_channels
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.infer import Hints, infer_model, make_hints
-from vit_registers.interop.names.big_vision import big_vision_table, infer_big_vision
-from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_table
-from vit_registers.interop.names.torch_table import torch_table
-from vit_registers.interop.recognize import Found, recognize
+from vit_registers.interop.hints import Hints, make_hints
+from vit_registers.interop.infer import infer_model
+from vit_registers.interop.names.big_vision import big_vision_map, infer_big_vision
+from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_map
+from vit_registers.interop.names.torch_map import torch_map
+from vit_registers.interop.recognize import RecognizedWeights, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
-from vit_registers.interop.tensor_map import Entry, contiguous
+from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.unwrap import NEEDED, is_matched
 from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
 from vit_registers.models.blocks import dims
@@ -40,28 +41,28 @@ PATCH_KERNEL = ("patch_embed", "kernel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenedWeights:
     """A checkpoint that has been understood and not yet read."""
 
-    found: Found
+    found: RecognizedWeights
     native: Model  # at the image size of its position table
     model: Model  # at the image size that was asked for
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorRule, ...]
     settings: Mapping[str, Any]  # of config.json
 
 
-def entries_of(found_names: Any, model: Model, source: str) -> list[Entry]:
+def tensor_map_of(found_names: Any, model: Model, source: str) -> list[TensorRule]:
     """The name table of a model in the names of a family."""
     if source == "big_vision":
-        return big_vision_table(found_names, model)
+        return big_vision_map(found_names, model)
     if source == "mup_vit":
-        return mup_vit_table(found_names, model)
-    return torch_table(found_names, model, source)
+        return mup_vit_map(found_names, model)
+    return torch_map(found_names, model, source)
 
 
-def open_weights(
+def understand(
     weights: Weights, *, source: str, hints: Hints, settings: Mapping[str, Any] | None = None
-) -> Opened:
+) -> OpenedWeights:
     """The family, the Model and the name table of a checkpoint; no tensor is read but small fixed ones.
 
     Raises CheckpointError where it is of no known family, does not tell all, or where tensors are missing,
@@ -83,7 +84,7 @@ def open_weights(
     if found.source == "mup_vit":
         found = dataclasses.replace(found, note=assumed(found, hints, native))
     check_agreement(weights.where, settings, native, hinted(hints))
-    entries = entries_of(found.names, native, found.source)
+    entries = tensor_map_of(found.names, native, found.source)
     _check_names(found, native, entries)
     model = native
     if hints.channels is not None:
@@ -97,10 +98,10 @@ def open_weights(
             )
         patch_grid(hints.image_size, native.patch_size)
         model = dataclasses.replace(model, image_size=hints.image_size)
-    return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
+    return OpenedWeights(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
 
 
-def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> Model:
+def _understand(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) -> Model:
     """The Model of a checkpoint."""
     infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
     try:
@@ -115,12 +116,12 @@ def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> Mode
 
 
 def _check_left_out(
-    found: Found, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
+    found: RecognizedWeights, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
 ) -> None:
     """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
     try:
         whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
-        entries = entries_of(whole.names, _understand(whole, hints, settings), whole.source)
+        entries = tensor_map_of(whole.names, _understand(whole, hints, settings), whole.source)
     except UserError:  # such as several networks, of which leave_out picks one
         return
     needed = [
@@ -138,13 +139,13 @@ def _check_left_out(
         )
 
 
-def _refuse_quantised(found: Found) -> None:
+def _refuse_quantised(found: RecognizedWeights) -> None:
     mask = getattr(found.names, "mask", None)  # may be bool
     dtypes = {found.in_file(name): d for name, d in found.weights.dtypes.items() if name != mask}
     refuse_quantised(dtypes, found.weights.where)
 
 
-def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
+def _check_names(found: RecognizedWeights, model: Model, entries: list[TensorRule]) -> None:
     """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
     _, abstract = abstract_model(model)
     leaves = leaves_of(abstract)
@@ -176,7 +177,7 @@ def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
         )
 
 
-def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
+def iter_leaves(opened: OpenedWeights) -> Iterator[tuple[Leaf, np.ndarray]]:
     """The parameters of `opened.model` by path, float32, read tensor by tensor."""
     _, abstract = abstract_model(opened.native)
     shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
@@ -193,7 +194,7 @@ def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
             yield leaf, contiguous(part, np.float32)
 
 
-def _read(found: Found, name: str, *, is_fixed: bool) -> np.ndarray:
+def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
     """The tensor in float32. What is fixed, such as a mask of -inf, is compared elsewhere."""
     array = found.weights[name]
     if is_fixed:
@@ -201,7 +202,7 @@ def _read(found: Found, name: str, *, is_fixed: bool) -> np.ndarray:
     return as_float32(array, found.in_file(name), found.weights.where)
 
 
-def read_leaves(opened: Opened) -> dict:
+def read_leaves(opened: OpenedWeights) -> dict:
     """The parameters of `opened.model` as nested dicts of float32 jax arrays."""
     tree: dict = {}
     for leaf, value in iter_leaves(opened):  # one by one, so that there are never two copies of all
@@ -220,7 +221,7 @@ def _like(abstract: Any, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: lookup_leaf(tree, leaf_of(path)), abstract)
 
 
-def build(opened: Opened) -> ViT:
+def load_opened(opened: OpenedWeights) -> ViT:
     """The model with its parameters."""
     return nnx.merge(abstract_model(opened.model)[0], read_leaves(opened))
 
@@ -262,20 +263,20 @@ def from_state_dict(
         name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
         for name, value in state.items()
     }
-    opened = open_weights(containers.from_mapping(state), source=source, hints=hints)
+    opened = understand(containers.from_arrays(state), source=source, hints=hints)
     if params is not None or hints.leave_out or channels is not None:
-        print(describe(opened), flush=True)
-    return build(opened)
+        print(describe_weights(opened), flush=True)
+    return load_opened(opened)
 
 
-def open_path(path: str | Path, *, source: str, hints: Hints) -> Opened:
+def open_path(path: str | Path, *, source: str, hints: Hints) -> OpenedWeights:
     """The checkpoint of a file or folder, with the config.json beside it. Raises CheckpointError."""
     path = Path(path).expanduser()
     weights = containers.open_weights(path)
-    return open_weights(weights, source=source, hints=hints, settings=read_settings(path))
+    return understand(weights, source=source, hints=hints, settings=read_settings(path))
 
 
-def describe(opened: Opened) -> str:
+def describe_weights(opened: OpenedWeights) -> str:
     """One line that says what was recognised and inferred."""
     model, sizes, found = opened.model, dims(opened.model), opened.found
     height, width = model.image_size

@@ -13,12 +13,12 @@ from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_netwo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class RecognizedWeights:
     """A checkpoint whose family is known."""
 
     source: str
     kind: str | None  # of transformers, its model_type
-    names: nt.Names | nt.BigVisionNames
+    names: nt.TorchNames | nt.BigVisionNames
     weights: Weights  # under plain names, without prefix
     file_names: dict[str, str]  # plain names -> names in the file
     prefix: str
@@ -37,7 +37,7 @@ def recognize(
     settings: Mapping[str, Any],
     params: str | None,
     leave_out: Sequence[str],
-) -> Found:
+) -> RecognizedWeights:
     """The family of `weights`. `settings` is the content of config.json beside it, or empty.
 
     `params` and `leave_out` are those of unwrap.pick_network. Raises CheckpointError where it is none of
@@ -63,7 +63,7 @@ def recognize(
         names = {*network.file_names, *network.asked}
         source, note = _guess(patch, names, weights, settings)
     table, kind = _names(source, patch, set(network.file_names), settings)
-    return Found(
+    return RecognizedWeights(
         source=source,
         kind=kind,
         names=table,
@@ -125,7 +125,7 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
 
 def _names(
     source: str, patch: str, names: set[str], settings: Mapping[str, Any]
-) -> tuple[nt.Names | nt.BigVisionNames, str | None]:
+) -> tuple[nt.TorchNames | nt.BigVisionNames, str | None]:
     if source == "transformers":
         return _transformers_names(patch, names, settings)
     if source == "big_vision":
@@ -155,7 +155,9 @@ def _names(
     return tables[source], None
 
 
-def _transformers_names(patch: str, names: set[str], settings: Mapping[str, Any]) -> tuple[nt.Names, str]:
+def _transformers_names(
+    patch: str, names: set[str], settings: Mapping[str, Any]
+) -> tuple[nt.TorchNames, str]:
     in_memory = any(".q_proj." in name for name in names)
     kinds = {
         "clip": (nt.HF_CLIP, nt.HF_CLIP),

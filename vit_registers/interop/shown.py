@@ -36,7 +36,7 @@ def eval_ops_at(ops: str, *, old: tuple[int, int], new: tuple[int, int]) -> str:
     return f"{ops[: size.col_offset]}{scaled}{ops[size.end_col_offset :]}"
 
 
-def shown(ops: str, image_size: tuple[int, int]) -> Shown:
+def shown_part(ops: str, image_size: tuple[int, int]) -> Shown:
     """What part of an image of any size the chain `ops` passes on as an image of `image_size`."""
     calls = _calls(ops)
     if not ops.strip():

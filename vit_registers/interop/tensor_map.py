@@ -18,7 +18,7 @@ Arrays = Sequence[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TensorRule:
     """Leaves of ours that are together the same as named tensors of theirs."""
 
     leaves: tuple[Leaf, ...]
@@ -44,19 +44,19 @@ def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.array(array, dtype, order="C")
 
 
-def same(leaf: Leaf, name: str, *, lead: int | None = None) -> Entry:
+def same(leaf: Leaf, name: str, *, lead: int | None = None) -> TensorRule:
     """The same numbers; with `lead`, theirs has only the last `lead` axes, the others being of size 1."""
 
     def dump(leaves: Arrays) -> Arrays:
         array = leaves[0]
         return [array if lead is None else array.reshape(array.shape[array.ndim - lead :])]
 
-    return Entry((leaf,), (name,), lambda arrays, shapes: [arrays[0].reshape(shapes[0])], dump)
+    return TensorRule((leaf,), (name,), lambda arrays, shapes: [arrays[0].reshape(shapes[0])], dump)
 
 
-def conv(leaf: Leaf, name: str) -> Entry:
+def conv(leaf: Leaf, name: str) -> TensorRule:
     """A convolution kernel: ours HWIO, theirs OIHW."""
-    return Entry(
+    return TensorRule(
         (leaf,),
         (name,),
         lambda arrays, shapes: [arrays[0].transpose(2, 3, 1, 0)],
@@ -64,7 +64,7 @@ def conv(leaf: Leaf, name: str) -> Entry:
     )
 
 
-def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> Entry:
+def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> TensorRule:
     """A dense kernel: ours [inputs..., outputs...], theirs [outputs, inputs], cut into one or more tensors.
 
     The fused kernel of q, k and v is the case of one name, q, k and v apart that of three.
@@ -78,21 +78,23 @@ def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> Entry:
         parts = leaves[0].reshape(inputs, count, -1)
         return [parts[:, i].T for i in range(count)]
 
-    return Entry((leaf,), names, load, dump)
+    return TensorRule((leaf,), names, load, dump)
 
 
-def split(leaf: Leaf, names: tuple[str, ...]) -> Entry:
+def split_bias(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
     """A bias that theirs has in one or more equal parts, each of one axis."""
 
     def dump(leaves: Arrays) -> Arrays:
         return list(leaves[0].reshape(len(names), -1))
 
-    return Entry((leaf,), names, lambda arrays, shapes: [np.concatenate(arrays).reshape(shapes[0])], dump)
+    return TensorRule(
+        (leaf,), names, lambda arrays, shapes: [np.concatenate(arrays).reshape(shapes[0])], dump
+    )
 
 
-def stacked(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> Entry:
+def sliced(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> TensorRule:
     """A tensor whose slices along `axis` theirs has one by one."""
-    return Entry(
+    return TensorRule(
         (leaf,),
         names,
         lambda arrays, shapes: [np.stack(arrays, axis=axis)],
@@ -100,7 +102,7 @@ def stacked(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> Entry:
     )
 
 
-def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> Entry:
+def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> TensorRule:
     """Tables of ours [1, rows, width] that theirs has as one, rows after rows, in `lead` axes."""
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
@@ -111,23 +113,23 @@ def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> Entry:
         table = np.concatenate(tables, axis=1)
         return [table.reshape(table.shape[3 - lead :])]
 
-    return Entry(leaves, (name,), load, dump)
+    return TensorRule(leaves, (name,), load, dump)
 
 
-def mean_heads(leaf: Leaf, names: tuple[str, str]) -> Entry:
+def mean_heads(leaf: Leaf, names: tuple[str, str]) -> TensorRule:
     """Two heads whose answers are averaged, as one head on both vectors joined.
 
     Kernels are halved, which loses nothing. Biases are averaged: back out, both heads get the mean, and
     the answer is the same.
     """
     if leaf[-1] == "bias":
-        return Entry(
+        return TensorRule(
             (leaf,),
             names,
             lambda arrays, shapes: [(arrays[0] + arrays[1]) / 2],
             lambda leaves: [leaves[0]] * 2,
         )
-    return Entry(
+    return TensorRule(
         (leaf,),
         names,
         lambda arrays, shapes: [np.concatenate([array.T for array in arrays]) / 2],
@@ -144,7 +146,7 @@ def is_fixed(array: np.ndarray, value: np.ndarray) -> bool:
     return np.allclose(array, value, rtol=coarseness, atol=coarseness)
 
 
-def fixed(name: str, value: np.ndarray) -> Entry:
+def fixed(name: str, value: np.ndarray) -> TensorRule:
     """A tensor of theirs that follows from the settings: compared on the way in, written on the way out.
 
     Raises CheckpointError where the tensor is another.
@@ -155,10 +157,10 @@ def fixed(name: str, value: np.ndarray) -> Entry:
             raise CheckpointError(f"tensor '{name}' is not the fixed one that belongs to this model")
         return []
 
-    return Entry((), (name,), load, lambda leaves: [value])
+    return TensorRule((), (name,), load, lambda leaves: [value])
 
 
-def scanned(entries: Sequence[Entry]) -> Entry:
+def scanned(entries: Sequence[TensorRule]) -> TensorRule:
     """The same entry of every block, where theirs has all blocks in one tensor with a leading axis."""
     width = len(entries[0].leaves)
 
@@ -175,8 +177,8 @@ def scanned(entries: Sequence[Entry]) -> Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scanned(Entry):
-    entries: Sequence[Entry] = ()
+class _Scanned(TensorRule):
+    entries: Sequence[TensorRule] = ()
 
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
         one = self.entries[0].shapes(leaf_shapes[: len(self.entries[0].leaves)])

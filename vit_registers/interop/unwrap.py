@@ -23,7 +23,7 @@ PATCH_NAMES = {
     "embedding/kernel": ("big_vision",),
 }
 
-# Names of modules that only hold another: torch's DataParallel, torch.compile, FSDP, activation checkpoints.
+# Modules that only wrap another one: torch's DataParallel, torch.compile, FSDP, activation checkpoints.
 _WRAPPER = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 # Copies of one network in a file. Averages that their authors evaluate come first where nothing is asked for.

@@ -39,7 +39,7 @@ MAX_NAME = 150  # characters; file systems take 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class SweepRun:
     """One point of a sweep."""
 
     index: int
@@ -58,7 +58,7 @@ class Sweep:
     arg: str | None
     module: ModuleType
     base: Config
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
 
     def call(self, name: str, default: Any) -> Any:
         """What the config file's function of that name returns; `default` where it has none."""
@@ -146,7 +146,7 @@ def parse_arguments(base: Config, arguments: Sequence[str]) -> Config | None:
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return flag.read(values["config"])
+    return flag.read_flag(values["config"])
 
 
 def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Path) -> Sweep:
@@ -175,7 +175,9 @@ def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Pa
         texts = [f"--config.{k}={v}" for k, v in given.items() if v is not None or start[k] is not None]
         folder = workdir / name
         arguments = (f"--config={config}", f"--workdir={folder}", *texts)
-        runs.append(Run(index=i, name=name, folder=folder, point=point, config=resolved, arguments=arguments))
+        runs.append(
+            SweepRun(index=i, name=name, folder=folder, point=point, config=resolved, arguments=arguments)
+        )
     return Sweep(config=config, arg=arg, module=module, base=base, runs=tuple(runs))
 
 
@@ -204,7 +206,7 @@ def _read_json(path: Path) -> Any:
     return value
 
 
-def read_result(run: Run) -> dict[str, Any] | None:
+def read_result(run: SweepRun) -> dict[str, Any] | None:
     """The result of a run, None where it is not finished.
 
     Raises ConfigError where the folder holds a run of another config, finished or not, and says what differs.
@@ -216,7 +218,7 @@ def read_result(run: Run) -> dict[str, Any] | None:
     return None if saved is None else result
 
 
-def last_step(run: Run) -> int:
+def last_step(run: SweepRun) -> int:
     """The last step in the metrics of a run, 0 where it has none that can be read."""
     path = run.folder / "metrics.jsonl"
     try:
@@ -230,7 +232,7 @@ def last_step(run: Run) -> int:
     return max((record["step"] for record in records if record is not None), default=0)
 
 
-def steps_text(run: Run) -> str:
+def steps_text(run: SweepRun) -> str:
     """How far a run has come: 'step 120 of 2000'."""
     length = run.config.run
     whole = length.total_steps if length.total_epochs is None else f"{length.total_epochs:g} epochs"

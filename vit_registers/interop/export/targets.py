@@ -15,14 +15,14 @@ from vit_registers.interop.containers import Weights
 from vit_registers.interop.export.files import write_npz, write_safetensors
 from vit_registers.interop.export.to_family import express, is_distilled
 from vit_registers.interop.names import torch as nt
-from vit_registers.interop.reading import entries_of
-from vit_registers.interop.tensor_map import Entry, contiguous
+from vit_registers.interop.reading import tensor_map_of
+from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.values import check_finite
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import lookup_leaf
 from vit_registers.strict_json import dumps
 
-_NAMES: dict[str, nt.Names | nt.BigVisionNames] = {
+_NAMES: dict[str, nt.TorchNames | nt.BigVisionNames] = {
     "dinov2": nt.DINOV2,
     "deit": nt.DEIT,
     "dino": nt.DINO,
@@ -54,7 +54,7 @@ class Export:
 
     target: str
     model: Model  # what a reader of the file will find
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorRule, ...]
     params: Mapping[str, Any]
     names: Mapping[str, str]  # plain name -> name in the file
     notes: tuple[str, ...]
@@ -69,7 +69,7 @@ class Export:
         What is not floating point keeps its dtype.
         """
         facts: dict[str, containers.Facts] = {}
-        makers: dict[str, tuple[Entry, int]] = {}
+        makers: dict[str, tuple[TensorRule, int]] = {}
         for entry in self.entries:
             leaves = [lookup_leaf(self.params, leaf) for leaf in entry.leaves]
             kind = np.dtype(dtype) if leaves else entry.dump([])[0].dtype
@@ -111,7 +111,7 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
     if key == "deit" and is_distilled(draft.model):
         two = draft.model.pooling == "cls_registers"
         names = nt.DEIT_1 if two else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)
-    entries = entries_of(names, draft.model, target)
+    entries = tensor_map_of(names, draft.model, target)
     return Export(
         target=key,
         model=draft.model,
@@ -122,7 +122,7 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
     )
 
 
-def _prefixed(key: str, model: Model, entries: list[Entry]) -> dict[str, str]:
+def _prefixed(key: str, model: Model, entries: list[TensorRule]) -> dict[str, str]:
     """Names as the files of the family have them."""
     plain = [name for entry in entries for name in entry.names]
     if key == "big_vision":

@@ -10,31 +10,32 @@ from typing import Any
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.infer import Hints, count_blocks, native_grid, with_family_settings
+from vit_registers.interop.hints import Hints
+from vit_registers.interop.infer import count_blocks, native_grid, with_family_settings
 from vit_registers.interop.names.torch import BIG_VISION_ORIGINAL, BigVisionNames
-from vit_registers.interop.recognize import Found
-from vit_registers.interop.tensor_map import Entry, joined, same, scanned, stacked
+from vit_registers.interop.recognize import RecognizedWeights
+from vit_registers.interop.tensor_map import TensorRule, joined, same, scanned, sliced
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import Leaf
 
 
-def _layer(leaf: Leaf, name: str, parts: tuple[str, str]) -> list[Entry]:
+def _layer(leaf: Leaf, name: str, parts: tuple[str, str]) -> list[TensorRule]:
     return [same((*leaf, part), f"{name}/{part}") for part in parts]
 
 
-def _dense(leaf: Leaf, name: str) -> list[Entry]:
+def _dense(leaf: Leaf, name: str) -> list[TensorRule]:
     return _layer(leaf, name, ("kernel", "bias"))
 
 
-def _joint(leaf: Leaf, name: str, parts: tuple[str, ...]) -> list[Entry]:
+def _joint(leaf: Leaf, name: str, parts: tuple[str, ...]) -> list[TensorRule]:
     """Projections that theirs has apart and ours in one; the axis that joins them is the outputs' first."""
     return [
-        stacked((*leaf, "kernel"), tuple(f"{name}/{part}/kernel" for part in parts), axis=1),
-        stacked((*leaf, "bias"), tuple(f"{name}/{part}/bias" for part in parts), axis=0),
+        sliced((*leaf, "kernel"), tuple(f"{name}/{part}/kernel" for part in parts), axis=1),
+        sliced((*leaf, "bias"), tuple(f"{name}/{part}/bias" for part in parts), axis=0),
     ]
 
 
-def _block(style: BigVisionNames, i: int) -> list[Entry]:
+def _block(style: BigVisionNames, i: int) -> list[TensorRule]:
     leaf: Leaf = ("blocks", i)
     name = "Transformer/encoderblock" + ("" if style.is_scanned else f"_{i}")
     attention = f"{name}/{style.attention}"
@@ -48,7 +49,7 @@ def _block(style: BigVisionNames, i: int) -> list[Entry]:
     ]
 
 
-def _map_pool() -> list[Entry]:
+def _map_pool() -> list[TensorRule]:
     name = "MAPHead_0"
     attention = f"{name}/MultiHeadDotProductAttention_0"
     return [
@@ -62,7 +63,7 @@ def _map_pool() -> list[Entry]:
     ]
 
 
-def big_vision_table(style: BigVisionNames, model: Model) -> list[Entry]:
+def big_vision_map(style: BigVisionNames, model: Model) -> list[TensorRule]:
     """The entries of a model. Raises CheckpointError where big_vision cannot hold what the model has."""
     sizes = dims(model)
     refused = {
@@ -100,7 +101,7 @@ def big_vision_table(style: BigVisionNames, model: Model) -> list[Entry]:
     return entries
 
 
-def infer_big_vision(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+def infer_big_vision(found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints) -> Model:
     """The Model of a big_vision checkpoint. Without a position table, positions are sincos2d."""
     style, shapes, where = found.names, found.weights.shapes, found.weights.where
     patch_size, _, channels, width = shapes["embedding/kernel"]

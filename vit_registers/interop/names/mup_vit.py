@@ -14,11 +14,12 @@ import numpy as np
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.infer import Hints, count_blocks, native_grid, num_heads, with_family_settings
-from vit_registers.interop.names.torch import MUP_VIT_MAIN, Names
-from vit_registers.interop.names.torch_table import torch_table
-from vit_registers.interop.recognize import Found
-from vit_registers.interop.tensor_map import Entry, fixed, is_fixed, joined
+from vit_registers.interop.hints import Hints
+from vit_registers.interop.infer import count_blocks, native_grid, num_heads, with_family_settings
+from vit_registers.interop.names.torch import MUP_VIT_MAIN, TorchNames
+from vit_registers.interop.names.torch_map import torch_map
+from vit_registers.interop.recognize import RecognizedWeights
+from vit_registers.interop.tensor_map import TensorRule, fixed, is_fixed, joined
 from vit_registers.models.blocks import dims
 from vit_registers.models.masks import MASKS
 from vit_registers.models.paths import Leaf
@@ -29,10 +30,10 @@ from vit_registers.models.vit import patch_grid, static_attention, token_layout
 _NO_FACTOR = "no summary factor gives on this grid: give image_size, the size that it was trained at"
 
 
-def mup_vit_table(names: Names, model: Model) -> list[Entry]:
+def mup_vit_map(names: TorchNames, model: Model) -> list[TensorRule]:
     """The entries of a model. Raises CheckpointError where the code cannot hold what the model has."""
     plain = {"use_cls": False, "num_registers": 0, "summary_factor": None, "mask": "none", "pooling": "gap"}
-    entries = torch_table(names, dataclasses.replace(model, **plain), "mup_vit")
+    entries = torch_map(names, dataclasses.replace(model, **plain), "mup_vit")
     if leaves := _learned_tokens(model):
         entries.append(joined(leaves, names.registers))
     return entries + [fixed(name, value) for name, value in _buffers(names, model).items()]
@@ -46,7 +47,7 @@ def _learned_tokens(model: Model) -> tuple[Leaf, ...]:
     return tuple(leaves)
 
 
-def _buffers(names: Names, model: Model) -> dict[str, np.ndarray]:
+def _buffers(names: TorchNames, model: Model) -> dict[str, np.ndarray]:
     """The fixed tensors of a model by name."""
     layout, width = token_layout(model), dims(model).width
     buffers: dict[str, np.ndarray] = {}
@@ -63,7 +64,7 @@ def _buffers(names: Names, model: Model) -> dict[str, np.ndarray]:
     return buffers
 
 
-def _mask_buffer(names: Names, model: Model) -> np.ndarray:
+def _mask_buffer(names: TorchNames, model: Model) -> np.ndarray:
     """What stands for the mask and the bias: True, or in sums -inf, where a token may not attend."""
     mask_TxT, bias_NxTxT = static_attention(model, token_layout(model))
     if bias_NxTxT is None and names == MUP_VIT_MAIN:
@@ -72,7 +73,7 @@ def _mask_buffer(names: Names, model: Model) -> np.ndarray:
     return additive if bias_NxTxT is None else additive + bias_NxTxT
 
 
-def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+def infer_mup_vit(found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints) -> Model:
     """The Model of a state_dict of that code. It pools patches unless `hints.pooling` says its first token.
 
     That is `cls`: the first register, or with summaries the first of these, which our models call `summary`.
@@ -116,7 +117,7 @@ def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Mo
     return _with_told_mask(readings, found, hints)
 
 
-def assumed(found: Found, hints: Hints, model: Model) -> str:
+def assumed(found: RecognizedWeights, hints: Hints, model: Model) -> str:
     """What was assumed where no tensor of that code tells; empty where there is one way only."""
     if hints.pooling is None and found.names.registers in found.weights.shapes:
         return "pooling gap was assumed: give pooling='cls' for a run that pools its first token (tok)"
@@ -125,7 +126,7 @@ def assumed(found: Found, hints: Hints, model: Model) -> str:
     return ""
 
 
-def _grid(found: Found, hints: Hints, patch_size: int) -> Grid:
+def _grid(found: RecognizedWeights, hints: Hints, patch_size: int) -> Grid:
     names, shapes = found.names, found.weights.shapes
     if names.positions in shapes:
         cells = math.prod(shapes[names.positions][:-1])
@@ -141,7 +142,7 @@ def _grid(found: Found, hints: Hints, patch_size: int) -> Grid:
     return grid
 
 
-def _readings(model: Model, found: Found, hints: Hints) -> list[Model]:
+def _readings(model: Model, found: RecognizedWeights, hints: Hints) -> list[Model]:
     """The model with what its extra tokens may be: cls and registers, or summaries, or either."""
     names, shapes, where = found.names, found.weights.shapes, found.weights.where
     if names.registers not in shapes:
@@ -186,7 +187,7 @@ def _factor(grid: Grid, count: int) -> int | None:
     return next(fitting, None)
 
 
-def _with_stored_mask(readings: list[Model], found: Found) -> Model:
+def _with_stored_mask(readings: list[Model], found: RecognizedWeights) -> Model:
     """The reading whose mask and ALiBi bias are those of the file."""
     name, there = found.names.mask, found.weights[found.names.mask]
     for reading in readings:
@@ -206,7 +207,7 @@ def _with_stored_mask(readings: list[Model], found: Found) -> Model:
     )
 
 
-def _with_told_mask(readings: list[Model], found: Found, hints: Hints) -> Model:
+def _with_told_mask(readings: list[Model], found: RecognizedWeights, hints: Hints) -> Model:
     """The reading with the mask of `hints`. Where the code stores masks, one that is not there is none."""
     where = found.weights.where
     summaries = next((reading for reading in readings if reading.summary_factor), None)

@@ -8,7 +8,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Names:
+class TorchNames:
     """The tensor names of one family. The defaults are timm's VisionTransformer."""
 
     patch: str = "patch_embed.proj.{}"
@@ -40,24 +40,24 @@ class Names:
     mask: str | None = None  # a fixed tensor that says who attends to whom
 
 
-TIMM = Names(
+TIMM = TorchNames(
     registers="reg_token",
     norm_pre="norm_pre.{}",
     norm_after_pool="fc_norm.{}",
     attn_pool="attn_pool.",
 )
-DINOV2 = Names(
+DINOV2 = TorchNames(
     registers="register_tokens", mask_token="mask_token", w12=("mlp.w12.{}",), w3="mlp.w3.{}", head=None
 )
-DEIT = Names(registers="reg_tokens", layer_scale=("gamma_1", "gamma_2"))
+DEIT = TorchNames(registers="reg_tokens", layer_scale=("gamma_1", "gamma_2"))
 # DeiT of 2020, and its distillation token, which is a register with a position of its own.
 DEIT_1 = dataclasses.replace(
     DEIT,
     registers="dist_token",
     head=("head.{}", "head_dist.{}"),
 )
-DINO = Names(mask_token="masked_embed", layer_scale=("gamma_1", "gamma_2"), head=None)
-CLIP = Names(
+DINO = TorchNames(mask_token="masked_embed", layer_scale=("gamma_1", "gamma_2"), head=None)
+CLIP = TorchNames(
     patch="conv1.{}",
     cls="class_embedding",
     cls_axes=1,
@@ -77,7 +77,7 @@ CLIP = Names(
     head=None,
     projection="proj",
 )
-MUP_VIT = Names(  # the released branch of the fractal code
+MUP_VIT = TorchNames(  # the released branch of the fractal code
     mask="mask",
     patch="conv_proj.{}",
     positions="pos_embedding",
@@ -109,7 +109,7 @@ MUP_VIT_MAIN = dataclasses.replace(  # its main branch
 
 # --- transformers: names on disk, which every version reads and writes, and names in memory since 5 ---
 
-HF_DINOV2 = Names(
+HF_DINOV2 = TorchNames(
     patch="embeddings.patch_embeddings.projection.{}",
     cls="embeddings.cls_token",
     positions="embeddings.position_embeddings",
@@ -152,7 +152,7 @@ HF_VIT_MEMORY = dataclasses.replace(
 HF_DEIT = dataclasses.replace(HF_VIT, registers="embeddings.distillation_token")
 HF_DEIT_MEMORY = dataclasses.replace(HF_VIT_MEMORY, registers="embeddings.distillation_token")
 HF_DEIT_HEADS = ("cls_classifier.{}", "distillation_classifier.{}")
-HF_CLIP = Names(
+HF_CLIP = TorchNames(
     patch="embeddings.patch_embedding.{}",
     cls="embeddings.class_embedding",
     cls_axes=1,

@@ -4,20 +4,20 @@ import functools
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.names.torch import Names
-from vit_registers.interop.tensor_map import Entry, conv, dense, joined, mean_heads, same, split
+from vit_registers.interop.names.torch import TorchNames
+from vit_registers.interop.tensor_map import TensorRule, conv, dense, joined, mean_heads, same, split_bias
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import Leaf
 from vit_registers.models.pooling import pooled_width
 
 
-def _linear(leaf: Leaf, names: tuple[str, ...], *, inputs: int, has_bias: bool = True) -> list[Entry]:
+def _linear(leaf: Leaf, names: tuple[str, ...], *, inputs: int, has_bias: bool = True) -> list[TensorRule]:
     kernel = dense((*leaf, "kernel"), tuple(n.format("weight") for n in names), inputs=inputs)
-    bias = split((*leaf, "bias"), tuple(n.format("bias") for n in names))
+    bias = split_bias((*leaf, "bias"), tuple(n.format("bias") for n in names))
     return [kernel, bias] if has_bias else [kernel]
 
 
-def _norm(leaf: Leaf, name: str) -> list[Entry]:
+def _norm(leaf: Leaf, name: str) -> list[TensorRule]:
     return [same((*leaf, "scale"), name.format("weight")), same((*leaf, "bias"), name.format("bias"))]
 
 
@@ -26,8 +26,8 @@ def _need(name: object, what: str, source: str) -> None:
         raise CheckpointError(f"'{source}' checkpoints have no place for {what}")
 
 
-def _tokens(names: Names, model: Model, source: str) -> list[Entry]:
-    entries: list[Entry] = []
+def _tokens(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
+    entries: list[TensorRule] = []
     if model.use_cls:
         entries.append(same(("cls_token",), names.cls, lead=names.cls_axes))
     if model.num_registers and model.registers == "learned":
@@ -46,7 +46,7 @@ def _tokens(names: Names, model: Model, source: str) -> list[Entry]:
     return entries
 
 
-def _block(names: Names, model: Model, i: int, source: str) -> list[Entry]:
+def _block(names: TorchNames, model: Model, i: int, source: str) -> list[TensorRule]:
     sizes, leaf = dims(model), ("blocks", i)
     width, prefix = sizes.width, names.block.format(i)
     at = lambda name: prefix + name  # noqa: E731 - short for what every line below needs
@@ -73,7 +73,7 @@ def _block(names: Names, model: Model, i: int, source: str) -> list[Entry]:
     return entries
 
 
-def _map_pool(prefix: str, model: Model) -> list[Entry]:
+def _map_pool(prefix: str, model: Model) -> list[TensorRule]:
     sizes = dims(model)
     linear = functools.partial(_linear, inputs=sizes.width)
     return [
@@ -87,8 +87,8 @@ def _map_pool(prefix: str, model: Model) -> list[Entry]:
     ]
 
 
-def _head(names: Names, model: Model, source: str) -> list[Entry]:
-    entries: list[Entry] = []
+def _head(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
+    entries: list[TensorRule] = []
     inputs = pooled_width(model)
     if model.use_pre_logits:
         _need(names.pre_logits, "a layer before the head (pre-logits)", source)
@@ -108,7 +108,7 @@ def _head(names: Names, model: Model, source: str) -> list[Entry]:
     return entries
 
 
-def torch_table(names: Names, model: Model, source: str) -> list[Entry]:
+def torch_map(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     """The entries of a model. Raises CheckpointError where the family cannot hold what the model has."""
     patch = [conv(("patch_embed", "kernel"), names.patch.format("weight"))]
     if model.use_patch_bias:
