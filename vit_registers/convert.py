@@ -31,6 +31,7 @@ from vit_registers import config as config_lib
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
+from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.export import targets
 from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.preprocessing import preprocessing
@@ -88,8 +89,8 @@ def open_input(path: str, *, source: str, hints: Hints, step: int | None, params
         raise CheckpointError(f"{path} is no run folder, and --step is for those")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
-    print(reading.describe_weights(opened))
-    print(loading.describe_normalisation(data, origin))
+    print(describe_weights(opened))
+    print(describe_normalisation(data, origin))
     config = config_lib.check_config(Config(model=opened.model, data=data), ("model", "data"))
     return Input(config=config, opened=opened, step=None, params=params, path=path, normalisation=origin)
 

@@ -1,21 +1,16 @@
 """Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
 
-import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from vit_registers.config import (
     READ,
-    RESUME,
     Config,
-    Data,
-    InitFrom,
     Mesh,
     Model,
     from_mapping,
@@ -25,19 +20,14 @@ from vit_registers.config import (
     override,
     to_dict,
 )
-from vit_registers.data.class_names import match, some
-from vit_registers.errors import CheckpointError, ConfigError, UserError
-from vit_registers.interop import reading, transfer
-from vit_registers.interop.channels import adapt_statistics, describe_channels
-from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.interop import reading
+from vit_registers.interop.description import describe_normalisation, describe_weights
+from vit_registers.interop.hints import Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
-from vit_registers.interop.unwrap import SOURCES
-from vit_registers.interop.values import check_leaves
 from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.params import abstract_model, build_model
-from vit_registers.models.paths import Leaf, leaves_of
-from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
 from vit_registers.runs import checkpoint_folder
 from vit_registers.training import averages, sharding
@@ -128,12 +118,6 @@ def normalisation_origin(run: str, step: int) -> str | None:
     return checkpoint_folder.read_meta(run, step).get("normalisation")
 
 
-def describe_normalisation(data: Data, origin: str | None) -> str:
-    """The normalisation of images in words, with where it comes from."""
-    numbers = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
-    return "normalisation {}: mean {}, std {}".format(origin or "of the config", *numbers)
-
-
 def is_converted(run: str, step: int) -> bool:
     """Whether a checkpoint holds converted weights, which no run has trained."""
     return checkpoint_folder.read_meta(run, step)["origin"] is not None
@@ -176,10 +160,10 @@ def run_model(run: str, step: int, model: Model, *, params: str | None = None) -
 
 def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
     """(the model of other people's checkpoint, its config with `overrides`, its normalisation's origin)."""
-    opened = open_start(InitFrom(path=path))
+    opened = reading.open_path(path, source="auto", hints=Hints())
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
-    print(reading.describe_weights(opened), flush=True)
+    print(describe_weights(opened), flush=True)
     return reading.load_opened(dataclasses.replace(opened, model=config.model)), config, origin
 
 
@@ -198,7 +182,7 @@ def load_model(path: str, *, step: int | None, params: str | None, source: str, 
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, and step is for those")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
-    print(reading.describe_weights(opened), flush=True)
+    print(describe_weights(opened), flush=True)
     if opened.model.channels != opened.native.channels:
         data, origin = preprocessing(opened, Path(path).expanduser())
         print(describe_normalisation(data, origin), flush=True)
@@ -211,96 +195,3 @@ def refuse_hints(path: str, source: str, hints: Hints) -> None:
         raise ConfigError(
             f"{path} is a run folder, whose config says all: source, image_size and such are for others"
         )
-
-
-def _start_hints(settings: InitFrom) -> Hints:
-    return Hints(
-        num_heads=settings.num_heads,
-        hidden_act=settings.hidden_act,
-        interpolation=settings.interpolation,
-        pooling=settings.pooling,
-        mask=settings.mask,
-        architecture=settings.architecture,
-        leave_out=settings.leave_out,
-    )
-
-
-def open_start(settings: InitFrom) -> reading.OpenedWeights:
-    """The checkpoint of other people that training starts from."""
-    hints = dataclasses.replace(_start_hints(settings), params=settings.params)
-    return reading.open_path(settings.path, source=settings.source, hints=hints)
-
-
-def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
-    """The Model and the Data of the weights that training starts from; none of them is read.
-
-    Where `run` is a run folder with a checkpoint that started from them, its own: what has been trained needs
-    the weights no more, and they may be gone. How the model is computed is that of a new run.
-    """
-    if run is not None and (config := _begun(run)) is not None and config.init_from.path == settings.path:
-        free = [one.partition(".")[2] for one in may_change(RESUME) if one.startswith("model.")]
-        defaults = {name: getattr(Model(), name) for name in free}
-        return dataclasses.replace(config.model, **defaults), config.data
-    if is_run(settings.path):
-        config = read_config(settings.path)[1]
-        return config.model, config.data
-    opened = open_start(settings)
-    return opened.model, preprocessing(opened, Path(settings.path).expanduser())[0]
-
-
-def _begun(run: str) -> Config | None:
-    """The config of the newest checkpoint of a run folder that can be read, intact or not."""
-    meta = checkpoint_folder.newest_meta(run)
-    with contextlib.suppress(UserError):  # damage is for those who restore it
-        return None if meta is None else from_mapping(meta["config"])
-    return None
-
-
-def check_choices(settings: InitFrom) -> None:
-    """Raises ConfigError for a name among the settings that is unknown, whether weights are given or not."""
-    choices = {
-        "registers": transfer.REGISTERS,
-        "summaries": transfer.SUMMARIES,
-        "source": ("auto", *SOURCES),
-        "hidden_act": tuple(HIDDEN_ACTS),
-        "interpolation": ("none", *RESAMPLINGS),
-        "params": PARAMS,
-    }
-    for name, known in choices.items():
-        if (value := getattr(settings, name)) is not None:
-            lookup(dict.fromkeys(known), value, f"init_from.{name}")
-
-
-def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
-    """Raises ConfigError where training starts from the head of a run of other classes than `class_names`."""
-    if not settings.keep_head or settings.path is None or not is_run(settings.path):
-        return
-    names = trained_names(settings.path, read_config(settings.path)[0])
-    if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
-        raise ConfigError(
-            f"init_from.keep_head: the head of {settings.path} is of {len(names)} classes: {some(names)}; "
-            f"the data set has {len(class_names)}: {some(class_names)}. Set it to False, or use these classes"
-        )
-
-
-def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
-    """The parameters of `model` that start from `settings.path`, by path; see interop/transfer.py."""
-    if is_run(settings.path):
-        refuse_hints(settings.path, settings.source, _start_hints(settings))
-        step, config = read_config(settings.path)
-        source, data = config.model, config.data
-        mesh = sharding.make_mesh(Mesh())
-        _, params = read_model(settings.path, step, source, mesh, params=settings.params)
-        params = jax.device_get(params)
-        check_leaves(leaves_of(params), f"{settings.path}, step {step}")
-    else:
-        opened = open_start(settings)
-        data, origin = preprocessing(opened, Path(settings.path).expanduser())
-        print(reading.describe_weights(opened), describe_normalisation(data, origin), sep="\n", flush=True)
-        source, params = opened.model, reading.read_leaves(opened)
-    taken = transfer.taken_leaves(source, params, model, settings)
-    if source.channels != model.channels:
-        mean, std = (adapt_statistics(values, model.channels) for values in (data.mean, data.std))
-        did = describe_channels(source.channels, model.channels)
-        print(f"{did}; its normalisation there: mean {mean}, std {std}", flush=True)
-    return taken

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import vit_registers
-from vit_registers import loading
+from vit_registers import fine_tuning, loading
 from vit_registers.config import Config, InitFrom, Model
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import containers, from_state_dict, reading
@@ -64,7 +64,7 @@ def test_values_that_are_not_finite_are_named_and_counted(way, kind, state, run_
         assert code == 2
     elif way == "init_from":
         with pytest.raises(CheckpointError) as caught:
-            loading.start_leaves(InitFrom(path=str(path), num_heads=4), Model())
+            fine_tuning.start_leaves(InitFrom(path=str(path), num_heads=4), Model())
     else:
         with pytest.raises(CheckpointError) as caught:
             if way == "load":
@@ -195,7 +195,7 @@ def test_a_run_that_is_not_finite_is_not_exported(target, run_of, run_here, tmp_
 def test_training_does_not_start_from_a_run_that_is_not_finite(run_of, tmp_path):
     run = str(run_of(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="'blocks/1/norm1/scale' has 1 NaN"):
-        loading.start_leaves(InitFrom(path=run), loading.read_config(run)[1].model)
+        fine_tuning.start_leaves(InitFrom(path=run), loading.read_config(run)[1].model)
 
 
 @pytest.mark.parametrize("what", ["save", "check", "ctrl-C"])

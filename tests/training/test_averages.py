@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import vit_registers
-from vit_registers import convert, evaluate, loading
+from vit_registers import convert, evaluate, fine_tuning
 from vit_registers.config import Checkpoint, Config, Data, InitFrom, Mesh, Model, Optimizer, Run
 from vit_registers.interop.hints import Hints
 from vit_registers.models.params import abstract_model
@@ -107,7 +107,7 @@ def test_the_average_is_what_is_converted_and_what_others_start_from(run, tmp_pa
     convert.to_run(source, str(tmp_path / "converted"))
     for path in (run, tmp_path / "converted"):
         settings = InitFrom(path=str(path), keep_head=True)
-        _assert_equal(loading.start_leaves(settings, DIGITS.model), leaves_of(ema))
+        _assert_equal(fine_tuning.start_leaves(settings, DIGITS.model), leaves_of(ema))
     assert convert.check_written(source, str(tmp_path / "converted"), None, "float32") == len(leaves_of(ema))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.channels import adapt_statistics
-from vit_registers.interop.reading import OpenedWeights
+from vit_registers.interop.opened import OpenedWeights
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -17,19 +17,20 @@ from vit_registers.errors import CheckpointError, UserError
 from vit_registers.interop import containers
 from vit_registers.interop.agreement import check_agreement, check_types, hinted
 from vit_registers.interop.architectures import check_architecture, check_told
-from vit_registers.interop.channels import adapt_kernel, check_channels, describe_channels
+from vit_registers.interop.channels import adapt_kernel, check_channels
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.infer import infer_model
 from vit_registers.interop.names.big_vision import big_vision_map, infer_big_vision
 from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_map
 from vit_registers.interop.names.torch_map import torch_map
+from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.recognize import RecognizedWeights, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
 from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.unwrap import NEEDED, is_matched
 from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
-from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaf_of, leaves_of, lookup_leaf
 from vit_registers.models.resampling import resample
@@ -38,17 +39,6 @@ from vit_registers.models.vit import ViT, patch_grid
 HEAD = ("head", "pre_logits", "map_pool")
 OPTIONAL = (*HEAD, "mask_token")  # parts that a model can be loaded without
 PATCH_KERNEL = ("patch_embed", "kernel")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OpenedWeights:
-    """A checkpoint that has been understood and not yet read."""
-
-    found: RecognizedWeights
-    native: Model  # at the image size of its position table
-    model: Model  # at the image size that was asked for
-    entries: tuple[TensorRule, ...]
-    settings: Mapping[str, Any]  # of config.json
 
 
 def tensor_map_of(found_names: Any, model: Model, source: str) -> list[TensorRule]:
@@ -274,31 +264,3 @@ def open_path(path: str | Path, *, source: str, hints: Hints) -> OpenedWeights:
     path = Path(path).expanduser()
     weights = containers.open_weights(path)
     return understand(weights, source=source, hints=hints, settings=read_settings(path))
-
-
-def describe_weights(opened: OpenedWeights) -> str:
-    """One line that says what was recognised and inferred."""
-    model, sizes, found = opened.model, dims(opened.model), opened.found
-    height, width = model.image_size
-    parts = [
-        f"{found.source}" + (f" ({found.kind})" if found.kind else ""),
-        f"width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads, {sizes.mlp} {sizes.mlp_dim}",
-        f"patches of {model.patch_size} px, made for {height} x {width} px",
-    ]
-    extra = [f"{model.num_registers} registers"] if model.num_registers else []
-    extra += [f"summaries k={model.summary_factor}, mask {model.mask}"] if model.summary_factor else []
-    parts += ["cls"] * model.use_cls + extra
-    parts.append(f"positions {model.positions} (other sizes: {model.position_resampling})")
-    parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
-    parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
-    text = f"{found.weights.where}: " + "; ".join(parts)
-    if model.channels != opened.native.channels:
-        text += f"; {describe_channels(opened.native.channels, model.channels)}"
-    if found.note:
-        text += f"; {found.note}"
-    kinds: dict[str, int] = {}
-    for what in found.left_out.values():
-        kinds[what] = kinds.get(what, 0) + 1
-    if kinds:
-        text += "; left out: " + ", ".join(f"{what} ({count} tensors)" for what, count in kinds.items())
-    return text

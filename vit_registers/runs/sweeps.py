@@ -8,7 +8,6 @@ its settings: num_registers=4,seed=0.
 import collections
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -26,6 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vit_registers.config import Config, Model, flag, flatten, override, to_config_dict, to_dict
+from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
@@ -89,9 +89,7 @@ def run_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
     plain = [",".join(f"{short[k]}={_value_text(v)}" for k, v in p.items()) or "default" for p in points]
     safe = [re.sub(r"[^A-Za-z0-9._+=,-]+", "_", name)[:MAX_NAME] for name in plain]
     count = collections.Counter(safe)
-    digests = [
-        hashlib.sha256(json.dumps(sorted(p.items()), default=repr).encode()).hexdigest()[:8] for p in points
-    ]
+    digests = [text_digest(json.dumps(sorted(p.items()), default=repr))[:8] for p in points]
     for i, digest in enumerate(digests):
         if digests.index(digest) != i:
             raise ConfigError(f"points {digests.index(digest)} and {i} of the sweep are the same: {plain[i]}")

@@ -10,6 +10,7 @@ from flax import linen, traverse_util
 
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import from_state_dict, reading
+from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
 from vit_registers.interop.hints import Hints
 
@@ -252,7 +253,7 @@ def test_prefixes_are_known_and_the_rest_is_left_out(prefix, tmp_path, made, noi
     assert opened.found.source == "big_vision"
     assert set(opened.found.left_out) == set(LEFT_OUT[prefix])
     assert_same(dump(opened.model, reading.read_leaves(opened), "big_vision"), prefixed("params/", state))
-    said = reading.describe_weights(opened)
+    said = describe_weights(opened)
     assert ("the text tower (3 tensors)" in said) == (prefix == "params/img/")
     assert ("the state of training" in said) == (prefix in ("params/", "opt/target/"))
 

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
+from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
 from vit_registers.interop.hints import Hints
 
@@ -135,7 +136,7 @@ def test_openai_files_are_recognised_and_are_half_precision(
     torch.save({name: torch.from_numpy(array) for name, array in whole.items()}, tmp_path / "clip.pt")
     opened = reading.open_path(tmp_path / "clip.pt", source="auto", hints=Hints(num_heads=HEADS))
     assert opened.found.source == "clip" and opened.model.activation == "quick_gelu"
-    assert f"the text tower ({num_text} tensors)" in reading.describe_weights(opened)
+    assert f"the text tower ({num_text} tensors)" in describe_weights(opened)
     expected, _ = clip(visual, images(NATIVE), is_quick=True)
     assert_close(forward(reading.load_opened(opened), images(NATIVE)).logits, expected)
 

@@ -8,6 +8,7 @@ import pytest
 
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
+from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
 from vit_registers.models.paths import leaves_of
 
@@ -268,7 +269,7 @@ def test_of_a_checkpoint_of_training_the_state_of_training_is_left_out(tmp_path,
     torch.save(content, tmp_path / "model_best.pth.tar")
     opened = reading.open_path(tmp_path / "model_best.pth.tar", source="auto", hints=Hints(**hints))
     assert_same(dump(opened.model, reading.read_leaves(opened), "mup_vit"), state)
-    said = reading.describe_weights(opened)
+    said = describe_weights(opened)
     assert "summaries k=2, mask fractal_released" in said and "the state of training (2 tensors)" in said
 
 
@@ -332,7 +333,7 @@ def test_the_pooling_that_was_assumed_is_said(name, made):
             weights, source="auto", hints=Hints(**(hints | {"pooling": pooling})), settings={}
         )
         assert opened.model.pooling == "gap"
-        is_said = "pooling gap was assumed" in reading.describe_weights(opened)
+        is_said = "pooling gap was assumed" in describe_weights(opened)
         assert is_said == (pooling is None and "reg" in state)
 
 

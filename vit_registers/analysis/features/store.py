@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vit_registers.analysis.file_names import file_name
+from vit_registers.digests import text_digest
 from vit_registers.errors import DataError
 from vit_registers.strict_json import dumps
 
@@ -43,7 +44,7 @@ class Store:
         cannot be written to.
         """
         text = dumps(provenance, sort_keys=True)
-        self.folder = root / f"{file_name(name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.folder = root / f"{file_name(name)}-{text_digest(text)[:12]}"
         self.provenance = dict(provenance)
         self.num_images = int(provenance["num_images"])
         self._limits = dict(limits or {})

@@ -1,0 +1,20 @@
+"""A checkpoint of another code base that has been recognized, and whose tensors are not read yet."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vit_registers.config import Model
+from vit_registers.interop.recognize import RecognizedWeights
+from vit_registers.interop.tensor_map import TensorRule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenedWeights:
+    """A checkpoint that has been understood and not yet read."""
+
+    found: RecognizedWeights
+    native: Model  # at the image size of its position table
+    model: Model  # at the image size that was asked for
+    entries: tuple[TensorRule, ...]
+    settings: Mapping[str, Any]  # of config.json
