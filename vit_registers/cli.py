@@ -23,7 +23,7 @@ from vit_registers.errors import INTERRUPTED, UNREAD, ConfigError, UserError, us
 _OF_JAX = "1"  # what jax sets TF_CPP_MIN_LOG_LEVEL to when it is imported
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception) -> NoReturn:
     """Prints the error as one line and exits with code 2."""
     line = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {line}", file=sys.stderr, flush=True)

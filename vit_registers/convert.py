@@ -34,11 +34,13 @@ from vit_registers.interop import reading
 from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.export import targets
 from vit_registers.interop.hints import Hints, make_hints
+from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.tensor_map import TensorRule
 from vit_registers.interop.values import check_leaves
+from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
-from vit_registers.models.paths import Leaf, leaves_of, lookup_leaf, path_text
+from vit_registers.models.paths import Leaf, leaves_of, path_text
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
 from vit_registers.runs.run_lock import RunLock
@@ -54,27 +56,29 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Input:
-    """What is converted: its config, and a way to its parameters."""
+    """A checkpoint to convert: its config, and access to its parameters."""
 
     config: Config
-    opened: reading.OpenedWeights | None  # None: a run folder
-    step: int | None
+    checkpoint: OpenedWeights | int  # of another code base, or the step of a run folder
     params: str | None
     path: str
     normalisation: str | None  # where its mean and deviation come from
 
     def read(self) -> dict[str, Any]:
-        """The parameters, nested. Raises CheckpointError where one is not finite."""
-        if self.opened is not None:
-            return reading.read_leaves(self.opened)
+        """The parameters, nested. Raises CheckpointError if one is not finite."""
+        if isinstance(self.checkpoint, OpenedWeights):
+            return reading.read_leaves(self.checkpoint)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, params = loading.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
-        check_leaves(leaves_of(params), f"{self.path}, step {self.step}")
+        step, model = self.checkpoint, self.config.model
+        _, params = loading.read_model(self.path, step, model, mesh, params=self.params)
+        check_leaves(leaves_of(params), f"{self.path}, step {step}")
         return params
 
     def leaves(self) -> Iterable[tuple[Leaf, Any]]:
-        """The parameters by path, read one by one where that can be."""
-        return leaves_of(self.read()).items() if self.opened is None else reading.iter_leaves(self.opened)
+        """The parameters by path. Those of another code base are read one by one."""
+        if isinstance(self.checkpoint, OpenedWeights):
+            return reading.iter_leaves(self.checkpoint)
+        return leaves_of(self.read()).items()
 
 
 def open_input(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Input:
@@ -84,7 +88,7 @@ def open_input(path: str, *, source: str, hints: Hints, step: int | None, params
         step, config = loading.read_config(path, step)
         print(f"{path}: a run folder, step {step}")
         origin = loading.normalisation_origin(path, step)
-        return Input(config=config, opened=None, step=step, params=params, path=path, normalisation=origin)
+        return Input(config=config, checkpoint=step, params=params, path=path, normalisation=origin)
     if step is not None:
         raise CheckpointError(f"{path} is no run folder, and --step is for those")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
@@ -92,16 +96,16 @@ def open_input(path: str, *, source: str, hints: Hints, step: int | None, params
     print(describe_weights(opened))
     print(describe_normalisation(data, origin))
     config = config_lib.check_config(Config(model=opened.model, data=data), ("model", "data"))
-    return Input(config=config, opened=opened, step=None, params=params, path=path, normalisation=origin)
+    return Input(config=config, checkpoint=opened, params=params, path=path, normalisation=origin)
 
 
-def print_table(entries: tuple[TensorRule, ...], model: Model, in_file: Callable[[str], str]) -> None:
+def print_table(tensor_map: tuple[TensorRule, ...], model: Model, in_file: Callable[[str], str]) -> None:
     """Prints which of their tensors are which parameters, with shapes."""
-    _, abstract = abstract_model(model)
-    for entry in entries:
-        leaf_shapes = [lookup_leaf(abstract, leaf).shape for leaf in entry.leaves]
-        theirs = zip(entry.names, entry.shapes(leaf_shapes), strict=True)
-        ours = zip(map(path_text, entry.leaves), leaf_shapes, strict=True)
+    leaves = leaves_of(abstract_model(model)[1])
+    for rule in tensor_map:
+        leaf_shapes = [leaves[leaf].shape for leaf in rule.leaves]
+        theirs = zip(rule.names, rule.shapes(leaf_shapes), strict=True)
+        ours = zip(map(path_text, rule.leaves), leaf_shapes, strict=True)
         left = " + ".join(f"{in_file(name)} {list(shape)}" for name, shape in theirs)
         right = " + ".join(f"{name} {list(shape)}" for name, shape in ours) or "fixed"
         print(f"{left}  =  {right}")
@@ -112,11 +116,13 @@ def to_run(source: Input, output: str) -> None:
     run = cli.writable_folder(output, "--output")
     params = source.read()
     origin = f"from {source.path}"
-    if source.opened is not None:
-        origin += f", read as {source.opened.found.source}"
+    data = None
+    if isinstance(source.checkpoint, OpenedWeights):
+        origin += f", read as {source.checkpoint.found.source}"
+    else:
+        data = loading.training_data(source.path, source.checkpoint)
     write_parameter_overview(params, run / "parameters.txt")
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
-    data = None if source.opened is not None else loading.training_data(source.path, source.step)
     with Checkpoints(output, source.config, data=data) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
         written.save(state, None, origin=origin, normalisation=source.normalisation)
@@ -159,12 +165,11 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, there = loading.read_model(output, step, config.model, mesh)
         others = leaves_of(there)
-        leaves = reading.iter_leaves(source.opened) if source.opened else leaves_of(source.read()).items()
-        return compare_parameters(leaves, others, np.float32, output)
+        return compare_parameters(source.leaves(), others, np.float32, output)
     model = exported.model
     hints = Hints(
         image_size=model.image_size,
-        num_heads=reading.dims(model).num_heads,
+        num_heads=dims(model).num_heads,
         hidden_act=model.activation,
         pooling=model.pooling,
         mask=model.mask if model.summary_factor else None,
@@ -229,11 +234,11 @@ def main() -> None:
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
     )
     if values["dry-run"].value:
-        if source.opened is not None:
-            print_table(source.opened.entries, source.opened.native, source.opened.found.in_file)
+        if isinstance(opened := source.checkpoint, OpenedWeights):
+            print_table(opened.tensor_map, opened.native, opened.found.in_file)
         if values.to != "run":
             exported = targets.export(source.config.model, source.read(), values.to)
-            print_table(exported.entries, exported.model, exported.in_file)
+            print_table(exported.tensor_map, exported.model, exported.in_file)
         return
     count = convert_to(source, values.output, values.to, values.dtype)
     print(f"read again: {count} parameters, equal bit for bit; {values.output}")

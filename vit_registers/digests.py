@@ -1,12 +1,13 @@
-"""SHA-256 digests, as hexadecimal text."""
+"""SHA-256 digests: the only module that hashes. Digests are hexadecimal text."""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from etils import epath
 
-BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 def text_digest(text: str) -> str:
@@ -24,6 +25,15 @@ def files_digest(paths: Iterable[Path | epath.Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
+            while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def prefix_hash(file: BinaryIO, num_bytes: int) -> Any:
+    """hashlib's SHA-256 object of the next `num_bytes` of a file, or of fewer at its end; can be updated."""
+    digest = hashlib.sha256()
+    while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
+        digest.update(block)
+        num_bytes -= len(block)
+    return digest

@@ -81,7 +81,7 @@ def _shown(value: Any) -> str:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}={_shown(value)}: want a section of settings")
         return _convert_section(hint, value, where)

@@ -32,6 +32,8 @@ def read_flag(flag: flags.Flag) -> Config:
 
     Where an override sets one of two alternatives, the other one is unset, whatever the file says.
     """
+    if flag.value is None:
+        raise ConfigError(f"--config has no value: {_WANT}")
     return override(flag.value, config_flags.get_override_values(flag))
 
 
@@ -44,13 +46,13 @@ class ConfigFile(flags.ArgumentParser):
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser  # of ml_collections
 
-    def parse(self, path: str) -> ConfigDict:
+    def parse(self, argument: str) -> ConfigDict:
         """The ConfigDict that the file returns. Raises ConfigError."""
-        file = path.partition(":")[0]
+        file = argument.partition(":")[0]
         _check_file(file)
         sys.modules.pop("config_config", None)  # of another file, whose get_config would stay
         try:
-            config = self._parser.parse(path)
+            config = self._parser.parse(argument)
             if config is not None:
                 getattr(config, "keys", None)  # raises the error of a file that get_config() could not open
         except (Exception, SystemExit) as error:  # a config file can raise anything

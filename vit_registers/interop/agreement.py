@@ -12,6 +12,7 @@ from typing import Any
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.hints import Hints
+from vit_registers.models.blocks import dims
 from vit_registers.models.vit import patch_grid
 
 _SIZE = "an integer or two"
@@ -53,14 +54,16 @@ def _image_size(model: Model, said: Any) -> Any:
 
 def _ratio(model: Model, said: float, fused: int = 1) -> float:
     """The MLP's ratio that was said where it gives the hidden size of the tensors, else the tensors'."""
-    hidden = model.mlp_dim * (fused if model.mlp == "swiglu" else 1)
-    return said if int(model.width * said) == hidden else hidden / model.width
+    sizes = dims(model)
+    hidden = sizes.mlp_dim * (fused if sizes.mlp == "swiglu" else 1)
+    return said if int(sizes.width * said) == hidden else hidden / sizes.width
 
 
 def _dinov2_ratio(model: Model, said: float) -> float:
-    if model.mlp == "swiglu":
-        given = (int(int(model.width * said) * 2 / 3) + 7) // 8 * 8
-        return said if given == model.mlp_dim else round(model.mlp_dim * 1.5 / model.width, 3)
+    sizes = dims(model)
+    if sizes.mlp == "swiglu":
+        given = (int(int(sizes.width * said) * 2 / 3) + 7) // 8 * 8
+        return said if given == sizes.mlp_dim else round(sizes.mlp_dim * 1.5 / sizes.width, 3)
     return _ratio(model, said)
 
 

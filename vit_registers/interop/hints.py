@@ -17,15 +17,15 @@ HIDDEN_ACTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What a user may say of a checkpoint that its tensors do not; None: infer it."""
+    """What a user specifies about a checkpoint; None: inferred from its tensors and files."""
 
-    image_size: tuple[int, int] | None = None  # that the model is made for; positions are resampled to it
+    image_size: tuple[int, int] | None = None  # (height, width) in pixels; positions are resampled to it
     num_heads: int | None = None
     hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh
     interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
     pooling: str | None = None
-    mask: str | None = None  # of the fractal paper's code, whose flex-attention variant does not store it
-    architecture: str | None = None  # timm's name of the model, where no config.json says it
+    mask: str | None = None  # the flex-attention variant of the fractal paper's code does not store it
+    architecture: str | None = None  # timm's name of the model, if no config.json has it
     params: str | None = None  # of several copies in a file: "params" (trained) or "ema" (averaged)
     leave_out: tuple[str, ...] = ()  # patterns of names in the file that are not read
     channels: int | None = None  # of the images; the patch kernel is summed over its channels, or repeated
@@ -42,21 +42,24 @@ def make_hints(
     leave_out: str | Sequence[str],
     channels: int | None,
 ) -> Hints:
-    """The Hints of what a user gave; one number is a square image, and one text one pattern."""
+    """The Hints of a user: one number is a square image, one text is one pattern. Raises ConfigError."""
     patterns = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ConfigError(f"leave_out={leave_out!r}: want patterns of names, such as ['head.*']")
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if image_size is not None and not (len(sides) == 2 and all(map(_is_positive, sides))):
-        raise ConfigError(f"image_size={image_size!r}: want pixels, as 224 or (height, width)")
+        raise ConfigError(f"leave_out={leave_out!r}: give patterns of names, such as ['head.*']")
+    size = None
+    if image_size is not None:
+        sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+        if not (len(sides) == 2 and all(map(_is_positive, sides))):
+            raise ConfigError(f"image_size={image_size!r}: give pixels, such as 224 or (height, width)")
+        size = (int(sides[0]), int(sides[1]))
     if num_heads is not None and not _is_positive(num_heads):
-        raise ConfigError(f"num_heads={num_heads!r}: want an integer, 1 or more")
+        raise ConfigError(f"num_heads={num_heads!r}: give an integer >= 1")
     if channels is not None and not isinstance(channels, numbers.Integral):
-        raise ConfigError(f"channels={channels!r}: want an integer")
+        raise ConfigError(f"channels={channels!r}: give an integer")
     return Hints(
         leave_out=patterns,
         channels=channels,
-        image_size=None if image_size is None else tuple(map(int, sides)),
+        image_size=size,
         num_heads=num_heads,
         hidden_act=hidden_act,
         interpolation=interpolation,
@@ -67,4 +70,4 @@ def make_hints(
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1

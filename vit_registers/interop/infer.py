@@ -44,20 +44,22 @@ def family_settings(found: RecognizedWeights) -> dict[str, Any]:
     return _FAMILIES[f"transformers/{found.kind}" if found.kind else found.source]
 
 
-def infer_model(found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints) -> Model:
+def infer_model(
+    names: TorchNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
+) -> Model:
     """The Model of a torch family, at the image size of its position table.
 
     Raises CheckpointError where something can be told neither from the shapes nor from `hints`.
     """
-    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+    shapes, where = found.weights.shapes, found.weights.where
     width, channels, patch_size, patch_columns = shapes[names.patch.format("weight")]
     if patch_size != patch_columns:
         raise CheckpointError(f"{where}: patches of {patch_size} x {patch_columns} px: want square ones")
     use_cls = names.cls in shapes
-    num_registers = shapes[names.registers][-2] if names.registers in shapes else 0
+    num_registers = shapes.get(names.registers or "", (0, 0))[-2]
     block = names.block.format(0)
-    mlp, mlp_dim = _mlp(found, block)
-    rows, grid = _positions(found, settings, hints, use_cls, num_registers, patch_size)
+    mlp, mlp_dim = _mlp(names, found, block)
+    rows, grid = _positions(names, found, settings, hints, use_cls, num_registers, patch_size)
     has_layer_scale = names.layer_scale is not None and block + names.layer_scale[0] in shapes
     model = Model(
         width=width,
@@ -83,9 +85,9 @@ def infer_model(found: RecognizedWeights, settings: Mapping[str, Any], hints: Hi
     return with_family_settings(model, found, settings, hints)
 
 
-def _mlp(found: RecognizedWeights, block: str) -> tuple[str, int]:
+def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, int]:
     """(mlp or swiglu, its hidden size) of the first block."""
-    names, shapes = found.names, found.weights.shapes
+    shapes = found.weights.shapes
     first, gate = block + names.fc1.format("weight"), block + names.w12[0].format("weight")
     second = block + names.fc2.format("weight")
     if first in shapes and first != gate:
@@ -171,6 +173,7 @@ def native_grid(cells: int, patch_size: int, image_size: Any) -> tuple[int, int]
 
 
 def _positions(
+    names: TorchNames,
     found: RecognizedWeights,
     settings: Mapping[str, Any],
     hints: Hints,
@@ -179,7 +182,7 @@ def _positions(
     patch_size: int,
 ) -> tuple[int, tuple[int, int]]:
     """(rows of the position table before those of the patches, the grid of the patches)."""
-    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+    shapes, where = found.weights.shapes, found.weights.where
     if names.positions not in shapes:
         raise CheckpointError(
             f"{where}: '{names.positions}' is missing: there is no position table, and rotary and "

@@ -16,5 +16,5 @@ class OpenedWeights:
     found: RecognizedWeights
     native: Model  # at the image size of its position table
     model: Model  # at the image size that was asked for
-    entries: tuple[TensorRule, ...]
+    tensor_map: tuple[TensorRule, ...]
     settings: Mapping[str, Any]  # of config.json

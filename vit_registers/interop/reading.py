@@ -24,6 +24,7 @@ from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.infer import infer_model
 from vit_registers.interop.names.big_vision import big_vision_map, infer_big_vision
 from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_map
+from vit_registers.interop.names.torch import BigVisionNames, MupVitNames, TensorNames
 from vit_registers.interop.names.torch_map import torch_map
 from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.recognize import RecognizedWeights, recognize
@@ -41,13 +42,22 @@ OPTIONAL = (*HEAD, "mask_token")  # parts that a model can be loaded without
 PATCH_KERNEL = ("patch_embed", "kernel")
 
 
-def tensor_map_of(found_names: Any, model: Model, source: str) -> list[TensorRule]:
-    """The name table of a model in the names of a family."""
-    if source == "big_vision":
-        return big_vision_map(found_names, model)
-    if source == "mup_vit":
-        return mup_vit_map(found_names, model)
-    return torch_map(found_names, model, source)
+def tensor_map_of(names: TensorNames, model: Model, source: str) -> list[TensorRule]:
+    """The tensor map of a model in the names of a family. Raises CheckpointError; see names/torch_map.py."""
+    if isinstance(names, BigVisionNames):
+        return big_vision_map(names, model)
+    if isinstance(names, MupVitNames):
+        return mup_vit_map(names, model)
+    return torch_map(names, model, source)
+
+
+def _infer(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) -> Model:
+    names = found.names
+    if isinstance(names, BigVisionNames):
+        return infer_big_vision(names, found, settings, hints)
+    if isinstance(names, MupVitNames):
+        return infer_mup_vit(names, found, settings, hints)
+    return infer_model(names, found, settings, hints)
 
 
 def understand(
@@ -71,11 +81,11 @@ def understand(
         told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
         check_told(weights.where, found.source, found.weights.shapes, **told)
     native = _understand(found, hints, settings)
-    if found.source == "mup_vit":
-        found = dataclasses.replace(found, note=assumed(found, hints, native))
+    if isinstance(found.names, MupVitNames):
+        found = dataclasses.replace(found, note=assumed(found.names, found, hints, native))
     check_agreement(weights.where, settings, native, hinted(hints))
-    entries = tensor_map_of(found.names, native, found.source)
-    _check_names(found, native, entries)
+    tensor_map = tensor_map_of(found.names, native, found.source)
+    _check_names(found, native, tensor_map)
     model = native
     if hints.channels is not None:
         check_channels(native.channels, hints.channels, weights.where)
@@ -88,14 +98,15 @@ def understand(
             )
         patch_grid(hints.image_size, native.patch_size)
         model = dataclasses.replace(model, image_size=hints.image_size)
-    return OpenedWeights(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
+    return OpenedWeights(
+        found=found, native=native, model=model, tensor_map=tuple(tensor_map), settings=settings
+    )
 
 
 def _understand(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) -> Model:
     """The Model of a checkpoint."""
-    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
     try:
-        return infer(found, settings, hints)
+        return _infer(found, hints, settings)
     except (IndexError, ZeroDivisionError) as error:
         shapes = found.weights.shapes
         odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
@@ -111,14 +122,14 @@ def _check_left_out(
     """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
     try:
         whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
-        entries = tensor_map_of(whole.names, _understand(whole, hints, settings), whole.source)
+        tensor_map = tensor_map_of(whole.names, _understand(whole, hints, settings), whole.source)
     except UserError:  # such as several networks, of which leave_out picks one
         return
     needed = [
         name
-        for entry in entries
-        if not entry.leaves or any(leaf[0] not in OPTIONAL for leaf in entry.leaves)
-        for name in entry.names
+        for rule in tensor_map
+        if not rule.leaves or any(leaf[0] not in OPTIONAL for leaf in rule.leaves)
+        for name in rule.names
     ]
     if taken := [name for name in needed if name in whole.file_names and name not in found.weights]:
         name, others = whole.file_names[taken[0]], len(taken) - 1
@@ -130,25 +141,26 @@ def _check_left_out(
 
 
 def _refuse_quantised(found: RecognizedWeights) -> None:
-    mask = getattr(found.names, "mask", None)  # may be bool
-    dtypes = {found.in_file(name): d for name, d in found.weights.dtypes.items() if name != mask}
+    dtypes = {  # a stored mask may be boolean
+        found.in_file(name): d for name, d in found.weights.dtypes.items() if name != found.names.mask
+    }
     refuse_quantised(dtypes, found.weights.where)
 
 
-def _check_names(found: RecognizedWeights, model: Model, entries: list[TensorRule]) -> None:
+def _check_names(found: RecognizedWeights, model: Model, tensor_map: list[TensorRule]) -> None:
     """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
     _, abstract = abstract_model(model)
     leaves = leaves_of(abstract)
-    covered = [leaf for entry in entries for leaf in entry.leaves]
-    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without, or with two entries"
+    covered = [leaf for rule in tensor_map for leaf in rule.leaves]
+    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without, or with two tensor_map"
     there, problems, known = found.weights.shapes, [], set()
-    for entry in entries:
-        shapes = entry.shapes([leaves[leaf].shape for leaf in entry.leaves])
-        for name, shape in zip(entry.names, shapes, strict=True):
+    for rule in tensor_map:
+        shapes = rule.shapes([leaves[leaf].shape for leaf in rule.leaves])
+        for name, shape in zip(rule.names, shapes, strict=True):
             known.add(name)
             if name not in there:
                 problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
-            elif entry.leaves and not is_floating(found.weights.dtypes[name]):
+            elif rule.leaves and not is_floating(found.weights.dtypes[name]):
                 dtype = found.weights.dtypes[name].name
                 problems.append(f"'{found.in_file(name)}' is {dtype}, want floating point")
             elif tuple(there[name]) != tuple(shape):
@@ -172,16 +184,16 @@ def iter_leaves(opened: OpenedWeights) -> Iterator[tuple[Leaf, np.ndarray]]:
     _, abstract = abstract_model(opened.native)
     shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
     source, target = (patch_grid(m.image_size, m.patch_size) for m in (opened.native, opened.model))
-    for entry in opened.entries:
-        arrays = [_read(opened.found, name, is_fixed=not entry.leaves) for name in entry.names]
-        parts = entry.load(arrays, [shapes[leaf] for leaf in entry.leaves])
-        for leaf, part in zip(entry.leaves, parts, strict=True):
+    for rule in opened.tensor_map:
+        arrays = [_read(opened.found, name, is_fixed=not rule.leaves) for name in rule.names]
+        parts = rule.load(arrays, [shapes[leaf] for leaf in rule.leaves])
+        for leaf, part in zip(rule.leaves, parts, strict=True):
             if leaf == ("pos_embed",):
                 part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
             if leaf == PATCH_KERNEL:
                 part = adapt_kernel(part, opened.model.channels)
             # A copy, so that what was read for several leaves does not live on in one of them.
-            yield leaf, contiguous(part, np.float32)
+            yield leaf, contiguous(part, np.dtype(np.float32))
 
 
 def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
@@ -200,7 +212,7 @@ def read_leaves(opened: OpenedWeights) -> dict:
     return _like(abstract_model(opened.model)[1], tree)
 
 
-def _put(tree: dict, leaf: Leaf, value: np.ndarray) -> None:
+def _put(tree: dict, leaf: Leaf, value: jax.Array) -> None:
     for key in leaf[:-1]:
         tree = tree.setdefault(key, {})
     tree[leaf[-1]] = value

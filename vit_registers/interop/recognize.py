@@ -18,7 +18,7 @@ class RecognizedWeights:
 
     source: str
     kind: str | None  # of transformers, its model_type
-    names: nt.TorchNames | nt.BigVisionNames
+    names: nt.TensorNames
     weights: Weights  # under plain names, without prefix
     file_names: dict[str, str]  # plain names -> names in the file
     prefix: str
@@ -125,7 +125,7 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
 
 def _names(
     source: str, patch: str, names: set[str], settings: Mapping[str, Any]
-) -> tuple[nt.TorchNames | nt.BigVisionNames, str | None]:
+) -> tuple[nt.TensorNames, str | None]:
     if source == "transformers":
         return _transformers_names(patch, names, settings)
     if source == "big_vision":

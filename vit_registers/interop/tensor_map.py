@@ -116,7 +116,7 @@ def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> TensorRule:
     return TensorRule(leaves, (name,), load, dump)
 
 
-def mean_heads(leaf: Leaf, names: tuple[str, str]) -> TensorRule:
+def mean_heads(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
     """Two heads whose answers are averaged, as one head on both vectors joined.
 
     Kernels are halved, which loses nothing. Biases are averaged: back out, both heads get the mean, and
@@ -160,26 +160,26 @@ def fixed(name: str, value: np.ndarray) -> TensorRule:
     return TensorRule((), (name,), load, lambda leaves: [value])
 
 
-def scanned(entries: Sequence[TensorRule]) -> TensorRule:
-    """The same entry of every block, where theirs has all blocks in one tensor with a leading axis."""
-    width = len(entries[0].leaves)
+def scanned(rules: Sequence[TensorRule]) -> TensorRule:
+    """The same rule of every block, where theirs has all blocks in one tensor with a leading axis."""
+    width = len(rules[0].leaves)
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
-        blocks = range(len(entries))
-        parts = [entries[i].load([a[i] for a in arrays], shapes[i * width : (i + 1) * width]) for i in blocks]
+        blocks = range(len(rules))
+        parts = [rules[i].load([a[i] for a in arrays], shapes[i * width : (i + 1) * width]) for i in blocks]
         return [leaf for part in parts for leaf in part]
 
     def dump(leaves: Arrays) -> Arrays:
-        parts = [e.dump(leaves[i * width : (i + 1) * width]) for i, e in enumerate(entries)]
+        parts = [e.dump(leaves[i * width : (i + 1) * width]) for i, e in enumerate(rules)]
         return [np.stack(tensors) for tensors in zip(*parts, strict=True)]
 
-    return _Scanned(tuple(leaf for e in entries for leaf in e.leaves), entries[0].names, load, dump, entries)
+    return _Scanned(tuple(leaf for rule in rules for leaf in rule.leaves), rules[0].names, load, dump, rules)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scanned(TensorRule):
-    entries: Sequence[TensorRule] = ()
+    rules: Sequence[TensorRule] = ()
 
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
-        one = self.entries[0].shapes(leaf_shapes[: len(self.entries[0].leaves)])
-        return [(len(self.entries), *shape) for shape in one]
+        one = self.rules[0].shapes(leaf_shapes[: len(self.rules[0].leaves)])
+        return [(len(self.rules), *shape) for shape in one]

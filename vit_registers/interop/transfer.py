@@ -40,8 +40,8 @@ def taken_leaves(
     there, here = leaves_of(params), leaves_of(abstract_model(target)[1])
     table = ("pos_embed",)
     if table in there and table in here:
-        grids = [patch_grid(model.image_size, model.patch_size) for model in (source, target)]
-        there[table] = np.asarray(resample(there[table][0], *grids, target.position_resampling))[None]
+        old, new = (patch_grid(model.image_size, model.patch_size) for model in (source, target))
+        there[table] = np.asarray(resample(there[table][0], old, new, target.position_resampling))[None]
     if PATCH_KERNEL in there:
         there[PATCH_KERNEL] = adapt_kernel(np.asarray(there[PATCH_KERNEL]), target.channels)
     _select_extra_tokens(there, source, target, settings)
@@ -83,7 +83,9 @@ def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, s
         value_1xExD = np.asarray(there[leaf])
         if tuple(before) == tuple(after) == tuple(kept):
             continue
-        part_1xExD = np.ma.masked_all((1, sizes[leaf], value_1xExD.shape[-1]), value_1xExD.dtype)
+        part_1xExD = np.ma.MaskedArray(
+            np.zeros((1, sizes[leaf], value_1xExD.shape[-1]), value_1xExD.dtype), mask=True
+        )
         for old, new, number in runs[leaf]:
             part_1xExD[:, new : new + number] = value_1xExD[:, old : old + number]
         if part_1xExD.mask.all():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vit_registers.config import lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.left_out import TRAINING_STATE, search, unused_patterns
 from vit_registers.interop.values import refuse_quantised
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
@@ -37,34 +38,9 @@ _BESIDE_AVERAGES = ("online_model", "online_network")  # in lucidrains' ema_pyto
 _CONTAINER = re.compile(
     rf"(.+_)?(ema|EMA)(_.+)?|teacher|{'|'.join(name for name in _TRAINED if name and 'encoder' not in name)}"
 )
-_CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
 
 # Heads of transformers stand outside the prefix of the encoder.
 HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
-
-# What is left out, with what it is: inside the network that is loaded, and beside it.
-_UNUSED_INSIDE = {
-    r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
-    r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
-    r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
-    r"n_averaged|initted|decay|num_updates": "the state of training",
-}
-_DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
-_PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
-_TRAINING = {
-    r"(optim\w*|\w*scheduler\w*|\w*scaler\w*|amp|loss|dino_loss|ibot_loss|callbacks|loops|\w*rng_state\w*)\..*|"
-    r"(opt|chrono)/.*|best_acc1|epoch|step|global_step|iteration": "the state of training",
-}
-_UNUSED_BESIDE = {
-    r"(head\.(mlp|last_layer|last_norm)2?|dino_head|ibot_head|dino_loss|ibot_patch_loss|koleo_loss)\..*": (
-        "a self-supervision head or loss"
-    ),
-    r"(teacher|student|model|model_ema|state_dict|state_dict_ema)\..*": "another copy of the network",
-    **_TRAINING,
-    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": "the text tower",
-    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": "the text tower",
-    r"input_resolution|context_length|vocab_size": "the text tower",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +128,9 @@ def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str
                     continue
                 found[prefix] = patch
     # big_vision's moments have the names of parameters.
-    found = {p: n for p, n in found.items() if p.startswith("opt/target/") or not _search(_TRAINING, p + n)}
+    found = {
+        p: n for p, n in found.items() if p.startswith("opt/target/") or not search(TRAINING_STATE, p + n)
+    }
     if found:
         return found
     if taken := [name for name in asked if name.endswith(tuple(PATCH_NAMES))]:
@@ -259,19 +237,20 @@ def _strip(
     plain: dict[str, str] = {}
     left_out: dict[str, str] = {}
     root = prefix.removesuffix(_after_containers(prefix))
-    root += re.match(r"(params/|opt/target/)?", prefix.removeprefix(root)).group()
-    inside, beside = _unused(names, prefix, bool(copies))
+    inner = prefix.removeprefix(root)
+    root += next((start for start in ("params/", "opt/target/") if inner.startswith(start)), "")
+    inside, beside = unused_patterns(names, prefix, _parts(prefix), has_copies=bool(copies))
     for name, in_file in names.items():
         inner, outer = name.removeprefix(prefix), name.removeprefix(root)
         owner = max((p for p in (prefix, *copies) if name.startswith(p)), key=len, default=None)
         if owner == prefix:
-            what = _search(inside, inner)
+            what = search(inside, inner)
         elif owner is not None:
             what = "another copy of the network"
         else:
             is_head = HEADS.fullmatch(outer)
             inner = outer if is_head else name
-            what = None if is_head else _search(beside, outer) or _search(beside, name)
+            what = None if is_head else search(beside, outer) or search(beside, name)
             if what is None and shapes[in_file] == ():
                 what = "numbers beside the network"
         if what:
@@ -279,25 +258,6 @@ def _strip(
         else:
             plain[inner] = in_file
     return _unchunked(plain), left_out
-
-
-def _unused(names: Iterable[str], prefix: str, has_copies: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """What is left out inside the network, and beside it."""
-    inside, beside = dict(_UNUSED_INSIDE), dict(_UNUSED_BESIDE)
-    if not prefix:
-        inside |= _TRAINING
-    if any(re.search(r"(^|\.)decoder_(embed|blocks|layers)\.", name) for name in names):
-        inside, beside = _DECODER | inside, _DECODER | beside
-    is_contrastive = not {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}.isdisjoint(
-        _parts(prefix)
-    )
-    if is_contrastive or (has_copies and "target_encoder" in _parts(prefix)):
-        inside, beside = _PROJECTION | inside, _PROJECTION | beside
-    return inside, beside
-
-
-def _search(patterns: Mapping[str, str], name: str) -> str | None:
-    return next((what for pattern, what in patterns.items() if re.fullmatch(pattern, name)), None)
 
 
 def _unchunked(names: dict[str, str]) -> dict[str, str]:

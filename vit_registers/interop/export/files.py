@@ -52,7 +52,7 @@ def write_safetensors(path: str | Path, weights: Weights, metadata: Mapping[str,
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:  # not tofile, which forgets why it failed, or with little data that it did
             array = np.ascontiguousarray(weights[name], weights.dtypes[name].newbyteorder("<"))
-            file.write(array.view(np.uint8))
+            file.write(array.view(np.uint8).data)
 
 
 def write_npz(path: str | Path, weights: Weights) -> None:

@@ -19,10 +19,10 @@ from vit_registers.interop.reading import tensor_map_of
 from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.values import check_finite
 from vit_registers.models.blocks import dims
-from vit_registers.models.paths import lookup_leaf
+from vit_registers.models.paths import leaves_of
 from vit_registers.strict_json import dumps
 
-_NAMES: dict[str, nt.TorchNames | nt.BigVisionNames] = {
+_NAMES: dict[str, nt.TensorNames] = {
     "dinov2": nt.DINOV2,
     "deit": nt.DEIT,
     "dino": nt.DINO,
@@ -54,7 +54,7 @@ class Export:
 
     target: str
     model: Model  # what a reader of the file will find
-    entries: tuple[TensorRule, ...]
+    tensor_map: tuple[TensorRule, ...]
     params: Mapping[str, Any]
     names: Mapping[str, str]  # plain name -> name in the file
     notes: tuple[str, ...]
@@ -70,20 +70,21 @@ class Export:
         """
         facts: dict[str, containers.Facts] = {}
         makers: dict[str, tuple[TensorRule, int]] = {}
-        for entry in self.entries:
-            leaves = [lookup_leaf(self.params, leaf) for leaf in entry.leaves]
-            kind = np.dtype(dtype) if leaves else entry.dump([])[0].dtype
-            for i, shape in enumerate(entry.shapes([leaf.shape for leaf in leaves])):
-                name = self.in_file(entry.names[i])
+        params = leaves_of(self.params)
+        for rule in self.tensor_map:
+            leaves = [params[leaf] for leaf in rule.leaves]
+            kind = np.dtype(dtype) if leaves else rule.dump([])[0].dtype
+            for i, shape in enumerate(rule.shapes([leaf.shape for leaf in leaves])):
+                name = self.in_file(rule.names[i])
                 facts[name] = shape, np.dtype(dtype) if kind.kind == "f" else kind
-                makers[name] = entry, i
+                makers[name] = rule, i
 
         def make(name: str) -> np.ndarray:
-            entry, i = makers[name]
-            tensor = entry.dump([lookup_leaf(self.params, leaf) for leaf in entry.leaves])[i]
+            rule, i = makers[name]
+            tensor = rule.dump([params[leaf] for leaf in rule.leaves])[i]
             with np.errstate(over="ignore"):
                 written = contiguous(tensor, facts[name][1])
-            if entry.leaves:  # others are fixed, such as masks of -inf
+            if rule.leaves:  # others are fixed, such as masks of -inf
                 check_finite(tensor, written, name, self.target)
             return written
 
@@ -111,20 +112,20 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
     if key == "deit" and is_distilled(draft.model):
         two = draft.model.pooling == "cls_registers"
         names = nt.DEIT_1 if two else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)
-    entries = tensor_map_of(names, draft.model, target)
+    tensor_map = tensor_map_of(names, draft.model, target)
     return Export(
         target=key,
         model=draft.model,
-        entries=tuple(entries),
+        tensor_map=tuple(tensor_map),
         params=draft.params,
-        names=_prefixed(key, draft.model, entries),
+        names=_prefixed(key, draft.model, tensor_map),
         notes=tuple(draft.notes),
     )
 
 
-def _prefixed(key: str, model: Model, entries: list[TensorRule]) -> dict[str, str]:
+def _prefixed(key: str, model: Model, tensor_map: list[TensorRule]) -> dict[str, str]:
     """Names as the files of the family have them."""
-    plain = [name for entry in entries for name in entry.names]
+    plain = [name for rule in tensor_map for name in rule.names]
     if key == "big_vision":
         return {name: f"params/{name}" for name in plain}
     if key in ("clip", "open_clip"):

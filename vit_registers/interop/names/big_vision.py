@@ -64,7 +64,7 @@ def _map_pool() -> list[TensorRule]:
 
 
 def big_vision_map(style: BigVisionNames, model: Model) -> list[TensorRule]:
-    """The entries of a model. Raises CheckpointError where big_vision cannot hold what the model has."""
+    """The rules of a model. Raises CheckpointError where big_vision cannot hold what the model has."""
     sizes = dims(model)
     refused = {
         "registers or summaries": model.num_registers or model.summary_factor,
@@ -80,30 +80,32 @@ def big_vision_map(style: BigVisionNames, model: Model) -> list[TensorRule]:
     for what, is_there in refused.items():
         if is_there:
             raise CheckpointError(f"'big_vision' checkpoints have no place for {what}")
-    entries = _dense(("patch_embed",), "embedding")
+    rules = _dense(("patch_embed",), "embedding")
     if model.use_cls:
-        entries.append(same(("cls_token",), "cls"))
+        rules.append(same(("cls_token",), "cls"))
     if model.positions == "learned":
         rows: list[Leaf] = [("cls_pos",)] if model.use_cls and model.has_cls_position else []
-        entries.append(joined((*rows, ("pos_embed",)), style.positions))
+        rules.append(joined((*rows, ("pos_embed",)), style.positions))
     blocks = [_block(style, i) for i in range(sizes.depth)]
     if style.is_scanned:
-        entries += [scanned(parts) for parts in zip(*blocks, strict=True)]
+        rules += [scanned(parts) for parts in zip(*blocks, strict=True)]
     else:
-        entries += [entry for block in blocks for entry in block]
-    entries += _layer(("norm",), "Transformer/encoder_norm", ("scale", "bias"))
+        rules += [rule for block in blocks for rule in block]
+    rules += _layer(("norm",), "Transformer/encoder_norm", ("scale", "bias"))
     if model.pooling == "map":
-        entries += _map_pool()
+        rules += _map_pool()
     if model.use_pre_logits:
-        entries += _dense(("pre_logits",), "pre_logits")
+        rules += _dense(("pre_logits",), "pre_logits")
     if model.num_classes:
-        entries += _dense(("head",), "head")
-    return entries
+        rules += _dense(("head",), "head")
+    return rules
 
 
-def infer_big_vision(found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints) -> Model:
+def infer_big_vision(
+    style: BigVisionNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
+) -> Model:
     """The Model of a big_vision checkpoint. Without a position table, positions are sincos2d."""
-    style, shapes, where = found.names, found.weights.shapes, found.weights.where
+    shapes, where = found.weights.shapes, found.weights.where
     patch_size, _, channels, width = shapes["embedding/kernel"]
     block = "Transformer/encoderblock" + ("" if style.is_scanned else "_0")
     kernel, lead = f"{block}/{style.mlp}/Dense_0/kernel", int(style.is_scanned)

@@ -1,6 +1,7 @@
-"""From names and a model to the name table, for the families that come from torch."""
+"""The tensor map of a model in the names of a torch family."""
 
 import functools
+from typing import TypeVar
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
@@ -9,6 +10,8 @@ from vit_registers.interop.tensor_map import TensorRule, conv, dense, joined, me
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import Leaf
 from vit_registers.models.pooling import pooled_width
+
+T = TypeVar("T")
 
 
 def _linear(leaf: Leaf, names: tuple[str, ...], *, inputs: int, has_bias: bool = True) -> list[TensorRule]:
@@ -21,36 +24,38 @@ def _norm(leaf: Leaf, name: str) -> list[TensorRule]:
     return [same((*leaf, "scale"), name.format("weight")), same((*leaf, "bias"), name.format("bias"))]
 
 
-def _need(name: object, what: str, source: str) -> None:
+def _require(name: T | None, what: str, source: str) -> T:
+    """The name. Raises CheckpointError if the family has no tensor for it."""
     if name is None:
         raise CheckpointError(f"'{source}' checkpoints have no place for {what}")
+    return name
 
 
 def _tokens(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
-    entries: list[TensorRule] = []
+    rules: list[TensorRule] = []
     if model.use_cls:
-        entries.append(same(("cls_token",), names.cls, lead=names.cls_axes))
+        rules.append(same(("cls_token",), names.cls, lead=names.cls_axes))
     if model.num_registers and model.registers == "learned":
-        _need(names.registers, "registers", source)
-        entries.append(same(("registers",), names.registers, lead=names.register_axes))
+        name = _require(names.registers, "registers", source)
+        rules.append(same(("registers",), name, lead=names.register_axes))
     if model.use_mask_token:
-        _need(names.mask_token, "a mask token", source)
-        entries.append(same(("mask_token",), names.mask_token, lead=names.mask_token_axes))
+        name = _require(names.mask_token, "a mask token", source)
+        rules.append(same(("mask_token",), name, lead=names.mask_token_axes))
     if model.positions == "learned":
         rows: list[Leaf] = []
         if model.use_cls and model.has_cls_position:
             rows.append(("cls_pos",))
         if model.extra_positions == "learned":
             rows.append(("extra_pos",))
-        entries.append(joined((*rows, ("pos_embed",)), names.positions, lead=names.position_axes))
-    return entries
+        rules.append(joined((*rows, ("pos_embed",)), names.positions, lead=names.position_axes))
+    return rules
 
 
 def _block(names: TorchNames, model: Model, i: int, source: str) -> list[TensorRule]:
     sizes, leaf = dims(model), ("blocks", i)
     width, prefix = sizes.width, names.block.format(i)
-    at = lambda name: prefix + name  # noqa: E731 - short for what every line below needs
-    entries = [
+    at = lambda name: prefix + name  # noqa: E731
+    rules = [
         *_norm((*leaf, "norm1"), at(names.norm1)),
         *_linear(
             (*leaf, "attn", "qkv"),
@@ -62,15 +67,15 @@ def _block(names: TorchNames, model: Model, i: int, source: str) -> list[TensorR
         *_norm((*leaf, "norm2"), at(names.norm2)),
     ]
     if model.layer_scale_init is not None:
-        _need(names.layer_scale, "LayerScale", source)
-        entries += [same((*leaf, f"ls{j}", "gamma"), at(names.layer_scale[j - 1])) for j in (1, 2)]
+        gammas = _require(names.layer_scale, "LayerScale", source)
+        rules += [same((*leaf, f"ls{j}", "gamma"), at(gammas[j - 1])) for j in (1, 2)]
     if sizes.mlp == "swiglu":
-        entries += _linear((*leaf, "mlp", "w12"), tuple(map(at, names.w12)), inputs=width)
-        entries += _linear((*leaf, "mlp", "w3"), (at(names.w3),), inputs=sizes.mlp_dim)
+        rules += _linear((*leaf, "mlp", "w12"), tuple(map(at, names.w12)), inputs=width)
+        rules += _linear((*leaf, "mlp", "w3"), (at(names.w3),), inputs=sizes.mlp_dim)
     else:
-        entries += _linear((*leaf, "mlp", "fc1"), (at(names.fc1),), inputs=width)
-        entries += _linear((*leaf, "mlp", "fc2"), (at(names.fc2),), inputs=sizes.mlp_dim)
-    return entries
+        rules += _linear((*leaf, "mlp", "fc1"), (at(names.fc1),), inputs=width)
+        rules += _linear((*leaf, "mlp", "fc2"), (at(names.fc2),), inputs=sizes.mlp_dim)
+    return rules
 
 
 def _map_pool(prefix: str, model: Model) -> list[TensorRule]:
@@ -88,43 +93,41 @@ def _map_pool(prefix: str, model: Model) -> list[TensorRule]:
 
 
 def _head(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
-    entries: list[TensorRule] = []
+    rules: list[TensorRule] = []
     inputs = pooled_width(model)
     if model.use_pre_logits:
-        _need(names.pre_logits, "a layer before the head (pre-logits)", source)
-        entries += _linear(("pre_logits",), (names.pre_logits,), inputs=inputs)
+        name = _require(names.pre_logits, "a layer before the head (pre-logits)", source)
+        rules += _linear(("pre_logits",), (name,), inputs=inputs)
         inputs = dims(model).width
     if not model.use_head_bias:
-        _need(names.projection, "a head without bias", source)
+        projection = _require(names.projection, "a head without bias", source)
         leaf = ("head", "kernel")
-        is_ours = "{}" not in names.projection
-        name = names.projection.format("weight")
-        return [*entries, same(leaf, name) if is_ours else dense(leaf, (name,), inputs=inputs)]
-    _need(names.head, "a classifier", source)
-    if len(names.head) == 1:
-        return entries + _linear(("head",), names.head, inputs=inputs)
-    for part, theirs in (("kernel", "weight"), ("bias", "bias")):
-        entries.append(mean_heads(("head", part), tuple(n.format(theirs) for n in names.head)))
-    return entries
+        is_ours = "{}" not in projection
+        name = projection.format("weight")
+        return [*rules, same(leaf, name) if is_ours else dense(leaf, (name,), inputs=inputs)]
+    heads = _require(names.head, "a classifier", source)
+    if len(heads) == 1:
+        return rules + _linear(("head",), heads, inputs=inputs)
+    for part, suffix in (("kernel", "weight"), ("bias", "bias")):
+        rules.append(mean_heads(("head", part), tuple(name.format(suffix) for name in heads)))
+    return rules
 
 
 def torch_map(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
-    """The entries of a model. Raises CheckpointError where the family cannot hold what the model has."""
+    """The rules for all parameters of a model. Raises CheckpointError if the family lacks a part of it."""
     patch = [conv(("patch_embed", "kernel"), names.patch.format("weight"))]
     if model.use_patch_bias:
         patch.append(same(("patch_embed", "bias"), names.patch.format("bias")))
-    entries = patch + _tokens(names, model, source)
+    rules = patch + _tokens(names, model, source)
     if model.use_norm_pre:
-        _need(names.norm_pre, "a norm before the first block", source)
-        entries += _norm(("norm_pre",), names.norm_pre)
+        name = _require(names.norm_pre, "a norm before the first block", source)
+        rules += _norm(("norm_pre",), name)
     for i in range(dims(model).depth):
-        entries += _block(names, model, i, source)
+        rules += _block(names, model, i, source)
     norm = names.norm_after_pool if model.use_norm_after_pool else names.norm
-    _need(norm, "a norm after pooling", source)
-    entries += _norm(("norm",), norm)
+    rules += _norm(("norm",), _require(norm, "a norm after pooling", source))
     if model.pooling == "map":
-        _need(names.attn_pool, "attention pooling", source)
-        entries += _map_pool(names.attn_pool, model)
+        rules += _map_pool(_require(names.attn_pool, "attention pooling", source), model)
     if model.num_classes:
-        entries += _head(names, model, source)
-    return entries
+        rules += _head(names, model, source)
+    return rules
