@@ -1,4 +1,4 @@
-"""Other people's checkpoints into run folders, and models out to other people's formats.
+"""Converts checkpoints of other code bases to run folders, and models to other formats.
 
     python -m vit_registers.convert --input=dinov2_vits14_reg4_pretrain.pth --output=runs/dinov2-s
     python -m vit_registers.convert --input=runs/mine --output=exported --to=transformers
@@ -6,8 +6,8 @@
 
 In: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal paper's code, as
 safetensors, npz or torch files or as folders of them. Out (--to): run (a folder for evaluate, analyze and
-init_from), or one of those formats. What was written is read again and compared. --dry-run prints which
-tensor becomes which parameter, and writes nothing.
+init_from), or one of those formats. The output is read again and compared. --dry-run prints which tensor
+becomes which parameter, and writes nothing.
 """
 
 from vit_registers import startup
@@ -82,7 +82,7 @@ class Input:
 
 
 def open_input(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Input:
-    """The run folder, or other people's checkpoint, at `path`; a line says what it is."""
+    """The run folder, or the checkpoint of another code base, at `path`. Prints a line that describes it."""
     if loading.is_run(path):
         loading.refuse_hints(path, source, hints)
         step, config = loading.read_config(path, step)
@@ -90,7 +90,7 @@ def open_input(path: str, *, source: str, hints: Hints, step: int | None, params
         origin = loading.normalisation_origin(path, step)
         return Input(config=config, checkpoint=step, params=params, path=path, normalisation=origin)
     if step is not None:
-        raise CheckpointError(f"{path} is no run folder, and --step is for those")
+        raise CheckpointError(f"{path} is not a run folder: --step is for run folders")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
     print(describe_weights(opened))
@@ -100,7 +100,7 @@ def open_input(path: str, *, source: str, hints: Hints, step: int | None, params
 
 
 def print_table(tensor_map: tuple[TensorRule, ...], model: Model, in_file: Callable[[str], str]) -> None:
-    """Prints which of their tensors are which parameters, with shapes."""
+    """Prints which tensors are which parameters, with shapes."""
     leaves = leaves_of(abstract_model(model)[1])
     for rule in tensor_map:
         leaf_shapes = [leaves[leaf].shape for leaf in rule.leaves]
@@ -112,7 +112,7 @@ def print_table(tensor_map: tuple[TensorRule, ...], model: Model, in_file: Calla
 
 
 def to_run(source: Input, output: str) -> None:
-    """Writes a run folder with one checkpoint, of step 0."""
+    """Writes a run folder with one checkpoint at step 0."""
     run = cli.writable_folder(output, "--output")
     params = source.read()
     origin = f"from {source.path}"
@@ -129,7 +129,7 @@ def to_run(source: Input, output: str) -> None:
 
 
 def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Export:
-    """Writes the model in another family's format; returns what was written."""
+    """Exports the model to another format; returns the export."""
     cli.writable_folder(str(Path(output).expanduser().parent), "--output")
     exported = targets.export(source.config.model, source.read(), target)
     for note in exported.notes:
@@ -144,22 +144,22 @@ def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Ex
 def compare_parameters(
     leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtype: Any, where: str
 ) -> int:
-    """The number of parameters that were compared. Raises CheckpointError where one differs in a bit.
+    """The number of parameters that were compared. Raises CheckpointError if one differs in a bit.
 
-    `leaves` may be read as they are asked for; `others` are rounded to `dtype` before.
+    `leaves` may be an iterator that reads them; `others` are rounded to `dtype` first.
     """
     left = dict(others)
     for leaf, value in leaves:
         other = left.pop(leaf, None)
         if other is None or not np.array_equal(np.asarray(other).astype(dtype).astype(np.float32), value):
-            raise CheckpointError(f"{where}: {path_text(leaf)} is not what was written")
+            raise CheckpointError(f"{where}: {path_text(leaf)} differs from what was written")
     if left:
         raise CheckpointError(f"{where}: {path_text(next(iter(left)))} was not written")
     return len(others)
 
 
 def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
-    """Reads what was written and compares every parameter; returns their number."""
+    """Reads the output and compares every parameter; returns their number."""
     if exported is None:
         step, config = loading.read_config(output)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
@@ -181,16 +181,16 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
 
 
 def convert_to(source: Input, output: str, target: str, dtype: str) -> int:
-    """Writes `output` and compares what was written; returns the number of parameters.
+    """Writes `output` and compares it with `source`; returns the number of parameters.
 
-    Where that fails, nothing is left of what was written.
+    If this fails, everything that it wrote is deleted.
     """
     path = Path(output).expanduser()
     with contextlib.ExitStack() as stack:
         stack.enter_context(no_new_folders_on_failure(path))
         if target == "run":
             stack.enter_context(RunLock(cli.writable_folder(output, "--output")))
-            check_output(output, source.path, target=target)  # once more, now that nobody else writes there
+            check_output(output, source.path, target=target)  # again, as the lock excludes other writers now
         stack.enter_context(nothing_new_on_failure(path))
         exported = None
         if target == "run":
@@ -201,7 +201,7 @@ def convert_to(source: Input, output: str, target: str, dtype: str) -> int:
 
 
 def return_freed_memory() -> None:
-    """Has glibc give back tensors when they are freed; by default it keeps all below 32 MB for later."""
+    """Makes glibc return freed tensors to the system; by default it keeps those below 32 MB."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
@@ -250,26 +250,32 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--image_size={text}: want pixels such as 518, or height x width such as 392x518")
+        raise ConfigError(f"--image_size={text}: give pixels such as 518, or height x width such as 392x518")
     return int(parts[0]), int(parts[-1])
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "Run folder, or other people's file or folder.")
+    flags.DEFINE_string("input", None, "Run folder, or a file or folder of another code base.")
     flags.DEFINE_string("output", None, "Run folder, file, or folder (transformers) to write.")
     flags.DEFINE_string("to", "run", f"run, or {', '.join(targets.TARGETS)}.")
-    flags.DEFINE_string("source", "auto", "Whose checkpoint it is, where it is not recognised.")
-    flags.DEFINE_string("image_size", None, "Pixels, such as 518 or 392x518, that the model is made for.")
-    flags.DEFINE_integer("num_heads", None, "Heads, where config.json or the width do not tell.")
-    flags.DEFINE_string("hidden_act", None, "gelu, quick_gelu or gelu_tanh, where nothing tells.")
-    flags.DEFINE_string("interpolation", None, "How positions are resampled, if not as the family does.")
-    flags.DEFINE_string("pooling", None, "cls, gap, map ..., if not as inferred.")
-    flags.DEFINE_string("mask", None, "Of the fractal paper's code, where its mask is not stored.")
-    flags.DEFINE_string("architecture", None, "timm's name of the model, where no config.json says it.")
-    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors written, to other formats.")
-    flags.DEFINE_integer("step", None, "Of a run folder; the newest intact checkpoint if not given.")
+    flags.DEFINE_string("source", "auto", "Family of the checkpoint, if it is not recognized.")
+    flags.DEFINE_string("image_size", None, "Image size of the model in pixels, such as 518 or 392x518.")
+    flags.DEFINE_integer(
+        "num_heads", None, "Number of heads, if neither config.json nor the width determine it."
+    )
+    flags.DEFINE_string(
+        "hidden_act", None, "gelu, quick_gelu or gelu_tanh, if the checkpoint does not determine it."
+    )
+    flags.DEFINE_string("interpolation", None, "Resampling of positions; that of the family if not given.")
+    flags.DEFINE_string("pooling", None, "cls, gap, map ...; inferred if not given.")
+    flags.DEFINE_string("mask", None, "Mask of the fractal paper's code, if it is not stored.")
+    flags.DEFINE_string("architecture", None, "Name of a timm model, if no config.json has it.")
     flags.DEFINE_enum(
-        "params", None, loading.PARAMS, "Trained, or averaged; by default what counts, or is evaluated."
+        "dtype", "float32", list(DTYPES), "Dtype of exported tensors; for other formats than run."
+    )
+    flags.DEFINE_integer("step", None, "Step of a run folder; the newest intact checkpoint if not given.")
+    flags.DEFINE_enum(
+        "params", None, loading.PARAMS, "Trained or averaged parameters; those to evaluate if not given."
     )
     flags.DEFINE_multi_string(
         "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."
@@ -277,9 +283,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "channels",
         None,
-        "Of the images, if not those of the weights: 1 sums the patch kernel.",
+        "Channels of the images, if other than those of the weights: 1 sums the patch kernel.",
         lower_bound=1,
     )
-    flags.DEFINE_bool("dry-run", False, "Print the name table and write nothing.")
+    flags.DEFINE_bool("dry-run", False, "Print the tensor map and write nothing.")
     flags.mark_flags_as_required(["input"])
     cli.run(main)

@@ -1,4 +1,4 @@
-"""Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
+"""Loads a run folder, or a checkpoint of another code base: its config, its parameters, or its model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,10 +38,11 @@ PARAMS = ("params", "ema")  # trained, or averaged
 def read_config(
     run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[int, Config]:
-    """The step that is read (the newest intact one for None), and the config of the run with `overrides`.
+    """(step, config) of a checkpoint of a run, by default the newest intact one, with `overrides`.
 
-    The devices are those that there are, however the run was sharded. An attention back end that does not run
-    on them is replaced by "xla", which a line says. See `with_overrides` for what can be given.
+    The mesh has all devices of this machine, whatever the run was sharded over. An attention back end that
+    they do not support is replaced by "xla", and a line is printed. See `with_overrides`. Raises
+    CheckpointError if there is no intact checkpoint, and ConfigError.
     """
     check_free(overrides or {})
     step = checkpoint_folder.find_step(run, step)
@@ -53,23 +54,23 @@ def read_config(
 
 
 def check_free(overrides: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an override that would make another model of a checkpoint."""
+    """Raises ConfigError for an override of a setting that may not change when a checkpoint is read."""
     free = may_change(READ)
     for name in overrides:
         if name not in free:
             raise ConfigError(
-                f"--config.{name}: a checkpoint is read as it was trained; what can be given is data.*, "
-                f"mesh.* and {', '.join(sorted(one for one in free if one.startswith('model.')))}"
+                f"--config.{name}: a checkpoint keeps the settings of its training; only data.*, mesh.* "
+                f"and {', '.join(sorted(one for one in free if one.startswith('model.')))}"
             )
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The config of a checkpoint with settings put in that may differ where it is read.
+    """The config of a checkpoint with overrides of settings that may change when it is read.
 
-    The model stays the one that the parameters are made for: model.image_size is the size of the images,
-    as data.image_size is, and positions are resampled to it. At another size data.eval_ops is scaled, so that
-    the model is shown the same part of an image, unless it is given too. Raises ConfigError for other
-    settings, and where data.eval_ops cannot be scaled.
+    The parameters keep their model: model.image_size sets the size of the images, like data.image_size, and
+    positions are resampled to it. At another size data.eval_ops is scaled to show the same part of an image,
+    unless it is overridden as well. Raises ConfigError for other settings, and if data.eval_ops cannot be
+    scaled.
     """
     check_free(overrides)
     given = dict(overrides)
@@ -80,7 +81,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
                 "--config.model.image_size and --config.data.image_size differ: give one of them"
             )
         given["data.image_size"] = size
-    # How it was trained is of the past, and need not be what this version would train.
+    # Other sections are not checked: an older version may have trained with other values.
     changed = override(to_dict(config), given, checked=("model", "data", "mesh"))
     if "data.eval_ops" in given:
         return changed
@@ -89,7 +90,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def _runnable(model: Model, run: str) -> Model:
-    """The model with attention that these devices compute; a line is printed where it is another."""
+    """The model with an attention back end that these devices support. Prints a line if it changes."""
     obstacle = attention_obstacle(model)
     if obstacle is None:
         return model
@@ -103,29 +104,29 @@ def trained_config(run: str, step: int) -> Config:
 
 
 def training_data(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
-    """What a checkpoint was trained on; None where it does not know, as of weights of others."""
+    """The data that a checkpoint was trained on; None if it is not recorded, as for converted weights."""
     return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
 
 
 def trained_names(run: str, step: int) -> tuple[str, ...] | None:
-    """The classes of the head of a checkpoint; None where it does not know."""
+    """The class names of the head of a checkpoint; None if they are not recorded."""
     data = training_data(run, step)
     return None if data is None else data.class_names
 
 
 def normalisation_origin(run: str, step: int) -> str | None:
-    """Where the mean and deviation of a converted run come from; None: from its config, or not recorded."""
+    """The origin of the mean and deviation of a converted run; None for its config, or if not recorded."""
     return checkpoint_folder.read_meta(run, step).get("normalisation")
 
 
 def is_converted(run: str, step: int) -> bool:
-    """Whether a checkpoint holds converted weights, which no run has trained."""
+    """Whether a checkpoint holds converted weights instead of those of a training run."""
     return checkpoint_folder.read_meta(run, step)["origin"] is not None
 
 
 def evaluated_params(run: str, step: int) -> str:
-    """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
-    if is_converted(run, step):  # whatever run it was, what counted of it is all that is there
+    """The name of the parameters to evaluate: "ema" after schedule-free training, else "params"."""
+    if is_converted(run, step):  # only the evaluated parameters were converted
         return "params"
     return averages.counting_params(trained_config(run, step).optimizer)
 
@@ -133,7 +134,7 @@ def evaluated_params(run: str, step: int) -> str:
 def read_model(
     run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
-    """The graph definition and the parameters of a checkpoint, by default those that count, over `mesh`."""
+    """(graph definition, parameters over `mesh`) of a checkpoint, by default those to evaluate."""
     graphdef, abstract = abstract_model(model)
     target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
     return graphdef, checkpoint_folder.read_params(
@@ -144,22 +145,21 @@ def read_model(
 def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
     """The model of a run folder with the parameters of one checkpoint, on all devices.
 
-    `step` defaults to the newest intact checkpoint; `params` is "params" for the trained ones, "ema" for the
-    averaged ones, or None for those that count: averaged of schedule-free training, else trained.
-    Raises CheckpointError where there is none.
+    `step` defaults to the newest intact checkpoint. `params` is "params" for the trained parameters, "ema"
+    for their average, or None for those to evaluate; see `evaluated_params`. Raises CheckpointError.
     """
     step, config = read_config(run, step)
     return run_model(run, step, config.model, params=params)
 
 
 def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
+    """The model of a checkpoint of a run, on all devices; `model` is from read_config."""
     graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
     return build_model(graphdef, values)
 
 
 def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
-    """(the model of other people's checkpoint, its config with `overrides`, its normalisation's origin)."""
+    """(model, config with `overrides`, origin of the normalisation) of a checkpoint of another code base."""
     opened = reading.open_path(path, source="auto", hints=Hints())
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
@@ -168,19 +168,19 @@ def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config,
 
 
 def is_run(path: str) -> bool:
-    """Whether it is a run folder, and not a file or folder of other people."""
+    """Whether the path is a run folder."""
     return checkpoint_folder.checkpoint_root(path).is_dir()
 
 
 def load_model(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
-    """The model of a run folder, or of a checkpoint of other people, which is said in a line."""
+    """The model of a run folder, or of a checkpoint of another code base, which is described in a line."""
     if params is not None:
         lookup(dict.fromkeys(PARAMS), params, "params")
     if is_run(path):
         refuse_hints(path, source, hints)
         return load_run(path, step=step, params=params)
     if step is not None:
-        raise CheckpointError(f"{path} is no run folder, and step is for those")
+        raise CheckpointError(f"{path} is not a run folder: step is for run folders")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
     print(describe_weights(opened), flush=True)
     if opened.model.channels != opened.native.channels:
@@ -190,8 +190,9 @@ def load_model(path: str, *, step: int | None, params: str | None, source: str, 
 
 
 def refuse_hints(path: str, source: str, hints: Hints) -> None:
-    """Raises ConfigError where something is said of a run folder that its config says."""
+    """Raises ConfigError if a source or hints are given for a run folder, whose config has all settings."""
     if source != "auto" or hints != Hints():
         raise ConfigError(
-            f"{path} is a run folder, whose config says all: source, image_size and such are for others"
+            f"{path} is a run folder, whose config has all settings: source, image_size and other hints are "
+            "for checkpoints of other code bases"
         )

@@ -47,7 +47,7 @@ def test_what_is_shown_in_words():
     assert found == (0.875, "pil_bicubic", "87.5 % of the short side (76.6 % of a square image)")
     assert shown_part("resize('area')", (224, 112))[1:] == (
         "area",
-        "whole images, resized to 224 x 112 px whatever their aspect",
+        "whole images, resized to 224 x 112 px of any aspect",
     )
     assert shown_part("", (8, 8)).text == "whole images, not resized"
     for ops in ("inception_crop | flip", "resize_small(", "3 | 4", "central_crop"):

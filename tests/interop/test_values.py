@@ -126,7 +126,7 @@ OTHERS = ["int16", "int32", "int64", "uint16", "uint32", "uint64", "complex64"]
 
 @pytest.mark.parametrize("dtype", OTHERS)
 def test_what_is_not_floating_point_is_no_weight(dtype, state):
-    with pytest.raises(CheckpointError, match=f"'{NAME}' is {dtype}, want floating point"):
+    with pytest.raises(CheckpointError, match=f"'{NAME}' is {dtype}, not floating point"):
         from_state_dict(state | {NAME: state[NAME].astype(dtype)}, source="timm", num_heads=4)
 
 

@@ -385,7 +385,7 @@ def test_what_is_left_out_need_be_no_array(state, params, assert_same):
     model = from_state_dict(odd, source="timm", num_heads=4, leave_out=["args", "epoch", "arch"])
     expected = from_state_dict(state, source="timm", num_heads=4)
     assert_same(*(dict(leaves_of(params(m))) for m in (model, expected)))
-    with pytest.raises(ConfigError, match="want patterns of names"):
+    with pytest.raises(ConfigError, match="give patterns of names"):
         from_state_dict(state, source="timm", leave_out=[3])
 
 

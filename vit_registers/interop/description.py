@@ -7,7 +7,7 @@ from vit_registers.models.blocks import dims
 
 
 def describe_weights(opened: OpenedWeights) -> str:
-    """One line that says what was recognised and inferred."""
+    """What was recognized and inferred, in one line."""
     model, sizes, found = opened.model, dims(opened.model), opened.found
     height, width = model.image_size
     parts = [
@@ -35,6 +35,6 @@ def describe_weights(opened: OpenedWeights) -> str:
 
 
 def describe_normalisation(data: Data, origin: str | None) -> str:
-    """The normalisation of images in words, with where it comes from."""
+    """The normalisation of images and its origin, in one line."""
     numbers = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
     return "normalisation {}: mean {}, std {}".format(origin or "of the config", *numbers)

@@ -1,4 +1,4 @@
-"""From tensor shapes, config.json and what the user says to the Model of a checkpoint."""
+"""Infers the Model of a checkpoint from tensor shapes, config.json and the hints of the user."""
 
 import dataclasses
 import math
@@ -12,12 +12,12 @@ from vit_registers.interop.hints import HIDDEN_ACTS, Hints
 from vit_registers.interop.names.torch import TorchNames
 from vit_registers.interop.recognize import RecognizedWeights
 
-# Heads of the published models by width, where config.json does not tell.
+# Heads of the published models by width, for checkpoints without config.json.
 _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
-_NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # timm's in between
+_NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # widths of timm's models
 _NUM_HEADS_1536 = {"swiglu": 24, "mlp": 16}  # DINOv2's g, big_vision's g-opt
 
-# What the shapes do not say, by source; of transformers by model_type.
+# Settings that shapes do not determine, by source; for transformers by model_type.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "dinov2": {"init": "dinov2"},
     "deit": {"init": "deit3", "position_resampling": "bicubic"},
@@ -33,14 +33,14 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "transformers/clip": {
         "init": "dinov2",
         "norm_eps": 1e-5,
-        "activation": None,  # quick or exact: config.json says
+        "activation": None,  # quick or exact: from config.json
         "position_resampling": "bicubic",
     },
 }
 
 
 def family_settings(found: RecognizedWeights) -> dict[str, Any]:
-    """The settings of the family that no shape tells."""
+    """The settings of the family that shapes do not determine."""
     return _FAMILIES[f"transformers/{found.kind}" if found.kind else found.source]
 
 
@@ -49,12 +49,14 @@ def infer_model(
 ) -> Model:
     """The Model of a torch family, at the image size of its position table.
 
-    Raises CheckpointError where something can be told neither from the shapes nor from `hints`.
+    Raises CheckpointError if neither shapes nor `settings` nor `hints` determine a setting.
     """
     shapes, where = found.weights.shapes, found.weights.where
     width, channels, patch_size, patch_columns = shapes[names.patch.format("weight")]
     if patch_size != patch_columns:
-        raise CheckpointError(f"{where}: patches of {patch_size} x {patch_columns} px: want square ones")
+        raise CheckpointError(
+            f"{where}: patches of {patch_size} x {patch_columns} px: only square ones are supported"
+        )
     use_cls = names.cls in shapes
     num_registers = shapes.get(names.registers or "", (0, 0))[-2]
     block = names.block.format(0)
@@ -96,14 +98,14 @@ def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, 
         raise CheckpointError(f"{found.weights.where}: '{found.in_file(first)}' is missing")
     hidden = shapes[gate][0]
     if first == gate and second in shapes and shapes[second][1] == hidden:
-        return "mlp", hidden  # timm has the same names for both: told apart by their shapes
+        return "mlp", hidden  # timm has the same names for both
     return "swiglu", hidden // 2 if len(names.w12) == 1 else hidden
 
 
 def with_family_settings(
     model: Model, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
 ) -> Model:
-    """The model with what its family, config.json and the hints say, later ones first."""
+    """The model with the settings of its family, overridden by config.json, overridden by the hints."""
     values = dict(family_settings(found))
     if found.source == "dinov2" or found.kind == "dinov2":
         values["position_resampling"] = _dinov2_resampling(found, model)
@@ -117,13 +119,13 @@ def with_family_settings(
     if act is None and "architecture" in settings:
         act = "gelu"
     if act == "silu" and model.mlp == "swiglu":
-        act = "gelu"  # that of the gate, and there is no other
+        act = "gelu"  # of the gate, the only one
     if act is not None:
         values["activation"] = lookup(HIDDEN_ACTS, act, f"{found.weights.where}: hidden_act")
     elif values.get("activation", "gelu") is None:
         raise CheckpointError(
-            f"{found.weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was "
-            "trained with: give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's). A "
+            f"{found.weights.where} is a CLIP image tower, and its tensors do not determine its GELU: "
+            " give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's). A "
             "Perception Encoder is none: its rotary positions are not supported yet"
         )
     if hints.interpolation is not None:
@@ -138,14 +140,14 @@ def _dinov2_resampling(found: RecognizedWeights, model: Model) -> str:
 
 
 def count_blocks(template: str, shapes: Mapping[str, Any]) -> int:
-    """One more than the largest number of a block."""
+    """The number of blocks: one more than the largest number in a name."""
     pattern = re.escape(template).replace(r"\{\}", r"(\d+)")
     numbers = [int(match.group(1)) for name in shapes if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
 
 def num_heads(width: int, mlp: str, settings: Mapping[str, Any], hints: Hints, where: str) -> int:
-    """The heads that were asked for, that config.json says, or that published models of this width have."""
+    """The number of heads: from the hints, config.json, or published models of this width."""
     if hints.num_heads is not None:
         return hints.num_heads
     if "num_attention_heads" in settings:
@@ -197,7 +199,7 @@ def _positions(
     else:
         options = [int(use_cls)]
     options = sorted(set(options), reverse=True)
-    # A table that is no square is that of the size in the settings, or else that the user gives, if of any.
+    # A table that is not square belongs to the size in the settings, or else to the size that the user gives.
     grids = {
         rows: native_grid(total - rows, patch_size, image_size)
         or native_grid(total - rows, patch_size, hints.image_size)
@@ -210,8 +212,8 @@ def _positions(
         fitting = {rows: grid for rows, grid in fitting.items() if grid == trained} or fitting
     if not fitting:
         raise CheckpointError(
-            f"{where}: '{names.positions}' has {total} rows, which is no square grid (with cls: {use_cls}, "
-            f"registers: {num_registers}): give image_size, the size that it was trained at"
+            f"{where}: '{names.positions}' has {total} rows, which is not a square grid (with "
+            f"cls: {use_cls}, registers: {num_registers}): give image_size, the size that it was trained at"
         )
     if len(fitting) > 1:
         raise CheckpointError(
@@ -234,9 +236,7 @@ def _pooling(
     pooling = "cls" if use_cls else "gap"
     if names.attn_pool is not None and names.attn_pool + "latent" in shapes:
         pooling = "map"
-    elif (
-        is_after and names.norm_after_pool != names.norm
-    ):  # timm has fc_norm with average pooling, if not told
+    elif is_after and names.norm_after_pool != names.norm:  # timm has fc_norm with average pooling by default
         pooling = "cls" if use_cls and settings.get("global_pool") == "token" else "gap"
     elif settings.get("global_pool") == "avg":
         pooling = "gap"  # timm without fc_norm

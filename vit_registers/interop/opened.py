@@ -11,10 +11,10 @@ from vit_registers.interop.tensor_map import TensorRule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenedWeights:
-    """A checkpoint that has been understood and not yet read."""
+    """A checkpoint that has been recognized; its tensors are not read yet."""
 
     found: RecognizedWeights
-    native: Model  # at the image size of its position table
-    model: Model  # at the image size that was asked for
+    native: Model  # at the image size and channels of the tensors
+    model: Model  # at the requested image size and channels
     tensor_map: tuple[TensorRule, ...]
     settings: Mapping[str, Any]  # of config.json

@@ -1,4 +1,4 @@
-"""Other people's checkpoints as our models: recognise, infer, check every name, fill every leaf."""
+"""Loads checkpoints of other code bases: recognizes the family, infers the Model, checks all names."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT, patch_grid
 
 HEAD = ("head", "pre_logits", "map_pool")
-OPTIONAL = (*HEAD, "mask_token")  # parts that a model can be loaded without
+OPTIONAL = (*HEAD, "mask_token")  # a model can be loaded without these
 PATCH_KERNEL = ("patch_embed", "kernel")
 
 
@@ -63,10 +63,10 @@ def _infer(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) 
 def understand(
     weights: Weights, *, source: str, hints: Hints, settings: Mapping[str, Any] | None = None
 ) -> OpenedWeights:
-    """The family, the Model and the name table of a checkpoint; no tensor is read but small fixed ones.
+    """The family, the Model and the tensor map of a checkpoint. Only small fixed tensors are read.
 
-    Raises CheckpointError where it is of no known family, does not tell all, or where tensors are missing,
-    too many, or of other shapes, with all of them listed.
+    Raises CheckpointError if the family is unknown, if neither tensors, `settings` nor `hints` determine the
+    model, or with a list of all tensors that are missing, superfluous or of another shape.
     """
     settings = with_architecture(settings or {}, hints.architecture, weights.where)
     check_types(weights.where, settings)
@@ -111,7 +111,7 @@ def _understand(found: RecognizedWeights, hints: Hints, settings: Mapping[str, A
         shapes = found.weights.shapes
         odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
         raise CheckpointError(
-            f"{found.weights.where} was read as '{found.source}', and a tensor has a shape that cannot be"
+            f"{found.weights.where} was read as '{found.source}', and a tensor has an impossible shape"
             + "".join(odd[:1])
         ) from error
 
@@ -119,11 +119,11 @@ def _understand(found: RecognizedWeights, hints: Hints, settings: Mapping[str, A
 def _check_left_out(
     found: RecognizedWeights, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
 ) -> None:
-    """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
+    """Raises CheckpointError if leave_out matches tensors other than heads and the mask token."""
     try:
         whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
         tensor_map = tensor_map_of(whole.names, _understand(whole, hints, settings), whole.source)
-    except UserError:  # such as several networks, of which leave_out picks one
+    except UserError:  # such as several networks, of which leave_out selects one
         return
     needed = [
         name
@@ -152,7 +152,7 @@ def _check_names(found: RecognizedWeights, model: Model, tensor_map: list[Tensor
     _, abstract = abstract_model(model)
     leaves = leaves_of(abstract)
     covered = [leaf for rule in tensor_map for leaf in rule.leaves]
-    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without, or with two tensor_map"
+    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without a rule, or with two"
     there, problems, known = found.weights.shapes, [], set()
     for rule in tensor_map:
         shapes = rule.shapes([leaves[leaf].shape for leaf in rule.leaves])
@@ -162,16 +162,16 @@ def _check_names(found: RecognizedWeights, model: Model, tensor_map: list[Tensor
                 problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
             elif rule.leaves and not is_floating(found.weights.dtypes[name]):
                 dtype = found.weights.dtypes[name].name
-                problems.append(f"'{found.in_file(name)}' is {dtype}, want floating point")
+                problems.append(f"'{found.in_file(name)}' is {dtype}, not floating point")
             elif tuple(there[name]) != tuple(shape):
-                problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, want {tuple(shape)}")
+                problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, not {tuple(shape)}")
     extra = [name for name in there if name not in known]
     problems += [f"'{found.in_file(name)}' {tuple(there[name])} has no place" for name in extra]
     if problems:
         advice = ""
         if extra:
             pattern = re.sub(r"[^./]+$", "*", found.in_file(extra[0]))
-            advice = f". What has no place can be left out, with leave_out=['{pattern}'] and such"
+            advice = f". Leave out tensors that have no place, with leave_out=['{pattern}']"
         raise CheckpointError(
             f"{found.weights.where} was read as '{found.source}', and {len(problems)} tensors do not fit: "
             + "; ".join(problems)
@@ -192,12 +192,12 @@ def iter_leaves(opened: OpenedWeights) -> Iterator[tuple[Leaf, np.ndarray]]:
                 part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
             if leaf == PATCH_KERNEL:
                 part = adapt_kernel(part, opened.model.channels)
-            # A copy, so that what was read for several leaves does not live on in one of them.
+            # A copy, so that no leaf keeps a tensor of several leaves in memory.
             yield leaf, contiguous(part, np.dtype(np.float32))
 
 
 def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
-    """The tensor in float32. What is fixed, such as a mask of -inf, is compared elsewhere."""
+    """The tensor in float32. A fixed one, such as a mask of -inf, may hold infinities."""
     array = found.weights[name]
     if is_fixed:
         return np.asarray(array, np.float32)
@@ -207,7 +207,7 @@ def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
 def read_leaves(opened: OpenedWeights) -> dict:
     """The parameters of `opened.model` as nested dicts of float32 jax arrays."""
     tree: dict = {}
-    for leaf, value in iter_leaves(opened):  # one by one, so that there are never two copies of all
+    for leaf, value in iter_leaves(opened):  # one by one: two copies of the model would need twice the memory
         _put(tree, leaf, jnp.asarray(value))
     return _like(abstract_model(opened.model)[1], tree)
 
@@ -219,12 +219,12 @@ def _put(tree: dict, leaf: Leaf, value: jax.Array) -> None:
 
 
 def _like(abstract: Any, tree: Any) -> Any:
-    """The tree in the structure of `abstract`, with None where that has None."""
+    """The tree in the structure of `abstract`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: lookup_leaf(tree, leaf_of(path)), abstract)
 
 
 def load_opened(opened: OpenedWeights) -> ViT:
-    """The model with its parameters."""
+    """The model of an opened checkpoint, with its parameters."""
     return nnx.merge(abstract_model(opened.model)[0], read_leaves(opened))
 
 
@@ -245,15 +245,16 @@ def from_state_dict(
 ) -> ViT:
     """The model of a mapping of tensor names to numpy arrays.
 
-    `source` says whose names they are (interop.SOURCES, or "auto"). What shapes do not tell is inferred from
-    the family, or given: `image_size` (px) that the model is made for, to which learned positions are
-    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation`
-    (models/resampling.py: RESAMPLINGS) at other sizes; `pooling`; `mask`, for checkpoints of the fractal
-    code that do not store theirs; `architecture`, timm's name of the model, where the tensors of timm do not
-    tell all. Of several copies `params` picks the trained one ("params") or the averaged one ("ema");
-    `leave_out` names tensors that are not read, by patterns as in fnmatch, and they need not be arrays;
-    `channels` are those of the images, for which the patch kernel is summed or repeated. What these three do
-    is printed. Raises CheckpointError where tensors and model do not fit, with all listed.
+    `source` is the family of the names (interop.SOURCES, or "auto"). Settings that shapes do not determine
+    are inferred from the family unless they are given: `image_size` in pixels, to which learned positions are
+    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation` of positions
+    (models/resampling.py: RESAMPLINGS); `pooling`; `mask`, for variants of the fractal code that do not store
+    it; `architecture`, the name of a timm model.
+
+    Of several copies of the network, `params` selects the trained one ("params") or the averaged one ("ema").
+    `leave_out` has fnmatch patterns of names that are not read; their values need not be arrays. `channels`
+    are the channels of the images, for which the patch kernel is summed or repeated. Their effect is
+    printed. Raises CheckpointError with all tensors that do not fit the model.
     """
     hints = make_hints(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels

@@ -1,7 +1,7 @@
-"""The lines of a name table: which parameters of ours are which tensors of theirs, in both directions.
+"""Rules that map parameters of this project to tensors of another code base, in both directions.
 
-Leaves are those of models/paths.py. All kinds below are
-exact in both directions unless they say otherwise.
+A tensor map is a list of rules that has every parameter of a model once. Leaves are those of models/paths.py.
+All rules are exact in both directions unless their docstring says otherwise.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ Arrays = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TensorRule:
-    """Leaves of ours that are together the same as named tensors of theirs."""
+    """Leaves of this project that hold the same numbers as named tensors of another code base."""
 
     leaves: tuple[Leaf, ...]
     names: tuple[str, ...]
-    load: Callable[[Arrays, Sequence[Shape]], Arrays]  # (their tensors, shapes of our leaves) -> our leaves
-    dump: Callable[[Arrays], Arrays]  # our leaves -> their tensors
+    load: Callable[[Arrays, Sequence[Shape]], Arrays]  # (tensors, shapes of the leaves) -> leaves
+    dump: Callable[[Arrays], Arrays]  # leaves -> tensors
 
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of their tensors. Nothing of that size is made."""
+        """The shapes of the named tensors. No memory of their size is allocated."""
         return [a.shape for a in self.dump([np.broadcast_to(np.float32(0), s) for s in leaf_shapes])]
 
 
@@ -35,7 +35,7 @@ def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A copy in C order. Transposed matrices are copied block by block, which is six times as fast."""
     if array.ndim > 1 and not array.flags.c_contiguous:
         for shape in ((array.shape[0], -1), (-1, array.shape[-1])):
-            with contextlib.suppress(ValueError):  # these axes cannot be joined without a copy
+            with contextlib.suppress(ValueError):  # joining these axes would need a copy
                 source = array.reshape(shape, copy=False)
                 copy = np.empty(source.shape, dtype)
                 for i in range(0, source.shape[1], 64):
@@ -45,7 +45,7 @@ def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def same(leaf: Leaf, name: str, *, lead: int | None = None) -> TensorRule:
-    """The same numbers; with `lead`, theirs has only the last `lead` axes, the others being of size 1."""
+    """The same numbers. With `lead`, the tensor has only the last `lead` axes; the others have size 1."""
 
     def dump(leaves: Arrays) -> Arrays:
         array = leaves[0]
@@ -55,7 +55,7 @@ def same(leaf: Leaf, name: str, *, lead: int | None = None) -> TensorRule:
 
 
 def conv(leaf: Leaf, name: str) -> TensorRule:
-    """A convolution kernel: ours HWIO, theirs OIHW."""
+    """A convolution kernel: the leaf is HWIO, the tensor OIHW."""
     return TensorRule(
         (leaf,),
         (name,),
@@ -65,9 +65,9 @@ def conv(leaf: Leaf, name: str) -> TensorRule:
 
 
 def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> TensorRule:
-    """A dense kernel: ours [inputs..., outputs...], theirs [outputs, inputs], cut into one or more tensors.
+    """A dense kernel: the leaf is [inputs..., outputs...], the tensors [outputs / count, inputs] each.
 
-    The fused kernel of q, k and v is the case of one name, q, k and v apart that of three.
+    A fused kernel of q, k and v has one name, separate ones have three.
     """
     count = len(names)
 
@@ -82,7 +82,7 @@ def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> TensorRule:
 
 
 def split_bias(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
-    """A bias that theirs has in one or more equal parts, each of one axis."""
+    """A bias in one or more tensors of equal size, each with one axis."""
 
     def dump(leaves: Arrays) -> Arrays:
         return list(leaves[0].reshape(len(names), -1))
@@ -93,7 +93,7 @@ def split_bias(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
 
 
 def sliced(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> TensorRule:
-    """A tensor whose slices along `axis` theirs has one by one."""
+    """A leaf whose slices along `axis` are separate tensors."""
     return TensorRule(
         (leaf,),
         names,
@@ -103,7 +103,7 @@ def sliced(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> TensorRule:
 
 
 def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> TensorRule:
-    """Tables of ours [1, rows, width] that theirs has as one, rows after rows, in `lead` axes."""
+    """Leaves [1, rows, width] whose rows are concatenated in one tensor of `lead` axes."""
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
         rows = arrays[0].reshape(1, -1, arrays[0].shape[-1])
@@ -117,10 +117,10 @@ def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> TensorRule:
 
 
 def mean_heads(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
-    """Two heads whose answers are averaged, as one head on both vectors joined.
+    """Two heads whose logits are averaged, as one head on both vectors concatenated.
 
-    Kernels are halved, which loses nothing. Biases are averaged: back out, both heads get the mean, and
-    the answer is the same.
+    Kernels are halved, which is exact. Biases are averaged; on export both heads get the mean, with equal
+    logits.
     """
     if leaf[-1] == "bias":
         return TensorRule(
@@ -138,7 +138,7 @@ def mean_heads(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
 
 
 def is_fixed(array: np.ndarray, value: np.ndarray) -> bool:
-    """Whether the array is that fixed one: to 1e-5, or to what its dtype can tell."""
+    """Whether the array equals `value` to 1e-5, or to 1e-2 in half precision."""
     if array.shape != value.shape:
         return False
     coarseness = 1e-5 if array.dtype in (np.bool_, np.float32, np.float64) else 1e-2
@@ -147,9 +147,9 @@ def is_fixed(array: np.ndarray, value: np.ndarray) -> bool:
 
 
 def fixed(name: str, value: np.ndarray) -> TensorRule:
-    """A tensor of theirs that follows from the settings: compared on the way in, written on the way out.
+    """A tensor that follows from the settings: compared on import and written on export.
 
-    Raises CheckpointError where the tensor is another.
+    Import raises CheckpointError if the tensor differs.
     """
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
@@ -161,7 +161,7 @@ def fixed(name: str, value: np.ndarray) -> TensorRule:
 
 
 def scanned(rules: Sequence[TensorRule]) -> TensorRule:
-    """The same rule of every block, where theirs has all blocks in one tensor with a leading axis."""
+    """The same rule of all blocks, whose tensors are stacked along a leading axis."""
     width = len(rules[0].leaves)
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:

@@ -1,4 +1,4 @@
-"""Which network of a file is read: wrappers and copies of it, what is beside it, and what is left out."""
+"""Selects the network of a file that is loaded, among wrappers, copies and other tensors."""
 
 import dataclasses
 import fnmatch
@@ -13,7 +13,7 @@ from vit_registers.interop.values import refuse_quantised
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
 
-# The patch embedding, which every family has, says whose names these are; what stands before it is a prefix.
+# The name of the patch embedding, which every family has, tells the family; the text before it is a prefix.
 PATCH_NAMES = {
     "patch_embed.proj.weight": ("timm", "dinov2", "deit", "dino"),
     "conv1.weight": ("clip", "open_clip"),
@@ -27,7 +27,7 @@ PATCH_NAMES = {
 # Modules that only wrap another one: torch's DataParallel, torch.compile, FSDP, activation checkpoints.
 _WRAPPER = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-# Copies of one network in a file. Averages that their authors evaluate come first where nothing is asked for.
+# Copies of one network in a file. By default, averages that their authors evaluate are preferred.
 _EVALUATED = ("teacher", "target_encoder")
 _AVERAGED = re.compile(
     r"(.+_)?(ema|EMA)(_.+)?|teacher|target_(encoder|network)|momentum_encoder|encoder_k|(averaged|swa)_model"
@@ -45,22 +45,22 @@ HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_c
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network of a file that is read, under plain names."""
+    """The network of a file that is loaded, by plain names."""
 
     patch: str  # the name of the patch embedding
-    prefix: str  # what stands before it in the file
+    prefix: str  # the text before it in the file
     file_names: dict[str, str]  # plain names -> names in the file
-    asked: dict[str, str]  # the same of what leave_out names
+    asked: dict[str, str]  # the same for tensors that leave_out matches
     left_out: dict[str, str]  # names in the file -> what they are
-    note: str  # which copy is read, where there are several
+    note: str  # which of several copies is loaded
 
 
 def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[str]) -> Network:
-    """The network of `weights` that is read, and what is left out.
+    """The network of `weights` that is loaded, and the tensors that are left out.
 
-    Of several copies, `params` picks the trained one ("params") or the averaged one ("ema"); None the one
-    that the family evaluates. `leave_out` are patterns, as in fnmatch, of names in the file. Raises
-    CheckpointError where there is no such copy, no Vision Transformer, or a pattern that matches nothing.
+    Of several copies, `params` selects the trained one ("params") or the averaged one ("ema"); None selects
+    the one that the family evaluates. `leave_out` has fnmatch patterns of names in the file. Raises
+    CheckpointError if there is no such copy, no Vision Transformer, or a pattern that matches nothing.
     """
     if params is not None:
         lookup(dict.fromkeys(("params", "ema")), params, "params")
@@ -82,13 +82,13 @@ def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[st
 
 
 def is_matched(name: str, pattern: str) -> bool:
-    """Whether leave_out's pattern matches a name in a file, with or without what wraps the network."""
+    """Whether a pattern of leave_out matches a name in a file, with or without wrappers of the network."""
     short = _WRAPPER.sub("", name)
     return any(fnmatch.fnmatchcase(text, pattern) for text in (name, short, _after_containers(short)))
 
 
 def _matched(weights: Weights, leave_out: Sequence[str]) -> dict[str, str]:
-    """The names that a pattern matches -> the pattern."""
+    """{name: the first pattern that matches it}."""
     matched: dict[str, str] = {}
     for pattern in leave_out:
         names = [name for name in weights.shapes if is_matched(name, pattern)]
@@ -103,13 +103,13 @@ def _matched(weights: Weights, leave_out: Sequence[str]) -> dict[str, str]:
 
 
 def _unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """The names without those of wrappers -> the names. CheckpointError where two become one."""
+    """{name without wrappers: name}. Raises CheckpointError if two names become one."""
     plain: dict[str, str] = {}
     for name in names:
         short = _WRAPPER.sub("", name)
         if short in plain:
             raise CheckpointError(
-                f"'{plain[short]}' and '{name}' are the same but for the names of wrappers: "
+                f"'{plain[short]}' and '{name}' differ only in the names of wrappers: "
                 "name one of them in leave_out"
             )
         plain[short] = name
@@ -117,7 +117,7 @@ def _unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
-    """What stands before each patch embedding -> its name."""
+    """{prefix: name} of every patch embedding."""
     found: dict[str, str] = {}
     for name, in_file in names.items():
         for patch in PATCH_NAMES:
@@ -127,7 +127,7 @@ def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str
                 if patch == "conv1.weight" and prefix + "class_embedding" not in names:
                     continue
                 found[prefix] = patch
-    # big_vision's moments have the names of parameters.
+    # The optimizer moments of big_vision have the names of parameters.
     found = {
         p: n for p, n in found.items() if p.startswith("opt/target/") or not search(TRAINING_STATE, p + n)
     }
@@ -135,7 +135,7 @@ def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str
         return found
     if taken := [name for name in asked if name.endswith(tuple(PATCH_NAMES))]:
         raise CheckpointError(f"{weights.where}: leave_out='{asked[taken[0]]}' takes '{taken[0]}', {NEEDED}")
-    refuse_quantised(weights.dtypes, weights.where)  # a packed patch embedding has another shape
+    refuse_quantised(weights.dtypes, weights.where)  # packed patch embeddings have other shapes
     first = ", ".join(list(weights.shapes)[:3]) or "no tensors"
     raise CheckpointError(
         f"{weights.where} holds no Vision Transformer that is known: there is no patch embedding among "
@@ -143,7 +143,7 @@ def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str
     )
 
 
-NEEDED = "which the model needs; a head, a mask token, or what has no place can be left out"
+NEEDED = "which the model needs; only heads, the mask token and tensors without a place can be left out"
 
 
 def _parts(prefix: str) -> list[str]:
@@ -151,7 +151,7 @@ def _parts(prefix: str) -> list[str]:
 
 
 def _is_averaged(prefix: str) -> bool:
-    """Whether a part of it says so, and no later one that it is the trained copy beside an average."""
+    """Whether a part of the prefix names an average, and no later part the trained copy beside it."""
     parts = _parts(prefix)
     while parts and parts[-1] not in _BESIDE_AVERAGES:
         if _AVERAGED.fullmatch(parts.pop()):
@@ -160,7 +160,7 @@ def _is_averaged(prefix: str) -> bool:
 
 
 def _after_containers(name: str) -> str:
-    """The name without the names of what holds a whole network, such as "state_dict." """
+    """The name without the names of containers of a whole network, such as "state_dict." """
     parts = name.split(".")
     while len(parts) > 1 and _CONTAINER.fullmatch(parts[0]):
         del parts[0]
@@ -168,7 +168,7 @@ def _after_containers(name: str) -> str:
 
 
 def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[str, list[str]]:
-    """The prefix of the copy that is read, and those of the others; `before`: prefix -> that in the file."""
+    """(prefix of the copy that is loaded, prefixes of the others); `before`: {prefix: prefix in the file}."""
 
     def order(prefix: str) -> tuple[int, int, int]:
         parts = _parts(prefix) or [""]
@@ -180,13 +180,12 @@ def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[st
     shown = ", ".join(_shown(prefix) for prefix in before)
     if not able and params == "ema":
         raise CheckpointError(
-            f"{where} has no averaged parameters, which params='ema' asks for: it holds {shown}; averages "
-            "are found under state_dict_ema, model_ema, ema, teacher and such"
+            f"{where} has no averaged parameters, but params='ema': it holds {shown}; averages "
+            "are recognized by names such as state_dict_ema, model_ema, ema and teacher"
         )
     if not able:
         raise CheckpointError(
-            f"{where} has averaged parameters only, in {shown}, and params='params' asks for the trained "
-            "ones: give params='ema'"
+            f"{where} has averaged parameters only, in {shown}, but params='params': give params='ema'"
         )
     prefix = min(able, key=order)
     others = [other for other in before if other != prefix]
@@ -201,7 +200,7 @@ def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[st
 
 
 def _before_shared(prefix: str, other: str) -> str:
-    """The prefix without the parts at its end that `other` ends with too."""
+    """The prefix without its last parts that `other` shares."""
     mine, theirs = _parts(prefix), _parts(other)
     while mine and theirs and mine[-1] == theirs[-1]:
         prefix = prefix[: len(prefix) - len(mine.pop()) - 1]
@@ -214,7 +213,7 @@ def _shown(prefix: str) -> str:
 
 
 def _note(prefix: str, others: Sequence[str]) -> str:
-    """Which copy is read, and how another one is chosen."""
+    """Which copy is loaded, and how to select another one."""
     if not others:
         return f"{_shown(prefix)} is read, an average" if _is_averaged(prefix) else ""
     choice = "params" if _is_averaged(prefix) else "ema"
@@ -230,9 +229,9 @@ def _note(prefix: str, others: Sequence[str]) -> str:
 def _strip(
     names: Mapping[str, str], prefix: str, copies: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Plain names, without `prefix`, of its tensors and of the heads -> names in the file; what is left out.
+    """({plain name: name in the file} of the network and its heads, {name in the file: why it is left out}).
 
-    What is neither keeps its name, and is later refused as one that has no place.
+    A tensor that is neither keeps its name, and is refused later because it has no place in the model.
     """
     plain: dict[str, str] = {}
     left_out: dict[str, str] = {}
@@ -261,5 +260,5 @@ def _strip(
 
 
 def _unchunked(names: dict[str, str]) -> dict[str, str]:
-    """blocks.<chunk>.<i>.x of DINOv2's training checkpoints as blocks.<i>.x; i counts all blocks."""
+    """Renames blocks.<chunk>.<i>.x of DINOv2's training checkpoints to blocks.<i>.x; i counts all blocks."""
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in names.items()}

@@ -227,7 +227,7 @@ def test_places_that_cannot_be_written(kind, arrays, write, error_of, tmp_path, 
         assert str(tmp_path / place) in error_of(write, kind, tmp_path / place, arrays)
     monkeypatch.chdir(tmp_path)
     for place in (".", "..", "folder/.."):
-        assert "is no file" in error_of(write, kind, place, arrays)
+        assert "is not a file" in error_of(write, kind, place, arrays)
     assert sorted(os.listdir(tmp_path)) == before and os.listdir(tmp_path / "folder") == []
 
 

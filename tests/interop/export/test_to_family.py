@@ -61,7 +61,7 @@ SAID_OTHERWISE = [
         "dinov2",
         HEADLESS | {"activation": "gelu_tanh", "use_qkv_bias": False},
         {"hidden_act": "gelu_tanh"},
-        ["'gelu' is taken for granted there: say that it is 'gelu_tanh' here"],
+        ["'gelu' is assumed there: give 'gelu_tanh' when it is loaded"],
     ),
     ("deit", SCALED | {"num_registers": 2}, {}, ["the position of cls is added to cls"]),
     ("deit", {"num_registers": 2, "registers": "zeros"}, {}, ["fixed registers are written as ones that"]),
@@ -92,7 +92,7 @@ SAID_OTHERWISE = [
         "big_vision",
         {"positions": "none", "use_patch_bias": False, "activation": "gelu_tanh"},
         {},
-        ["positions 'none' are written as a table, which a trainer would learn"],
+        ["positions 'none' are written as a table of learned positions"],
     ),
     (
         "mup_vit",
@@ -104,7 +104,7 @@ SAID_OTHERWISE = [
         "mup_vit",
         SCALED | {"num_registers": 2, "registers": "zeros", "positions": "sincos2d"},
         {"pooling": "cls", "num_heads": 4},
-        ["fixed registers are written as ones that a trainer would learn", "LayerScale is multiplied"],
+        ["fixed registers are written as learned registers", "LayerScale is multiplied"],
     ),
     (
         "mup_vit",

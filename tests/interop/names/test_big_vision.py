@@ -281,6 +281,6 @@ def test_without_a_position_table_the_size_is_asked_for(made):
     _, state = made("gap")
     state["pos_embedding"] = state["pos_embedding"][:, :-1]
     with pytest.raises(
-        CheckpointError, match="'pos_embedding' has 15 rows, which is no square grid: give image"
+        CheckpointError, match="'pos_embedding' has 15 rows, which is not a square grid: give image"
     ):
         from_state_dict(state, source="big_vision")

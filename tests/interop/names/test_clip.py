@@ -228,6 +228,6 @@ def test_all_that_is_missing_or_misshapen_is_listed(noise):
     for said in (
         "'ln_post.bias' (48,) is missing",
         "'transformer.resblocks.1.mlp.c_fc.bias' (80,) is missing",
-        "'transformer.resblocks.0.attn.out_proj.weight' is (48, 3), want (48, 48)",
+        "'transformer.resblocks.0.attn.out_proj.weight' is (48, 3), not (48, 48)",
     ):
         assert said in str(error.value)

@@ -311,9 +311,11 @@ def test_buffers_that_are_others_are_refused(made, load):
     block = lambda mask: mask.__setitem__((..., 6, 9), -np.inf)  # noqa: E731
     refused("no tokens", "pos_embedding", shift, "'pos_embedding' is not the fixed one")
     refused("summaries", "reg", shift, "'reg' is not the fixed one")
-    refused("masked summaries", "mask", block, "'mask' is none of the masks that are known")
-    refused("masked summaries", "mask", block, "'encoder.attn_mask' is none of the masks", variant="main")
-    refused("alibi", "mask", shift, "'mask' is none of the masks that are known")
+    refused("masked summaries", "mask", block, "'mask' is none of the known masks")
+    refused(
+        "masked summaries", "mask", block, "'encoder.attn_mask' is none of the known masks", variant="main"
+    )
+    refused("alibi", "mask", shift, "'mask' is none of the known masks")
     for pooling in ("cls", "summary"):
         refused("no tokens", "heads.head.bias", np.copy, "there is no 'reg' to pool", pooling=pooling)
     refused("four registers", "reg", np.copy, "no summary factor gives", pooling="summary")

@@ -1,4 +1,4 @@
-"""Our models as other people's checkpoints: names, settings and files."""
+"""Exports a model to another format: tensor names, settings and files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from vit_registers.errors import CheckpointError
 from vit_registers.interop import containers
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.export.files import write_npz, write_safetensors
-from vit_registers.interop.export.to_family import express, is_distilled
+from vit_registers.interop.export.to_family import is_distilled, rewrite_for
 from vit_registers.interop.names import torch as nt
 from vit_registers.interop.reading import tensor_map_of
 from vit_registers.interop.tensor_map import TensorRule, contiguous
@@ -50,23 +50,24 @@ _HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """A model in another family's terms, its tensors not yet made."""
+    """A model that has been rewritten for a target format. Its tensors are made when they are written."""
 
     target: str
-    model: Model  # what a reader of the file will find
+    model: Model  # as the file represents it
     tensor_map: tuple[TensorRule, ...]
     params: Mapping[str, Any]
     names: Mapping[str, str]  # plain name -> name in the file
     notes: tuple[str, ...]
 
     def in_file(self, name: str) -> str:
-        """The name in the file of a plain one."""
+        """The name in the file of a tensor of the family."""
         return self.names.get(name, name)
 
     def weights(self, dtype: np.dtype) -> Weights:
-        """The tensors under their names in the file, each made when it is asked for.
+        """The tensors by their names in the file, each made when it is read.
 
-        What is not floating point keeps its dtype.
+        Tensors that are not floating point keep their dtype. Raises CheckpointError, when a tensor is read,
+        if it is not finite in `dtype`.
         """
         facts: dict[str, containers.Facts] = {}
         makers: dict[str, tuple[TensorRule, int]] = {}
@@ -84,7 +85,7 @@ class Export:
             tensor = rule.dump([params[leaf] for leaf in rule.leaves])[i]
             with np.errstate(over="ignore"):
                 written = contiguous(tensor, facts[name][1])
-            if rule.leaves:  # others are fixed, such as masks of -inf
+            if rule.leaves:  # fixed tensors may hold -inf
                 check_finite(tensor, written, name, self.target)
             return written
 
@@ -92,7 +93,7 @@ class Export:
 
 
 def transformers_kind(model: Model) -> str:
-    """Which of transformers' models can hold it: clip, deit, vit, or the widest, dinov2."""
+    """The model of transformers that can represent it: clip, deit, vit, or the most general one, dinov2."""
     if model.use_norm_pre:
         return "clip"
     is_plain = model.layer_scale_init is None and dims(model).mlp == "mlp" and not model.use_norm_after_pool
@@ -102,10 +103,10 @@ def transformers_kind(model: Model) -> str:
 
 
 def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
-    """The model as `target` (TARGETS) has it. Raises CheckpointError where it cannot be said there."""
+    """The model rewritten for `target` (TARGETS). Raises CheckpointError if that is impossible."""
     lookup(dict.fromkeys(TARGETS), target, "to")
     key = f"transformers/{transformers_kind(model)}" if target == "transformers" else target
-    draft = express(key, model, jax.tree.map(np.asarray, dict(params)))
+    draft = rewrite_for(key, model, jax.tree.map(np.asarray, dict(params)))
     names = _NAMES[key]
     if key == "transformers/deit" and draft.model.pooling == "cls_registers":
         names = dataclasses.replace(names, head=nt.HF_DEIT_HEADS)
@@ -124,7 +125,7 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
 
 
 def _prefixed(key: str, model: Model, tensor_map: list[TensorRule]) -> dict[str, str]:
-    """Names as the files of the family have them."""
+    """The names in files of the family, by plain name."""
     plain = [name for rule in tensor_map for name in rule.names]
     if key == "big_vision":
         return {name: f"params/{name}" for name in plain}
@@ -145,7 +146,7 @@ def _prefixed(key: str, model: Model, tensor_map: list[TensorRule]) -> dict[str,
 
 
 def transformers_config(e: Export) -> dict[str, Any]:
-    """The config.json of an export to transformers. Raises CheckpointError where it cannot say the sizes."""
+    """The config.json of an export to transformers. Raises CheckpointError if it has no such sizes."""
     model, sizes, kind = e.model, dims(e.model), e.target.split("/")[1]
     height, width = model.image_size
     if height != width:
@@ -187,7 +188,7 @@ def transformers_config(e: Export) -> dict[str, Any]:
 
 
 def _mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
-    """The ratio from which transformers computes mlp_dim. Raises CheckpointError where there is none."""
+    """The ratio from which transformers computes mlp_dim. Raises CheckpointError if there is none."""
     computed = {r: (int(width * r * 2 / 3) + 7) // 8 * 8 if is_swiglu else width * r for r in range(1, 65)}
     for ratio, value in computed.items():
         if value == mlp_dim:
@@ -200,9 +201,9 @@ def _mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
 
 
 def timm_arguments(model: Model) -> dict[str, Any]:
-    """What timm.models.vision_transformer.VisionTransformer is to be called with for the exported tensors.
+    """The arguments of timm.models.vision_transformer.VisionTransformer for the exported tensors.
 
-    Export.notes says which layers it has to be told besides.
+    Export.notes has the arguments that are not text.
     """
     sizes = dims(model)
     is_gap = model.pooling == "gap"

@@ -1,7 +1,7 @@
-"""big_vision's parameter names: the same axes as ours, with q, k and v apart.
+"""big_vision's parameter names. Axes have the order of this project; q, k and v are separate.
 
-Three layouts: that of today, that of the original ViT and augreg files, and today's with all blocks in
-tensors with a leading axis (scan).
+Three layouts: the current one, that of the original ViT and augreg files, and the current one with the blocks
+stacked along a leading axis (scan).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def _dense(leaf: Leaf, name: str) -> list[TensorRule]:
 
 
 def _joint(leaf: Leaf, name: str, parts: tuple[str, ...]) -> list[TensorRule]:
-    """Projections that theirs has apart and ours in one; the axis that joins them is the outputs' first."""
+    """Separate projections that are one leaf; they are stacked along the first axis of the outputs."""
     return [
         sliced((*leaf, "kernel"), tuple(f"{name}/{part}/kernel" for part in parts), axis=1),
         sliced((*leaf, "bias"), tuple(f"{name}/{part}/bias" for part in parts), axis=0),
@@ -64,7 +64,7 @@ def _map_pool() -> list[TensorRule]:
 
 
 def big_vision_map(style: BigVisionNames, model: Model) -> list[TensorRule]:
-    """The rules of a model. Raises CheckpointError where big_vision cannot hold what the model has."""
+    """The rules for all parameters of a model. Raises CheckpointError if big_vision lacks a part of it."""
     sizes = dims(model)
     refused = {
         "registers or summaries": model.num_registers or model.summary_factor,
@@ -119,11 +119,13 @@ def infer_big_vision(
     if style.positions in shapes:
         total = shapes[style.positions][1]
         is_square = native_grid(total, patch_size, hints.image_size) is not None
-        rows = int(use_cls and (style == BIG_VISION_ORIGINAL or not is_square))  # cls has one in older files
+        rows = int(
+            use_cls and (style == BIG_VISION_ORIGINAL or not is_square)
+        )  # cls has a position in older files
         grid = native_grid(total - rows, patch_size, hints.image_size)
         if grid is None:
             raise CheckpointError(
-                f"{where}: '{style.positions}' has {total} rows, which is no square grid: give image_size"
+                f"{where}: '{style.positions}' has {total} rows, which is not a square grid: give image_size"
             )
         image_size = (grid[0] * patch_size, grid[1] * patch_size)
     if image_size is None:
@@ -151,5 +153,5 @@ def infer_big_vision(
     )
     model = with_family_settings(model, found, settings, hints)
     if not is_learned and hints.interpolation is None:
-        model = dataclasses.replace(model, position_resampling="none")  # made anew for every size
+        model = dataclasses.replace(model, position_resampling="none")  # recomputed for every size
     return model

@@ -1,8 +1,8 @@
 """The state_dict of the fractal paper's code (arXiv:2601.15506): its learned leaves, and its fixed buffers.
 
-Its extra tokens are one tensor, `reg`: summaries, or registers of which the first is cls where it pools
-token 0. Sincos tables, tokens of zeros and the mask are buffers: they follow from the settings, are compared
-on the way in and written on the way out, and stay fixed.
+Its extra tokens are one tensor, `reg`: summaries, or registers, the first of which is cls if it is pooled.
+Sincos tables, tokens of zeros and the mask are buffers: they follow from the settings, are compared on import
+and written on export.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _NO_FACTOR = "no summary factor gives on this grid: give image_size, the size th
 
 
 def mup_vit_map(names: MupVitNames, model: Model) -> list[TensorRule]:
-    """The rules of a model. Raises CheckpointError where the code cannot hold what the model has."""
+    """The rules for all parameters and buffers of a model. Raises CheckpointError; see torch_map."""
     plain = {"use_cls": False, "num_registers": 0, "summary_factor": None, "mask": "none", "pooling": "gap"}
     rules = torch_map(names, dataclasses.replace(model, **plain), "mup_vit")
     if leaves := _learned_tokens(model):
@@ -40,7 +40,7 @@ def mup_vit_map(names: MupVitNames, model: Model) -> list[TensorRule]:
 
 
 def _learned_tokens(model: Model) -> tuple[Leaf, ...]:
-    """The leaves that are the rows of `reg`; none where it is a buffer."""
+    """The leaves that are the rows of `reg`; empty if it is a buffer."""
     leaves: list[Leaf] = [("cls_token",)] if model.use_cls else []
     leaves += [("registers",)] if model.num_registers and model.registers == "learned" else []
     leaves += [("summaries",)] if model.summary_factor and model.summaries == "learned" else []
@@ -65,7 +65,7 @@ def _buffers(names: MupVitNames, model: Model) -> dict[str, np.ndarray]:
 
 
 def _mask_buffer(names: MupVitNames, model: Model) -> np.ndarray:
-    """What stands for the mask and the bias: True, or in sums -inf, where a token may not attend."""
+    """The buffer of mask and bias: True, or -inf in a sum, where a token may not attend."""
     mask_TxT, bias_NxTxT = static_attention(model, token_layout(model))
     if mask_TxT is not None and bias_NxTxT is None and names == MUP_VIT_MAIN:
         return ~mask_TxT
@@ -78,10 +78,10 @@ def _mask_buffer(names: MupVitNames, model: Model) -> np.ndarray:
 def infer_mup_vit(
     names: MupVitNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
 ) -> Model:
-    """The Model of a state_dict of that code. It pools patches unless `hints.pooling` says its first token.
+    """The Model of a state_dict of that code. It pools patches unless `hints.pooling` is "cls".
 
-    That is `cls`: the first register, or with summaries the first of these, which our models call `summary`.
-    Raises CheckpointError where something can be told neither from the tensors nor from `hints`.
+    "cls" is its first token: the first register, or the first summary, whose pooling this project calls
+    "summary". Raises CheckpointError if neither tensors nor `hints` determine a setting.
     """
     shapes, where = found.weights.shapes, found.weights.where
     width, channels, patch_size, _ = shapes[names.patch.format("weight")]
@@ -122,7 +122,7 @@ def infer_mup_vit(
 
 
 def assumed(names: MupVitNames, found: RecognizedWeights, hints: Hints, model: Model) -> str:
-    """What was assumed where no tensor of that code tells; empty where there is one way only."""
+    """The assumption about settings that no tensor determines; empty if there is none."""
     if hints.pooling is None and names.registers in found.weights.shapes:
         return "pooling gap was assumed: give pooling='cls' for a run that pools its first token (tok)"
     if model.use_cls and names.mask is None and hints.mask is None:
@@ -147,7 +147,7 @@ def _grid(names: MupVitNames, found: RecognizedWeights, hints: Hints, patch_size
 
 
 def _readings(model: Model, names: MupVitNames, found: RecognizedWeights, hints: Hints) -> list[Model]:
-    """The model with what its extra tokens may be: cls and registers, or summaries, or either."""
+    """The models that the extra tokens may belong to: with cls and registers, or with summaries."""
     shapes, where = found.weights.shapes, found.weights.where
     if names.registers not in shapes:
         if hints.pooling in ("cls", "summary"):
@@ -162,7 +162,7 @@ def _readings(model: Model, names: MupVitNames, found: RecognizedWeights, hints:
         raise CheckpointError(f"{where}: '{names.registers}' has {count} tokens, {_NO_FACTOR}")
     readings = [] if has_sincos else [_as_registers(model, count, kind, hints)]
     if hints.pooling == "summary" or (hints.pooling == "cls" and kind == "zeros" and count > 1):
-        readings = []  # a single register of that code is zero where it pools it, and more are learned
+        readings = []  # a single pooled register of that code is zero; several are learned
         if factor is None:
             raise CheckpointError(
                 f"{where}: pooling='{hints.pooling}', but '{names.registers}' has {count} tokens, "
@@ -176,7 +176,7 @@ def _readings(model: Model, names: MupVitNames, found: RecognizedWeights, hints:
 
 
 def _as_registers(model: Model, count: int, kind: str, hints: Hints) -> Model:
-    """The model whose extra tokens are registers, of which the first is cls where it is pooled."""
+    """The model whose extra tokens are registers; the first is cls if it is pooled."""
     if hints.pooling != "cls":
         return dataclasses.replace(model, num_registers=count, registers=kind)
     if kind == "zeros":
@@ -185,7 +185,7 @@ def _as_registers(model: Model, count: int, kind: str, hints: Hints) -> Model:
 
 
 def _factor(grid: Grid, count: int) -> int | None:
-    """The smallest factor whose summaries are as many."""
+    """The smallest summary factor that gives `count` summaries; None if there is none."""
     factors = range(2, min(grid) + 1)
     fitting = (f for f in factors if sum(math.prod(level) for level in summary_grids(grid, f)) == count)
     return next(fitting, None)
@@ -194,7 +194,7 @@ def _factor(grid: Grid, count: int) -> int | None:
 def _with_stored_mask(
     readings: list[Model], names: MupVitNames, mask: str, found: RecognizedWeights
 ) -> Model:
-    """The reading whose mask and ALiBi bias are those of the file."""
+    """The reading with the mask and ALiBi bias of the file. Raises CheckpointError if none matches."""
     there = found.weights[mask]
     for reading in readings:
         rows, columns = patch_grid(reading.image_size, reading.patch_size)
@@ -208,7 +208,7 @@ def _with_stored_mask(
             if is_fixed(there, _mask_buffer(names, candidate)):
                 return candidate
     raise CheckpointError(
-        f"{found.weights.where}: '{mask}' is none of the masks that are known: {', '.join(MASKS)}, "
+        f"{found.weights.where}: '{mask}' is none of the known masks: {', '.join(MASKS)}, "
         "each with and without ALiBi"
     )
 
@@ -216,7 +216,7 @@ def _with_stored_mask(
 def _with_given_mask(
     readings: list[Model], names: MupVitNames, found: RecognizedWeights, hints: Hints
 ) -> Model:
-    """The reading with the mask of `hints`. Where the code stores masks, one that is not there is none."""
+    """The reading with the mask of `hints`. Without a hint, a mask that is not stored is "none"."""
     where = found.weights.where
     summaries = next((reading for reading in readings if reading.summary_factor), None)
     is_unknown = hints.mask is None and names.mask is None and not readings[0].use_cls
@@ -235,6 +235,6 @@ def _with_given_mask(
 
 
 def _is_exact(model: Model) -> bool:
-    """Whether the sides of its grids are the powers of its factor, which this variant requires."""
+    """Whether the sides of the grids are powers of the factor, which this variant requires."""
     sides = [rows for rows, _ in token_layout(model).grids]
     return model.summary_factor is not None and sides == [model.summary_factor**i for i in range(len(sides))]
