@@ -12,8 +12,9 @@ from vit_registers.config import Data, Model, lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import containers
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.export.family_rewrites import is_distilled
 from vit_registers.interop.export.files import write_npz, write_safetensors
-from vit_registers.interop.export.to_family import is_distilled, rewrite_for
+from vit_registers.interop.export.to_family import rewrite_for
 from vit_registers.interop.names import torch as nt
 from vit_registers.interop.reading import tensor_map_of
 from vit_registers.interop.tensor_map import TensorRule, contiguous
