@@ -13,7 +13,6 @@ from typing import Any
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.hints import Hints
-from vit_registers.models.blocks import dims
 from vit_registers.models.vit import patch_grid
 
 _SIZE = "an integer or two"
@@ -53,18 +52,24 @@ def _image_size(model: Model, said: Any) -> Any:
     )
 
 
+def _sizes(model: Model) -> tuple[int, int]:
+    """(width, hidden size of the MLPs), which are set in every inferred model. Heads are not checked yet."""
+    assert model.width is not None and model.mlp_dim is not None
+    return model.width, model.mlp_dim
+
+
 def _ratio(model: Model, said: float, fused: int = 1) -> float:
     """`said` if this MLP ratio gives the hidden size of the tensors, else the ratio of the tensors."""
-    sizes = dims(model)
-    hidden = sizes.mlp_dim * (fused if sizes.mlp == "swiglu" else 1)
-    return said if int(sizes.width * said) == hidden else hidden / sizes.width
+    width, hidden = _sizes(model)
+    hidden *= fused if model.mlp == "swiglu" else 1
+    return said if int(width * said) == hidden else hidden / width
 
 
 def _dinov2_ratio(model: Model, said: float) -> float:
-    sizes = dims(model)
-    if sizes.mlp == "swiglu":
-        given = (int(int(sizes.width * said) * 2 / 3) + 7) // 8 * 8
-        return said if given == sizes.mlp_dim else round(sizes.mlp_dim * 1.5 / sizes.width, 3)
+    if model.mlp == "swiglu":
+        width, hidden = _sizes(model)
+        given = (int(int(width * said) * 2 / 3) + 7) // 8 * 8
+        return said if given == hidden else round(hidden * 1.5 / width, 3)
     return _ratio(model, said)
 
 
@@ -230,9 +235,9 @@ def check_types(where: str, settings: Mapping[str, Any]) -> None:
             continue
         sides = said if isinstance(said, list | tuple) else [said]
         if not _TYPES[rule.json](said):
-            problems.append(f"{name}={said!r} is not {rule.json}")
+            problems.append(f"{name}={said!r}: want {rule.json}")
         elif rule.is_positive and min(sides) <= 0:
-            problems.append(f"{name}={said!r} is not above 0")
+            problems.append(f"{name}={said!r}: want more than 0")
     args = settings.get("model_args") or {} if "architecture" in settings else {}
     unknown = [
         name for name in args if name not in _TIMM and name not in _TIMM_TRAINING and args[name] is not None
