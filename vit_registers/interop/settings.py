@@ -49,8 +49,7 @@ def _check_objects(file: Path, values: dict[str, Any]) -> None:
         wrong.append(f"pretrained_cfg.input_size={size!r}")
     if wrong:
         raise CheckpointError(
-            f"{file} cannot be used: {'; '.join(wrong)}: names are text, sections are objects, and "
-            "input_size has three integers"
+            f"{file} cannot be used: {'; '.join(wrong)}: want names, objects of settings, and a size of three"
         )
 
 
