@@ -11,7 +11,6 @@ Where these are not the run's, the name ends with a digest of them: results on o
 """
 
 from vit_registers import startup
-from vit_registers.interop.description import describe_normalisation
 
 startup.begin(__name__)
 
@@ -36,6 +35,7 @@ from vit_registers.data.loaders import check_classes, open_data
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classification import make_evaluate
+from vit_registers.interop.description import describe_normalisation
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory

@@ -64,7 +64,12 @@ SAID_OTHERWISE = [
         ["'gelu' is assumed there: give 'gelu_tanh' when it is loaded"],
     ),
     ("deit", SCALED | {"num_registers": 2}, {}, ["the position of cls is added to cls"]),
-    ("deit", {"num_registers": 2, "registers": "zeros"}, {}, ["fixed registers are written as ones that"]),
+    (
+        "deit",
+        {"num_registers": 2, "registers": "zeros"},
+        {},
+        ["fixed registers are written as learned registers"],
+    ),
     ("deit", SCALED | DISTILLED, {}, ["the positions of registers are added to the registers"]),
     ("deit", DISTILLED | {"pooling": "cls_registers"}, {}, []),
     ("dino", HEADLESS | {"use_patch_bias": False}, {}, []),
