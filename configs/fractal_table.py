@@ -144,7 +144,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     scale digits: steps), data (another TFDS name, or folder), seed."""
     a = _parse(arg)
     if a.scale == "imagenet":
-        config = recipes.fractal(epochs=a.epochs)
+        config = recipes.recipe_a_fractal(epochs=a.epochs)
     elif a.scale == "digits":
         config = _digits(a.steps)
     else:

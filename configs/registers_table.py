@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     a = _parse(arg)
     if a.ranks < 1:
         raise ConfigError(f"config argument 'ranks'={a.ranks}: want >= 1")
-    config = recipes.deit3(ranks=a.ranks, epochs=a.epochs, seed=a.seed)
+    config = recipes.recipe_b_deit3(ranks=a.ranks, epochs=a.epochs, seed=a.seed)
     model = dataclasses.replace(
         config.model, num_registers=a.registers, summary_factor=a.k or None, mask=a.mask
     )

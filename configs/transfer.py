@@ -30,9 +30,9 @@ from vit_registers.config import (
     to_config_dict,
 )
 from vit_registers.errors import ConfigError
+from vit_registers.fine_tuning import start_settings
 from vit_registers.interop import preprocessing, shown
 from vit_registers.interop.channels import adapt_statistics
-from vit_registers.loading import start_settings
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vit_registers import recipes
 from vit_registers.config import lookup, parse_arg, to_config_dict
 
-RECIPES = {"big_vision": recipes.big_vision, "fractal": recipes.fractal}
+RECIPES = {"big_vision": recipes.recipe_a_big_vision, "fractal": recipes.recipe_a_fractal}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

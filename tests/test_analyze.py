@@ -78,7 +78,7 @@ def test_all_on_a_folder_of_images(place, command):
     for picture in re.findall(r"\]\(([^)#]+\.png)\)", text):
         assert (place / "report" / picture).stat().st_size > 1000
     for report in (page, text):
-        assert "sees whole images, resized to 8 x 8 px whatever their aspect" in report
+        assert "sees whole images, resized to 8 x 8 px of any aspect" in report
     assert "plain: the model has no registers" in page
     assert "plain: model.mask=&#x27;none&#x27;" in page
 

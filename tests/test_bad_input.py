@@ -136,7 +136,8 @@ def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, run_here
         return max(files, key=lambda p: p.stat().st_size)
 
     _assert_one_line(
-        run_here("evaluate", f"--checkpoint={work}", "--config.model.depth=2"), "read as it was trained"
+        run_here("evaluate", f"--checkpoint={work}", "--config.model.depth=2"),
+        "keeps the settings of its training",
     )
     _flip(biggest(4))
     code, out, err = run("evaluate", f"--checkpoint={work}")

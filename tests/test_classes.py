@@ -14,7 +14,7 @@ from vit_registers.data.class_names import match
 from vit_registers.data.loaders import open_also_eval, open_data
 from vit_registers.errors import ConfigError
 from vit_registers.evaluate import evaluate
-from vit_registers.loading import check_kept_head
+from vit_registers.fine_tuning import check_kept_head
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 

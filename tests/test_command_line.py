@@ -25,7 +25,7 @@ _RETURNS = f"{_IMPORTS}    c = to_config_dict(Config())\n"
 
 # What a config file may hold instead of a config, and what is said of it; {file} is its path.
 CONFIG_FILES = {
-    "run.json": (json.dumps({"model": {}}), "--config={file} is JSON: want a config file in Python"),
+    "run.json": (json.dumps({"model": {}}), "--config={file} is JSON: give a config file in Python"),
     "json.py": ('{"model": {}}', "--config={file} is JSON"),
     "binary.py": (b"\0\1\2", "--config={file} is a binary file"),
     "not_utf8.py": (b"# \xff\xfe\nx = 1\n", "--config={file}"),
@@ -47,11 +47,11 @@ CONFIG_FILES = {
         f"{_BEGINS}    open('nothere.txt')\n",
         "{file}:2: nothere.txt: No such file",
     ),
-    "none.py": (f"{_BEGINS}    pass\n", "get_config() returned NoneType; want a ConfigDict"),
-    "dict.py": (_BEGINS + "    return {'a': 1}\n", "returned dict; want a ConfigDict"),
+    "none.py": (f"{_BEGINS}    pass\n", "get_config() returned NoneType: return a ConfigDict"),
+    "dict.py": (_BEGINS + "    return {'a': 1}\n", "returned dict: return a ConfigDict"),
     "plain.py": (
         "from vit_registers.config import Config\ndef get_config(arg=None):\n    return Config()\n",
-        "returned Config; want a ConfigDict",
+        "returned Config: return a ConfigDict",
     ),
     "argument.py": (
         f"{_IMPORTS}    return Config(model=Model(widht=3))\n",

@@ -8,7 +8,7 @@ import pytest
 
 from vit_registers.config import Checkpoint, Config, Data, InitFrom, Model
 from vit_registers.errors import CheckpointError
-from vit_registers.loading import start_settings
+from vit_registers.fine_tuning import start_settings
 from vit_registers.runs.checkpoint_folder import list_steps
 
 SOURCE = Config(

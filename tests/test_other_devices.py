@@ -22,7 +22,7 @@ from vit_registers.config import (
     may_change,
 )
 from vit_registers.evaluate import evaluate
-from vit_registers.loading import start_settings
+from vit_registers.fine_tuning import start_settings
 from vit_registers.models.attention.api import BACKENDS
 
 CONFIG = Config(
@@ -123,7 +123,7 @@ def test_devices_and_batches_that_are_asked_for_are_taken_or_refused(untrained, 
         (("--config.data.eval_batch_size=12",), "data.eval_batch_size=12 is not divisible by 8 devices"),
         (
             ("--config.model.num_registers=1",),
-            "--config.model.num_registers: a checkpoint is read as it was trained",
+            "--config.model.num_registers: a checkpoint keeps the settings of its training",
         ),
     ):
         code, _, err = run_here("evaluate", checkpoint, *args)

@@ -53,7 +53,7 @@ def test_builders_are_prepared_and_read_by_path(file, class_name, given, prepare
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(BUILDER.replace("NAME", class_name))
-    for said in (" is in ", "was prepared before"):
+    for said in (" is in ", "is already prepared"):
         code, out, err = prepare(tmp_path / given)
         assert (code, err) == (0, "")
         assert said in out
@@ -78,7 +78,7 @@ def test_builders_are_prepared_and_read_by_path(file, class_name, given, prepare
         (
             "bad_empty",
             "x = 1",
-            "bad_empty.py: want one class that derives from a builder of tfds.core, not none",
+            "bad_empty.py: give one class that derives from a builder of tfds.core, not none",
         ),
         ("bad_two", BUILDER.replace("NAME", "A") + BUILDER.replace("NAME", "B"), "tfds.core, not A, B"),
         (
@@ -122,7 +122,7 @@ def test_builders_that_fail_are_one_line(name, code, message, prepare, tmp_path)
         ("imagenette/160px-v3", "imagenette has no config '160px-v3': did you mean '160px-v2'?"),
         ("mnist/small", "mnist has no config 'small': it has no configs"),
         ("mnist:9.9.9", "Dataset mnist cannot be loaded at version 9.9.9, only: 3.0.1"),
-        ("digits", "--name=digits: it is read without being prepared"),
+        ("digits", "--name=digits: this data set needs no preparation"),
         ("no such", "--name='no such' is neither a name of TFDS"),
         ("/nowhere.py", "--name=/nowhere.py does not exist"),
         ("/nowhere", "--name='/nowhere' is neither a name of TFDS"),

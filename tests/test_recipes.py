@@ -92,7 +92,7 @@ def test_fifty_steps(name, images, run, tmp_path):
 
 
 def test_both_variants_of_recipe_a_differ_in_settings_only():
-    ours, theirs = recipes.big_vision(), recipes.fractal()
+    ours, theirs = recipes.recipe_a_big_vision(), recipes.recipe_a_fractal()
     assert ours.optimizer.weight_decay * ours.optimizer.learning_rate == pytest.approx(1e-4)
     assert ours.data.batch_size == theirs.data.batch_size == 1024
     assert ours.data.train_ops != theirs.data.train_ops

@@ -83,7 +83,7 @@ def test_settings_of_the_user_win(place, converted, which):
     assert opened.config.data.eval_ops == "resize"
     assert opened.model.model.dtype == "bfloat16"
     for wrong in ({"model.depth": 3}, {"model.image_size": (64, 64), "data.image_size": (32, 32)}):
-        with pytest.raises(ConfigError, match=r"as it was trained|differ: give one"):
+        with pytest.raises(ConfigError, match=r"keeps the settings of its training|differ: give one"):
             opening.open_all([_given(place, which)], str(place / "data"), wrong, num_images=2)
 
 

@@ -144,7 +144,7 @@ def _shape_bytes(dtype: str, dims: str) -> int:
 
 def main() -> None:
     """The command line."""
-    config, topology = cli.read_config(), flags.FLAGS.topology
+    config, topology = cli.config_of_flags(), flags.FLAGS.topology
     compiled, num_devices = compile_step(config, topology)
     if flags.FLAGS.hlo:
         with open(flags.FLAGS.hlo, "w") as file:

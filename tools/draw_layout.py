@@ -25,7 +25,7 @@ EVERYWHERE = 14  # the grey of the colour map: a token that is linked to several
 
 def main() -> None:
     """The command line."""
-    model = cli.read_config().model
+    model = cli.config_of_flags().model
     layout = token_layout(model)
     mask_TxT = build_mask(model.mask, layout)
     if mask_TxT is None:

@@ -129,7 +129,7 @@ def main() -> None:
     if flags.FLAGS.config is not None:
         if flags.FLAGS.devices is None:
             raise ConfigError("--config wants --devices=N too: on how many its table is to be")
-        print(table(cli.read_config(), flags.FLAGS.devices), end="")
+        print(table(cli.config_of_flags(), flags.FLAGS.devices), end="")
         return
     FOLDER.mkdir(exist_ok=True)
     for name, card in CARDS.items():

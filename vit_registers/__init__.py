@@ -25,31 +25,31 @@ def load(
     leave_out: str | Sequence[str] = (),
     channels: int | None = None,
 ) -> "ViT":
-    """The model of a run folder, or of other people's checkpoint: `load("runs/digits")(images).logits`.
+    """The model of a run folder, or of a checkpoint of another code base.
 
-    `images` are floats [batch, height, width, channels], normalised as in training (a run's data.mean and
-    data.std).
+    `load("runs/digits")(images).logits` evaluates it; `images` are floats [batch, height, width, channels],
+    normalised as in training (data.mean and data.std of a run).
 
-    Of a run folder, `step` picks a checkpoint, by default the newest intact one, and `params` the trained
-    parameters ("params") or their average ("ema"); None picks those that count, which are the average after
-    schedule-free training, else the trained ones. Other people's checkpoints are files (.safetensors, .npz,
-    .pth, .pt, .bin) or folders of DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision or
-    the fractal paper's code. What they are is recognised, and printed in a line; what their tensors do not
-    tell can be given: `source` (interop.SOURCES), `image_size` (px) that the model is made for, to which
-    learned positions are resampled, `num_heads`, `hidden_act` (gelu | quick_gelu | gelu_tanh),
-    `interpolation` of positions at other sizes (models/resampling.py), `pooling`, `mask`, `architecture`
-    (timm's name of the model, where no config.json says it). Of a file with several copies of the network,
-    `params` picks the trained one ("params") or the averaged one ("ema"); None picks the one that its authors
-    evaluate. `leave_out` are patterns, as in fnmatch, of names in the file that are not read:
-    `leave_out=["head.*"]`. `channels` are those of the images: for one, the patch kernel is summed over its
-    channels, else repeated and scaled.
+    Run folders: `step` selects a checkpoint, by default the newest intact one. `params` selects the trained
+    parameters ("params") or their average ("ema"); the default is the average after schedule-free training,
+    else the trained ones.
 
-    Raises errors.CheckpointError where there is nothing to load, or where it does not fit, with all listed.
+    Other checkpoints are files (.safetensors, .npz, .pth, .pt, .bin) or folders of DINOv2, DeiT, DINO, iBOT,
+    CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code. Family and settings are
+    recognized and printed. Settings that the tensors do not determine can be given: `source`
+    (interop.SOURCES); `image_size` in pixels, to which learned positions are resampled; `num_heads`;
+    `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation` of positions (models/resampling.py);
+    `pooling`; `mask`; `architecture`, the name of a timm model. If a file has several copies of the network,
+    `params` selects the trained one ("params") or the averaged one ("ema"), by default the one that its
+    authors evaluate. `leave_out` has fnmatch patterns of names that are not read: `leave_out=["head.*"]`.
+    `channels` are the channels of the images: the patch kernel is summed for one, else repeated and scaled.
+
+    Raises errors.CheckpointError if there is nothing to load, or with all tensors that do not fit.
     """
     from vit_registers import loading
-    from vit_registers.interop.infer import make_hints
+    from vit_registers.interop.hints import make_hints
 
     hints = make_hints(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
     )
-    return loading.load(str(path), step=step, params=params, source=source, hints=hints)
+    return loading.load_model(str(path), step=step, params=params, source=source, hints=hints)

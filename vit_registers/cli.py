@@ -1,4 +1,4 @@
-"""What the entry points share: flags, and errors that the user can mend as one line with exit code 2."""
+"""Flags of the entry points, and the handling of errors: users see one line, with exit code 2."""
 
 import argparse
 import contextlib
@@ -20,10 +20,10 @@ from ml_collections import config_flags
 from vit_registers.config import Config, flag, to_config_dict
 from vit_registers.errors import INTERRUPTED, UNREAD, ConfigError, UserError, user_line
 
-_OF_JAX = "1"  # what jax sets TF_CPP_MIN_LOG_LEVEL to when it is imported
+_OF_JAX = "1"  # importing jax sets TF_CPP_MIN_LOG_LEVEL to this
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception) -> NoReturn:
     """Prints the error as one line and exits with code 2."""
     line = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {line}", file=sys.stderr, flush=True)
@@ -31,7 +31,7 @@ def fail(error: Exception) -> None:
 
 
 def check_settings() -> None:
-    """Ends the program with a line where the command line names settings that do not exist."""
+    """Ends the program with one line if the command line has unknown settings."""
     try:
         _check_text(sys.argv)
         flag.check_arguments(sys.argv)
@@ -46,7 +46,7 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(0)
     try:
         _check_empty(argv)
-        with _quiet(logging.get_absl_logger()):  # what it warns of is an error here
+        with _quiet(logging.get_absl_logger()):  # its warnings are errors here
             rest = flags.FLAGS(argv)
     except Exception as error:
         fail(flag.explain(error))
@@ -65,7 +65,7 @@ def _quiet(logger: standard_logging.Logger) -> Iterator[None]:
 
 
 def _check_text(argv: list[str]) -> None:
-    """Raises ConfigError for an argument that is not UTF-8, which no file of a run could hold."""
+    """Raises ConfigError for an argument that is not UTF-8, which JSON files cannot hold."""
     for argument in argv:
         try:
             argument.encode()
@@ -75,7 +75,7 @@ def _check_text(argv: list[str]) -> None:
 
 
 def _check_empty(argv: list[str]) -> None:
-    """Raises ConfigError for a flag of text that was given without any; settings and lists may be empty."""
+    """Raises ConfigError for an empty text flag; settings and lists may be empty."""
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
         name, equals, value = argument.partition("=")
         is_empty = value == "" if equals else following == ""
@@ -86,7 +86,7 @@ def _check_empty(argv: list[str]) -> None:
 
 
 def define_config(default: str | None = None) -> None:
-    """Defines --config=FILE[:ARGUMENT] and --config.SECTION.NAME=VALUE, to be read by `read_config`."""
+    """Defines --config=FILE[:ARGUMENT] and --config.SECTION.NAME=VALUE, for `config_of_flags`."""
     with _one_line():
         config_flags.DEFINE_config_file("config", default, "Config file, with its argument after a colon.")
         defined = flags.FLAGS["config"]
@@ -94,14 +94,14 @@ def define_config(default: str | None = None) -> None:
 
 
 def define_settings() -> None:
-    """Defines --config.SECTION.NAME=VALUE without a file, for what is read from a run."""
+    """Defines --config.SECTION.NAME=VALUE without a file, for programs that read a run."""
     with _one_line():
         config_flags.DEFINE_config_dict("config", to_config_dict(Config()))
 
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """For flags of ml_collections, which read the command line when they are defined."""
+    """Reports errors of flags of ml_collections, which read the command line when they are defined."""
     try:
         yield
     except Exception as error:
@@ -109,40 +109,40 @@ def _one_line() -> Iterator[None]:
 
 
 def early_flag(name: str) -> str | None:
-    """What the command line gives for a flag; for config files, which are read before all flags are."""
+    """The value of a flag on the command line; for config files, which run before the flags are parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", f"-{name}", dest="value")
     return parser.parse_known_args(sys.argv[1:])[0].value
 
 
-def read_config() -> Config:
+def config_of_flags() -> Config:
     """The Config of the --config flag and its overrides."""
-    return flag.read(flags.FLAGS["config"])
+    return flag.read_flag(flags.FLAGS["config"])
 
 
 def _show_unraisable(error: "sys.UnraisableHookArgs") -> None:
-    """sys.unraisablehook, without what is left behind by saves that failed and were reported."""
+    """sys.unraisablehook, without the remains of failed saves that were reported already."""
     if str(error.exc_value) != "Event loop is closed" and not inspect.iscoroutine(error.object):
         sys.__unraisablehook__(error)
 
 
 def _hush_failed_saves() -> None:
-    """A save that fails in one array gives up those of the others, wherever they are.
+    """Suppresses messages about the remains of a failed save.
 
-    Orbax raises its error, and this program says it in one line. Which of the given-up writes Python would
-    speak of as well, and in which words, is a matter of time.
+    If one array cannot be saved, Orbax raises its error and abandons the other writes. This program prints
+    the error in one line. Python would report some of the abandoned writes too, depending on timing.
     """
     sys.unraisablehook = _show_unraisable
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     standard_logging.getLogger("asyncio").addFilter(lambda record: record.levelno > standard_logging.ERROR)
-    # Orbax logs stack traces of errors that it raises as well.
+    # Orbax logs stack traces of errors that it also raises.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, then calls `main`."""
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", _OF_JAX) == _OF_JAX:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what TensorFlow fails at is raised too
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # errors of TensorFlow are also raised
 
     def guarded(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -158,8 +158,8 @@ def run(main: Callable[[], None]) -> None:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of startup.begin
+            stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by startup.begin
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app.run(guarded, flags_parser=_parse)
@@ -170,14 +170,14 @@ def run(main: Callable[[], None]) -> None:
     finally:
         try:
             sys.stdout.flush()
-        except BrokenPipeError:  # which the interpreter would meet again, and print
+        except BrokenPipeError:  # the interpreter would raise and print it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end_interrupted() -> NoReturn:
-    """Prints that ctrl-C ended the program, and ends it without waiting for its threads.
+    """Prints that ctrl-C ended the program, and exits without waiting for its threads.
 
-    These may be in a save, which is not finished and will not be restored, or wait for data.
+    They may be waiting for data, or writing a checkpoint, which stays incomplete and is not restored.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
@@ -187,10 +187,10 @@ def _end_interrupted() -> NoReturn:
 
 
 def writable_folder(path: str, flag: str) -> Path:
-    """The folder, made where it is not there. Raises ConfigError where nothing can be written in it."""
+    """The folder, which is created if needed. Raises ConfigError if it is not writable."""
     if "://" in path:
         raise ConfigError(
-            f"{flag}={path}: want a folder of a file system; mount the bucket, or copy afterwards"
+            f"{flag}={path} is not a folder of a file system: mount the bucket, or copy the output afterwards"
         )
     folder = Path(path).expanduser()
     try:

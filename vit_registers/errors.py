@@ -1,38 +1,38 @@
-"""Errors that the user can mend: the entry points print them as one line and exit with code 2.
+"""Errors that users can fix: the entry points print them as one line and exit with code 2.
 
-Each message says what is wrong, where, and how to mend it. `assert` is for our own mistakes.
+Each message says what is wrong, where, and how to fix it. `assert` is for bugs of this project.
 """
 
 import os
 
-INTERRUPTED = 130  # the exit code after ctrl-C, as of a shell
-UNREAD = 141  # where nobody reads the output any more, as in `| head -1`; of a shell too
+INTERRUPTED = 130  # exit code after ctrl-C, as in a shell
+UNREAD = 141  # exit code if the reader of the output has gone, as in `| head -1`; as in a shell
 
 
 class UserError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that users can fix."""
 
 
 class ConfigError(UserError):
-    """A configuration key or value that cannot work."""
+    """An invalid setting or value."""
 
 
 class DataError(UserError):
-    """A data set that is missing, empty, broken or other than the configuration says."""
+    """A data set that is missing, empty, broken or different from the configuration."""
 
 
 class CheckpointError(UserError):
-    """A run folder or checkpoint that is missing, damaged, of another run or not writable."""
+    """A run folder or checkpoint that is missing, damaged, incompatible or not writable."""
 
 
 class TrainingError(UserError):
-    """A run that cannot go on, such as one whose loss is no longer finite."""
+    """A run that cannot continue, for example because its loss is not finite."""
 
 
 def user_line(error: BaseException) -> str | None:
-    """The line to print of an error that the user can put right, else None.
+    """The line to print for an error that users can fix; None for all other errors.
 
-    That is a UserError, an error of a file, or memory that does not suffice, of this host or of a device.
+    Users can fix a UserError, an error of a file, and a lack of memory of the host or of a device.
     """
     if isinstance(error, UserError):
         return str(error)

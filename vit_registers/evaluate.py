@@ -16,7 +16,6 @@ startup.begin(__name__)
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -33,8 +32,10 @@ from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.batch import relabel
 from vit_registers.data.loaders import check_classes, open_data
+from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classification import make_evaluate
+from vit_registers.interop.description import describe_normalisation
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -48,8 +49,8 @@ def evaluate(
     step, config = loading.read_config(run, step, overrides)
     origin = loading.normalisation_origin(run, step)
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
-        print(loading.describe_normalisation(config.data, origin), file=sys.stderr)
-    params = params or loading.counting_params(run, step)
+        print(describe_normalisation(config.data, origin), file=sys.stderr)
+    params = params or loading.evaluated_params(run, step)
     mesh = sharding.make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     config = sharding.fit_evaluation(config, mesh, is_size_given=is_size_given)
@@ -108,7 +109,7 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     other = {key: here[key] for key in here if key not in names and here[key] != there.get(key)}
     if split != result["split"]:
         other["data.eval_split"] = result["split"]
-    digest = hashlib.sha256(dumps(other, sort_keys=True).encode()).hexdigest()[:8]
+    digest = text_digest(dumps(other, sort_keys=True))[:8]
     return plain.with_name(f"{plain.stem}-{digest}.json") if other else plain
 
 

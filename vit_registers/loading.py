@@ -1,21 +1,16 @@
-"""Models out of checkpoints, of run folders and of other people: to a config, parameters or a ViT."""
+"""Loads a run folder, or a checkpoint of another code base: its config, its parameters, or its model."""
 
-import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from vit_registers.config import (
     READ,
-    RESUME,
     Config,
-    Data,
-    InitFrom,
     Mesh,
     Model,
     from_mapping,
@@ -25,19 +20,14 @@ from vit_registers.config import (
     override,
     to_dict,
 )
-from vit_registers.data.class_names import match, some
-from vit_registers.errors import CheckpointError, ConfigError, UserError
-from vit_registers.interop import reading, transfer
-from vit_registers.interop.channels import adapt_statistics, describe_channels
-from vit_registers.interop.infer import HIDDEN_ACTS, Hints
+from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.interop import reading
+from vit_registers.interop.description import describe_normalisation, describe_weights
+from vit_registers.interop.hints import Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
-from vit_registers.interop.unwrap import SOURCES
-from vit_registers.interop.values import check_leaves
 from vit_registers.models.checks import attention_obstacle
-from vit_registers.models.params import abstract_model, build
-from vit_registers.models.paths import Leaf, leaves_of
-from vit_registers.models.resampling import RESAMPLINGS
+from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.vit import ViT
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
@@ -49,10 +39,11 @@ PARAMS = ("params", "ema")  # trained, or averaged
 def read_config(
     run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[int, Config]:
-    """The step that is read (the newest intact one for None), and the config of the run with `overrides`.
+    """(step, config) of a checkpoint of a run, by default the newest intact one, with `overrides`.
 
-    The devices are those that there are, however the run was sharded. An attention back end that does not run
-    on them is replaced by "xla", which a line says. See `with_overrides` for what can be given.
+    The mesh has all devices of this machine, whatever the run was sharded over. An attention back end that
+    they do not support is replaced by "xla", and a line is printed. See `with_overrides`. Raises
+    CheckpointError if there is no intact checkpoint, and ConfigError.
     """
     check_free(overrides or {})
     step = checkpoint_folder.find_step(run, step)
@@ -66,23 +57,23 @@ def read_config(
 
 
 def check_free(overrides: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an override that would make another model of a checkpoint."""
+    """Raises ConfigError for an override of a setting that may not change when a checkpoint is read."""
     free = may_change(READ)
     for name in overrides:
         if name not in free:
             raise ConfigError(
-                f"--config.{name}: a checkpoint is read as it was trained; what can be given is data.*, "
-                f"mesh.* and {', '.join(sorted(one for one in free if one.startswith('model.')))}"
+                f"--config.{name}: a checkpoint keeps the settings of its training; only data.*, mesh.* "
+                f"and {', '.join(sorted(one for one in free if one.startswith('model.')))}"
             )
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The config of a checkpoint with settings put in that may differ where it is read.
+    """The config of a checkpoint with overrides of settings that may change when it is read.
 
-    The model stays the one that the parameters are made for: model.image_size is the size of the images,
-    as data.image_size is, and positions are resampled to it. At another size data.eval_ops is scaled, so that
-    the model is shown the same part of an image, unless it is given too. Raises ConfigError for other
-    settings, and where data.eval_ops cannot be scaled.
+    The parameters keep their model: model.image_size sets the size of the images, like data.image_size, and
+    positions are resampled to it. At another size data.eval_ops is scaled to show the same part of an image,
+    unless it is overridden as well. Raises ConfigError for other settings, and if data.eval_ops cannot be
+    scaled.
     """
     check_free(overrides)
     given = dict(overrides)
@@ -93,7 +84,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
                 "--config.model.image_size and --config.data.image_size differ: give one of them"
             )
         given["data.image_size"] = size
-    # How it was trained is of the past, and need not be what this version would train.
+    # Other sections are not checked: an older version may have trained with other values.
     changed = override(to_dict(config), given, checked=("model", "data", "mesh"))
     if "data.eval_ops" in given:
         return changed
@@ -102,7 +93,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def _runnable(model: Model, run: str) -> Model:
-    """The model with attention that these devices compute; a line is printed where it is another."""
+    """The model with an attention back end that these devices support. Prints a line if it changes."""
     obstacle = attention_obstacle(model)
     if obstacle is None:
         return model
@@ -115,36 +106,30 @@ def trained_config(run: str, step: int) -> Config:
     return from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
 
 
-def trained_on(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
-    """What a checkpoint was trained on; None where it does not know, as of weights of others."""
+def training_data(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
+    """The data that a checkpoint was trained on; None if it is not recorded, as for converted weights."""
     return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
 
 
 def trained_names(run: str, step: int) -> tuple[str, ...] | None:
-    """The classes of the head of a checkpoint; None where it does not know."""
-    data = trained_on(run, step)
+    """The class names of the head of a checkpoint; None if they are not recorded."""
+    data = training_data(run, step)
     return None if data is None else data.class_names
 
 
 def normalisation_origin(run: str, step: int) -> str | None:
-    """Where the mean and deviation of a converted run come from; None: from its config, or not recorded."""
+    """The origin of the mean and deviation of a converted run; None for its config, or if not recorded."""
     return checkpoint_folder.read_meta(run, step).get("normalisation")
 
 
-def describe_normalisation(data: Data, origin: str | None) -> str:
-    """The normalisation of images in words, with where it comes from."""
-    numbers = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
-    return "normalisation {}: mean {}, std {}".format(origin or "of the config", *numbers)
-
-
 def is_converted(run: str, step: int) -> bool:
-    """Whether a checkpoint holds converted weights, which no run has trained."""
+    """Whether a checkpoint holds converted weights instead of those of a training run."""
     return checkpoint_folder.read_meta(run, step)["origin"] is not None
 
 
-def counting_params(run: str, step: int) -> str:
-    """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
-    if is_converted(run, step):  # whatever run it was, what counted of it is all that is there
+def evaluated_params(run: str, step: int) -> str:
+    """The name of the parameters to evaluate: "ema" after schedule-free training, else "params"."""
+    if is_converted(run, step):  # only the evaluated parameters were converted
         return "params"
     return averages.counting_params(trained_config(run, step).optimizer)
 
@@ -152,159 +137,65 @@ def counting_params(run: str, step: int) -> str:
 def read_model(
     run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
-    """The graph definition and the parameters of a checkpoint, by default those that count, over `mesh`."""
+    """(graph definition, parameters over `mesh`) of a checkpoint, by default those to evaluate."""
     graphdef, abstract = abstract_model(model)
     target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
     return graphdef, checkpoint_folder.read_params(
-        run, step, target, name=params or counting_params(run, step)
+        run, step, target, name=params or evaluated_params(run, step)
     )
 
 
 def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
     """The model of a run folder with the parameters of one checkpoint, on all devices.
 
-    `step` defaults to the newest intact checkpoint; `params` is "params" for the trained ones, "ema" for the
-    averaged ones, or None for those that count: averaged of schedule-free training, else trained.
-    Raises CheckpointError where there is none.
+    `step` defaults to the newest intact checkpoint. `params` is "params" for the trained parameters, "ema"
+    for their average, or None for those to evaluate; see `evaluated_params`. Raises CheckpointError.
     """
     step, config = read_config(run, step)
     return run_model(run, step, config.model, params=params)
 
 
 def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
+    """The model of a checkpoint of a run, on all devices; `model` is from read_config."""
     graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
-    return build(graphdef, values)
+    return build_model(graphdef, values)
 
 
-def open_others(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
-    """(the model of other people's checkpoint, its config with `overrides`, its normalisation's origin)."""
-    opened = open_start(InitFrom(path=path))
+def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
+    """(model, config with `overrides`, origin of the normalisation) of a checkpoint of another code base."""
+    opened = reading.open_path(path, source="auto", hints=Hints())
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
-    print(reading.describe(opened), flush=True)
-    return reading.build(dataclasses.replace(opened, model=config.model)), config, origin
+    print(describe_weights(opened), flush=True)
+    return reading.load_opened(dataclasses.replace(opened, model=config.model)), config, origin
 
 
 def is_run(path: str) -> bool:
-    """Whether it is a run folder, and not a file or folder of other people."""
+    """Whether the path is a run folder."""
     return checkpoint_folder.checkpoint_root(path).is_dir()
 
 
-def load(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
-    """The model of a run folder, or of a checkpoint of other people, which is said in a line."""
+def load_model(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
+    """The model of a run folder, or of a checkpoint of another code base, which is described in a line."""
     if params is not None:
         lookup(dict.fromkeys(PARAMS), params, "params")
     if is_run(path):
         refuse_hints(path, source, hints)
         return load_run(path, step=step, params=params)
     if step is not None:
-        raise CheckpointError(f"{path} is no run folder, and step is for those")
+        raise CheckpointError(f"{path} is not a run folder: step is for run folders")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
-    print(reading.describe(opened), flush=True)
+    print(describe_weights(opened), flush=True)
     if opened.model.channels != opened.native.channels:
         data, origin = preprocessing(opened, Path(path).expanduser())
         print(describe_normalisation(data, origin), flush=True)
-    return reading.build(opened)
+    return reading.load_opened(opened)
 
 
 def refuse_hints(path: str, source: str, hints: Hints) -> None:
-    """Raises ConfigError where something is said of a run folder that its config says."""
+    """Raises ConfigError if a source or hints are given for a run folder, whose config has all settings."""
     if source != "auto" or hints != Hints():
         raise ConfigError(
-            f"{path} is a run folder, whose config says all: source, image_size and such are for others"
+            f"{path} is a run folder, whose config has all settings: source, image_size and other hints are "
+            "for checkpoints of other code bases"
         )
-
-
-def _start_hints(settings: InitFrom) -> Hints:
-    return Hints(
-        num_heads=settings.num_heads,
-        hidden_act=settings.hidden_act,
-        interpolation=settings.interpolation,
-        pooling=settings.pooling,
-        mask=settings.mask,
-        architecture=settings.architecture,
-        leave_out=settings.leave_out,
-    )
-
-
-def open_start(settings: InitFrom) -> reading.Opened:
-    """The checkpoint of other people that training starts from."""
-    hints = dataclasses.replace(_start_hints(settings), params=settings.params)
-    return reading.open_path(settings.path, source=settings.source, hints=hints)
-
-
-def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
-    """The Model and the Data of the weights that training starts from; none of them is read.
-
-    Where `run` is a run folder with a checkpoint that started from them, its own: what has been trained needs
-    the weights no more, and they may be gone. How the model is computed is that of a new run.
-    """
-    if run is not None and (config := _begun(run)) is not None and config.init_from.path == settings.path:
-        free = [one.partition(".")[2] for one in may_change(RESUME) if one.startswith("model.")]
-        defaults = {name: getattr(Model(), name) for name in free}
-        model = with_run_mask(config.model, Path(run).expanduser())
-        return dataclasses.replace(model, **defaults), config.data
-    if is_run(settings.path):
-        config = read_config(settings.path)[1]
-        return config.model, config.data
-    opened = open_start(settings)
-    return opened.model, preprocessing(opened, Path(settings.path).expanduser())[0]
-
-
-def _begun(run: str) -> Config | None:
-    """The config of the newest checkpoint of a run folder that can be read, intact or not."""
-    meta = checkpoint_folder.newest_meta(run)
-    with contextlib.suppress(UserError):  # damage is for those who restore it
-        return None if meta is None else from_mapping(meta["config"])
-    return None
-
-
-def check_choices(settings: InitFrom) -> None:
-    """Raises ConfigError for a name among the settings that is unknown, whether weights are given or not."""
-    choices = {
-        "registers": transfer.REGISTERS,
-        "summaries": transfer.SUMMARIES,
-        "source": ("auto", *SOURCES),
-        "hidden_act": tuple(HIDDEN_ACTS),
-        "interpolation": ("none", *RESAMPLINGS),
-        "params": PARAMS,
-    }
-    for name, known in choices.items():
-        if (value := getattr(settings, name)) is not None:
-            lookup(dict.fromkeys(known), value, f"init_from.{name}")
-
-
-def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
-    """Raises ConfigError where training starts from the head of a run of other classes than `class_names`."""
-    if not settings.keep_head or settings.path is None or not is_run(settings.path):
-        return
-    names = trained_names(settings.path, read_config(settings.path)[0])
-    if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
-        raise ConfigError(
-            f"init_from.keep_head: the head of {settings.path} is of {len(names)} classes: {some(names)}; "
-            f"the data set has {len(class_names)}: {some(class_names)}. Set it to False, or use these classes"
-        )
-
-
-def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
-    """The parameters of `model` that start from `settings.path`, by path; see interop/transfer.py."""
-    if is_run(settings.path):
-        refuse_hints(settings.path, settings.source, _start_hints(settings))
-        step, config = read_config(settings.path)
-        source, data = config.model, config.data
-        mesh = sharding.make_mesh(Mesh())
-        _, params = read_model(settings.path, step, source, mesh, params=settings.params)
-        params = jax.device_get(params)
-        check_leaves(leaves_of(params), f"{settings.path}, step {step}")
-    else:
-        opened = open_start(settings)
-        data, origin = preprocessing(opened, Path(settings.path).expanduser())
-        print(reading.describe(opened), describe_normalisation(data, origin), sep="\n", flush=True)
-        source, params = opened.model, reading.read_leaves(opened)
-    taken = transfer.taken_leaves(source, params, model, settings)
-    if source.channels != model.channels:
-        mean, std = (adapt_statistics(values, model.channels) for values in (data.mean, data.std))
-        did = describe_channels(source.channels, model.channels)
-        print(f"{did}; its normalisation there: mean {mean}, std {std}", flush=True)
-    return taken

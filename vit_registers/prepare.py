@@ -1,9 +1,9 @@
-"""Downloads and prepares a TFDS data set as array_record, which is read by random access.
+"""Downloads and prepares a TFDS data set as array_record, for random access.
 
     python -m vit_registers.prepare --name=cifar10 [--data_dir=DIR]
     python -m vit_registers.prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
 
-A builder of your own is a Python file with one class that derives from a builder of tfds.core, or the folder
+Your own builder is a Python file with one class that derives from a builder of tfds.core, or the folder
 that `tfds new` makes. Its code runs here only; training reads the files that it wrote. For data sets whose
 archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads/manual first.
 """
@@ -21,11 +21,12 @@ import types
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which is reported on
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow logs a line about it
 
 import tensorflow_datasets as tfds
 from absl import flags
 from etils import epath
+from tensorflow_datasets.core import registered
 
 from vit_registers import cli
 from vit_registers.config import nearest
@@ -38,7 +39,7 @@ def main() -> None:
     """The command line."""
     name, data_dir = flags.FLAGS.name, flags.FLAGS.data_dir
     if name in SOURCES:
-        raise DataError(f"--name={name}: it is read without being prepared")
+        raise DataError(f"--name={name}: this data set needs no preparation")
     data_dir = str(tfds_location.full_data_dir(data_dir))
     if "://" not in data_dir:
         cli.writable_folder(data_dir, "--data_dir")
@@ -50,7 +51,7 @@ def main() -> None:
     try:
         builder = _of_name(name, data_dir) if script is None else _of_script(Path(script).resolve(), data_dir)
         if builder.data_path.exists():
-            print(f"{name} was prepared before; its code has to raise VERSION to be run again")
+            print(f"{name} is already prepared; raise VERSION in its code to prepare it again")
         else:
             builder.download_and_prepare(file_format="array_record")
         _check(builder.data_path)
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 class _SayOnce(logging.Filter):
-    """In the place of urllib3's warnings of each connection that it tries again; the last error is raised."""
+    """Prints one line instead of urllib3's warning for every retry; the last error is raised."""
 
     _has_said = False
 
@@ -118,7 +119,7 @@ def _of_script(script: Path, data_dir: str) -> tfds.core.DatasetBuilder:
     if len(builders) != 1:
         names = ", ".join(builder.__name__ for builder in builders) or "none"
         raise DataError(
-            f"--name={script}: want one class that derives from a builder of tfds.core, not {names}"
+            f"--name={script}: give one class that derives from a builder of tfds.core, not {names}"
         )
     missing = ", ".join(sorted(builders[0].__abstractmethods__))
     if missing:
@@ -127,8 +128,8 @@ def _of_script(script: Path, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _import(script: Path) -> types.ModuleType:
-    """The file as a module of the package that it lies in, as TFDS does it, or where that fails by itself."""
-    with tfds.core.registered.skip_registration():  # so that a name that TFDS has is allowed
+    """The file as a module of the package that it lies in, as TFDS does it, or alone if that fails."""
+    with registered.skip_registration():  # so that a name that TFDS has is allowed
         sys.path.insert(0, str(script.parent.parent))
         try:
             return importlib.import_module(f"{script.parent.name}.{script.stem}")
@@ -150,14 +151,15 @@ def _line(error: BaseException, script: Path) -> str:
 
 
 def _check(folder: epath.Path) -> None:
-    """Raises DataError for a folder that was prepared, but is not whole or is of TFRecord files."""
+    """Raises DataError for a prepared folder that is incomplete or holds TFRecord files."""
     builder = tfds_location.read_builder(folder)
     for split, info in builder.info.splits.items():
         if info.num_examples:
             tfds_prepared.find_parts(builder, split)
-    if builder.info.file_format.value != "array_record":
+    kind = "unknown" if builder.info.file_format is None else builder.info.file_format.value
+    if kind != "array_record":
         raise DataError(
-            f"{folder} holds {builder.info.file_format.value} files: delete the folder to prepare it as "
+            f"{folder} holds {kind} files: delete the folder to prepare it as "
             "array_record, or give another --data_dir"
         )
 
@@ -166,6 +168,6 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "name", None, "TFDS name, such as cifar10 or imagenette/160px-v2, or the path of a builder."
     )
-    flags.DEFINE_string("data_dir", None, "Where to; TFDS's own default if not given.")
+    flags.DEFINE_string("data_dir", None, "Target folder; TFDS's default if not given.")
     flags.mark_flags_as_required(["name"])
     cli.run(main)

@@ -2,7 +2,7 @@
 
 Recipe A trains a plain ViT-S/16 (arXiv:2205.01580), in the two variants that differ by settings only: as
 in big_vision, and as in the code of arXiv:2601.15506. Recipe B is DeiT-III (arXiv:2204.07118), as
-"Registers in Small Vision Transformers" has it. Whoever changes a setting here changes what is compared.
+"Registers in Small Vision Transformers" has it. A change of a setting here changes what is compared.
 """
 
 from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run
@@ -11,7 +11,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REAL, V2 = "imagenet2012_real validation", "imagenet_v2/matched-frequency test"
 
 
-def big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
+def recipe_a_big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
     """Recipe A as in big_vision's vit_s16_i1k: 99 % of the training split, MLP head, tanh GELU.
 
     Deviation: mixing groups are those of 8 devices, on any number of devices.
@@ -47,7 +47,7 @@ def big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
     )
 
 
-def fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
+def recipe_a_fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
     """Recipe A as in the code of arXiv:2601.15506 with the flag that all its scripts give,
     --torchvision-inception-crop: all of the training split, linear head, exact GELU."""
     return Config(
@@ -67,11 +67,11 @@ def fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
     )
 
 
-def deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> Config:
+def recipe_b_deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> Config:
     """Recipe B: DeiT-III Small with a batch of 256 for each of `ranks` processes.
 
-    4 ranks are those of the registers study, as far as it says; 8 those of DeiT-III's own command.
-    Deviation: bfloat16 in the place of float16 with scaled gradients. The average (ema) is kept and
+    The registers study has 4 ranks, as far as it reports; the command of DeiT-III has 8.
+    Deviation: bfloat16 instead of float16 with scaled gradients. The average (ema) is kept and
     evaluated beside the parameters, which are what both report.
     """
     return Config(

@@ -38,8 +38,8 @@ from vit_registers.models.params import abstract_model
 from vit_registers.runs import run_lock
 from vit_registers.runs.loop import StopRequest
 from vit_registers.runs.sweeps import (
-    Run,
     Sweep,
+    SweepRun,
     parse_arguments,
     read_result,
     read_sweep,
@@ -56,7 +56,7 @@ LOOK_AGAIN_S = 1.0
 class Failure:
     """A run that did not finish, with the exit code of its training, and why."""
 
-    run: Run
+    run: SweepRun
     code: int
     reason: str
 
@@ -77,7 +77,7 @@ def locked(folder: Path) -> Iterator[int | None]:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from error
     with file:
-        if not run_lock.try_lock(file.fileno(), folder / ".lock") or run_lock.holder(folder) is not None:
+        if not run_lock.try_lock(file.fileno(), folder / ".lock") or run_lock.lock_holder(folder) is not None:
             yield None
         else:
             os.ftruncate(file.fileno(), 0)
@@ -86,7 +86,7 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 def holder(folder: Path) -> str | None:
     """Who works in a run folder, for a sweep or without one; None where nobody does. Makes nothing."""
-    if (trains := run_lock.holder(folder)) is not None:
+    if (trains := run_lock.lock_holder(folder)) is not None:
         return trains
     with contextlib.suppress(OSError), (folder / ".lock").open() as file:  # no such file, or no locks
         try:
@@ -105,19 +105,19 @@ class Screen:
     def __init__(self, total: int):
         self._total, self._is_live = total, sys.stdout.isatty()
 
-    def say(self, run: Run, text: str, *, end: str = "\n") -> None:
+    def say(self, run: SweepRun, text: str, *, end: str = "\n") -> None:
         """Prints a line that stays."""
         clear = "\r\x1b[K" if self._is_live else ""
         with contextlib.suppress(OSError):  # nobody looks any more: no reason to stop
             print(f"{clear}[{run.index + 1}/{self._total}] {run.name}: {text}", end=end, flush=True)
 
-    def show(self, run: Run, text: str) -> None:
+    def show(self, run: SweepRun, text: str) -> None:
         """Shows a line until the next one, on a terminal only."""
         if self._is_live:
             self.say(run, text, end="")
 
 
-def start(run: Run, lock: int) -> subprocess.Popen:
+def start(run: SweepRun, lock: int) -> subprocess.Popen:
     """The process that trains the run; it holds the lock too."""
     command = [*TRAIN, *run.arguments]
     try:
@@ -134,7 +134,7 @@ def start(run: Run, lock: int) -> subprocess.Popen:
     return child
 
 
-def watch(child: subprocess.Popen, run: Run, stop: StopRequest, screen: Screen) -> int:
+def watch(child: subprocess.Popen, run: SweepRun, stop: StopRequest, screen: Screen) -> int:
     """The exit code of a run's training, once it has ended. A stop is passed on to it."""
     is_told = False
     while True:
@@ -154,7 +154,7 @@ def last_line(path: Path) -> str:
     return next(said, "it printed nothing")[:300]
 
 
-def finish(run: Run, lock: int, stop: StopRequest, screen: Screen) -> tuple[int, str]:
+def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple[int, str]:
     """Trains a run to its end, or to a stop, unless it is done: the exit code, and what came of it."""
     try:
         result = read_result(run)
@@ -177,7 +177,7 @@ def finish(run: Run, lock: int, stop: StopRequest, screen: Screen) -> tuple[int,
 # --- all runs --------------------------------------------------------------------------------
 
 
-def work_off(runs: Sequence[Run], total: int, stop: StopRequest) -> list[Failure]:
+def work_off(runs: Sequence[SweepRun], total: int, stop: StopRequest) -> list[Failure]:
     """Finishes all `runs` or leaves them to others, who are waited for. Returns those that failed here."""
     screen, failures = Screen(total), []
     waiting, is_first = list(runs), True
@@ -203,7 +203,7 @@ def work_off(runs: Sequence[Run], total: int, stop: StopRequest) -> list[Failure
     return failures
 
 
-def check(sweep: Sweep, runs: Sequence[Run]) -> None:
+def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
     """Raises ConfigError for the first run that cannot be: by its model, its settings or its folder."""
     jax.config.update("jax_platforms", "cpu")  # the accelerator's memory is for the runs
     models = set()
@@ -221,7 +221,7 @@ def check(sweep: Sweep, runs: Sequence[Run]) -> None:
             raise ConfigError(f"{where} has a setting that no flag can say: have get_config() set it")
 
 
-def show_list(runs: Sequence[Run]) -> None:
+def show_list(runs: Sequence[SweepRun]) -> None:
     """Prints a line per run with its state, and how many runs there are in each."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     width = max(len(run.name) for run in runs)
@@ -255,7 +255,7 @@ def exit_code(failures: Sequence[Failure]) -> int:
 
 def main() -> None:
     """The command line."""
-    sweep = read_sweep(cli.read_config())
+    sweep = read_sweep(cli.config_of_flags())
     runs, index = sweep.runs, flags.FLAGS.index
     if index is not None:
         if index >= len(runs):

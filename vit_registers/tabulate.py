@@ -27,7 +27,15 @@ from absl import flags
 from vit_registers import cli
 from vit_registers.errors import ConfigError
 from vit_registers.runs.results import non_finite_of
-from vit_registers.runs.sweeps import SEED, Run, Sweep, count_parameters, read_result, read_sweep, short_keys
+from vit_registers.runs.sweeps import (
+    SEED,
+    Sweep,
+    SweepRun,
+    count_parameters,
+    read_result,
+    read_sweep,
+    short_keys,
+)
 
 Labels = Mapping[str, str]
 
@@ -37,7 +45,7 @@ class Cell:
     """The runs of a sweep that differ in their seed alone, and the results of those that are finished."""
 
     labels: Labels
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
     results: tuple[Mapping[str, Any], ...]
 
 
@@ -67,7 +75,7 @@ def read_cells(sweep: Sweep) -> list[Cell]:
     label = getattr(sweep.module, "label", None) or (
         lambda point, arg: {short[key]: str(value) for key, value in point.items()}
     )
-    grouped: list[tuple[dict[str, Any], list[Run]]] = []
+    grouped: list[tuple[dict[str, Any], list[SweepRun]]] = []
     for run in sweep.runs:
         point = {key: value for key, value in run.point.items() if key != SEED}
         found = next((runs for other, runs in grouped if other == point), None)
@@ -283,7 +291,7 @@ def main() -> None:
     """The command line."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     values = flags.FLAGS
-    sweep = read_sweep(cli.read_config())
+    sweep = read_sweep(cli.config_of_flags())
     cells = read_cells(sweep)
     baseline = find_cell(cells, sweep.call("baseline", None), sweep.config)
     published = sweep.call("published", [])

@@ -16,7 +16,6 @@ startup.begin(__name__)
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +24,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from vit_registers import cli, loading
+from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
 from vit_registers.config import Config
 from vit_registers.data.batch import relabel
 from vit_registers.data.loaders import Loader, OtherSplit, check_classes, open_also_eval, open_data
 from vit_registers.data.prefetch import ahead
+from vit_registers.digests import text_digest
 from vit_registers.errors import TrainingError
 from vit_registers.evaluation.classification import make_evaluate
 from vit_registers.models.masks import resolve
@@ -103,7 +103,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             if traced is not None and start_step >= traced[0]:
                 progress.say(f"no trace: run.profile_steps={config.run.profile_steps} begins before that")
         else:
-            loading.check_kept_head(config.init_from, data.class_names)
+            fine_tuning.check_kept_head(config.init_from, data.class_names)
         state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
         loop = Loop(
             config=config,
@@ -146,13 +146,13 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, OtherSplit], TrainedO
     Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
     where the processes of a job do not have the same data.
     """
-    loading.check_choices(config.init_from)
+    fine_tuning.check_choices(config.init_from)
     loader = open_data(config)
     others = open_also_eval(config, loader)
     loader.num_examples(config.data.eval_split)
     number = loader.num_examples(config.data.train_split)
     names = loader.class_names
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    digest = text_digest("\n".join(names))[:8]
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
     distributed.require_same(
         {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
@@ -203,7 +203,7 @@ def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
     """The state that a new run starts from: of the initializers, or of the weights that are given."""
     if config.init_from.path is None:
         return setup.make_state()
-    taken = loading.start_leaves(config.init_from, config.model)
+    taken = fine_tuning.start_leaves(config.init_from, config.model)
     fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
     parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
@@ -242,7 +242,7 @@ def make_evaluators(
 
 def main() -> None:
     """The command line."""
-    given, config = flags.FLAGS, cli.read_config()
+    given, config = flags.FLAGS, cli.config_of_flags()
     distributed.join(
         is_cluster=given.distributed,
         coordinator=given.coordinator,

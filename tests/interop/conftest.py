@@ -16,7 +16,7 @@ from flax import nnx
 from vit_registers.config import Model
 from vit_registers.interop import containers, reading
 from vit_registers.interop.export import targets
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.models.vit import Outputs, ViT
 
 TINY = {
@@ -102,7 +102,7 @@ def timm_model(name: str, **settings):
 @shared
 def from_folder(folder, source: str = "auto", **hints) -> ViT:
     """The model of a checkpoint in files."""
-    return reading.build(reading.open_path(folder, source=source, hints=Hints(**hints)))
+    return reading.load_opened(reading.open_path(folder, source=source, hints=Hints(**hints)))
 
 
 @shared
@@ -213,7 +213,7 @@ def load():
     """load(state, source, **hints): (the Model, its parameters) of tensors by name."""
 
     def load(state, source, **hints):
-        opened = reading.open_weights(containers.from_mapping(state), source=source, hints=Hints(**hints))
+        opened = reading.understand(containers.from_arrays(state), source=source, hints=Hints(**hints))
         return opened.model, reading.read_leaves(opened)
 
     return load

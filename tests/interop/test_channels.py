@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import vit_registers
-from vit_registers import loading
+from vit_registers import fine_tuning, loading
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, transfer
@@ -73,7 +73,7 @@ def test_training_starts_from_weights_of_other_channels(make, params, tmp_path, 
     assert run_here("convert", f"--input={path}", f"--output={run}", "--num_heads=4")[0] == 0
     target = make(channels=1, num_classes=7).model
     taken = [
-        loading.start_leaves(InitFrom(path=str(start), num_heads=heads), target)
+        fine_tuning.start_leaves(InitFrom(path=str(start), num_heads=heads), target)
         for start, heads in ((path, 4), (run, None))
     ]
     assert_same(*taken)

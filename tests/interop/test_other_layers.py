@@ -11,7 +11,7 @@ import vit_registers
 from vit_registers.errors import CheckpointError, UserError
 from vit_registers.interop import from_state_dict, reading
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 
 torch = pytest.importorskip("torch")
 
@@ -59,12 +59,12 @@ def weights_of(timm):
 
 
 def opened(weights, settings=None, source="auto", **hints):
-    return reading.open_weights(weights, source=source, hints=Hints(**hints), settings=settings)
+    return reading.understand(weights, source=source, hints=Hints(**hints), settings=settings)
 
 
 @pytest.mark.parametrize(("name", "reason"), NAMES)
 def test_an_architecture_with_other_layers_is_refused_by_name(name, reason, noise):
-    weights = reading.containers.from_mapping(noise({"patch_embed.proj.weight": (8, 3, 4, 4)}))
+    weights = reading.containers.from_arrays(noise({"patch_embed.proj.weight": (8, 3, 4, 4)}))
     for settings, hints in (({"architecture": name}, {}), (None, {"architecture": name})):
         with pytest.raises(CheckpointError, match=f"'{name}' of timm .*{reason}"):
             opened(weights, settings, **hints)

@@ -4,7 +4,7 @@ import pytest
 
 from vit_registers.errors import ConfigError
 from vit_registers.interop.preprocessing import eval_ops
-from vit_registers.interop.shown import eval_ops_at, shown
+from vit_registers.interop.shown import eval_ops_at, shown_part
 
 LARGE = "resize_small({}, 'pil_bicubic') | central_crop(rounding='half_even')"
 AT_HALF = {  # at 112 px, of what was made for 224
@@ -31,7 +31,7 @@ def test_the_short_side_follows_the_image_size(ops):
 def test_the_share_is_kept(size, share):
     """Of DINOv2's 518 px and others, to a pixel."""
     ops = eval_ops_at(eval_ops((518, 518), share, "pil_bicubic"), old=(518, 518), new=(size, size))
-    assert shown(ops, (size, size)).share == pytest.approx(share, abs=1.5 / size)
+    assert shown_part(ops, (size, size)).share == pytest.approx(share, abs=1.5 / size)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_what_cannot_be_scaled_is_refused(ops):
 
 
 def test_what_is_shown_in_words():
-    found = shown(LARGE.format(256), (224, 224))
+    found = shown_part(LARGE.format(256), (224, 224))
     assert found == (0.875, "pil_bicubic", "87.5 % of the short side (76.6 % of a square image)")
-    assert shown("resize('area')", (224, 112))[1:] == (
+    assert shown_part("resize('area')", (224, 112))[1:] == (
         "area",
-        "whole images, resized to 224 x 112 px whatever their aspect",
+        "whole images, resized to 224 x 112 px of any aspect",
     )
-    assert shown("", (8, 8)).text == "whole images, not resized"
+    assert shown_part("", (8, 8)).text == "whole images, not resized"
     for ops in ("inception_crop | flip", "resize_small(", "3 | 4", "central_crop"):
-        assert shown(ops, (8, 8)) == (None, None, f"what data.eval_ops={ops!r} leaves")
+        assert shown_part(ops, (8, 8)) == (None, None, f"what data.eval_ops={ops!r} leaves")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_registers.interop import containers, reading
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
@@ -132,16 +132,16 @@ for _name, _sizes in CLIPS.items():
 
 @pytest.fixture
 def opened(monkeypatch):
-    """opened(source, shapes, settings, **hints): the Opened of tensors that must not be read."""
+    """opened(source, shapes, settings, **hints): the OpenedWeights of tensors that must not be read."""
 
     def refuse(weights, name):
         raise AssertionError(f"{name} was read")
 
     def opened(source, shapes, settings=None, **hints):
         state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-        weights = containers.from_mapping(state)
+        weights = containers.from_arrays(state)
         monkeypatch.setattr(containers.Weights, "__getitem__", refuse)
-        return reading.open_weights(weights, source=source, hints=Hints(**hints), settings=settings)
+        return reading.understand(weights, source=source, hints=Hints(**hints), settings=settings)
 
     return opened
 

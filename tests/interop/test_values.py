@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import vit_registers
-from vit_registers import loading
+from vit_registers import fine_tuning, loading
 from vit_registers.config import Config, InitFrom, Model
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import containers, from_state_dict, reading
 from vit_registers.interop.export import targets
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.interop.values import as_float32, check_finite
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState
@@ -64,7 +64,7 @@ def test_values_that_are_not_finite_are_named_and_counted(way, kind, state, run_
         assert code == 2
     elif way == "init_from":
         with pytest.raises(CheckpointError) as caught:
-            loading.start_leaves(InitFrom(path=str(path), num_heads=4), Model())
+            fine_tuning.start_leaves(InitFrom(path=str(path), num_heads=4), Model())
     else:
         with pytest.raises(CheckpointError) as caught:
             if way == "load":
@@ -126,7 +126,7 @@ OTHERS = ["int16", "int32", "int64", "uint16", "uint32", "uint64", "complex64"]
 
 @pytest.mark.parametrize("dtype", OTHERS)
 def test_what_is_not_floating_point_is_no_weight(dtype, state):
-    with pytest.raises(CheckpointError, match=f"'{NAME}' is {dtype}, want floating point"):
+    with pytest.raises(CheckpointError, match=f"'{NAME}' is {dtype}, not floating point"):
         from_state_dict(state | {NAME: state[NAME].astype(dtype)}, source="timm", num_heads=4)
 
 
@@ -156,13 +156,13 @@ def test_infinities_of_a_fixed_mask_are_read(tmp_path, make, params):
     model = make(summary_factor=2, mask="fractal_released", **settings)
     arrays = dict(targets.export(model.model, params(model), "mup_vit").weights(np.float32))
     assert np.isinf(arrays["mask"]).any()
-    weights = containers.from_mapping(arrays)
-    opened = reading.open_weights(weights, source="mup_vit", hints=Hints(num_heads=4))
+    weights = containers.from_arrays(arrays)
+    opened = reading.understand(weights, source="mup_vit", hints=Hints(num_heads=4))
     assert opened.model.mask == "fractal_released"
     assert all(np.isfinite(leaf).all() for _, leaf in reading.iter_leaves(opened))
     arrays["mask"][0, 0] = np.nan
-    with pytest.raises(CheckpointError, match="none of the masks"):
-        reading.open_weights(containers.from_mapping(arrays), source="mup_vit", hints=Hints(num_heads=4))
+    with pytest.raises(CheckpointError, match="none of the known masks"):
+        reading.understand(containers.from_arrays(arrays), source="mup_vit", hints=Hints(num_heads=4))
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_a_run_that_is_not_finite_is_not_exported(target, run_of, run_here, tmp_
 def test_training_does_not_start_from_a_run_that_is_not_finite(run_of, tmp_path):
     run = str(run_of(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="'blocks/1/norm1/scale' has 1 NaN"):
-        loading.start_leaves(InitFrom(path=run), loading.read_config(run)[1].model)
+        fine_tuning.start_leaves(InitFrom(path=run), loading.read_config(run)[1].model)
 
 
 @pytest.mark.parametrize("what", ["save", "check", "ctrl-C"])

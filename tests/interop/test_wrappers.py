@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import vit_registers
-from vit_registers import loading
+from vit_registers import fine_tuning
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
+from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export import targets
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
@@ -42,7 +43,7 @@ def _other(state, shift):
 
 @pytest.fixture
 def opened(tmp_path):
-    """opened(content, **hints): the Opened of what torch saved."""
+    """opened(content, **hints): the OpenedWeights of what torch saved."""
 
     def opened(content, source="timm", **hints):
         torch.save(content, tmp_path / "checkpoint.pth")
@@ -93,7 +94,7 @@ def test_wrappers_within_names(wrapper, state, opened, assert_read):
 
 def test_names_that_differ_in_wrappers_only(state, opened, assert_read):
     content = _prefixed("", state) | _prefixed("_orig_mod.", {"norm.weight": state["norm.weight"] + 1})
-    with pytest.raises(CheckpointError, match=r"and '_orig_mod\.norm\.weight' are the same but"):
+    with pytest.raises(CheckpointError, match=r"and '_orig_mod\.norm\.weight' differ only in"):
         opened(content)
     assert_read(opened(content, leave_out=("_orig_mod.*",)), state)
 
@@ -182,7 +183,7 @@ def test_which_copy_is_read(kind, asked, bare, opened, assert_read):
     said = (f"'{averaged}' is read", f"not {trained} (params='params')")
     said = said if is_averaged else (f"{trained} is read", f"not '{averaged}' (params='ema')")
     for part in (*said, "another copy of the network"):
-        assert part in reading.describe(there)
+        assert part in describe_weights(there)
 
 
 def test_names_of_pytorchs_own_tutorial_and_of_lightning(bare, opened, assert_read):
@@ -193,7 +194,7 @@ def test_names_of_pytorchs_own_tutorial_and_of_lightning(bare, opened, assert_re
     content |= {"lr": torch.tensor(0.1)}
     there = opened(content)
     assert_read(there, bare)
-    assert "the state of training (5 tensors), numbers beside the network (2 tensors)" in reading.describe(
+    assert "the state of training (5 tensors), numbers beside the network (2 tensors)" in describe_weights(
         there
     )
     both = content | {"model_ema_state_dict": _prefixed("module.", _other(bare, 1))}
@@ -210,7 +211,7 @@ def test_load_convert_and_training_take_the_average(state, run_here, tmp_path, a
     code, out, err = run_here("convert", *args)
     assert code == 0 and "'state_dict_ema' is read, not 'state_dict' (params='params')" in out, err
     start = InitFrom(path=str(path), params="ema", source="timm", num_heads=4, keep_head=True)
-    taken = loading.start_leaves(start, loaded.model)
+    taken = fine_tuning.start_leaves(start, loaded.model)
     expected = dict(leaves_of(expected))
     for leaves in (params(loaded), params(vit_registers.load(run))):
         assert_same(dict(leaves_of(leaves)), expected)
@@ -280,7 +281,7 @@ def test_what_self_supervision_adds_is_left_out(kind, bare, opened, assert_read)
     assert_read(there, bare)
     count = 3 * len(_mlp_head()) - len(_mlp_head()) if kind == "moco" else len(_decoder())
     what = "a self-supervision head" if kind == "moco" else "the decoder of a masked autoencoder"
-    assert f"{what} ({count} tensors)" in reading.describe(there)
+    assert f"{what} ({count} tensors)" in describe_weights(there)
 
 
 def test_the_average_of_moco(bare, opened, assert_read):
@@ -327,7 +328,7 @@ def test_heads_of_other_names_are_refused_or_left_out(kind, prefix, bare, opened
     there = opened(content, leave_out=(pattern,))
     assert_read(there, bare)
     assert there.model.num_classes == 0
-    assert f"leave_out='{pattern}' ({len(extra)} tensors)" in reading.describe(there)
+    assert f"leave_out='{pattern}' ({len(extra)} tensors)" in describe_weights(there)
     assert_read(opened(content, leave_out=(pattern.removeprefix(prefix),)), bare)
 
 
@@ -402,7 +403,7 @@ def test_convert_leaves_out(state, run_here, tmp_path):
     assert vit_registers.load(tmp_path / "run").model.num_classes == 0
     again = (f"--input={tmp_path}/run", f"--output={tmp_path}/again", "--leave_out=head.*")
     code, _, err = run_here("convert", *again)
-    assert code == 2 and "is a run folder, whose config says all" in err
+    assert code == 2 and "is a run folder, whose config has all settings" in err
     for settings in ({"leave_out": ("head.*",)}, {"num_heads": 4}):
         with pytest.raises(ConfigError, match="is a run folder"):
-            loading.start_leaves(InitFrom(path=f"{tmp_path}/run", **settings), None)
+            fine_tuning.start_leaves(InitFrom(path=f"{tmp_path}/run", **settings), None)

@@ -13,7 +13,7 @@ from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
 from vit_registers.runs.checkpoint_folder import find_step_damage, list_steps
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.runs.run_lock import FILE, RunLock, holder
+from vit_registers.runs.run_lock import FILE, RunLock, lock_holder
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
@@ -100,9 +100,9 @@ def test_checkpoints_that_are_removed_are_said_and_saved_again(tmp_path, saver, 
 def test_a_lock_that_is_removed_is_taken_again(tmp_path, saver):
     run = tmp_path / "run"
     (run / FILE).unlink()
-    assert holder(run) is None
+    assert lock_holder(run) is None
     saver.save_surely(_state(2), None)
-    assert holder(run) is not None
+    assert lock_holder(run) is not None
     (run / FILE).unlink()
     with RunLock(run), pytest.raises(CheckpointError, match="in use by process"):
         saver.save(_state(3), None)

@@ -49,7 +49,7 @@ def test_last_and_best_of_the_first_evaluator(tmp_path):
 
 def test_training_steps_are_no_evaluations_of_a_split_called_train():
     records = [*RECORDS[:2], {"step": 4, "train/loss": 1.0, "train/top1": 0.5, "train/images": 9}]
-    summary = results.summarize(records, evaluators=["train"], total_steps=4)
+    summary = results.summarize_records(records, evaluators=["train"], total_steps=4)
     assert (summary["best"]["top1"], summary["best"]["step"]) == (0.5, 4)
 
 
@@ -60,7 +60,7 @@ BROKEN = ({"test/loss": None}, {"test/non_finite": 3}, {"test/loss": float("nan"
 def test_an_evaluation_that_is_not_finite_is_never_best(tmp_path, broken):
     perfect = {"test/loss": 0.0, "test/top1": 1.0, "test/images": 9, "test/non_finite": 0}
     records = [*RECORDS, {"step": 14, **perfect, **broken}]
-    best = results.summarize(records, evaluators=["test", "real"], total_steps=14)["best"]
+    best = results.summarize_records(records, evaluators=["test", "real"], total_steps=14)["best"]
     assert (best["top1"], best["step"]) == (0.5, 8)
     _write(tmp_path, records[-1:])
     results.write_result(tmp_path, evaluators=["test"], total_steps=14, params={}, made={})
@@ -69,7 +69,7 @@ def test_an_evaluation_that_is_not_finite_is_never_best(tmp_path, broken):
 
 
 def test_run_that_was_never_evaluated_has_no_best():
-    summary = results.summarize(RECORDS[:2], evaluators=["test"], total_steps=2)
+    summary = results.summarize_records(RECORDS[:2], evaluators=["test"], total_steps=2)
     assert (summary["metrics"], summary["best"], summary["time_s"]) == ({}, None, 1.0)
 
 

@@ -18,7 +18,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.runs import run_lock
 from vit_registers.runs.checkpoint_folder import find_step_damage, list_steps
 from vit_registers.runs.metrics_log import read_records
-from vit_registers.runs.run_lock import RunLock, holder
+from vit_registers.runs.run_lock import RunLock, lock_holder
 
 ROUNDS = 10 if "LONG_TESTS" in os.environ else 2
 ARGS = (
@@ -78,7 +78,7 @@ def test_the_lock_of_another_process_is_named_and_ends_with_it_even_by_kill_9(tm
     try:
         before = sorted(tmp_path.iterdir())
         who = f"process {program.pid} on {socket.gethostname()} (since "
-        assert holder(tmp_path).startswith(who)
+        assert lock_holder(tmp_path).startswith(who)
         code, out, err = run_here("train", *ARGS, f"--workdir={tmp_path}")
         assert (code, out) == (2, "")
         assert err.startswith(f"error: {tmp_path} is in use by {who}") and err.count("\n") == 1
@@ -87,13 +87,13 @@ def test_the_lock_of_another_process_is_named_and_ends_with_it_even_by_kill_9(tm
         program.send_signal(signal.SIGKILL)
         program.communicate()
     assert (tmp_path / run_lock.FILE).exists()  # left behind
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
     with RunLock(tmp_path):
-        assert holder(tmp_path).startswith(f"process {os.getpid()} on ")
+        assert lock_holder(tmp_path).startswith(f"process {os.getpid()} on ")
         with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on "):
             RunLock(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 def test_a_folder_that_took_the_place_of_the_locked_one_has_a_lock_of_its_own(tmp_path):
@@ -104,8 +104,8 @@ def test_a_folder_that_took_the_place_of_the_locked_one_has_a_lock_of_its_own(tm
     run.mkdir()
     with RunLock(run):
         first.close()  # leaves the other's file
-        assert holder(run) is not None
-    assert holder(moved) is None
+        assert lock_holder(run) is not None
+    assert lock_holder(moved) is None
     assert list(moved.iterdir()) == list(run.iterdir()) == []
 
 
@@ -116,7 +116,7 @@ def test_where_the_file_system_has_no_locks_a_line_says_so(tmp_path, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", flock)  # there is no such file system here
     with RunLock(tmp_path):
-        assert holder(tmp_path) is None
+        assert lock_holder(tmp_path) is None
     (line,) = capsys.readouterr().out.splitlines()
     assert f"{tmp_path} is not protected against a second start: its file system has no locks" in line
     assert os.strerror(code) in line

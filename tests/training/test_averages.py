@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 import vit_registers
-from vit_registers import convert, evaluate, loading
+from vit_registers import convert, evaluate, fine_tuning
 from vit_registers.config import Checkpoint, Config, Data, InitFrom, Mesh, Model, Optimizer, Run
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
 from vit_registers.runs import checkpoint_folder
@@ -103,12 +103,12 @@ def test_the_average_is_what_is_evaluated_and_loaded(run):
 
 def test_the_average_is_what_is_converted_and_what_others_start_from(run, tmp_path):
     ema = _saved(run, "ema")
-    source = convert.open_source(str(run), source="auto", hints=Hints(), step=None, params=None)
+    source = convert.open_input(str(run), source="auto", hints=Hints(), step=None, params=None)
     convert.to_run(source, str(tmp_path / "converted"))
     for path in (run, tmp_path / "converted"):
         settings = InitFrom(path=str(path), keep_head=True)
-        _assert_equal(loading.start_leaves(settings, DIGITS.model), leaves_of(ema))
-    assert convert.check(source, str(tmp_path / "converted"), None, "float32") == len(leaves_of(ema))
+        _assert_equal(fine_tuning.start_leaves(settings, DIGITS.model), leaves_of(ema))
+    assert convert.check_written(source, str(tmp_path / "converted"), None, "float32") == len(leaves_of(ema))
 
 
 def test_the_average_and_the_optimizer_start_from_given_weights_too(run, change):

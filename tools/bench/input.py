@@ -52,9 +52,9 @@ PLAIN = "inception_crop | flip"
 EVALUATION = "resize_small(256) | central_crop"
 BOXES = {"inception_crop": crops.inception_box, "random_resized_crop": crops.random_resized_box}
 RECIPES = {
-    "A (big_vision)": recipes.big_vision().data,
-    "A (fractal)": recipes.fractal().data,
-    "B (DeiT-III)": recipes.deit3().data,
+    "A (big_vision)": recipes.recipe_a_big_vision().data,
+    "A (fractal)": recipes.recipe_a_fractal().data,
+    "B (DeiT-III)": recipes.recipe_b_deit3().data,
 }
 WHAT = ("plain", "recipes", "profile", "memory")
 GOALS = {"crop and flip": 0.95, "evaluation": 0.7}

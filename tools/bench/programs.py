@@ -15,7 +15,7 @@ from vit_registers.analysis.experiments.cost import forward_flops
 from vit_registers.config import Config, Model
 from vit_registers.data.batch import Batch, normalize, synthetic_batches, to_device
 from vit_registers.models.blocks import DTYPES
-from vit_registers.models.params import build
+from vit_registers.models.params import build_model
 from vit_registers.models.vit import token_layout
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -113,7 +113,7 @@ def forward_pass(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Start
     @jax.jit
     def logits(params: Any, batch: Batch) -> jax.Array:
         image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
-        return build(setup.graphdef, params)(image).logits
+        return build_model(setup.graphdef, params)(image).logits
 
     compiled = logits.lower(params, batch).compile()
     return compiled, lambda: compiled(params, batch)

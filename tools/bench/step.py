@@ -241,7 +241,7 @@ def chosen(base: Config, choices: Choices) -> Config:
 def main() -> None:
     """The command line."""
     choices = read_choices()
-    base, seconds = chosen(cli.read_config(), choices), choices.seconds
+    base, seconds = chosen(cli.config_of_flags(), choices), choices.seconds
     mesh, num_devices = sharding.make_mesh(base.mesh), jax.device_count()
     is_cpu = jax.devices()[0].platform == "cpu"
     print(f"{machine()}; batch {base.data.batch_size}; {choices.rounds} rounds of {seconds} s", flush=True)

@@ -1,7 +1,6 @@
 """Checkpoints with the images that they are shown."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import math
 import re
@@ -17,8 +16,10 @@ from vit_registers.config import Config, Data, Mesh, image_size
 from vit_registers.data.loaders import Loader, open_data
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
+from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.shown import Shown, shown
+from vit_registers.interop.description import describe_normalisation
+from vit_registers.interop.shown import Shown, shown_part
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
@@ -67,13 +68,13 @@ class OpenedModel:
     @property
     def shown(self) -> Shown:
         """The part of each image that the model is shown."""
-        return shown(self.config.data.eval_ops, image_size(self.config))
+        return shown_part(self.config.data.eval_ops, image_size(self.config))
 
     def describe_images(self) -> str:
         """How the images are prepared, in a line."""
         data, (height, width) = self.config.data, image_size(self.config)
         parts = (f"{self.shown.text}, at {height} x {width} px", self.shown.method)
-        parts += (loading.describe_normalisation(data, self.normalisation),)
+        parts += (describe_normalisation(data, self.normalisation),)
         return "sees " + ", ".join(part for part in parts if part)
 
     def provenance(self) -> dict[str, Any]:
@@ -150,13 +151,13 @@ def _open(
         step, config = loading.read_config(path, step, overrides)
         model = loading.run_model(path, step, config.model)
         origin = loading.normalisation_origin(path, step)
-        digest = _sha256([Path(checkpoint_root(path)) / str(step) / MANIFEST])
+        digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names = loading.trained_names(path, step)
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = loading.open_others(path, overrides)
-        digest = _sha256(_files(Path(path).expanduser()))
+        model, config, origin = loading.open_external(path, overrides)
+        digest = files_digest(_files(Path(path).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config, data, overrides))
     check_memory(config, sharding.make_mesh(Mesh()), is_training=False)
@@ -277,12 +278,3 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(p for p in path.iterdir() if p.is_file())
     return [path]
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

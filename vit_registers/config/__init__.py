@@ -1,12 +1,11 @@
-"""Every setting and its default (core.py), which values it may have (checks.py), conversion (convert.py), and
-the --config flag (flag.py).
+"""Settings with defaults (core.py), valid values (checks.py), conversion (convert.py), --config (flag.py).
 
 Config files build a `Config` and return `to_config_dict(config)`, so that every setting prints and
 `--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses unknown
-keys, wrong types and values that cannot be.
+keys, wrong types and invalid values.
 """
 
-from vit_registers.config.checks import check, check_section, check_value
+from vit_registers.config.checks import check_config, check_section, check_value
 from vit_registers.config.convert import (
     check_names,
     flatten,
@@ -46,7 +45,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Run",
-    "check",
+    "check_config",
     "check_names",
     "check_section",
     "check_value",

@@ -1,7 +1,7 @@
-"""Which values each setting of core.py may have by itself, whatever the others are.
+"""The valid values of each setting of core.py, independent of the other settings.
 
-What relates several settings is checked where it matters, but for the number of channels. Choices among names
-are checked where the names are.
+Relations between settings are checked by the code that uses them, except for the number of channels. Choices
+among names are checked by the modules that define the names.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from vit_registers.config.core import Config
 from vit_registers.errors import ConfigError
 
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config))
-MAX_STEPS = 10**8  # of a run, whose learning rates are a table
+MAX_STEPS = 10**8  # learning rates are a table of this length
 _MAX_INT = 2**31 - 1  # counts and shapes are int32 on the devices
-_MAX_DEPTH = 1000  # blocks are traced one by one: this many take half a minute
-_MAX_PIXELS = 65_535  # of a side; that of JPEG
-_MAX_SECONDS = 1e7  # 115 days; operating systems take no waits of any length
+_MAX_DEPTH = 1000  # tracing this many blocks takes half a minute
+_MAX_PIXELS = 65_535  # of a side, as in JPEG
+_MAX_SECONDS = 1e7  # 115 days; operating systems limit waits
 
-Rule = Callable[[Any], str | None]  # what is wanted instead of a value, None where it may be
+Rule = Callable[[Any], str | None]  # the condition that a value violates; None if it is valid
 
 
 def _at_least(least: int, most: int = _MAX_INT) -> Rule:
@@ -34,7 +34,7 @@ def _at_least(least: int, most: int = _MAX_INT) -> Rule:
 
 
 def _float32(value: float) -> float:
-    """The number as devices have it: rounded, infinite above 3.4e38 and 0 below 1.2e-38 (subnormal)."""
+    """The number in float32: rounded, infinite above 3.4e38 and 0 below 1.2e-38 (subnormal)."""
     with np.errstate(over="ignore"):
         rounded = float(np.float32(value))
     return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded
@@ -72,7 +72,7 @@ def _alpha(value: float) -> str | None:
 
 
 def _up_to(most: float, *, has_zero: bool) -> Rule:
-    """A length: positive, or also 0, and bounded."""
+    """A length: positive, or 0 if `has_zero`, and bounded."""
 
     def wanted(value: float) -> str | None:
         if (value >= 0.0 if has_zero else value > 0.0) and value <= most:
@@ -101,13 +101,13 @@ def _axis(value: int) -> str | None:
 
 
 def _kept(value: int) -> str | None:
-    # A damaged checkpoint would have none before it.
+    # If the last checkpoint is damaged, there has to be another one.
     return None if 2 <= value <= _MAX_INT else ">= 2, so that a damaged checkpoint has one before it"
 
 
 _share = _below_one(">= 0 and < 1")
 _epochs = _up_to(MAX_STEPS, has_zero=False)
-# Each value of a tuple is checked; None may be where core.py allows it.
+# Each value of a tuple is checked. None is valid if core.py allows it.
 RULES: dict[str, Rule] = {
     "model.width": _at_least(1),
     "model.depth": _at_least(0, _MAX_DEPTH),
@@ -172,7 +172,7 @@ _UNSET = {"optimizer.grad_clip_norm": "None for no clipping", "optimizer.ema_dec
 
 
 def _trouble(name: str, value: Any) -> str | None:
-    """What is wrong with the value of a setting, in a line; None where it may be."""
+    """What is wrong with the value of a setting, in one line; None if it is valid."""
     values = value if isinstance(value, tuple) else () if value is None else (value,)
     wanted = next(filter(None, map(RULES[name], values)), None)
     if wanted is None:
@@ -181,7 +181,7 @@ def _trouble(name: str, value: Any) -> str | None:
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raises ConfigError where the setting `name`, such as "run.seed", cannot have that value."""
+    """Raises ConfigError if the value is invalid for the setting `name`, such as "run.seed"."""
     if trouble := _trouble(name, value):
         raise ConfigError(trouble)
 
@@ -193,13 +193,13 @@ def _troubles(section: str, settings: Any) -> list[str]:
 
 
 def check_section(section: str, settings: Any) -> None:
-    """Raises ConfigError with all values that a section, such as "model" with a Model, cannot have."""
+    """Raises ConfigError with all invalid values of a section, such as "model" with a Model."""
     if troubles := _troubles(section, settings):
         raise ConfigError("; ".join(troubles))
 
 
-def check(config: Config, sections: Sequence[str] = SECTIONS) -> Config:
-    """The config. Raises ConfigError with all values of those sections that cannot be, in one line."""
+def check_config(config: Config, sections: Sequence[str] = SECTIONS) -> Config:
+    """The config. Raises ConfigError with all invalid values of those sections, in one line."""
     troubles = [line for section in sections for line in _troubles(section, getattr(config, section))]
     if "data" in sections:
         channels, data = config.model.channels, config.data

@@ -27,7 +27,7 @@ def nearest(key: str, known: typing.Iterable[str]) -> str:
 
 
 def suggestion(path: str) -> str:
-    """A hint for the name of a setting that does not exist: the nearest ones, in its section or another.
+    """A hint for an unknown setting: the nearest ones, in its section or another.
 
     Names are compared by spelling, by initials ("lr" is learning_rate) and by their words ("decay").
     """
@@ -41,13 +41,13 @@ def suggestion(path: str) -> str:
             return f"did you mean {' or '.join(repr(name) for name in found[:3])}?"
     if own:
         return f"settings of {section}: {', '.join(name.rpartition('.')[2] for name in own)}"
-    if close := difflib.get_close_matches(path, known, n=1, cutoff=0.75):  # the section is misspelt too
+    if close := difflib.get_close_matches(path, known, n=1, cutoff=0.75):  # the section is misspelt as well
         return f"did you mean '{close[0]}'?"
     return f"sections: {', '.join(to_dict(Config()))}"
 
 
 def _like(key: str, names: list[str]) -> list[str]:
-    """Those of the settings `names` whose last part is most like `key`."""
+    """The settings among `names` whose last part is most similar to `key`."""
     last = {name: name.rpartition(".")[2] for name in names}
     initials = {name: "".join(part[:1] for part in last[name].split("_")) for name in names}
     close = difflib.get_close_matches(key, last.values(), n=1, cutoff=0.7 if len(key) > 3 else 0.75)
@@ -60,7 +60,7 @@ def _like(key: str, names: list[str]) -> list[str]:
 
 
 def check_names(paths: typing.Iterable[str]) -> None:
-    """Raises ConfigError with all of the dotted `paths` that are not settings, and the nearest of each."""
+    """Raises ConfigError with all dotted `paths` that are not settings, and the nearest setting of each."""
     known = flatten(to_dict(Config()))
     unknown = [path for path in dict.fromkeys(paths) if path not in known]
     if unknown:
@@ -70,7 +70,7 @@ def check_names(paths: typing.Iterable[str]) -> None:
 
 
 def lookup(table: Mapping[str, Any], key: str, where: str) -> Any:
-    """table[key], or a ConfigError that names the setting `where` and lists what there is."""
+    """table[key], or a ConfigError that names the setting `where` and the known keys."""
     if key not in table:
         raise ConfigError(f"{where}='{key}' is unknown: {nearest(key, table)}")
     return table[key]
@@ -82,7 +82,7 @@ def _shown(value: Any) -> str:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}={_shown(value)}: want a section of settings")
         return _convert_section(hint, value, where)
@@ -113,8 +113,8 @@ def _convert_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
 def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.SECTIONS) -> Config:
     """The Config of a ConfigDict, or of a dict read from JSON.
 
-    Raises ConfigError for a wrong key or type, and in one line for all values that cannot be, in the
-    sections `checked`. The config of a run that was trained earlier needs no check of its values.
+    Raises ConfigError for a wrong key or type, and in one line for all invalid values of the sections
+    `checked`. The values of a run that was trained earlier need no check.
     """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
@@ -122,7 +122,7 @@ def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.S
         raise ConfigError(f"the config is of type {type(values).__name__}: want sections of settings")
     sections = to_dict(Config())
     check_names(name for name in flatten(values) if name not in sections)
-    return checks.check(_convert_section(Config, values, "config"), checked)
+    return checks.check_config(_convert_section(Config, values, "config"), checked)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -140,14 +140,14 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
             if dataclasses.is_dataclass(value):
                 out[name] = section(value)
             elif isinstance(hint, types.UnionType):
-                # Text is taken as it stands; the rest as a literal, so that None can be given too.
+                # Text is not parsed; other values are literals, so that None can be given.
                 out[name] = config_dict.placeholder(str if str in typing.get_args(hint) else object)
                 out[name] = value
             else:
                 out[name] = value
         return out
 
-    return section(config).lock()  # so that a misspelt name in a config file fails where it stands
+    return section(config).lock()  # so that a misspelt name in a config file fails in its line
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -164,10 +164,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def override(
     values: Mapping[str, Any], overrides: Mapping[str, Any], *, checked: Sequence[str] = checks.SECTIONS
 ) -> Config:
-    """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4} put in.
+    """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4}.
 
-    Where an override sets one of two alternatives (core.ALTERNATIVES), the other one is unset. Values are
-    checked as by from_mapping, when all overrides are in.
+    If an override sets one of two alternatives (core.ALTERNATIVES), the other one is unset. Values are
+    checked as by from_mapping, after all overrides.
     """
     check_names(overrides)
     nested = to_dict(from_mapping(values, checked=()))
@@ -178,7 +178,7 @@ def override(
 
 
 def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
-    """The settings whose alternative is overridden, while they are not."""
+    """The settings that are not overridden while their alternative is."""
     pairs = [*ALTERNATIVES, *(pair[::-1] for pair in ALTERNATIVES)]
     return {other: None for one, other in pairs if overrides.get(one) is not None and other not in overrides}
 
@@ -187,8 +187,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """The compact argument of a config file, `--config=configs/digits.py:registers=4,mask=fractal`.
 
     Returns a namespace with the keys of `defaults`; a value has the type of its default (int and
-    float by literal, str as it stands, bool as True or False, or True when only the key is given). A comma
-    between parentheses separates no keys: mask=file(path='m.npy', sha256='...').
+    float by literal, str unparsed, bool as True or False, or True if only the key is given). A comma between
+    parentheses does not separate keys: mask=file(path='m.npy', sha256='...').
     """
     values, given = dict(defaults), set()
     for item in filter(None, re.split(r",(?![^()]*\))", arg or "")):  # commas outside parentheses

@@ -240,6 +240,6 @@ def may_change(occasion: str) -> frozenset[str]:
     return frozenset(
         f"{section.name}.{field.name}"
         for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(section.default)
+        for field in dataclasses.fields(getattr(Config, section.name))
         if occasion in (*section.metadata.get("may_change", ()), *field.metadata.get("may_change", ()))
     )

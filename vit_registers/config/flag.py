@@ -1,4 +1,4 @@
-"""The --config flag of the programs: the Config that it gives, and its mistakes as one line each."""
+"""The --config flag of the programs: its Config, and its errors in one line each."""
 
 import re
 import sys
@@ -16,55 +16,57 @@ from vit_registers.errors import ConfigError, UserError
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _FLAG = re.compile(r"--?config(?:=|$)")
 _MAX_TEXT = 300  # characters of another package's message
-_WANT = "want a config file in Python, such as configs/digits.py"
+_WANT = "give a config file in Python, such as configs/digits.py"
 
 
 def check_arguments(argv: Sequence[str]) -> None:
-    """Raises ConfigError with all overrides that are no settings, or for a second --config. Reads no file."""
+    """Raises ConfigError with all overrides of unknown settings, or for a second --config. Reads no file."""
     matches = (_OVERRIDE.match(argument) for argument in argv)
     check_names(match[1] for match in matches if match)
     if (count := sum(bool(_FLAG.match(argument)) for argument in argv)) > 1:
         raise ConfigError(f"--config is given {count} times: keep one")
 
 
-def read(flag: flags.Flag) -> Config:
-    """The Config of a --config flag whose file is read.
+def read_flag(flag: flags.Flag) -> Config:
+    """The Config of a parsed --config flag. Raises ConfigError.
 
-    Where an override sets one of two alternatives, the other one is unset, whatever the file says.
+    If an override sets one of two alternatives, the other one is unset, whatever its value in the file.
     """
+    if flag.value is None:
+        raise ConfigError(f"--config has no value: {_WANT}")
     return override(flag.value, config_flags.get_override_values(flag))
 
 
 class ConfigFile(flags.ArgumentParser):
     """The parser of --config=FILE[:ARGUMENT], which calls get_config() of the file.
 
-    Whatever is wrong with the file, or raised by it, becomes a ConfigError that names the file and the line.
+    Every error in the file, or raised by it, becomes a ConfigError that names the file and the line.
     """
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser  # of ml_collections
 
-    def parse(self, path: str) -> ConfigDict:
+    def parse(self, argument: str) -> ConfigDict:
         """The ConfigDict that the file returns. Raises ConfigError."""
-        file = path.partition(":")[0]
+        file = argument.partition(":")[0]
         _check_file(file)
-        sys.modules.pop("config_config", None)  # of another file, whose get_config would stay
+        sys.modules.pop("config_config", None)  # of another file, whose get_config would be reused
         try:
-            config = self._parser.parse(path)
+            config = self._parser.parse(argument)
             if config is not None:
                 getattr(config, "keys", None)  # raises the error of a file that get_config() could not open
         except (Exception, SystemExit) as error:  # a config file can raise anything
             raise explain(error, file) from error
         if not isinstance(config, ConfigDict):
             raise ConfigError(
-                f"--config={file}: get_config() returned {type(config).__name__}; want a ConfigDict, as "
-                "to_config_dict(Config(...)) returns it"
+                f"--config={file}: get_config() returned {type(config).__name__}: return a "
+                "ConfigDict, such as to_config_dict(Config(...))"
             )
         return config
 
 
 def _check_file(path: str) -> None:
-    """Raises ConfigError for what can be no config file, by its name and first bytes."""
+    """Raises ConfigError for a file that is not a config file, by its name and first bytes."""
     if not path or path.startswith("--"):
         raise ConfigError(f"--config has no value: {_WANT}")
     file = Path(path).expanduser()
@@ -86,7 +88,7 @@ def _check_file(path: str) -> None:
 
 
 def explain(error: BaseException, path: str = "") -> UserError:
-    """What went wrong while the flags were parsed, in one line; `path` is the config file, if it was read."""
+    """An error of parsing the flags, in one line; `path` is the config file, if it was read."""
     chain = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
         chain.append(inner)
@@ -104,7 +106,7 @@ def explain(error: BaseException, path: str = "") -> UserError:
 
 
 def _line(error: BaseException, path: str) -> int | None:
-    """The line of the config file in which an error was raised; None where that is elsewhere."""
+    """The line of the config file in which an error was raised; None if it was raised elsewhere."""
     file = Path(path).expanduser().resolve()
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == file:
         return error.lineno
@@ -113,10 +115,10 @@ def _line(error: BaseException, path: str) -> int | None:
 
 
 def _problem(error: BaseException) -> str:
-    """What an error says, with the nearest setting where it is about a name that none has."""
+    """The message of an error, with the nearest setting if it is about an unknown one."""
     text = str(error)
     if isinstance(error, AttributeError) and error.name == "get_config":
-        return "the file has no get_config(); want def get_config(arg=None), which returns a ConfigDict"
+        return "the file has no get_config(): define get_config(arg=None), which returns a ConfigDict"
     if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
         section = re.sub(r"(?<!^)(?=[A-Z])", "_", found[1]).lower()
         return f"{found[1]} has no setting '{found[2]}': {suggestion(f'{section}.{found[2]}')}"
@@ -129,6 +131,6 @@ def _problem(error: BaseException) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """The first line of what an error says, shortened."""
+    """The first line of the message of an error, shortened."""
     line = next(iter(str(error).strip().splitlines()), "").strip()
     return f"{line[:_MAX_TEXT]} ..." if len(line) > _MAX_TEXT else line

@@ -10,7 +10,7 @@ from flax import nnx
 
 from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
-from vit_registers.models.params import build
+from vit_registers.models.params import build_model
 from vit_registers.training.losses import make_loss_per_example
 from vit_registers.training.metrics import Sums, classification_sums
 from vit_registers.training.sharding import replicated
@@ -31,7 +31,7 @@ def make_evaluate(config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mes
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(params: Any, batch: Batch) -> Sums:
         image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
-        logits_BxY = build(graphdef, params)(image).logits
+        logits_BxY = build_model(graphdef, params)(image).logits
         label_BxK = batch.label_B.reshape(len(batch.label_B), -1)
         label_BxY = jax.nn.one_hot(label_BxK, config.model.num_classes).sum(axis=1)
         label_BxY /= jnp.maximum(label_BxY.sum(axis=-1, keepdims=True), 1.0)

@@ -1,7 +1,8 @@
-"""What config.json says against what the tensors have: every disagreement is named, and none is loaded.
+"""Compares config.json with the tensors. A checkpoint that disagrees is not loaded.
 
-Each vocabulary (transformers, timm's model_args, open_clip's vision_cfg) says of each of its settings what
-JSON it is and what it has to be for a Model. Settings that are absent, or that change no answer, are let be.
+Each vocabulary (transformers, timm's model_args, open_clip's vision_cfg) has a table of its settings: the
+JSON type, and the value that a Model implies. Absent settings, and those that do not affect
+outputs, are not compared.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.models.vit import patch_grid
 
 _SIZE = "an integer or two"
@@ -30,7 +31,7 @@ _TYPES[_SIZE] = lambda v: (
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """One setting: its JSON, and what the tensors have in its terms, given what it says."""
+    """A setting: its JSON type, and the value that the tensors imply, given the value in config.json."""
 
     json: str
     have: Callable[[Model, Any], Any] | None = None  # None: any value of that type
@@ -38,12 +39,12 @@ class _Rule:
 
 
 def _as_said(have: tuple[int, int], said: Any) -> Any:
-    """(height, width) as it is said: one number of a square, or a list."""
+    """(height, width) in the form of `said`: one number for a square, or a list."""
     return list(have) if isinstance(said, list | tuple) or have[0] != have[1] else have[0]
 
 
 def _image_size(model: Model, said: Any) -> Any:
-    """The size that was said where its patches are those of the table, whatever the remainder."""
+    """`said` if its patches are those of the position table, else the image size of the model."""
     sides = said if isinstance(said, list | tuple) else (said, said)
     grid = tuple(side // model.patch_size for side in sides)
     return (
@@ -51,16 +52,24 @@ def _image_size(model: Model, said: Any) -> Any:
     )
 
 
+def _sizes(model: Model) -> tuple[int, int]:
+    """(width, hidden size of the MLPs), which are set in every inferred model. Heads are not checked yet."""
+    assert model.width is not None and model.mlp_dim is not None
+    return model.width, model.mlp_dim
+
+
 def _ratio(model: Model, said: float, fused: int = 1) -> float:
-    """The MLP's ratio that was said where it gives the hidden size of the tensors, else the tensors'."""
-    hidden = model.mlp_dim * (fused if model.mlp == "swiglu" else 1)
-    return said if int(model.width * said) == hidden else hidden / model.width
+    """`said` if this MLP ratio gives the hidden size of the tensors, else the ratio of the tensors."""
+    width, hidden = _sizes(model)
+    hidden *= fused if model.mlp == "swiglu" else 1
+    return said if int(width * said) == hidden else hidden / width
 
 
 def _dinov2_ratio(model: Model, said: float) -> float:
     if model.mlp == "swiglu":
-        given = (int(int(model.width * said) * 2 / 3) + 7) // 8 * 8
-        return said if given == model.mlp_dim else round(model.mlp_dim * 1.5 / model.width, 3)
+        width, hidden = _sizes(model)
+        given = (int(int(width * said) * 2 / 3) + 7) // 8 * 8
+        return said if given == hidden else round(hidden * 1.5 / width, 3)
     return _ratio(model, said)
 
 
@@ -111,13 +120,13 @@ _BY_KIND = {
 
 
 def _layer_scale(model: Model, said: Any) -> Any:
-    """LayerScale is there unless its first value is None; which it was is not known after training."""
+    """`said` if it implies LayerScale exactly when the model has it. Weights do not keep its value."""
     has = model.layer_scale_init is not None
     return said if has == bool(said) else "LayerScale" if has else "no LayerScale"
 
 
 def _is(value: Any) -> Callable[[Model, Any], Any]:
-    """The only value that our models have."""
+    """A rule for a setting that has one value in all models of this project."""
     return lambda model, said: value
 
 
@@ -167,7 +176,7 @@ _TIMM = {
     "scale_attn_norm": _Rule("true or false", _is(False)),
     "scale_mlp_norm": _Rule("true or false", _is(False)),
 }
-# Arguments of timm that change no answer at the size of training.
+# Arguments of timm that do not affect outputs at the image size of training.
 _TIMM_TRAINING = {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"}
 _TIMM_TRAINING |= {"drop_path_rate", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad"}
 _TIMM_TRAINING |= {"pretrained", "checkpoint_path", "pretrained_cfg", "scriptable", "exportable"}
@@ -187,11 +196,11 @@ _OPEN_CLIP = {
     "pos_embed_type": _Rule("a string", _is("learnable")),
 }
 
-Said = tuple[str, _Rule, Any]  # the setting, its rule, and what config.json says
+Said = tuple[str, _Rule, Any]  # the setting, its rule, and its value in config.json
 
 
 def _said(settings: Mapping[str, Any]) -> list[Said]:
-    """The settings of config.json that there is a rule for."""
+    """The settings of config.json that have a rule."""
     if "model_cfg" in settings:
         config = settings["model_cfg"]
         vision = config["vision_cfg"]
@@ -219,7 +228,7 @@ def _kind(settings: Mapping[str, Any]) -> str:
 
 
 def check_types(where: str, settings: Mapping[str, Any]) -> None:
-    """Raises CheckpointError with every setting that is not the JSON that it has to be, or not positive."""
+    """Raises CheckpointError with every setting of the wrong JSON type, or not positive."""
     problems = []
     for name, rule, said in _said(settings):
         if said is None:
@@ -239,9 +248,9 @@ def check_types(where: str, settings: Mapping[str, Any]) -> None:
 
 
 def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hinted: set[str]) -> None:
-    """Raises CheckpointError with every setting of config.json that is not what `model`, of the tensors, has.
+    """Raises CheckpointError with every setting of config.json that disagrees with `model`.
 
-    `hinted` are the settings that the user has given otherwise.
+    `model` is inferred from the tensors. `hinted` are settings of the user, which are not compared.
     """
     problems = []
     for name, rule, said in _said(settings):
@@ -266,6 +275,6 @@ def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hinte
 
 
 def hinted(hints: Hints) -> set[str]:
-    """The settings that the user has given, in all vocabularies."""
+    """The settings that the user has given, by their names in all vocabularies."""
     names = {"num_attention_heads", "num_heads", "head_width"} if hints.num_heads is not None else set()
     return names | ({"global_pool", "pool_type"} if hints.pooling is not None else set())

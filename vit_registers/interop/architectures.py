@@ -1,4 +1,4 @@
-"""Which models of others have the layers that ours have: by the name in config.json, and by tensors."""
+"""Refuses architectures with layers that this project lacks, by their name in config.json and by tensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ _ROTARY = "rotary positions"
 _RELATIVE = "relative positions (a bias of the attention)"
 _PARALLEL = "parallel branches in a block"
 
-# Features of timm's architectures that our models lack. The first pattern that matches gives the reason.
+# Features of timm's architectures that this project lacks. The first pattern that matches gives the reason.
 _LACKING = {
     r"vit_(.*_)?(rope|pe|dinov3|lingbot|sapiens2)(_.*)?|eva02_.*": _ROTARY,
     r"vit_(.*_)?s?relpos_.*|test_vit_relpos|beit(v2)?_.*|samvit_.*": _RELATIVE,
@@ -19,7 +19,7 @@ _LACKING = {
     r"vit_d(little|pwee|wee)_.*": "layers of differential attention",
     r"vit_pwee_.*": _PARALLEL,
     r"vit_.*_radio_.*|vit_intern.*": "models without a norm after the last block",
-    r"vit_.*_r\d+_s\d+_.*|vit_.*_resnet.*": "patch embeddings that are no single convolution",
+    r"vit_.*_r\d+_s\d+_.*|vit_.*_resnet.*": "patch embeddings of several convolutions",
     r"eva_giant_.*": "separate biases of queries and values",
     r"naflexvit_.*": "patches of images of any aspect",
 }
@@ -31,7 +31,7 @@ _SUPPORTED = re.compile(
     r"eva_large_patch14_\d+|flexivit_\w+|test_vit2?"
 )
 
-# transformers' model_type, and the family whose names and layers it has.
+# transformers' model_type -> the family that has its names and layers.
 MODEL_TYPES = {
     "clip": "clip",
     "clip_vision_model": "clip",
@@ -48,7 +48,7 @@ _LACKING_TYPES = {
     r"internvl_vision": "norms of queries and keys",
 }
 
-# Tensors that only models with other layers have.
+# Tensors that only models with unsupported layers have.
 _EVIDENCE = {
     r"(.*\.)?(rope|rope_embed|rope_embeddings|rotary|rotary_emb|rotary_pos_emb)\..*": _ROTARY,
     r"(.*\.)?(inv_freq|periods|freqs(_cis|_cos|_sin|_t_x|_t_y)?|bands)": _ROTARY,
@@ -66,7 +66,7 @@ def _refusal(where: str, what: str, feature: str) -> CheckpointError:
 
 
 def check_architecture(where: str, settings: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where config.json names a model whose layers ours do not have."""
+    """Raises CheckpointError if config.json names a model with unsupported layers."""
     if "architecture" in settings:
         name = settings["architecture"]
         bare = name.split(".")[0]
@@ -90,7 +90,7 @@ def check_architecture(where: str, settings: Mapping[str, Any]) -> None:
 
 
 def check_tensors(where: str, names: Iterable[str], file_names: Mapping[str, str]) -> None:
-    """Raises CheckpointError where a tensor is evidence of layers that our models do not have."""
+    """Raises CheckpointError if a tensor is evidence of unsupported layers."""
     for name in names:
         for pattern, feature in _EVIDENCE.items():
             if re.fullmatch(pattern, name):
@@ -100,9 +100,9 @@ def check_tensors(where: str, names: Iterable[str], file_names: Mapping[str, str
 def check_told(
     where: str, source: str, shapes: Mapping[str, Any], *, num_heads: int | None, hidden_act: str | None
 ) -> None:
-    """Raises CheckpointError where tensors of timm fit models with other layers, and nothing tells which.
+    """Raises CheckpointError if tensors of timm fit several models, some with unsupported layers.
 
-    `shapes` are those of tensors without config.json, under plain names; the others are the user's hints.
+    `shapes` are those of tensors without config.json, by plain names; the others are the user's hints.
     """
     if source != "timm":
         return

@@ -1,4 +1,4 @@
-"""Patch embeddings for images of other channels: as timm's models.adapt_input_conv makes them."""
+"""Patch embeddings for images with other channels, as by timm's models.adapt_input_conv."""
 
 import math
 
@@ -8,12 +8,12 @@ from vit_registers.errors import CheckpointError
 
 
 def can_adapt(there: int, here: int) -> bool:
-    """Whether a patch kernel for `there` channels can be made one for `here`."""
+    """Whether a patch kernel for `there` channels can be adapted to `here` channels."""
     return here == there or (here == 1 and there in (2, 3)) or (here > 1 and there in (1, 3))
 
 
 def check_channels(there: int, here: int, where: str) -> None:
-    """Raises CheckpointError where the patch kernel of `where` cannot be made one for `here` channels."""
+    """Raises CheckpointError if the patch kernel of `where` cannot be adapted to `here` channels."""
     if not can_adapt(there, here):
         raise CheckpointError(
             f"{where} has patch embeddings of images with {there} channels, and {here} are asked for: only "
@@ -24,7 +24,7 @@ def check_channels(there: int, here: int, where: str) -> None:
 def adapt_kernel(kernel_PxPxCxD: np.ndarray, channels: int) -> np.ndarray:
     """The kernel for images of `channels`: summed over channels for one, else repeated and scaled.
 
-    A grey image gives what its three equal channels gave, where all channels have one normalisation.
+    A grey image gives the same embedding as three equal channels, if all have the same normalisation.
     """
     there = kernel_PxPxCxD.shape[2]
     if channels == there:
@@ -45,6 +45,6 @@ def adapt_statistics(values: tuple[float, ...], channels: int) -> tuple[float, .
 
 
 def describe_channels(there: int, here: int) -> str:
-    """What was done to the patch kernel, in words."""
+    """How the patch kernel was adapted, in words."""
     how = "summed over them" if here == 1 else f"repeated and scaled by {there}/{here}"
     return f"patch kernel of {there} channels for images of {here}: {how}"

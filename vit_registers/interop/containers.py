@@ -1,7 +1,7 @@
-"""Files of named tensors, read one tensor at a time: safetensors, npz, torch's.
+"""Reads files of named tensors one tensor at a time: safetensors, npz, and files of torch.
 
-A file's first bytes say what it is, not its name. Nothing is unpickled but what torch's restricted
-unpickler takes. Tensors leave as numpy arrays in the dtype of the file.
+The format is recognized by the first bytes of a file, not by its name. Pickles are only read by torch's
+restricted unpickler. Tensors are numpy arrays in the dtype of the file.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.folders import AGAIN, find_weights, read_index
 
-# What safetensors files hold: their name for it, and that of numpy and torch.
+# Dtypes of safetensors files -> the name in numpy and torch.
 SAFETENSORS_DTYPES = {
     **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64"},
     **{f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
@@ -30,14 +30,14 @@ SAFETENSORS_DTYPES = {
     **{"F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu"},
 }
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
-_MAX_MAPPED = 1 << 25  # bytes of a mapped file that may be in memory before it is mapped anew
+_MAX_MAPPED = 1 << 25  # bytes of a mapped file in memory before it is mapped again
 _ELSEWHERE = "and save its state_dict with safetensors.torch.save_file, in an environment that you trust"
 Facts = tuple[tuple[int, ...], np.dtype]  # shape and dtype
 Read = Callable[[str], np.ndarray]
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Named tensors of a file; a tensor is read when it is asked for, and not kept."""
+    """Named tensors of a file. A tensor is read at each access, and not cached."""
 
     def __init__(self, where: str, container: str, facts: Mapping[str, Facts], read: Read):
         self.where = where  # the path, for messages
@@ -53,7 +53,7 @@ class Weights(Mapping[str, np.ndarray]):
             return self._read(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.shapes  # Mapping's own would read the tensor
+        return name in self.shapes  # that of Mapping would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -62,7 +62,7 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
     def select(self, names: Mapping[str, str]) -> "Weights":
-        """These tensors under other names, {new name: name here}. CheckpointError where one is not here."""
+        """The tensors under other names, {new name: name}. Raises CheckpointError if one is missing."""
         names = dict(names)
         if missing := [name for name in names.values() if name not in self]:
             raise CheckpointError(f"{self.where} has no tensor {', '.join(missing)}")
@@ -76,12 +76,12 @@ def _one_line(where: object) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # what damaged bytes end as, no list holds: IndexError, zlib.error, ...
+    except Exception as error:  # damaged bytes raise anything: IndexError, zlib.error, ...
         raise CheckpointError(f"{where} cannot be read ({error_line(error)}): if damaged, {AGAIN}") from error
 
 
 def error_line(error: Exception) -> str:
-    """The kind of the error, and the first line of what it says."""
+    """The type of the error, and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
@@ -101,10 +101,10 @@ def _facts(value: Any, name: str, where: str) -> Facts:
 
 
 def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
-    """The array, not copied where it need not be."""
+    """The array, without a copy if possible."""
     if not hasattr(value, "detach"):
         return np.asarray(value, dtype)
-    import torch  # there already, since this tensor is
+    import torch  # already imported, as the tensor is one of torch
 
     tensor = value.detach().cpu().resolve_conj().resolve_neg()
     if dtype.isbuiltin == 1:
@@ -112,15 +112,15 @@ def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
     return tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8).numpy().view(dtype)
 
 
-def from_mapping(state: Mapping[str, Any], where: str = "the state given") -> Weights:
-    """Weights of arrays of numpy, jax or torch, as they are. CheckpointError for a value that is no array."""
+def from_arrays(state: Mapping[str, Any], where: str = "the state given") -> Weights:
+    """Weights of arrays of numpy, jax or torch. Raises CheckpointError for a value that is not an array."""
     state = dict(state)
     facts = {name: _facts(value, name, where) for name, value in state.items()}
     return Weights(where, "memory", facts, lambda name: _to_numpy(state[name], facts[name][1]))
 
 
 def open_weights(path: str | Path) -> Weights:
-    """The tensors of a file, or of a folder as from Hugging Face. CheckpointError where it has none."""
+    """The tensors of a file, or of a Hugging Face folder. Raises CheckpointError if there are none."""
     path = Path(path).expanduser()
     with _one_line(path):
         if not path.exists():
@@ -145,8 +145,8 @@ def _open_index(path: Path) -> Weights:
 
 def _open_file(path: Path) -> Weights:
     with _one_line(path):
-        if not path.is_file():  # opening a named pipe would wait for ever
-            raise CheckpointError(f"{path} is no regular file")
+        if not path.is_file():  # opening a named pipe would block
+            raise CheckpointError(f"{path} is not a regular file")
         with path.open("rb") as file:
             head = file.read(9)
         if not head:
@@ -158,7 +158,7 @@ def _open_file(path: Path) -> Weights:
             return _open_safetensors(path)
         if re.match(rb"\x80[\x02-\x05]", head):
             return _open_torch(path, is_zip=False)
-        raise CheckpointError(f"{path} is no safetensors, npz or torch file (it begins {head!r}): {AGAIN}")
+        raise CheckpointError(f"{path} is not a safetensors, npz or torch file (it begins {head!r}): {AGAIN}")
 
 
 def _open_safetensors(path: Path) -> Weights:
@@ -179,7 +179,7 @@ def _open_safetensors(path: Path) -> Weights:
     facts = {n: (tuple(e["shape"]), np.dtype(SAFETENSORS_DTYPES[e["dtype"]])) for n, e in header.items()}
 
     def read(name: str) -> np.ndarray:
-        # Not with the library: its numpy side has no float8, and pages that it maps count as memory.
+        # The library has no float8 in numpy, and pages that it maps count as memory.
         (shape, dtype), offset = facts[name], start + header[name]["data_offsets"][0]
         return np.fromfile(path, dtype, np.prod(shape, dtype=int), offset=offset).reshape(shape)
 
@@ -187,11 +187,11 @@ def _open_safetensors(path: Path) -> Weights:
 
 
 def _open_zip(path: Path) -> Weights:
-    """The tensors of an npz, or of a torch file of today."""
+    """The tensors of an npz file, or of a torch file in the zip format."""
     facts: dict[str, Facts] = {}
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with zipfile.ZipFile(path) as archive:
-        inside = {entry.partition("/")[2] for entry in archive.namelist()}  # torch has all in one folder
+        inside = {entry.partition("/")[2] for entry in archive.namelist()}  # torch has one folder
         if "data.pkl" in inside:
             if any(name == "constants.pkl" or name.startswith("code/") for name in inside):
                 raise CheckpointError(f"{path} is TorchScript, which is code: torch.jit.load it {_ELSEWHERE}")
@@ -201,7 +201,7 @@ def _open_zip(path: Path) -> Weights:
                 shape, _, dtype = headers[np.lib.format.read_magic(file)](file)
             if dtype.hasobject:
                 raise CheckpointError(f"{path}: '{entry[:-4]}' is a pickle, which can run code: leave it out")
-            # numpy's files have no bfloat16: numpy, and with it big_vision, writes two bytes of anything.
+            # npz has no bfloat16: numpy, and thus big_vision, writes it as two bytes of unknown type.
             facts[entry[:-4]] = shape, np.dtype("bfloat16") if dtype == np.dtype("V2") else dtype
         if archive.namelist() and not facts:
             raise CheckpointError(f"{path} is a zip of something else: it has no .npy and no data.pkl inside")
@@ -220,7 +220,7 @@ def _open_torch(path: Path, *, is_zip: bool) -> Weights:
 
     def read(name: str) -> np.ndarray:
         nonlocal tensors, mapped_bytes
-        if is_zip and mapped_bytes > _MAX_MAPPED:  # pages once read count as memory until they are unmapped
+        if is_zip and mapped_bytes > _MAX_MAPPED:  # pages that were read count as memory
             tensors, mapped_bytes = _load_torch(path, is_zip=True), 0
         array = np.array(_to_numpy(tensors[name], facts[name][1]))
         mapped_bytes += array.nbytes
@@ -230,7 +230,7 @@ def _open_torch(path: Path, *, is_zip: bool) -> Weights:
 
 
 class _Untouched:
-    """Stands in a pickle for an object that is no tensor: of what it is made, nothing is called or kept."""
+    """Replaces an object of a pickle that is not a tensor. Its arguments are neither called nor kept."""
 
     def __init__(self, *parts: object):
         pass
@@ -240,10 +240,10 @@ class _Untouched:
 
 
 class _Array(_Untouched):
-    """An array of numpy, which is one of the tensors, and is refused since it is not torch's."""
+    """Replaces an array of numpy, which is refused because it is not a tensor of torch."""
 
 
-# What training keeps beside tensors. A Namespace, as of DINO's and DeiT's arguments, only holds attributes.
+# Objects that training saves beside tensors. A Namespace, as in DINO and DeiT, only holds attributes.
 _KNOWN_GLOBALS: list[Any] = [argparse.Namespace, (_Untouched, "numpy.dtype"), (_Untouched, "numpy.ndarray")]
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since numpy 2
     _KNOWN_GLOBALS += [(_Untouched, f"{_module}.scalar"), (_Array, f"{_module}._reconstruct")]
@@ -254,14 +254,14 @@ for _name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
 
 
 def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
-    """The tensors of a torch file by name, keys of nested ones joined by dots; of a zip they are mapped."""
+    """The tensors of a torch file by name; keys of nested dicts are joined by dots. Zip files are mapped."""
     try:
         import torch
     except ImportError as error:
-        mend = "pip install torch, or convert it to safetensors where torch is"
-        raise CheckpointError(f"{path} is a torch file, which needs torch: {mend}") from error
+        advice = "pip install torch, or convert it to safetensors where torch is"
+        raise CheckpointError(f"{path} is a torch file, which needs torch: {advice}") from error
     if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} is a torch file: rename it to .pth, since torch goes by that name")
+        raise CheckpointError(f"{path} is a torch file: rename it to .pth, since torch relies on the suffix")
     with warnings.catch_warnings(), torch.serialization.safe_globals(_KNOWN_GLOBALS):
         warnings.simplefilter("ignore")
         try:

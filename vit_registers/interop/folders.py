@@ -1,4 +1,4 @@
-"""Which files of a folder hold the tensors: the one that has them all, or the shards that an index names."""
+"""Finds the files of a folder that hold the tensors: one file, or the shards of an index."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 
 
 def find_weights(folder: Path) -> Path:
-    """The file or index with the tensors. Raises CheckpointError where there is none, or more than one."""
+    """The file or index with the tensors. Raises CheckpointError if there is none, or more than one."""
     found = [folder / name for name in _IN_A_FOLDER if (folder / name).exists()][:1]
     found = found or sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
     if len(found) == 1:
@@ -24,15 +24,15 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """The shard of each tensor by name, as an index says.
+    """{tensor name: shard} of an index file.
 
-    Raises CheckpointError where the index is damaged, or names what is no file of its own folder.
+    Raises CheckpointError if the index is damaged, or names a file outside its folder.
     """
     try:
         weight_map = dict(json.loads(path.read_text())["weight_map"].items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{path} is no JSON with 'weight_map' ({what}): {AGAIN}") from error
+        raise CheckpointError(f"{path} is not JSON with 'weight_map' ({what}): {AGAIN}") from error
     files = list(weight_map.values())
     if odd := [file for file in files if not isinstance(file, str) or file != Path(file).name]:
         raise CheckpointError(
@@ -43,7 +43,7 @@ def read_index(path: Path) -> dict[str, Path]:
 
 
 def _shard(index: Path, name: str) -> Path:
-    """The file of that name beside the index. CheckpointError where it is none, or a link to elsewhere."""
+    """The file of that name beside the index. CheckpointError if it is missing or links elsewhere."""
     path, folder = index.parent / name, index.parent.resolve()
     allowed = [folder]
     if folder.parent.name == "snapshots":  # Hugging Face's cache, whose files are links to its blobs
@@ -55,5 +55,5 @@ def _shard(index: Path, name: str) -> Path:
             f"{path}, which {index.name} names, is a link that leaves its folder: copy the file"
         )
     if not path.is_file():
-        raise CheckpointError(f"{path}, which {index.name} names, is no file: {AGAIN}")
+        raise CheckpointError(f"{path}, which {index.name} names, is not a file: {AGAIN}")
     return path

@@ -1,31 +1,23 @@
-"""From tensor shapes, config.json and what the user says to the Model of a checkpoint."""
+"""Infers the Model of a checkpoint from tensor shapes, config.json and the hints of the user."""
 
 import dataclasses
 import math
-import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_registers.config import Model, lookup
-from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.names.torch import Names
-from vit_registers.interop.recognize import Found
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.interop.names.torch import TorchNames
+from vit_registers.interop.recognize import RecognizedWeights
 
-# Heads of the published models by width, where config.json does not tell.
+# Heads of the published models by width, for checkpoints without config.json.
 _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
-_NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # timm's in between
+_NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # widths of timm's models
 _NUM_HEADS_1536 = {"swiglu": 24, "mlp": 16}  # DINOv2's g, big_vision's g-opt
 
-HIDDEN_ACTS = {
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-    "gelu_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-
-# What the shapes do not say, by source; of transformers by model_type.
+# Settings that shapes do not determine, by source; for transformers by model_type.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "dinov2": {"init": "dinov2"},
     "deit": {"init": "deit3", "position_resampling": "bicubic"},
@@ -41,86 +33,35 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "transformers/clip": {
         "init": "dinov2",
         "norm_eps": 1e-5,
-        "activation": None,  # quick or exact: config.json says
+        "activation": None,  # quick or exact: from config.json
         "position_resampling": "bicubic",
     },
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Hints:
-    """What a user may say of a checkpoint that its tensors do not; None: infer it."""
-
-    image_size: tuple[int, int] | None = None  # that the model is made for; positions are resampled to it
-    num_heads: int | None = None
-    hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh
-    interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
-    pooling: str | None = None
-    mask: str | None = None  # of the fractal paper's code, whose flex-attention variant does not store it
-    architecture: str | None = None  # timm's name of the model, where no config.json says it
-    params: str | None = None  # of several copies in a file: "params" (trained) or "ema" (averaged)
-    leave_out: tuple[str, ...] = ()  # patterns of names in the file that are not read
-    channels: int | None = None  # of the images; the patch kernel is summed over its channels, or repeated
-
-
-def make_hints(
-    image_size: int | tuple[int, int] | None,
-    num_heads: int | None,
-    hidden_act: str | None,
-    interpolation: str | None,
-    pooling: str | None,
-    mask: str | None,
-    architecture: str | None,
-    leave_out: str | Sequence[str],
-    channels: int | None,
-) -> Hints:
-    """The Hints of what a user gave; one number is a square image, and one text one pattern."""
-    patterns = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ConfigError(f"leave_out={leave_out!r}: want patterns of names, such as ['head.*']")
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if image_size is not None and not (len(sides) == 2 and all(map(_is_positive, sides))):
-        raise ConfigError(f"image_size={image_size!r}: want pixels, as 224 or (height, width)")
-    if num_heads is not None and not _is_positive(num_heads):
-        raise ConfigError(f"num_heads={num_heads!r}: want an integer, 1 or more")
-    if channels is not None and not isinstance(channels, numbers.Integral):
-        raise ConfigError(f"channels={channels!r}: want an integer")
-    return Hints(
-        leave_out=patterns,
-        channels=channels,
-        image_size=None if image_size is None else tuple(map(int, sides)),
-        num_heads=num_heads,
-        hidden_act=hidden_act,
-        interpolation=interpolation,
-        pooling=pooling,
-        mask=mask,
-        architecture=architecture,
-    )
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
-
-
-def family_settings(found: Found) -> dict[str, Any]:
-    """The settings of the family that no shape tells."""
+def family_settings(found: RecognizedWeights) -> dict[str, Any]:
+    """The settings of the family that shapes do not determine."""
     return _FAMILIES[f"transformers/{found.kind}" if found.kind else found.source]
 
 
-def infer_model(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+def infer_model(
+    names: TorchNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
+) -> Model:
     """The Model of a torch family, at the image size of its position table.
 
-    Raises CheckpointError where something can be told neither from the shapes nor from `hints`.
+    Raises CheckpointError if neither shapes nor `settings` nor `hints` determine a setting.
     """
-    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+    shapes, where = found.weights.shapes, found.weights.where
     width, channels, patch_size, patch_columns = shapes[names.patch.format("weight")]
     if patch_size != patch_columns:
-        raise CheckpointError(f"{where}: patches of {patch_size} x {patch_columns} px: want square ones")
+        raise CheckpointError(
+            f"{where}: patches of {patch_size} x {patch_columns} px: only square ones are supported"
+        )
     use_cls = names.cls in shapes
-    num_registers = shapes[names.registers][-2] if names.registers in shapes else 0
+    num_registers = shapes.get(names.registers or "", (0, 0))[-2]
     block = names.block.format(0)
-    mlp, mlp_dim = _mlp(found, block)
-    rows, grid = _positions(found, settings, hints, use_cls, num_registers, patch_size)
+    mlp, mlp_dim = _mlp(names, found, block)
+    rows, grid = _positions(names, found, settings, hints, use_cls, num_registers, patch_size)
     has_layer_scale = names.layer_scale is not None and block + names.layer_scale[0] in shapes
     model = Model(
         width=width,
@@ -146,9 +87,9 @@ def infer_model(found: Found, settings: Mapping[str, Any], hints: Hints) -> Mode
     return with_family_settings(model, found, settings, hints)
 
 
-def _mlp(found: Found, block: str) -> tuple[str, int]:
+def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, int]:
     """(mlp or swiglu, its hidden size) of the first block."""
-    names, shapes = found.names, found.weights.shapes
+    shapes = found.weights.shapes
     first, gate = block + names.fc1.format("weight"), block + names.w12[0].format("weight")
     second = block + names.fc2.format("weight")
     if first in shapes and first != gate:
@@ -157,12 +98,14 @@ def _mlp(found: Found, block: str) -> tuple[str, int]:
         raise CheckpointError(f"{found.weights.where}: '{found.in_file(first)}' is missing")
     hidden = shapes[gate][0]
     if first == gate and second in shapes and shapes[second][1] == hidden:
-        return "mlp", hidden  # timm has the same names for both: told apart by their shapes
+        return "mlp", hidden  # timm has the same names for both
     return "swiglu", hidden // 2 if len(names.w12) == 1 else hidden
 
 
-def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
-    """The model with what its family, config.json and the hints say, later ones first."""
+def with_family_settings(
+    model: Model, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
+) -> Model:
+    """The model with the settings of its family, overridden by config.json, overridden by the hints."""
     values = dict(family_settings(found))
     if found.source == "dinov2" or found.kind == "dinov2":
         values["position_resampling"] = _dinov2_resampling(found, model)
@@ -176,13 +119,13 @@ def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any]
     if act is None and "architecture" in settings:
         act = "gelu"
     if act == "silu" and model.mlp == "swiglu":
-        act = "gelu"  # that of the gate, and there is no other
+        act = "gelu"  # of the gate, the only one
     if act is not None:
         values["activation"] = lookup(HIDDEN_ACTS, act, f"{found.weights.where}: hidden_act")
     elif values.get("activation", "gelu") is None:
         raise CheckpointError(
-            f"{found.weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was "
-            "trained with: give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's). A "
+            f"{found.weights.where} is a CLIP image tower, and its tensors do not determine its GELU: "
+            " give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's). A "
             "Perception Encoder is none: its rotary positions are not supported yet"
         )
     if hints.interpolation is not None:
@@ -190,21 +133,21 @@ def with_family_settings(model: Model, found: Found, settings: Mapping[str, Any]
     return dataclasses.replace(model, **values)
 
 
-def _dinov2_resampling(found: Found, model: Model) -> str:
+def _dinov2_resampling(found: RecognizedWeights, model: Model) -> str:
     if model.num_registers:
         return "bicubic_aa"
     return "bicubic_offset" if found.source == "dinov2" else "bicubic"
 
 
 def count_blocks(template: str, shapes: Mapping[str, Any]) -> int:
-    """One more than the largest number of a block."""
+    """The number of blocks: one more than the largest number in a name."""
     pattern = re.escape(template).replace(r"\{\}", r"(\d+)")
     numbers = [int(match.group(1)) for name in shapes if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
 
 def num_heads(width: int, mlp: str, settings: Mapping[str, Any], hints: Hints, where: str) -> int:
-    """The heads that were asked for, that config.json says, or that published models of this width have."""
+    """The number of heads: from the hints, config.json, or published models of this width."""
     if hints.num_heads is not None:
         return hints.num_heads
     if "num_attention_heads" in settings:
@@ -232,7 +175,8 @@ def native_grid(cells: int, patch_size: int, image_size: Any) -> tuple[int, int]
 
 
 def _positions(
-    found: Found,
+    names: TorchNames,
+    found: RecognizedWeights,
     settings: Mapping[str, Any],
     hints: Hints,
     use_cls: bool,
@@ -240,7 +184,7 @@ def _positions(
     patch_size: int,
 ) -> tuple[int, tuple[int, int]]:
     """(rows of the position table before those of the patches, the grid of the patches)."""
-    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+    shapes, where = found.weights.shapes, found.weights.where
     if names.positions not in shapes:
         raise CheckpointError(
             f"{where}: '{names.positions}' is missing: there is no position table, and rotary and "
@@ -255,7 +199,7 @@ def _positions(
     else:
         options = [int(use_cls)]
     options = sorted(set(options), reverse=True)
-    # A table that is no square is that of the size in the settings, or else that the user gives, if of any.
+    # A table that is not square belongs to the size in the settings, or else to the size that the user gives.
     grids = {
         rows: native_grid(total - rows, patch_size, image_size)
         or native_grid(total - rows, patch_size, hints.image_size)
@@ -268,8 +212,8 @@ def _positions(
         fitting = {rows: grid for rows, grid in fitting.items() if grid == trained} or fitting
     if not fitting:
         raise CheckpointError(
-            f"{where}: '{names.positions}' has {total} rows, which is no square grid (with cls: {use_cls}, "
-            f"registers: {num_registers}): give image_size, the size that it was trained at"
+            f"{where}: '{names.positions}' has {total} rows, which is not a square grid (with "
+            f"cls: {use_cls}, registers: {num_registers}): give image_size, the size that it was trained at"
         )
     if len(fitting) > 1:
         raise CheckpointError(
@@ -281,7 +225,7 @@ def _positions(
 
 
 def _pooling(
-    names: Names, shapes: Mapping[str, Any], use_cls: bool, settings: Mapping[str, Any], hints: Hints
+    names: TorchNames, shapes: Mapping[str, Any], use_cls: bool, settings: Mapping[str, Any], hints: Hints
 ) -> dict[str, Any]:
     is_after = (
         names.norm_after_pool is not None
@@ -292,9 +236,7 @@ def _pooling(
     pooling = "cls" if use_cls else "gap"
     if names.attn_pool is not None and names.attn_pool + "latent" in shapes:
         pooling = "map"
-    elif (
-        is_after and names.norm_after_pool != names.norm
-    ):  # timm has fc_norm with average pooling, if not told
+    elif is_after and names.norm_after_pool != names.norm:  # timm has fc_norm with average pooling by default
         pooling = "cls" if use_cls and settings.get("global_pool") == "token" else "gap"
     elif settings.get("global_pool") == "avg":
         pooling = "gap"  # timm without fc_norm
@@ -307,7 +249,7 @@ def _pooling(
     return {"pooling": hints.pooling or pooling, "use_norm_after_pool": is_after}
 
 
-def _head(names: Names, shapes: Mapping[str, Any]) -> dict[str, Any]:
+def _head(names: TorchNames, shapes: Mapping[str, Any]) -> dict[str, Any]:
     if names.projection is not None and (name := names.projection.format("weight")) in shapes:
         is_ours = "{}" not in names.projection
         return {"num_classes": shapes[name][1 if is_ours else 0], "use_head_bias": False}

@@ -1,4 +1,4 @@
-"""How the images of a family are prepared: what its files say, else what its authors did."""
+"""The preprocessing of a family's images, from its files or else as its authors did it."""
 
 import json
 import math
@@ -8,20 +8,20 @@ from typing import Any
 from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.channels import adapt_statistics
-from vit_registers.interop.reading import Opened
+from vit_registers.interop.opened import OpenedWeights
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_SQUASHED = 0.0  # the whole image, whatever its aspect
-# Mean and deviation; the share of the resized image that the crop takes of a side; the way of resizing.
+_SQUASHED = 0.0  # the whole image, of any aspect
+# Mean and deviation; the size of the crop relative to the resized image; the method of resizing.
 _BY_FAMILY = {
     "dinov2": (_IMAGENET, 7 / 8, "pil_bicubic"),
-    "deit": (_IMAGENET, 1.0, "pil_bicubic"),  # DeiT-III; DeiT of 2020 takes 7 / 8
+    "deit": (_IMAGENET, 1.0, "pil_bicubic"),  # DeiT-III; DeiT of 2020 has 7 / 8
     "dino": (_IMAGENET, 7 / 8, "pil_bicubic"),
     "clip": (_CLIP, 1.0, "pil_bicubic"),
     "open_clip": (_CLIP, 1.0, "pil_bicubic"),
-    "timm": (_HALF, 0.9, "pil_bicubic"),  # augreg; DeiT and DINOv2 have others, and say so in config.json
+    "timm": (_HALF, 0.9, "pil_bicubic"),  # augreg; the config.json of DeiT and DINOv2 has others
     "big_vision": (_HALF, 7 / 8, "area"),
     "mup_vit": (_HALF, 7 / 8, "pil_bilinear"),
     "transformers/dinov2": (_IMAGENET, 7 / 8, "pil_bicubic"),
@@ -31,11 +31,11 @@ _BY_FAMILY = {
 }
 
 
-def preprocessing(opened: Opened, path: Path) -> tuple[Data, str]:
-    """(the Data settings for evaluation, where its mean and standard deviation come from).
+def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
+    """(Data settings for evaluation, the origin of mean and standard deviation).
 
-    Resizing and cropping are the family's at the model's image size. Where a file beside the weights has a
-    mean and deviation, or timm's crop_pct, those are taken.
+    Resizing and cropping are those of the family, at the image size of the model. A mean, a deviation and
+    timm's crop_pct are taken from the files beside the weights if they have them. Raises CheckpointError.
     """
     said = _said(opened, path)
     found = opened.found
@@ -48,7 +48,7 @@ def preprocessing(opened: Opened, path: Path) -> tuple[Data, str]:
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: the files beside the weights say mean {own_mean!r} and std {own_std!r}: "
-                "want a number for each channel"
+                "give a number for each channel"
             ) from error
         origin = "from the files"
     if opened.native.channels != len(mean):
@@ -69,8 +69,8 @@ def eval_ops(image_size: tuple[int, int], share: float, method: str) -> str:
     return f"resize_small({size}, {method!r}) | central_crop{rounding}"
 
 
-def _said(opened: Opened, path: Path) -> dict[str, Any]:
-    """What the files beside the weights say of images."""
+def _said(opened: OpenedWeights, path: Path) -> dict[str, Any]:
+    """The image settings in the files beside the weights."""
     folder = path if path.is_dir() else path.parent
     if "model_type" in opened.settings and (folder / "preprocessor_config.json").is_file():
         return _read(folder / "preprocessor_config.json")
@@ -83,5 +83,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(said, dict):
-        raise CheckpointError(f"{path} holds a {type(said).__name__}: want the settings by name")
+        raise CheckpointError(f"{path} holds a {type(said).__name__}: it has to hold settings by name")
     return said

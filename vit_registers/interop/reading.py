@@ -1,4 +1,4 @@
-"""Other people's checkpoints as our models: recognise, infer, check every name, fill every leaf."""
+"""Loads checkpoints of other code bases: recognizes the family, infers the Model, checks all names."""
 
 import dataclasses
 import math
@@ -17,55 +17,56 @@ from vit_registers.errors import CheckpointError, UserError
 from vit_registers.interop import containers
 from vit_registers.interop.agreement import check_agreement, check_types, hinted
 from vit_registers.interop.architectures import check_architecture, check_told
-from vit_registers.interop.channels import adapt_kernel, check_channels, describe_channels
+from vit_registers.interop.channels import adapt_kernel, check_channels
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.infer import Hints, infer_model, make_hints
-from vit_registers.interop.names.big_vision import big_vision_table, infer_big_vision
-from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_table
-from vit_registers.interop.names.torch_table import torch_table
-from vit_registers.interop.recognize import Found, recognize
+from vit_registers.interop.description import describe_weights
+from vit_registers.interop.hints import Hints, make_hints
+from vit_registers.interop.infer import infer_model
+from vit_registers.interop.names.big_vision import big_vision_map, infer_big_vision
+from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_map
+from vit_registers.interop.names.torch import BigVisionNames, MupVitNames, TensorNames
+from vit_registers.interop.names.torch_map import torch_map
+from vit_registers.interop.opened import OpenedWeights
+from vit_registers.interop.recognize import RecognizedWeights, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
-from vit_registers.interop.tensor_map import Entry, contiguous
+from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.unwrap import NEEDED, is_matched
 from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
-from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaf_of, leaves_of, lookup_leaf
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT, patch_grid
 
 HEAD = ("head", "pre_logits", "map_pool")
-OPTIONAL = (*HEAD, "mask_token")  # parts that a model can be loaded without
+OPTIONAL = (*HEAD, "mask_token")  # a model can be loaded without these
 PATCH_KERNEL = ("patch_embed", "kernel")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A checkpoint that has been understood and not yet read."""
-
-    found: Found
-    native: Model  # at the image size of its position table
-    model: Model  # at the image size that was asked for
-    entries: tuple[Entry, ...]
-    settings: Mapping[str, Any]  # of config.json
+def tensor_map_of(names: TensorNames, model: Model, source: str) -> list[TensorRule]:
+    """The tensor map of a model in the names of a family. Raises CheckpointError; see names/torch_map.py."""
+    if isinstance(names, BigVisionNames):
+        return big_vision_map(names, model)
+    if isinstance(names, MupVitNames):
+        return mup_vit_map(names, model)
+    return torch_map(names, model, source)
 
 
-def entries_of(found_names: Any, model: Model, source: str) -> list[Entry]:
-    """The name table of a model in the names of a family."""
-    if source == "big_vision":
-        return big_vision_table(found_names, model)
-    if source == "mup_vit":
-        return mup_vit_table(found_names, model)
-    return torch_table(found_names, model, source)
+def _infer(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) -> Model:
+    names = found.names
+    if isinstance(names, BigVisionNames):
+        return infer_big_vision(names, found, settings, hints)
+    if isinstance(names, MupVitNames):
+        return infer_mup_vit(names, found, settings, hints)
+    return infer_model(names, found, settings, hints)
 
 
-def open_weights(
+def understand(
     weights: Weights, *, source: str, hints: Hints, settings: Mapping[str, Any] | None = None
-) -> Opened:
-    """The family, the Model and the name table of a checkpoint; no tensor is read but small fixed ones.
+) -> OpenedWeights:
+    """The family, the Model and the tensor map of a checkpoint. Only small fixed tensors are read.
 
-    Raises CheckpointError where it is of no known family, does not tell all, or where tensors are missing,
-    too many, or of other shapes, with all of them listed.
+    Raises CheckpointError if the family is unknown, if neither tensors, `settings` nor `hints` determine the
+    model, or with a list of all tensors that are missing, superfluous or of another shape.
     """
     settings = with_architecture(settings or {}, hints.architecture, weights.where)
     check_types(weights.where, settings)
@@ -80,11 +81,11 @@ def open_weights(
         told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
         check_told(weights.where, found.source, found.weights.shapes, **told)
     native = _understand(found, hints, settings)
-    if found.source == "mup_vit":
-        found = dataclasses.replace(found, note=assumed(found, hints, native))
+    if isinstance(found.names, MupVitNames):
+        found = dataclasses.replace(found, note=assumed(found.names, found, hints, native))
     check_agreement(weights.where, settings, native, hinted(hints))
-    entries = entries_of(found.names, native, found.source)
-    _check_names(found, native, entries)
+    tensor_map = tensor_map_of(found.names, native, found.source)
+    _check_names(found, native, tensor_map)
     model = native
     if hints.channels is not None:
         check_channels(native.channels, hints.channels, weights.where)
@@ -97,37 +98,38 @@ def open_weights(
             )
         patch_grid(hints.image_size, native.patch_size)
         model = dataclasses.replace(model, image_size=hints.image_size)
-    return Opened(found=found, native=native, model=model, entries=tuple(entries), settings=settings)
+    return OpenedWeights(
+        found=found, native=native, model=model, tensor_map=tuple(tensor_map), settings=settings
+    )
 
 
-def _understand(found: Found, hints: Hints, settings: Mapping[str, Any]) -> Model:
+def _understand(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) -> Model:
     """The Model of a checkpoint."""
-    infer = {"big_vision": infer_big_vision, "mup_vit": infer_mup_vit}.get(found.source, infer_model)
     try:
-        return infer(found, settings, hints)
+        return _infer(found, hints, settings)
     except (IndexError, ZeroDivisionError) as error:
         shapes = found.weights.shapes
         odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
         raise CheckpointError(
-            f"{found.weights.where} was read as '{found.source}', and a tensor has a shape that cannot be"
+            f"{found.weights.where} was read as '{found.source}', and a tensor has an impossible shape"
             + "".join(odd[:1])
         ) from error
 
 
 def _check_left_out(
-    found: Found, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
+    found: RecognizedWeights, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
 ) -> None:
-    """Raises CheckpointError where leave_out takes what the whole model has, but for heads and mask token."""
+    """Raises CheckpointError if leave_out matches tensors other than heads and the mask token."""
     try:
         whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
-        entries = entries_of(whole.names, _understand(whole, hints, settings), whole.source)
-    except UserError:  # such as several networks, of which leave_out picks one
+        tensor_map = tensor_map_of(whole.names, _understand(whole, hints, settings), whole.source)
+    except UserError:  # such as several networks, of which leave_out selects one
         return
     needed = [
         name
-        for entry in entries
-        if not entry.leaves or any(leaf[0] not in OPTIONAL for leaf in entry.leaves)
-        for name in entry.names
+        for rule in tensor_map
+        if not rule.leaves or any(leaf[0] not in OPTIONAL for leaf in rule.leaves)
+        for name in rule.names
     ]
     if taken := [name for name in needed if name in whole.file_names and name not in found.weights]:
         name, others = whole.file_names[taken[0]], len(taken) - 1
@@ -138,37 +140,38 @@ def _check_left_out(
         )
 
 
-def _refuse_quantised(found: Found) -> None:
-    mask = getattr(found.names, "mask", None)  # may be bool
-    dtypes = {found.in_file(name): d for name, d in found.weights.dtypes.items() if name != mask}
+def _refuse_quantised(found: RecognizedWeights) -> None:
+    dtypes = {  # a stored mask may be boolean
+        found.in_file(name): d for name, d in found.weights.dtypes.items() if name != found.names.mask
+    }
     refuse_quantised(dtypes, found.weights.where)
 
 
-def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
+def _check_names(found: RecognizedWeights, model: Model, tensor_map: list[TensorRule]) -> None:
     """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
     _, abstract = abstract_model(model)
     leaves = leaves_of(abstract)
-    covered = [leaf for entry in entries for leaf in entry.leaves]
-    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without, or with two entries"
+    covered = [leaf for rule in tensor_map for leaf in rule.leaves]
+    assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without a rule, or with two"
     there, problems, known = found.weights.shapes, [], set()
-    for entry in entries:
-        shapes = entry.shapes([leaves[leaf].shape for leaf in entry.leaves])
-        for name, shape in zip(entry.names, shapes, strict=True):
+    for rule in tensor_map:
+        shapes = rule.shapes([leaves[leaf].shape for leaf in rule.leaves])
+        for name, shape in zip(rule.names, shapes, strict=True):
             known.add(name)
             if name not in there:
                 problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
-            elif entry.leaves and not is_floating(found.weights.dtypes[name]):
+            elif rule.leaves and not is_floating(found.weights.dtypes[name]):
                 dtype = found.weights.dtypes[name].name
-                problems.append(f"'{found.in_file(name)}' is {dtype}, want floating point")
+                problems.append(f"'{found.in_file(name)}' is {dtype}, not floating point")
             elif tuple(there[name]) != tuple(shape):
-                problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, want {tuple(shape)}")
+                problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, not {tuple(shape)}")
     extra = [name for name in there if name not in known]
     problems += [f"'{found.in_file(name)}' {tuple(there[name])} has no place" for name in extra]
     if problems:
         advice = ""
         if extra:
             pattern = re.sub(r"[^./]+$", "*", found.in_file(extra[0]))
-            advice = f". What has no place can be left out, with leave_out=['{pattern}'] and such"
+            advice = f". Leave out tensors that have no place, with leave_out=['{pattern}']"
         raise CheckpointError(
             f"{found.weights.where} was read as '{found.source}', and {len(problems)} tensors do not fit: "
             + "; ".join(problems)
@@ -176,52 +179,52 @@ def _check_names(found: Found, model: Model, entries: list[Entry]) -> None:
         )
 
 
-def iter_leaves(opened: Opened) -> Iterator[tuple[Leaf, np.ndarray]]:
+def iter_leaves(opened: OpenedWeights) -> Iterator[tuple[Leaf, np.ndarray]]:
     """The parameters of `opened.model` by path, float32, read tensor by tensor."""
     _, abstract = abstract_model(opened.native)
     shapes = {leaf: value.shape for leaf, value in leaves_of(abstract).items()}
     source, target = (patch_grid(m.image_size, m.patch_size) for m in (opened.native, opened.model))
-    for entry in opened.entries:
-        arrays = [_read(opened.found, name, is_fixed=not entry.leaves) for name in entry.names]
-        parts = entry.load(arrays, [shapes[leaf] for leaf in entry.leaves])
-        for leaf, part in zip(entry.leaves, parts, strict=True):
+    for rule in opened.tensor_map:
+        arrays = [_read(opened.found, name, is_fixed=not rule.leaves) for name in rule.names]
+        parts = rule.load(arrays, [shapes[leaf] for leaf in rule.leaves])
+        for leaf, part in zip(rule.leaves, parts, strict=True):
             if leaf == ("pos_embed",):
                 part = np.asarray(resample(part[0], source, target, opened.model.position_resampling))[None]
             if leaf == PATCH_KERNEL:
                 part = adapt_kernel(part, opened.model.channels)
-            # A copy, so that what was read for several leaves does not live on in one of them.
-            yield leaf, contiguous(part, np.float32)
+            # A copy, so that no leaf keeps a tensor of several leaves in memory.
+            yield leaf, contiguous(part, np.dtype(np.float32))
 
 
-def _read(found: Found, name: str, *, is_fixed: bool) -> np.ndarray:
-    """The tensor in float32. What is fixed, such as a mask of -inf, is compared elsewhere."""
+def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
+    """The tensor in float32. A fixed one, such as a mask of -inf, may hold infinities."""
     array = found.weights[name]
     if is_fixed:
         return np.asarray(array, np.float32)
     return as_float32(array, found.in_file(name), found.weights.where)
 
 
-def read_leaves(opened: Opened) -> dict:
+def read_leaves(opened: OpenedWeights) -> dict:
     """The parameters of `opened.model` as nested dicts of float32 jax arrays."""
     tree: dict = {}
-    for leaf, value in iter_leaves(opened):  # one by one, so that there are never two copies of all
+    for leaf, value in iter_leaves(opened):  # one by one: two copies of the model would need twice the memory
         _put(tree, leaf, jnp.asarray(value))
     return _like(abstract_model(opened.model)[1], tree)
 
 
-def _put(tree: dict, leaf: Leaf, value: np.ndarray) -> None:
+def _put(tree: dict, leaf: Leaf, value: jax.Array) -> None:
     for key in leaf[:-1]:
         tree = tree.setdefault(key, {})
     tree[leaf[-1]] = value
 
 
 def _like(abstract: Any, tree: Any) -> Any:
-    """The tree in the structure of `abstract`, with None where that has None."""
+    """The tree in the structure of `abstract`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: lookup_leaf(tree, leaf_of(path)), abstract)
 
 
-def build(opened: Opened) -> ViT:
-    """The model with its parameters."""
+def load_opened(opened: OpenedWeights) -> ViT:
+    """The model of an opened checkpoint, with its parameters."""
     return nnx.merge(abstract_model(opened.model)[0], read_leaves(opened))
 
 
@@ -242,15 +245,16 @@ def from_state_dict(
 ) -> ViT:
     """The model of a mapping of tensor names to numpy arrays.
 
-    `source` says whose names they are (interop.SOURCES, or "auto"). What shapes do not tell is inferred from
-    the family, or given: `image_size` (px) that the model is made for, to which learned positions are
-    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation`
-    (models/resampling.py: RESAMPLINGS) at other sizes; `pooling`; `mask`, for checkpoints of the fractal
-    code that do not store theirs; `architecture`, timm's name of the model, where the tensors of timm do not
-    tell all. Of several copies `params` picks the trained one ("params") or the averaged one ("ema");
-    `leave_out` names tensors that are not read, by patterns as in fnmatch, and they need not be arrays;
-    `channels` are those of the images, for which the patch kernel is summed or repeated. What these three do
-    is printed. Raises CheckpointError where tensors and model do not fit, with all listed.
+    `source` is the family of the names (interop.SOURCES, or "auto"). Settings that shapes do not determine
+    are inferred from the family unless they are given: `image_size` in pixels, to which learned positions are
+    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation` of positions
+    (models/resampling.py: RESAMPLINGS); `pooling`; `mask`, for variants of the fractal code that do not store
+    it; `architecture`, the name of a timm model.
+
+    Of several copies of the network, `params` selects the trained one ("params") or the averaged one ("ema").
+    `leave_out` has fnmatch patterns of names that are not read; their values need not be arrays. `channels`
+    are the channels of the images, for which the patch kernel is summed or repeated. Their effect is
+    printed. Raises CheckpointError with all tensors that do not fit the model.
     """
     hints = make_hints(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
@@ -262,42 +266,14 @@ def from_state_dict(
         name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
         for name, value in state.items()
     }
-    opened = open_weights(containers.from_mapping(state), source=source, hints=hints)
+    opened = understand(containers.from_arrays(state), source=source, hints=hints)
     if params is not None or hints.leave_out or channels is not None:
-        print(describe(opened), flush=True)
-    return build(opened)
+        print(describe_weights(opened), flush=True)
+    return load_opened(opened)
 
 
-def open_path(path: str | Path, *, source: str, hints: Hints) -> Opened:
+def open_path(path: str | Path, *, source: str, hints: Hints) -> OpenedWeights:
     """The checkpoint of a file or folder, with the config.json beside it. Raises CheckpointError."""
     path = Path(path).expanduser()
     weights = containers.open_weights(path)
-    return open_weights(weights, source=source, hints=hints, settings=read_settings(path))
-
-
-def describe(opened: Opened) -> str:
-    """One line that says what was recognised and inferred."""
-    model, sizes, found = opened.model, dims(opened.model), opened.found
-    height, width = model.image_size
-    parts = [
-        f"{found.source}" + (f" ({found.kind})" if found.kind else ""),
-        f"width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads, {sizes.mlp} {sizes.mlp_dim}",
-        f"patches of {model.patch_size} px, made for {height} x {width} px",
-    ]
-    extra = [f"{model.num_registers} registers"] if model.num_registers else []
-    extra += [f"summaries k={model.summary_factor}, mask {model.mask}"] if model.summary_factor else []
-    parts += ["cls"] * model.use_cls + extra
-    parts.append(f"positions {model.positions} (other sizes: {model.position_resampling})")
-    parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
-    parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
-    text = f"{found.weights.where}: " + "; ".join(parts)
-    if model.channels != opened.native.channels:
-        text += f"; {describe_channels(opened.native.channels, model.channels)}"
-    if found.note:
-        text += f"; {found.note}"
-    kinds: dict[str, int] = {}
-    for what in found.left_out.values():
-        kinds[what] = kinds.get(what, 0) + 1
-    if kinds:
-        text += "; left out: " + ", ".join(f"{what} ({count} tensors)" for what, count in kinds.items())
-    return text
+    return understand(weights, source=source, hints=hints, settings=read_settings(path))

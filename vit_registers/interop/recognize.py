@@ -1,4 +1,4 @@
-"""Whose checkpoint it is: from tensor names, and config.json where there is one, to a family."""
+"""Recognizes the family of a checkpoint by its tensor names, and by config.json if there is one."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_netwo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-    """A checkpoint whose family is known."""
+class RecognizedWeights:
+    """A checkpoint whose family is known, and its tensors by plain names."""
 
     source: str
-    kind: str | None  # of transformers, its model_type
-    names: nt.Names | nt.BigVisionNames
-    weights: Weights  # under plain names, without prefix
+    kind: str | None  # transformers: clip, deit, dinov2 or vit
+    names: nt.TensorNames
+    weights: Weights  # by plain names, without prefix
     file_names: dict[str, str]  # plain names -> names in the file
     prefix: str
     left_out: dict[str, str]  # names in the file -> what they are
-    note: str = ""  # what was assumed
+    note: str = ""  # assumptions
 
     def in_file(self, name: str) -> str:
-        """The name in the file of a plain one, or what it would be."""
+        """The name in the file of a tensor; also of one that the file does not have."""
         return self.file_names.get(name, name if HEADS.fullmatch(name) else self.prefix + name)
 
 
@@ -37,11 +37,11 @@ def recognize(
     settings: Mapping[str, Any],
     params: str | None,
     leave_out: Sequence[str],
-) -> Found:
+) -> RecognizedWeights:
     """The family of `weights`. `settings` is the content of config.json beside it, or empty.
 
-    `params` and `leave_out` are those of unwrap.pick_network. Raises CheckpointError where it is none of
-    SOURCES, or not the one that `source` says.
+    For `params` and `leave_out` see unwrap.pick_network. Raises CheckpointError if the family is none of
+    SOURCES, or another one than `source`.
     """
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"source='{source}' is unknown: {nearest(source, ('auto', *SOURCES))}")
@@ -59,11 +59,11 @@ def recognize(
         )
     check_tensors(weights.where, network.file_names, network.file_names)
     note = ""
-    if source == "auto":  # what is left out tells it too
+    if source == "auto":  # tensors that are left out are evidence too
         names = {*network.file_names, *network.asked}
         source, note = _guess(patch, names, weights, settings)
     table, kind = _names(source, patch, set(network.file_names), settings)
-    return Found(
+    return RecognizedWeights(
         source=source,
         kind=kind,
         names=table,
@@ -76,7 +76,7 @@ def recognize(
 
 
 def _told_family(settings: Mapping[str, Any]) -> set[str]:
-    """The sources that config.json can belong to; empty where there is none."""
+    """The sources that config.json can belong to; empty without config.json."""
     if "model_type" in settings:
         return {"transformers"}
     if "architecture" in settings:
@@ -85,7 +85,7 @@ def _told_family(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str, Any]) -> tuple[str, str]:
-    """(source, what was assumed to tell it)."""
+    """(source, the assumption that it rests on)."""
     candidates = PATCH_NAMES[patch]
     if len(candidates) == 1:
         return candidates[0], ""
@@ -95,8 +95,8 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
         if "model_cfg" in settings:
             return "open_clip", ""
         raise CheckpointError(
-            f"{weights.where} is a CLIP image tower, and its tensors do not tell which GELU it was trained "
-            "with: give source='clip' (OpenAI's quick GELU) or source='open_clip' (exact GELU). A Perception "
+            f"{weights.where} is a CLIP image tower, and its tensors do not determine its GELU: "
+            "give source='clip' (OpenAI's quick GELU) or source='open_clip' (exact GELU). A Perception "
             "Encoder is none of them: its rotary positions are not supported yet"
         )
     has = lambda part: any(part in name for name in names)  # noqa: E731
@@ -112,20 +112,23 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
         if any(name.startswith("model.") for name in weights.shapes):
             return (
                 "deit",
-                "a checkpoint of DeiT's training code is taken for DeiT-III's, without rotary positions",
+                "a checkpoint of DeiT's training code is assumed to be DeiT-III, without rotary positions",
             )
         raise CheckpointError(
             f"{weights.where} may be DeiT-III, iBOT, or timm's vit_*_rope_ape_*: rotary positions are in no "
-            "tensor, and are not supported yet. Give source='deit' or source='dino' if it is of theirs"
+            "tensor, and are not supported yet. Give source='deit' or source='dino' if it is one of these"
         )
     if weights.container == "torch" and not has("head.") and not has("fc_norm") and not has(".ls1."):
-        return "dino", "a headless .pth without LayerScale is taken for DINO's; source='timm' otherwise"
+        return (
+            "dino",
+            "a headless .pth without LayerScale is assumed to be DINO; source='timm' otherwise",
+        )
     return "timm", ""
 
 
 def _names(
     source: str, patch: str, names: set[str], settings: Mapping[str, Any]
-) -> tuple[nt.Names | nt.BigVisionNames, str | None]:
+) -> tuple[nt.TensorNames, str | None]:
     if source == "transformers":
         return _transformers_names(patch, names, settings)
     if source == "big_vision":
@@ -155,7 +158,9 @@ def _names(
     return tables[source], None
 
 
-def _transformers_names(patch: str, names: set[str], settings: Mapping[str, Any]) -> tuple[nt.Names, str]:
+def _transformers_names(
+    patch: str, names: set[str], settings: Mapping[str, Any]
+) -> tuple[nt.TorchNames, str]:
     in_memory = any(".q_proj." in name for name in names)
     kinds = {
         "clip": (nt.HF_CLIP, nt.HF_CLIP),

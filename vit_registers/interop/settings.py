@@ -1,4 +1,4 @@
-"""What config.json says beside the weights, in the terms of transformers, which infer.py reads."""
+"""Reads the config.json beside the weights, in the vocabulary of transformers that infer.py uses."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_objects(file: Path, values: dict[str, Any]) -> None:
-    """Raises CheckpointError where what tells the model, or holds other settings, is not of its type."""
+    """Raises CheckpointError if names or sections of settings have the wrong type."""
     vision = (
         (values.get("model_cfg") or {}).get("vision_cfg") if _is_object(values.get("model_cfg")) else None
     )
@@ -58,9 +58,9 @@ def _is_object(value: Any) -> bool:
 
 
 def with_architecture(settings: Mapping[str, Any], architecture: str | None, where: str) -> Mapping[str, Any]:
-    """The settings with timm's name of the model, where no config.json has one.
+    """The settings with the name of a timm model, if config.json has none.
 
-    Raises CheckpointError where config.json says another.
+    Raises CheckpointError if config.json has another name.
     """
     if architecture is None or settings.get("architecture") == architecture:
         return settings
@@ -71,7 +71,7 @@ def with_architecture(settings: Mapping[str, Any], architecture: str | None, whe
 
 
 def plain_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """transformers' composite CLIP config as that of its image tower; timm's in transformers' terms."""
+    """The settings of the image model in transformers' terms, also of composite CLIP, timm and open_clip."""
     if isinstance(values.get("vision_config"), dict):
         whole = {name: values[name] for name in ("model_type", "projection_dim") if name in values}
         said = {name: value for name, value in values["vision_config"].items() if value is not None}
@@ -84,7 +84,7 @@ def plain_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open_clip_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's config with what it says of the layers of its image tower, in the others' terms."""
+    """open_clip's config, with the layers of its image tower in transformers' and timm's terms."""
     vision = values["model_cfg"]["vision_cfg"]
     if "timm_model_name" in vision:
         tower = {"architecture": vision["timm_model_name"], "pretrained_cfg": {}}
@@ -99,7 +99,7 @@ def _open_clip_settings(values: dict[str, Any]) -> dict[str, Any]:
     return values | said
 
 
-# What the names of timm's models stand for, where tensors and widths do not tell (timm 1.0.31).
+# Settings that the names of timm's models imply and tensors and widths do not (timm 1.0.31).
 _TIMM = {
     r".*_clip_quickgelu_.*": {"hidden_act": "quick_gelu"},
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_.*": {"hidden_act": "gelu_tanh"},
@@ -110,7 +110,7 @@ _TIMM = {
 
 
 def _timm_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """timm's config.json with what its architecture and the arguments of the model say."""
+    """timm's config.json, with the settings that its architecture and model arguments imply."""
     name, args = str(values["architecture"]), values.get("model_args") or {}
     said = [known for pattern, known in _TIMM.items() if re.fullmatch(pattern, name)]
     size = (values.get("pretrained_cfg") or {}).get("input_size", [])[1:]

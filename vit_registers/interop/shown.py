@@ -1,4 +1,4 @@
-"""What part of an image a model is shown: data.eval_ops at another image size, and in words."""
+"""The part of an image that data.eval_ops show to a model: at another image size, and in words."""
 
 import ast
 from typing import NamedTuple
@@ -9,42 +9,42 @@ _RESIZE_SMALL, _CROP, _RESIZE = "resize_small", "central_crop", "resize"
 
 
 class Shown(NamedTuple):
-    """The part of an image that a model is shown, as far as data.eval_ops tells."""
+    """The part of an image that a model is shown."""
 
-    share: float | None  # of the short side; 1: a whole square image; None: cannot be told
+    share: float | None  # of the short side; 1: a whole square image; None: unknown
     method: str | None  # of resizing
     text: str
 
 
 def eval_ops_at(ops: str, *, old: tuple[int, int], new: tuple[int, int]) -> str:
-    """data.eval_ops, made for images of size `old`, for images of size `new`: the crop keeps its share.
+    """`ops`, written for images of size `old`, for images of size `new`. The crop keeps its share.
 
     The size of resize_small is scaled by the ratio of the longer sides, and rounded down. Raises ConfigError
-    where there is a crop whose share cannot be kept.
+    if there is a crop without a resize_small(PIXELS) to scale.
     """
     ops = ops.strip()
     calls = _calls(ops)
     if old == new or _RESIZE in calls or not calls.keys() & {_RESIZE_SMALL, _CROP}:
         return ops
-    size = _size(calls.get(_RESIZE_SMALL))
+    size = _pixels(calls.get(_RESIZE_SMALL))
     if size is None:
         raise ConfigError(
             f"data.eval_ops={ops!r} cannot be scaled from images of {_px(old)} to {_px(new)}, as it has no "
             "resize_small(PIXELS): give --config.data.eval_ops as well"
         )
     scaled = size.value * max(new) // max(old)
-    return f"{ops[: size.col_offset]}{scaled}{ops[size.end_col_offset :]}"
+    return f"{ops[: size.start]}{scaled}{ops[size.end :]}"
 
 
-def shown(ops: str, image_size: tuple[int, int]) -> Shown:
-    """What part of an image of any size the chain `ops` passes on as an image of `image_size`."""
+def shown_part(ops: str, image_size: tuple[int, int]) -> Shown:
+    """The part of an image that the chain `ops` keeps, for a model of `image_size`."""
     calls = _calls(ops)
     if not ops.strip():
         return Shown(1.0, None, "whole images, not resized")
     if set(calls) == {_RESIZE}:
         method = _method(calls[_RESIZE], 0)
-        return Shown(1.0, method, f"whole images, resized to {_px(image_size)} whatever their aspect")
-    size = _size(calls.get(_RESIZE_SMALL))
+        return Shown(1.0, method, f"whole images, resized to {_px(image_size)} of any aspect")
+    size = _pixels(calls.get(_RESIZE_SMALL))
     if size is None or not set(calls) <= {_RESIZE_SMALL, _CROP}:
         return Shown(None, None, f"what data.eval_ops={ops!r} leaves")
     height, width = (side / size.value for side in image_size)
@@ -55,9 +55,9 @@ def shown(ops: str, image_size: tuple[int, int]) -> Shown:
 
 
 def _calls(ops: str) -> dict[str, ast.Call | None]:
-    """The operations of a chain by name, with their call where they have arguments; none of what is no chain.
+    """The operations of a chain by name, with their call if they have arguments.
 
-    What is no chain is refused where it is used; here there is nothing to say of it.
+    Empty for text that is not a chain: the data pipeline reports it.
     """
     try:
         node = ast.parse(ops.strip(), mode="eval").body if ops.strip() else None
@@ -65,23 +65,31 @@ def _calls(ops: str) -> dict[str, ast.Call | None]:
         return {}
     calls: dict[str, ast.Call | None] = {}
     while node is not None:
-        is_chain = isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)
-        one = node.right if is_chain else node
-        name = one.func if isinstance(one, ast.Call) else one
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            last, node = node.right, node.left
+        else:
+            last, node = node, None
+        name = last.func if isinstance(last, ast.Call) else last
         if isinstance(name, ast.Name):
-            calls[name.id] = one if isinstance(one, ast.Call) else None
-        node = node.left if is_chain else None
+            calls[name.id] = last if isinstance(last, ast.Call) else None
     return calls
 
 
-def _size(call: ast.Call | None) -> ast.Constant | None:
-    """The node of the number of pixels of resize_small."""
+class _Pixels(NamedTuple):
+    value: int
+    start: int  # first and last place in the text of the chain
+    end: int
+
+
+def _pixels(call: ast.Call | None) -> _Pixels | None:
+    """The number of pixels of resize_small."""
     if call is None:
         return None
     named = [keyword.value for keyword in call.keywords if keyword.arg == "size"]
     for node in (*call.args[:1], *named):
-        if isinstance(node, ast.Constant) and type(node.value) is int and node.value > 0:
-            return node
+        if isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value > 0:
+            end = node.end_col_offset
+            return None if end is None or node.value is True else _Pixels(node.value, node.col_offset, end)
     return None
 
 

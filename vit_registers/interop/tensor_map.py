@@ -1,7 +1,7 @@
-"""The lines of a name table: which parameters of ours are which tensors of theirs, in both directions.
+"""Rules that map parameters of this project to tensors of another code base, in both directions.
 
-Leaves are those of models/paths.py. All kinds below are
-exact in both directions unless they say otherwise.
+A tensor map is a list of rules that has every parameter of a model once. Leaves are those of models/paths.py.
+All rules are exact in both directions unless their docstring says otherwise.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ Arrays = Sequence[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """Leaves of ours that are together the same as named tensors of theirs."""
+class TensorRule:
+    """Leaves of this project that hold the same numbers as named tensors of another code base."""
 
     leaves: tuple[Leaf, ...]
     names: tuple[str, ...]
-    load: Callable[[Arrays, Sequence[Shape]], Arrays]  # (their tensors, shapes of our leaves) -> our leaves
-    dump: Callable[[Arrays], Arrays]  # our leaves -> their tensors
+    load: Callable[[Arrays, Sequence[Shape]], Arrays]  # (tensors, shapes of the leaves) -> leaves
+    dump: Callable[[Arrays], Arrays]  # leaves -> tensors
 
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of their tensors. Nothing of that size is made."""
+        """The shapes of the named tensors. No memory of their size is allocated."""
         return [a.shape for a in self.dump([np.broadcast_to(np.float32(0), s) for s in leaf_shapes])]
 
 
@@ -35,7 +35,7 @@ def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A copy in C order. Transposed matrices are copied block by block, which is six times as fast."""
     if array.ndim > 1 and not array.flags.c_contiguous:
         for shape in ((array.shape[0], -1), (-1, array.shape[-1])):
-            with contextlib.suppress(ValueError):  # these axes cannot be joined without a copy
+            with contextlib.suppress(ValueError):  # joining these axes would need a copy
                 source = array.reshape(shape, copy=False)
                 copy = np.empty(source.shape, dtype)
                 for i in range(0, source.shape[1], 64):
@@ -44,19 +44,19 @@ def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.array(array, dtype, order="C")
 
 
-def same(leaf: Leaf, name: str, *, lead: int | None = None) -> Entry:
-    """The same numbers; with `lead`, theirs has only the last `lead` axes, the others being of size 1."""
+def same(leaf: Leaf, name: str, *, lead: int | None = None) -> TensorRule:
+    """The same numbers. With `lead`, the tensor has only the last `lead` axes; the others have size 1."""
 
     def dump(leaves: Arrays) -> Arrays:
         array = leaves[0]
         return [array if lead is None else array.reshape(array.shape[array.ndim - lead :])]
 
-    return Entry((leaf,), (name,), lambda arrays, shapes: [arrays[0].reshape(shapes[0])], dump)
+    return TensorRule((leaf,), (name,), lambda arrays, shapes: [arrays[0].reshape(shapes[0])], dump)
 
 
-def conv(leaf: Leaf, name: str) -> Entry:
-    """A convolution kernel: ours HWIO, theirs OIHW."""
-    return Entry(
+def conv(leaf: Leaf, name: str) -> TensorRule:
+    """A convolution kernel: the leaf is HWIO, the tensor OIHW."""
+    return TensorRule(
         (leaf,),
         (name,),
         lambda arrays, shapes: [arrays[0].transpose(2, 3, 1, 0)],
@@ -64,10 +64,10 @@ def conv(leaf: Leaf, name: str) -> Entry:
     )
 
 
-def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> Entry:
-    """A dense kernel: ours [inputs..., outputs...], theirs [outputs, inputs], cut into one or more tensors.
+def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> TensorRule:
+    """A dense kernel: the leaf is [inputs..., outputs...], the tensors [outputs / count, inputs] each.
 
-    The fused kernel of q, k and v is the case of one name, q, k and v apart that of three.
+    A fused kernel of q, k and v has one name, separate ones have three.
     """
     count = len(names)
 
@@ -78,21 +78,23 @@ def dense(leaf: Leaf, names: tuple[str, ...], *, inputs: int) -> Entry:
         parts = leaves[0].reshape(inputs, count, -1)
         return [parts[:, i].T for i in range(count)]
 
-    return Entry((leaf,), names, load, dump)
+    return TensorRule((leaf,), names, load, dump)
 
 
-def split(leaf: Leaf, names: tuple[str, ...]) -> Entry:
-    """A bias that theirs has in one or more equal parts, each of one axis."""
+def split_bias(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
+    """A bias in one or more tensors of equal size, each with one axis."""
 
     def dump(leaves: Arrays) -> Arrays:
         return list(leaves[0].reshape(len(names), -1))
 
-    return Entry((leaf,), names, lambda arrays, shapes: [np.concatenate(arrays).reshape(shapes[0])], dump)
+    return TensorRule(
+        (leaf,), names, lambda arrays, shapes: [np.concatenate(arrays).reshape(shapes[0])], dump
+    )
 
 
-def stacked(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> Entry:
-    """A tensor whose slices along `axis` theirs has one by one."""
-    return Entry(
+def sliced(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> TensorRule:
+    """A leaf whose slices along `axis` are separate tensors."""
+    return TensorRule(
         (leaf,),
         names,
         lambda arrays, shapes: [np.stack(arrays, axis=axis)],
@@ -100,8 +102,8 @@ def stacked(leaf: Leaf, names: tuple[str, ...], *, axis: int) -> Entry:
     )
 
 
-def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> Entry:
-    """Tables of ours [1, rows, width] that theirs has as one, rows after rows, in `lead` axes."""
+def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> TensorRule:
+    """Leaves [1, rows, width] whose rows are concatenated in one tensor of `lead` axes."""
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
         rows = arrays[0].reshape(1, -1, arrays[0].shape[-1])
@@ -111,23 +113,23 @@ def joined(leaves: tuple[Leaf, ...], name: str, *, lead: int = 3) -> Entry:
         table = np.concatenate(tables, axis=1)
         return [table.reshape(table.shape[3 - lead :])]
 
-    return Entry(leaves, (name,), load, dump)
+    return TensorRule(leaves, (name,), load, dump)
 
 
-def mean_heads(leaf: Leaf, names: tuple[str, str]) -> Entry:
-    """Two heads whose answers are averaged, as one head on both vectors joined.
+def mean_heads(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
+    """Two heads whose logits are averaged, as one head on both vectors concatenated.
 
-    Kernels are halved, which loses nothing. Biases are averaged: back out, both heads get the mean, and
-    the answer is the same.
+    Kernels are halved, which is exact. Biases are averaged; on export both heads get the mean, with equal
+    logits.
     """
     if leaf[-1] == "bias":
-        return Entry(
+        return TensorRule(
             (leaf,),
             names,
             lambda arrays, shapes: [(arrays[0] + arrays[1]) / 2],
             lambda leaves: [leaves[0]] * 2,
         )
-    return Entry(
+    return TensorRule(
         (leaf,),
         names,
         lambda arrays, shapes: [np.concatenate([array.T for array in arrays]) / 2],
@@ -136,7 +138,7 @@ def mean_heads(leaf: Leaf, names: tuple[str, str]) -> Entry:
 
 
 def is_fixed(array: np.ndarray, value: np.ndarray) -> bool:
-    """Whether the array is that fixed one: to 1e-5, or to what its dtype can tell."""
+    """Whether the array equals `value` to 1e-5, or to 1e-2 in half precision."""
     if array.shape != value.shape:
         return False
     coarseness = 1e-5 if array.dtype in (np.bool_, np.float32, np.float64) else 1e-2
@@ -144,10 +146,10 @@ def is_fixed(array: np.ndarray, value: np.ndarray) -> bool:
     return np.allclose(array, value, rtol=coarseness, atol=coarseness)
 
 
-def fixed(name: str, value: np.ndarray) -> Entry:
-    """A tensor of theirs that follows from the settings: compared on the way in, written on the way out.
+def fixed(name: str, value: np.ndarray) -> TensorRule:
+    """A tensor that follows from the settings: compared on import and written on export.
 
-    Raises CheckpointError where the tensor is another.
+    Import raises CheckpointError if the tensor differs.
     """
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
@@ -155,29 +157,29 @@ def fixed(name: str, value: np.ndarray) -> Entry:
             raise CheckpointError(f"tensor '{name}' is not the fixed one that belongs to this model")
         return []
 
-    return Entry((), (name,), load, lambda leaves: [value])
+    return TensorRule((), (name,), load, lambda leaves: [value])
 
 
-def scanned(entries: Sequence[Entry]) -> Entry:
-    """The same entry of every block, where theirs has all blocks in one tensor with a leading axis."""
-    width = len(entries[0].leaves)
+def scanned(rules: Sequence[TensorRule]) -> TensorRule:
+    """The same rule of all blocks, whose tensors are stacked along a leading axis."""
+    width = len(rules[0].leaves)
 
     def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
-        blocks = range(len(entries))
-        parts = [entries[i].load([a[i] for a in arrays], shapes[i * width : (i + 1) * width]) for i in blocks]
+        blocks = range(len(rules))
+        parts = [rules[i].load([a[i] for a in arrays], shapes[i * width : (i + 1) * width]) for i in blocks]
         return [leaf for part in parts for leaf in part]
 
     def dump(leaves: Arrays) -> Arrays:
-        parts = [e.dump(leaves[i * width : (i + 1) * width]) for i, e in enumerate(entries)]
+        parts = [e.dump(leaves[i * width : (i + 1) * width]) for i, e in enumerate(rules)]
         return [np.stack(tensors) for tensors in zip(*parts, strict=True)]
 
-    return _Scanned(tuple(leaf for e in entries for leaf in e.leaves), entries[0].names, load, dump, entries)
+    return _Scanned(tuple(leaf for rule in rules for leaf in rule.leaves), rules[0].names, load, dump, rules)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scanned(Entry):
-    entries: Sequence[Entry] = ()
+class _Scanned(TensorRule):
+    rules: Sequence[TensorRule] = ()
 
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
-        one = self.entries[0].shapes(leaf_shapes[: len(self.entries[0].leaves)])
-        return [(len(self.entries), *shape) for shape in one]
+        one = self.rules[0].shapes(leaf_shapes[: len(self.rules[0].leaves)])
+        return [(len(self.rules), *shape) for shape in one]

@@ -1,4 +1,4 @@
-"""From the parameters of one model to those that another, to be trained, can start from."""
+"""The parameters of one model that the training of another one can start from."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ def taken_leaves(
 ) -> dict[Leaf, np.ndarray]:
     """The leaves of `target` that start from `params`; all others start from their initializers.
 
-    Fresh are registers, summaries and their positions where `source` has none or `settings` says so, and the
-    head unless `settings.keep_head`. A leaf of which a part is fresh is a masked array, masked there. Learned
-    positions are resampled to the image size of `target`, and the patch kernel is summed or repeated for its
-    channels. Raises ConfigError where the models are not the same network otherwise, with all differences
-    listed.
+    Registers, summaries and their positions start from their initializers if `source` has none or `settings`
+    say so; so does the head unless `settings.keep_head`. A leaf that starts from its initializer in part is a
+    masked array, masked there. Learned positions are resampled to the image size of `target`, and the patch
+    kernel is summed or repeated for its channels. Raises ConfigError with all other differences between the
+    two networks.
     """
     lookup(dict.fromkeys(REGISTERS), settings.registers, "init_from.registers")
     lookup(dict.fromkeys(SUMMARIES), settings.summaries, "init_from.summaries")
@@ -40,8 +40,8 @@ def taken_leaves(
     there, here = leaves_of(params), leaves_of(abstract_model(target)[1])
     table = ("pos_embed",)
     if table in there and table in here:
-        grids = [patch_grid(model.image_size, model.patch_size) for model in (source, target)]
-        there[table] = np.asarray(resample(there[table][0], *grids, target.position_resampling))[None]
+        old, new = (patch_grid(model.image_size, model.patch_size) for model in (source, target))
+        there[table] = np.asarray(resample(there[table][0], old, new, target.position_resampling))[None]
     if PATCH_KERNEL in there:
         there[PATCH_KERNEL] = adapt_kernel(np.asarray(there[PATCH_KERNEL]), target.channels)
     _select_extra_tokens(there, source, target, settings)
@@ -66,13 +66,13 @@ def taken_leaves(
 
 
 def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, settings: InitFrom) -> None:
-    """Leaves in `there` what is taken of registers, summaries and their positions, in shapes of `target`."""
+    """Replaces registers, summaries and their positions in `there` by those that `target` keeps."""
     before, after = (_num_extra(model) for model in (source, target))
     kept = [
         0 if how == "fresh" else min(old, new)
         for how, old, new in zip((settings.registers, settings.summaries), before, after, strict=True)
     ]
-    # Of each leaf: where the tokens of either kind begin there and here, and how many are taken.
+    # For each leaf: the first token of each kind there and here, and how many are kept.
     runs = {
         ("registers",): [(0, 0, kept[0])],
         ("summaries",): [(0, 0, kept[1])],
@@ -83,7 +83,9 @@ def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, s
         value_1xExD = np.asarray(there[leaf])
         if tuple(before) == tuple(after) == tuple(kept):
             continue
-        part_1xExD = np.ma.masked_all((1, sizes[leaf], value_1xExD.shape[-1]), value_1xExD.dtype)
+        part_1xExD = np.ma.MaskedArray(
+            np.zeros((1, sizes[leaf], value_1xExD.shape[-1]), value_1xExD.dtype), mask=True
+        )
         for old, new, number in runs[leaf]:
             part_1xExD[:, new : new + number] = value_1xExD[:, old : old + number]
         if part_1xExD.mask.all():
@@ -93,7 +95,7 @@ def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, s
 
 
 def _num_extra(model: Model) -> tuple[int, int]:
-    """How many registers and summaries the model has."""
+    """(number of registers, number of summaries)."""
     layout = token_layout(model)
     return layout.num_registers, layout.num_summaries
 
@@ -118,7 +120,7 @@ def _check_same_network(source: Model, target: Model, settings: InitFrom) -> Non
     if settings.registers == "same" and has_registers and registers not in (0, new_registers):
         differing.append(
             f"model.num_registers is {registers} there and {new_registers} here (set init_from.registers to "
-            "keep, which takes those that there are, or to fresh)"
+            "keep or fresh)"
         )
     has_summaries = summaries and (has_positions or source.summaries == "learned")
     is_other_grid = (source.summary_factor, summaries) != (target.summary_factor, new_summaries)
@@ -132,10 +134,10 @@ def _check_same_network(source: Model, target: Model, settings: InitFrom) -> Non
         if target.position_resampling != "none" and grids[0] != grids[1]:
             differing.append(
                 f"model.image_size is {source.image_size} there and {target.image_size} here, and fixed "
-                "positions are those of the size of training: set model.position_resampling='none'"
+                "positions belong to the image size of training: set model.position_resampling='none'"
             )
     if differing:
         raise ConfigError(
-            f"the weights to start from are those of another network: {'; '.join(differing)}. "
+            f"the weights to start from belong to another network: {'; '.join(differing)}. "
             "configs/transfer.py takes these settings from the weights"
         )

@@ -1,4 +1,4 @@
-"""Which network of a file is read: wrappers and copies of it, what is beside it, and what is left out."""
+"""Selects the network of a file that is loaded, among wrappers, copies and other tensors."""
 
 import dataclasses
 import fnmatch
@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from vit_registers.config import lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.left_out import TRAINING_STATE, search, unused_patterns
 from vit_registers.interop.values import refuse_quantised
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
 
-# The patch embedding, which every family has, says whose names these are; what stands before it is a prefix.
+# The name of the patch embedding, which every family has, tells the family; the text before it is a prefix.
 PATCH_NAMES = {
     "patch_embed.proj.weight": ("timm", "dinov2", "deit", "dino"),
     "conv1.weight": ("clip", "open_clip"),
@@ -23,10 +24,10 @@ PATCH_NAMES = {
     "embedding/kernel": ("big_vision",),
 }
 
-# Names of modules that only hold another: torch's DataParallel, torch.compile, FSDP, activation checkpoints.
+# Modules that only wrap another one: torch's DataParallel, torch.compile, FSDP, activation checkpoints.
 _WRAPPER = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-# Copies of one network in a file. Averages that their authors evaluate come first where nothing is asked for.
+# Copies of one network in a file. By default, averages that their authors evaluate are preferred.
 _EVALUATED = ("teacher", "target_encoder")
 _AVERAGED = re.compile(
     r"(.+_)?(ema|EMA)(_.+)?|teacher|target_(encoder|network)|momentum_encoder|encoder_k|(averaged|swa)_model"
@@ -37,54 +38,29 @@ _BESIDE_AVERAGES = ("online_model", "online_network")  # in lucidrains' ema_pyto
 _CONTAINER = re.compile(
     rf"(.+_)?(ema|EMA)(_.+)?|teacher|{'|'.join(name for name in _TRAINED if name and 'encoder' not in name)}"
 )
-_CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
 
 # Heads of transformers stand outside the prefix of the encoder.
 HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
 
-# What is left out, with what it is: inside the network that is loaded, and beside it.
-_UNUSED_INSIDE = {
-    r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
-    r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
-    r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
-    r"n_averaged|initted|decay|num_updates": "the state of training",
-}
-_DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
-_PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
-_TRAINING = {
-    r"(optim\w*|\w*scheduler\w*|\w*scaler\w*|amp|loss|dino_loss|ibot_loss|callbacks|loops|\w*rng_state\w*)\..*|"
-    r"(opt|chrono)/.*|best_acc1|epoch|step|global_step|iteration": "the state of training",
-}
-_UNUSED_BESIDE = {
-    r"(head\.(mlp|last_layer|last_norm)2?|dino_head|ibot_head|dino_loss|ibot_patch_loss|koleo_loss)\..*": (
-        "a self-supervision head or loss"
-    ),
-    r"(teacher|student|model|model_ema|state_dict|state_dict_ema)\..*": "another copy of the network",
-    **_TRAINING,
-    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": "the text tower",
-    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": "the text tower",
-    r"input_resolution|context_length|vocab_size": "the text tower",
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network of a file that is read, under plain names."""
+    """The network of a file that is loaded, by plain names."""
 
     patch: str  # the name of the patch embedding
-    prefix: str  # what stands before it in the file
+    prefix: str  # the text before it in the file
     file_names: dict[str, str]  # plain names -> names in the file
-    asked: dict[str, str]  # the same of what leave_out names
+    asked: dict[str, str]  # the same for tensors that leave_out matches
     left_out: dict[str, str]  # names in the file -> what they are
-    note: str  # which copy is read, where there are several
+    note: str  # which of several copies is loaded
 
 
 def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[str]) -> Network:
-    """The network of `weights` that is read, and what is left out.
+    """The network of `weights` that is loaded, and the tensors that are left out.
 
-    Of several copies, `params` picks the trained one ("params") or the averaged one ("ema"); None the one
-    that the family evaluates. `leave_out` are patterns, as in fnmatch, of names in the file. Raises
-    CheckpointError where there is no such copy, no Vision Transformer, or a pattern that matches nothing.
+    Of several copies, `params` selects the trained one ("params") or the averaged one ("ema"); None selects
+    the one that the family evaluates. `leave_out` has fnmatch patterns of names in the file. Raises
+    CheckpointError if there is no such copy, no Vision Transformer, or a pattern that matches nothing.
     """
     if params is not None:
         lookup(dict.fromkeys(("params", "ema")), params, "params")
@@ -106,13 +82,13 @@ def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[st
 
 
 def is_matched(name: str, pattern: str) -> bool:
-    """Whether leave_out's pattern matches a name in a file, with or without what wraps the network."""
+    """Whether a pattern of leave_out matches a name in a file, with or without wrappers of the network."""
     short = _WRAPPER.sub("", name)
     return any(fnmatch.fnmatchcase(text, pattern) for text in (name, short, _after_containers(short)))
 
 
 def _matched(weights: Weights, leave_out: Sequence[str]) -> dict[str, str]:
-    """The names that a pattern matches -> the pattern."""
+    """{name: the first pattern that matches it}."""
     matched: dict[str, str] = {}
     for pattern in leave_out:
         names = [name for name in weights.shapes if is_matched(name, pattern)]
@@ -127,13 +103,13 @@ def _matched(weights: Weights, leave_out: Sequence[str]) -> dict[str, str]:
 
 
 def _unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """The names without those of wrappers -> the names. CheckpointError where two become one."""
+    """{name without wrappers: name}. Raises CheckpointError if two names become one."""
     plain: dict[str, str] = {}
     for name in names:
         short = _WRAPPER.sub("", name)
         if short in plain:
             raise CheckpointError(
-                f"'{plain[short]}' and '{name}' are the same but for the names of wrappers: "
+                f"'{plain[short]}' and '{name}' differ only in the names of wrappers: "
                 "name one of them in leave_out"
             )
         plain[short] = name
@@ -141,7 +117,7 @@ def _unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
-    """What stands before each patch embedding -> its name."""
+    """{prefix: name} of every patch embedding."""
     found: dict[str, str] = {}
     for name, in_file in names.items():
         for patch in PATCH_NAMES:
@@ -151,13 +127,15 @@ def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str
                 if patch == "conv1.weight" and prefix + "class_embedding" not in names:
                     continue
                 found[prefix] = patch
-    # big_vision's moments have the names of parameters.
-    found = {p: n for p, n in found.items() if p.startswith("opt/target/") or not _search(_TRAINING, p + n)}
+    # The optimizer moments of big_vision have the names of parameters.
+    found = {
+        p: n for p, n in found.items() if p.startswith("opt/target/") or not search(TRAINING_STATE, p + n)
+    }
     if found:
         return found
     if taken := [name for name in asked if name.endswith(tuple(PATCH_NAMES))]:
         raise CheckpointError(f"{weights.where}: leave_out='{asked[taken[0]]}' takes '{taken[0]}', {NEEDED}")
-    refuse_quantised(weights.dtypes, weights.where)  # a packed patch embedding has another shape
+    refuse_quantised(weights.dtypes, weights.where)  # packed patch embeddings have other shapes
     first = ", ".join(list(weights.shapes)[:3]) or "no tensors"
     raise CheckpointError(
         f"{weights.where} holds no Vision Transformer that is known: there is no patch embedding among "
@@ -165,7 +143,7 @@ def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str
     )
 
 
-NEEDED = "which the model needs; a head, a mask token, or what has no place can be left out"
+NEEDED = "which the model needs; only heads, the mask token and tensors without a place can be left out"
 
 
 def _parts(prefix: str) -> list[str]:
@@ -173,7 +151,7 @@ def _parts(prefix: str) -> list[str]:
 
 
 def _is_averaged(prefix: str) -> bool:
-    """Whether a part of it says so, and no later one that it is the trained copy beside an average."""
+    """Whether a part of the prefix names an average, and no later part the trained copy beside it."""
     parts = _parts(prefix)
     while parts and parts[-1] not in _BESIDE_AVERAGES:
         if _AVERAGED.fullmatch(parts.pop()):
@@ -182,7 +160,7 @@ def _is_averaged(prefix: str) -> bool:
 
 
 def _after_containers(name: str) -> str:
-    """The name without the names of what holds a whole network, such as "state_dict." """
+    """The name without the names of containers of a whole network, such as "state_dict." """
     parts = name.split(".")
     while len(parts) > 1 and _CONTAINER.fullmatch(parts[0]):
         del parts[0]
@@ -190,7 +168,7 @@ def _after_containers(name: str) -> str:
 
 
 def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[str, list[str]]:
-    """The prefix of the copy that is read, and those of the others; `before`: prefix -> that in the file."""
+    """(prefix of the copy that is loaded, prefixes of the others); `before`: {prefix: prefix in the file}."""
 
     def order(prefix: str) -> tuple[int, int, int]:
         parts = _parts(prefix) or [""]
@@ -202,13 +180,12 @@ def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[st
     shown = ", ".join(_shown(prefix) for prefix in before)
     if not able and params == "ema":
         raise CheckpointError(
-            f"{where} has no averaged parameters, which params='ema' asks for: it holds {shown}; averages "
-            "are found under state_dict_ema, model_ema, ema, teacher and such"
+            f"{where} has no averaged parameters, but params='ema': it holds {shown}; averages "
+            "are recognized by names such as state_dict_ema, model_ema, ema and teacher"
         )
     if not able:
         raise CheckpointError(
-            f"{where} has averaged parameters only, in {shown}, and params='params' asks for the trained "
-            "ones: give params='ema'"
+            f"{where} has averaged parameters only, in {shown}, but params='params': give params='ema'"
         )
     prefix = min(able, key=order)
     others = [other for other in before if other != prefix]
@@ -223,7 +200,7 @@ def _pick(before: Mapping[str, str], params: str | None, where: str) -> tuple[st
 
 
 def _before_shared(prefix: str, other: str) -> str:
-    """The prefix without the parts at its end that `other` ends with too."""
+    """The prefix without its last parts that `other` shares."""
     mine, theirs = _parts(prefix), _parts(other)
     while mine and theirs and mine[-1] == theirs[-1]:
         prefix = prefix[: len(prefix) - len(mine.pop()) - 1]
@@ -236,7 +213,7 @@ def _shown(prefix: str) -> str:
 
 
 def _note(prefix: str, others: Sequence[str]) -> str:
-    """Which copy is read, and how another one is chosen."""
+    """Which copy is loaded, and how to select another one."""
     if not others:
         return f"{_shown(prefix)} is read, an average" if _is_averaged(prefix) else ""
     choice = "params" if _is_averaged(prefix) else "ema"
@@ -252,26 +229,27 @@ def _note(prefix: str, others: Sequence[str]) -> str:
 def _strip(
     names: Mapping[str, str], prefix: str, copies: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Plain names, without `prefix`, of its tensors and of the heads -> names in the file; what is left out.
+    """({plain name: name in the file} of the network and its heads, {name in the file: why it is left out}).
 
-    What is neither keeps its name, and is later refused as one that has no place.
+    A tensor that is neither keeps its name, and is refused later because it has no place in the model.
     """
     plain: dict[str, str] = {}
     left_out: dict[str, str] = {}
     root = prefix.removesuffix(_after_containers(prefix))
-    root += re.match(r"(params/|opt/target/)?", prefix.removeprefix(root)).group()
-    inside, beside = _unused(names, prefix, bool(copies))
+    inner = prefix.removeprefix(root)
+    root += next((start for start in ("params/", "opt/target/") if inner.startswith(start)), "")
+    inside, beside = unused_patterns(names, prefix, _parts(prefix), has_copies=bool(copies))
     for name, in_file in names.items():
         inner, outer = name.removeprefix(prefix), name.removeprefix(root)
         owner = max((p for p in (prefix, *copies) if name.startswith(p)), key=len, default=None)
         if owner == prefix:
-            what = _search(inside, inner)
+            what = search(inside, inner)
         elif owner is not None:
             what = "another copy of the network"
         else:
             is_head = HEADS.fullmatch(outer)
             inner = outer if is_head else name
-            what = None if is_head else _search(beside, outer) or _search(beside, name)
+            what = None if is_head else search(beside, outer) or search(beside, name)
             if what is None and shapes[in_file] == ():
                 what = "numbers beside the network"
         if what:
@@ -281,25 +259,6 @@ def _strip(
     return _unchunked(plain), left_out
 
 
-def _unused(names: Iterable[str], prefix: str, has_copies: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """What is left out inside the network, and beside it."""
-    inside, beside = dict(_UNUSED_INSIDE), dict(_UNUSED_BESIDE)
-    if not prefix:
-        inside |= _TRAINING
-    if any(re.search(r"(^|\.)decoder_(embed|blocks|layers)\.", name) for name in names):
-        inside, beside = _DECODER | inside, _DECODER | beside
-    is_contrastive = not {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}.isdisjoint(
-        _parts(prefix)
-    )
-    if is_contrastive or (has_copies and "target_encoder" in _parts(prefix)):
-        inside, beside = _PROJECTION | inside, _PROJECTION | beside
-    return inside, beside
-
-
-def _search(patterns: Mapping[str, str], name: str) -> str | None:
-    return next((what for pattern, what in patterns.items() if re.fullmatch(pattern, name)), None)
-
-
 def _unchunked(names: dict[str, str]) -> dict[str, str]:
-    """blocks.<chunk>.<i>.x of DINOv2's training checkpoints as blocks.<i>.x; i counts all blocks."""
+    """Renames blocks.<chunk>.<i>.x of DINOv2's training checkpoints to blocks.<i>.x; i counts all blocks."""
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in names.items()}

@@ -1,4 +1,4 @@
-"""Which tensors can be weights: floating point, not quantised, finite in float32."""
+"""Checks that tensors are weights: floating point, not quantised, finite in float32."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from vit_registers.errors import CheckpointError
 from vit_registers.models.paths import Leaf, path_text
 
-# What bitsandbytes, GPTQ, AWQ, compressed-tensors and others store beside or in the place of a weight.
+# Tensors that bitsandbytes, GPTQ, AWQ, compressed-tensors and others store beside or instead of a weight.
 _QUANTISED = re.compile(
     r"(.*\.)?(SCB|weight_format|weight_(scale|scale_inv|scale_2|zero_point|packed|shape)|(in|out)put_scale"
     r"|qweight|qzeros|scales|g_idx|(nested_)?(absmax|quant_map)|quant_state\..*)"
@@ -23,18 +23,18 @@ def is_floating(dtype: np.dtype) -> bool:
 
 
 def refuse_quantised(dtypes: Mapping[str, np.dtype], where: str) -> None:
-    """Raises CheckpointError where tensors are of a dtype, or have a name, of quantised weights."""
+    """Raises CheckpointError if tensors have a dtype or a name of quantised weights."""
     odd = [n for n, d in dtypes.items() if _NARROW.fullmatch(d.name) or _QUANTISED.fullmatch(n)]
     if odd:
         others = f", and so are {len(odd) - 1} more" if len(odd) > 1 else ""
         raise CheckpointError(
-            f"{where}: '{odd[0]}' is {dtypes[odd[0]].name}, perhaps quantised{others}: these are no weights. "
+            f"{where}: '{odd[0]}' is {dtypes[odd[0]].name}, perhaps quantised{others}: not weights. "
             "Save the weights in floating point, or name what the model does not need in leave_out"
         )
 
 
 def as_float32(array: np.ndarray, name: str, where: str) -> np.ndarray:
-    """The array in float32, not copied where it has that dtype. Raises CheckpointError; see check_finite."""
+    """The array in float32, without a copy if it has that dtype. Raises CheckpointError; see check_finite."""
     with np.errstate(all="ignore"):
         values = np.asarray(array, np.float32)
     check_finite(array, values, name, where)

@@ -11,7 +11,7 @@ from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
 
 
-def check(model: Model) -> None:
+def check_model(model: Model) -> None:
     """Raises ConfigError for an unknown name, a value out of range, and settings that exclude each other."""
     choices = {
         "registers": ("learned", "zeros"),

@@ -5,7 +5,6 @@ mask but `file`, cls and registers attend to all tokens, and all tokens attend t
 """
 
 import dataclasses
-import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from vit_registers.config import Model
 from vit_registers.config.strings import Call, parse_call
+from vit_registers.digests import bytes_digest
 from vit_registers.errors import ConfigError
 from vit_registers.models.tokens import Grid, TokenLayout
 
@@ -224,7 +224,7 @@ def read_mask_file(path: str, sha256: str = "") -> bytes:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"model.mask: {path} cannot be read: {reason}") from error
-    digest = hashlib.sha256(content).hexdigest()
+    digest = bytes_digest(content)
     if sha256 not in ("", digest):
         raise ConfigError(f"model.mask: {path} has changed: its SHA-256 is {digest}, not {sha256}")
     return content
@@ -238,7 +238,7 @@ def resolve(model: Model) -> Model:
     """
     call = parse_mask(model.mask)
     if call.name == "file" and not call.arguments.get("sha256"):
-        call.arguments["sha256"] = hashlib.sha256(read_mask_file(call.arguments["path"])).hexdigest()
+        call.arguments["sha256"] = bytes_digest(read_mask_file(call.arguments["path"]))
     return dataclasses.replace(model, mask=str(call))
 
 

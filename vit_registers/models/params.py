@@ -20,7 +20,7 @@ def abstract_model(model: Model) -> tuple[nnx.GraphDef, Any]:
     return graphdef, nnx.to_pure_dict(params)
 
 
-def build(graphdef: nnx.GraphDef, params: Any) -> ViT:
+def build_model(graphdef: nnx.GraphDef, params: Any) -> ViT:
     """The model of a graph definition with those parameters."""
     return nnx.merge(graphdef, params)
 

@@ -44,7 +44,7 @@ def _bicubic(size: int, new_size: int, scale: float) -> np.ndarray:
     return matrix
 
 
-def bicubic(size: int, new_size: int) -> np.ndarray:
+def bicubic_to_size(size: int, new_size: int) -> np.ndarray:
     """torch's bicubic with size=; used by DeiT, and by transformers' ViT, DeiT, CLIP and Dinov2."""
     return _bicubic(size, new_size, new_size / size)
 
@@ -65,7 +65,7 @@ def linear(size: int, new_size: int) -> np.ndarray:
 
 RESAMPLINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "bicubic_aa": bicubic_aa,
-    "bicubic": bicubic,
+    "bicubic": bicubic_to_size,
     "bicubic_offset": bicubic_offset,
     "linear": linear,
 }

@@ -12,7 +12,7 @@ from jax.nn.initializers import zeros
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import DTYPES, Block, dims, inits, layer_norm
-from vit_registers.models.checks import check
+from vit_registers.models.checks import check_model
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import Init, Inits
 from vit_registers.models.masks import build_mask, resolve
@@ -82,7 +82,7 @@ class ViT(nnx.Module):
     """
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
-        check(model)
+        check_model(model)
         self.model = model = resolve(model)
         self.layout = token_layout(model)
         static_attention(model, self.layout)  # to fail here, not in the first call

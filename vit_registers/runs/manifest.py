@@ -1,6 +1,5 @@
 """The SHA-256 manifest of a checkpoint folder, which says whether it is whole and unchanged."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from vit_registers.digests import files_digest
 from vit_registers.strict_json import dumps
 
 MANIFEST = "manifest.json"
@@ -31,18 +31,10 @@ def _files(folder: epath.Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(parent, name), folder)
 
 
-def _sha256(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def write_manifest(folder: epath.Path) -> None:
     """Writes the size and SHA-256 of every file under `folder` into its manifest."""
     entries = {
-        name: {"bytes": (folder / name).stat().length, "sha256": _sha256(folder / name)}
+        name: {"bytes": (folder / name).stat().length, "sha256": files_digest([folder / name])}
         for name in _files(folder)
     }
     (folder / MANIFEST).write_text(dumps({"format": MANIFEST_VERSION, "files": entries}))
@@ -107,7 +99,7 @@ def _compare(path: epath.Path, entry: dict[str, Any], is_quick: bool) -> str | N
             return "is not a file"
         if status.st_size != entry["bytes"]:
             return f"has {status.st_size} bytes instead of {entry['bytes']}"
-        if not is_quick and _sha256(path) != entry["sha256"]:
+        if not is_quick and files_digest([path]) != entry["sha256"]:
             return "has changed since it was written (SHA-256 differs)"
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vit_registers.errors import CheckpointError
 from vit_registers.runs.checkpoint_folder import list_steps
-from vit_registers.runs.run_lock import holder
+from vit_registers.runs.run_lock import lock_holder
 
 _NOT_IN_PATHS = ("*", "?", "[", "\\")
 
@@ -67,7 +67,7 @@ def check_output(output: str, source: str, *, target: str) -> None:
         return  # who works there is for the lock to say
     if path.exists() and not (target == "transformers" and path.is_dir()):
         raise CheckpointError(f"{output} is there already: give another --output")
-    if (who := holder(path)) is not None:
+    if (who := lock_holder(path)) is not None:
         raise CheckpointError(f"{output} is in use by {who}: give another --output")
 
 

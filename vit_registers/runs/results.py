@@ -127,7 +127,7 @@ def complete_evaluations(
     return restored, sorted(set().union(*(lacking([*records, *restored], name) for name in always)))
 
 
-def summarize(
+def summarize_records(
     records: Sequence[dict[str, Any]], *, evaluators: Sequence[str], total_steps: int
 ) -> dict[str, Any]:
     """The numbers of a run that is done, from its metrics.
@@ -178,7 +178,7 @@ def write_result(
     """
     records = read_records(run).records
     restored, lost = complete_evaluations(records, evaluators=evaluators, steps=steps, known=known)
-    numbers = summarize([*records, *restored], evaluators=evaluators, total_steps=total_steps)
+    numbers = summarize_records([*records, *restored], evaluators=evaluators, total_steps=total_steps)
     if lost:
         numbers["missing_evaluations"] = lost
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -19,7 +19,7 @@ from vit_registers.runs.writers import say
 FILE = ".writer.lock"
 _WITNESS = "config.json"  # which is there before a run saves anything
 
-_PAUSES_S = (0.05, 0.1)  # between tries, as holder() has the lock for a moment
+_PAUSES_S = (0.05, 0.1)  # between tries, as lock_holder() has the lock for a moment
 # What flock fails with where a file system has no locks.
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
@@ -116,7 +116,7 @@ class RunLock:
         self._folder.close()
 
 
-def holder(run: Path) -> str | None:
+def lock_holder(run: Path) -> str | None:
     """Who holds the lock of a run folder, None where nobody does. Makes nothing."""
     try:
         file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)

@@ -8,7 +8,6 @@ its settings: num_registers=4,seed=0.
 import collections
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -26,6 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vit_registers.config import Config, Model, flag, flatten, override, to_config_dict, to_dict
+from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
@@ -39,7 +39,7 @@ MAX_NAME = 150  # characters; file systems take 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class SweepRun:
     """One point of a sweep."""
 
     index: int
@@ -58,7 +58,7 @@ class Sweep:
     arg: str | None
     module: ModuleType
     base: Config
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
 
     def call(self, name: str, default: Any) -> Any:
         """What the config file's function of that name returns; `default` where it has none."""
@@ -89,9 +89,7 @@ def run_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
     plain = [",".join(f"{short[k]}={_value_text(v)}" for k, v in p.items()) or "default" for p in points]
     safe = [re.sub(r"[^A-Za-z0-9._+=,-]+", "_", name)[:MAX_NAME] for name in plain]
     count = collections.Counter(safe)
-    digests = [
-        hashlib.sha256(json.dumps(sorted(p.items()), default=repr).encode()).hexdigest()[:8] for p in points
-    ]
+    digests = [text_digest(json.dumps(sorted(p.items()), default=repr))[:8] for p in points]
     for i, digest in enumerate(digests):
         if digests.index(digest) != i:
             raise ConfigError(f"points {digests.index(digest)} and {i} of the sweep are the same: {plain[i]}")
@@ -146,7 +144,7 @@ def parse_arguments(base: Config, arguments: Sequence[str]) -> Config | None:
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return flag.read(values["config"])
+    return flag.read_flag(values["config"])
 
 
 def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Path) -> Sweep:
@@ -175,7 +173,9 @@ def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Pa
         texts = [f"--config.{k}={v}" for k, v in given.items() if v is not None or start[k] is not None]
         folder = workdir / name
         arguments = (f"--config={config}", f"--workdir={folder}", *texts)
-        runs.append(Run(index=i, name=name, folder=folder, point=point, config=resolved, arguments=arguments))
+        runs.append(
+            SweepRun(index=i, name=name, folder=folder, point=point, config=resolved, arguments=arguments)
+        )
     return Sweep(config=config, arg=arg, module=module, base=base, runs=tuple(runs))
 
 
@@ -204,7 +204,7 @@ def _read_json(path: Path) -> Any:
     return value
 
 
-def read_result(run: Run) -> dict[str, Any] | None:
+def read_result(run: SweepRun) -> dict[str, Any] | None:
     """The result of a run, None where it is not finished.
 
     Raises ConfigError where the folder holds a run of another config, finished or not, and says what differs.
@@ -216,7 +216,7 @@ def read_result(run: Run) -> dict[str, Any] | None:
     return None if saved is None else result
 
 
-def last_step(run: Run) -> int:
+def last_step(run: SweepRun) -> int:
     """The last step in the metrics of a run, 0 where it has none that can be read."""
     path = run.folder / "metrics.jsonl"
     try:
@@ -230,7 +230,7 @@ def last_step(run: Run) -> int:
     return max((record["step"] for record in records if record is not None), default=0)
 
 
-def steps_text(run: Run) -> str:
+def steps_text(run: SweepRun) -> str:
     """How far a run has come: 'step 120 of 2000'."""
     length = run.config.run
     whole = length.total_steps if length.total_epochs is None else f"{length.total_epochs:g} epochs"

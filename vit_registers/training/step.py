@@ -11,7 +11,7 @@ from flax import nnx
 
 from vit_registers.config import Config
 from vit_registers.data.batch import Batch, normalize
-from vit_registers.models.params import build
+from vit_registers.models.params import build_model
 from vit_registers.training.averages import make_average
 from vit_registers.training.losses import make_loss_per_example
 from vit_registers.training.metrics import is_finite
@@ -33,7 +33,7 @@ def make_loss(config: Config, graphdef: nnx.GraphDef) -> Callable[..., tuple[jax
     loss_per_example = make_loss_per_example(config)
 
     def loss(params: Any, key: jax.Array, image: jax.Array, label_BxY: jax.Array, mask_B: jax.Array):
-        logits_BxY = build(graphdef, params)(image, drop_key=key).logits
+        logits_BxY = build_model(graphdef, params)(image, drop_key=key).logits
         loss_B = loss_per_example(logits_BxY, label_BxY)
         is_right_B = logits_BxY.argmax(axis=-1) == label_BxY.argmax(axis=-1)
         is_right_B &= is_finite(logits_BxY)  # argmax takes NaN for the highest

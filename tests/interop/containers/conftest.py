@@ -60,7 +60,7 @@ save_torch = shared(_save_torch)
 
 def _write(kind, path, content):
     """Writes arrays by name, or Weights as they are, as safetensors or npz."""
-    weights = content if isinstance(content, containers.Weights) else containers.from_mapping(content)
+    weights = content if isinstance(content, containers.Weights) else containers.from_arrays(content)
     if kind == "npz":
         files.write_npz(path, weights)
     else:

@@ -187,9 +187,9 @@ def test_links_within_the_folder_and_of_the_cache_of_hugging_face(save_index, ch
 
 def test_a_named_pipe_and_a_folder_are_no_weights(error_of, tmp_path):
     os.mkfifo(tmp_path / "weights.safetensors")
-    assert "is no regular file" in error_of(open_weights, tmp_path / "weights.safetensors")
+    assert "is not a regular file" in error_of(open_weights, tmp_path / "weights.safetensors")
     (tmp_path / "model.safetensors").mkdir()
-    assert "is no regular file" in error_of(open_weights, tmp_path)
+    assert "is not a regular file" in error_of(open_weights, tmp_path)
 
 
 def test_which_file_of_a_folder(arrays, write, save, error_of, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vit_registers.interop import containers
-from vit_registers.interop.containers import from_mapping, open_weights
+from vit_registers.interop.containers import from_arrays, open_weights
 from vit_registers.interop.export import files
 
 
@@ -71,7 +71,7 @@ def test_tensors_that_are_not_plain_are_named(save_torch, error_of, what, is_zip
         warnings.simplefilter("ignore")  # torch's own, about what is made here
         value = make()
         save_torch(tmp_path / "a.pth", {"model": {"w": torch.ones(1), "odd": value}}, is_zip=is_zip)
-    for line in (error_of(open_weights, tmp_path / "a.pth"), error_of(from_mapping, {"model.odd": value})):
+    for line in (error_of(open_weights, tmp_path / "a.pth"), error_of(from_arrays, {"model.odd": value})):
         assert "'model.odd' is" in line and ("complex32" in line or "dense" in line)
 
 

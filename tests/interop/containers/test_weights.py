@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.interop.containers import Weights, from_mapping, open_weights
+from vit_registers.interop.containers import Weights, from_arrays, open_weights
 
 
 def test_nothing_is_read_before_it_is_asked_for():
@@ -45,25 +45,25 @@ def test_a_name_that_is_not_there_is_a_key_error(save, tmp_path):
 
 
 def test_from_mapping_takes_numpy_and_jax(arrays, check_same):
-    weights = from_mapping(arrays)
+    weights = from_arrays(arrays)
     check_same(weights)
     assert weights.container == "memory" and weights.where == "the state given"
     assert np.shares_memory(weights["half"], arrays["half"])
     jaxes = {n: jnp.asarray(a) for n, a in arrays.items() if a.dtype not in (np.int64, np.float64)}
-    check_same(from_mapping(jaxes), {n: arrays[n] for n in jaxes})
-    assert from_mapping({"x": np.float16(2)})["x"].shape == ()
+    check_same(from_arrays(jaxes), {n: arrays[n] for n in jaxes})
+    assert from_arrays({"x": np.float16(2)})["x"].shape == ()
 
 
 def test_from_mapping_takes_torch(arrays, to_torch, check_same):
     torch = pytest.importorskip("torch")
     tensors = {n: to_torch(a) for n, a in arrays.items()}
-    check_same(from_mapping(tensors))
+    check_same(from_arrays(tensors))
     tensors = {
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "brain, turned": to_torch(arrays["brain"]).T,
         "conjugate": torch.tensor([1j]).conj(),
     }
-    weights = from_mapping(tensors)
+    weights = from_arrays(tensors)
     assert weights["parameter"].tolist() == [1, 1] and weights["conjugate"].tolist() == [-1j]
     np.testing.assert_array_equal(weights["brain, turned"], arrays["brain"].T)
 
@@ -72,14 +72,14 @@ def test_from_mapping_takes_torch(arrays, to_torch, check_same):
     "value", [3, "text", None, [1.0], {"w": np.ones(2)}, argparse.Namespace(a=1), np.array([None]), sys.stdin]
 )
 def test_from_mapping_names_what_is_no_array(error_of, value):
-    assert "'the key'" in error_of(from_mapping, {"w": np.ones(2), "the key": value}, "somewhere")
+    assert "'the key'" in error_of(from_arrays, {"w": np.ones(2), "the key": value}, "somewhere")
 
 
 def test_torch_and_tensorflow_are_not_imported_where_nothing_asks_for_them():
     code = """
 import sys, numpy as np
-from vit_registers.interop.containers import from_mapping
-from_mapping({"x": np.ones(2)})["x"]
+from vit_registers.interop.containers import from_arrays
+from_arrays({"x": np.ones(2)})["x"]
 print({"torch", "tensorflow"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

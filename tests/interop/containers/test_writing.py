@@ -11,7 +11,7 @@ from safetensors import deserialize, safe_open
 from safetensors.numpy import load_file
 
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.containers import SAFETENSORS_DTYPES, Weights, from_mapping, open_weights
+from vit_registers.interop.containers import SAFETENSORS_DTYPES, Weights, from_arrays, open_weights
 from vit_registers.interop.export.files import write_safetensors
 
 KINDS = ("safetensors", "npz")
@@ -19,7 +19,7 @@ KINDS = ("safetensors", "npz")
 
 @pytest.fixture
 def lazy():
-    """lazy(arrays): Weights of what from_mapping would refuse or change; errors among them are raised."""
+    """lazy(arrays): Weights of what from_arrays would refuse or change; errors among them are raised."""
 
     def lazy(arrays):
         def read(name):
@@ -91,7 +91,7 @@ def test_safetensors_of_torch_reads_every_dtype_bit_for_bit(every_dtype, write, 
 
 def test_metadata_is_kept(arrays, tmp_path):
     for metadata in ({"format": "pt", "note": "ä"}, {}, None):
-        write_safetensors(tmp_path / "a", from_mapping(arrays), metadata)
+        write_safetensors(tmp_path / "a", from_arrays(arrays), metadata)
         with safe_open(tmp_path / "a", framework="numpy") as file:
             assert (file.metadata() or {}) == (metadata or {}) and set(file.keys()) == set(arrays)
 
@@ -227,18 +227,18 @@ def test_places_that_cannot_be_written(kind, arrays, write, error_of, tmp_path, 
         assert str(tmp_path / place) in error_of(write, kind, tmp_path / place, arrays)
     monkeypatch.chdir(tmp_path)
     for place in (".", "..", "folder/.."):
-        assert "is no file" in error_of(write, kind, place, arrays)
+        assert "is not a file" in error_of(write, kind, place, arrays)
     assert sorted(os.listdir(tmp_path)) == before and os.listdir(tmp_path / "folder") == []
 
 
 FULL = """
 import resource, sys, numpy as np
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.containers import from_mapping
+from vit_registers.interop.containers import from_arrays
 from vit_registers.interop.export.files import write_npz, write_safetensors
 path, items, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
-weights = from_mapping({str(i): np.ones(items) for i in range(10)})
+weights = from_arrays({str(i): np.ones(items) for i in range(10)})
 try:
     write_npz(path, weights) if path.endswith("npz") else write_safetensors(path, weights, None)
 except CheckpointError as error:

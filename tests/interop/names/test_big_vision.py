@@ -10,8 +10,9 @@ from flax import linen, traverse_util
 
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import from_state_dict, reading
+from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE, HIDDEN, OUT = 48, 2, 4, 4, 4, 80, 7
 NATIVE = (SIDE * PATCH, SIDE * PATCH)
@@ -252,7 +253,7 @@ def test_prefixes_are_known_and_the_rest_is_left_out(prefix, tmp_path, made, noi
     assert opened.found.source == "big_vision"
     assert set(opened.found.left_out) == set(LEFT_OUT[prefix])
     assert_same(dump(opened.model, reading.read_leaves(opened), "big_vision"), prefixed("params/", state))
-    said = reading.describe(opened)
+    said = describe_weights(opened)
     assert ("the text tower (3 tensors)" in said) == (prefix == "params/img/")
     assert ("the state of training" in said) == (prefix in ("params/", "opt/target/"))
 
@@ -268,7 +269,7 @@ def test_bfloat16_tensors_are_read_and_written(
     assert np.load(tmp_path / "model.npz")["params/head/kernel"].dtype == np.dtype("V2")
     exact = {name: array.astype(np.float32) for name, array in state.items()}
     logits, _ = _apply(reference, exact, images(NATIVE))
-    assert_close(forward(reading.build(opened), images(NATIVE)).logits, logits)
+    assert_close(forward(reading.load_opened(opened), images(NATIVE)).logits, logits)
     back = export(opened.model, reading.read_leaves(opened), "big_vision").weights(ml_dtypes.bfloat16)
     assert_same(back, prefixed("params/", state))
 
@@ -280,6 +281,6 @@ def test_without_a_position_table_the_size_is_asked_for(made):
     _, state = made("gap")
     state["pos_embedding"] = state["pos_embedding"][:, :-1]
     with pytest.raises(
-        CheckpointError, match="'pos_embedding' has 15 rows, which is no square grid: give image"
+        CheckpointError, match="'pos_embedding' has 15 rows, which is not a square grid: give image"
     ):
         from_state_dict(state, source="big_vision")

@@ -8,8 +8,9 @@ from safetensors.numpy import save_file
 
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
+from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -135,9 +136,9 @@ def test_openai_files_are_recognised_and_are_half_precision(
     torch.save({name: torch.from_numpy(array) for name, array in whole.items()}, tmp_path / "clip.pt")
     opened = reading.open_path(tmp_path / "clip.pt", source="auto", hints=Hints(num_heads=HEADS))
     assert opened.found.source == "clip" and opened.model.activation == "quick_gelu"
-    assert f"the text tower ({num_text} tensors)" in reading.describe(opened)
+    assert f"the text tower ({num_text} tensors)" in describe_weights(opened)
     expected, _ = clip(visual, images(NATIVE), is_quick=True)
-    assert_close(forward(reading.build(opened), images(NATIVE)).logits, expected)
+    assert_close(forward(reading.load_opened(opened), images(NATIVE)).logits, expected)
 
 
 def test_half_precision_goes_out_as_it_came(noise, load, assert_same):
@@ -179,7 +180,7 @@ def test_the_config_of_open_clip_tells_heads_and_gelu(
     is_quick = quick.get("quick_gelu", False)
     assert (opened.model.num_heads, opened.model.activation) == (HEADS, "quick_gelu" if is_quick else "gelu")
     expected, _ = clip(state, images(NATIVE), is_quick=is_quick)
-    assert_close(forward(reading.build(opened), images(NATIVE)).logits, expected)
+    assert_close(forward(reading.load_opened(opened), images(NATIVE)).logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_the_config_of_open_clip_tells_pooling_and_layers(
     save_file(with_text(state, is_openai=False)[0], tmp_path / "open_clip_model.safetensors")
     config = {"model_cfg": {"vision_cfg": {"width": WIDTH, "head_width": WIDTH // HEADS} | vision}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    model = reading.build(reading.open_path(tmp_path, source="auto", hints=Hints()))
+    model = reading.load_opened(reading.open_path(tmp_path, source="auto", hints=Hints()))
     expected, _ = reference(torch_layers(state, HEADS, eps), images(NATIVE), **settings)
     assert_close(forward(model, images(NATIVE)).logits, expected)
 
@@ -227,6 +228,6 @@ def test_all_that_is_missing_or_misshapen_is_listed(noise):
     for said in (
         "'ln_post.bias' (48,) is missing",
         "'transformer.resblocks.1.mlp.c_fc.bias' (80,) is missing",
-        "'transformer.resblocks.0.attn.out_proj.weight' is (48, 3), want (48, 48)",
+        "'transformer.resblocks.0.attn.out_proj.weight' is (48, 3), not (48, 48)",
     ):
         assert said in str(error.value)

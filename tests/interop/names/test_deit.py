@@ -6,7 +6,8 @@ import pytest
 
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.description import describe_weights
+from vit_registers.interop.hints import Hints
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -131,7 +132,7 @@ def test_deit_checkpoints_hold_arguments_and_a_moving_average(tmp_path, name, no
     opened = reading.open_path(tmp_path / "deit.pth", source="auto", hints=Hints(num_heads=HEADS))
     assert opened.found.source == "deit"
     assert_same(dump(opened.model, reading.read_leaves(opened), "deit"), state)
-    said = reading.describe(opened)
+    said = describe_weights(opened)
     assert f"another copy of the network ({len(average)} tensors), the state of training (1 tensors)" in said
 
 

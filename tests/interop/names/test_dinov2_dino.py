@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.description import describe_weights
+from vit_registers.interop.hints import Hints
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
@@ -207,7 +208,7 @@ def test_of_a_training_checkpoint_of_dinov2_the_teacher_is_taken(tmp_path, made,
     opened = open_saved(tmp_path / "teacher_checkpoint.pth", content, "auto")
     assert opened.found.source == "dinov2"
     assert_same(dump(opened.model, reading.read_leaves(opened), "dinov2"), state)
-    said = reading.describe(opened)
+    said = describe_weights(opened)
     assert f"a self-supervision head or loss ({len(heads)} tensors)" in said
     assert f"another copy of the network ({len(other) + len(heads)} tensors)" in said
     assert "the state of training (1 tensors)" in said
@@ -239,7 +240,7 @@ def test_of_a_training_checkpoint_of_dino_the_teacher_is_taken(tmp_path, source,
     opened = open_saved(tmp_path / "checkpoint.pth", content, source)
     assert opened.found.source == "dino" and opened.model.position_resampling == "bicubic_offset"
     assert_same(dump(opened.model, reading.read_leaves(opened), "dino"), state)
-    assert "a self-supervision head or loss (5 tensors)" in reading.describe(opened)
+    assert "a self-supervision head or loss (5 tensors)" in describe_weights(opened)
 
 
 @pytest.mark.parametrize("prefix", ["module.backbone.", "backbone.", "module.", ""])

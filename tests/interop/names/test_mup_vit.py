@@ -8,7 +8,8 @@ import pytest
 
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.description import describe_weights
+from vit_registers.interop.hints import Hints
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
@@ -268,7 +269,7 @@ def test_of_a_checkpoint_of_training_the_state_of_training_is_left_out(tmp_path,
     torch.save(content, tmp_path / "model_best.pth.tar")
     opened = reading.open_path(tmp_path / "model_best.pth.tar", source="auto", hints=Hints(**hints))
     assert_same(dump(opened.model, reading.read_leaves(opened), "mup_vit"), state)
-    said = reading.describe(opened)
+    said = describe_weights(opened)
     assert "summaries k=2, mask fractal_released" in said and "the state of training (2 tensors)" in said
 
 
@@ -327,12 +328,12 @@ def test_buffers_that_are_others_are_refused(made, load):
 def test_the_pooling_that_was_assumed_is_said(name, made):
     state, _, hints = made(name)
     for pooling in (None, "gap"):
-        weights = reading.containers.from_mapping(state)
-        opened = reading.open_weights(
+        weights = reading.containers.from_arrays(state)
+        opened = reading.understand(
             weights, source="auto", hints=Hints(**(hints | {"pooling": pooling})), settings={}
         )
         assert opened.model.pooling == "gap"
-        is_said = "pooling gap was assumed" in reading.describe(opened)
+        is_said = "pooling gap was assumed" in describe_weights(opened)
         assert is_said == (pooling is None and "reg" in state)
 
 

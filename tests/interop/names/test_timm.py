@@ -10,7 +10,7 @@ import pytest
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.hints import Hints
 from vit_registers.interop.settings import plain_settings
 
 torch = pytest.importorskip("torch")
@@ -177,7 +177,7 @@ def test_every_vit_of_timm_is_read_as_timm_makes_it_or_refused(timm):
         weights = Weights(name, "safetensors", facts, {}.__getitem__)
         try:
             settings = plain_settings({"architecture": name, "global_pool": theirs.global_pool})
-            model = reading.open_weights(weights, source="auto", hints=Hints(), settings=settings).model
+            model = reading.understand(weights, source="auto", hints=Hints(), settings=settings).model
         except CheckpointError:
             refused.append(name)
             continue

@@ -9,7 +9,8 @@ import pytest
 import vit_registers
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
-from vit_registers.interop.infer import Hints
+from vit_registers.interop.description import describe_weights
+from vit_registers.interop.hints import Hints
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -203,4 +204,4 @@ def test_what_is_left_out_is_said(origin, tmp_path):
     opened = reading.open_path(tmp_path, source="auto", hints=Hints())
     text = [n for n in origin("clip with text").state_dict() if n.startswith(("text", "logit_scale"))]
     assert dict.fromkeys(text, "the text tower") == opened.found.left_out
-    assert f"the text tower ({len(text)} tensors)" in reading.describe(opened)
+    assert f"the text tower ({len(text)} tensors)" in describe_weights(opened)

@@ -1,7 +1,6 @@
 """What can be changed in a forward pass to see what follows: patches removed, neurons moved, keys added."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_registers.digests import bytes_digest
 from vit_registers.models.edits import Edits, append_key
 from vit_registers.models.tokens import TokenLayout
 
@@ -51,7 +51,7 @@ class Intervention:
 def _digest(array: np.ndarray | np.generic) -> str:
     array = np.ascontiguousarray(array)
     head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + array.tobytes()).hexdigest()[:16]
+    return bytes_digest(head + array.tobytes())[:16]
 
 
 def nothing(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:

@@ -9,7 +9,6 @@ SHA-256. A feature is checked against these before it is used; one that differs 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vit_registers.analysis.file_names import file_name
+from vit_registers.digests import prefix_hash, text_digest
 from vit_registers.errors import DataError
 from vit_registers.strict_json import dumps
 
@@ -43,7 +43,7 @@ class Store:
         cannot be written to.
         """
         text = dumps(provenance, sort_keys=True)
-        self.folder = root / f"{file_name(name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.folder = root / f"{file_name(name)}-{text_digest(text)[:12]}"
         self.provenance = dict(provenance)
         self.num_images = int(provenance["num_images"])
         self._limits = dict(limits or {})
@@ -124,7 +124,7 @@ class Store:
             if size < num_bytes or (done == self.count(name) and size > num_bytes):
                 return f"{size} bytes instead of {num_bytes}"
             with path.open("rb") as file:
-                if _hash(file, num_bytes).hexdigest() != digest:
+                if prefix_hash(file, num_bytes).hexdigest() != digest:
                     return "its SHA-256 is not the one recorded"
                 file.seek(0)
                 shape, dtype = _read_header(file)
@@ -235,7 +235,7 @@ class Writer:
             np.lib.format.write_array_header_1_0(file, header)
             size = file.tell()
         file.seek(0)
-        self._hashes[name] = _hash(file, size)
+        self._hashes[name] = prefix_hash(file, size)
         file.seek(size)
         file.truncate()
         return file
@@ -246,15 +246,6 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
-
-
-def _hash(file: BinaryIO, num_bytes: int) -> Any:
-    """The SHA-256 of the next `num_bytes`."""
-    digest = hashlib.sha256()
-    while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
-        digest.update(block)
-        num_bytes -= len(block)
-    return digest
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Files of named tensors, written tensor by tensor, so that no second copy of all is held."""
+"""Writes files of named tensors one tensor at a time, without a second copy of the model in memory."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from vit_registers.interop.containers import SAFETENSORS_DTYPES, Weights, error_
 
 @contextlib.contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` if all goes well, and goes away if not."""
+    """A temporary file that replaces `path` on success and is deleted on failure."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} cannot be written: it is there, and is no file")
+            raise CheckpointError(f"{path} cannot be written: it exists and is not a file")
         yield temporary
         os.replace(temporary, path)
     except (OSError, ValueError, TypeError) as error:
@@ -30,16 +30,16 @@ def _written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_safetensors(path: str | Path, weights: Weights, metadata: Mapping[str, str] | None) -> None:
-    """Writes a file. Where it raises CheckpointError, the old one stays.
+    """Writes a file. An existing one is kept if this raises CheckpointError.
 
-    Not with the library, which wants all tensors at once: the format is a JSON header of names, dtypes,
-    shapes and offsets, behind its length in eight bytes, then the tensors one after the other.
+    The safetensors library needs all tensors at once, so that this function writes the format: eight bytes
+    with the length of a JSON header of names, dtypes, shapes and offsets, the header, and the tensors.
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     with _written_whole(Path(path).expanduser()) as temporary, temporary.open("wb") as file:
-        # The widest first, as the library does: all begin at a multiple of their item's size.
+        # The widest first, as in the library: each starts at a multiple of its item size.
         order = sorted(weights, key=lambda name: -weights.dtypes[name].itemsize)
         for name in order:
             shape, dtype = weights.shapes[name], weights.dtypes[name]
@@ -48,20 +48,20 @@ def write_safetensors(path: str | Path, weights: Weights, metadata: Mapping[str,
             start, end = end, end + dtype.itemsize * int(np.prod(shape, dtype=int))
             header[name] = {"dtype": names[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+        text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:  # not tofile, which forgets why it failed, or with little data that it did
+        for name in order:  # tofile does not report why, or that, it failed
             array = np.ascontiguousarray(weights[name], weights.dtypes[name].newbyteorder("<"))
-            file.write(array.view(np.uint8))
+            file.write(array.view(np.uint8).data)
 
 
 def write_npz(path: str | Path, weights: Weights) -> None:
-    """Writes a file, uncompressed. Where it raises CheckpointError, the old one stays."""
+    """Writes an uncompressed file. An existing one is kept if this raises CheckpointError."""
     with _written_whole(Path(path).expanduser()) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in weights:
             array = weights[name]
             array = array.view("V2") if array.dtype == np.dtype("bfloat16") else array
-            if array.dtype.isbuiltin == 2:  # of ml_dtypes, which numpy cannot read back
+            if array.dtype.isbuiltin == 2:  # a dtype of ml_dtypes, which numpy cannot read
                 raise TypeError(f"npz has no {array.dtype}, which '{name}' is: write safetensors")
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -1,6 +1,7 @@
-"""Changes of a model on its way out that leave its answers as they are, settings and parameters together.
+"""Rewrites of a model, settings and parameters together, that do not change its outputs.
 
-What cannot be said is refused. What coming back in again does not undo is noted.
+Each rewrite makes a model representable in a target format. It raises CheckpointError if that is impossible,
+and adds a note for a change that loading the exported file does not undo.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass
 class Draft:
-    """A model on its way out; the parameters are numpy arrays, in nested dicts that may be changed."""
+    """A model that is being rewritten; its parameters are nested dicts of numpy arrays."""
 
     target: str
     model: Model
@@ -27,18 +28,20 @@ class Draft:
     notes: list[str]
 
     def refuse(self, what: str) -> None:
-        """Raises CheckpointError: the target has no place for `what`."""
+        """Raises CheckpointError: the target format cannot represent `what`."""
         raise CheckpointError(f"a model with {what} cannot be written as '{self.target}'")
 
     def set(self, **settings: Any) -> None:
+        """Changes settings of the model."""
         self.model = dataclasses.replace(self.model, **settings)
 
     def zeros(self, *shape: int) -> np.ndarray:
+        """An array of zeros in float32."""
         return np.zeros(shape, np.float32)
 
 
 def refuse_masks_and_summaries(d: Draft) -> None:
-    """Masks, ALiBi and summaries are this project's."""
+    """Raises CheckpointError for masks, ALiBi and summaries, which only this project has."""
     if d.model.mask != "none":
         d.refuse(f"mask='{d.model.mask}'")
     if d.model.summary_factor:
@@ -47,31 +50,31 @@ def refuse_masks_and_summaries(d: Draft) -> None:
         d.refuse("positions='alibi2d'")
 
 
-def learned_positions(d: Draft) -> None:
-    """Fixed tables, and none at all, as tables that could be learned."""
+def store_positions(d: Draft) -> None:
+    """Stores fixed positions, or none, as a table of learned positions."""
     if d.model.positions == "learned":
         return
     layout, width = token_layout(d.model), dims(d.model).width
     fixed = POSITIONS[d.model.positions].table
     table = d.zeros(layout.num_patches, width) if fixed is None else fixed(layout.patch_grid, width)
     d.params["pos_embed"] = table[None]
-    d.notes.append(f"positions '{d.model.positions}' are written as a table, which a trainer would learn")
+    d.notes.append(f"positions '{d.model.positions}' are written as a table of learned positions")
     d.set(positions="learned", has_cls_position=False, position_resampling="bicubic_aa")
     d.params["cls_pos"] = None
 
 
-def learned_registers(d: Draft) -> None:
-    """Registers of zeros as registers that could be learned; no positions where nothing has one."""
-    if not d.model.num_registers or d.model.extra_positions == "sincos2d":  # which gives registers none
+def store_registers(d: Draft) -> None:
+    """Stores fixed registers of zeros as learned ones."""
+    if not d.model.num_registers or d.model.extra_positions == "sincos2d":
         d.set(extra_positions="none")
     if d.model.num_registers and d.model.registers == "zeros":
         d.params["registers"] = d.zeros(1, d.model.num_registers, dims(d.model).width)
-        d.notes.append("fixed registers are written as ones that a trainer would learn")
+        d.notes.append("fixed registers are written as learned registers")
     d.set(registers="learned")
 
 
-def registers_without_positions(d: Draft) -> None:
-    """The positions of registers added to the registers."""
+def fold_register_positions(d: Draft) -> None:
+    """Adds the positions of registers to the registers."""
     if d.model.extra_positions == "learned" and d.model.num_registers:
         d.params["registers"] = d.params["registers"] + d.params["extra_pos"]
         d.notes.append("the positions of registers are added to the registers")
@@ -79,15 +82,15 @@ def registers_without_positions(d: Draft) -> None:
     d.set(extra_positions="none")
 
 
-def cls_with_position(d: Draft) -> None:
-    """A position of cls, of zeros where there was none."""
+def add_cls_position(d: Draft) -> None:
+    """Adds a position of zeros to cls if it has none."""
     if d.model.use_cls and not d.model.has_cls_position:
         d.params["cls_pos"] = d.zeros(1, 1, dims(d.model).width)
         d.set(has_cls_position=True)
 
 
-def cls_without_position(d: Draft) -> None:
-    """The position of cls added to cls."""
+def fold_cls_position(d: Draft) -> None:
+    """Adds the position of cls to the cls token."""
     if d.params.get("cls_pos") is not None:
         d.params["cls_token"] = d.params["cls_token"] + d.params["cls_pos"]
         d.params["cls_pos"] = None
@@ -95,33 +98,33 @@ def cls_without_position(d: Draft) -> None:
     d.set(has_cls_position=False)
 
 
-def need_cls(d: Draft) -> None:
-    """All tokens see cls, so one cannot be put in."""
+def require_cls(d: Draft) -> None:
+    """Raises CheckpointError without cls: a cls token would change the attention of all tokens."""
     if not d.model.use_cls:
         d.refuse("no cls token")
 
 
-def no_swiglu(d: Draft) -> None:
-    """The family has MLPs of one branch only."""
+def refuse_swiglu(d: Draft) -> None:
+    """Raises CheckpointError for SwiGLU, which the family does not have."""
     if dims(d.model).mlp != "mlp":
         d.refuse("SwiGLU")
 
 
-def head_on_cls(d: Draft) -> None:
-    """The head of the family reads cls."""
+def require_cls_head(d: Draft) -> None:
+    """Raises CheckpointError for a head that reads anything but cls."""
     if d.model.num_classes and d.model.pooling != "cls":
         d.refuse(f"a head and pooling='{d.model.pooling}'")
 
 
-def patch_bias(d: Draft) -> None:
-    """A bias of the patch embedding, of zeros where there was none."""
+def add_patch_bias(d: Draft) -> None:
+    """Adds a bias of zeros to the patch embedding if it has none."""
     if not d.model.use_patch_bias:
         d.params["patch_embed"]["bias"] = d.zeros(dims(d.model).width)
         d.set(use_patch_bias=True)
 
 
-def no_patch_bias(d: Draft) -> None:
-    """The bias of the patch embedding added to the positions: all ways of resampling keep a constant."""
+def fold_patch_bias(d: Draft) -> None:
+    """Adds the bias of the patch embedding to the positions; every resampling preserves a constant."""
     if d.model.use_patch_bias:
         d.params["pos_embed"] = d.params["pos_embed"] + d.params["patch_embed"]["bias"]
         d.params["patch_embed"]["bias"] = None
@@ -129,23 +132,23 @@ def no_patch_bias(d: Draft) -> None:
     d.set(use_patch_bias=False)
 
 
-def qkv_bias(d: Draft) -> None:
-    """Biases of queries, keys and values, of zeros where there were none."""
+def add_qkv_bias(d: Draft) -> None:
+    """Adds biases of zeros to queries, keys and values if they have none."""
     if not d.model.use_qkv_bias:
         for block in d.params["blocks"].values():
             block["attn"]["qkv"]["bias"] = d.zeros(*block["attn"]["qkv"]["kernel"].shape[1:])
         d.set(use_qkv_bias=True)
 
 
-def head_bias(d: Draft) -> None:
-    """A bias of the head, of zeros where there was none."""
+def add_head_bias(d: Draft) -> None:
+    """Adds a bias of zeros to the head if it has none."""
     if d.model.num_classes and not d.model.use_head_bias:
         d.params["head"]["bias"] = d.zeros(d.model.num_classes)
         d.set(use_head_bias=True)
 
 
-def layer_scale(d: Draft) -> None:
-    """LayerScale, of ones where there was none."""
+def add_layer_scale(d: Draft) -> None:
+    """Adds LayerScale of ones if there is none."""
     if d.model.layer_scale_init is None:
         for block in d.params["blocks"].values():
             for name in ("ls1", "ls2"):
@@ -153,8 +156,8 @@ def layer_scale(d: Draft) -> None:
         d.set(layer_scale_init=1.0)
 
 
-def no_layer_scale(d: Draft) -> None:
-    """LayerScale multiplied into the layers before it."""
+def fold_layer_scale(d: Draft) -> None:
+    """Multiplies LayerScale into the layers before it."""
     if d.model.layer_scale_init is None:
         return
     last = "w3" if dims(d.model).mlp == "swiglu" else "fc2"
@@ -167,22 +170,22 @@ def no_layer_scale(d: Draft) -> None:
     d.set(layer_scale_init=None)
 
 
-def mask_token(d: Draft) -> None:
-    """A mask token, of zeros where there was none."""
+def add_mask_token(d: Draft) -> None:
+    """Adds a mask token of zeros if there is none."""
     if not d.model.use_mask_token:
         d.params["mask_token"] = d.zeros(1, 1, dims(d.model).width)
         d.set(use_mask_token=True)
 
 
-def no_mask_token(d: Draft) -> None:
-    """The mask token left out."""
+def drop_mask_token(d: Draft) -> None:
+    """Drops the mask token."""
     if d.model.use_mask_token:
         d.notes.append("the mask token is left out")
     d.params["mask_token"] = None
     d.set(use_mask_token=False)
 
 
-def norm_before_pooling(d: Draft) -> None:
-    """With cls pooling the norm of the pooled vector is the norm of all tokens, then cls."""
+def move_norm_before_pooling(d: Draft) -> None:
+    """Moves the final norm before cls pooling, with which it commutes."""
     if d.model.use_norm_after_pool and d.model.pooling == "cls":
         d.set(use_norm_after_pool=False)

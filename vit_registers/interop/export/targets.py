@@ -1,4 +1,4 @@
-"""Our models as other people's checkpoints: names, settings and files."""
+"""Exports a model to another format: tensor names, settings and files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ from vit_registers.config import Data, Model, lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import containers
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.export.family_rewrites import is_distilled
 from vit_registers.interop.export.files import write_npz, write_safetensors
-from vit_registers.interop.export.to_family import express, is_distilled
+from vit_registers.interop.export.to_family import rewrite_for
 from vit_registers.interop.names import torch as nt
-from vit_registers.interop.reading import entries_of
-from vit_registers.interop.tensor_map import Entry, contiguous
+from vit_registers.interop.reading import tensor_map_of
+from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.values import check_finite
 from vit_registers.models.blocks import dims
-from vit_registers.models.paths import lookup_leaf
+from vit_registers.models.paths import leaves_of
 from vit_registers.strict_json import dumps
 
-_NAMES: dict[str, nt.Names | nt.BigVisionNames] = {
+_NAMES: dict[str, nt.TensorNames] = {
     "dinov2": nt.DINOV2,
     "deit": nt.DEIT,
     "dino": nt.DINO,
@@ -50,40 +51,42 @@ _HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """A model in another family's terms, its tensors not yet made."""
+    """A model that has been rewritten for a target format. Its tensors are made when they are written."""
 
     target: str
-    model: Model  # what a reader of the file will find
-    entries: tuple[Entry, ...]
+    model: Model  # as the file represents it
+    tensor_map: tuple[TensorRule, ...]
     params: Mapping[str, Any]
     names: Mapping[str, str]  # plain name -> name in the file
     notes: tuple[str, ...]
 
     def in_file(self, name: str) -> str:
-        """The name in the file of a plain one."""
+        """The name in the file of a tensor of the family."""
         return self.names.get(name, name)
 
     def weights(self, dtype: np.dtype) -> Weights:
-        """The tensors under their names in the file, each made when it is asked for.
+        """The tensors by their names in the file, each made when it is read.
 
-        What is not floating point keeps its dtype.
+        Tensors that are not floating point keep their dtype. Raises CheckpointError, when a tensor is read,
+        if it is not finite in `dtype`.
         """
         facts: dict[str, containers.Facts] = {}
-        makers: dict[str, tuple[Entry, int]] = {}
-        for entry in self.entries:
-            leaves = [lookup_leaf(self.params, leaf) for leaf in entry.leaves]
-            kind = np.dtype(dtype) if leaves else entry.dump([])[0].dtype
-            for i, shape in enumerate(entry.shapes([leaf.shape for leaf in leaves])):
-                name = self.in_file(entry.names[i])
+        makers: dict[str, tuple[TensorRule, int]] = {}
+        params = leaves_of(self.params)
+        for rule in self.tensor_map:
+            leaves = [params[leaf] for leaf in rule.leaves]
+            kind = np.dtype(dtype) if leaves else rule.dump([])[0].dtype
+            for i, shape in enumerate(rule.shapes([leaf.shape for leaf in leaves])):
+                name = self.in_file(rule.names[i])
                 facts[name] = shape, np.dtype(dtype) if kind.kind == "f" else kind
-                makers[name] = entry, i
+                makers[name] = rule, i
 
         def make(name: str) -> np.ndarray:
-            entry, i = makers[name]
-            tensor = entry.dump([lookup_leaf(self.params, leaf) for leaf in entry.leaves])[i]
+            rule, i = makers[name]
+            tensor = rule.dump([params[leaf] for leaf in rule.leaves])[i]
             with np.errstate(over="ignore"):
                 written = contiguous(tensor, facts[name][1])
-            if entry.leaves:  # others are fixed, such as masks of -inf
+            if rule.leaves:  # fixed tensors may hold -inf
                 check_finite(tensor, written, name, self.target)
             return written
 
@@ -91,7 +94,7 @@ class Export:
 
 
 def transformers_kind(model: Model) -> str:
-    """Which of transformers' models can hold it: clip, deit, vit, or the widest, dinov2."""
+    """The model of transformers that can represent it: clip, deit, vit, or the most general one, dinov2."""
     if model.use_norm_pre:
         return "clip"
     is_plain = model.layer_scale_init is None and dims(model).mlp == "mlp" and not model.use_norm_after_pool
@@ -101,30 +104,30 @@ def transformers_kind(model: Model) -> str:
 
 
 def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
-    """The model as `target` (TARGETS) has it. Raises CheckpointError where it cannot be said there."""
+    """The model rewritten for `target` (TARGETS). Raises CheckpointError if that is impossible."""
     lookup(dict.fromkeys(TARGETS), target, "to")
     key = f"transformers/{transformers_kind(model)}" if target == "transformers" else target
-    draft = express(key, model, jax.tree.map(np.asarray, dict(params)))
+    draft = rewrite_for(key, model, jax.tree.map(np.asarray, dict(params)))
     names = _NAMES[key]
     if key == "transformers/deit" and draft.model.pooling == "cls_registers":
         names = dataclasses.replace(names, head=nt.HF_DEIT_HEADS)
     if key == "deit" and is_distilled(draft.model):
         two = draft.model.pooling == "cls_registers"
         names = nt.DEIT_1 if two else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)
-    entries = entries_of(names, draft.model, target)
+    tensor_map = tensor_map_of(names, draft.model, target)
     return Export(
         target=key,
         model=draft.model,
-        entries=tuple(entries),
+        tensor_map=tuple(tensor_map),
         params=draft.params,
-        names=_prefixed(key, draft.model, entries),
+        names=_prefixed(key, draft.model, tensor_map),
         notes=tuple(draft.notes),
     )
 
 
-def _prefixed(key: str, model: Model, entries: list[Entry]) -> dict[str, str]:
-    """Names as the files of the family have them."""
-    plain = [name for entry in entries for name in entry.names]
+def _prefixed(key: str, model: Model, tensor_map: list[TensorRule]) -> dict[str, str]:
+    """The names in files of the family, by plain name."""
+    plain = [name for rule in tensor_map for name in rule.names]
     if key == "big_vision":
         return {name: f"params/{name}" for name in plain}
     if key in ("clip", "open_clip"):
@@ -144,7 +147,7 @@ def _prefixed(key: str, model: Model, entries: list[Entry]) -> dict[str, str]:
 
 
 def transformers_config(e: Export) -> dict[str, Any]:
-    """The config.json of an export to transformers. Raises CheckpointError where it cannot say the sizes."""
+    """The config.json of an export to transformers. Raises CheckpointError if it has no such sizes."""
     model, sizes, kind = e.model, dims(e.model), e.target.split("/")[1]
     height, width = model.image_size
     if height != width:
@@ -186,7 +189,7 @@ def transformers_config(e: Export) -> dict[str, Any]:
 
 
 def _mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
-    """The ratio from which transformers computes mlp_dim. Raises CheckpointError where there is none."""
+    """The ratio from which transformers computes mlp_dim. Raises CheckpointError if there is none."""
     computed = {r: (int(width * r * 2 / 3) + 7) // 8 * 8 if is_swiglu else width * r for r in range(1, 65)}
     for ratio, value in computed.items():
         if value == mlp_dim:
@@ -199,9 +202,9 @@ def _mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
 
 
 def timm_arguments(model: Model) -> dict[str, Any]:
-    """What timm.models.vision_transformer.VisionTransformer is to be called with for the exported tensors.
+    """The arguments of timm.models.vision_transformer.VisionTransformer for the exported tensors.
 
-    Export.notes says which layers it has to be told besides.
+    Export.notes has the arguments that are not text.
     """
     sizes = dims(model)
     is_gap = model.pooling == "gap"

@@ -1,7 +1,7 @@
-"""big_vision's parameter names: the same axes as ours, with q, k and v apart.
+"""big_vision's parameter names. Axes have the order of this project; q, k and v are separate.
 
-Three layouts: that of today, that of the original ViT and augreg files, and today's with all blocks in
-tensors with a leading axis (scan).
+Three layouts: the current one, that of the original ViT and augreg files, and the current one with the blocks
+stacked along a leading axis (scan).
 """
 
 import dataclasses
@@ -10,31 +10,32 @@ from typing import Any
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.infer import Hints, count_blocks, native_grid, with_family_settings
+from vit_registers.interop.hints import Hints
+from vit_registers.interop.infer import count_blocks, native_grid, with_family_settings
 from vit_registers.interop.names.torch import BIG_VISION_ORIGINAL, BigVisionNames
-from vit_registers.interop.recognize import Found
-from vit_registers.interop.tensor_map import Entry, joined, same, scanned, stacked
+from vit_registers.interop.recognize import RecognizedWeights
+from vit_registers.interop.tensor_map import TensorRule, joined, same, scanned, sliced
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import Leaf
 
 
-def _layer(leaf: Leaf, name: str, parts: tuple[str, str]) -> list[Entry]:
+def _layer(leaf: Leaf, name: str, parts: tuple[str, str]) -> list[TensorRule]:
     return [same((*leaf, part), f"{name}/{part}") for part in parts]
 
 
-def _dense(leaf: Leaf, name: str) -> list[Entry]:
+def _dense(leaf: Leaf, name: str) -> list[TensorRule]:
     return _layer(leaf, name, ("kernel", "bias"))
 
 
-def _joint(leaf: Leaf, name: str, parts: tuple[str, ...]) -> list[Entry]:
-    """Projections that theirs has apart and ours in one; the axis that joins them is the outputs' first."""
+def _joint(leaf: Leaf, name: str, parts: tuple[str, ...]) -> list[TensorRule]:
+    """Separate projections that are one leaf; they are stacked along the first axis of the outputs."""
     return [
-        stacked((*leaf, "kernel"), tuple(f"{name}/{part}/kernel" for part in parts), axis=1),
-        stacked((*leaf, "bias"), tuple(f"{name}/{part}/bias" for part in parts), axis=0),
+        sliced((*leaf, "kernel"), tuple(f"{name}/{part}/kernel" for part in parts), axis=1),
+        sliced((*leaf, "bias"), tuple(f"{name}/{part}/bias" for part in parts), axis=0),
     ]
 
 
-def _block(style: BigVisionNames, i: int) -> list[Entry]:
+def _block(style: BigVisionNames, i: int) -> list[TensorRule]:
     leaf: Leaf = ("blocks", i)
     name = "Transformer/encoderblock" + ("" if style.is_scanned else f"_{i}")
     attention = f"{name}/{style.attention}"
@@ -48,7 +49,7 @@ def _block(style: BigVisionNames, i: int) -> list[Entry]:
     ]
 
 
-def _map_pool() -> list[Entry]:
+def _map_pool() -> list[TensorRule]:
     name = "MAPHead_0"
     attention = f"{name}/MultiHeadDotProductAttention_0"
     return [
@@ -62,8 +63,8 @@ def _map_pool() -> list[Entry]:
     ]
 
 
-def big_vision_table(style: BigVisionNames, model: Model) -> list[Entry]:
-    """The entries of a model. Raises CheckpointError where big_vision cannot hold what the model has."""
+def big_vision_map(style: BigVisionNames, model: Model) -> list[TensorRule]:
+    """The rules for all parameters of a model. Raises CheckpointError if big_vision lacks a part of it."""
     sizes = dims(model)
     refused = {
         "registers or summaries": model.num_registers or model.summary_factor,
@@ -79,30 +80,32 @@ def big_vision_table(style: BigVisionNames, model: Model) -> list[Entry]:
     for what, is_there in refused.items():
         if is_there:
             raise CheckpointError(f"'big_vision' checkpoints have no place for {what}")
-    entries = _dense(("patch_embed",), "embedding")
+    rules = _dense(("patch_embed",), "embedding")
     if model.use_cls:
-        entries.append(same(("cls_token",), "cls"))
+        rules.append(same(("cls_token",), "cls"))
     if model.positions == "learned":
         rows: list[Leaf] = [("cls_pos",)] if model.use_cls and model.has_cls_position else []
-        entries.append(joined((*rows, ("pos_embed",)), style.positions))
+        rules.append(joined((*rows, ("pos_embed",)), style.positions))
     blocks = [_block(style, i) for i in range(sizes.depth)]
     if style.is_scanned:
-        entries += [scanned(parts) for parts in zip(*blocks, strict=True)]
+        rules += [scanned(parts) for parts in zip(*blocks, strict=True)]
     else:
-        entries += [entry for block in blocks for entry in block]
-    entries += _layer(("norm",), "Transformer/encoder_norm", ("scale", "bias"))
+        rules += [rule for block in blocks for rule in block]
+    rules += _layer(("norm",), "Transformer/encoder_norm", ("scale", "bias"))
     if model.pooling == "map":
-        entries += _map_pool()
+        rules += _map_pool()
     if model.use_pre_logits:
-        entries += _dense(("pre_logits",), "pre_logits")
+        rules += _dense(("pre_logits",), "pre_logits")
     if model.num_classes:
-        entries += _dense(("head",), "head")
-    return entries
+        rules += _dense(("head",), "head")
+    return rules
 
 
-def infer_big_vision(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
+def infer_big_vision(
+    style: BigVisionNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
+) -> Model:
     """The Model of a big_vision checkpoint. Without a position table, positions are sincos2d."""
-    style, shapes, where = found.names, found.weights.shapes, found.weights.where
+    shapes, where = found.weights.shapes, found.weights.where
     patch_size, _, channels, width = shapes["embedding/kernel"]
     block = "Transformer/encoderblock" + ("" if style.is_scanned else "_0")
     kernel, lead = f"{block}/{style.mlp}/Dense_0/kernel", int(style.is_scanned)
@@ -116,11 +119,13 @@ def infer_big_vision(found: Found, settings: Mapping[str, Any], hints: Hints) ->
     if style.positions in shapes:
         total = shapes[style.positions][1]
         is_square = native_grid(total, patch_size, hints.image_size) is not None
-        rows = int(use_cls and (style == BIG_VISION_ORIGINAL or not is_square))  # cls has one in older files
+        rows = int(
+            use_cls and (style == BIG_VISION_ORIGINAL or not is_square)
+        )  # cls has a position in older files
         grid = native_grid(total - rows, patch_size, hints.image_size)
         if grid is None:
             raise CheckpointError(
-                f"{where}: '{style.positions}' has {total} rows, which is no square grid: give image_size"
+                f"{where}: '{style.positions}' has {total} rows, which is not a square grid: give image_size"
             )
         image_size = (grid[0] * patch_size, grid[1] * patch_size)
     if image_size is None:
@@ -148,5 +153,5 @@ def infer_big_vision(found: Found, settings: Mapping[str, Any], hints: Hints) ->
     )
     model = with_family_settings(model, found, settings, hints)
     if not is_learned and hints.interpolation is None:
-        model = dataclasses.replace(model, position_resampling="none")  # made anew for every size
+        model = dataclasses.replace(model, position_resampling="none")  # recomputed for every size
     return model

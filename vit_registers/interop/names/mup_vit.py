@@ -1,8 +1,8 @@
 """The state_dict of the fractal paper's code (arXiv:2601.15506): its learned leaves, and its fixed buffers.
 
-Its extra tokens are one tensor, `reg`: summaries, or registers of which the first is cls where it pools
-token 0. Sincos tables, tokens of zeros and the mask are buffers: they follow from the settings, are compared
-on the way in and written on the way out, and stay fixed.
+Its extra tokens are one tensor, `reg`: summaries, or registers, the first of which is cls if it is pooled.
+Sincos tables, tokens of zeros and the mask are buffers: they follow from the settings, are compared on import
+and written on export.
 """
 
 import dataclasses
@@ -14,11 +14,12 @@ import numpy as np
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.infer import Hints, count_blocks, native_grid, num_heads, with_family_settings
-from vit_registers.interop.names.torch import MUP_VIT_MAIN, Names
-from vit_registers.interop.names.torch_table import torch_table
-from vit_registers.interop.recognize import Found
-from vit_registers.interop.tensor_map import Entry, fixed, is_fixed, joined
+from vit_registers.interop.hints import Hints
+from vit_registers.interop.infer import count_blocks, native_grid, num_heads, with_family_settings
+from vit_registers.interop.names.torch import MUP_VIT_MAIN, MupVitNames
+from vit_registers.interop.names.torch_map import torch_map
+from vit_registers.interop.recognize import RecognizedWeights
+from vit_registers.interop.tensor_map import TensorRule, fixed, is_fixed, joined
 from vit_registers.models.blocks import dims
 from vit_registers.models.masks import resolve
 from vit_registers.models.paths import Leaf
@@ -30,24 +31,24 @@ FRACTAL_MASKS = ("fractal_released", "fractal", "fractal_local")  # that files o
 _NO_FACTOR = "no summary factor gives on this grid: give image_size, the size that it was trained at"
 
 
-def mup_vit_table(names: Names, model: Model) -> list[Entry]:
-    """The entries of a model. Raises CheckpointError where the code cannot hold what the model has."""
+def mup_vit_map(names: MupVitNames, model: Model) -> list[TensorRule]:
+    """The rules for all parameters and buffers of a model. Raises CheckpointError; see torch_map."""
     plain = {"use_cls": False, "num_registers": 0, "summary_factor": None, "mask": "none", "pooling": "gap"}
-    entries = torch_table(names, dataclasses.replace(model, **plain), "mup_vit")
+    rules = torch_map(names, dataclasses.replace(model, **plain), "mup_vit")
     if leaves := _learned_tokens(model):
-        entries.append(joined(leaves, names.registers))
-    return entries + [fixed(name, value) for name, value in _buffers(names, model).items()]
+        rules.append(joined(leaves, names.registers))
+    return rules + [fixed(name, value) for name, value in _buffers(names, model).items()]
 
 
 def _learned_tokens(model: Model) -> tuple[Leaf, ...]:
-    """The leaves that are the rows of `reg`; none where it is a buffer."""
+    """The leaves that are the rows of `reg`; empty if it is a buffer."""
     leaves: list[Leaf] = [("cls_token",)] if model.use_cls else []
     leaves += [("registers",)] if model.num_registers and model.registers == "learned" else []
     leaves += [("summaries",)] if model.summary_factor and model.summaries == "learned" else []
     return tuple(leaves)
 
 
-def _buffers(names: Names, model: Model) -> dict[str, np.ndarray]:
+def _buffers(names: MupVitNames, model: Model) -> dict[str, np.ndarray]:
     """The fixed tensors of a model by name."""
     layout, width = token_layout(model), dims(model).width
     buffers: dict[str, np.ndarray] = {}
@@ -64,22 +65,26 @@ def _buffers(names: Names, model: Model) -> dict[str, np.ndarray]:
     return buffers
 
 
-def _mask_buffer(names: Names, model: Model) -> np.ndarray:
-    """What stands for the mask and the bias: True, or in sums -inf, where a token may not attend."""
+def _mask_buffer(names: MupVitNames, model: Model) -> np.ndarray:
+    """The buffer of mask and bias: True, or -inf in a sum, where a token may not attend."""
     mask_TxT, bias_NxTxT = static_attention(model, token_layout(model))
-    if bias_NxTxT is None and names == MUP_VIT_MAIN:
+    if mask_TxT is not None and bias_NxTxT is None and names == MUP_VIT_MAIN:
         return ~mask_TxT
-    additive = np.float32(0.0) if mask_TxT is None else np.where(mask_TxT, 0.0, -np.inf).astype(np.float32)
+    additive = np.zeros((), np.float32)
+    if mask_TxT is not None:
+        additive = np.where(mask_TxT, 0.0, -np.inf).astype(np.float32)
     return additive if bias_NxTxT is None else additive + bias_NxTxT
 
 
-def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Model:
-    """The Model of a state_dict of that code. It pools patches unless `hints.pooling` says its first token.
+def infer_mup_vit(
+    names: MupVitNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
+) -> Model:
+    """The Model of a state_dict of that code. It pools patches unless `hints.pooling` is "cls".
 
-    That is `cls`: the first register, or with summaries the first of these, which our models call `summary`.
-    Raises CheckpointError where something can be told neither from the tensors nor from `hints`.
+    "cls" is its first token: the first register, or the first summary, whose pooling this project calls
+    "summary". Raises CheckpointError if neither tensors nor `hints` determine a setting.
     """
-    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+    shapes, where = found.weights.shapes, found.weights.where
     width, channels, patch_size, _ = shapes[names.patch.format("weight")]
     fc1 = names.block.format(0) + names.fc1.format("weight")
     if fc1 not in shapes:
@@ -88,7 +93,7 @@ def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Mo
         raise CheckpointError(
             f"{where}: pooling='{hints.pooling}': this code pools patches (gap) or its first token (cls)"
         )
-    grid = _grid(found, hints, patch_size)
+    grid = _grid(names, found, hints, patch_size)
     positions = "none"
     if names.positions in shapes:
         positions = "sincos2d" if len(shapes[names.positions]) == 2 else "learned"
@@ -111,26 +116,26 @@ def infer_mup_vit(found: Found, settings: Mapping[str, Any], hints: Hints) -> Mo
     model = with_family_settings(model, found, settings, hints)
     if positions == "sincos2d" and hints.interpolation is None:
         model = dataclasses.replace(model, position_resampling="none")
-    readings = _readings(model, found, hints)
-    if names.mask in shapes:
-        return _with_stored_mask(readings, found)
-    return _with_told_mask(readings, found, hints)
+    readings = _readings(model, names, found, hints)
+    if names.mask is not None and names.mask in shapes:
+        return _with_stored_mask(readings, names, names.mask, found)
+    return _with_given_mask(readings, names, found, hints)
 
 
-def assumed(found: Found, hints: Hints, model: Model) -> str:
-    """What was assumed where no tensor of that code tells; empty where there is one way only."""
-    if hints.pooling is None and found.names.registers in found.weights.shapes:
+def assumed(names: MupVitNames, found: RecognizedWeights, hints: Hints, model: Model) -> str:
+    """The assumption about settings that no tensor determines; empty if there is none."""
+    if hints.pooling is None and names.registers in found.weights.shapes:
         return "pooling gap was assumed: give pooling='cls' for a run that pools its first token (tok)"
-    if model.use_cls and found.names.mask is None and hints.mask is None:
+    if model.use_cls and names.mask is None and hints.mask is None:
         return "cls and registers were assumed: give mask, or pooling='summary', for summaries"
     return ""
 
 
-def _grid(found: Found, hints: Hints, patch_size: int) -> Grid:
-    names, shapes = found.names, found.weights.shapes
+def _grid(names: MupVitNames, found: RecognizedWeights, hints: Hints, patch_size: int) -> Grid:
+    shapes = found.weights.shapes
     if names.positions in shapes:
         cells = math.prod(shapes[names.positions][:-1])
-    elif names.mask in shapes:
+    elif names.mask is not None and names.mask in shapes:
         cells = shapes[names.mask][-1] - shapes.get(names.registers, (0, 0))[-2]
     elif hints.image_size is not None:
         return patch_grid(hints.image_size, patch_size)
@@ -142,9 +147,9 @@ def _grid(found: Found, hints: Hints, patch_size: int) -> Grid:
     return grid
 
 
-def _readings(model: Model, found: Found, hints: Hints) -> list[Model]:
-    """The model with what its extra tokens may be: cls and registers, or summaries, or either."""
-    names, shapes, where = found.names, found.weights.shapes, found.weights.where
+def _readings(model: Model, names: MupVitNames, found: RecognizedWeights, hints: Hints) -> list[Model]:
+    """The models that the extra tokens may belong to: with cls and registers, or with summaries."""
+    shapes, where = found.weights.shapes, found.weights.where
     if names.registers not in shapes:
         if hints.pooling in ("cls", "summary"):
             raise CheckpointError(
@@ -158,7 +163,7 @@ def _readings(model: Model, found: Found, hints: Hints) -> list[Model]:
         raise CheckpointError(f"{where}: '{names.registers}' has {count} tokens, {_NO_FACTOR}")
     readings = [] if has_sincos else [_as_registers(model, count, kind, hints)]
     if hints.pooling == "summary" or (hints.pooling == "cls" and kind == "zeros" and count > 1):
-        readings = []  # a single register of that code is zero where it pools it, and more are learned
+        readings = []  # a single pooled register of that code is zero; several are learned
         if factor is None:
             raise CheckpointError(
                 f"{where}: pooling='{hints.pooling}', but '{names.registers}' has {count} tokens, "
@@ -172,7 +177,7 @@ def _readings(model: Model, found: Found, hints: Hints) -> list[Model]:
 
 
 def _as_registers(model: Model, count: int, kind: str, hints: Hints) -> Model:
-    """The model whose extra tokens are registers, of which the first is cls where it is pooled."""
+    """The model whose extra tokens are registers; the first is cls if it is pooled."""
     if hints.pooling != "cls":
         return dataclasses.replace(model, num_registers=count, registers=kind)
     if kind == "zeros":
@@ -181,39 +186,43 @@ def _as_registers(model: Model, count: int, kind: str, hints: Hints) -> Model:
 
 
 def _factor(grid: Grid, count: int) -> int | None:
-    """The smallest factor whose summaries are as many."""
+    """The smallest summary factor that gives `count` summaries; None if there is none."""
     factors = range(2, min(grid) + 1)
     fitting = (f for f in factors if sum(math.prod(level) for level in summary_grids(grid, f)) == count)
     return next(fitting, None)
 
 
-def _with_stored_mask(readings: list[Model], found: Found) -> Model:
-    """The reading whose mask and ALiBi bias are those of the file."""
-    name, there = found.names.mask, found.weights[found.names.mask]
+def _with_stored_mask(
+    readings: list[Model], names: MupVitNames, mask: str, found: RecognizedWeights
+) -> Model:
+    """The reading with the mask and ALiBi bias of the file. Raises CheckpointError if none matches."""
+    there = found.weights[mask]
     for reading in readings:
         rows, columns = patch_grid(reading.image_size, reading.patch_size)
-        masks = list(FRACTAL_MASKS) if reading.summary_factor else []
+        kinds = list(FRACTAL_MASKS) if reading.summary_factor else []
         if rows != columns:
-            masks = [mask for mask in masks if mask != "fractal_released"]
+            kinds = [kind for kind in kinds if kind != "fractal_released"]
         biases = [reading.positions] + ["alibi2d"] * (reading.positions == "none")
-        options = [(mask, bias) for mask in masks for bias in biases]
+        options = [(kind, bias) for kind in kinds for bias in biases]
         options += [("none", bias) for bias in biases if bias == "alibi2d"]
-        for mask, bias in options:
-            candidate = dataclasses.replace(reading, mask=mask, positions=bias)
-            if is_fixed(there, _mask_buffer(found.names, candidate)):
+        for kind, bias in options:
+            candidate = dataclasses.replace(reading, mask=kind, positions=bias)
+            if is_fixed(there, _mask_buffer(names, candidate)):
                 return candidate
     raise CheckpointError(
-        f"{found.weights.where}: '{name}' is none of the masks of this code: {', '.join(FRACTAL_MASKS)}, "
+        f"{found.weights.where}: '{mask}' is none of the masks of this code: {', '.join(FRACTAL_MASKS)}, "
         "none, each with and without ALiBi"
     )
 
 
-def _with_told_mask(readings: list[Model], found: Found, hints: Hints) -> Model:
-    """The reading with the mask of `hints`. Where the code stores masks, one that is not there is none."""
+def _with_given_mask(
+    readings: list[Model], names: MupVitNames, found: RecognizedWeights, hints: Hints
+) -> Model:
+    """The reading with the mask of `hints`. Without a hint, a mask that is not stored is "none"."""
     where = found.weights.where
     summaries = next((reading for reading in readings if reading.summary_factor), None)
-    is_open = summaries is not None and not readings[0].use_cls
-    if hints.mask is None and found.names.mask is None and is_open and _is_exact(summaries):
+    is_unknown = hints.mask is None and names.mask is None and not readings[0].use_cls
+    if is_unknown and summaries is not None and _is_exact(summaries):
         raise CheckpointError(
             f"{where} has summaries, and this variant of the code does not store its mask: "
             "give mask ('fractal_released' if it was trained with --fractal-mask, else 'none')"
@@ -228,6 +237,6 @@ def _with_told_mask(readings: list[Model], found: Found, hints: Hints) -> Model:
 
 
 def _is_exact(model: Model) -> bool:
-    """Whether the sides of its grids are the powers of its factor, which this variant requires."""
+    """Whether the sides of the grids are powers of the factor, which this variant requires."""
     sides = [rows for rows, _ in token_layout(model).grids]
-    return sides == [model.summary_factor**i for i in range(len(sides))]
+    return model.summary_factor is not None and sides == [model.summary_factor**i for i in range(len(sides))]

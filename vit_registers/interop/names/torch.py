@@ -1,14 +1,15 @@
-"""What every family calls its tensors: the only file that knows names of torch families.
+"""The tensor names of every family. No other file knows the names of the torch families.
 
-A name holds {} where "weight" or "bias" goes; block names hold {} for the number of the block first. None:
-the family has no such thing. Sources: the repositories of the families, and transformers 5.23's state_dict.
+A name contains {} in the place of "weight" or "bias". The name of a block contains {} in the place of its
+number. None means that the family has no such tensor. Sources: the repositories of the families, and the
+state_dict of transformers 5.23.
 """
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Names:
+class TorchNames:
     """The tensor names of one family. The defaults are timm's VisionTransformer."""
 
     patch: str = "patch_embed.proj.{}"
@@ -32,32 +33,43 @@ class Names:
     w12: tuple[str, ...] = ("mlp.fc1.{}",)  # one fused tensor with the gate first, or gate and value
     w3: str = "mlp.fc2.{}"
     norm: str = "norm.{}"
-    norm_after_pool: str | None = None  # the name of the final norm where it comes after pooling
+    norm_after_pool: str | None = None  # the final norm, if it follows the pooling
     pre_logits: str | None = None
-    head: tuple[str, ...] | None = ("head.{}",)  # one head, or two whose answers are averaged
-    projection: str | None = None  # a head without bias: [width, outputs] as ours unless it ends in {}
+    head: tuple[str, ...] | None = ("head.{}",)  # one head, or two whose logits are averaged
+    projection: str | None = (
+        None  # a head without bias; [outputs, width] if the name has {}, else [width, outputs]
+    )
     attn_pool: str | None = None
-    mask: str | None = None  # a fixed tensor that says who attends to whom
+    mask: str | None = None  # a fixed tensor: the attention mask and bias
 
 
-TIMM = Names(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MupVitNames(TorchNames):
+    """The tensor names of one variant of the fractal paper's code."""
+
+    registers: str = "reg"
+    pre_logits: str = "heads.pre_logits.{}"
+    head: tuple[str, ...] = ("heads.head.{}",)
+
+
+TIMM = TorchNames(
     registers="reg_token",
     norm_pre="norm_pre.{}",
     norm_after_pool="fc_norm.{}",
     attn_pool="attn_pool.",
 )
-DINOV2 = Names(
+DINOV2 = TorchNames(
     registers="register_tokens", mask_token="mask_token", w12=("mlp.w12.{}",), w3="mlp.w3.{}", head=None
 )
-DEIT = Names(registers="reg_tokens", layer_scale=("gamma_1", "gamma_2"))
-# DeiT of 2020, and its distillation token, which is a register with a position of its own.
+DEIT = TorchNames(registers="reg_tokens", layer_scale=("gamma_1", "gamma_2"))
+# DeiT of 2020: its distillation token is a register with its own position.
 DEIT_1 = dataclasses.replace(
     DEIT,
     registers="dist_token",
     head=("head.{}", "head_dist.{}"),
 )
-DINO = Names(mask_token="masked_embed", layer_scale=("gamma_1", "gamma_2"), head=None)
-CLIP = Names(
+DINO = TorchNames(mask_token="masked_embed", layer_scale=("gamma_1", "gamma_2"), head=None)
+CLIP = TorchNames(
     patch="conv1.{}",
     cls="class_embedding",
     cls_axes=1,
@@ -77,11 +89,10 @@ CLIP = Names(
     head=None,
     projection="proj",
 )
-MUP_VIT = Names(  # the released branch of the fractal code
+MUP_VIT = MupVitNames(  # the released branch of the fractal code
     mask="mask",
     patch="conv_proj.{}",
     positions="pos_embedding",
-    registers="reg",
     block="encoder.layers.{}.",
     norm1="ln_1.{}",
     norm2="ln_2.{}",
@@ -91,8 +102,6 @@ MUP_VIT = Names(  # the released branch of the fractal code
     fc1="mlp.0.{}",
     fc2="mlp.3.{}",
     norm="encoder.ln.{}",
-    pre_logits="heads.pre_logits.{}",
-    head=("heads.head.{}",),
 )
 MUP_VIT_FLEX = dataclasses.replace(  # its flex-attention variant, which does not store its mask
     MUP_VIT, out="self_attention.out_proj_{}", mask=None
@@ -109,7 +118,7 @@ MUP_VIT_MAIN = dataclasses.replace(  # its main branch
 
 # --- transformers: names on disk, which every version reads and writes, and names in memory since 5 ---
 
-HF_DINOV2 = Names(
+HF_DINOV2 = TorchNames(
     patch="embeddings.patch_embeddings.projection.{}",
     cls="embeddings.cls_token",
     positions="embeddings.position_embeddings",
@@ -152,7 +161,7 @@ HF_VIT_MEMORY = dataclasses.replace(
 HF_DEIT = dataclasses.replace(HF_VIT, registers="embeddings.distillation_token")
 HF_DEIT_MEMORY = dataclasses.replace(HF_VIT_MEMORY, registers="embeddings.distillation_token")
 HF_DEIT_HEADS = ("cls_classifier.{}", "distillation_classifier.{}")
-HF_CLIP = Names(
+HF_CLIP = TorchNames(
     patch="embeddings.patch_embedding.{}",
     cls="embeddings.class_embedding",
     cls_axes=1,
@@ -171,13 +180,14 @@ HF_CLIP = Names(
     projection="visual_projection.{}",
 )
 
-# --- big_vision, whose names are few and whose axes are ours -----------------------------------------
+# --- big_vision, whose axes have the order of this project -----------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BigVisionNames:
-    """What differs between big_vision's layouts."""
+    """The tensor names that differ between big_vision's layouts."""
 
+    mask: None = None  # no layout stores a mask
     positions: str = "pos_embedding"
     attention: str = "MultiHeadDotProductAttention_0"
     norm2: str = "LayerNorm_1"
@@ -193,3 +203,5 @@ BIG_VISION_ORIGINAL = BigVisionNames(
     norm2="LayerNorm_2",
     mlp="MlpBlock_3",
 )
+
+TensorNames = TorchNames | BigVisionNames

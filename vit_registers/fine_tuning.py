@@ -1,0 +1,129 @@
+"""Weights to start training from, as the settings of `init_from` specify them."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vit_registers import loading
+from vit_registers.config import RESUME, Config, Data, InitFrom, Mesh, Model, from_mapping, lookup, may_change
+from vit_registers.data.class_names import match, some
+from vit_registers.errors import ConfigError, UserError
+from vit_registers.interop import reading, transfer
+from vit_registers.interop.channels import adapt_statistics, describe_channels
+from vit_registers.interop.description import describe_normalisation, describe_weights
+from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.interop.unwrap import SOURCES
+from vit_registers.interop.values import check_leaves
+from vit_registers.models.paths import Leaf, leaves_of
+from vit_registers.models.resampling import RESAMPLINGS
+from vit_registers.runs import checkpoint_folder
+from vit_registers.runs.mask_file import with_run_mask
+from vit_registers.training import sharding
+
+
+def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
+    """(Model, Data) of the weights that training starts from. No parameter is read.
+
+    If `run` is a run folder whose newest checkpoint started from the same weights, its settings are returned
+    instead: a resumed run does not need the weights any more, and they may have been deleted. Settings that
+    may change on resume have their defaults.
+    """
+    path = _path(settings)
+    if run is not None and (config := _newest_config(run)) is not None and config.init_from.path == path:
+        names = [name.partition(".")[2] for name in may_change(RESUME) if name.startswith("model.")]
+        defaults = {name: getattr(Model(), name) for name in names}
+        model = with_run_mask(config.model, Path(run).expanduser())
+        return dataclasses.replace(model, **defaults), config.data
+    if loading.is_run(path):
+        config = loading.read_config(path)[1]
+        return config.model, config.data
+    opened = _open_external(settings)
+    return opened.model, preprocessing(opened, Path(path).expanduser())[0]
+
+
+def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
+    """The parameters of `model` that start from `settings.path`, by path; see interop/transfer.py."""
+    path = _path(settings)
+    if loading.is_run(path):
+        loading.refuse_hints(path, settings.source, _hints(settings))
+        step, config = loading.read_config(path)
+        source, data = config.model, config.data
+        mesh = sharding.make_mesh(Mesh())
+        _, params = loading.read_model(path, step, source, mesh, params=settings.params)
+        params = jax.device_get(params)
+        check_leaves(leaves_of(params), f"{path}, step {step}")
+    else:
+        opened = _open_external(settings)
+        data, origin = preprocessing(opened, Path(path).expanduser())
+        print(describe_weights(opened), describe_normalisation(data, origin), sep="\n", flush=True)
+        source, params = opened.model, reading.read_leaves(opened)
+    taken = transfer.taken_leaves(source, params, model, settings)
+    if source.channels != model.channels:
+        mean, std = (adapt_statistics(values, model.channels) for values in (data.mean, data.std))
+        did = describe_channels(source.channels, model.channels)
+        print(f"{did}; its normalisation there: mean {mean}, std {std}", flush=True)
+    return taken
+
+
+def check_choices(settings: InitFrom) -> None:
+    """Raises ConfigError for an unknown name among the settings, whether `path` is set or not."""
+    choices = {
+        "registers": transfer.REGISTERS,
+        "summaries": transfer.SUMMARIES,
+        "source": ("auto", *SOURCES),
+        "hidden_act": tuple(HIDDEN_ACTS),
+        "interpolation": ("none", *RESAMPLINGS),
+        "params": loading.PARAMS,
+    }
+    for name, known in choices.items():
+        if (value := getattr(settings, name)) is not None:
+            lookup(dict.fromkeys(known), value, f"init_from.{name}")
+
+
+def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
+    """Raises ConfigError if `keep_head` takes the head of a run with other classes than `class_names`."""
+    if not settings.keep_head or settings.path is None or not loading.is_run(settings.path):
+        return
+    names = loading.trained_names(settings.path, loading.read_config(settings.path)[0])
+    if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
+        raise ConfigError(
+            f"init_from.keep_head: the head of {settings.path} is of {len(names)} classes: {some(names)}; "
+            f"the data set has {len(class_names)}: {some(class_names)}. Set it to False, or use these classes"
+        )
+
+
+def _path(settings: InitFrom) -> str:
+    if settings.path is None:
+        raise ConfigError("init_from.path is not set: give a run folder or a checkpoint")
+    return settings.path
+
+
+def _newest_config(run: str) -> Config | None:
+    """The config of the newest readable checkpoint of a run folder. Its parameters may be damaged."""
+    meta = checkpoint_folder.newest_meta(run)
+    with contextlib.suppress(UserError):  # restoring the checkpoint reports damage
+        return None if meta is None else from_mapping(meta["config"])
+    return None
+
+
+def _hints(settings: InitFrom) -> Hints:
+    return Hints(
+        num_heads=settings.num_heads,
+        hidden_act=settings.hidden_act,
+        interpolation=settings.interpolation,
+        pooling=settings.pooling,
+        mask=settings.mask,
+        architecture=settings.architecture,
+        leave_out=settings.leave_out,
+    )
+
+
+def _open_external(settings: InitFrom) -> reading.OpenedWeights:
+    """The checkpoint of another code base that training starts from."""
+    hints = dataclasses.replace(_hints(settings), params=settings.params)
+    return reading.open_path(_path(settings), source=settings.source, hints=hints)

@@ -1,0 +1,52 @@
+"""Tensors of a file that are not loaded: heads of self-supervision, text towers, the state of training."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+# Patterns of names -> what the tensors are: inside the network that is loaded, and outside.
+_UNUSED_INSIDE = {
+    r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
+    r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
+    r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
+    r"n_averaged|initted|decay|num_updates": "the state of training",
+}
+_DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
+_PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
+TRAINING_STATE = {
+    r"(optim\w*|\w*scheduler\w*|\w*scaler\w*|amp|loss|dino_loss|ibot_loss|callbacks|loops|\w*rng_state\w*)\..*|"
+    r"(opt|chrono)/.*|best_acc1|epoch|step|global_step|iteration": "the state of training",
+}
+_UNUSED_BESIDE = {
+    r"(head\.(mlp|last_layer|last_norm)2?|dino_head|ibot_head|dino_loss|ibot_patch_loss|koleo_loss)\..*": (
+        "a self-supervision head or loss"
+    ),
+    r"(teacher|student|model|model_ema|state_dict|state_dict_ema)\..*": "another copy of the network",
+    **TRAINING_STATE,
+    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": "the text tower",
+    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": "the text tower",
+    r"input_resolution|context_length|vocab_size": "the text tower",
+}
+_CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
+
+
+def unused_patterns(
+    names: Iterable[str], prefix: str, parts: Collection[str], *, has_copies: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Patterns of tensor names that are not loaded -> what they are: inside the network, and outside.
+
+    `names` are all names of the file, `prefix` and its `parts` lead to the network, and `has_copies` says
+    whether the file has other copies of it.
+    """
+    inside, beside = dict(_UNUSED_INSIDE), dict(_UNUSED_BESIDE)
+    if not prefix:
+        inside |= TRAINING_STATE
+    if any(re.search(r"(^|\.)decoder_(embed|blocks|layers)\.", name) for name in names):
+        inside, beside = _DECODER | inside, _DECODER | beside
+    if not _CONTRASTIVE.isdisjoint(parts) or (has_copies and "target_encoder" in parts):
+        inside, beside = _PROJECTION | inside, _PROJECTION | beside
+    return inside, beside
+
+
+def search(patterns: Mapping[str, str], name: str) -> str | None:
+    """What the first pattern that matches the whole name says it is; None if none does."""
+    return next((what for pattern, what in patterns.items() if re.fullmatch(pattern, name)), None)

@@ -1,0 +1,133 @@
+"""The tensor map of a model in the names of a torch family."""
+
+import functools
+from typing import TypeVar
+
+from vit_registers.config import Model
+from vit_registers.errors import CheckpointError
+from vit_registers.interop.names.torch import TorchNames
+from vit_registers.interop.tensor_map import TensorRule, conv, dense, joined, mean_heads, same, split_bias
+from vit_registers.models.blocks import dims
+from vit_registers.models.paths import Leaf
+from vit_registers.models.pooling import pooled_width
+
+T = TypeVar("T")
+
+
+def _linear(leaf: Leaf, names: tuple[str, ...], *, inputs: int, has_bias: bool = True) -> list[TensorRule]:
+    kernel = dense((*leaf, "kernel"), tuple(n.format("weight") for n in names), inputs=inputs)
+    bias = split_bias((*leaf, "bias"), tuple(n.format("bias") for n in names))
+    return [kernel, bias] if has_bias else [kernel]
+
+
+def _norm(leaf: Leaf, name: str) -> list[TensorRule]:
+    return [same((*leaf, "scale"), name.format("weight")), same((*leaf, "bias"), name.format("bias"))]
+
+
+def _require(name: T | None, what: str, source: str) -> T:
+    """The name. Raises CheckpointError if the family has no tensor for it."""
+    if name is None:
+        raise CheckpointError(f"'{source}' checkpoints have no place for {what}")
+    return name
+
+
+def _tokens(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
+    rules: list[TensorRule] = []
+    if model.use_cls:
+        rules.append(same(("cls_token",), names.cls, lead=names.cls_axes))
+    if model.num_registers and model.registers == "learned":
+        name = _require(names.registers, "registers", source)
+        rules.append(same(("registers",), name, lead=names.register_axes))
+    if model.use_mask_token:
+        name = _require(names.mask_token, "a mask token", source)
+        rules.append(same(("mask_token",), name, lead=names.mask_token_axes))
+    if model.positions == "learned":
+        rows: list[Leaf] = []
+        if model.use_cls and model.has_cls_position:
+            rows.append(("cls_pos",))
+        if model.extra_positions == "learned":
+            rows.append(("extra_pos",))
+        rules.append(joined((*rows, ("pos_embed",)), names.positions, lead=names.position_axes))
+    return rules
+
+
+def _block(names: TorchNames, model: Model, i: int, source: str) -> list[TensorRule]:
+    sizes, leaf = dims(model), ("blocks", i)
+    width, prefix = sizes.width, names.block.format(i)
+    at = lambda name: prefix + name  # noqa: E731
+    rules = [
+        *_norm((*leaf, "norm1"), at(names.norm1)),
+        *_linear(
+            (*leaf, "attn", "qkv"),
+            tuple(map(at, names.qkv)),
+            inputs=width,
+            has_bias=model.use_qkv_bias,
+        ),
+        *_linear((*leaf, "attn", "out"), (at(names.out),), inputs=width),
+        *_norm((*leaf, "norm2"), at(names.norm2)),
+    ]
+    if model.layer_scale_init is not None:
+        gammas = _require(names.layer_scale, "LayerScale", source)
+        rules += [same((*leaf, f"ls{j}", "gamma"), at(gammas[j - 1])) for j in (1, 2)]
+    if sizes.mlp == "swiglu":
+        rules += _linear((*leaf, "mlp", "w12"), tuple(map(at, names.w12)), inputs=width)
+        rules += _linear((*leaf, "mlp", "w3"), (at(names.w3),), inputs=sizes.mlp_dim)
+    else:
+        rules += _linear((*leaf, "mlp", "fc1"), (at(names.fc1),), inputs=width)
+        rules += _linear((*leaf, "mlp", "fc2"), (at(names.fc2),), inputs=sizes.mlp_dim)
+    return rules
+
+
+def _map_pool(prefix: str, model: Model) -> list[TensorRule]:
+    sizes = dims(model)
+    linear = functools.partial(_linear, inputs=sizes.width)
+    return [
+        same(("map_pool", "probe"), prefix + "latent"),
+        *linear(("map_pool", "q"), (prefix + "q.{}",)),
+        *linear(("map_pool", "kv"), (prefix + "kv.{}",)),
+        *linear(("map_pool", "out"), (prefix + "proj.{}",)),
+        *_norm(("map_pool", "norm"), prefix + "norm.{}"),
+        *linear(("map_pool", "mlp", "fc1"), (prefix + "mlp.fc1.{}",)),
+        *_linear(("map_pool", "mlp", "fc2"), (prefix + "mlp.fc2.{}",), inputs=sizes.mlp_dim),
+    ]
+
+
+def _head(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
+    rules: list[TensorRule] = []
+    inputs = pooled_width(model)
+    if model.use_pre_logits:
+        name = _require(names.pre_logits, "a layer before the head (pre-logits)", source)
+        rules += _linear(("pre_logits",), (name,), inputs=inputs)
+        inputs = dims(model).width
+    if not model.use_head_bias:
+        projection = _require(names.projection, "a head without bias", source)
+        leaf = ("head", "kernel")
+        is_ours = "{}" not in projection
+        name = projection.format("weight")
+        return [*rules, same(leaf, name) if is_ours else dense(leaf, (name,), inputs=inputs)]
+    heads = _require(names.head, "a classifier", source)
+    if len(heads) == 1:
+        return rules + _linear(("head",), heads, inputs=inputs)
+    for part, suffix in (("kernel", "weight"), ("bias", "bias")):
+        rules.append(mean_heads(("head", part), tuple(name.format(suffix) for name in heads)))
+    return rules
+
+
+def torch_map(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
+    """The rules for all parameters of a model. Raises CheckpointError if the family lacks a part of it."""
+    patch = [conv(("patch_embed", "kernel"), names.patch.format("weight"))]
+    if model.use_patch_bias:
+        patch.append(same(("patch_embed", "bias"), names.patch.format("bias")))
+    rules = patch + _tokens(names, model, source)
+    if model.use_norm_pre:
+        name = _require(names.norm_pre, "a norm before the first block", source)
+        rules += _norm(("norm_pre",), name)
+    for i in range(dims(model).depth):
+        rules += _block(names, model, i, source)
+    norm = names.norm_after_pool if model.use_norm_after_pool else names.norm
+    rules += _norm(("norm",), _require(norm, "a norm after pooling", source))
+    if model.pooling == "map":
+        rules += _map_pool(_require(names.attn_pool, "attention pooling", source), model)
+    if model.num_classes:
+        rules += _head(names, model, source)
+    return rules
