@@ -18,7 +18,8 @@ from vit_registers.config import (
     InitFrom,
     Mesh,
     Model,
-    from_mapping,
+    checks,
+    from_saved,
     image_size,
     lookup,
     may_change,
@@ -39,6 +40,8 @@ from vit_registers.models.params import abstract_model, build
 from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
+from vit_registers.objectives.base import BACKBONE
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs import checkpoint_folder
 from vit_registers.training import averages, sharding
 
@@ -109,7 +112,7 @@ def _runnable(model: Model, run: str) -> Model:
 
 def trained_config(run: str, step: int) -> Config:
     """The config that a checkpoint was trained with."""
-    return from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
+    return from_saved(checkpoint_folder.read_meta(run, step)["config"])
 
 
 def trained_on(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
@@ -139,38 +142,68 @@ def is_converted(run: str, step: int) -> bool:
     return checkpoint_folder.read_meta(run, step)["origin"] is not None
 
 
-def counting_params(run: str, step: int) -> str:
-    """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
-    if is_converted(run, step):  # whatever run it was, what counted of it is all that is there
+def eval_params_name(run: str, step: int) -> str:
+    """Which parameters of a checkpoint are the model.
+
+    "params", the trained ones; "ema", the average, of schedule-free training; "eval", those that the
+    objective computes from the state if it keeps more than parameters, such as the teacher's.
+    """
+    if is_converted(run, step):  # only the model is there
         return "params"
-    return averages.counting_params(trained_config(run, step).optimizer)
+    config = trained_config(run, step)
+    return "eval" if _shapes(config)[1] else averages.eval_field(config.optimizer)
+
+
+def _shapes(config: Config) -> tuple[Any, Any]:
+    """The (params, extra) of the objective of `config`, as shapes."""
+    return jax.eval_shape(make_objective(config).init, jax.random.key(0))
+
+
+def read_params(
+    run: str, step: int, config: Config, mesh: jax.sharding.Mesh, *, params: str | None = None
+) -> Any:
+    """The parameters of a checkpoint over `mesh`, with the backbone under BACKBONE.
+
+    `config` is that of read_config. `params` is "params", "ema", or None for those that the objective
+    evaluates. Raises CheckpointError where they are missing.
+    """
+    name = params or eval_params_name(run, step)
+    shapes, extra = _shapes(config)
+    if is_converted(run, step):
+        shapes = {BACKBONE: shapes[BACKBONE]}
+
+    def place(tree: Any) -> Any:
+        return jax.tree.map(sharding.place, tree, sharding.parameter_shardings(tree, mesh))
+
+    if name != "eval":
+        return checkpoint_folder.read_state(run, step, {name: place(shapes)})[name]
+    field = averages.eval_field(config.optimizer)
+    state = checkpoint_folder.read_state(run, step, {field: place(shapes), "extra": place(extra)})
+    return make_objective(config).eval_params(state[field], state["extra"])
 
 
 def read_model(
-    run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str | None = None
+    run: str, step: int, config: Config, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
-    """The graph definition and the parameters of a checkpoint, by default those that count, over `mesh`."""
-    graphdef, abstract = abstract_model(model)
-    target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
-    return graphdef, checkpoint_folder.read_params(
-        run, step, target, name=params or counting_params(run, step)
-    )
+    """The graph definition and the parameters of the ViT of a checkpoint; arguments as of read_params."""
+    graphdef, _ = abstract_model(config.model)
+    return graphdef, read_params(run, step, config, mesh, params=params)[BACKBONE]
 
 
 def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
     """The model of a run folder with the parameters of one checkpoint, on all devices.
 
     `step` defaults to the newest intact checkpoint; `params` is "params" for the trained ones, "ema" for the
-    averaged ones, or None for those that count: averaged of schedule-free training, else trained.
+    averaged ones, or None for those that the objective evaluates, see eval_params_name.
     Raises CheckpointError where there is none.
     """
     step, config = read_config(run, step)
-    return run_model(run, step, config.model, params=params)
+    return run_model(run, step, config, params=params)
 
 
-def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
-    graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
+def run_model(run: str, step: int, config: Config, *, params: str | None = None) -> ViT:
+    """The model of a checkpoint of a run, on all devices; `config` is that of read_config."""
+    graphdef, values = read_model(run, step, config, sharding.make_mesh(Mesh()), params=params)
     return build(graphdef, values)
 
 
@@ -252,7 +285,7 @@ def _begun(run: str) -> Config | None:
     """The config of the newest checkpoint of a run folder that can be read, intact or not."""
     meta = checkpoint_folder.newest_meta(run)
     with contextlib.suppress(UserError):  # damage is for those who restore it
-        return None if meta is None else from_mapping(meta["config"])
+        return None if meta is None else from_saved(meta["config"], checked=checks.SECTIONS)
     return None
 
 
@@ -290,7 +323,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         step, config = read_config(settings.path)
         source, data = config.model, config.data
         mesh = sharding.make_mesh(Mesh())
-        _, params = read_model(settings.path, step, source, mesh, params=settings.params)
+        _, params = read_model(settings.path, step, config, mesh, params=settings.params)
         params = jax.device_get(params)
         check_leaves(leaves_of(params), f"{settings.path}, step {step}")
     else:
