@@ -41,6 +41,7 @@ from vit_registers.interop.values import check_leaves
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaves_of, path_text
+from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
@@ -70,8 +71,8 @@ class Input:
         if isinstance(self.checkpoint, OpenedWeights):
             return reading.read_leaves(self.checkpoint)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        step, model = self.checkpoint, self.config.model
-        _, params = loading.read_model(self.path, step, model, mesh, params=self.params)
+        step = self.checkpoint
+        _, params = loading.read_model(self.path, step, self.config, mesh, params=self.params)
         check_leaves(leaves_of(params), f"{self.path}, step {step}")
         return params
 
@@ -126,7 +127,7 @@ def to_run(source: Input, output: str) -> None:
     write_mask_file(source.config.model, run)
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     with Checkpoints(output, source.config, data=data) as written:
-        state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
+        state = TrainState(step=jnp.zeros((), jnp.int32), params={BACKBONE: params}, opt_state=None, ema=None)
         written.save(state, None, origin=origin, normalisation=source.normalisation)
 
 
@@ -165,7 +166,7 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
     if exported is None:
         step, config = loading.read_config(output)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, there = loading.read_model(output, step, config.model, mesh)
+        _, there = loading.read_model(output, step, config, mesh)
         others = leaves_of(there)
         return compare_parameters(source.leaves(), others, np.float32, output)
     model = exported.model

@@ -9,7 +9,18 @@ import jax
 import numpy as np
 
 from vit_registers import loading
-from vit_registers.config import RESUME, Config, Data, InitFrom, Mesh, Model, from_mapping, lookup, may_change
+from vit_registers.config import (
+    RESUME,
+    Config,
+    Data,
+    InitFrom,
+    Mesh,
+    Model,
+    checks,
+    from_saved,
+    lookup,
+    may_change,
+)
 from vit_registers.data.class_names import match, some
 from vit_registers.errors import ConfigError, UserError
 from vit_registers.interop import reading, transfer
@@ -54,7 +65,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         step, config = loading.read_config(path)
         source, data = config.model, config.data
         mesh = sharding.make_mesh(Mesh())
-        _, params = loading.read_model(path, step, source, mesh, params=settings.params)
+        _, params = loading.read_model(path, step, config, mesh, params=settings.params)
         params = jax.device_get(params)
         check_leaves(leaves_of(params), f"{path}, step {step}")
     else:
@@ -107,7 +118,7 @@ def _newest_config(run: str) -> Config | None:
     """The config of the newest readable checkpoint of a run folder. Its parameters may be damaged."""
     meta = checkpoint_folder.newest_meta(run)
     with contextlib.suppress(UserError):  # restoring the checkpoint reports damage
-        return None if meta is None else from_mapping(meta["config"])
+        return None if meta is None else from_saved(meta["config"], checked=checks.SECTIONS)
     return None
 
 

@@ -13,7 +13,7 @@ from vit_registers.config import (
     Config,
     Mesh,
     Model,
-    from_mapping,
+    from_saved,
     image_size,
     lookup,
     may_change,
@@ -29,6 +29,8 @@ from vit_registers.interop.shown import eval_ops_at
 from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.vit import ViT
+from vit_registers.objectives.base import BACKBONE
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.training import averages, sharding
@@ -103,7 +105,7 @@ def _runnable(model: Model, run: str) -> Model:
 
 def trained_config(run: str, step: int) -> Config:
     """The config that a checkpoint was trained with."""
-    return from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
+    return from_saved(checkpoint_folder.read_meta(run, step)["config"])
 
 
 def training_data(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
@@ -127,37 +129,67 @@ def is_converted(run: str, step: int) -> bool:
     return checkpoint_folder.read_meta(run, step)["origin"] is not None
 
 
-def evaluated_params(run: str, step: int) -> str:
-    """The name of the parameters to evaluate: "ema" after schedule-free training, else "params"."""
+def eval_params_name(run: str, step: int) -> str:
+    """The name of the parameters of a checkpoint that are evaluated.
+
+    "params", the trained ones; "ema", the average, after schedule-free training; "eval", those that the
+    objective computes from the state if it keeps more than parameters, such as a teacher.
+    """
     if is_converted(run, step):  # only the evaluated parameters were converted
         return "params"
-    return averages.counting_params(trained_config(run, step).optimizer)
+    config = trained_config(run, step)
+    return "eval" if _shapes(config)[1] else averages.eval_field(config.optimizer)
+
+
+def _shapes(config: Config) -> tuple[Any, Any]:
+    """The (params, extra) of the objective of `config`, as shapes."""
+    return jax.eval_shape(make_objective(config).init, jax.random.key(0))
+
+
+def read_params(
+    run: str, step: int, config: Config, mesh: jax.sharding.Mesh, *, params: str | None = None
+) -> Any:
+    """The parameters of a checkpoint over `mesh`, with the backbone under BACKBONE.
+
+    `config` is that of read_config. `params` is "params", "ema", or None for those that the objective
+    evaluates. Raises CheckpointError where they are missing.
+    """
+    name = params or eval_params_name(run, step)
+    shapes, extra = _shapes(config)
+    if is_converted(run, step):
+        shapes = {BACKBONE: shapes[BACKBONE]}
+
+    def place(tree: Any) -> Any:
+        return jax.tree.map(sharding.place, tree, sharding.parameter_shardings(tree, mesh))
+
+    if name != "eval":
+        return checkpoint_folder.read_state(run, step, {name: place(shapes)})[name]
+    field = averages.eval_field(config.optimizer)
+    state = checkpoint_folder.read_state(run, step, {field: place(shapes), "extra": place(extra)})
+    return make_objective(config).eval_params(state[field], state["extra"])
 
 
 def read_model(
-    run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str | None = None
+    run: str, step: int, config: Config, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
-    """(graph definition, parameters over `mesh`) of a checkpoint, by default those to evaluate."""
-    graphdef, abstract = abstract_model(model)
-    target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
-    return graphdef, checkpoint_folder.read_params(
-        run, step, target, name=params or evaluated_params(run, step)
-    )
+    """(graph definition, parameters over `mesh`) of the ViT of a checkpoint; arguments as of read_params."""
+    graphdef, _ = abstract_model(config.model)
+    return graphdef, read_params(run, step, config, mesh, params=params)[BACKBONE]
 
 
 def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
     """The model of a run folder with the parameters of one checkpoint, on all devices.
 
     `step` defaults to the newest intact checkpoint. `params` is "params" for the trained parameters, "ema"
-    for their average, or None for those to evaluate; see `evaluated_params`. Raises CheckpointError.
+    for their average, or None for those to evaluate; see `eval_params_name`. Raises CheckpointError.
     """
     step, config = read_config(run, step)
-    return run_model(run, step, config.model, params=params)
+    return run_model(run, step, config, params=params)
 
 
-def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices; `model` is from read_config."""
-    graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
+def run_model(run: str, step: int, config: Config, *, params: str | None = None) -> ViT:
+    """The model of a checkpoint of a run, on all devices; `config` is from read_config."""
+    graphdef, values = read_model(run, step, config, sharding.make_mesh(Mesh()), params=params)
     return build_model(graphdef, values)
 
 

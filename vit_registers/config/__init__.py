@@ -10,6 +10,7 @@ from vit_registers.config.convert import (
     check_names,
     flatten,
     from_mapping,
+    from_saved,
     lookup,
     nearest,
     override,
@@ -32,17 +33,20 @@ from vit_registers.config.core import (
     image_size,
     may_change,
 )
+from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
 
 __all__ = [
     "READ",
     "RESUME",
     "TRANSFER",
     "Checkpoint",
+    "ClassificationSettings",
     "Config",
     "Data",
     "InitFrom",
     "Mesh",
     "Model",
+    "ObjectiveSettings",
     "Optimizer",
     "Run",
     "check_config",
@@ -51,6 +55,7 @@ __all__ = [
     "check_value",
     "flatten",
     "from_mapping",
+    "from_saved",
     "image_size",
     "lookup",
     "may_change",

@@ -47,21 +47,24 @@ class Loader(Protocol):
         ...
 
 
-def _open_tfdata(data: Data, target: Target, seed: int) -> Loader:
+def _open_tfdata(data: Data, target: Target, seed: int, groups: int) -> Loader:
     # TensorFlow reads this at import. Decoding does not use oneDNN, which would log messages.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from vit_registers.data.tfdata import TfdataLoader
 
-    return TfdataLoader(data, target, seed=seed)
+    return TfdataLoader(data, target, seed=seed, groups=groups)
 
 
-def _open_memory(data: Data, target: Target, seed: int) -> Loader:
+def _open_memory(data: Data, target: Target, seed: int, groups: int) -> Loader:
     from vit_registers.data.memory import MemoryLoader
 
-    return MemoryLoader(data, target, seed=seed)
+    return MemoryLoader(data, target, seed=seed, groups=groups)
 
 
-LOADERS: dict[str, Callable[[Data, Target, int], Loader]] = {"tfdata": _open_tfdata, "memory": _open_memory}
+LOADERS: dict[str, Callable[[Data, Target, int, int], Loader]] = {
+    "tfdata": _open_tfdata,
+    "memory": _open_memory,
+}
 
 
 def open_data(config: Config) -> Loader:
@@ -75,7 +78,8 @@ def open_data(config: Config) -> Loader:
         raise ConfigError(f"model.channels={model.channels}: must be 1 or 3 for images")
     check_value("run.seed", config.run.seed)
     check_section("data", data)
-    return open_loader(data, Target(*image_size(config), model.channels), config.run.seed)
+    groups = config.objective.classification.mix_groups
+    return open_loader(data, Target(*image_size(config), model.channels), config.run.seed, groups)
 
 
 def check_classes(
@@ -101,22 +105,22 @@ def check_classes(
     return None
 
 
-class OtherSplit(NamedTuple):
-    """A split of data.also_eval."""
+class EvalSplit(NamedTuple):
+    """A split to evaluate on."""
 
     loader: Loader
     split: str
-    table: np.ndarray | None  # of check_classes
+    table: np.ndarray | None = None  # of check_classes: labels of the split as classes of the model
 
 
-def open_also_eval(config: Config, loader: Loader) -> dict[str, OtherSplit]:
+def open_also_eval(config: Config, loader: Loader) -> dict[str, EvalSplit]:
     """The splits of data.also_eval, as {"NAME:SPLIT": ...}; `loader` is that of data.name.
 
     Their classes are matched by name to those of data.name, and may be some of them. Raises ConfigError or
     DataError, before any evaluation, for a split that cannot be evaluated.
     """
     opened: dict[str, tuple[Loader, np.ndarray | None]] = {config.data.name: (loader, None)}
-    found: dict[str, OtherSplit] = {}
+    found: dict[str, EvalSplit] = {}
     for entry in config.data.also_eval:
         name, split = entry.split(maxsplit=1)
         if name not in opened:
@@ -128,5 +132,5 @@ def open_also_eval(config: Config, loader: Loader) -> dict[str, OtherSplit]:
             opened[name] = other, check_classes(other, config.model.num_classes, loader.class_names)
         other, table = opened[name]
         other.num_examples(split)
-        found[f"{name}:{split}"] = OtherSplit(other, split, table)
+        found[f"{name}:{split}"] = EvalSplit(other, split, table)
     return found

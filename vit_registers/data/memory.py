@@ -14,7 +14,7 @@ from PIL import Image
 
 from vit_registers.config import Data
 from vit_registers.data import order
-from vit_registers.data.batch import Batch, check_divides
+from vit_registers.data.batch import IMAGE, Batch, check_divides, labelled_batch
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.on_device import MEMORY_OPS
@@ -38,9 +38,9 @@ class _Images(NamedTuple):
 class MemoryLoader:
     """The Loader (loaders.py) for data.loader='memory'."""
 
-    def __init__(self, data: Data, target: Target, *, seed: int) -> None:
+    def __init__(self, data: Data, target: Target, *, seed: int, groups: int) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
-        self._data, self._target, self._seed = data, target, seed
+        self._data, self._target, self._seed, self._groups = data, target, seed, groups
         self._train_ops = _build(data.train_ops, target, where="data.train_ops")
         self._eval_ops = _build(data.eval_ops, target, where="data.eval_ops")
         if [name for name, _ in self._eval_ops] not in _FOR_EVALUATION:
@@ -72,7 +72,7 @@ class MemoryLoader:
         check_divides(data.batch_size, sharding, where="data.batch_size")
         images = self._images(data.train_split, sharding, setting="train_ops")
         take = self._train_step(sharding)
-        training = order.training_order(data, len(images.label_N), seed=self._seed)
+        training = order.training_order(data, len(images.label_N), seed=self._seed, groups=self._groups)
 
         def batches() -> Iterator[Batch]:
             step = start_step
@@ -92,10 +92,10 @@ class MemoryLoader:
         def augment(images: _Images, record_B: jax.Array, step: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             key = jax.random.fold_in(jax.random.key(seed), step)
-            image_BxHxWxC = batch.image_BxHxWxC
+            image_BxHxWxC = batch.views[IMAGE]
             for place, op in enumerate(ops):
                 image_BxHxWxC = op(image_BxHxWxC, jax.random.fold_in(key, place))
-            return batch._replace(image_BxHxWxC=image_BxHxWxC)
+            return batch._replace(views={IMAGE: image_BxHxWxC})
 
         self._train_steps[sharding] = jax.jit(augment, out_shardings=sharding)
         return self._train_steps[sharding]
@@ -109,7 +109,7 @@ class MemoryLoader:
         def take(images: _Images, record_B: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             for _, op in self._eval_ops:
-                batch = batch._replace(image_BxHxWxC=op(batch.image_BxHxWxC, jax.random.key(0)))
+                batch = batch._replace(views={IMAGE: op(batch.views[IMAGE], jax.random.key(0))})
             return batch
 
         gather = jax.jit(take, out_shardings=sharding)
@@ -209,4 +209,4 @@ def _replicate(x_N: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
 
 def _gather(images: _Images, record_B: jax.Array) -> Batch:
     """The examples `record_B`; records past the end are padding: zero, with mask False."""
-    return Batch(*(jnp.take(x, record_B, axis=0, mode="fill", fill_value=0) for x in images))
+    return labelled_batch(*(jnp.take(x, record_B, axis=0, mode="fill", fill_value=0) for x in images))

@@ -63,8 +63,8 @@ class Order:
         return record_B
 
 
-def training_order(data: Data, num_examples: int, *, seed: int) -> Order:
-    """The order of the training split. Raises ConfigError for settings that do not fit it."""
+def training_order(data: Data, num_examples: int, *, seed: int, groups: int) -> Order:
+    """The order of the training split; `groups` parts of a batch are mixed separately. Raises ConfigError."""
     check_section("data", data)
     if data.repeats > data.batch_size:
         raise ConfigError(
@@ -81,7 +81,7 @@ def training_order(data: Data, num_examples: int, *, seed: int) -> Order:
         num_examples=num_examples,
         batch_size=data.batch_size,
         repeats=data.repeats,
-        groups=data.mix_groups,
+        groups=groups,
         drop_last=data.drop_last,
     )
 

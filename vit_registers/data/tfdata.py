@@ -39,10 +39,10 @@ _NOT_THE_REASON = re.compile(
 class TfdataLoader:
     """The Loader (loaders.py) for data.loader='tfdata'."""
 
-    def __init__(self, data: Data, target: Target, *, seed: int) -> None:
+    def __init__(self, data: Data, target: Target, *, seed: int, groups: int) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
-        self._data, self._target, self._seed = data, target, seed
+        self._data, self._target, self._seed, self._groups = data, target, seed, groups
         self._train_ops = catalog.compose(data.train_ops, target, where="data.train_ops")
         self._eval_ops = catalog.compose(data.eval_ops, target, where="data.eval_ops")
         self._broken = BrokenImages(data)
@@ -94,7 +94,9 @@ class TfdataLoader:
             self._source,
             data.train_split,
             Share(data.batch_size, process_index, process_count),
-            order.training_order(data, self.num_examples(data.train_split), seed=self._seed),
+            order.training_order(
+                data, self.num_examples(data.train_split), seed=self._seed, groups=self._groups
+            ),
             start_step=start_step,
             buffer=data.shuffle_buffer,
         )
@@ -117,7 +119,7 @@ class TfdataLoader:
 
     def _padded(self, batches: Iterator[Batch], number: int, local_size: int) -> Iterator[Batch]:
         label = np.zeros((0, MAX_LABELS) if self._source.has_several_labels else 0, np.int32)
-        empty = Batch(np.zeros((0, *self._target), np.uint8), label, np.zeros(0, bool))
+        empty = batch_lib.labelled_batch(np.zeros((0, *self._target), np.uint8), label, np.zeros(0, bool))
         for _ in range(number):
             yield batch_lib.pad_batch(next(batches, empty), local_size)
 
@@ -162,7 +164,7 @@ class TfdataLoader:
             self._report_broken(split, record)
         if not self._source.has_several_labels:
             check_labels(self._source, split, columns["record"], columns["label"])
-        return Batch(columns["image"], columns["label"], status_B == _OK)
+        return batch_lib.labelled_batch(columns["image"], columns["label"], status_B == _OK)
 
     def _report_broken(self, split: str, record: int) -> None:
         """Reports an image that TensorFlow could not decode, with PIL's reason if it can be read again."""

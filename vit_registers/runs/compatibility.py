@@ -16,7 +16,7 @@ def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -
     """Raises ConfigError with the differing settings where a run folder belongs to another config."""
     free = config_lib.may_change(config_lib.RESUME)
     # Read back first, so that settings which are newer than the run have their defaults on both sides.
-    saved_config = config_lib.from_mapping(saved, checked=())
+    saved_config = config_lib.from_saved(saved)
     there, here = (config_lib.flatten(config_lib.to_dict(c)) for c in (saved_config, now))
     differing = [
         f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
