@@ -58,7 +58,7 @@ def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
 
     code, out, err = run_here("train", *args, run)  # computed otherwise: that may change
     assert code == 0, err
-    assert "going on from step 1 of 2" in out
+    assert "resumes at step 1 of 2" in out
     assert list_steps(str(tmp_path / "tuned"))[0] == 2
     now = json.loads((tmp_path / "tuned" / "config.json").read_text())
     assert whole["model"].pop("use_scan") != now["model"].pop("use_scan")

@@ -106,7 +106,7 @@ def test_killed_three_times_once_during_a_save(run, start, whole, tmp_path, load
         assert not (killed / "checkpoints" / str(STEPS)).exists()
     code, out, err = run("train", *args, f"--workdir={killed}")
     assert code == 0, err
-    assert "going on from step" in out
+    assert "resumes at step" in out
     _assert_same_end(killed, reference)
 
 
@@ -143,6 +143,6 @@ def test_saved_on_8_devices_goes_on_on_1_and_on_2(run, start, whole, tmp_path):
         moved = shutil.copytree(begun, tmp_path / f"moved-{devices}")
         code, out, err = run("train", *args, f"--workdir={moved}", devices=devices)
         assert code == 0, err
-        assert "going on from step" in out
+        assert "resumes at step" in out
         for (name, a), (_, b) in zip(_leaves(moved), _leaves(reference), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(name))

@@ -12,6 +12,7 @@ import pytest
 
 from vit_registers import sweep, tabulate
 from vit_registers.config import to_dict
+from vit_registers.runs import sweep_cells
 from vit_registers.runs.run_lock import RunLock
 
 # The same points, one after another in one process, without a sweep. The first has a result of nobody when it
@@ -99,7 +100,7 @@ def test_killed_sweep_ends_as_runs_that_were_not_killed(launch, make, config, tm
     assert out.count(f"{third.name}: top1") == 1
     assert _finished(work).items() >= before.items()
     assert [_starts(run) for run in work.runs] == [1, 2, 1, 1]
-    assert "going on from step" in (second.folder / "log.txt").read_text()
+    assert "resumes at step" in (second.folder / "log.txt").read_text()
 
     _, err = reference.communicate(timeout=300)
     assert reference.returncode == 0, err
@@ -114,8 +115,8 @@ def _timeless_metrics(run):
 
 
 def _timeless_table(work):
-    cells = tabulate.read_cells(work)
-    rows = tabulate.make_rows(cells, cells[0], [], metric="test", which="last")
+    cells = sweep_cells.read_cells(work)
+    rows = sweep_cells.make_rows(cells, cells[0], [], metric="test", which="last")
     assert [row.num_runs for row in rows] == [2, 2]
     assert all(row.time_s > 0 and row.std > 0 for row in rows)
     rows = [dataclasses.replace(row, time_s=None) for row in rows]
@@ -259,7 +260,7 @@ def test_list_shows_the_state_of_each_run(make, stand_in, capsys):
     capsys.readouterr()
     with sweep.locked(work.runs[2].folder) as lock:
         assert lock is not None
-        sweep.show_list(work.runs)
+        sweep.print_runs(work.runs)
     lines = capsys.readouterr().out.splitlines()
     texts = [line.split(maxsplit=2)[2] for line in lines]
     assert texts[:2] == ["finished  top1 0.5000 (0 s)", "begun     step 3 of 24"]

@@ -13,7 +13,7 @@ from vit_registers import tabulate
 from vit_registers.config import to_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import abstract_model
-from vit_registers.runs import sweeps
+from vit_registers.runs import sweep_cells, sweeps
 
 TOP1 = ((0.5, 0.75), (0.25, 0.5), (0.125, 0.125), (0.5, 0.625))  # of each cell with seeds 0 and 1
 
@@ -69,9 +69,9 @@ def work(make, finish):
 
 
 def _rows(work, which="last", metric="test"):
-    cells = tabulate.read_cells(work)
-    base = tabulate.find_cell(cells, work.call("baseline", None), "config")
-    rows = tabulate.make_rows(cells, base, work.call("published", []), metric=metric, which=which)
+    cells = sweep_cells.read_cells(work)
+    base = sweep_cells.find_cell(cells, work.call("baseline", None), "config")
+    rows = sweep_cells.make_rows(cells, base, work.call("published", []), metric=metric, which=which)
     return rows, cells, base
 
 
@@ -97,13 +97,13 @@ def test_mean_deviation_and_difference_are_those_of_numpy(work):
 
 
 def test_statistics_that_are_undefined():
-    assert tabulate.mean_std([]) == (None, None)
-    assert tabulate.mean_std([3.0]) == (3.0, None)
-    assert tabulate.compare([3.0], [1.0, 2.0]) == (1.5, None)
-    assert tabulate.compare([], [1.0, 2.0]) == (None, None)
-    assert tabulate.compare([3.0, 3.0], [1.0, 1.0]) == (2.0, None)
-    assert tabulate.compare([2.0, 4.0], [1.0, 1.0]) == (2.0, pytest.approx(2.0))
-    assert math.isclose(tabulate.mean_std([1.0, 2.0, 4.0])[1], np.std([1, 2, 4], ddof=1))
+    assert sweep_cells.mean_std([]) == (None, None)
+    assert sweep_cells.mean_std([3.0]) == (3.0, None)
+    assert sweep_cells.compare([3.0], [1.0, 2.0]) == (1.5, None)
+    assert sweep_cells.compare([], [1.0, 2.0]) == (None, None)
+    assert sweep_cells.compare([3.0, 3.0], [1.0, 1.0]) == (2.0, None)
+    assert sweep_cells.compare([2.0, 4.0], [1.0, 1.0]) == (2.0, pytest.approx(2.0))
+    assert math.isclose(sweep_cells.mean_std([1.0, 2.0, 4.0])[1], np.std([1, 2, 4], ddof=1))
 
 
 def test_missing_runs_are_counted_and_never_invented(make, finish):
@@ -154,7 +154,7 @@ def test_config_file_says_labels_baseline_and_published_numbers(work, config, ma
 
 
 def test_best_and_other_evaluators(work, finish):
-    assert tabulate.default_metric(tabulate.read_cells(work)) == "test"
+    assert sweep_cells.default_metric(sweep_cells.read_cells(work)) == "test"
     assert [row.mean for row in _rows(work, which="best")[0]] == [100.0] * 4
     assert [row.mean for row in _rows(work, which="best", metric="real")[0]] == [90.0] * 4
     assert _rows(work, metric="real")[0][0].mean == pytest.approx(31.25)
@@ -174,9 +174,9 @@ def test_evaluations_that_are_not_finite_are_left_out_and_counted(make, finish, 
     for which, mean in (("last", 75.0), ("best", 100.0)):
         rows, cells, _ = _rows(work, which=which)
         assert (rows[0].mean, rows[0].std, rows[0].num_runs, rows[0].num_wanted) == (mean, None, 1, 2)
-        (line,) = tabulate.left_out(cells, "test", which)
+        (line,) = sweep_cells.left_out(cells, "test", which)
         assert line.endswith("not finite: 1 of 2 runs of positions=learned, num_registers=0")
-    assert tabulate.left_out(cells, "real", "last") == []
+    assert sweep_cells.left_out(cells, "real", "last") == []
     assert "not finite" in sweeps.result_text(sweeps.read_result(work.runs[0]), work.runs[0].best)
     assert re.fullmatch(
         r"top1 0\.\d{4} \(1\d s\)", sweeps.result_text(sweeps.read_result(work.runs[1]), work.runs[1].best)
@@ -185,7 +185,7 @@ def test_evaluations_that_are_not_finite_are_left_out_and_counted(make, finish, 
 
 def test_without_a_finished_run_the_table_says_what_is_planned(make):
     rows, cells, base = _rows(make())
-    assert tabulate.default_metric(cells) == "test"
+    assert sweep_cells.default_metric(cells) == "test"
     assert [(row.mean, row.num_runs, row.num_wanted) for row in rows] == [(None, 0, 2)] * 4
     assert "0 of 8 runs finished" in tabulate.notes(cells, base, [], config="c", which="last")
 
@@ -218,7 +218,7 @@ def test_two_commits_are_told_with_their_counts(make, finish):
     work = make()
     finish(work.runs[0], 0.5)
     finish(work.runs[1], 0.5, commit=None)
-    cells = tabulate.read_cells(work)
+    cells = sweep_cells.read_cells(work)
     text = tabulate.notes(cells, cells[0], [], config="c", which="best")
     assert "Commit: abc+changes (1 runs); unknown (1 runs)" in text
     assert "chosen on that very split" in text

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """`value` with None for every number that is not finite, in mappings and sequences of any depth.
 
     Mappings become dicts, tuples and arrays lists, and numpy's and JAX's scalars Python's; anything else is
     returned unchanged.
     """
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: as_plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # of numpy and JAX
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [as_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
 def dumps(value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> str:
-    """The JSON text of `value`, with null for every number that is not finite. See `plain`."""
-    return json.dumps(plain(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+    """The JSON text of `value`, with null for every number that is not finite. See `as_plain`."""
+    return json.dumps(as_plain(value), indent=indent, sort_keys=sort_keys, allow_nan=False)

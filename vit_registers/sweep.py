@@ -221,7 +221,7 @@ def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
             raise ConfigError(f"{where} has a setting that no flag can say: have get_config() set it")
 
 
-def show_list(runs: Sequence[SweepRun]) -> None:
+def print_runs(runs: Sequence[SweepRun]) -> None:
     """Prints a line per run with its state, and how many runs there are in each."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     width = max(len(run.name) for run in runs)
@@ -262,7 +262,7 @@ def main() -> None:
             raise ConfigError(f"--index={index}: the sweep of {sweep.config} has 0 to {len(runs) - 1}")
         runs = (runs[index],)
     if flags.FLAGS["list"].value:
-        show_list(runs)
+        print_runs(runs)
         return
     cli.writable_folder(flags.FLAGS.workdir, "--workdir")
     with StopRequest() as stop:

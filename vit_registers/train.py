@@ -19,6 +19,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from absl import flags
 
 from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
-from vit_registers.config import Config
+from vit_registers.config import Config, Run
 from vit_registers.data.batch import LABEL
 from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
 from vit_registers.data.prefetch import ahead
@@ -103,9 +104,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             is_quiet=jax.process_index() != 0,
         )
         if start_step:
-            progress.say(f"going on from step {start_step} of {durations.total_steps} in {workdir}")
-            if traced is not None and start_step >= traced[0]:
-                progress.say(f"no trace: run.profile_steps={config.run.profile_steps} begins before that")
+            say_resumed(progress, config.run, workdir, start_step, durations.total_steps)
         else:
             fine_tuning.check_kept_head(config.init_from, data.class_names)
         state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
@@ -130,20 +129,40 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if writer is not None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
-            checkpoints.check_folder()
-            results.write_result(
-                run,
-                evaluators=[*evaluators],
-                total_steps=total,
-                params=state.params,
-                best=setup.objective.best,
-                made=made,
-                steps=durations.evaluations_until(total),
-                known=checkpoints.evaluations,
-            )
+            write_result(run, setup, checkpoints, durations, [*evaluators], made)
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
+
+
+def write_result(
+    run: Path,
+    setup: Setup,
+    checkpoints: Checkpoints,
+    durations: Durations,
+    evaluators: list[str],
+    made: dict[str, Any],
+) -> None:
+    """Writes RUN/result.json of a finished run. Raises TrainingError if the run folder is gone."""
+    checkpoints.check_folder()
+    results.write_result(
+        run,
+        evaluators=evaluators,
+        total_steps=durations.total_steps,
+        params=setup.abstract.params,
+        best=setup.objective.best,
+        made=made,
+        steps=durations.evaluations_until(durations.total_steps),
+        known=checkpoints.evaluations,
+    )
+
+
+def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int, total_steps: int) -> None:
+    """Prints from which step a run resumes, and whether the steps to trace are over."""
+    progress.say(f"resumes at step {start_step} of {total_steps} in {workdir}")
+    traced = parse_steps(settings.profile_steps, total_steps)
+    if traced is not None and start_step >= traced[0]:
+        progress.say(f"no trace: run.profile_steps={settings.profile_steps} begins before that")
 
 
 def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn]:

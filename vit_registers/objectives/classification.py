@@ -27,7 +27,7 @@ class Classification:
 
     def check(self) -> None:
         """Raises ConfigError for a loss or a way of mixing that does not exist or does not fit."""
-        mixing.check(self._settings, self._data.batch_size)
+        mixing.check_mixing(self._settings, self._data.batch_size)
         make_loss_per_example(self._settings, self._model.num_classes)
 
     def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:

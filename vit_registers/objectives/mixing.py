@@ -64,7 +64,7 @@ def cutmix(
     return image, lam * label + (1.0 - lam) * partner(label)
 
 
-def check(settings: ClassificationSettings, batch_size: int) -> None:
+def check_mixing(settings: ClassificationSettings, batch_size: int) -> None:
     """Raises ConfigError for settings of mixing that do not exist or do not fit the batch size."""
     section = "objective.classification"
     lookup(PARTNERS, settings.mix_partner, f"{section}.mix_partner")

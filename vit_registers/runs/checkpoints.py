@@ -41,7 +41,7 @@ from vit_registers.runs.retention import (
 )
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import say
-from vit_registers.strict_json import plain
+from vit_registers.strict_json import as_plain
 from vit_registers.training.state import TrainState
 
 # Orbax holds a data file in memory until it is full; its own size, 2 GB, doubles what a save needs.
@@ -222,7 +222,7 @@ class Checkpoints:
             "config": config_lib.to_dict(self._config),
             "data_position": {"seed": self._config.run.seed, "next_step": step},
             "trained_on": None if self._data is None else dataclasses.asdict(self._data),
-            "metrics": plain(metrics),
+            "metrics": as_plain(metrics),
             "origin": origin,
             "normalisation": normalisation,
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},

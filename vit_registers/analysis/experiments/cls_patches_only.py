@@ -13,7 +13,7 @@ from vit_registers.analysis.measures.severity import cosine_similarity, summariz
 from vit_registers.analysis.published.tables import DECOUPLING
 from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE
 from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import bare, panels, show_image
+from vit_registers.analysis.report.panels import hide_axes, panels, show_image
 from vit_registers.analysis.report.result import Picture, Rows
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
@@ -88,7 +88,7 @@ def _draw(found: Sequence[Rows]) -> list[Picture]:
 def _draw_lowest(images: np.ndarray, maps_BxHxW: np.ndarray, cosine_B: np.ndarray) -> Figure:
     figure = Figure(figsize=(1.6 * len(images) + 0.3, 3.7), layout="constrained")
     grid = figure.subplots(2, len(images), squeeze=False)
-    bare(grid)
+    hide_axes(grid)
     for (top, below), image, values, value in zip(grid.T, images, maps_BxHxW, cosine_B, strict=True):
         show_image(top, image)
         top.set_title(f"cosine {value:.3f}", fontsize=9)

@@ -26,7 +26,7 @@ from vit_registers.analysis.measures.lost import (
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.figures import ORANGE, RED
 from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import bare
+from vit_registers.analysis.report.panels import hide_axes
 from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
@@ -219,7 +219,7 @@ def _draw_examples(examples: Sequence[_Example]) -> Figure:
     figure = Figure(figsize=(7.4, 1.85 * sum(heights) + 0.3), layout="constrained")
     titles = ("image", "degree", "seed's similarity", "expansion")
     grid = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights)
-    bare(grid)
+    hide_axes(grid)
     for axes, example in zip(grid, examples, strict=True):
         _draw_example(axes, example)
     for axes, title in zip(grid[0], titles, strict=True):

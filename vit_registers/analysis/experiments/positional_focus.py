@@ -11,7 +11,7 @@ from vit_registers.analysis.measures.focus import MapSums, focus, map_similarity
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import bare
+from vit_registers.analysis.report.panels import hide_axes
 from vit_registers.analysis.report.result import Picture, Rows
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
@@ -48,7 +48,7 @@ def _draw(found: Sequence[Rows]) -> list[Picture]:
         names, mean_ExHxW = one.values
         figure = Figure(figsize=(1.7 * len(names) + 0.6, 2.1), layout="constrained")
         grid = figure.subplots(1, len(names), squeeze=False)
-        bare(grid)
+        hide_axes(grid)
         for axes, name, values in zip(grid[0], names, mean_ExHxW, strict=True):
             axes.imshow(values, cmap="inferno", vmin=0)
             axes.set_title(name, fontsize=9)

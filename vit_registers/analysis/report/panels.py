@@ -27,7 +27,7 @@ def panels_picture(
     return lambda found: [Picture(name=name, caption=caption, figure=panels(found, draw, width=width))]
 
 
-def bare(grid: np.ndarray) -> None:
+def hide_axes(grid: np.ndarray) -> None:
     """Takes the ticks from all axes of a grid."""
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
@@ -50,7 +50,7 @@ def images_and_maps(
     rows, columns = len(images), 1 + len(titles)
     figure = Figure(figsize=(1.75 * columns + 0.3, 1.75 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    bare(grid)
+    hide_axes(grid)
     for row, image, maps in zip(grid, images, maps_BxMxHxW, strict=True):
         show_image(row[0], image)
         for axes, map_HxW in zip(row[1:], maps, strict=True):

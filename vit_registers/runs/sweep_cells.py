@@ -1,0 +1,179 @@
+"""The cells of a sweep: runs that differ in their seed alone, and statistics of their results."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_registers.errors import ConfigError
+from vit_registers.runs.results import non_finite_of
+from vit_registers.runs.sweeps import SEED, Sweep, SweepRun, count_parameters, read_result, short_keys
+
+Labels = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The runs of a sweep that differ in their seed alone, and the results of those that are finished."""
+
+    labels: Labels
+    runs: tuple[SweepRun, ...]
+    results: tuple[Mapping[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the table says of a cell. None: undefined, such as a deviation of one run."""
+
+    labels: Labels
+    mean: float | None  # percent where the metric is a fraction
+    std: float | None
+    num_runs: int
+    num_wanted: int
+    difference: float | None  # to the baseline, in points
+    difference_std: float | None  # in standard deviations
+    parameters: int
+    time_s: float | None  # mean of a run
+    published: float | None  # in the unit of the mean
+    source: str | None
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_cells(sweep: Sweep) -> list[Cell]:
+    """The cells of a sweep, in its order. Raises ConfigError where labels do not tell two of them apart."""
+    short = short_keys([run.point for run in sweep.runs])
+    label = getattr(sweep.module, "label", None) or (
+        lambda point, arg: {short[key]: str(value) for key, value in point.items()}
+    )
+    grouped: list[tuple[dict[str, Any], list[SweepRun]]] = []
+    for run in sweep.runs:
+        point = {key: value for key, value in run.point.items() if key != SEED}
+        found = next((runs for other, runs in grouped if other == point), None)
+        if found is None:
+            grouped.append((point, [run]))
+        else:
+            found.append(run)
+    cells = []
+    for point, runs in grouped:
+        labels = dict(label(point, sweep.arg))
+        if any(cell.labels == labels for cell in cells):
+            raise ConfigError(f"{sweep.config}: label() says {label_text(labels)} of two cells")
+        results = [result for run in runs if (result := read_result(run)) is not None]
+        cells.append(Cell(labels=labels, runs=tuple(runs), results=tuple(results)))
+    return cells
+
+
+def label_text(labels: Labels) -> str:
+    """The labels of a cell in one line."""
+    return ", ".join(f"{key}={value}" for key, value in labels.items() if value) or "default"
+
+
+def find_cell(cells: Sequence[Cell], labels: Labels | None, config: str) -> Cell:
+    """The cell with these labels, the first for None. Raises ConfigError where there is none."""
+    if labels is None:
+        return cells[0]
+    found = [cell for cell in cells if cell.labels == labels]
+    if not found:
+        known = "; ".join(label_text(cell.labels) for cell in cells)
+        raise ConfigError(f"{config}: baseline() says {label_text(labels)}, which no cell is: {known}")
+    return found[0]
+
+
+def default_metric(cells: Sequence[Cell]) -> str:
+    """The name of the first evaluator."""
+    for cell in cells:
+        for result in cell.results:
+            if result["best"] is not None:
+                return result["best"]["evaluator"]
+    return cells[0].runs[0].config.data.eval_split
+
+
+def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
+    """The metric that ranks checkpoints, of each finished run of a cell whose evaluation is finite.
+
+    A fraction is in percent. `metric` is the evaluator, `which` its last or its best evaluation.
+
+    Raises ConfigError for an unknown evaluator.
+    """
+    values, ranked = [], cell.runs[0].best
+    for result in cell.results:
+        last, best = result["metrics"], result["best"]
+        if f"{metric}/{ranked.metric}" not in last:
+            end = f"/{ranked.metric}"
+            known = ", ".join(key.removesuffix(end) for key in last if key.endswith(end))
+            raise ConfigError(f"--metric={metric}: {label_text(cell.labels)} has only {known or 'none'}")
+        metrics = last if which == "last" else best and best["metrics"]
+        if metrics and not non_finite_of(metrics, metric):
+            values.append((100.0 if ranked.is_fraction else 1.0) * metrics[f"{metric}/{ranked.metric}"])
+    return values
+
+
+def left_out(cells: Sequence[Cell], metric: str, which: str) -> list[str]:
+    """A line for each cell with finished runs of which the evaluation is not finite."""
+    numbers = [len(cell.results) - len(metric_values(cell, metric, which)) for cell in cells]
+    return [
+        f"Left out, as the evaluation is not finite: {number} of {len(cell.results)} runs of "
+        f"{label_text(cell.labels)}"
+        for cell, number in zip(cells, numbers, strict=True)
+        if number
+    ]
+
+
+# --- statistics ------------------------------------------------------------------------------
+
+
+def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    return (
+        statistics.fmean(values) if values else None,
+        statistics.stdev(values) if len(values) > 1 else None,
+    )
+
+
+def compare(values: Sequence[float], baseline: Sequence[float]) -> tuple[float | None, float | None]:
+    """The difference of the means, and the same over sqrt((s1^2 + s2^2) / 2); None where undefined."""
+    (mean, std), (base_mean, base_std) = mean_std(values), mean_std(baseline)
+    if mean is None or base_mean is None:
+        return None, None
+    if std is None or base_std is None or (std == 0.0 and base_std == 0.0):
+        return mean - base_mean, None
+    return mean - base_mean, (mean - base_mean) / ((std**2 + base_std**2) / 2.0) ** 0.5
+
+
+def make_rows(
+    cells: Sequence[Cell],
+    baseline: Cell,
+    published: Sequence[tuple[Labels, float, str]],
+    *,
+    metric: str,
+    which: str,
+) -> list[Row]:
+    """The rows of the table, in the order of the cells."""
+    base = metric_values(baseline, metric, which)
+    rows = []
+    for cell in cells:
+        values = metric_values(cell, metric, which)
+        mean, std = mean_std(values)
+        difference, in_std = (None, None) if cell is baseline else compare(values, base)
+        known = next(((p, source) for labels, p, source in published if labels == cell.labels), (None, None))
+        rows.append(
+            Row(
+                labels=cell.labels,
+                mean=mean,
+                std=std,
+                num_runs=len(values),
+                num_wanted=len(cell.runs),
+                difference=difference,
+                difference_std=in_std,
+                parameters=count_parameters(cell.runs[0].config.model),
+                time_s=mean_std([result["time_s"] for result in cell.results])[0],
+                published=known[0],
+                source=known[1],
+            )
+        )
+    return rows
+
+
+# --- rendering -------------------------------------------------------------------------------
