@@ -8,7 +8,7 @@ import pytest
 from vit_registers.config import ClassificationSettings
 from vit_registers.errors import ConfigError
 from vit_registers.objectives.losses import LOSSES
-from vit_registers.objectives.mixing import PARTNERS, check, cutmix, mix, mixup
+from vit_registers.objectives.mixing import PARTNERS, check_mixing, cutmix, mix, mixup
 
 ROLL = PARTNERS["roll"]
 
@@ -92,7 +92,7 @@ def test_batches_equal_a_restatement_group_by_group(alphas, partner, noise):
         mix_noise=noise,
         mix_partner=partner,
     )
-    check(settings, batch)
+    check_mixing(settings, batch)
     logits = rng.normal(size=(batch, batch)).astype(np.float32)
     draws = set()
     for seed in range(6):
@@ -166,4 +166,4 @@ def test_share_of_cutmix_is_half_and_its_boxes_follow_the_law_of_timm():
 )
 def test_settings_that_say_no_way_of_mixing_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        check(ClassificationSettings(**settings), 1024)
+        check_mixing(ClassificationSettings(**settings), 1024)
