@@ -446,8 +446,8 @@ def test_strangers_at_the_port_are_not_counted():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"coordinator": "host"}, "wants --num_processes and --process_id"),
-        ({"num_processes": 2}, "want --coordinator=host:port"),
+        ({"coordinator": "host"}, "requires --num_processes and --process_id"),
+        ({"num_processes": 2}, "require --coordinator=host:port"),
         ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "want host:port"),
         ({"coordinator": "host:99999", "num_processes": 2, "process_id": 0}, "want host:port"),
         ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "want 0 to 1"),

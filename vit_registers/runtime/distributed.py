@@ -59,19 +59,18 @@ def join(
     With `is_cluster` a TPU pod or SLURM says who is who; with `coordinator`, "host:port" of process 0, the
     numbers do. Raises ConfigError where the processes do not find each other.
     """
-    given = (coordinator, num_processes, process_id)
     if coordinator is None:
-        if given != (None, None, None):
-            raise ConfigError("--num_processes and --process_id want --coordinator=host:port as well")
+        if (num_processes, process_id) != (None, None):
+            raise ConfigError("--num_processes and --process_id require --coordinator=host:port as well")
         if not is_cluster:
             return
-    elif None in given:
-        raise ConfigError("--coordinator wants --num_processes and --process_id as well")
+    elif num_processes is None or process_id is None:
+        raise ConfigError("--coordinator requires --num_processes and --process_id as well")
     if not 0 < connect_timeout_s <= _LONGEST_S:
         raise ConfigError(f"--connect_timeout_s={connect_timeout_s:g}: want > 0 and <= {_LONGEST_S:,.0f}")
     # JAX would catch SIGTERM for its own purposes; runtime/stopping.py does.
     jax.config.update("jax_enable_preemption_service", False)
-    if coordinator is not None:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         meet(coordinator, num_processes=num_processes, process_id=process_id, timeout_s=connect_timeout_s)
     how = f"--coordinator={coordinator}" if coordinator is not None else "--distributed"
     # JAX aborts where it cannot connect, so we have to be earlier.

@@ -19,7 +19,7 @@ from vit_registers.training.sharding import parameter_shardings, replicated
 class TrainState:
     """All that a step reads and writes. Randomness is a function of (seed, step), so it is not here."""
 
-    step: jax.Array  # int32, steps done
+    step: Any  # int32 array, steps done; like the others, a sharding or a shape in trees of those
     params: Any  # nested dict of float32 arrays
     opt_state: Any
     ema: Any  # averaged params, or None
