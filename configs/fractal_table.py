@@ -8,7 +8,7 @@ Measured: docs/results.md.
     python -m vit_registers.tabulate --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
 
 Scales:
-  imagenet  ViT-S/16 at 224 px, the recipe of the paper's code; 5.7 h per run on 8 A100 according to its README
+  imagenet  ViT-S/16 at 224 px, the recipe of the paper's code; 5.7 h per run on 8 A100 (its README)
   cifar28   CIFAR-10, 28 px of 32 and patches of 2 px: the paper's 14 x 14 grid, with its 4, 9, 17 and 59
             tokens, where the released mask differs from the geometric one
   cifar32   CIFAR-10 at 32 px: 16 x 16 patches, 17 and 85 tokens, where both masks are equal
@@ -43,7 +43,7 @@ MASKS = {
     "one_way": "summaries, one-way mask",
     "window(radius=1)": "summaries, window of 3 x 3 patches",
 }
-# For each scale: {number of extra tokens: factor k with that number of summaries}, and the distinct masks.
+# For each scale: {extra tokens: factor k with that number of summaries}, and the distinct masks.
 TOKENS = {
     "imagenet": {4: 7, 9: 4, 17: 3, 59: 2},
     "cifar28": {4: 7, 9: 4, 17: 3, 59: 2},

@@ -276,7 +276,7 @@ def define_flags() -> None:
     """Defines the flags. None selects the default of Choices, or of SMALL_CHOICES."""
     cli.define_config(__file__)
     flags.DEFINE_list("steps", None, "train, forward; both if not given, train with --small.")
-    flags.DEFINE_list("sizes", None, "More sizes: names of VARIANTS in models/blocks.py.")
+    flags.DEFINE_list("sizes", None, "More sizes: names of VARIANTS in vit_registers/models/blocks.py.")
     flags.DEFINE_list("dtypes", None, "More dtypes.")
     flags.DEFINE_list("registers", None, "Numbers of registers; 4 if not given.")
     flags.DEFINE_list(
