@@ -1,12 +1,12 @@
 """CIFAR-10 with a small ViT, 2.7 M parameters, on a 16 x 16 grid of patches of 2 px.
 
-Paper: the grid is one on which arXiv:2601.15506's released mask is the geometric one (k = 2 or 4).
-Expected: not yet run to the end; see docs/results.md for what was measured.
+Paper: on this grid the released mask of arXiv:2601.15506 equals the geometric one (k = 2 or 4).
+Expected: not yet run to the end; docs/results.md has the results so far.
 
     python -m vit_registers.prepare --name=cifar10
     python -m vit_registers.train --config=configs/cifar10.py:registers=4 --workdir=runs/cifar10
 
-From a folder root/{train,test}/<class>/*.png instead: data=folder, and --config.data.data_dir=root.
+To read a folder root/{train,test}/<class>/*.png instead: data=folder, and --config.data.data_dir=root.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Handwritten digits, 8 x 8 px, embedded: the demonstration and the smoke test.
 
-Reached: 97 % top-1 and more; see the README. About a minute and a half on 2 CPU cores.
+Measured: 97 % top-1 and more; see the README. Takes about a minute and a half on 2 CPU cores.
 
     python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
     python -m vit_registers.train --config=configs/digits.py:mask=fractal,k=2 --workdir=runs/fractal

@@ -1,19 +1,19 @@
-"""The grid of arXiv:2601.15506: positions x extra tokens x what these are, and the same at small scales.
+"""The grid of arXiv:2601.15506: positions x extra tokens x their kind, and the same at small scales.
 
 Paper: top-1 of 72.93 without positions and 77.68 with sincos2d; gains of 0.15 to 0.2 with 4 to 59 extra
-tokens. Which cells they belong to is not said, so that the table prints none of them.
+tokens. The paper does not say to which cells they belong, so the table prints none of them.
 Measured: docs/results.md.
 
     python -m vit_registers.sweep --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
     python -m vit_registers.tabulate --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
 
 Scales:
-  imagenet  ViT-S/16 at 224 px, the recipe of the paper's code; 5.7 h a run on 8 A100 by its README
+  imagenet  ViT-S/16 at 224 px, the recipe of the paper's code; 5.7 h per run on 8 A100 (its README)
   cifar28   CIFAR-10, 28 px of 32 and patches of 2 px: the paper's 14 x 14 grid, with its 4, 9, 17 and 59
-            tokens, where the released mask is not the geometric one
-  cifar32   CIFAR-10 at 32 px: 16 x 16 patches, 17 and 85 tokens, where both masks are the same
-  digits    handwritten digits, 4 x 4 patches, 5 tokens; both masks are the same, and three alternative masks
-            are added; runs on a laptop
+            tokens, where the released mask differs from the geometric one
+  cifar32   CIFAR-10 at 32 px: 16 x 16 patches, 17 and 85 tokens, where both masks are equal
+  digits    handwritten digits, 4 x 4 patches, 5 tokens, where both masks are equal; adds three alternative
+            masks; runs on a laptop
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ MASKS = {
     "one_way": "summaries, one-way mask",
     "window(radius=1)": "summaries, window of 3 x 3 patches",
 }
-# Of each scale: extra tokens and the factor k whose summary grids have so many; the masks that differ.
+# For each scale: {extra tokens: factor k with that number of summaries}, and the distinct masks.
 TOKENS = {
     "imagenet": {4: 7, 9: 4, 17: 3, 59: 2},
     "cifar28": {4: 7, 9: 4, 17: 3, 59: 2},
@@ -58,7 +58,7 @@ MASKS_OF = {"imagenet": BOTH, "cifar28": BOTH, "cifar32": ONE, "digits": ONE + A
 
 
 def _cifar(size: int, epochs: float) -> Config:
-    """A ViT of 2.7 M parameters on CIFAR-10 in memory; tuned on the cell without extra tokens only."""
+    """A ViT of 2.7 M parameters on CIFAR-10 in memory; tuned only on the cell without extra tokens."""
     return Config(
         model=Model(
             width=192,
@@ -94,7 +94,7 @@ def _cifar(size: int, epochs: float) -> Config:
 
 
 def _digits(steps: int) -> Config:
-    """A ViT of 0.15 M parameters on 8 x 8 px; tuned on the cell without extra tokens only."""
+    """A ViT of 0.15 M parameters on 8 x 8 px; tuned only on the cell without extra tokens."""
     return Config(
         model=Model(
             width=64,
@@ -168,8 +168,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _contents(positions: str) -> dict[str, str]:
-    """What the summary tokens of the paper's code hold: the sincos2d table of their own grids, or what is
-    learned, or nothing."""
+    """The settings of the summary tokens of the paper's code: the sincos2d table of their grids, learned
+    vectors, or zeros."""
     if positions == "learned":
         return {"summaries": "learned", "extra_positions": "none"}
     return {"summaries": "zeros", "extra_positions": "sincos2d" if positions == "sincos2d" else "none"}
@@ -188,7 +188,7 @@ def _cells(arg: str | None) -> Iterator[dict[str, object]]:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """The grid, one seed after the other, so that a part of it is a whole table."""
+    """The grid, one seed after the other, so that a part of the runs gives a complete table."""
     for seed in range(_parse(arg).seeds):
         for cell in _cells(arg):
             yield {**cell, "run.seed": seed}

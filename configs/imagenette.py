@@ -1,6 +1,6 @@
 """Imagenette, ten classes of ImageNet at 160 px, with a ViT-Ti/16 on 8 x 8 patches of 128 px crops.
 
-Expected: not yet run; the data set cannot be had offline.
+Expected: not yet run; the data set is not available offline.
 
     python -m vit_registers.prepare --name=imagenette/160px-v2
     python -m vit_registers.train --config=configs/imagenette.py:registers=4 --workdir=runs/imagenette

@@ -1,8 +1,8 @@
 """DeiT-III Small on ImageNet-1k with 0, 2, 4, 8 and 16 registers: recipe B.
 
 Paper: Registers in Small Vision Transformers: A Reproducibility Study of Vision Transformers Need Registers,
-section 4.1: one run each. 66 hours a model on 4 A100 there.
-Expected: not yet run here: the data set cannot be had offline.
+section 4.1: one run each; 66 hours per model on 4 A100.
+Expected: not yet run here; the data set is not available offline.
 
     python -m vit_registers.prepare --name=imagenet2012   # needs the ImageNet archives
     python -m vit_registers.sweep --config=configs/registers_table.py --workdir=/shared/registers
@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """The numbers of registers of the study, with as many seeds as the argument says."""
+    """The numbers of registers of the study, for each seed."""
     for seed in range(_parse(arg).seeds):
         for count in TOP1:
             yield {"model.num_registers": count, "run.seed": seed}
@@ -64,7 +64,7 @@ def label(point: dict[str, object], arg: str | None = None) -> dict[str, str]:
 
 
 def published(arg: str | None = None) -> list[tuple[dict[str, str], float, str]]:
-    """The study's figures, which are of ImageNet-1k after 800 epochs."""
+    """The results of the study on ImageNet-1k after 800 epochs."""
     if _parse(arg).data != "imagenet2012":
         return []
     return [({"registers": str(count)}, value, SOURCE) for count, value in TOP1.items()]

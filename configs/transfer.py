@@ -1,16 +1,17 @@
 """Fine-tuning from other weights, with registers or summaries added.
 
-The model, and the normalisation of images, are those of the weights. A run that is resumed takes them from
-its own checkpoint, so that the weights may be gone by then.
+The model and the normalisation of images are those of the weights. A resumed run reads them from its
+checkpoint and does not require the weights.
 
-Expected: depends on the weights; none can be had offline.
+Expected: depends on the weights; none are available offline.
 
     python -m vit_registers.train --workdir=runs/finetuned \
         --config=configs/transfer.py:path=weights/model.safetensors,registers=4,data=folder,classes=10 \
         --config.data.data_dir=root --config.data.eval_split=val
 
-The head starts anew (--config.init_from.keep_head keeps it), and so do registers and summaries that the
-weights do not have. The recipe is a plain one: AdamW, cosine decay, little weight decay, no mixup.
+The head is initialised (--config.init_from.keep_head keeps that of the weights), and so are registers and
+summaries that the weights do not have. The recipe is plain: AdamW, cosine decay, little weight decay, no
+mixup.
 """
 
 import dataclasses
@@ -36,11 +37,11 @@ from vit_registers.interop.channels import adapt_statistics
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: path (required), source, heads, act (where the tensors do not tell), params (params | ema),
-    leave_out (patterns joined by +), channels (0: as the weights), registers (-1: as many as the weights
-    have), old_registers (where these have another number: keep | fresh), mask, k (0: that of the weights),
-    old_summaries (where these have another k: fresh), image (px, 0: that of the weights), classes, data (a
-    TFDS name | folder), epochs, seed."""
+    """Arguments: path (required), source, heads, act (if the tensors do not determine them), params (params |
+    ema), leave_out (patterns joined by +), channels (0: those of the weights), registers (-1: those of the
+    weights), old_registers (if the weights have another number: keep | fresh), mask, k (0: that of the
+    weights), old_summaries (if the weights have another k: fresh), image (px, 0: that of the weights),
+    classes, data (a TFDS name | folder), epochs, seed."""
     a = parse_arg(
         arg,
         path="",
@@ -107,7 +108,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _eval_ops(images: Data, *, old: tuple[int, int], new: tuple[int, int]) -> str:
-    """Those of the weights at the new image size; 7/8 of the short side where they do not resize."""
+    """The operations of the weights at the new image size; a crop of 7/8 if they do not resize."""
     if "resize" not in images.eval_ops:
         return preprocessing.eval_ops(new, 7 / 8, "pil_bicubic")
     return shown.eval_ops_at(images.eval_ops, old=old, new=new)

@@ -1,8 +1,8 @@
 """ViT-S/16 on ImageNet-1k: the plain recipe of arXiv:2205.01580, as in big_vision or as in the code of
 arXiv:2601.15506 (recipe=fractal).
 
-Paper: 76.5 top-1 after 90 epochs with recipe=big_vision, by a comment in big_vision's config file.
-Expected: not yet run here: the data set cannot be had offline.
+Paper: 76.5 top-1 after 90 epochs with recipe=big_vision, according to a comment in big_vision's config file.
+Expected: not yet run here; the data set is not available offline.
 
     python -m vit_registers.prepare --name=imagenet2012   # needs the ImageNet archives
     python -m vit_registers.train --config=configs/vit_s16_i1k.py:registers=4 --workdir=/shared/run

@@ -2,11 +2,11 @@
 
     python -m tools.aot_tpu --config=configs/vit_s16_i1k.py --topology=v5p:2x2x1 --config.model.dtype=bfloat16
 
-Wants `pip install libtpu` in the version that goes with jax. Topologies: v4:2x2x1, v5e:4x4, v5p:4x4x4,
-v6e:2x2, up to 256 chips. What can be trusted of XLA's estimates, most first: memory, FLOPs, bytes, and the
-time on v5p, relative to another program's; times on v4, v5e and v6e are nonsense, and not printed. What a
-Pallas kernel (attention=splash) costs is not in them, and what is in a loop (model.use_scan,
-optimizer.accumulation_steps) is counted once for all of its rounds; memory is right in both.
+Requires `pip install libtpu` in the version that matches jax. Topologies: v4:2x2x1, v5e:4x4, v5p:4x4x4,
+v6e:2x2, up to 256 chips. XLA's estimates in order of reliability: memory, FLOPs, bytes, and the time on v5p
+relative to another program's. Times on v4, v5e and v6e are meaningless and are not printed. The estimates
+exclude the cost of Pallas kernels (attention=splash), and count the body of a loop (model.use_scan,
+optimizer.accumulation_steps) once for all of its iterations. Memory is correct in both cases.
 """
 
 from vit_registers import startup
@@ -42,17 +42,17 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the compiler says of a step, per device."""
+    """The compiler's figures for a step, per device."""
 
     chip: str
     num_devices: int
     arguments_bytes: int
     outputs_bytes: int
-    aliased_bytes: int  # of the outputs, that lie where the arguments were
+    aliased_bytes: int  # of the outputs, those that reuse the memory of arguments
     temporaries_bytes: int
     flops: float
     accessed_bytes: float
-    optimal_s: float | None  # None where XLA's estimate means nothing
+    optimal_s: float | None  # None where XLA's estimate is meaningless
     collectives: dict[str, tuple[int, int]]  # kind -> (number, bytes)
 
     @property
@@ -106,7 +106,7 @@ def compile_step(config: Config, topology: str) -> tuple[jax.stages.Compiled, in
 
 
 def report(compiled: jax.stages.Compiled, chip: str, num_devices: int) -> Report:
-    """What `compiled` costs."""
+    """The memory, operations and communication of `compiled`."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     seconds = cost.get("optimal_seconds", -1.0)
     return Report(
@@ -124,12 +124,12 @@ def report(compiled: jax.stages.Compiled, chip: str, num_devices: int) -> Report
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """{kind: (number, bytes of their results)} of the communication in the program."""
+    """{kind: (number, bytes of the results)} of the collectives in the program."""
     found: dict[str, tuple[int, int]] = {}
     pattern = rf" = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\("
     for shapes, kind, start in re.findall(pattern, hlo):
         sizes = [_shape_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", shapes)]
-        size = max(sizes, default=0) if start else sum(sizes)  # a start names what goes in as well
+        size = max(sizes, default=0) if start else sum(sizes)  # the shapes of a start include its inputs
         number, total = found.get(kind, (0, 0))
         found[kind] = number + 1, total + size
     return found

@@ -20,7 +20,7 @@ from vit_registers.models.masks import build_mask, owners
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import token_layout
 
-EVERYWHERE = 14  # the grey of the colour map: a token that is linked to several cells of the reference grid
+EVERYWHERE = 14  # index of grey in the colour map: a token linked to several cells of the reference grid
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Writes where every parameter of the main configs lies, and what it takes: docs/parameters/*.txt.
+"""Writes how every parameter of the main configs is sharded, and its memory: docs/parameters/*.txt.
 
-    python -m tools.dump_parameters    # all of them anew
+    python -m tools.dump_parameters    # rewrites all files
     python -m tools.dump_parameters --config=configs/vit_s16_i1k.py:variant=L --devices=8 --config.mesh.fsdp=8
 
-No devices are needed: with --config the table of that config on so many is printed.
+No devices are required. With --config, the table of that config on --devices devices is printed.
 """
 
 from vit_registers import startup
@@ -37,7 +37,7 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A config file with its argument, on a number of devices, with settings put in."""
+    """A config file with its argument, a number of devices, and settings that override the file."""
 
     config: str
     arg: str
@@ -62,7 +62,7 @@ CARDS: dict[str, Card] = {
 
 
 def table(config: Config, num_devices: int) -> str:
-    """The overview of `config` on so many devices, which need not be there. Raises ConfigError."""
+    """The overview of `config` on `num_devices` devices, which need not exist. Raises ConfigError."""
     shape = sharding.mesh_shape(config.mesh, num_devices)
     mesh = AbstractMesh(shape, sharding.AXES)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
@@ -87,10 +87,10 @@ def card_table(card: Card) -> str:
 
 
 def overview(state: TrainState) -> str:
-    """A table of the parameters: path, shape, dtype, mesh axes, MiB per device; then what the state takes.
+    """A table of the parameters: path, shape, dtype, mesh axes, MiB per device; then the memory of the state.
 
-    `state` is of shapes with shardings, as Setup.abstract. An axis of a parameter that is not split has "-"
-    in `split over`, and an array that is whole on every device has nothing there.
+    `state` holds shapes with shardings, like Setup.abstract. In `split over`, "-" marks an axis that is not
+    split, and the column is empty for an array that is replicated on every device.
     """
     rows = [("parameter", "shape", "dtype", "split over", "MiB/device")]
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
@@ -123,7 +123,7 @@ def _spec(leaf: jax.ShapeDtypeStruct) -> str:
 
 
 def _bytes(leaf: Any) -> float:
-    """Of one device's share."""
+    """The size of one device's share."""
     axes = [axis for axis in leaf.sharding.spec if axis is not None]
     return leaf.size * leaf.dtype.itemsize / math.prod(leaf.sharding.mesh.shape[axis] for axis in axes)
 
@@ -136,7 +136,7 @@ def main() -> None:
     """The command line."""
     if flags.FLAGS.config is not None:
         if flags.FLAGS.devices is None:
-            raise ConfigError("--config wants --devices=N too: on how many its table is to be")
+            raise ConfigError("--config requires --devices=N, the number of devices of the table")
         print(table(cli.config_of_flags(), flags.FLAGS.devices), end="")
         return
     FOLDER.mkdir(exist_ok=True)

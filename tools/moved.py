@@ -1,4 +1,4 @@
-"""Commands that have another name since version 0.1.0: the old name answers with the new one."""
+"""Renamed commands: the old name prints the new one."""
 
 import sys
 

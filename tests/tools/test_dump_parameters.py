@@ -22,4 +22,4 @@ def test_a_table_wants_a_number_of_devices(quick):
     command = [sys.executable, "-m", "tools.dump_parameters", "--config=configs/digits.py"]
     done = subprocess.run(command, cwd=FOLDER.parents[1], env=quick(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("error: --config wants --devices=N")
+    assert done.stderr.startswith("error: --config requires --devices=N")

@@ -1,10 +1,11 @@
-"""How much memory and time a conversion takes, on a synthetic checkpoint.
+"""Measures the memory and time of a conversion, on a synthetic checkpoint.
 
     python -m tools.bench.convert                  # ViT-L of DINOv2 with registers: 1.2 GB
     python -m tools.bench.convert --size=B --folder=/some/disk
 
-Prints peak resident memory as a multiple of the file's size, of the whole process (interpreter and libraries
-too), and time as a multiple of that to read the file, which is the floor: both in the same run.
+Prints the peak resident memory of the whole process (interpreter and libraries included) as a multiple of
+the file's size, and the time as a multiple of the time to read the file, which is the lower bound. Both are
+measured in the same run.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from vit_registers.models.vit import ViT
 
 
 def write_checkpoint(size: str, path: Path) -> None:
-    """Writes DINOv2's file of that size with random values."""
+    """Writes a DINOv2 file of that size with random values."""
     model = Model(
         variant=size,
         patch_size=14,
@@ -69,12 +70,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="L", choices=["S", "B", "L"])
-    parser.add_argument("--folder", default=None, help="where to write, a temporary folder if not given")
+    parser.add_argument("--folder", default=None, help="folder for the files; temporary if not given")
     values = parser.parse_args()
     module = [sys.executable, "-m", "vit_registers.convert"]
     with tempfile.TemporaryDirectory(dir=values.folder) as folder:
         path = Path(folder) / "weights.safetensors"
-        # Made in a process of its own: a child's peak begins at its parent's.
+        # In a separate process, because a child's peak memory starts at its parent's.
         maker = multiprocessing.get_context("spawn").Process(
             target=write_checkpoint, args=(values.size, path)
         )

@@ -1,9 +1,10 @@
-"""How fast features are extracted, against the bare forward pass, and whether memory grows with the images.
+"""Measures the speed of feature extraction against the bare forward pass, and memory by number of images.
 
     python -m tools.bench.features --images=DIR [--variant=S] [--timed=1000] [--rounds=2] [--numbers=250,1000]
 
-The floor is the same model's jitted forward pass on batches that are in memory, its logits fetched. Both are
-measured in turn in one process; then each number of images in a process of its own, for its peak memory.
+The lower bound is the jitted forward pass of the same model on batches in memory, with its logits fetched.
+Both are measured in turn in one process. Peak memory is then measured in a separate process for each number
+of images.
 """
 
 import argparse
@@ -35,21 +36,21 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 def config(args: argparse.Namespace) -> Config:
-    """ViT of the variant with cls and 4 registers, on the folder of images."""
+    """A ViT of the variant with cls and 4 registers, on the folder of images."""
     model = Model(variant=args.variant, num_registers=4, pooling="cls", num_classes=1000)
     data = Data(name="images", data_dir=str(args.images), eval_split="all", eval_batch_size=BATCH)
     return Config(model=model, data=data)
 
 
 def names(model: ViT) -> tuple[str, ...]:
-    """The features that `analyze all` takes."""
+    """The features that `analyze all` reads."""
     parts = (*model.layout.groups, "head")
     able = [e for e in EXPERIMENTS.values() if not e.lacking(parts)]
     return tuple(dict.fromkeys(name for experiment in able for name in experiment.features))
 
 
 def extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
-    """Seconds that the features of the first `number` images take, decoding included."""
+    """Seconds to extract the features of the first `number` images, decoding included."""
     store = Store(folder, "bench", {"num_images": number})
     mesh = sharding.make_mesh(cfg.mesh)
     batches = open_data(cfg).eval_batches("all", sharding.batch_sharding(mesh))
@@ -61,7 +62,7 @@ def extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
 
 
 def forward(cfg: Config, model: ViT, number: int) -> float:
-    """Seconds that the bare forward pass of as many images takes."""
+    """Seconds of the bare forward pass of `number` images."""
     batch = np.random.default_rng(0).integers(0, 256, (BATCH, *cfg.model.image_size, 3), dtype=np.uint8)
 
     @nnx.jit
@@ -79,7 +80,7 @@ def forward(cfg: Config, model: ViT, number: int) -> float:
 
 
 def peak_mib() -> float:
-    """The largest resident memory of this process so far (ru_maxrss would start at that of its parent)."""
+    """The largest resident memory of this process so far (ru_maxrss starts at that of the parent)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -90,10 +91,10 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     parser.add_argument("--variant", default="S")
-    parser.add_argument("--timed", type=int, default=1000, help="images of which the speed is measured")
+    parser.add_argument("--timed", type=int, default=1000, help="number of images for the speed")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--numbers", default="250,1000", help="images of which the peak memory is measured")
-    parser.add_argument("--only", type=int, help="extract so many, and print the peak memory")
+    parser.add_argument("--numbers", default="250,1000", help="numbers of images for the peak memory")
+    parser.add_argument("--only", type=int, help="extract this number of images, and print the peak memory")
     args = parser.parse_args()
     cfg = config(args)
     model = ViT(cfg.model, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""How fast the input side is, against bare decoding in TensorFlow, and whether its memory grows.
+"""Measures the input pipeline against bare decoding in TensorFlow, and the growth of its memory.
 
     python -m tools.bench.input --images=imagenet-sample.zip       # or a folder of JPEGs, at any depth
     python -m tools.bench.input --images=DIR --seconds=10 --rounds=5
@@ -6,13 +6,13 @@
     python -m tools.bench.input --images=DIR --what=memory         # resident memory over 20,000 images
     python -m tools.bench.input --images=DIR --what=recipes,profile
 
-Bare is a tf.data map over the same files, read and run in parallel as the loader does, with no guard against
-broken images, no order of its own and no Batch:
+Bare is a tf.data map over the same files, read and run in parallel as in the loader, without the check for
+broken images, without a separate order and without Batch:
   plain    the parts that inception_crop draws, decoded alone (decode_and_crop_jpeg), resized and flipped;
            for evaluation the whole image, decoded and resized
   recipes  the parts that the recipe's crop draws, decoded alone and flipped, not resized
   profile  milliseconds of CPU per image as the operations of each recipe are added one by one
-All are measured in turn in the same process; ratios are medians over the rounds.
+All are measured in turn in the same process. Ratios are medians over the rounds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as the entry points have it
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as in the entry points
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # likewise
 
 import tensorflow as tf
@@ -58,7 +58,7 @@ RECIPES = {
 }
 WHAT = ("plain", "recipes", "profile", "memory")
 GOALS = {"crop and flip": 0.95, "evaluation": 0.7}
-_LEAST_EVALUATED = 50_000  # images of the split that is evaluated, so that its start does not count
+_LEAST_EVALUATED = 50_000  # images of the evaluated split, so that the start of the pipeline is negligible
 _SETTLED = 3  # marks after which memory should have settled
 
 Decode = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (bytes, seed of shape [2]) -> image_HxWxC
@@ -72,7 +72,7 @@ class Speed(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is compared: batches of the loader with those of bare decoding."""
+    """A comparison: batches of the loader with those of bare decoding."""
 
     name: str
     bare: Iterator[int]
@@ -82,7 +82,7 @@ class Case(NamedTuple):
 
 def lay_out(images: Path, folder: Path) -> Path:
     """A folder of all JPEGs of an archive or a folder: root/train/images/*.jpeg, and root/val/images/*.jpeg,
-    where they come again until there are 50,000."""
+    in which they are repeated until there are 50,000."""
     train, val = (folder / split / "images" for split in ("train", "val"))
     train.mkdir(parents=True)
     val.mkdir(parents=True)
@@ -101,7 +101,7 @@ def lay_out(images: Path, folder: Path) -> Path:
 
 
 def measure(batches: Iterator[int], seconds: float, warmup: float = 1.0) -> Speed:
-    """The speed of an iterator that yields how many images each batch has, after some seconds of warm-up."""
+    """The speed of an iterator over the numbers of images of batches, after `warmup` seconds."""
     started = time.monotonic()
     while time.monotonic() - started < warmup:
         next(batches)
@@ -112,7 +112,7 @@ def measure(batches: Iterator[int], seconds: float, warmup: float = 1.0) -> Spee
     return Speed(images / wall, 1e3 * cpu / images)
 
 
-# --- the project's own loader -------------------------------------------------------------------
+# --- the loader of this project ------------------------------------------------------------------
 
 
 def loader(root: Path, train_ops: str = PLAIN) -> TfdataLoader:
@@ -131,7 +131,7 @@ def own_train(root: Path, train_ops: str) -> Iterator[int]:
 
 
 def own_evaluation(root: Path) -> Iterator[int]:
-    """Evaluation batches, over and over."""
+    """Endless evaluation batches."""
     opened = loader(root)
     while True:
         for batch in opened.host_eval_batches("val", process_index=0, process_count=1):
@@ -142,7 +142,7 @@ def own_evaluation(root: Path) -> Iterator[int]:
 
 
 def bare_train(root: Path, decode_one: Decode) -> Iterator[int]:
-    """Endless batches in the loader's order of what `decode_one` makes."""
+    """Endless batches of the results of `decode_one`, in the loader's order."""
     source = Folder(root)
     training = order.Order(seed=0, num_examples=source.num_examples("train"), batch_size=BATCH)
     share = streams.Share(BATCH, 0, 1)
@@ -152,14 +152,14 @@ def bare_train(root: Path, decode_one: Decode) -> Iterator[int]:
 
 
 def bare_evaluation(root: Path, decode_one: Decode) -> Iterator[int]:
-    """The split in order, over and over."""
+    """The split in order, repeated."""
     source = Folder(root)
     while True:
         yield from bare(streams.eval_stream(source, "val", streams.Share(BATCH, 0, 1)), decode_one)
 
 
 def bare(chunks: tf.data.Dataset, decode_one: Decode) -> Iterator[int]:
-    """Batches of what `decode_one` makes of the files of a stream."""
+    """Batches of the results of `decode_one` for the files of a stream."""
 
     def one(chunk: streams.Chunk) -> tf.Tensor:
         return decode_one(chunk["bytes"], tf.stack([tf.constant(0, tf.int64), chunk["position"]]))
@@ -172,7 +172,7 @@ def bare(chunks: tf.data.Dataset, decode_one: Decode) -> Iterator[int]:
 
 
 def crop_box(train_ops: str) -> Box:
-    """What draws the parts that the crop at the start of a chain takes."""
+    """The function that draws the box of the crop at the start of a chain."""
     crop = parse_calls(train_ops, catalog.OPS | catalog.PIXEL_OPS, where="train_ops", example=EXAMPLE)[0]
     defaults = {name: p.default for name, p in inspect.signature(catalog.OPS[crop.name]).parameters.items()}
     settings = defaults | crop.arguments
@@ -182,7 +182,7 @@ def crop_box(train_ops: str) -> Box:
 
 
 def decode_crop(train_ops: str, *, is_resized: bool) -> Decode:
-    """Decodes the part that the chain's crop draws, and flips it; its height is returned if not resized."""
+    """Decodes the part that the chain's crop draws, and flips it. Returns its height if it is not resized."""
     box, resize = crop_box(train_ops), resize_to(TARGET, "bilinear")
 
     def apply(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -195,11 +195,11 @@ def decode_crop(train_ops: str, *, is_resized: bool) -> Decode:
 
 
 def decode_whole(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Decodes all of the image and resizes it."""
+    """Decodes the whole image and resizes it."""
     return resize_to(TARGET, "bilinear")(decode(TARGET)({"bytes": data, "seed": seed})["image"])
 
 
-# --- what is printed ----------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------
 
 
 def prefixes(train_ops: str) -> list[str]:
@@ -209,7 +209,7 @@ def prefixes(train_ops: str) -> list[str]:
 
 
 def plain(root: Path, args: argparse.Namespace) -> Iterator[Case]:
-    """Crop and flip, and evaluation, each against the least that delivers the same size."""
+    """Crop and flip, and evaluation, each against the minimum that delivers the same size."""
     warmup = min(args.warmup, 3.0)  # nothing is compiled
     crop = bare_train(root, decode_crop(PLAIN, is_resized=True))
     yield Case("crop and flip", crop, own_train(root, PLAIN), warmup)
@@ -217,7 +217,7 @@ def plain(root: Path, args: argparse.Namespace) -> Iterator[Case]:
 
 
 def of_recipes(root: Path, args: argparse.Namespace) -> Iterator[Case]:
-    """Each recipe's training batches against decoding and flipping its parts."""
+    """Each recipe's training batches against decoding and flipping its crops."""
     for name, data in RECIPES.items():
         crop = decode_crop(data.train_ops, is_resized=False)
         yield Case(name, bare_train(root, crop), own_train(root, data.train_ops), args.warmup)
@@ -226,7 +226,7 @@ def of_recipes(root: Path, args: argparse.Namespace) -> Iterator[Case]:
 def compare(cases: Iterator[Case], args: argparse.Namespace) -> None:
     """Prints the speed of each case, measured in turn with its bare decoding, and their ratios."""
     cores = len(os.sched_getaffinity(0))
-    pause = min(args.warmup, 1.0)  # in which the other side has filled its buffers, and rests
+    pause = min(args.warmup, 1.0)  # in which the other side fills its buffers and becomes idle
     for name, *pair, warmup in cases:
         for batches in pair:
             measure(batches, 0.1, warmup)
@@ -248,7 +248,7 @@ def compare(cases: Iterator[Case], args: argparse.Namespace) -> None:
 
 
 def profile(root: Path, args: argparse.Namespace) -> None:
-    """Prints what each operation adds to the milliseconds of CPU per image."""
+    """Prints the milliseconds of CPU per image that each operation adds."""
     for name, data in RECIPES.items():
         print(f"profile of {name}")
         before = 0.0
@@ -267,8 +267,8 @@ def resident_mib() -> float:
 
 
 def memory(root: Path, number: int, *, every: int = 1_000) -> float:
-    """Prints resident memory every so many images, and returns by how many MiB it grew at most after the
-    third of these marks, when buffers are full."""
+    """Prints resident memory after every `every` images. Returns its maximum growth in MiB after the third of
+    these marks, when buffers are full."""
     batches, done, marks = own_train(root, PLAIN), 0, []
     while done < number:
         done += next(batches)
@@ -289,10 +289,10 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--what", default="plain,recipes", help=f"of {', '.join(WHAT)}")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=float, default=20.0, help="seconds, in which XLA compiles")
-    parser.add_argument("--number", type=int, default=20_000, help="images of --what=memory")
+    parser.add_argument("--number", type=int, default=20_000, help="number of images of --what=memory")
     args = parser.parse_args()
     if args.number < 2_000:
         parser.error(f"--number={args.number}: want 2000 or more")
@@ -302,7 +302,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = lay_out(args.images, Path(folder))
         print(f"{len(os.sched_getaffinity(0))} cores; images/s per core, and ms of CPU per image")
-        if "memory" in wanted:  # first, while nothing else has run in this process
+        if "memory" in wanted:  # first, before anything else runs in this process
             memory(root, args.number)
         if "plain" in wanted:
             compare(plain(root, args), args)

@@ -1,9 +1,9 @@
-"""What bench_step compares with: timm under torch.compile, in a process of its own, and a plain Flax ViT.
+"""The models that bench.step compares with: timm under torch.compile, in a separate process, and a Flax ViT.
 
     python -m tools.bench.models --batch=256 --width=384 --depth=12 --num_heads=6
 
-is the process of timm. It prints one line of JSON once its train step runs (or {"error": ...}), and one with
-the images per second of a round for every line, the seconds of that round, that it is given.
+is the process of timm. It prints one line of JSON when its train step runs (or {"error": ...}). Each line of
+its standard input holds the seconds of a round; it answers with a line of JSON with the images per second.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from vit_registers.strict_json import dumps
 
 
 class LinenBlock(nn.Module):
-    """A pre-norm block of the library's own layers."""
+    """A pre-norm block of the library's layers."""
 
     num_heads: int
     mlp_dim: int
@@ -47,7 +47,7 @@ class LinenBlock(nn.Module):
 
 
 class LinenViT(nn.Module):
-    """A ViT with cls and learned positions, as such models are usually written in Flax."""
+    """A ViT with cls and learned positions, written as is usual in Flax."""
 
     model: Model
 
@@ -71,7 +71,7 @@ class LinenViT(nn.Module):
 def linen_step(
     config: Config, layout: jax.sharding.Sharding
 ) -> tuple[TrainState, Callable[[TrainState, Batch], tuple[TrainState, Any]]]:
-    """(the first state, laid out so, and the jitted train step that donates it).
+    """(the initial state with the sharding `layout`, and the jitted train step that donates it).
 
     A step is forward, loss, backward, clip and AdamW; images are 8-bit before it.
     """
@@ -103,9 +103,9 @@ def linen_step(
 
 
 class TimmProcess:
-    """timm's train step in a process of its own, which works only while `rate` waits for it.
+    """timm's train step in a separate process, which is idle except while `rate` waits for it.
 
-    Raises RuntimeError, one line, where it cannot run.
+    Raises RuntimeError, in one line, if it cannot run.
     """
 
     def __init__(self, config: Config, *, compile_mode: str):
@@ -134,7 +134,7 @@ class TimmProcess:
             raise
 
     def rate(self, seconds: float) -> float:
-        """Images per second, over about so many seconds."""
+        """Images per second, measured over about `seconds` seconds."""
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
         return self._answer()["images_per_s"]
@@ -160,10 +160,10 @@ class TimmProcess:
 
 
 def timm_step(args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], None], dict[str, Any]]:
-    """(one train step, what waits for all of them, facts for the report).
+    """(a function that runs one train step, one that waits for all steps, facts for the report).
 
-    A step is forward, loss, backward, clip and AdamW. Images are 8-bit on the device, as bench_step's own
-    are. Needs torch and timm.
+    A step is forward, loss, backward, clip and AdamW. Images are 8-bit on the device, as those of
+    bench.step are. Requires torch and timm.
     """
     import timm
     import torch
@@ -216,7 +216,7 @@ def timm_step(args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[],
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Answers the lines of standard input until it ends."""
+    """Answers the lines of standard input until its end."""
     try:
         step, wait, about = timm_step(args)
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What bench_step times: train steps and forward passes, ours and others', and the device's matmuls."""
+"""The programs that bench.step times: train steps and forward passes, ours and others', and matmuls."""
 
 import dataclasses
 import math
@@ -27,16 +27,16 @@ DURATIONS = Durations(total_steps=10_000, warmup_steps=100, eval_every_steps=100
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One thing that is timed."""
+    """A program to time."""
 
     step: str  # STEPS
-    name: str  # the step, and what is other than in the config
+    name: str  # the step, and the settings that differ from the config
     config: Config
 
 
 @dataclasses.dataclass
 class Program:
-    """A variant that runs on the device, and how fast it was in each round."""
+    """A variant that runs on the device, and its speed in each round."""
 
     name: str
     config: Config
@@ -48,7 +48,7 @@ class Program:
     rates: list[float] = dataclasses.field(default_factory=list)  # images/s
 
     def rate(self, seconds: float) -> float:
-        """Images per second, over about so many seconds."""
+        """Images per second, measured over about `seconds` seconds."""
         calls = max(2, round(seconds / self.one_s))
         started = time.perf_counter()
         for _ in range(calls):
@@ -65,7 +65,7 @@ def flops_per_image(model: Model, step: str) -> float:
 
 
 def prepare(variant: Variant, mesh: jax.sharding.Mesh) -> Program:
-    """The variant, compiled and run twice. Raises whatever keeps it from running here."""
+    """The variant, compiled and run twice. Raises any error that prevents it from running here."""
     config = variant.config
     held = _device_memory("bytes_in_use")
     batch = to_device(next(synthetic_batches(config)), sharding.batch_sharding(mesh))
@@ -74,7 +74,7 @@ def prepare(variant: Variant, mesh: jax.sharding.Mesh) -> Program:
     jax.block_until_ready(call())
     peak = _device_memory("peak_bytes_in_use")
     memory = f"{_compiled_bytes(compiled) / 2**30:7.3f} compiled"
-    if peak > peak_before:  # else it was another program's
+    if peak > peak_before:  # else the peak is that of another program
         memory = f"{(peak - held) / 2**30:7.3f} device"
     started = time.perf_counter()
     jax.block_until_ready(call())
@@ -93,7 +93,7 @@ Started = tuple[jax.stages.Compiled, Callable[[], Any]]
 
 
 def train_step(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Started:
-    """The train step of training, compiled, and what runs it once and returns its metrics."""
+    """The train step of training, compiled, and a function that runs it once and returns its metrics."""
     setup = set_up(config, DURATIONS, mesh)
     state = setup.make_state()
     compiled = setup.train_step.lower(state, batch).compile()
@@ -107,7 +107,7 @@ def train_step(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Started
 
 
 def forward_pass(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Started:
-    """The forward pass from 8-bit images to logits, compiled, and what runs it once."""
+    """The forward pass from 8-bit images to logits, compiled, and a function that runs it once."""
     setup = set_up(config, DURATIONS, mesh)
     params, graphdef = setup.make_state().params[BACKBONE], abstract_model(config.model)[0]
 
@@ -121,7 +121,7 @@ def forward_pass(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Start
 
 
 def flax_step(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Started:
-    """The plain Flax ViT's train step, compiled, and what runs it once; its state is on all devices."""
+    """The train step of the Flax ViT, compiled, and a function that runs it once. Its state is replicated."""
     state, step = bench_models.linen_step(config, sharding.replicated(mesh))
     compiled = step.lower(state, batch).compile()
 
@@ -138,7 +138,7 @@ STEPS = {"train": train_step, "forward": forward_pass, "flax": flax_step}
 
 @dataclasses.dataclass
 class Other:
-    """timm, timed as a Program is."""
+    """timm, timed like a Program."""
 
     process: bench_models.TimmProcess
     name: str
@@ -148,7 +148,7 @@ class Other:
     rates: list[float] = dataclasses.field(default_factory=list)
 
     def rate(self, seconds: float) -> float:
-        """Images per second, over about so many seconds."""
+        """Images per second, measured over about `seconds` seconds."""
         return self.process.rate(seconds)
 
 

@@ -1,12 +1,12 @@
-"""Time from the command to the end of the first step: anew and after a restart, with JAX's compilation cache
-and without.
+"""Measures the time from the command to the end of the first step, for a first start and a restart, with and
+without JAX's compilation cache.
 
-    python -m tools.bench.startup                                 # the digits: a minute or two on 2 CPU cores
+    python -m tools.bench.startup                                 # digits: one to two minutes on 2 CPU cores
     python -m tools.bench.startup --rounds=3 -- --config=configs/vit_s16_i1k.py --config.data.data_dir=...
 
-What comes after -- is handed to vit_registers.train. Each start is a process of its own: it runs until its
-first step is in metrics.jsonl, is stopped with SIGTERM, saves, and ends; a restart goes on from there. The
-caches are folders of their own, empty at first.
+Arguments after -- are passed to vit_registers.train. Each start is a separate process: it runs until its
+first step is in metrics.jsonl, is stopped with SIGTERM, saves, and ends. A restart resumes from there. Each
+cache is a separate folder, empty at first.
 """
 
 import argparse
@@ -26,14 +26,15 @@ _POLL_S = 0.005
 
 
 def steps_logged(run: Path) -> int:
-    """The last step in the run's metrics, 0 where there is none."""
+    """The last step in the run's metrics, or 0 if there is none."""
     return max((record["step"] for record in read_records(run).records), default=0)
 
 
 def first_step_s(settings: list[str], run: Path, environment: dict[str, str]) -> float:
-    """Seconds from the command to the first step that it logs; it is stopped then, and has saved on return.
+    """Seconds from the command to the first step that it logs. The command is then stopped, and has saved on
+    return.
 
-    Raises RuntimeError where the command fails.
+    Raises RuntimeError if the command fails.
     """
     command = [*TRAIN, *settings, f"--workdir={run}", "--config.run.log_every_steps=1"]
     before = steps_logged(run)
@@ -46,27 +47,27 @@ def first_step_s(settings: list[str], run: Path, environment: dict[str, str]) ->
                 if steps_logged(run) > before:
                     elapsed = time.monotonic() - started
                 time.sleep(_POLL_S)
-            process.send_signal(signal.SIGTERM)  # to one that has ended, nothing
+            process.send_signal(signal.SIGTERM)  # no effect on a process that has ended
             process.wait(timeout=300)
         finally:
             process.kill()
             process.wait()
         if elapsed is None or process.returncode:
             log.seek(0)
-            lines = log.read().strip().splitlines() or ["without a word"]
+            lines = log.read().strip().splitlines() or ["no output"]
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {lines[-1]}")
     return elapsed
 
 
 def imports_s(environment: dict[str, str]) -> float:
-    """Seconds that the command takes to say what it is: Python and its imports."""
+    """Seconds of the command with --help: Python and its imports."""
     started = time.monotonic()
     subprocess.run([*TRAIN, "--help"], env=environment, stdout=subprocess.DEVNULL, check=True)
     return time.monotonic() - started
 
 
 def measure(settings: list[str], folder: Path, min_compile_s: str | None) -> dict[str, float]:
-    """Seconds by what was started, each once, in `folder`."""
+    """{kind of start: seconds}, each measured once, in `folder`."""
     plain = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
     cached = plain | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
     if min_compile_s is not None:
@@ -86,7 +87,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--min_compile_s", help="JAX's least time of what it caches; its default is 1")
+    parser.add_argument(
+        "--min_compile_s", help="minimum compile time of programs that JAX caches; 1 if not given"
+    )
     parser.add_argument("train", nargs="*", help="flags of vit_registers.train", metavar="-- FLAGS")
     args = parser.parse_args()
     settings = args.train or ["--config=configs/digits.py:registers=4"]

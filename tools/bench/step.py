@@ -1,14 +1,15 @@
-"""How fast forward pass and train step are on this machine, against the matmuls it can do and against others.
+"""Measures forward pass and train step on this machine, against its matmuls and against other libraries.
 
-    python -m tools.bench.step                          # on a GPU: some minutes, most of which are compiling
+    python -m tools.bench.step                          # on a GPU: some minutes, mostly compilation
     python -m tools.bench.step --small                  # tiny sizes: under a minute on 2 CPU cores
     python -m tools.bench.step --sizes=S,B,L --masks=all --registers=0,4,16 --dtypes=bfloat16,float32
     python -m tools.bench.step --compare=timm,flax --steps=train --backends=xla
     python -m tools.bench.step --config=configs/vit_s16_i1k.py --config.model.dtype=bfloat16
 
-The train step is that of training (training/setup.py) with its state donated, on a batch of noise that is on
-the device. Variants differ from --config in one thing, train steps also in back end and mask together; all
-are timed in turn, round after round, and ratios are taken within a round. See docs/performance.md.
+The train step is that of training (vit_registers/training/setup.py) with its state donated, on a batch of
+noise on the device. Each variant differs from --config in one setting; train steps also vary back end and
+mask together. All are timed in turn, round after round, and ratios are taken within a round. See
+docs/performance.md.
 """
 
 from vit_registers import startup
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others want memory too
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other programs use the memory too
 
 import jax
 from absl import flags
@@ -52,7 +53,7 @@ ALL_MASKS = (
 )
 SUMMARY_FACTOR = 2  # of the variants with a mask, where the config has no summaries
 
-# The goals are those of one H200, a ViT-S/16 at 224 px in bfloat16: name -> (what, least).
+# The goals are those of one H200, a ViT-S/16 at 224 px in bfloat16: name -> (what, minimum).
 GOALS = {
     "timm": ("train step against timm's under torch.compile, images/s", 1.3),
     "peak": ("train step's FLOP/s against the matmul peak of this call", 0.40),
@@ -69,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the flags choose. Raises ConfigError for what cannot be meant."""
+    """The choices of the flags. Raises ConfigError for invalid values."""
 
     steps: tuple[str, ...] = ("train", "forward")
     sizes: tuple[str, ...] = ()
@@ -103,7 +104,7 @@ SMALL_CHOICES = {"steps": ("train",), "backends": (), "rounds": 2, "seconds": 0.
 
 
 def variants(base: Config, choices: Choices) -> list[Variant]:
-    """The config as it is, then what differs by one of the flags; none twice, the config first."""
+    """The config unchanged, then the variants by one of the flags, without duplicates."""
     model = base.model
     factor = model.summary_factor or SUMMARY_FACTOR
     masks = [m for m in (ALL_MASKS if choices.masks == ("all",) else choices.masks) if m != "none"]
@@ -122,7 +123,7 @@ def variants(base: Config, choices: Choices) -> list[Variant]:
     for step in choices.steps:
         for change in changes:
             if step == "forward" and {"attention", "mask"} <= set(change):
-                continue  # the train step answers that, and compiling takes its time
+                continue  # the train step measures these, and compilation is slow
             config = dataclasses.replace(base, model=dataclasses.replace(model, **change))
             other = (f"{name}={value}" for name, value in change.items() if getattr(model, name) != value)
             found.setdefault((step, config), Variant(step, " ".join([step, *other]), config))
@@ -137,8 +138,8 @@ def _reason(error: Exception) -> str:
 def start(
     base: Config, choices: Choices, mesh: jax.sharding.Mesh, stack: contextlib.ExitStack
 ) -> Iterator[Program | Other]:
-    """What can run here, ready to be timed; a line for what cannot. Raises what keeps the config itself."""
-    failed = set()  # back ends that do not even run without a mask
+    """The programs that run here, compiled, and a printed line for each other. Raises if --config fails."""
+    failed = set()  # back ends that do not run without a mask either
     for i, variant in enumerate(variants(base, choices)):
         model = variant.config.model
         if model.attention in failed:
@@ -169,7 +170,7 @@ def start(
 
 
 def ratios(programs: list[Program | Other], own: str, base: str) -> list[float] | None:
-    """Images/s of one against the other, round by round; None where one of them did not run."""
+    """Images/s of one divided by the other, for each round; None if one of them did not run."""
     rates = {program.name: program.rates for program in programs}
     if own not in rates or base not in rates:
         return None
@@ -177,7 +178,7 @@ def ratios(programs: list[Program | Other], own: str, base: str) -> list[float] 
 
 
 def goals(programs: list[Program | Other], peaks: dict[str, float], num_devices: int) -> dict[str, Any]:
-    """{name of the goal: ratio, or None where it was not measured}, of the config's own train step."""
+    """{name of the goal: ratio, or None if it was not measured}, for the train step of the config."""
     names = {program.name: program for program in programs}
     first = names.get("train")
     if first is None:
@@ -198,7 +199,7 @@ def goals(programs: list[Program | Other], peaks: dict[str, float], num_devices:
 
 
 def table(programs: list[Program | Other], peaks: dict[str, float], num_devices: int) -> list[str]:
-    """The lines of the table; ratios are to the config's own step of the same kind."""
+    """The lines of the table; ratios are to the step of the config of the same kind."""
     width = max(len(program.name) for program in programs)
     lines = [f"{'':{width}}  images/s  +- %   TFLOP/s  of peak  ratio   GiB per device"]
     for program in programs:
@@ -215,21 +216,21 @@ def table(programs: list[Program | Other], peaks: dict[str, float], num_devices:
 
 
 def machine() -> str:
-    """The machine and the versions, in words."""
+    """A description of the machine and the versions."""
     device, cores = jax.devices()[0], len(os.sched_getaffinity(0))
     kind = f"{cores} CPU cores" if device.platform == "cpu" else device.device_kind
     return f"{jax.device_count()} x {kind}, jax {jax.__version__}"
 
 
 def read_choices() -> Choices:
-    """What the flags choose, where they are given."""
+    """The choices of the flags that are given."""
     given = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(Choices)}
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
     return Choices(**(SMALL_CHOICES | given if flags.FLAGS.small else given))
 
 
 def chosen(base: Config, choices: Choices) -> Config:
-    """The config that is timed: --config, with --batch and --small put in."""
+    """The config to time: --config with --batch and --small applied."""
     model, batch = base.model, choices.batch or base.data.batch_size
     if choices.small:
         model = dataclasses.replace(model, dtype="float32", **SMALL)
@@ -258,7 +259,7 @@ def main() -> None:
                 program.rates.append(program.rate(seconds))
     print("\n".join(table(programs, peaks, num_devices)))
     reached = goals(programs, peaks, num_devices)
-    print(f"goals, which are those of one H200 with the default config (this is {machine()}):")
+    print(f"goals of one H200 with the default config (this is {machine()}):")
     for name, (what, least) in GOALS.items():
         value = reached[name]
         verdict = "not measured" if value is None else "met" if value >= least else "NOT MET"
@@ -272,22 +273,22 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """The flags; what is None is as in Choices, or as in SMALL_CHOICES."""
+    """Defines the flags. None selects the default of Choices, or of SMALL_CHOICES."""
     cli.define_config(__file__)
-    flags.DEFINE_list("steps", None, "Of train, forward; both, and only train with --small.")
-    flags.DEFINE_list("sizes", None, "More sizes, of models/blocks.py: VARIANTS.")
+    flags.DEFINE_list("steps", None, "train, forward; both if not given, train with --small.")
+    flags.DEFINE_list("sizes", None, "More sizes: names of VARIANTS in vit_registers/models/blocks.py.")
     flags.DEFINE_list("dtypes", None, "More dtypes.")
-    flags.DEFINE_list("registers", None, "Numbers of registers; 4.")
+    flags.DEFINE_list("registers", None, "Numbers of registers; 4 if not given.")
     flags.DEFINE_list(
-        "masks", None, "Masks, such as one_way,window(radius=2), or all; beside none at equal tokens."
+        "masks", None, "Masks, such as one_way,window(radius=2), or all; compared with none at equal tokens."
     )
-    flags.DEFINE_list("backends", None, "Attention back ends, or all; all, with --small the config's only.")
-    flags.DEFINE_list("compare", None, "Of timm, flax, or empty; timm.")
-    flags.DEFINE_string("torch_compile", None, "Mode of torch.compile, or off; default.")
-    flags.DEFINE_integer("batch", None, "Images of a step; those of the config.")
-    flags.DEFINE_integer("rounds", None, "In each of which everything is timed once; 5, with --small 2.")
-    flags.DEFINE_float("seconds", None, "Of each measurement; 0.6, with --small 0.1.")
-    flags.DEFINE_bool("small", False, "Tiny model and batch, float32: to try the tool.")
+    flags.DEFINE_list("backends", None, "Attention back ends, or all (default; the config's with --small).")
+    flags.DEFINE_list("compare", None, "timm, flax, or empty; timm if not given.")
+    flags.DEFINE_string("torch_compile", None, "Mode of torch.compile, or off.")
+    flags.DEFINE_integer("batch", None, "Images per step; that of the config if not given.")
+    flags.DEFINE_integer("rounds", None, "Rounds, which time every program once; 5, or 2 with --small.")
+    flags.DEFINE_float("seconds", None, "Seconds of each measurement; 0.6, or 0.1 with --small.")
+    flags.DEFINE_bool("small", False, "Tiny model and batch in float32, to try the tool.")
     flags.DEFINE_string("json", None, "Write all rounds to this file.")
 
 

@@ -1,13 +1,13 @@
-"""Random damage to what users give: each answer must be one line of error, or the right result.
+"""Damages user input at random. Each outcome must be a one-line error or the correct result.
 
-    python -m tools.fuzz settings --count=300      # single edits of config values, each trained with
-    python -m tools.fuzz run --count=100           # byte edits over a run folder, then evaluated and resumed
+    python -m tools.fuzz settings --count=300      # single edits of config values, each used for training
+    python -m tools.fuzz run --count=100           # byte edits in a run folder, then evaluated and resumed
     python -m tools.fuzz images --count=60         # odd image files, read by both loaders
     python -m tools.fuzz weights --count=40        # edited files of weights, loaded
 
-Prints a line for each fault (a traceback, a hang, several lines, a changed result without a word) and the
-counts of all answers; the exit code is 1 where there are faults. The cases follow from --seed. Minutes: about
-15, 25, 1 and 2 on two cores.
+Prints a line for each fault (a traceback, a hang, several lines, a changed result without a message) and the
+counts of all outcomes. The exit code is 1 if there are faults. --seed determines the cases. The four commands
+take about 15, 25, 1 and 2 minutes on two cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tools.fuzz import programs
 
-Answer = tuple[str, str]  # what was done, what came of it
+Answer = tuple[str, str]  # the edit, the outcome
 
 
 def fuzz_settings(count: int, seed: int, folder: Path) -> Iterator[Answer]:
@@ -41,7 +41,7 @@ def fuzz_settings(count: int, seed: int, folder: Path) -> Iterator[Answer]:
 
 
 def fuzz_run(count: int, seed: int, folder: Path) -> Iterator[Answer]:
-    """Byte edits over a run folder; see run_folder.py."""
+    """Byte edits in a run folder; see run_folder.py."""
     from tools.fuzz import run_folder
 
     programs.import_all()
@@ -80,7 +80,7 @@ def fuzz_weights(count: int, seed: int, folder: Path) -> Iterator[Answer]:
 
 
 def _in_pairs(one: Callable, cases: list) -> Iterator[Answer]:
-    """Two cases at a time, each in processes of its own."""
+    """Runs two cases at a time, each in separate processes."""
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(one, cases)
 

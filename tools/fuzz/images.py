@@ -1,4 +1,4 @@
-"""Odd image files, read by both loaders: the same pixels, or left out by both."""
+"""Odd image files, read by both loaders. Both must give the same pixels, or leave the file out."""
 
 import dataclasses
 import io
@@ -27,7 +27,7 @@ _MODES = {
 
 
 def make(rng: random.Random) -> tuple[str, str, bytes]:
-    """(what it is, the suffix of its name, its bytes)."""
+    """(description, suffix of the file name, content) of a random image file."""
     form = rng.choice(sorted(_MODES))
     mode = rng.choice(_MODES[form])
     pixels = np.random.default_rng(rng.randrange(2**32))
@@ -52,7 +52,7 @@ def make(rng: random.Random) -> tuple[str, str, bytes]:
 
 
 def check(folder: Path, number: int, seed: int) -> list[tuple[str, str]]:
-    """(what the file is, "same", "left out", or the fault) of each of `number` files."""
+    """(description, outcome) of each of `number` files. The outcome is "same", "left out" or the fault."""
     rng, names = random.Random(seed), []
     for split in ("train", "val"):
         (folder / split / "a").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Programs of the package in forked processes, which saves each case the imports; how each ended."""
+"""Runs programs of the package in forked processes, so that modules are imported only once."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 TIMEOUT_S = 240.0
 _MEMORY_BYTES = 12 << 30
-# Names of modules that a traceback or a log of a library shows, and no line of ours.
+# Text of a traceback, which no message of the package contains.
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^  File \"", re.M)
 
 
 class Ended(NamedTuple):
-    """A program that has ended; code is None after the time limit."""
+    """A program that has ended. `code` is None after the time limit."""
 
     code: int | None
     out: str
@@ -32,7 +32,7 @@ class Ended(NamedTuple):
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with how it ended, whatever it did."""
+        """The fault in how it ended, or None."""
         if self.code is None:
             return "hang"
         if _TRACEBACK.search(self.err) or _TRACEBACK.search(self.out):
@@ -45,7 +45,7 @@ class Ended(NamedTuple):
 
 
 def import_all() -> None:
-    """Imports what the programs import; the devices are not looked at, which a fork would not survive."""
+    """Imports the modules of all programs. Does not initialise devices, because a fork cannot use them."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -57,7 +57,7 @@ def import_all() -> None:
 
 
 def start(program: str, *arguments: str, log: Path) -> int:
-    """The process id of a fork that runs a program of the package, its output in log.out and log.err."""
+    """The process id of a fork that runs a program of the package. Its output is in log.out and log.err."""
     sys.stdout.flush()
     sys.stderr.flush()
     if (child := os.fork()) != 0:
@@ -82,7 +82,7 @@ def start(program: str, *arguments: str, log: Path) -> int:
 
 
 def wait(child: int, log: Path, timeout_s: float = TIMEOUT_S) -> Ended:
-    """What became of a started program; it is killed after the time limit."""
+    """The outcome of a started program, which is killed after the time limit."""
     deadline, status = time.monotonic() + timeout_s, None
     while status is None:
         ended, found = os.waitpid(child, os.WNOHANG)

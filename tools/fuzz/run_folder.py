@@ -1,4 +1,4 @@
-"""Random byte edits over a run folder, which is then evaluated and resumed."""
+"""Random byte edits in a run folder, which is then evaluated and resumed."""
 
 import json
 import random
@@ -14,7 +14,7 @@ EDITS = ("flip", "flip", "flip", "cut", "extend", "empty", "remove", "folder")
 
 
 class Reference(NamedTuple):
-    """An untouched run that was stopped before its end, and what it evaluates and resumes to."""
+    """An unedited run that was stopped before its end, with its evaluation and its result after resuming."""
 
     folder: Path
     evaluated: dict[str, str]
@@ -42,13 +42,13 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _lines(*ended: programs.Ended) -> set[str]:
-    """What was printed, without what differs from run to run: numbers and paths."""
+    """The printed lines without numbers and paths, which differ from run to run."""
     text = "\n".join(one.out + one.err for one in ended)
     return {re.sub(r"[\d.]+|/\S+", "", line) for line in text.splitlines()}
 
 
 def make_reference(folder: Path) -> Reference:
-    """Trains the run to its end, then takes away its last checkpoint and result."""
+    """Trains the run to its end, then removes its last checkpoint and result."""
     log, run = folder / "log", folder / "reference"
     assert _train(run, log).code == 0
     shutil.rmtree(run / "checkpoints" / "6")
@@ -63,7 +63,7 @@ def make_reference(folder: Path) -> Reference:
 
 
 def edit(folder: Path, rng: random.Random) -> str:
-    """Damages one file of the folder; says what was done."""
+    """Damages one file of the folder and returns a description."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     file, kind = rng.choice(files), rng.choice(EDITS)
     data = bytearray(file.read_bytes())
@@ -85,7 +85,7 @@ def edit(folder: Path, rng: random.Random) -> str:
 
 
 def check(reference: Reference, folder: Path, seed: int) -> tuple[str, str]:
-    """(what was done, what came of it: "refused", "same", "said", or the fault)."""
+    """(the edit, the outcome). The outcome is "refused", "same", "said" (a message) or the fault."""
     shutil.copytree(reference.folder, folder / "run", symlinks=True)
     done, log = edit(folder / "run", random.Random(seed)), folder / "log"
     evaluation, evaluated = _evaluate(folder / "run", log)
@@ -95,9 +95,9 @@ def check(reference: Reference, folder: Path, seed: int) -> tuple[str, str]:
             return done, f"fault: {name}: {ended.fault}"
     is_said = bool(_lines(evaluation, resumed) - reference.lines)
     if evaluation.code == 0 and evaluated != reference.evaluated and not is_said:
-        return done, "fault: evaluated to something else without a word"
+        return done, "fault: another evaluation without a message"
     if resumed.code == 0 and _result(folder / "run") != reference.result and not is_said:
-        return done, "fault: resumed to something else without a word"
+        return done, "fault: another result without a message"
     if 2 in (evaluation.code, resumed.code):
         return done, "refused"
     return done, "said" if is_said else "same"

@@ -1,4 +1,4 @@
-"""Single random edits of config values, each given to a short training run on the command line."""
+"""Single random edits of config values, each set on the command line of a short training run."""
 
 import json
 import math
@@ -23,7 +23,7 @@ BASE = {
     "run.eval_every_steps": 2,
     "checkpoint.every_steps": 2,
 }
-# As long as they say, which is no hang.
+# Settings that determine the duration; a long duration is not a hang.
 _UNBOUNDED = ("run.total_steps", "run.total_epochs", "data.eval_split", "optimizer.accumulation_steps")
 
 _INTEGERS = (-(10**18), -2, -1, 0, 1, 2, 3, 5, 7, 64, 1000, 2**31, 2**63, 10**20)
@@ -62,7 +62,7 @@ _TEXTS = (
 
 
 def edits(number: int, seed: int) -> Iterator[tuple[str, str]]:
-    """(setting, value as on the command line), random but the same for a seed."""
+    """(setting, value as on the command line), at random, determined by the seed."""
     rng = random.Random(seed)
     sections = typing.get_type_hints(Config)
     hints = {
@@ -104,7 +104,7 @@ def _plain(rng: random.Random, name: str, kind: type, default: Any) -> str:
 
 
 def check(name: str, value: str, folder: Path) -> str:
-    """Trains with one edited setting; "refused", "trained", "timed out", or the fault."""
+    """Trains with one edited setting. Returns "refused", "trained", "timed out" or the fault."""
     given = {f"config.{key}": text for key, text in (BASE | {name: value}).items()}
     log = folder / "log"
     ended = programs.run(
@@ -114,7 +114,7 @@ def check(name: str, value: str, folder: Path) -> str:
         *(f"--{key}={text}" for key, text in given.items()),
         log=log,
     )
-    # A first step that lasts longer than such a limit ends the run, as it says.
+    # A first step that takes longer than this limit ends the run with this message.
     if ended.code == 3 and "run.hang_timeout_s" in ended.err and ended.err.strip().count("\n") == 0:
         return "timed out"
     if ended.fault is not None:
@@ -122,7 +122,7 @@ def check(name: str, value: str, folder: Path) -> str:
     if ended.code == 2:
         return "refused"
     if not (folder / "run" / "result.json").exists():
-        return "fault: ended well without result.json"
+        return "fault: exit code 0 without result.json"
     try:
         result = json.loads((folder / "run" / "result.json").read_text(), parse_constant=_refuse)
     except ValueError as error:
@@ -131,7 +131,7 @@ def check(name: str, value: str, folder: Path) -> str:
     if not all(map(math.isfinite, numbers)):
         return "fault: a metric is not finite"
     if None in result["metrics"].values() and "not finite" not in ended.out + ended.err:
-        return "fault: a metric is null without a word"
+        return "fault: a metric is null without a message"
     return "trained"
 
 

@@ -1,4 +1,4 @@
-"""Edited files of weights: the same answers, a line that says what differs, or a refusal."""
+"""Edited files of weights. Loading must give the same outputs, or print the difference, or refuse."""
 
 import random
 from collections.abc import Callable
@@ -73,7 +73,7 @@ BYTES = ("cut", "flip in the header", "extend")
 
 
 def write_reference(path: Path) -> None:
-    """A random model in timm's names."""
+    """Writes a random model with timm's names."""
     graphdef, abstract = abstract_model(_MODEL)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(np.float32), abstract)
@@ -83,7 +83,7 @@ def write_reference(path: Path) -> None:
 
 
 def edit(source: Path, target: Path, rng: random.Random) -> str:
-    """Writes an edited copy; says what was done."""
+    """Writes an edited copy and returns a description."""
     tensors = load_file(source)
     kind = rng.choice((*EDITS, *BYTES))
     if isinstance(kind, str):
@@ -103,7 +103,7 @@ def edit(source: Path, target: Path, rng: random.Random) -> str:
 
 
 def answers(path: Path) -> np.ndarray:
-    """What the model of a file makes of fixed images."""
+    """The outputs of the model of a file for fixed images."""
     image = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
     model = vit_registers.load(str(path), num_heads=3)
     out = model(image)
@@ -111,7 +111,10 @@ def answers(path: Path) -> np.ndarray:
 
 
 def check(source: Path, folder: Path, seed: int, read_lines: Callable[[], str]) -> tuple[str, str]:
-    """(what was done, "refused", "same", "said", or the fault); `read_lines` gives what was printed since."""
+    """(the edit, the outcome). The outcome is "refused", "same", "said" (a message) or the fault.
+
+    `read_lines` returns the lines printed since its last call.
+    """
     target = folder / "edited.safetensors"
     done = edit(source, target, random.Random(seed))
     expected = answers(source)
@@ -125,7 +128,7 @@ def check(source: Path, folder: Path, seed: int, read_lines: Callable[[], str]) 
         return done, f"fault: {type(error).__name__}: {error}".splitlines()[0]
     lines = read_lines().replace(str(target), "")
     if not np.isfinite(found).all():
-        return done, "fault: answers that are not finite"
+        return done, "fault: outputs that are not finite"
     if found.shape == expected.shape and np.allclose(found, expected, atol=2e-3):  # float16 rounds
         return done, "same"
-    return done, "said" if lines != usual else "fault: other answers without a word"
+    return done, "said" if lines != usual else "fault: other outputs without a message"

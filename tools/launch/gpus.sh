@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Starts a command once per GPU of this machine, as processes of one job, and ends all when one fails.
+# Starts a command once per GPU of this machine, as processes of one job, and ends all of them when one fails.
 #
 #   tools/launch/gpus.sh python -m vit_registers.train --config=configs/digits.py --workdir=runs/digits
 #
-# One process uses all GPUs as well, without this script; a process per GPU helps where reading and decoding
-# images in one process is too slow. The batch has to divide over the GPUs either way.
+# A single process uses all GPUs too, without this script. One process per GPU helps if reading and decoding
+# images in one process is too slow. The batch must be divisible by the number of GPUs in both cases.
 #
-#   PROCESSES=2   so many processes, on the first GPUs (all that nvidia-smi lists; without it, give a number)
-#   PORT=8476     where they meet (a free port)
-#   LOGS=logs     a folder: process 0 speaks here, the others to LOGS/process-1.log and so on (this terminal)
+#   PROCESSES=2   number of processes, on the first GPUs (default: all that nvidia-smi lists)
+#   PORT=8476     port of process 0 (default: a random port)
+#   LOGS=logs     folder for the output of all processes but process 0, as LOGS/process-1.log and so on
+#                 (default: this terminal)
 #
-# SIGTERM and ctrl-C go to all of them: they save at one step, and end with 0. The exit code is 0, or that of
-# the first process that ended with another.
+# SIGTERM and ctrl-C are sent to all processes, which save at the same step and exit with 0. The exit code is 0,
+# or that of the first process with another exit code.
 set -euo pipefail
 
 if [ $# -eq 0 ]; then
@@ -20,7 +21,7 @@ if [ $# -eq 0 ]; then
 fi
 if [ -z "${PROCESSES:-}" ]; then
     if ! command -v nvidia-smi > /dev/null; then
-        echo "error: there is no nvidia-smi: give PROCESSES=number" >&2
+        echo "error: nvidia-smi was not found: set PROCESSES=number" >&2
         exit 2
     fi
     PROCESSES=$(nvidia-smi --list-gpus | wc -l)
@@ -31,7 +32,7 @@ fi
 
 pids=()
 for ((i = 0; i < PROCESSES; i++)); do
-    # Each process sees one GPU, as its only one.
+    # Each process sees one GPU only.
     process=(env CUDA_VISIBLE_DEVICES="$i" "$@" --coordinator="127.0.0.1:$PORT")
     process+=(--num_processes="$PROCESSES" --process_id="$i")
     if [ "$i" -gt 0 ] && [ -n "${LOGS:-}" ]; then
@@ -51,7 +52,7 @@ stop() {
 }
 trap stop TERM INT
 
-# The processes end each other; we only wait. A trap interrupts `wait`, so it is called until none is left.
+# The processes end each other; this script only waits. A trap interrupts `wait`, hence the loop.
 code=0
 for pid in "${pids[@]}"; do
     while kill -0 "$pid" 2> /dev/null; do

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# A SLURM job of several nodes with GPUs, one process per GPU, which is put back into the queue when it is
-# preempted, runs out of time, or loses a node, and goes on from its last checkpoint.
+# A SLURM job of several nodes with GPUs, one process per GPU. The job is requeued when it is preempted, runs
+# out of time, or loses a node, and resumes from its last checkpoint.
 #
 #   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 --time=24:00:00 \
 #       tools/launch/slurm.sh .venv/bin/python -m vit_registers.train \
 #       --config=configs/vit_s16_i1k.py --workdir=/shared/runs/s16
 #
-# The command is run in the folder that sbatch is called in. The run folder has to be on a file system that
-# all nodes share. --distributed, which is added, has the processes find each other through SLURM.
+# The command runs in the folder in which sbatch is called. The run folder must be on a file system that all
+# nodes share. The script adds --distributed, with which the processes find each other through SLURM.
 #
-# Each process takes the GPU of its number on the node, so it has to see all of them: no --gpus-per-task.
-# Exit codes of a process: 0 done, or saved after SIGTERM; 2 something to mend first; others: a node or
-# process is gone or hung. The job is put back for the first (if it was stopped) and the last, not for 2.
+# Each process uses the GPU with its number on the node, so it must see all of them: do not set --gpus-per-task.
+# Exit codes of a process: 0, finished, or saved after SIGTERM; 2, an error that must be fixed first; others, a
+# node or process failed or hung. The job is requeued after 0 if it was stopped, and after others, not after 2.
 #SBATCH --job-name=vit_registers
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@180
-# The line above: 3 minutes before its time is over this script gets SIGTERM, and passes it on.
+# The line above: this script gets SIGTERM 3 minutes before the time limit, and forwards it.
 set -uo pipefail
 
 if [ $# -eq 0 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
@@ -33,8 +33,8 @@ stop() {
 }
 trap stop TERM
 
-# --kill-on-bad-exit=0: the processes end each other and say why; SLURM would be quicker, and silent.
-# --wait=300: but no step outlives the first of its processes by more than 5 minutes.
+# --kill-on-bad-exit=0: the processes end each other and report the cause; SLURM would end them without one.
+# --wait=300: the step ends at most 5 minutes after the first of its processes.
 srun --kill-on-bad-exit=0 --wait=300 --label "$@" --distributed &
 step=$!
 while kill -0 "$step" 2> /dev/null; do
@@ -48,12 +48,12 @@ if [ "$code" -eq 0 ] && ! $is_stopped; then
     exit 0
 fi
 if [ "$code" -eq 2 ]; then
-    echo "not put back into the queue: there is something to mend first" >&2
+    echo "not requeued: exit code 2 is an error that must be fixed first" >&2
     exit 2
 fi
 if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:-50}" ]; then
-    echo "not put back into the queue: it was ${SLURM_RESTART_COUNT} times (MAX_RESTARTS)" >&2
+    echo "not requeued: it was restarted ${SLURM_RESTART_COUNT} times (MAX_RESTARTS)" >&2
     exit "$code"
 fi
-echo "exit code $code after restart ${SLURM_RESTART_COUNT:-0}: back into the queue" >&2
+echo "exit code $code after restart ${SLURM_RESTART_COUNT:-0}: requeued" >&2
 scontrol requeue "$SLURM_JOB_ID"

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Runs a command on all workers of a TPU VM or pod, and again after a preemption or a lost worker.
+# Runs a command on all workers of a TPU VM or pod, and restarts it after a preemption or a lost worker.
 #
 #   NAME=my-pod ZONE=us-central2-b FOLDER=vit_registers tools/launch/tpu.sh .venv/bin/python \
 #       -m vit_registers.train --config=configs/vit_s16_i1k.py:registers=4 --workdir=/mnt/shared/run
 #
-#   NAME, ZONE      of the TPU, as `gcloud compute tpus tpu-vm list` has them (ZONE: gcloud's default)
-#   FOLDER          of the checkout on each worker, in the home directory (vit_registers)
-#   MAX_RESTARTS    how often it is started again (50); not after exit code 2: something to mend first
-#   DRY_RUN=1       prints the gcloud command, and runs nothing
+#   NAME, ZONE      of the TPU, as in `gcloud compute tpus tpu-vm list` (default of ZONE: that of gcloud)
+#   FOLDER          of the checkout on each worker, in the home directory (default: vit_registers)
+#   MAX_RESTARTS    maximum number of restarts (default: 50); exit code 2, an error that must be fixed first,
+#                   ends the script
+#   DRY_RUN=1       prints the gcloud command and does not run it
 #
-# The run folder has to be the same for all workers: a Filestore share, or a bucket mounted with gcsfuse.
-# --distributed, which is added, has the workers find each other. ctrl-C here ends the connections, not the
-# run; to save and end it, send SIGTERM to the trainer on one worker:
+# The run folder must be the same for all workers: a Filestore share, or a bucket mounted with gcsfuse. The
+# script adds --distributed, with which the workers find each other. ctrl-C here closes the connections but does
+# not end the run. To save and end it, send SIGTERM to the trainer on one worker:
 #   gcloud compute tpus tpu-vm ssh NAME --worker=0 --command="pkill -TERM -f vit_registers.train"
 set -uo pipefail
 
@@ -20,7 +21,7 @@ if [ $# -eq 0 ] || [ -z "${NAME:-}" ]; then
     exit 2
 fi
 
-# Quoted twice: once for the shell that ssh starts on the workers.
+# Quoted twice, because ssh starts a shell on the workers.
 remote="cd $(printf '%q' "${FOLDER:-vit_registers}") &&$(printf ' %q' "$@" --distributed)"
 gcloud=(gcloud compute tpus tpu-vm ssh "$NAME" ${ZONE:+--zone="$ZONE"} --worker=all --command="$remote")
 if [ -n "${DRY_RUN:-}" ]; then
@@ -39,6 +40,6 @@ for ((restart = 0; ; restart++)); do
     if [ "$restart" -ge "${MAX_RESTARTS:-50}" ]; then
         exit "$code"
     fi
-    echo "exit code $code: starting again in 60 s (restart $((restart + 1)))" >&2
+    echo "exit code $code: restarting in 60 s (restart $((restart + 1)))" >&2
     sleep 60
 done
