@@ -14,6 +14,7 @@ from vit_registers.config.checks import MAX_STEPS, RULES
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import durations
 
+
 def _settings(section, prefix=""):
     """{name: type} of all settings, also of sections within sections."""
     found = {}

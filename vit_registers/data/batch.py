@@ -1,7 +1,7 @@
 """The Batch that every loader delivers, and what is done with a batch on the device."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ class Batch(NamedTuple):
     padded with -1. mask_B: bool, False for padding and for images that are left out.
     """
 
-    views: Mapping[str, np.ndarray | jax.Array]
-    targets: Mapping[str, np.ndarray | jax.Array]
-    mask_B: np.ndarray | jax.Array
+    views: Mapping[str, Any]
+    targets: Mapping[str, Any]
+    mask_B: Any
 
 
 IMAGE, LABEL = "image", "label"

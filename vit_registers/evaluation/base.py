@@ -14,6 +14,7 @@ class Evaluator(Protocol):
 
     def __call__(self, params: Any) -> dict[str, float]:
         """{name: value} of the parameters, the same on all processes."""
+        ...
 
 
 class EvaluatorKind(NamedTuple):

@@ -95,6 +95,7 @@ def _make_sums(settings: ClassificationSettings, model: Model, data: Data, mesh:
     def sums(backbone: Any, batch: Batch) -> Sums:
         image = normalize(batch.views[IMAGE], mean=data.mean, std=data.std)
         logits_BxY = build(graphdef, backbone)(image).logits
+        assert logits_BxY is not None, "the model has no head"
         label_BxK = batch.targets[LABEL].reshape(len(batch.mask_B), -1)
         label_BxY = jax.nn.one_hot(label_BxK, model.num_classes).sum(axis=1)
         label_BxY /= jnp.maximum(label_BxY.sum(axis=-1, keepdims=True), 1.0)

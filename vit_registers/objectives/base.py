@@ -51,18 +51,22 @@ class Objective(Protocol):
 
     def __init__(self, config: Any) -> None:
         """From a Config. Checks nothing: the config of a checkpoint is of the past."""
+        ...
 
     def check(self) -> None:
         """Raises ConfigError for settings that cannot be trained with."""
+        ...
 
     def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:
         """(params, extra) before the first step. With `backbone`, its parameters are those."""
+        ...
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         """The batch as `loss` takes it: normalised, mixed or cropped on the device.
 
         Called once for a whole batch, before it is split into the micro-batches of gradient accumulation.
         """
+        ...
 
     def loss(
         self, params: Any, extra: Any, batch: Batch, step: jax.Array, key: jax.Array
@@ -72,9 +76,12 @@ class Objective(Protocol):
         The gradient is that of sums["loss"]; the other entries are reported as means. `step` is the number of
         steps before this one, int32.
         """
+        ...
 
     def after_update(self, params: Any, extra: Any, step: jax.Array) -> Any:
         """The `extra` after the optimiser has changed the parameters to `params` in that step."""
+        ...
 
     def eval_params(self, params: Any, extra: Any) -> Any:
         """The parameters that are evaluated, loaded and exported: the given ones or, say, the teacher's."""
+        ...

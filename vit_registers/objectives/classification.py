@@ -1,6 +1,6 @@
 """Supervised classification: a loss of logits against labels, with mixup and CutMix."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from vit_registers.objectives.losses import is_finite, make_loss_per_example
 class Classification:
     """The Objective (base.py) for objective.name='classification'. It keeps nothing beside the parameters."""
 
-    best = Best("top1", label="top-1", is_fraction=True)
-    views = (IMAGE,)
-    targets = (LABEL,)
-    is_additive = True
+    best: ClassVar[Best] = Best("top1", label="top-1", is_fraction=True)
+    views: ClassVar[tuple[str, ...]] = (IMAGE,)
+    targets: ClassVar[tuple[str, ...]] = (LABEL,)
+    is_additive: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         self._model, self._data = config.model, config.data
@@ -49,6 +49,7 @@ class Classification:
         loss_per_example = make_loss_per_example(self._settings, self._model.num_classes)
         graphdef, _ = abstract_model(self._model)
         logits_BxY = build(graphdef, params[BACKBONE])(batch.views[IMAGE], drop_key=key).logits
+        assert logits_BxY is not None, "the model has no head"
         label_BxY, mask_B = batch.targets[LABEL], batch.mask_B
         loss_B = loss_per_example(logits_BxY, label_BxY)
         is_right_B = logits_BxY.argmax(axis=-1) == label_BxY.argmax(axis=-1)

@@ -93,7 +93,8 @@ def mix(
 
     parts = tuple(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]) for x in (image, label, mask_B))
     mixed = jax.vmap(mix_group, in_axes=(None if is_global else 0, 0, 0, 0))(keys, *parts)
-    return tuple(x.reshape(-1, *x.shape[2:]) for x in mixed)
+    image, label, mask_B = (x.reshape(-1, *x.shape[2:]) for x in mixed)
+    return image, label, mask_B
 
 
 def _mix_group(

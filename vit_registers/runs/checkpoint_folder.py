@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -171,7 +171,7 @@ def _set_aside(run: str, name: str) -> str:
     return f"moved to {target}"
 
 
-def _suffixes() -> itertools.chain[str]:
+def _suffixes() -> Iterator[str]:
     return (f"-{i}" for i in itertools.count(1))
 
 
@@ -221,7 +221,9 @@ def find_step(run: str, step: int | None) -> int:
     if not steps:
         raise CheckpointError(f"{run} is not a run folder: there is no checkpoint in {checkpoint_root(run)}")
     if step is None:
-        return newest_intact_step(run)
+        newest = newest_intact_step(run)
+        assert newest is not None, "it raises where there are checkpoints and none is intact"
+        return newest
     if step not in steps:
         known = ", ".join(map(str, sorted(steps)))
         raise CheckpointError(f"{run} has no checkpoint of step {step}; it has {known}")

@@ -187,16 +187,19 @@ class Checkpoints:
 
         Raises CheckpointError where it cannot be read, or is that of another step.
         """
-        version = read_meta(self._run, self.restorable_step)["format"]
+        step = self.restorable_step
+        assert step is not None, "there is no checkpoint to restore"
+        version = read_meta(self._run, step)["format"]
         target = _items(abstract)
         args = ocp.args.Composite(state=restore_args(in_format(target, version), is_part=False))
-        where = self._root / str(self.restorable_step)
+        where = self._root / str(step)
         try:
-            items = from_format(self._manager.restore(self.restorable_step, args=args).state, version, target)
+            restored: Any = self._manager.restore(step, args=args)
+            items = from_format(restored.state, version, target)
         except Exception as error:
             raise CheckpointError(f"checkpoint {where} cannot be restored: {reason(error)}") from error
         state = TrainState(**{"ema": None, **items})
-        if int(state.step) != self.restorable_step:
+        if int(state.step) != step:
             raise CheckpointError(f"checkpoint {where} is damaged: its state is that of step {state.step}")
         return state
 

@@ -113,7 +113,9 @@ class Loop:
         )
 
     def _log(self) -> None:
-        step, metrics = self._fetch()
+        newest = self._fetch()
+        assert newest is not None, "called after a step"
+        step, metrics = newest
         self.progress.update(step, metrics["loss"])
         values = {f"train/{name}": value for name, value in metrics.items()}
         self._write(step, {**values, "train/skipped_steps": self._skipped})

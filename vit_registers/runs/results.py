@@ -146,7 +146,7 @@ def summarize(
     the median of what was logged.
     """
     found = evaluations(records, evaluators)
-    first = evaluators[0] if evaluators else None
+    first = evaluators[0] if evaluators else ""
     ranked = [
         (score, step)
         for step, values in found.items()

@@ -5,7 +5,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ class Keep:
         self._settings, self._best = settings, best
         self._score: dict[int, float] = {}
 
-    def note(self, step: int, metrics: dict[str, float | None] | None) -> None:
+    def note(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
         """Records what the evaluation at `step` gave. One that is not finite is never among the best."""
         if metrics is None or find_non_finite(metrics):
             return

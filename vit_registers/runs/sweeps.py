@@ -126,6 +126,7 @@ def count_parameters(model: Model) -> int:
 def load_module(path: str) -> ModuleType:
     """The config file as a module."""
     spec = importlib.util.spec_from_file_location(f"sweep_of_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -34,7 +34,7 @@ def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def make_mesh(mesh: Mesh, *, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """All devices, or the given ones, in the shape that the config asks for.
 
     Raises ConfigError where it does not fit them.
