@@ -189,4 +189,4 @@ def test_durations_in_epochs_become_steps():
 )
 def test_impossible_durations_are_refused(run, optimizer, message):
     with pytest.raises(ConfigError, match=message):
-        durations(Config(run=Run(**run), optimizer=Optimizer(**optimizer)), 100)
+        durations(Run(**run), Optimizer(**optimizer), Data(), 100)

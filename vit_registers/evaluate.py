@@ -35,6 +35,7 @@ from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.interop.description import describe_normalisation
+from vit_registers.runs.parameters import eval_params_name, is_converted, read_params, trained_config
 from vit_registers.runs.ranking import find_non_finite
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
@@ -49,7 +50,7 @@ def evaluate(
     origin = loading.normalisation_origin(run, step)
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
         print(describe_normalisation(config.data, origin), file=sys.stderr)
-    name = params or loading.eval_params_name(run, step)
+    name = params or eval_params_name(run, step)
     mesh = sharding.make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     data = sharding.fit_evaluation(config.data, config.model, mesh, is_size_given=is_size_given)
@@ -65,7 +66,7 @@ def evaluate(
         table = check_classes(loader, config.model.num_classes, loading.trained_names(run, step))
     with jax.set_mesh(mesh):
         evaluators = make_evaluators(config, {split: EvalSplit(loader, split, table)}, mesh)
-        values = loading.read_params(run, step, config, mesh, params=params)
+        values = read_params(run, step, config, mesh, params=params)
         started = time.monotonic()
         result = {
             metric if evaluator == split else f"{evaluator}/{metric}": value
@@ -105,8 +106,8 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     split = result["split"].replace("/", "_")
     params = "" if result["params"] == "params" else f"-{result['params']}"
     plain = folder / f"{split}-{result['step']}{params}.json"
-    own = _settings(loading.trained_config(run, result["step"]))
-    if loading.is_converted(run, result["step"]):
+    own = _settings(trained_config(run, result["step"]))
+    if is_converted(run, result["step"]):
         own = result["settings"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             own = json.loads(plain.read_text())["settings"]

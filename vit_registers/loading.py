@@ -13,7 +13,6 @@ from vit_registers.config import (
     Config,
     Mesh,
     Model,
-    from_saved,
     image_size,
     lookup,
     may_change,
@@ -30,10 +29,10 @@ from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.vit import ViT
 from vit_registers.objectives.base import BACKBONE
-from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
-from vit_registers.training import averages, sharding
+from vit_registers.runs.parameters import read_params, trained_config
+from vit_registers.training import sharding
 
 PARAMS = ("params", "ema")  # trained, or averaged
 
@@ -103,11 +102,6 @@ def _runnable(model: Model, run: str) -> Model:
     return dataclasses.replace(model, attention="xla")
 
 
-def trained_config(run: str, step: int) -> Config:
-    """The config that a checkpoint was trained with."""
-    return from_saved(checkpoint_folder.read_meta(run, step)["config"])
-
-
 def training_data(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
     """The data that a checkpoint was trained on; None if it is not recorded, as for converted weights."""
     return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
@@ -122,51 +116,6 @@ def trained_names(run: str, step: int) -> tuple[str, ...] | None:
 def normalisation_origin(run: str, step: int) -> str | None:
     """The origin of the mean and deviation of a converted run; None for its config, or if not recorded."""
     return checkpoint_folder.read_meta(run, step).get("normalisation")
-
-
-def is_converted(run: str, step: int) -> bool:
-    """Whether a checkpoint holds converted weights instead of those of a training run."""
-    return checkpoint_folder.read_meta(run, step)["origin"] is not None
-
-
-def eval_params_name(run: str, step: int) -> str:
-    """The name of the parameters of a checkpoint that are evaluated.
-
-    "params", the trained ones; "ema", the average, after schedule-free training; "eval", those that the
-    objective computes from the state if it keeps more than parameters, such as a teacher.
-    """
-    if is_converted(run, step):  # only the evaluated parameters were converted
-        return "params"
-    config = trained_config(run, step)
-    return "eval" if _shapes(config)[1] else averages.eval_field(config.optimizer)
-
-
-def _shapes(config: Config) -> tuple[Any, Any]:
-    """The (params, extra) of the objective of `config`, as shapes."""
-    return jax.eval_shape(make_objective(config).init, jax.random.key(0))
-
-
-def read_params(
-    run: str, step: int, config: Config, mesh: jax.sharding.Mesh, *, params: str | None = None
-) -> Any:
-    """The parameters of a checkpoint over `mesh`, with the backbone under BACKBONE.
-
-    `config` is that of read_config. `params` is "params", "ema", or None for those that the objective
-    evaluates. Raises CheckpointError where they are missing.
-    """
-    name = params or eval_params_name(run, step)
-    shapes, extra = _shapes(config)
-    if is_converted(run, step):
-        shapes = {BACKBONE: shapes[BACKBONE]}
-
-    def place(tree: Any) -> Any:
-        return jax.tree.map(sharding.place, tree, sharding.parameter_shardings(tree, mesh))
-
-    if name != "eval":
-        return checkpoint_folder.read_state(run, step, {name: place(shapes)})[name]
-    field = averages.eval_field(config.optimizer)
-    state = checkpoint_folder.read_state(run, step, {field: place(shapes), "extra": place(extra)})
-    return make_objective(config).eval_params(state[field], state["extra"])
 
 
 def read_model(

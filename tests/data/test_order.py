@@ -64,7 +64,7 @@ def test_two_processes_train_on_the_batches_of_one(kind, make_loader, small):
     loader = make_loader(kind, train_ops="random_crop(2)")
     one = small.take(loader.host_train_batches(4, process_index=0, process_count=1), 8)
     two = [small.take(loader.host_train_batches(4, process_index=p, process_count=2), 8) for p in range(2)]
-    for whole, first, second in zip(one, *two, strict=True):
+    for whole, first, second in zip(*map(jax.tree.leaves, (one, *two)), strict=True):
         halves = [x.reshape(8, 5, *x.shape[1:]) for x in (first, second)]
         np.testing.assert_array_equal(whole, np.concatenate(halves, 1).reshape(whole.shape))
 

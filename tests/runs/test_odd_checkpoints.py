@@ -395,7 +395,7 @@ def test_parameters_that_a_checkpoint_does_not_have_are_named(run):
         read_state(str(run), 33, {"params": {"other": abstract["kernel"]}})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 3}'])
 def test_a_meta_that_cannot_be_read_is_one_line(run, text):
     (run / "checkpoints" / "33" / "meta" / "metadata").write_text(text)
     with pytest.raises(CheckpointError, match=r"meta (cannot be read|has format 2)") as error:

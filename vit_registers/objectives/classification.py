@@ -16,10 +16,10 @@ from vit_registers.objectives.losses import is_finite, make_loss_per_example
 class Classification:
     """The Objective (base.py) for objective.name='classification'. It keeps nothing beside the parameters."""
 
-    best: ClassVar = Best("top1", label="top-1", is_fraction=True)
+    best: ClassVar[Best] = Best("top1", label="top-1", is_fraction=True)
     views: ClassVar[tuple[str, ...]] = (IMAGE,)
     targets: ClassVar[tuple[str, ...]] = (LABEL,)
-    is_additive: ClassVar = True
+    is_additive: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         self._model, self._data = config.model, config.data

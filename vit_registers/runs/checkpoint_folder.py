@@ -220,7 +220,9 @@ def find_step(run: str, step: int | None) -> int:
     steps = list_steps(run)
     if not steps:
         raise CheckpointError(f"{run} is not a run folder: there is no checkpoint in {checkpoint_root(run)}")
-    if step is None and (newest := newest_intact_step(run)) is not None:
+    if step is None:
+        newest = newest_intact_step(run)
+        assert newest is not None, "it raises where there are checkpoints and none is intact"
         return newest
     if step not in steps:
         known = ", ".join(map(str, sorted(steps)))

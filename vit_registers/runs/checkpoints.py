@@ -188,13 +188,14 @@ class Checkpoints:
         Raises CheckpointError where it cannot be read, or is that of another step.
         """
         step = self.restorable_step
-        assert step is not None
+        assert step is not None, "there is no checkpoint to restore"
         version = read_meta(self._run, step)["format"]
         target = _items(abstract)
         args = ocp.args.Composite(state=restore_args(in_format(target, version), is_part=False))
         where = self._root / str(step)
         try:
-            items = from_format(self._manager.restore(step, args=args)["state"], version, target)
+            restored: Any = self._manager.restore(step, args=args)
+            items = from_format(restored.state, version, target)
         except Exception as error:
             raise CheckpointError(f"checkpoint {where} cannot be restored: {reason(error)}") from error
         state = TrainState(**{"ema": None, **items})

@@ -114,7 +114,7 @@ class Loop:
 
     def _log(self) -> None:
         newest = self._fetch()
-        assert newest is not None  # a step has been taken since the last look
+        assert newest is not None, "called after a step"
         step, metrics = newest
         self.progress.update(step, metrics["loss"])
         values = {f"train/{name}": value for name, value in metrics.items()}

@@ -29,7 +29,7 @@ class Watchdog:
         if limit_s is None:
             limit_s = SEVERAL_PROCESSES_S if jax.process_count() > 1 else 0.0
         self._limit_s, self._end = limit_s, end
-        self._under_way: deque[tuple[int, Any]] = deque()
+        self._under_way: deque[tuple[int, Any]] = deque()  # (step, array)
         self._doing, self._factor = "the first step", SLOW_FACTOR
         self._last_step, self._since = None, time.monotonic()
         self._closing = threading.Event()

@@ -77,10 +77,12 @@ def state_shardings(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState
             lambda node: layouts.get(jax.tree.structure(node), whole), tree, is_leaf=is_like_params
         )
 
-    return TrainState(
-        step=whole,
-        params=params,
-        opt_state=layout_like_params(abstract.opt_state),
-        ema=None if abstract.ema is None else params,
-        extra=layout_like_params(abstract.extra),
-    )
+    # A TrainState of shardings in the place of arrays.
+    leaves: dict[str, Any] = {
+        "step": whole,
+        "params": params,
+        "opt_state": layout_like_params(abstract.opt_state),
+        "ema": None if abstract.ema is None else params,
+        "extra": layout_like_params(abstract.extra),
+    }
+    return TrainState(**leaves)
