@@ -1,4 +1,5 @@
-# make demo: train on digits, evaluate, draw; make test; make check. Each makes its own environment first.
+# make demo: train on digits, evaluate, draw. make quick: the tests that are not slow; make test: all.
+# make check: style and types. Each makes its own environment first.
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
@@ -6,7 +7,7 @@ STEPS ?= 2000
 EXTRAS ?= test
 PY := $(VENV)/bin/python
 
-.PHONY: demo test check clean
+.PHONY: demo quick test check clean
 
 $(VENV)/ready-$(EXTRAS): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
@@ -26,9 +27,13 @@ demo: $(VENV)/ready-$(EXTRAS)
 test: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m pytest -n 2 --dist worksteal
 
+quick: $(VENV)/ready-$(EXTRAS)
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+
 check: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m pyright --pythonpath $(PY)
 
 clean:
 	rm -rf $(VENV)

@@ -104,7 +104,7 @@ def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
     """The array, without a copy if possible."""
     if not hasattr(value, "detach"):
         return np.asarray(value, dtype)
-    import torch  # already imported, as the tensor is one of torch
+    import torch  # pyright: ignore[reportMissingImports]  # already imported, as the tensor is one of torch
 
     tensor = value.detach().cpu().resolve_conj().resolve_neg()
     if dtype.isbuiltin == 1:
@@ -256,7 +256,7 @@ for _name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
 def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     """The tensors of a torch file by name; keys of nested dicts are joined by dots. Zip files are mapped."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
         advice = "pip install torch, or convert it to safetensors where torch is"
         raise CheckpointError(f"{path} is a torch file, which needs torch: {advice}") from error
