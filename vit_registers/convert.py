@@ -123,7 +123,7 @@ def to_run(source: Input, output: str) -> None:
         origin += f", read as {source.checkpoint.found.source}"
     else:
         data = loading.training_data(source.path, source.checkpoint)
-    write_parameter_overview(params, run / "parameters.txt")
+    write_parameter_overview({BACKBONE: params}, run / "parameters.txt")
     write_mask_file(source.config.model, run)
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     with Checkpoints(output, source.config, data=data) as written:

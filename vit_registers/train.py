@@ -77,7 +77,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     )
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
-    loader, others, data = open_splits(config)
+    loader, splits, data = open_splits(config)
     check_memory(config.model, config.data, mesh, training=config.optimizer)
     durations = make_durations(config.run, config.optimizer, config.data, data.num_examples)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
@@ -88,7 +88,6 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if LABEL in setup.objective.targets:
             # The names of a resumed run's classes were compared when its folder was opened.
             check_classes(loader, config.model.num_classes)
-        splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
         evaluators = state_evaluators(config, setup.objective, splits, mesh)
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
@@ -129,31 +128,24 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if writer is not None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
-            write_result(run, setup, checkpoints, durations, [*evaluators], made)
+            write_finished(run, loop, setup, state, made)
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
 
 
-def write_result(
-    run: Path,
-    setup: Setup,
-    checkpoints: Checkpoints,
-    durations: Durations,
-    evaluators: list[str],
-    made: dict[str, Any],
-) -> None:
-    """Writes RUN/result.json of a finished run. Raises TrainingError if the run folder is gone."""
-    checkpoints.check_folder()
+def write_finished(run: Path, loop: Loop, setup: Setup, state: TrainState, made: dict[str, Any]) -> None:
+    """Writes RUN/result.json after the last step; `made` is from results.made_with()."""
+    loop.checkpoints.check_folder()
     results.write_result(
         run,
-        evaluators=evaluators,
-        total_steps=durations.total_steps,
-        params=setup.abstract.params,
+        evaluators=[*loop.evaluators],
+        total_steps=loop.durations.total_steps,
+        params=state.params,
         best=setup.objective.best,
         made=made,
-        steps=durations.evaluations_until(durations.total_steps),
-        known=checkpoints.evaluations,
+        steps=loop.durations.evaluations_until(loop.durations.total_steps),
+        known=loop.checkpoints.evaluations,
     )
 
 
@@ -166,7 +158,7 @@ def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int
 
 
 def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn]:
-    """The data set, the splits of data.also_eval, and what is trained on.
+    """(data set, splits to evaluate on with data.eval_split first, data that is trained on).
 
     Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
     where the processes of a job do not have the same data.
@@ -182,7 +174,8 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
     distributed.require_same(
         {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
     )
-    return loader, others, TrainedOn(class_names=names, num_examples=number)
+    splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
+    return loader, splits, TrainedOn(class_names=names, num_examples=number)
 
 
 def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -> None:
