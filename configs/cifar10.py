@@ -13,7 +13,18 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run, parse_arg, to_config_dict
+from vit_registers.config import (
+    Checkpoint,
+    ClassificationSettings,
+    Config,
+    Data,
+    Model,
+    ObjectiveSettings,
+    Optimizer,
+    Run,
+    parse_arg,
+    to_config_dict,
+)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -43,7 +54,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             eval_ops="",
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
-            mixup_alpha=0.2,
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                mixup_alpha=0.2,
+            ),
         ),
         optimizer=Optimizer(warmup_epochs=5.0),
         run=Run(total_epochs=a.epochs, eval_every_epochs=5.0, seed=a.seed),

@@ -10,7 +10,18 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run, parse_arg, to_config_dict
+from vit_registers.config import (
+    Checkpoint,
+    ClassificationSettings,
+    Config,
+    Data,
+    Model,
+    ObjectiveSettings,
+    Optimizer,
+    Run,
+    parse_arg,
+    to_config_dict,
+)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -39,7 +50,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             eval_ops="",
             mean=(0.5,),
             std=(0.5,),
-            mixup_alpha=0.2,
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                mixup_alpha=0.2,
+            ),
         ),
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=min(100, a.steps // 5)),
         checkpoint=Checkpoint(every_steps=500),

@@ -23,9 +23,11 @@ from ml_collections import ConfigDict
 from vit_registers import recipes
 from vit_registers.config import (
     Checkpoint,
+    ClassificationSettings,
     Config,
     Data,
     Model,
+    ObjectiveSettings,
     Optimizer,
     Run,
     lookup,
@@ -71,7 +73,11 @@ def _cifar(size: int, epochs: float) -> Config:
             eval_ops="" if size == 32 else "central_crop",
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
-            mixup_alpha=0.2,
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                mixup_alpha=0.2,
+            ),
         ),
         optimizer=Optimizer(learning_rate=1e-3, warmup_epochs=5.0),
         run=Run(total_epochs=epochs, eval_every_epochs=10.0, use_tensorboard=False),
@@ -103,7 +109,11 @@ def _digits(steps: int) -> Config:
             eval_ops="",
             mean=(0.5,),
             std=(0.5,),
-            mixup_alpha=0.2,
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                mixup_alpha=0.2,
+            ),
         ),
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=min(100, steps // 5)),
         run=Run(

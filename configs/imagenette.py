@@ -10,7 +10,18 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run, parse_arg, to_config_dict
+from vit_registers.config import (
+    Checkpoint,
+    ClassificationSettings,
+    Config,
+    Data,
+    Model,
+    ObjectiveSettings,
+    Optimizer,
+    Run,
+    parse_arg,
+    to_config_dict,
+)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -41,8 +52,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
             eval_batch_size=256,
             train_ops="inception_crop(area_min=0.25) | flip",
             eval_ops="resize_small(144) | central_crop",
-            mixup_alpha=0.2,
-            cutmix_alpha=1.0,
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                mixup_alpha=0.2,
+                cutmix_alpha=1.0,
+            ),
         ),
         optimizer=Optimizer(warmup_epochs=5.0),
         run=Run(total_epochs=a.epochs, eval_every_epochs=5.0, seed=a.seed),

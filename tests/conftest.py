@@ -123,8 +123,10 @@ def untrained():
     from vit_registers.training.state import TrainState
 
     def untrained(folder, config, **meta):
-        params = jax.jit(lambda: init_params(config.model, seed=config.run.seed))()
-        state = TrainState(step=jax.numpy.ones((), jax.numpy.int32), params=params, opt_state=None, ema=None)
+        params = jax.jit(lambda: init_params(config.model, key=jax.random.key(config.run.seed)))()
+        state = TrainState(
+            step=jax.numpy.ones((), jax.numpy.int32), params={"vit": params}, opt_state=None, ema=None
+        )
         with Checkpoints(str(folder), config, **meta) as written:
             written.save(state, {"top1": 0.5})
         return params

@@ -84,7 +84,7 @@ def test_every_split_is_opened_before_anything_is_compiled(
             "data.loader": loader,
             "data.data_dir": str(place),
             "model.num_classes": 1 if name == "folder" else 10,
-            "optimizer.loss": "sigmoid",
+            "objective.classification.loss": "sigmoid",
             f"data.{setting}": split,
         },
     )

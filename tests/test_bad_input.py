@@ -206,5 +206,5 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(run
     # The first step has the rate 0, and every later one an update whose norm is infinite.
     args += ("--config.optimizer.learning_rate=1e30", "--config.optimizer.grad_clip_norm=None")
     result = run("train", *args, "--config.run.eval_every_steps=1")
-    _assert_one_line(result, "step 12: norm of the update is inf; it is the 11. in a row")
+    _assert_one_line(result, "step 12: norm of the update is inf; 11 consecutive steps are not finite")
     assert "The last good checkpoint is that of step 1;" in result[2]

@@ -41,11 +41,11 @@ def overflowing(tmp_path, monkeypatch):
 
     config = config_lib.override(digits.get_config("steps=2"), SETTINGS)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=0.0))
-    params = jax.jit(lambda: init_params(config.model, seed=config.run.seed))()
+    params = jax.jit(lambda: init_params(config.model, key=jax.random.key(config.run.seed)))()
     params["head"]["kernel"] = jnp.full_like(params["head"]["kernel"], 3e38)
     run = tmp_path / "overflowing"
     with Checkpoints(str(run), config) as written:
-        state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
+        state = TrainState(step=jnp.zeros((), jnp.int32), params={"vit": params}, opt_state=None, ema=None)
         written.save(state, None, origin="the test")
     return run
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import vit_registers
 from vit_registers.config import Config, Data, InitFrom, Model
-from vit_registers.data.batch import Batch, relabel
+from vit_registers.data.batch import labelled_batch, relabel
 from vit_registers.data.class_names import match
 from vit_registers.data.loaders import open_data, open_others
 from vit_registers.errors import ConfigError
@@ -161,9 +161,9 @@ def test_other_data_that_are_evaluated_while_training_are_matched_by_name(folder
     assert others["digits:train"].table is None
     assert others["folder:val"].table.tolist() == [1, 3]
     assert "data 'folder' has 2 of the 10 classes" in capsys.readouterr().out
-    batch = Batch(np.zeros((3, 8, 8, 1), np.uint8), np.array([1, -1, 0]), np.ones(3, bool))
+    batch = labelled_batch(np.zeros((3, 8, 8, 1), np.uint8), np.array([1, -1, 0]), np.ones(3, bool))
     (changed,) = relabel([batch], others["folder:val"].table)
-    assert changed.label_B.tolist() == [3, -1, 1]
+    assert changed.targets["label"].tolist() == [3, -1, 1]
 
 
 def test_a_head_is_kept_for_its_own_classes_only(run):

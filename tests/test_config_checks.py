@@ -9,16 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.config import Config, Model, check_section, from_mapping, override, to_dict
+from vit_registers.config import Config, Model, check_section, flatten, from_mapping, override, to_dict
 from vit_registers.config.checks import MAX_STEPS, RULES
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import durations
 
-SETTINGS = {
-    f"{section.name}.{name}": hint
-    for section in dataclasses.fields(Config)
-    for name, hint in typing.get_type_hints(section.type).items()
-}
+
+def _settings(section, prefix=""):
+    """{name: type} of all settings, also of sections within sections."""
+    found = {}
+    for name, hint in typing.get_type_hints(section).items():
+        inner = dataclasses.is_dataclass(hint)
+        found |= _settings(hint, f"{prefix}{name}.") if inner else {f"{prefix}{name}": hint}
+    return found
+
+
+SETTINGS = _settings(Config)
 TUPLES = {"model.image_size": 2, "data.image_size": 2, "data.mean": 3, "data.std": 3, "data.also_eval": 1}
 
 
@@ -87,10 +93,10 @@ CANNOT_BE = [
     ("data.std", (0.5, 0.5, -0.5), "> 0"),
     ("data.std", (0.5, 0.5, 1e-40), "> 0 in float32"),
     ("data.mean", (0.5, 0.5, 1e39), "a finite number"),
-    ("data.mixup_alpha", -1.0, ">= 0"),
-    ("data.mixup_alpha", 1e-39, "0 for none"),
-    ("data.cutmix_alpha", -1.0, ">= 0"),
-    ("data.mix_groups", 0, ">= 1"),
+    ("objective.classification.mixup_alpha", -1.0, ">= 0"),
+    ("objective.classification.mixup_alpha", 1e-39, "0 for none"),
+    ("objective.classification.cutmix_alpha", -1.0, ">= 0"),
+    ("objective.classification.mix_groups", 0, ">= 1"),
     ("data.image_size", (0, 32), ">= 1"),
     ("data.batch_size", 0, ">= 1"),
     ("data.eval_batch_size", 0, ">= 1"),
@@ -142,8 +148,8 @@ def test_what_cannot_be_meant_is_refused_with_what_is_wanted(name, value, wanted
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("data.mixup_alpha", 1e-30),
-        ("data.cutmix_alpha", 0.0),
+        ("objective.classification.mixup_alpha", 1e-30),
+        ("objective.classification.cutmix_alpha", 0.0),
         ("optimizer.ema_decay", 0.0),
         ("optimizer.ema_decay", 0.99999),
         ("optimizer.b1", 0.0),
@@ -162,13 +168,7 @@ def test_what_cannot_be_meant_is_refused_with_what_is_wanted(name, value, wanted
     ],
 )
 def test_the_ends_of_what_can_be_are_taken(name, value):
-    assert dict(_flat(override(to_dict(Config()), {name: value})))[name] == value
-
-
-def _flat(config):
-    for section in dataclasses.fields(config):
-        for name, value in vars(getattr(config, section.name)).items():
-            yield f"{section.name}.{name}", value
+    assert flatten(to_dict(override(to_dict(Config()), {name: value})))[name] == value
 
 
 def test_all_are_listed_in_one_line():
@@ -213,14 +213,14 @@ def test_sections_by_themselves():
 def test_lengths_that_no_run_has_are_refused():
     base = override(to_dict(Config()), {"run.total_epochs": 1e7, "data.batch_size": 1})
     with pytest.raises(ConfigError, match=r"run.total is 5e\+08 steps: want <= 100,000,000"):
-        durations(base, 50)
-    assert durations(base, 10).total_steps == MAX_STEPS
+        durations(base.run, base.optimizer, base.data, 50)
+    assert durations(base.run, base.optimizer, base.data, 10).total_steps == MAX_STEPS
 
 
 @pytest.mark.parametrize("alpha", [1.2e-38, 1e-30, 1e-3, 1.0, 1e10, 3e38])
 def test_every_alpha_that_is_taken_gives_shares(alpha):
     """jax.random.beta gives NaN for what is 0 in float32."""
-    override(to_dict(Config()), {"data.mixup_alpha": alpha})
+    override(to_dict(Config()), {"objective.classification.mixup_alpha": alpha})
     keys = jax.random.split(jax.random.key(0), 64)
     lam = jax.jit(jax.vmap(lambda key: jax.random.beta(key, jnp.float32(alpha), jnp.float32(alpha))))(keys)
     assert np.all((lam >= 0) & (lam <= 1))

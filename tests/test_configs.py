@@ -172,7 +172,7 @@ def test_durations_in_epochs_become_steps():
         optimizer=Optimizer(warmup_steps=10_000),
         run=Run(total_epochs=90.0, eval_every_epochs=1.0),
     )
-    lengths = durations(config, 1_268_355)
+    lengths = durations(config.run, config.optimizer, config.data, 1_268_355)
     assert (lengths.total_steps, lengths.warmup_steps, lengths.eval_every_steps) == (111_477, 10_000, 1239)
 
 
@@ -187,4 +187,4 @@ def test_durations_in_epochs_become_steps():
 )
 def test_impossible_durations_are_refused(run, optimizer, message):
     with pytest.raises(ConfigError, match=message):
-        durations(Config(run=Run(**run), optimizer=Optimizer(**optimizer)), 100)
+        durations(Run(**run), Optimizer(**optimizer), Data(), 100)

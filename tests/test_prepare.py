@@ -63,9 +63,9 @@ def test_builders_are_prepared_and_read_by_path(file, class_name, given, prepare
         opened = open_data(Config(model=Model(image_size=(8, 8), channels=1, num_classes=3), data=data))
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         batch = next(iter(opened.eval_batches("train", sharding)))
-        number_B = np.asarray(batch.image_BxHxWxC)[:, 0, 0, 0] // 3
+        number_B = np.asarray(batch.views["image"])[:, 0, 0, 0] // 3
         assert sorted(number_B) == list(range(6))  # TFDS shuffles
-        assert np.asarray(batch.label_B).tolist() == [number % 3 for number in number_B]
+        assert np.asarray(batch.targets["label"]).tolist() == [number % 3 for number in number_B]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ STEPS = (
 )
 EPOCHS = (  # the rate is by the epoch, which has 10 steps
     "--config.data.batch_size=20",
-    "--config.data.mix_groups=5",
+    "--config.objective.classification.mix_groups=5",
     "--config.optimizer.warmup_epochs=1",
     "--config.run.total_epochs=5",
     "--config.run.eval_every_epochs=None",

@@ -57,7 +57,7 @@ def _given(place, which):
 def _images(opened):
     mesh = make_mesh(opened.config.mesh)
     batch: Batch = next(iter(opened.loader.eval_batches("all", batch_sharding(mesh))))
-    return np.asarray(batch.image_BxHxWxC)
+    return np.asarray(batch.views["image"])
 
 
 @pytest.mark.parametrize("setting", ["model.image_size", "data.image_size"])

@@ -119,7 +119,7 @@ def _timeless_table(work):
     assert [row.num_runs for row in rows] == [2, 2]
     assert all(row.time_s > 0 and row.std > 0 for row in rows)
     rows = [dataclasses.replace(row, time_s=None) for row in rows]
-    return tabulate.markdown(rows, cells[0].labels, metric="test", which="last")
+    return tabulate.markdown(rows, cells[0].labels, title="test top-1 in % (last)")
 
 
 # --- with a stand-in for training ------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_missing_runs_are_counted_and_never_invented(make, finish):
     for run in (work.runs[0], work.runs[4], work.runs[1]):
         finish(run, 0.5)
     rows, cells, base = _rows(work)
-    text = tabulate.markdown(rows, base.labels, metric="test", which="last")
+    text = tabulate.markdown(rows, base.labels, title="test top-1 in % (last)")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert lines[0] == [
         *("positions", "num_registers", "test top-1 in % (last)", "runs"),
@@ -134,7 +134,7 @@ def test_config_file_says_labels_baseline_and_published_numbers(work, config, ma
     assert base.labels == {"positions": "NONE", "R": "0"}
     assert rows[0].difference == pytest.approx(50.0)
     assert [row.published for row in rows] == [None, 61.5, None, None]
-    text = tabulate.markdown(rows, base.labels, metric="test", which="last")
+    text = tabulate.markdown(rows, base.labels, title="test top-1 in % (last)")
     assert (
         "| LEARNED | 2 | 37.50 ± 17.68 | 2 | +25.00 | +2.00 | 3,882 | 10.5 | 61.5 | arXiv:0, table 1 |"
         in text
@@ -177,8 +177,10 @@ def test_evaluations_that_are_not_finite_are_left_out_and_counted(make, finish, 
         (line,) = tabulate.left_out(cells, "test", which)
         assert line.endswith("not finite: 1 of 2 runs of positions=learned, num_registers=0")
     assert tabulate.left_out(cells, "real", "last") == []
-    assert "not finite" in sweeps.top1_text(sweeps.read_result(work.runs[0]))
-    assert re.fullmatch(r"top1 0\.\d{4} \(1\d s\)", sweeps.top1_text(sweeps.read_result(work.runs[1])))
+    assert "not finite" in sweeps.result_text(sweeps.read_result(work.runs[0]), work.runs[0].best)
+    assert re.fullmatch(
+        r"top1 0\.\d{4} \(1\d s\)", sweeps.result_text(sweeps.read_result(work.runs[1]), work.runs[1].best)
+    )
 
 
 def test_without_a_finished_run_the_table_says_what_is_planned(make):

@@ -27,7 +27,7 @@ from jax.experimental import topologies
 
 from vit_registers import cli
 from vit_registers.config import Config, image_size
-from vit_registers.data.batch import Batch
+from vit_registers.data.batch import labelled_batch
 from vit_registers.errors import ConfigError
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -96,7 +96,7 @@ def compile_step(config: Config, topology: str) -> tuple[jax.stages.Compiled, in
     )
     setup = set_up(config, durations, mesh)
     batch, layout = config.data.batch_size, sharding.batch_sharding(mesh)
-    shapes = Batch(
+    shapes = labelled_batch(
         jax.ShapeDtypeStruct((batch, *image_size(config), config.model.channels), "uint8", sharding=layout),
         jax.ShapeDtypeStruct((batch,), "int32", sharding=layout),
         jax.ShapeDtypeStruct((batch,), "bool", sharding=layout),

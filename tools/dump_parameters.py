@@ -23,8 +23,8 @@ from jax.sharding import AbstractMesh
 from vit_registers import cli
 from vit_registers.config import Config, override
 from vit_registers.errors import ConfigError
-from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaf_of, path_text
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
@@ -65,13 +65,16 @@ def table(config: Config, num_devices: int) -> str:
     """The overview of `config` on so many devices, which need not be there. Raises ConfigError."""
     shape = sharding.mesh_shape(config.mesh, num_devices)
     mesh = AbstractMesh(shape, sharding.AXES)
-    sharding.check_divisible(config, mesh)
+    sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
     durations = Durations(total_steps=100, warmup_steps=10, eval_every_steps=10, steps_per_epoch=10.0)
     optimizer = make_optimizer(config.optimizer, durations)
-    _, params = abstract_model(config.model)
-    shapes = jax.eval_shape(
-        lambda params: state_from(params, settings=config.optimizer, optimizer=optimizer), params
-    )
+    objective = make_objective(config)
+
+    def make_state() -> TrainState:
+        params, extra = objective.init(jax.random.key(config.run.seed))
+        return state_from(params, extra, settings=config.optimizer, optimizer=optimizer)
+
+    shapes = jax.eval_shape(make_state)
     return overview(jax.tree.map(sharding.place, shapes, state_shardings(shapes, mesh)))
 
 
@@ -102,7 +105,12 @@ def overview(state: TrainState) -> str:
     mesh = jax.tree.leaves(state.params)[0].sharding.mesh
     sizes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     lines += ["", f"mesh: {sizes}", f"parameters: {count:,} in {len(rows) - 1} tensors", "MiB/device:"]
-    parts = {"parameters": state.params, "optimiser": state.opt_state, "average": state.ema}
+    parts = {
+        "parameters": state.params,
+        "optimiser": state.opt_state,
+        "average": state.ema,
+        "extra": state.extra,
+    }
     for name, part in parts.items():
         lines.append(f"  {name:<12}{_mib(sum(map(_bytes, jax.tree.leaves(part)))):>12}")
     lines.append(f"  {'all':<12}{_mib(sum(map(_bytes, jax.tree.leaves(state)))):>12}")

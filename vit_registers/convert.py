@@ -38,6 +38,7 @@ from vit_registers.interop.tensor_map import Entry
 from vit_registers.interop.values import check_leaves
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaves_of, lookup_leaf, path_text
+from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
 from vit_registers.runs.run_lock import RunLock
@@ -67,7 +68,7 @@ class Source:
         if self.opened is not None:
             return reading.read_leaves(self.opened)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, params = loading.read_model(self.path, self.step, self.config.model, mesh, params=self.params)
+        _, params = loading.read_model(self.path, self.step, self.config, mesh, params=self.params)
         check_leaves(leaves_of(params), f"{self.path}, step {self.step}")
         return params
 
@@ -113,11 +114,11 @@ def to_run(source: Source, output: str) -> None:
     origin = f"from {source.path}"
     if source.opened is not None:
         origin += f", read as {source.opened.found.source}"
-    write_parameter_overview(params, run / "parameters.txt")
+    write_parameter_overview({BACKBONE: params}, run / "parameters.txt")
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     data = None if source.opened is not None else loading.trained_on(source.path, source.step)
     with Checkpoints(output, source.config, data=data) as written:
-        state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
+        state = TrainState(step=jnp.zeros((), jnp.int32), params={BACKBONE: params}, opt_state=None, ema=None)
         written.save(state, None, origin=origin, normalisation=source.normalisation)
 
 
@@ -154,7 +155,7 @@ def check(source: Source, output: str, exported: targets.Export | None, dtype: s
     if exported is None:
         step, config = loading.read_config(output)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, there = loading.read_model(output, step, config.model, mesh)
+        _, there = loading.read_model(output, step, config, mesh)
         others = leaves_of(there)
         leaves = reading.iter_leaves(source.opened) if source.opened else leaves_of(source.read()).items()
         return compare(leaves, others, np.float32, output)

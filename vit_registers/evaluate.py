@@ -1,4 +1,4 @@
-"""Evaluates a run: loss, top-1 and top-5 of its newest checkpoint over a split, each image once.
+"""Evaluates a run: the metrics of its newest checkpoint over a split, such as loss, top-1 and top-5.
 
     python -m vit_registers.evaluate --checkpoint=runs/digits [--step=200] [--config.data.eval_split=test]
 
@@ -31,14 +31,14 @@ from ml_collections import config_flags
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config
-from vit_registers.data.batch import relabel
-from vit_registers.data.loaders import check_classes, open_data
+from vit_registers.data.loaders import EvalSplit, check_classes, open_data
 from vit_registers.errors import ConfigError
-from vit_registers.evaluation.classification import make_evaluate
+from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
+from vit_registers.runs.parameters import eval_params_name, is_converted, read_params, trained_config
+from vit_registers.runs.ranking import find_non_finite
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
-from vit_registers.training.metrics import find_non_finite
 
 
 def evaluate(
@@ -49,28 +49,35 @@ def evaluate(
     origin = loading.normalisation_origin(run, step)
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
         print(loading.describe_normalisation(config.data, origin), file=sys.stderr)
-    params = params or loading.counting_params(run, step)
+    name = params or eval_params_name(run, step)
     mesh = sharding.make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
-    config = sharding.fit_evaluation(config, mesh, is_size_given=is_size_given)
-    if not config.model.num_classes:
+    data = sharding.fit_evaluation(config.data, config.model, mesh, is_size_given=is_size_given)
+    config = dataclasses.replace(config, data=data)
+    if not has_evaluators(config):
         raise ConfigError(
             f"{run} has no head, so there is nothing to evaluate: fine-tune it first, or add one"
         )
-    loader = open_data(config)
-    check_memory(config, mesh, is_training=False)
-    table = check_classes(config, loader, loading.trained_names(run, step))
+    loader, split = open_data(config), config.data.eval_split
+    check_memory(config.model, config.data, mesh, training=None)
+    table = None
+    if config.model.num_classes:
+        table = check_classes(config, loader, loading.trained_names(run, step))
     with jax.set_mesh(mesh):
-        graphdef, values = loading.read_model(run, step, config.model, mesh, params=params)
+        evaluators = make_evaluators(config, {split: EvalSplit(loader, split, table)}, mesh)
+        values = read_params(run, step, config, mesh, params=params)
         started = time.monotonic()
-        batches = loader.eval_batches(config.data.eval_split, sharding.batch_sharding(mesh))
-        result = make_evaluate(config, graphdef, mesh)(values, relabel(batches, table))
+        result = {
+            metric if evaluator == split else f"{evaluator}/{metric}": value
+            for evaluator, evaluate_params in evaluators.items()
+            for metric, value in evaluate_params(values).items()
+        }
     return {
         "checkpoint": run,
         "step": step,
-        "params": params,
+        "params": name,
         "data": config.data.name,
-        "split": config.data.eval_split,
+        "split": split,
         **result,
         "left_out": loader.num_broken,
         "seconds": round(time.monotonic() - started, 3),
@@ -98,8 +105,8 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     split = result["split"].replace("/", "_")
     params = "" if result["params"] == "params" else f"-{result['params']}"
     plain = folder / f"{split}-{result['step']}{params}.json"
-    own = _settings(loading.trained_config(run, result["step"]))
-    if loading.is_converted(run, result["step"]):
+    own = _settings(trained_config(run, result["step"]))
+    if is_converted(run, result["step"]):
         own = result["settings"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             own = json.loads(plain.read_text())["settings"]
@@ -124,7 +131,8 @@ def main() -> None:
             continue
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name:<12}{shown}")
-    if found := find_non_finite(result):
+    numbers = {key: value for key, value in result.items() if value is None or isinstance(value, int | float)}
+    if found := find_non_finite(numbers):
         print(f"{'warning':<12}{found}")
     folder = cli.writable_folder(values.out or f"{values.checkpoint}/evaluation", "--out")
     path = result_path(folder, values.checkpoint, result)
@@ -136,7 +144,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Run folder.")
     flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest intact one if not given.")
     flags.DEFINE_enum(
-        "params", None, ["params", "ema"], "The trained parameters, or their average; by default what counts."
+        "params",
+        None,
+        ["params", "ema"],
+        "The trained parameters or their average; those that the objective evaluates if not given.",
     )
     flags.DEFINE_string("out", None, "Folder for the JSON file; RUN/evaluation if not given.")
     cli.define_settings()

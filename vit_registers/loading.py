@@ -18,7 +18,8 @@ from vit_registers.config import (
     InitFrom,
     Mesh,
     Model,
-    from_mapping,
+    checks,
+    from_saved,
     image_size,
     lookup,
     may_change,
@@ -39,8 +40,10 @@ from vit_registers.models.params import abstract_model, build
 from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.vit import ViT
+from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
-from vit_registers.training import averages, sharding
+from vit_registers.runs.parameters import read_params, trained_config
+from vit_registers.training import sharding
 
 PARAMS = ("params", "ema")  # trained, or averaged
 
@@ -107,11 +110,6 @@ def _runnable(model: Model, run: str) -> Model:
     return dataclasses.replace(model, attention="xla")
 
 
-def trained_config(run: str, step: int) -> Config:
-    """The config that a checkpoint was trained with."""
-    return from_mapping(checkpoint_folder.read_meta(run, step)["config"], checked=())
-
-
 def trained_on(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
     """What a checkpoint was trained on; None where it does not know, as of weights of others."""
     return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
@@ -134,43 +132,28 @@ def describe_normalisation(data: Data, origin: str | None) -> str:
     return "normalisation {}: mean {}, std {}".format(origin or "of the config", *numbers)
 
 
-def is_converted(run: str, step: int) -> bool:
-    """Whether a checkpoint holds converted weights, which no run has trained."""
-    return checkpoint_folder.read_meta(run, step)["origin"] is not None
-
-
-def counting_params(run: str, step: int) -> str:
-    """Which parameters of a checkpoint are the model: "ema" of schedule-free training, else "params"."""
-    if is_converted(run, step):  # whatever run it was, what counted of it is all that is there
-        return "params"
-    return averages.counting_params(trained_config(run, step).optimizer)
-
-
 def read_model(
-    run: str, step: int, model: Model, mesh: jax.sharding.Mesh, *, params: str | None = None
+    run: str, step: int, config: Config, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
-    """The graph definition and the parameters of a checkpoint, by default those that count, over `mesh`."""
-    graphdef, abstract = abstract_model(model)
-    target = jax.tree.map(sharding.place, abstract, sharding.parameter_shardings(abstract, mesh))
-    return graphdef, checkpoint_folder.read_params(
-        run, step, target, name=params or counting_params(run, step)
-    )
+    """The graph definition and the parameters of the ViT of a checkpoint; arguments as of read_params."""
+    graphdef, _ = abstract_model(config.model)
+    return graphdef, read_params(run, step, config, mesh, params=params)[BACKBONE]
 
 
 def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
     """The model of a run folder with the parameters of one checkpoint, on all devices.
 
     `step` defaults to the newest intact checkpoint; `params` is "params" for the trained ones, "ema" for the
-    averaged ones, or None for those that count: averaged of schedule-free training, else trained.
+    averaged ones, or None for those that the objective evaluates, see eval_params_name.
     Raises CheckpointError where there is none.
     """
     step, config = read_config(run, step)
-    return run_model(run, step, config.model, params=params)
+    return run_model(run, step, config, params=params)
 
 
-def run_model(run: str, step: int, model: Model, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices; `model` is that of read_config."""
-    graphdef, values = read_model(run, step, model, sharding.make_mesh(Mesh()), params=params)
+def run_model(run: str, step: int, config: Config, *, params: str | None = None) -> ViT:
+    """The model of a checkpoint of a run, on all devices; `config` is that of read_config."""
+    graphdef, values = read_model(run, step, config, sharding.make_mesh(Mesh()), params=params)
     return build(graphdef, values)
 
 
@@ -252,7 +235,7 @@ def _begun(run: str) -> Config | None:
     """The config of the newest checkpoint of a run folder that can be read, intact or not."""
     meta = checkpoint_folder.newest_meta(run)
     with contextlib.suppress(UserError):  # damage is for those who restore it
-        return None if meta is None else from_mapping(meta["config"])
+        return None if meta is None else from_saved(meta["config"], checked=checks.SECTIONS)
     return None
 
 
@@ -290,7 +273,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         step, config = read_config(settings.path)
         source, data = config.model, config.data
         mesh = sharding.make_mesh(Mesh())
-        _, params = read_model(settings.path, step, source, mesh, params=settings.params)
+        _, params = read_model(settings.path, step, config, mesh, params=settings.params)
         params = jax.device_get(params)
         check_leaves(leaves_of(params), f"{settings.path}, step {step}")
     else:

@@ -5,7 +5,16 @@ in big_vision, and as in the code of arXiv:2601.15506. Recipe B is DeiT-III (arX
 "Registers in Small Vision Transformers" has it. Whoever changes a setting here changes what is compared.
 """
 
-from vit_registers.config import Checkpoint, Config, Data, Model, Optimizer, Run
+from vit_registers.config import (
+    Checkpoint,
+    ClassificationSettings,
+    Config,
+    Data,
+    Model,
+    ObjectiveSettings,
+    Optimizer,
+    Run,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REAL, V2 = "imagenet2012_real validation", "imagenet_v2/matched-frequency test"
@@ -31,10 +40,14 @@ def big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
             shuffle_buffer=250_000,
             train_ops="inception_crop | flip | randaugment(2, 10)",
             eval_ops="resize_small(256) | central_crop",
-            mixup_alpha=0.2,
-            use_mixup_folding=True,
-            mix_groups=8,
-            mix_noise="global",
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                mixup_alpha=0.2,
+                use_mixup_folding=True,
+                mix_groups=8,
+                mix_noise="global",
+            ),
         ),
         optimizer=Optimizer(
             learning_rate=1e-3,
@@ -57,13 +70,18 @@ def fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
             train_ops="random_resized_crop(area_min=0.05, method='pil_bilinear') | flip "
             "| randaugment(2, 10, contrast='mean')",
             eval_ops="resize_small(256, method='pil_bilinear') | central_crop(rounding='half_even')",
-            mixup_alpha=0.2,
-            mix_groups=8,
-            mix_noise="per_group",
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                mixup_alpha=0.2,
+                mix_groups=8,
+                mix_noise="per_group",
+            ),
         ),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=10_000, weight_decay=0.1),
         run=Run(total_epochs=epochs, eval_every_steps=2500, seed=seed),
-        checkpoint=Checkpoint(every_steps=2500),
+        # 9 kept over 90 epochs, for figures of what changes over training.
+        checkpoint=Checkpoint(every_steps=2500, keep_every_steps=12_500),
     )
 
 
@@ -92,14 +110,18 @@ def deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> Config:
             eval_ops="resize_small(224, method='pil_bicubic') | central_crop(rounding='half_even')",
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
-            mixup_alpha=0.8,
-            cutmix_alpha=1.0,
-            mix_partner="flip",
-            mix_groups=ranks,
-            mix_noise="per_group",
+        ),
+        objective=ObjectiveSettings(
+            classification=ClassificationSettings(
+                loss="multi_hot",
+                mixup_alpha=0.8,
+                cutmix_alpha=1.0,
+                mix_partner="flip",
+                mix_groups=ranks,
+                mix_noise="per_group",
+            ),
         ),
         optimizer=Optimizer(
-            loss="multi_hot",
             name="lamb",
             schedule="cosine_per_epoch",
             learning_rate=4e-3,
@@ -110,5 +132,6 @@ def deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> Config:
             ema_decay=0.99996,
         ),
         run=Run(total_epochs=epochs, eval_every_epochs=1.0, seed=seed),
-        checkpoint=Checkpoint(every_steps=10_000),
+        # 10 kept over 800 epochs, for figures of what changes over training.
+        checkpoint=Checkpoint(every_steps=10_000, keep_every_steps=100_000),
     )

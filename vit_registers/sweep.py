@@ -43,8 +43,8 @@ from vit_registers.runs.sweeps import (
     parse_arguments,
     read_result,
     read_sweep,
+    result_text,
     steps_text,
-    top1_text,
 )
 
 TRAIN = (sys.executable, "-m", "vit_registers.train")
@@ -159,13 +159,13 @@ def finish(run: Run, lock: int, stop: StopRequest, screen: Screen) -> tuple[int,
     try:
         result = read_result(run)
         if result is not None:
-            return 0, f"{top1_text(result)}, done before"
+            return 0, f"{result_text(result, run.best)}, done before"
         code = watch(start(run, lock), run, stop, screen)
         result = read_result(run)
     except UserError as error:
         return 2, f"failed: {error}"
     if code == 0 and result is not None:
-        return 0, top1_text(result)
+        return 0, result_text(result, run.best)
     if stop:
         return 0, f"stopped at {steps_text(run)}"
     if code == 0:
@@ -234,7 +234,7 @@ def show_list(runs: Sequence[Run]) -> None:
             state, text = "other config", f"other config: {error}"
         else:
             if result is not None:
-                state, text = "finished", f"finished  {top1_text(result)}"
+                state, text = "finished", f"finished  {result_text(result, run.best)}"
             elif who is not None:
                 state, text = "running", f"running   {steps_text(run)}, {who}"
             elif (run.folder / "metrics.jsonl").exists():

@@ -5,7 +5,7 @@
 Prints Markdown. --which=best takes the best evaluation of each run instead of the last, --metric another
 evaluator than the first. Give the settings that the sweep was given. A config file may say more:
 `label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the labels of the cell that
-others are compared with; `published(arg)`, a list of (labels, percent, source). It can be printed before any
+others are compared with; `published(arg)`, a list of (labels, value, source). It can be printed before any
 run is finished.
 """
 
@@ -46,7 +46,7 @@ class Row:
     """What the table says of a cell. None: undefined, such as a deviation of one run."""
 
     labels: Labels
-    mean: float | None  # percent
+    mean: float | None  # percent where the metric is a fraction
     std: float | None
     num_runs: int
     num_wanted: int
@@ -54,7 +54,7 @@ class Row:
     difference_std: float | None  # in standard deviations
     parameters: int
     time_s: float | None  # mean of a run
-    published: float | None  # percent
+    published: float | None  # in the unit of the mean
     source: str | None
 
 
@@ -109,26 +109,29 @@ def default_metric(cells: Sequence[Cell]) -> str:
     return cells[0].runs[0].config.data.eval_split
 
 
-def percents(cell: Cell, metric: str, which: str) -> list[float]:
-    """Top-1 of each finished run of a cell, in percent, without evaluations that are not finite.
+def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
+    """The metric that ranks checkpoints, of each finished run of a cell whose evaluation is finite.
+
+    A fraction is in percent. `metric` is the evaluator, `which` its last or its best evaluation.
 
     Raises ConfigError for an unknown evaluator.
     """
-    values = []
+    values, ranked = [], cell.runs[0].best
     for result in cell.results:
         last, best = result["metrics"], result["best"]
-        if f"{metric}/top1" not in last:
-            known = ", ".join(key.removesuffix("/top1") for key in last if key.endswith("/top1"))
+        if f"{metric}/{ranked.metric}" not in last:
+            end = f"/{ranked.metric}"
+            known = ", ".join(key.removesuffix(end) for key in last if key.endswith(end))
             raise ConfigError(f"--metric={metric}: {_label_text(cell.labels)} has only {known or 'none'}")
         metrics = last if which == "last" else best and best["metrics"]
         if metrics and not non_finite_of(metrics, metric):
-            values.append(100.0 * metrics[f"{metric}/top1"])
+            values.append((100.0 if ranked.is_fraction else 1.0) * metrics[f"{metric}/{ranked.metric}"])
     return values
 
 
 def left_out(cells: Sequence[Cell], metric: str, which: str) -> list[str]:
     """A line for each cell with finished runs of which the evaluation is not finite."""
-    numbers = [len(cell.results) - len(percents(cell, metric, which)) for cell in cells]
+    numbers = [len(cell.results) - len(metric_values(cell, metric, which)) for cell in cells]
     return [
         f"Left out, as the evaluation is not finite: {number} of {len(cell.results)} runs of "
         f"{_label_text(cell.labels)}"
@@ -167,10 +170,10 @@ def make_rows(
     which: str,
 ) -> list[Row]:
     """The rows of the table, in the order of the cells."""
-    base = percents(baseline, metric, which)
+    base = metric_values(baseline, metric, which)
     rows = []
     for cell in cells:
-        values = percents(cell, metric, which)
+        values = metric_values(cell, metric, which)
         mean, std = mean_std(values)
         difference, in_std = (None, None) if cell is baseline else compare(values, base)
         known = next(((p, source) for labels, p, source in published if labels == cell.labels), (None, None))
@@ -199,16 +202,22 @@ def _show(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def column_title(cells: Sequence[Cell], metric: str, which: str) -> str:
+    """What the means of the table are, such as 'test top-1 in % (last)'."""
+    ranked = cells[0].runs[0].best
+    return f"{metric} {ranked.label}{' in %' if ranked.is_fraction else ''} ({which})"
+
+
 def columns(rows: Sequence[Row]) -> list[str]:
     """The label columns of all rows, in order of their first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row.labels))
 
 
-def markdown(rows: Sequence[Row], baseline: Labels, *, metric: str, which: str) -> str:
-    """The table in Markdown."""
+def markdown(rows: Sequence[Row], baseline: Labels, *, title: str) -> str:
+    """The table in Markdown; `title` is that of the column of means."""
     has_published = any(row.published is not None for row in rows)
     names = columns(rows)
-    head = [*names, f"{metric} top-1 in % ({which})", "runs", "difference", "in std", "parameters", "time, s"]
+    head = [*names, title, "runs", "difference", "in std", "parameters", "time, s"]
     lines = [[*head, "published", "source"] if has_published else head]
     lines.append(["---" if i < len(names) else "---:" for i in range(len(lines[0]))])
     for row in rows:
@@ -246,8 +255,10 @@ def notes(
     wanted = sum(len(cell.runs) for cell in cells)
     platforms = [result["platform"] for result in results]
     versions = [", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results]
+    ranked = cells[0].runs[0].best
     best = (
-        " Best is the highest top-1 of a run's evaluations by its first evaluator, chosen on that very split."
+        f" Best is the {'highest' if ranked.is_higher_better else 'lowest'} {ranked.label} of a run's "
+        "evaluations by its first evaluator, chosen on that very split."
     )
     lines = [
         "± is the sample standard deviation s over runs of different seeds (n - 1)."
@@ -289,7 +300,7 @@ def main() -> None:
     published = sweep.call("published", [])
     metric = values.metric or default_metric(cells)
     rows = make_rows(cells, baseline, published, metric=metric, which=values.which)
-    print(markdown(rows, baseline.labels, metric=metric, which=values.which))
+    print(markdown(rows, baseline.labels, title=column_title(cells, metric, values.which)))
     print("\n" + notes(cells, baseline, published, config=sweep.config, which=values.which))
     for line in left_out(cells, metric, values.which):
         print("\n" + line)

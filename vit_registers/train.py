@@ -1,10 +1,10 @@
-"""Trains a model, or goes on with the run that is in the work directory.
+"""Trains a model, or resumes the run that is in the work directory.
 
     python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
 
 Every setting can be given: --config.model.num_registers=8. The work directory gets config.json,
 parameters.txt, metrics.jsonl, TensorBoard files and checkpoints, and at the end result.json. SIGTERM or
-ctrl-C finishes the step, saves and exits; the same command goes on from there. With --distributed (TPU pods,
+ctrl-C finishes the step, saves and exits; the same command resumes. With --distributed (TPU pods,
 SLURM), or --coordinator, --num_processes and --process_id, it is one of several processes: all are given the
 same command, stop at the same step, and end when one of them fails.
 """
@@ -17,8 +17,9 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,12 +28,13 @@ from absl import flags
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config
-from vit_registers.data.batch import relabel
-from vit_registers.data.loaders import Loader, Other, check_classes, open_data, open_others
+from vit_registers.data.batch import LABEL
+from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_data, open_others
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import TrainingError
-from vit_registers.evaluation.classification import make_evaluate
+from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.models.paths import leaves_of, path_text
+from vit_registers.objectives.base import BACKBONE, Objective
 from vit_registers.runs import results
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
@@ -70,21 +72,23 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_divisible(config, mesh)
-    loader, others, data = open_splits(config)
-    check_memory(config, mesh, is_training=True)
-    durations = make_durations(config, data.num_examples)
+    sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
+    loader, splits, data = open_splits(config)
+    check_memory(config.model, config.data, mesh, training=config.optimizer)
+    durations = make_durations(config.run, config.optimizer, config.data, data.num_examples)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
     setup = set_up(config, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data))
-        check_classes(config, loader)  # of a run that is resumed, its own have been compared by name
+        if LABEL in setup.objective.targets:
+            check_classes(config, loader)  # of a run that is resumed, its own have been compared by name
+        evaluators = state_evaluators(config, setup.objective, splits, mesh)
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
             write_about(config, setup, run, is_finished=start_step >= durations.total_steps)
-            writer = stack.enter_context(open_writer(config, run, checkpoints, durations))
+            writer = stack.enter_context(open_writer(config, run, checkpoints, durations, [*evaluators]))
             earlier_s, made = results.trained_s(run), results.made_with()
         progress = Progress(
             start_step=start_step,
@@ -101,10 +105,11 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             loading.check_kept_head(config.init_from, data.class_names)
         state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
         loop = Loop(
-            config=config,
+            settings=config.run,
+            checkpoint=config.checkpoint,
             durations=durations,
             train_step=setup.train_step,
-            evaluators=make_evaluators(config, setup, loader, others, mesh),
+            evaluators=evaluators,
             checkpoints=checkpoints,
             writer=writer,
             progress=progress,
@@ -120,23 +125,14 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if writer is not None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
-            checkpoints.check_folder()
-            results.write_result(
-                run,
-                evaluators=list(loop.evaluators),
-                total_steps=total,
-                params=state.params,
-                made=made,
-                steps=durations.evaluations_until(total),
-                known=checkpoints.evaluations,
-            )
+            write_finished(run, loop, setup, state, made)
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
 
 
-def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
-    """The data set, the splits of data.also_eval, and what is trained on.
+def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn]:
+    """The data set, the splits to evaluate on, data.eval_split first, and what is trained on.
 
     Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
     where the processes of a job do not have the same data.
@@ -150,7 +146,8 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, Other], TrainedOn]:
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
     distributed.require_same({"classes of the data": classes, "training examples": number})
-    return loader, others, TrainedOn(class_names=names, num_examples=number)
+    splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
+    return loader, splits, TrainedOn(class_names=names, num_examples=number)
 
 
 def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -> None:
@@ -165,16 +162,33 @@ def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -
         raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def open_writer(config: Config, run: Path, checkpoints: Checkpoints, durations: Durations) -> MetricWriter:
+def write_finished(run: Path, loop: Loop, setup: Setup, state: TrainState, made: dict[str, Any]) -> None:
+    """Writes RUN/result.json after the last step; `made` is of results.made_with()."""
+    loop.checkpoints.check_folder()
+    results.write_result(
+        run,
+        evaluators=[*loop.evaluators],
+        total_steps=loop.durations.total_steps,
+        params=state.params,
+        best=setup.objective.best,
+        made=made,
+        steps=loop.durations.evaluations_until(loop.durations.total_steps),
+        known=loop.checkpoints.evaluations,
+    )
+
+
+def open_writer(
+    config: Config, run: Path, checkpoints: Checkpoints, durations: Durations, evaluators: list[str]
+) -> MetricWriter:
     """The writer of RUN/metrics.jsonl.
 
-    Where the file lacks evaluations of earlier starts, those that checkpoints have are put in, and a line
+    Where the file lacks evaluations of earlier starts, those that checkpoints have are added, and a line
     names the steps.
     """
-    step, split = checkpoints.restorable_step or 0, config.data.eval_split
+    step = checkpoints.restorable_step or 0
     restored, lost = results.complete_evaluations(
         read_records(run).records,
-        evaluators=[split, f"{split}_ema"] if config.optimizer.ema_decay is not None else [split],
+        evaluators=evaluators,
         steps=durations.evaluations_until(step),
         known=checkpoints.evaluations,
     )
@@ -196,40 +210,32 @@ def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
     if config.init_from.path is None:
         return setup.make_state()
     taken = loading.start_leaves(config.init_from, config.model)
-    fresh = [path for path in leaves_of(setup.abstract.params) if path not in taken]
+    fresh = [path for path in leaves_of(setup.abstract.params[BACKBONE]) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
     parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
     partly = f"; in part: {', '.join(parts)}" if parts else ""
     progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}{partly}")
-    return setup.start_from(put_parameters(setup.make_state().params, taken))
+    return setup.start_from(put_parameters(setup.make_state().params[BACKBONE], taken))
 
 
-def make_evaluators(
-    config: Config,
-    setup: Setup,
-    loader: Loader,
-    others: dict[str, Other],
-    mesh: jax.sharding.Mesh,
+def state_evaluators(
+    config: Config, objective: Objective, splits: Mapping[str, EvalSplit], mesh: jax.sharding.Mesh
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
-    """What is evaluated: the parameters that count on data.eval_split, under the split's name, then on the
-    splits of `others`, those of data.also_eval; and the exponential average where there is one, on
-    data.eval_split, as <split>_ema."""
-    evaluate = make_evaluate(config, setup.graphdef, mesh)
-    layout, counting = sharding.batch_sharding(mesh), averages.counting_params(config.optimizer)
+    """The evaluators of `config` as functions of the state.
 
-    def evaluator(one: Other, field: str) -> Callable[[TrainState], dict[str, float]]:
-        def of(state: TrainState) -> dict[str, float]:
-            batches = relabel(one.loader.eval_batches(one.split, layout), one.table)
-            return evaluate(getattr(state, field), batches)
-
-        return of
-
-    split = config.data.eval_split
-    own = Other(loader, split, None)
-    evaluators = {split: evaluator(own, counting)}
-    if config.optimizer.ema_decay is not None:
-        evaluators[f"{split}_ema"] = evaluator(own, "ema")
-    return evaluators | {name: evaluator(other, counting) for name, other in others.items()}
+    Each takes the parameters that the objective evaluates. Where there is an exponential average, the first
+    evaluator is applied to that too, under <name>_ema.
+    """
+    field = averages.eval_field(config.optimizer)
+    named: dict[str, Callable[[TrainState], dict[str, float]]] = {}
+    for name, evaluator in make_evaluators(config, splits, mesh).items():
+        is_first = not named
+        named[name] = lambda state, evaluator=evaluator: evaluator(
+            objective.eval_params(getattr(state, field), state.extra)
+        )
+        if is_first and config.optimizer.ema_decay is not None:
+            named[f"{name}_ema"] = lambda state, evaluator=evaluator: evaluator(state.ema)
+    return named
 
 
 def main() -> None:
@@ -251,7 +257,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Run folder: made, or gone on with.")
+    flags.DEFINE_string("workdir", None, "Run folder: created, or resumed.")
     flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod or SLURM job.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, to join processes anywhere else.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_registers.config import Config, Data, Model, Run
+from vit_registers.config import ClassificationSettings, Config, Data, Model, ObjectiveSettings, Run
 from vit_registers.data.loaders import open_data
 
 NUM_TRAIN, NUM_TEST = 57, 11
@@ -76,7 +76,7 @@ def data_dirs(tmp_path_factory):
 def make_config(data_dirs):
     """make_config(kind, **settings of Data) -> Config."""
 
-    def make(kind, *, seed=0, image_size=(8, 8), channels=1, **settings):
+    def make(kind, *, seed=0, image_size=(8, 8), channels=1, mix_groups=1, **settings):
         base = kind.removeprefix("memory_")
         defaults = {
             "loader": "memory" if kind.startswith("memory_") else "tfdata",
@@ -92,6 +92,7 @@ def make_config(data_dirs):
         return Config(
             model=Model(image_size=image_size, channels=channels, num_classes=3),
             data=Data(**(defaults | settings)),
+            objective=ObjectiveSettings(classification=ClassificationSettings(mix_groups=mix_groups)),
             run=Run(seed=seed),
         )
 
@@ -111,19 +112,19 @@ def device():
 
 def take(batches, number):
     """The next `number` batches as numpy, concatenated; the iterator is closed."""
-    taken = [type(b)(*map(np.asarray, b)) for b in itertools.islice(batches, number)]
+    taken = [jax.tree.map(np.asarray, b) for b in itertools.islice(batches, number)]
     batches.close()
-    return type(taken[0])(*map(np.concatenate, zip(*taken, strict=True)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *taken)
 
 
 def numbers(batch):
     """The numbers of the examples in a batch that was not augmented."""
-    return np.asarray(batch.image_BxHxWxC)[:, 0, 0, 0].astype(int)
+    return np.asarray(batch.views["image"])[:, 0, 0, 0].astype(int)
 
 
 def assert_equal(a, b):
     """Both batches are equal bit for bit."""
-    for x, y in zip(a, b, strict=True):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 

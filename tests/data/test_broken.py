@@ -53,7 +53,7 @@ def test_skipping_masks_and_counts_them(kind, make_loader, settings, device, sma
     assert loader.num_broken == 0
     batch = small.take(loader.train_batches(0, device), 8)  # two epochs
     assert (~batch.mask_B).sum() == 4
-    assert not batch.image_BxHxWxC[~batch.mask_B].any()
+    assert not batch.views["image"][~batch.mask_B].any()
     assert loader.num_broken == 2
     evaluated = small.take(loader.eval_batches("test", device), None)
     np.testing.assert_array_equal(np.flatnonzero(~evaluated.mask_B), [7, 28])
@@ -70,7 +70,7 @@ def test_the_other_images_are_not_touched_by_a_broken_one(make_loader, settings,
     batch = small.take(skipping.train_batches(0, device), 4)
     again = small.take(skipping.train_batches(0, device), 4)
     small.assert_equal(batch, again)
-    assert all(image.any() for image in batch.image_BxHxWxC[batch.mask_B])
+    assert all(image.any() for image in batch.views["image"][batch.mask_B])
 
 
 def test_whole_chunks_may_be_broken(make_loader, tmp_path, device, small):
@@ -102,7 +102,7 @@ def test_a_wrong_size_in_memory(make_loader, device):
     with pytest.raises(DataError, match=r"is 8 x 8, not 16 x 12: begin data.train_ops with 'resize'"):
         make_loader("memory_folder", image_size=(16, 12)).train_batches(0, device)
     loader = make_loader("memory_folder", image_size=(16, 12), train_ops="resize | flip")
-    assert next(loader.train_batches(0, device)).image_BxHxWxC.shape == (10, 16, 12, 1)
+    assert next(loader.train_batches(0, device)).views["image"].shape == (10, 16, 12, 1)
 
 
 def test_an_unknown_policy(make_config):
@@ -230,7 +230,7 @@ def test_unreadable_images_are_left_out_and_counted_by_both_loaders(kind, unread
     open_damaged, _ = unreadable
     loader = open_damaged(kind, "skip")
     batch = small.take(loader.eval_batches("test", device), None)
-    np.testing.assert_array_equal(batch.image_BxHxWxC[batch.mask_B][:, 0, 0, 0], range(1, 6))
+    np.testing.assert_array_equal(batch.views["image"][batch.mask_B][:, 0, 0, 0], range(1, 6))
     assert loader.num_broken == 1
     lines = [record.getMessage() for record in caplog.records if "left out: " in record.getMessage()]
     assert len(lines) == 1

@@ -180,7 +180,7 @@ def loaded(files, make_loader, device, small, tmp_path_factory):
             images = {
                 name: image if mask else None
                 for name, image, mask in zip(
-                    sorted(files, key="{}.jpg".format), batch.image_BxHxWxC, batch.mask_B, strict=False
+                    sorted(files, key="{}.jpg".format), batch.views["image"], batch.mask_B, strict=False
                 )
             }
             found[channels, kind] = images, loader.num_broken

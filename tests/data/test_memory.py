@@ -33,7 +33,7 @@ def test_batches_do_not_depend_on_the_mesh(make_loader, device, small):
     evaluated = small.take(loader.eval_batches("test", device), None)
     for sharding in shardings():
         first = next(loader.train_batches(2, sharding))
-        assert all(x.sharding.is_equivalent_to(sharding, x.ndim) for x in first)
+        assert all(x.sharding.is_equivalent_to(sharding, x.ndim) for x in jax.tree.leaves(first))
         small.assert_equal(train, small.take(loader.train_batches(2, sharding), 3))
         small.assert_equal(evaluated, small.take(loader.eval_batches("test", sharding), None))
 
@@ -68,9 +68,9 @@ def test_larger_images_are_cropped_in_memory(make_loader, device, small):
     )
     batch = small.take(loader.eval_batches("test", device), None)
     for i in range(small.NUM_TEST):
-        np.testing.assert_array_equal(batch.image_BxHxWxC[i, ..., 0], small.make_image(i)[1:7, 1:7])
+        np.testing.assert_array_equal(batch.views["image"][i, ..., 0], small.make_image(i)[1:7, 1:7])
     found = set()
-    for image in small.take(loader.train_batches(0, device), 5).image_BxHxWxC[..., 0]:
+    for image in small.take(loader.train_batches(0, device), 5).views["image"][..., 0]:
         parts = {
             small.make_image(i)[y : y + 6, x : x + 6].tobytes(): (y, x)
             for i in range(small.NUM_TRAIN)
@@ -133,8 +133,8 @@ def test_digits_are_the_same_in_both_loaders(tmp_path, device, small):
     small.assert_equal(both[0][0], both[1][0])
     small.assert_equal(both[0][1], both[1][1])
     image_NxHxWxC, label_N = arrays.load_split("test")
-    np.testing.assert_array_equal(both[0][1].image_BxHxWxC[:359], image_NxHxWxC)
-    np.testing.assert_array_equal(both[0][1].label_B[:359], label_N)
+    np.testing.assert_array_equal(both[0][1].views["image"][:359], image_NxHxWxC)
+    np.testing.assert_array_equal(both[0][1].targets["label"][:359], label_N)
     assert image_NxHxWxC.max() == 255
 
 
@@ -150,7 +150,7 @@ def test_no_tensorflow(kind, make_config):
     program = f"""
 import sys
 import jax
-from vit_registers.config import Config, Data, InitFrom, Model, Run, Optimizer, Mesh, Checkpoint
+from vit_registers.config import *
 from vit_registers.data.loaders import open_data
 loader = open_data({config!r})
 device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

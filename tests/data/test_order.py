@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from vit_registers.data import order
-from vit_registers.data.batch import Batch
 from vit_registers.errors import ConfigError, DataError
 
 KINDS = ("tfrecord", "array_record", "folder", "memory_folder", "memory_array_record")
@@ -22,7 +22,8 @@ def test_resuming_in_any_epoch_is_exact(kind, make_loader, device, small):
     straight = small.take(make_loader(kind, train_ops=ops).train_batches(0, device), 20)  # 3.5 epochs
     for start in (1, 6, 13, 17):
         resumed = small.take(make_loader(kind, train_ops=ops).train_batches(start, device), 20 - start)
-        small.assert_equal(resumed, Batch(*(x[start * 10 :] for x in straight)))
+        want = jax.tree.map(lambda x, first=start * 10: x[first:], straight)
+        small.assert_equal(resumed, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,12 +34,12 @@ def test_each_epoch_is_a_permutation_of_its_own(kind, make_loader, device, small
         assert sorted(epochs[0]) == list(range(small.NUM_TRAIN))
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(small.NUM_TRAIN), (3, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    np.testing.assert_array_equal(batch.label_B, small.numbers(batch) % 3)
-    for image_HxWxC, number in zip(batch.image_BxHxWxC, small.numbers(batch), strict=True):
+    np.testing.assert_array_equal(batch.targets["label"], small.numbers(batch) % 3)
+    for image_HxWxC, number in zip(batch.views["image"], small.numbers(batch), strict=True):
         np.testing.assert_array_equal(image_HxWxC[..., 0], small.make_image(number))
     assert batch.mask_B.all()
-    assert batch.label_B.dtype == np.int32
-    assert batch.image_BxHxWxC.dtype == np.uint8
+    assert batch.targets["label"].dtype == np.int32
+    assert batch.views["image"].dtype == np.uint8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,8 +49,8 @@ def test_seeds_change_the_order_and_the_augmentation(kind, make_loader, device, 
     assert not np.array_equal(small.numbers(first), small.numbers(other))
     ops = {"train_ops": "random_crop(3)"}
     augmented = small.take(make_loader(kind, seed=1, **ops).train_batches(0, device), 5)
-    np.testing.assert_array_equal(augmented.label_B, first.label_B)
-    assert not np.array_equal(augmented.image_BxHxWxC, first.image_BxHxWxC)
+    np.testing.assert_array_equal(augmented.targets["label"], first.targets["label"])
+    assert not np.array_equal(augmented.views["image"], first.views["image"])
 
 
 def test_all_random_access_loaders_have_the_same_order(make_loader, device, small):
@@ -63,7 +64,7 @@ def test_two_processes_train_on_the_batches_of_one(kind, make_loader, small):
     loader = make_loader(kind, train_ops="random_crop(2)")
     one = small.take(loader.host_train_batches(4, process_index=0, process_count=1), 8)
     two = [small.take(loader.host_train_batches(4, process_index=p, process_count=2), 8) for p in range(2)]
-    for whole, first, second in zip(one, *two, strict=True):
+    for whole, first, second in zip(*map(jax.tree.leaves, (one, *two)), strict=True):
         halves = [x.reshape(8, 5, *x.shape[1:]) for x in (first, second)]
         np.testing.assert_array_equal(whole, np.concatenate(halves, 1).reshape(whole.shape))
 
@@ -89,9 +90,9 @@ def test_evaluation_sees_each_image_once(kind, count, size, make_loader, small):
         batches = list(loader.host_eval_batches("test", process_index=p, process_count=count))
         lengths.add(len(batches))
         for batch in batches:
-            assert len(batch.label_B) == size // count
+            assert len(batch.targets["label"]) == size // count
             seen += list(small.numbers(batch)[batch.mask_B])
-            assert not batch.image_BxHxWxC[~batch.mask_B].any()
+            assert not batch.views["image"][~batch.mask_B].any()
     assert len(lengths) == 1
     assert sorted(seen) == list(range(small.NUM_TEST))
 
@@ -99,7 +100,7 @@ def test_evaluation_sees_each_image_once(kind, count, size, make_loader, small):
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_on_the_device(kind, make_loader, device, small):
     batch = small.take(make_loader(kind).eval_batches("test", device), None)
-    assert len(batch.label_B) == 12
+    assert len(batch.targets["label"]) == 12
     np.testing.assert_array_equal(batch.mask_B, [True] * small.NUM_TEST + [False])
     assert sorted(small.numbers(batch)[: small.NUM_TEST]) == list(range(small.NUM_TEST))
 
@@ -152,7 +153,7 @@ def test_fewer_records_than_processes(make_loader):
 def test_a_program_ends_with_batches_still_open(make_config):
     program = f"""
 import jax
-from vit_registers.config import Config, Data, InitFrom, Model, Run, Optimizer, Mesh, Checkpoint
+from vit_registers.config import *
 from vit_registers.data.loaders import open_data
 batches = open_data({make_config("array_record")!r}).train_batches(
     0, jax.sharding.SingleDeviceSharding(jax.devices()[0])

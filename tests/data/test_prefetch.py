@@ -106,6 +106,6 @@ def test_batches_on_the_device_are_those_of_their_steps_after_a_restart_too():
         for other in (whole, stopped + resumed):
             assert len(other) == 9
             for a, b in zip(plain, other, strict=True):
-                assert a.image_BxHxWxC.committed == b.image_BxHxWxC.committed
+                assert a.views["image"].committed == b.views["image"].committed
                 for x, y in zip(a, b, strict=True):
                     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))

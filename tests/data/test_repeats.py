@@ -79,7 +79,7 @@ def test_processes_share_the_batches_that_the_memory_has(settings, num_processes
 def test_copies_are_augmented_apart(make_loader, device, small):
     loader = make_loader("array_record", batch_size=12, repeats=3, train_ops="random_crop(3)")
     batch = small.take(loader.train_batches(0, device), 4)
-    images = batch.image_BxHxWxC.reshape(-1, 3, 64)
+    images = batch.views["image"].reshape(-1, 3, 64)
     assert all(len(np.unique(copies, axis=0)) > 1 for copies in images)
 
 

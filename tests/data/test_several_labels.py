@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 
 from vit_registers.config import Config, Data, Model
-from vit_registers.data.loaders import open_data
+from vit_registers.data.loaders import EvalSplit, open_data
 from vit_registers.errors import ConfigError, DataError
-from vit_registers.evaluation.classification import make_evaluate
+from vit_registers.evaluation.classification import CLASSIFICATION
 from vit_registers.models.vit import ViT
-from vit_registers.training.sharding import batch_sharding, make_mesh
+from vit_registers.training.sharding import make_mesh
 
 SETS = [[0, 2], [], [1], [0, 1, 2], [2], [], [1, 0]]
 
@@ -57,10 +57,11 @@ def test_any_right_label_counts_and_images_without_one_do_not(real):
     model = ViT(real.model, rngs=nnx.Rngs(0))
     head = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
     model.head.kernel[...] = head
-    graphdef, params = nnx.split(model, nnx.Param)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     with jax.set_mesh(mesh):
-        batches = open_data(real).eval_batches("validation", batch_sharding(mesh))
-        result = make_evaluate(real, graphdef, mesh)(nnx.to_pure_dict(params), batches)
+        split = EvalSplit(open_data(real), "validation")
+        evaluators = CLASSIFICATION.make(real, {"validation": split}, mesh)
+        result = evaluators["validation"]({"vit": params})
     image_BxHxWxC = np.stack([np.full((8, 8, 1), 30 * i / 127.5 - 1, np.float32) for i in range(7)])
     logits = np.asarray(model(image_BxHxWxC).logits, np.float64)
     log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.data.batch import Batch, normalize, pad_batch
+from vit_registers.data.batch import labelled_batch, normalize, pad_batch
 from vit_registers.data.loaders import open_data
 from vit_registers.data.sources.folder import Folder
 from vit_registers.errors import ConfigError, DataError
@@ -106,9 +106,9 @@ def test_normalize():
 
 
 def test_pad_batch():
-    batch = Batch(np.ones((2, 4, 4, 1), np.uint8), np.array([3, 4], np.int32), np.ones(2, bool))
+    batch = labelled_batch(np.ones((2, 4, 4, 1), np.uint8), np.array([3, 4], np.int32), np.ones(2, bool))
     padded = pad_batch(batch, 5)
-    assert padded.image_BxHxWxC.shape == (5, 4, 4, 1)
-    assert list(padded.label_B) == [3, 4, 0, 0, 0]
+    assert padded.views["image"].shape == (5, 4, 4, 1)
+    assert list(padded.targets["label"]) == [3, 4, 0, 0, 0]
     assert list(padded.mask_B) == [True, True, False, False, False]
     assert pad_batch(batch, 2) is batch

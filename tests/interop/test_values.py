@@ -174,7 +174,7 @@ def run_of(make, params):
         tree = params(model)
         norm = tree["blocks"][1]["norm1"]
         norm["scale"] = norm["scale"].at[3].set(np.nan)
-        state = TrainState(step=jnp.zeros((), jnp.int32), params=tree, opt_state=None, ema=None)
+        state = TrainState(step=jnp.zeros((), jnp.int32), params={"vit": tree}, opt_state=None, ema=None)
         config = Config(model=model.model)
         folder.mkdir(parents=True)
         with Checkpoints(str(folder), config) as written:

@@ -1,18 +1,21 @@
 """Checkpoints: what is kept, what damage is noticed, what is restored, on how many devices."""
 
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from vit_registers.config import Mesh
+from vit_registers.config import Checkpoint, Mesh
 from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.objectives.base import Best
 from vit_registers.runs import checkpoint_folder, checkpoints
 from vit_registers.runs.checkpoint_folder import find_step, newest_intact_step
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.manifest import find_damage
+from vit_registers.runs.retention import Keep
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
@@ -78,6 +81,25 @@ def test_the_last_and_the_best_are_kept_over_restarts(tmp_path, tiny, change):
     assert _kept(tmp_path) == [2, 3, 4]
     _save(tmp_path, config, [5, 6], top1)
     assert _kept(tmp_path) == [2, 5, 6]
+
+
+def test_multiples_of_keep_every_steps_are_never_removed(tmp_path, tiny, change):
+    keep = {"keep_last": 2, "keep_best": 0, "every_steps": 5, "keep_every_steps": 10}
+    config = change(tiny, checkpoint=keep)
+    _save(tmp_path, config, [5, 10, 15, 20, 25])
+    assert _kept(tmp_path) == [10, 20, 25]
+    _save(tmp_path, config, [30, 35, 40, 45])
+    assert _kept(tmp_path) == [10, 20, 30, 40, 45]
+    with pytest.raises(ConfigError, match=r"keep_every_steps=7 is not a multiple of .*every_steps=5"):
+        Checkpoints(str(tmp_path / "other"), change(config, checkpoint={"keep_every_steps": 7}))
+
+
+def test_the_objective_says_which_metric_is_best_and_in_which_direction():
+    keep = Keep(Checkpoint(keep_last=2, keep_best=1), Best("rmse", label="RMSE", is_higher_better=False))
+    for step, rmse in ((1, 0.5), (2, 0.3), (3, None), (4, 0.9), (5, 0.8)):
+        keep.note(step, {"rmse": rmse, "top1": 1.0 / step})
+    infos = [types.SimpleNamespace(step=step) for step in range(1, 6)]
+    assert keep.should_preserve(infos, context=None) == [False, True, False, True, True]
 
 
 @pytest.mark.parametrize("broken", [{"loss": np.nan}, {"images": 9, "non_finite": 1}, {"loss": None}])

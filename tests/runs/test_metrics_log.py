@@ -11,9 +11,12 @@ import pytest
 from tools.bench import startup as bench_startup
 from vit_registers.analysis.experiments import design
 from vit_registers.errors import DataError, TrainingError
+from vit_registers.objectives.base import Best
 from vit_registers.runs import results, sweeps
 from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.writers import MetricWriter
+
+TOP1 = Best("top1", label="top-1")
 
 LINES = [
     {"step": 10, "train/loss": 2.5, "train/top1": 0.25},
@@ -209,6 +212,7 @@ def test_a_result_has_what_checkpoints_know_and_names_what_nobody_does(tmp_path)
         evaluators=["val"],
         total_steps=40,
         params={},
+        best=TOP1,
         made={},
         steps=(10, 20, 30, 40),
         known={20: {"top1": 0.75, "loss": 1.0}, 40: {"top1": 0.5, "loss": 2.0}},

@@ -14,7 +14,7 @@ from vit_registers.analysis import opening
 from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
 from vit_registers.runs import checkpoint_folder
-from vit_registers.runs.checkpoint_folder import find_step, list_steps, read_meta, read_params
+from vit_registers.runs.checkpoint_folder import find_step, list_steps, read_meta, read_state
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.manifest import find_damage
 from vit_registers.training import sharding
@@ -382,7 +382,7 @@ def test_a_state_that_cannot_be_read_in_spite_of_its_manifest_is_one_line(run, d
         with pytest.raises(CheckpointError, match="33 cannot be restored: ") as restored:
             saver.restore(_abstract(_state(33)))
     with pytest.raises(CheckpointError, match="state: its params cannot be restored: ") as read:
-        read_params(str(run), 33, _abstract(_state(33).params))
+        read_state(str(run), 33, {"params": _abstract(_state(33).params)})
     for error in (restored, read):
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
@@ -390,12 +390,12 @@ def test_a_state_that_cannot_be_read_in_spite_of_its_manifest_is_one_line(run, d
 def test_parameters_that_a_checkpoint_does_not_have_are_named(run):
     abstract = _abstract(_state(33).params)
     with pytest.raises(CheckpointError, match="state holds no ema of this model: kernel is missing"):
-        read_params(str(run), 33, abstract, name="ema")
+        read_state(str(run), 33, {"ema": abstract})
     with pytest.raises(CheckpointError, match="state holds no params of this model: other is missing"):
-        read_params(str(run), 33, {"other": abstract["kernel"]})
+        read_state(str(run), 33, {"params": {"other": abstract["kernel"]}})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 3}'])
 def test_a_meta_that_cannot_be_read_is_one_line(run, text):
     (run / "checkpoints" / "33" / "meta" / "metadata").write_text(text)
     with pytest.raises(CheckpointError, match=r"meta (cannot be read|has format 2)") as error:

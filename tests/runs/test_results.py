@@ -7,8 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from vit_registers.objectives.base import Best
 from vit_registers.runs import results
 from vit_registers.runs.writers import MetricWriter, Progress
+
+TOP1 = Best("top1", label="top-1")
 
 RECORDS = [
     {"step": 2, "train/loss": 2.0, "train/top1": 1.0, "train/grad_norm": 1.0},
@@ -32,7 +35,12 @@ def test_last_and_best_of_the_first_evaluator(tmp_path):
     _write(tmp_path, RECORDS)
     params = {"a": np.zeros((2, 3)), "b": np.zeros(4)}
     results.write_result(
-        tmp_path, evaluators=["test", "real"], total_steps=12, params=params, made=results.made_with()
+        tmp_path,
+        evaluators=["test", "real"],
+        total_steps=12,
+        params=params,
+        best=TOP1,
+        made=results.made_with(),
     )
     result = json.loads((tmp_path / "result.json").read_text())
     last = {"test/loss": 0.5, "test/top1": 0.25, "test/images": 9}
@@ -49,7 +57,7 @@ def test_last_and_best_of_the_first_evaluator(tmp_path):
 
 def test_training_steps_are_no_evaluations_of_a_split_called_train():
     records = [*RECORDS[:2], {"step": 4, "train/loss": 1.0, "train/top1": 0.5, "train/images": 9}]
-    summary = results.summarize(records, evaluators=["train"], total_steps=4)
+    summary = results.summarize(records, evaluators=["train"], total_steps=4, best=TOP1)
     assert (summary["best"]["top1"], summary["best"]["step"]) == (0.5, 4)
 
 
@@ -60,16 +68,16 @@ BROKEN = ({"test/loss": None}, {"test/non_finite": 3}, {"test/loss": float("nan"
 def test_an_evaluation_that_is_not_finite_is_never_best(tmp_path, broken):
     perfect = {"test/loss": 0.0, "test/top1": 1.0, "test/images": 9, "test/non_finite": 0}
     records = [*RECORDS, {"step": 14, **perfect, **broken}]
-    best = results.summarize(records, evaluators=["test", "real"], total_steps=14)["best"]
+    best = results.summarize(records, evaluators=["test", "real"], total_steps=14, best=TOP1)["best"]
     assert (best["top1"], best["step"]) == (0.5, 8)
     _write(tmp_path, records[-1:])
-    results.write_result(tmp_path, evaluators=["test"], total_steps=14, params={}, made={})
+    results.write_result(tmp_path, evaluators=["test"], total_steps=14, params={}, best=TOP1, made={})
     result = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
     assert result["best"] is None and result["metrics"]["test/loss"] in (None, 0.0)
 
 
 def test_run_that_was_never_evaluated_has_no_best():
-    summary = results.summarize(RECORDS[:2], evaluators=["test"], total_steps=2)
+    summary = results.summarize(RECORDS[:2], evaluators=["test"], total_steps=2, best=TOP1)
     assert (summary["metrics"], summary["best"], summary["time_s"]) == ({}, None, 1.0)
 
 

@@ -73,10 +73,10 @@ def run(tmp_path_factory):
 
 def _saved(run, name):
     """The parameters of the last checkpoint by their name in it."""
-    _, abstract = abstract_model(DIGITS.model)
+    abstract = {"vit": abstract_model(DIGITS.model)[1]}
     layout = sharding.parameter_shardings(abstract, sharding.make_mesh(Mesh()))
     target = jax.tree.map(sharding.place, abstract, layout)
-    return jax.device_get(checkpoint_folder.read_params(str(run), 8, target, name=name))
+    return jax.device_get(checkpoint_folder.read_state(str(run), 8, {name: target}))[name]["vit"]
 
 
 def _loaded(run, **settings):
@@ -121,8 +121,8 @@ def test_the_average_and_the_optimizer_start_from_given_weights_too(run, change)
         state = first_state(config, setup, progress)
     trees = (state.params, state.ema, state.opt_state[-1].z)
     for tree in trees:
-        _assert_equal(tree, _saved(run, "ema"))
-    kernels = [tree["blocks"][0]["attn"]["qkv"]["kernel"] for tree in trees]
+        _assert_equal(tree["vit"], _saved(run, "ema"))
+    kernels = [tree["vit"]["blocks"][0]["attn"]["qkv"]["kernel"] for tree in trees]
     assert {kernel.sharding.shard_shape(kernel.shape) for kernel in kernels} == {(8, 3, 1, 8)}
     for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(setup.abstract), strict=True):
         assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)

@@ -4,9 +4,13 @@ import pytest
 
 from vit_registers.config import Config, Data, Optimizer, Run
 from vit_registers.errors import ConfigError
-from vit_registers.training.durations import durations
+from vit_registers.training.durations import durations as make_durations
 
 TRAIN, MINUS_MINIVAL = 1_281_167, 1_268_355  # images of ImageNet-1k's train split, and of train[:99%]
+
+
+def durations(config, examples):
+    return make_durations(config.run, config.optimizer, config.data, examples)
 
 
 def _config(epochs, batch_size, drop_last, **optimizer):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.data.batch import Batch, synthetic_batches, to_device
+from vit_registers.data.batch import labelled_batch, synthetic_batches, to_device
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import abstract_model
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
-from vit_registers.training.step import make_loss
 
 
 def _assert_close(a, b, atol):
@@ -21,7 +21,7 @@ def _assert_close(a, b, atol):
 
 
 def test_loss_falls_on_batches_that_repeat(tiny, change, run_steps):
-    config = change(tiny, data={"mixup_alpha": 0.0})
+    config = change(tiny, classification={"mixup_alpha": 0.0})
     state, history = None, []
     for _ in range(30):
         state, metrics = run_steps(config, 1, state=state)
@@ -31,7 +31,7 @@ def test_loss_falls_on_batches_that_repeat(tiny, change, run_steps):
 
 def test_parameters_and_moments_are_really_sharded(tiny, change, run_steps):
     state, _ = run_steps(change(tiny, mesh={"fsdp": 2, "tensor": 2}), 1, num_devices=8)
-    kernel = state.params["blocks"][0]["attn"]["qkv"]["kernel"]
+    kernel = state.params["vit"]["blocks"][0]["attn"]["qkv"]["kernel"]
     assert kernel.shape == (16, 3, 4, 4)
     assert kernel.sharding.shard_shape(kernel.shape) == (8, 3, 2, 4)
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
@@ -58,13 +58,15 @@ def test_average_follows_its_recurrence(tiny, change, run_steps):
 
 
 def test_examples_left_out_have_no_influence(tiny, change):
-    config = change(tiny, data={"mixup_alpha": 0.0})
+    config = change(tiny, classification={"mixup_alpha": 0.0})
     mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     batch = next(synthetic_batches(config))
     mask = np.arange(16) < 12
-    other = Batch(np.where(mask[:, None, None, None], batch.image_BxHxWxC, 7), batch.label_B * mask, mask)
+    other = labelled_batch(
+        np.where(mask[:, None, None, None], batch.views["image"], 7), batch.targets["label"] * mask, mask
+    )
     results = []
     with jax.set_mesh(mesh):
         for b in (batch._replace(mask_B=mask), other):
@@ -81,7 +83,7 @@ OVERFLOW = {"ema_decay": 0.5, "learning_rate": 1e30, "grad_clip_norm": None}
     [{}, {"name": "lamb"}, {"name": "schedule_free_adamw", "schedule": "constant", "ema_decay": None}],
 )
 def test_an_update_that_is_not_finite_changes_nothing_but_the_step(tiny, change, optimizer):
-    config = change(tiny, data={"mixup_alpha": 0.0}, optimizer=OVERFLOW | optimizer)
+    config = change(tiny, classification={"mixup_alpha": 0.0}, optimizer=OVERFLOW | optimizer)
     mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
@@ -110,14 +112,15 @@ def test_update_norm_is_that_of_what_is_added(tiny, change, run_steps):
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_an_example_whose_logits_are_not_finite_is_not_right(tiny, change, value):
     """Of a label that argmax would hit, as it takes NaN for the highest."""
-    config = change(tiny, data={"mixup_alpha": 0.0}, model={"num_classes": 6})
-    graphdef, params = abstract_model(config.model)
+    config = change(tiny, classification={"mixup_alpha": 0.0}, model={"num_classes": 6})
+    _, params = abstract_model(config.model)
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     params["head"]["bias"] = jnp.full(6, value).at[1:].set(0.0 if np.isnan(value) else value)
     image, label = jnp.zeros((2, 8, 8, 3)), jax.nn.one_hot(jnp.zeros(2, int), 6)
-    loss = jax.jit(make_loss(config, graphdef))
-    _, right = loss(params, jax.random.key(0), image, label, jnp.ones(2, bool))
-    assert right == 0
+    batch = labelled_batch(image, label, jnp.ones(2, bool))
+    loss = jax.jit(make_objective(config).loss)
+    sums, _ = loss({"vit": params}, {}, batch, jnp.int32(0), jax.random.key(0))
+    assert sums["top1"] == (0, 2)
 
 
 def test_drop_path_differs_from_step_to_step_and_repeats_with_the_seed(tiny, change, run_steps):

@@ -126,7 +126,7 @@ def loader(root: Path, train_ops: str = PLAIN) -> TfdataLoader:
 def own_train(root: Path, train_ops: str) -> Iterator[int]:
     """Endless training batches."""
     for batch in loader(root, train_ops).host_train_batches(0, process_index=0, process_count=1):
-        yield len(batch.label_B)
+        yield len(batch.mask_B)
 
 
 def own_evaluation(root: Path) -> Iterator[int]:

@@ -23,7 +23,7 @@ import optax
 from flax.training.train_state import TrainState
 
 from vit_registers.config import Config, Model
-from vit_registers.data.batch import Batch, normalize
+from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize
 from vit_registers.models.blocks import DTYPES, dims
 from vit_registers.strict_json import dumps
 
@@ -87,11 +87,11 @@ def linen_step(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
+        image = normalize(batch.views[IMAGE], mean=config.data.mean, std=config.data.std)
 
         def loss(params: Any) -> jax.Array:
             logits_BxY = state.apply_fn({"params": params}, image)
-            return optax.softmax_cross_entropy_with_integer_labels(logits_BxY, batch.label_B).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits_BxY, batch.targets[LABEL]).mean()
 
         value, grads = jax.value_and_grad(loss)(state.params)
         return state.apply_gradients(grads=grads), value

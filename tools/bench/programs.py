@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from tools.bench import models as bench_models
 from vit_registers.analysis.experiments.cost import forward_flops
 from vit_registers.config import Config, Model
-from vit_registers.data.batch import Batch, normalize, synthetic_batches, to_device
+from vit_registers.data.batch import IMAGE, Batch, normalize, synthetic_batches, to_device
 from vit_registers.models.blocks import DTYPES
-from vit_registers.models.params import build
+from vit_registers.models.params import abstract_model, build
 from vit_registers.models.vit import token_layout
+from vit_registers.objectives.base import BACKBONE
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
@@ -108,12 +109,12 @@ def train_step(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Started
 def forward_pass(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Started:
     """The forward pass from 8-bit images to logits, compiled, and what runs it once."""
     setup = set_up(config, DURATIONS, mesh)
-    params = setup.make_state().params
+    params, graphdef = setup.make_state().params[BACKBONE], abstract_model(config.model)[0]
 
     @jax.jit
     def logits(params: Any, batch: Batch) -> jax.Array:
-        image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
-        return build(setup.graphdef, params)(image).logits
+        image = normalize(batch.views[IMAGE], mean=config.data.mean, std=config.data.std)
+        return build(graphdef, params)(image).logits
 
     compiled = logits.lower(params, batch).compile()
     return compiled, lambda: compiled(params, batch)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vit_registers.config import Config, Data, Mesh, Model
+from vit_registers.data.batch import IMAGE
 from vit_registers.data.loaders import open_data
 from vit_registers.training import sharding
 
@@ -77,7 +78,7 @@ def check(folder: Path, number: int, seed: int) -> list[tuple[str, str]]:
         mesh = sharding.make_mesh(Mesh(), devices=jax.devices()[:1])
         opened = open_data(config)
         (batch,) = opened.eval_batches("val", sharding.batch_sharding(mesh))
-        read[loader] = np.asarray(batch.image_BxHxWxC, np.int32), np.asarray(batch.mask_B)
+        read[loader] = np.asarray(batch.views[IMAGE], np.int32), np.asarray(batch.mask_B)
     (left, is_left), (right, is_right) = read["memory"], read["tfdata"]
     if len(left) != len(right):
         return [("all files", f"fault: {len(left)} in memory, {len(right)} by tf.data")]

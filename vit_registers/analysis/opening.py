@@ -148,7 +148,7 @@ def _open(
     path, step = split_step(checkpoint)
     if loading.is_run(path):
         step, config = loading.read_config(path, step, overrides)
-        model = loading.run_model(path, step, config.model)
+        model = loading.run_model(path, step, config)
         origin = loading.normalisation_origin(path, step)
         digest = _sha256([checkpoint_root(path) / str(step) / MANIFEST])
         head_names = loading.trained_names(path, step)
@@ -159,7 +159,7 @@ def _open(
         digest = _sha256(_files(Path(path).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config, data, overrides))
-    check_memory(config, sharding.make_mesh(Mesh()), is_training=False)
+    check_memory(config.model, config.data, sharding.make_mesh(Mesh()), training=None)
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
     return Opened(

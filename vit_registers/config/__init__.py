@@ -11,6 +11,7 @@ from vit_registers.config.convert import (
     check_names,
     flatten,
     from_mapping,
+    from_saved,
     lookup,
     nearest,
     override,
@@ -33,17 +34,20 @@ from vit_registers.config.core import (
     image_size,
     may_change,
 )
+from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
 
 __all__ = [
     "READ",
     "RESUME",
     "TRANSFER",
     "Checkpoint",
+    "ClassificationSettings",
     "Config",
     "Data",
     "InitFrom",
     "Mesh",
     "Model",
+    "ObjectiveSettings",
     "Optimizer",
     "Run",
     "check",
@@ -52,6 +56,7 @@ __all__ = [
     "check_value",
     "flatten",
     "from_mapping",
+    "from_saved",
     "image_size",
     "lookup",
     "may_change",

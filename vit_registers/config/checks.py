@@ -135,9 +135,9 @@ RULES: dict[str, Rule] = {
     "data.std": _positive,
     "data.also_eval": _name_and_split,
     "data.repeats": _at_least(1),
-    "data.mixup_alpha": _alpha,
-    "data.cutmix_alpha": _alpha,
-    "data.mix_groups": _at_least(1),
+    "objective.classification.mixup_alpha": _alpha,
+    "objective.classification.cutmix_alpha": _alpha,
+    "objective.classification.mix_groups": _at_least(1),
     "optimizer.learning_rate": _positive,
     "optimizer.warmup_learning_rate": _not_negative,
     "optimizer.min_learning_rate": _not_negative,
@@ -156,6 +156,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.every_steps": _at_least(1),
     "checkpoint.keep_last": _kept,
     "checkpoint.keep_best": _at_least(0),
+    "checkpoint.keep_every_steps": _at_least(1),
     "checkpoint.max_failed_saves": _at_least(1),
     "run.total_steps": _at_least(1, MAX_STEPS),
     "run.total_epochs": _epochs,
@@ -168,7 +169,11 @@ RULES: dict[str, Rule] = {
     "run.lost_timeout_s": _up_to(_MAX_SECONDS, has_zero=False),
     "run.hang_timeout_s": _up_to(_MAX_SECONDS, has_zero=True),
 }
-_UNSET = {"optimizer.grad_clip_norm": "None for no clipping", "optimizer.ema_decay": "None for no average"}
+_UNSET = {
+    "optimizer.grad_clip_norm": "None for no clipping",
+    "optimizer.ema_decay": "None for no average",
+    "checkpoint.keep_every_steps": "None for no such steps",
+}
 
 
 def _trouble(name: str, value: Any) -> str | None:
@@ -187,9 +192,14 @@ def check_value(name: str, value: Any) -> None:
 
 
 def _troubles(section: str, settings: Any) -> list[str]:
-    names = [field.name for field in dataclasses.fields(settings) if f"{section}.{field.name}" in RULES]
-    found = [_trouble(f"{section}.{name}", getattr(settings, name)) for name in names]
-    return list(filter(None, found))
+    found: list[str] = []
+    for field in dataclasses.fields(settings):
+        name, value = f"{section}.{field.name}", getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found += _troubles(name, value)
+        elif name in RULES and (trouble := _trouble(name, value)):
+            found.append(trouble)
+    return found
 
 
 def check_section(section: str, settings: Any) -> None:

@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from vit_registers.config import checks
 from vit_registers.config.core import ALTERNATIVES, Config
+from vit_registers.config.objectives import RENAMED
 from vit_registers.errors import ConfigError
 
 _MAX_SHOWN = 80  # characters of a value in a message
@@ -31,8 +32,10 @@ def suggestion(path: str) -> str:
     Names are compared by spelling, by initials ("lr" is learning_rate) and by their words ("decay").
     """
     section, _, key = path.rpartition(".")
-    if path in (sections := to_dict(Config())):
-        return f"it is a section, of {', '.join(sections[path])}"
+    if path in RENAMED:
+        return f"it is now '{RENAMED[path]}'"
+    if path in (sections := section_values(Config())):
+        return f"it is a section, of {', '.join(field.name for field in dataclasses.fields(sections[path]))}"
     known = list(flatten(to_dict(Config())))
     own = [name for name in known if name.startswith(f"{section}.")]
     for names in (own, known):
@@ -43,6 +46,15 @@ def suggestion(path: str) -> str:
     if close := difflib.get_close_matches(path, known, n=1, cutoff=0.75):  # the section is misspelt too
         return f"did you mean '{close[0]}'?"
     return f"sections: {', '.join(to_dict(Config()))}"
+
+
+def section_values(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The sections within a Config or a section, as dataclasses by dotted name."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(values):
+        if dataclasses.is_dataclass(value := getattr(values, field.name)):
+            found |= {f"{prefix}{field.name}": value, **section_values(value, f"{prefix}{field.name}.")}
+    return found
 
 
 def _like(key: str, names: list[str]) -> list[str]:
@@ -119,9 +131,32 @@ def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.S
         values = values.to_dict()
     if not isinstance(values, Mapping):
         raise ConfigError(f"the config is of type {type(values).__name__}: want sections of settings")
-    sections = to_dict(Config())
+    sections = section_values(Config())
     check_names(name for name in flatten(values) if name not in sections)
     return checks.check(_convert_section(Config, values, "config"), checked)
+
+
+def from_saved(values: Mapping[str, Any], *, checked: Sequence[str] = ()) -> Config:
+    """The Config of a config.json or of a checkpoint, which an earlier version may have written.
+
+    Settings that have another name now (objectives.RENAMED) are read under their old one. By default no value
+    is checked: a run that exists need not be one that this version would train. Errors as in from_mapping.
+    """
+    if not isinstance(values, Mapping):
+        return from_mapping(values, checked=checked)
+    flat = {RENAMED.get(name, name): value for name, value in flatten(values).items()}
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        put(nested, path, value)
+    return from_mapping(nested, checked=checked)
+
+
+def put(nested: dict[str, Any], path: str, value: Any) -> None:
+    """Sets the dotted `path` of nested dicts, whose sections are made where they are missing."""
+    *sections, key = path.split(".")
+    for section in sections:
+        nested = nested.setdefault(section, {})
+    nested[key] = value
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -171,8 +206,7 @@ def override(
     check_names(overrides)
     nested = to_dict(from_mapping(values, checked=()))
     for path, value in (dict(overrides) | _unset(overrides)).items():
-        section, key = path.split(".")
-        nested[section][key] = value
+        put(nested, path, value)
     return from_mapping(nested, checked=checked)
 
 

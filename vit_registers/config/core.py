@@ -1,10 +1,12 @@
-"""Every setting and its default, as frozen dataclasses. No other file holds a default.
+"""Every setting and its default, as frozen dataclasses; those of objectives are in objectives.py.
 
 A setting also says when it may differ from what a run or its weights were made with (`may_change`).
 """
 
 import dataclasses
 import typing
+
+from vit_registers.config.objectives import ObjectiveSettings
 
 RESUME = "resume"  # a run is started again: the setting changes none of its results
 READ = "read"  # a checkpoint is loaded, evaluated or analysed: the parameters mean the same
@@ -107,20 +109,13 @@ class Data:
     also_eval: tuple[str, ...] = _setting((), RESUME)
     repeats: int = 1  # repeated augmentation: each image so many times in a row, in as many fewer images
     drop_last: bool = False  # an epoch is whole batches; what is left over is not shown in it
-    mixup_alpha: float = 0.0  # 0: none; with cutmix too, each draw takes one of the two
-    cutmix_alpha: float = 0.0
-    use_mixup_folding: bool = False  # the larger share is always the image's own: lam = max(lam, 1 - lam)
-    mix_partner: str = "roll"  # roll (the one before) | flip (the one as far from the other end)
-    mix_groups: int = 1  # the batch is mixed within so many equal parts, as on so many devices
-    mix_noise: str = "global"  # global (one draw for all groups) | per_group
     on_broken: str = "stop"  # stop | skip: an image that cannot be decoded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What is minimised, and how."""
+    """How the parameters are updated."""
 
-    loss: str = "softmax"  # training/losses.py: softmax | sigmoid | multi_hot
     name: str = "adamw"  # training/optimizer.py: adamw | lamb | schedule_free_adamw
     schedule: str = "cosine"  # training/schedules.py: cosine | cosine_per_epoch | constant
     learning_rate: float = 1e-3  # at its peak
@@ -153,8 +148,9 @@ class Checkpoint:
 
     every_steps: int = 1000
     keep_last: int = 3
-    keep_best: int = 1  # by top-1 on the evaluation split
-    max_failed_saves: int = 5  # in a row; fewer are reported, and the run goes on
+    keep_best: int = 1  # by the metric that the objective ranks checkpoints by, of the first evaluator
+    keep_every_steps: int | None = None  # checkpoints of multiples are never removed; None: no such steps
+    max_failed_saves: int = 5  # consecutive; fewer are reported, and the run continues
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +207,7 @@ class Config:
     model: Model = Model()
     init_from: InitFrom = InitFrom()
     data: Data = dataclasses.field(default=Data(), metadata=_may_change(READ))
+    objective: ObjectiveSettings = dataclasses.field(default=ObjectiveSettings())
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=_may_change(RESUME, READ))
     checkpoint: Checkpoint = dataclasses.field(default=Checkpoint(), metadata=_may_change(RESUME))

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vit_registers.config.convert import check_names, override, suggestion
+from vit_registers.config.convert import check_names, override, section_values, suggestion
 from vit_registers.config.core import Config
 from vit_registers.errors import ConfigError, UserError
 
@@ -118,7 +118,8 @@ def _problem(error: BaseException) -> str:
     if isinstance(error, AttributeError) and error.name == "get_config":
         return "the file has no get_config(); want def get_config(arg=None), which returns a ConfigDict"
     if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
-        section = re.sub(r"(?<!^)(?=[A-Z])", "_", found[1]).lower()
+        names = {type(value).__name__: name for name, value in section_values(Config()).items()}
+        section = names.get(found[1], found[1].lower())
         return f"{found[1]} has no setting '{found[2]}': {suggestion(f'{section}.{found[2]}')}"
     is_of_settings = isinstance(error, AttributeError | KeyError) and not isinstance(error, flags.Error)
     if is_of_settings and (found := re.search(r"\W*([A-Za-z_]\w*)\\*['\"]", text)):

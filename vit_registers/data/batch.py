@@ -1,7 +1,7 @@
-"""The Batch contract that every loader keeps, and what happens to a batch on the device."""
+"""The Batch that every loader delivers, and what is done with a batch on the device."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,37 +12,56 @@ from vit_registers.errors import ConfigError
 
 
 class Batch(NamedTuple):
-    """Images and labels. On the host: this process's share, numpy. On the device: global, sharded.
+    """Views of images and targets. On the host: this process's share, numpy. On the device: global, sharded.
 
-    image_BxHxWxC: uint8. label_B: int32; where an image may have several right labels, which is for
-    evaluation only, BxK, padded with -1. mask_B: bool, False for padding and for images left out.
+    views: {name: uint8 BxHxWxC}; the loaders deliver one view, IMAGE. targets: {name: array}; the loaders
+    deliver LABEL, int32 of shape B. For evaluation only, an image may have several correct labels: BxK,
+    padded with -1. mask_B: bool, False for padding and for images that are left out.
     """
 
-    image_BxHxWxC: np.ndarray | jax.Array
-    label_B: np.ndarray | jax.Array
-    mask_B: np.ndarray | jax.Array
+    views: Mapping[str, Any]
+    targets: Mapping[str, Any]
+    mask_B: Any
+
+
+IMAGE, LABEL = "image", "label"
+VIEWS = (IMAGE,)  # that the loaders deliver
+
+
+def labelled_batch(
+    image_BxHxWxC: np.ndarray | jax.Array,
+    label_B: np.ndarray | jax.Array,
+    mask_B: np.ndarray | jax.Array,
+) -> Batch:
+    """The batch with one view, IMAGE, and one target, LABEL."""
+    return Batch(views={IMAGE: image_BxHxWxC}, targets={LABEL: label_B}, mask_B=mask_B)
 
 
 def pad_batch(batch: Batch, size: int) -> Batch:
-    """The batch padded to `size` examples with zero images, label 0 and mask False."""
-    missing = size - len(batch.label_B)
+    """The batch padded to `size` examples with zero images, zero targets and mask False."""
+    missing = size - len(batch.mask_B)
     if missing == 0:
         return batch
-    assert missing > 0, (size, len(batch.label_B))
-    return Batch(*(np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in batch))
+    assert missing > 0, (size, len(batch.mask_B))
+    return jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), batch)
 
 
 def to_device(batch: Batch, sharding: jax.sharding.Sharding) -> Batch:
     """The global batch on the devices, from the share that each process holds."""
-    return Batch(*(jax.make_array_from_process_local_data(sharding, x) for x in batch))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def relabel(batches: Iterable[Batch], table: np.ndarray | None) -> Iterator[Batch]:
-    """The batches on the devices with label table[i] for i; -1 stays. None: as they are."""
+    """The batches on the devices with table[i] in the place of label i; -1 stays.
+
+    Without a table, the batches are unchanged.
+    """
     if table is None:
         return iter(batches)
     apply = jax.jit(lambda label: jnp.where(label < 0, label, jnp.asarray(table)[jnp.maximum(label, 0)]))
-    return (batch._replace(label_B=apply(batch.label_B)) for batch in batches)
+    return (
+        batch._replace(targets={**batch.targets, LABEL: apply(batch.targets[LABEL])}) for batch in batches
+    )
 
 
 def check_divides(size: int, sharding: jax.sharding.Sharding, *, where: str) -> None:
@@ -68,7 +87,7 @@ def synthetic_batches(config: Config, *, seed: int = 0, start_step: int = 0) -> 
     step = start_step
     while True:
         rng = np.random.default_rng([seed, step])
-        yield Batch(
+        yield labelled_batch(
             rng.integers(0, 256, shape, dtype=np.uint8),
             rng.integers(0, max(config.model.num_classes, 1), shape[0]).astype(np.int32),
             np.ones(shape[0], bool),

@@ -112,15 +112,15 @@ def check_classes(
     return None
 
 
-class Other(NamedTuple):
-    """A split of data.also_eval."""
+class EvalSplit(NamedTuple):
+    """A split to evaluate on."""
 
     loader: Loader
     split: str
-    table: np.ndarray | None  # of check_classes
+    table: np.ndarray | None = None  # of check_classes: labels of the split as classes of the model
 
 
-def open_others(config: Config, loader: Loader) -> dict[str, Other]:
+def open_others(config: Config, loader: Loader) -> dict[str, EvalSplit]:
     """What data.also_eval names, as {"NAME:SPLIT": ...}; `loader` is that of data.name.
 
     Classes are those of data.name, or some of them, matched by name. Raises ConfigError or DataError, at
@@ -138,5 +138,5 @@ def open_others(config: Config, loader: Loader) -> dict[str, Other]:
             opened[name] = its, check_classes(other, its, loader.class_names)
         its, table = opened[name]
         its.num_examples(split)
-        found[f"{name}:{split}"] = Other(its, split, table)
+        found[f"{name}:{split}"] = EvalSplit(its, split, table)
     return found

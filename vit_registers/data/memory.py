@@ -14,7 +14,7 @@ import numpy as np
 from vit_registers.config import Config, image_size
 from vit_registers.data import images as images_lib
 from vit_registers.data import order
-from vit_registers.data.batch import Batch, check_divides
+from vit_registers.data.batch import IMAGE, Batch, check_divides, labelled_batch
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.images import Images
 from vit_registers.data.ops import strings
@@ -148,10 +148,10 @@ class MemoryLoader:
         def augment(images: Images, record_B: jax.Array, step: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             key = jax.random.fold_in(jax.random.key(seed), step)
-            image_BxHxWxC = batch.image_BxHxWxC
+            image_BxHxWxC = batch.views[IMAGE]
             for place, op in enumerate(ops):
                 image_BxHxWxC = op(image_BxHxWxC, jax.random.fold_in(key, place))
-            return batch._replace(image_BxHxWxC=image_BxHxWxC)
+            return batch._replace(views={IMAGE: image_BxHxWxC})
 
         self._train_steps[sharding] = jax.jit(augment, out_shardings=sharding)
         return self._train_steps[sharding]
@@ -165,7 +165,7 @@ class MemoryLoader:
         def take(images: Images, record_B: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             for _, op in self._eval_ops:
-                batch = batch._replace(image_BxHxWxC=op(batch.image_BxHxWxC, jax.random.key(0)))
+                batch = batch._replace(views={IMAGE: op(batch.views[IMAGE], jax.random.key(0))})
             return batch
 
         gather = jax.jit(take, out_shardings=sharding)
@@ -206,4 +206,4 @@ def _replicate(x_N: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
 
 def _gather(images: Images, record_B: jax.Array) -> Batch:
     """The examples `record_B`; those past the end are padding: zero, with mask False."""
-    return Batch(*(jnp.take(x, record_B, axis=0, mode="fill", fill_value=0) for x in images))
+    return labelled_batch(*(jnp.take(x, record_B, axis=0, mode="fill", fill_value=0) for x in images))

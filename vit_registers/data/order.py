@@ -82,7 +82,7 @@ def training_order(config: Config, num_examples: int) -> Order:
         num_examples=num_examples,
         batch_size=data.batch_size,
         repeats=data.repeats,
-        groups=data.mix_groups,
+        groups=config.objective.classification.mix_groups,
         drop_last=data.drop_last,
     )
 

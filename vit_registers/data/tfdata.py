@@ -114,7 +114,7 @@ class TfdataLoader:
 
     def _padded(self, batches: Iterator[Batch], number: int, local_size: int) -> Iterator[Batch]:
         label = np.zeros((0, MAX_LABELS) if self.has_several_labels else 0, np.int32)
-        empty = Batch(np.zeros((0, *self._target), np.uint8), label, np.zeros(0, bool))
+        empty = batch_lib.labelled_batch(np.zeros((0, *self._target), np.uint8), label, np.zeros(0, bool))
         for _ in range(number):
             yield batch_lib.pad_batch(next(batches, empty), local_size)
 
@@ -164,7 +164,7 @@ class TfdataLoader:
             label_B = columns["label"]
             for i in np.flatnonzero((label_B < 0) | (label_B >= self.num_classes))[:1]:
                 self._source.check_label(int(label_B[i]), split, int(columns["record"][i]))
-        return Batch(columns["image"], columns["label"], status_B == _OK)
+        return batch_lib.labelled_batch(columns["image"], columns["label"], status_B == _OK)
 
 
 def _reason(error: tf.errors.OpError) -> str:

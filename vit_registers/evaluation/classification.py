@@ -1,45 +1,121 @@
-"""Loss, top-1 and top-5 over a split, each image once; several right labels for an image too."""
+"""Loss, top-1 and top-5 over a split, each image once; several correct labels for an image too."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from vit_registers.config import Config
-from vit_registers.data.batch import Batch, normalize
-from vit_registers.models.params import build
-from vit_registers.training.losses import make_loss_per_example
-from vit_registers.training.metrics import Sums, classification_sums
-from vit_registers.training.sharding import replicated
+from vit_registers.config import ClassificationSettings, Config, Data, Model
+from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, relabel
+from vit_registers.data.loaders import EvalSplit
+from vit_registers.evaluation.base import Evaluator, EvaluatorKind
+from vit_registers.models.params import abstract_model, build
+from vit_registers.objectives.base import BACKBONE, Sums, add_sums
+from vit_registers.objectives.losses import is_finite, make_loss_per_example
+from vit_registers.training.sharding import batch_sharding, replicated
 
-Evaluate = Callable[[Any, Iterable[Batch]], dict[str, float]]
+MOST_CLASSES_WITHOUT_TOP5 = 5  # with five classes or fewer, top-5 would always be 1
 
 
-def make_evaluate(config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> Evaluate:
-    """evaluate(params, batches) -> {"loss", "top1", "top5", "images", "non_finite"}: means over the images
-    that count, their number, and how many of them have a logit that is not finite, which are wrong.
+def classification_sums(
+    logits_BxY: jax.Array, label_BxK: jax.Array, mask_B: jax.Array, loss_B: jax.Array
+) -> Sums:
+    """loss, top1, top5 (only with more than five classes) and non_finite of the examples in mask_B.
 
-    top5 is the share of images whose label is among the five highest logits; it is left out where there are
-    five classes or fewer. Of several right labels any one will do; an image without one does not
-    count; the loss is that against the uniform distribution over them.
+    Any of the labels of an example is correct; -1 is none. An example without any label does not count
+    (arXiv:2006.07159, section 4). The rank of a label is the number of classes with a higher logit, plus that
+    of earlier classes with an equal one. An example with a logit that is not finite is wrong, and counted in
+    non_finite.
     """
-    loss_per_example = make_loss_per_example(config)
+    num_classes = logits_BxY.shape[-1]
+    label_BxKx1 = label_BxK[..., None]
+    own_BxKx1 = jnp.take_along_axis(logits_BxY[:, None], jnp.maximum(label_BxKx1, 0), axis=-1)
+    logits_Bx1xY = logits_BxY[:, None]
+    is_before_BxKxY = jnp.arange(num_classes)[None, None] < label_BxKx1
+    is_ahead_BxKxY = (logits_Bx1xY > own_BxKx1) | ((logits_Bx1xY == own_BxKx1) & is_before_BxKxY)
+    is_class_BxK = (label_BxK >= 0) & (label_BxK < num_classes)  # beyond the last, `own` is NaN as well
+    rank_B = jnp.where(is_class_BxK, is_ahead_BxKxY.sum(axis=-1), num_classes).min(axis=-1)
+    mask_B &= (label_BxK >= 0).any(axis=-1)
+    ranked_B = mask_B & is_finite(logits_BxY)
+    count = mask_B.sum(dtype=jnp.int32)
+    sums = {
+        "loss": jnp.where(mask_B, loss_B, 0.0).sum(),
+        "top1": (ranked_B & (rank_B < 1)).sum(dtype=jnp.int32),
+        "top5": (ranked_B & (rank_B < 5)).sum(dtype=jnp.int32),
+        "non_finite": (mask_B & ~ranked_B).sum(dtype=jnp.int32),
+    }
+    if num_classes <= MOST_CLASSES_WITHOUT_TOP5:
+        del sums["top5"]
+    return {name: (value, count) for name, value in sums.items()}
+
+
+def classification_metrics(sums: Sums) -> dict[str, float]:
+    """Means of loss, top1 and top5, then "images", the number of examples, and "non_finite", of those whose
+    logits are not finite."""
+    non_finite, count = sums["non_finite"]
+    names = [name for name in ("loss", "top1", "top5") if name in sums]
+    means = {name: float(sums[name][0]) / max(int(count), 1) for name in names}
+    return {**means, "images": int(count), "non_finite": int(non_finite)}
+
+
+class ClassificationEvaluator:
+    """An Evaluator: classification_metrics of the model's head on a split.
+
+    The loss is that of training, against the uniform distribution over the correct labels of an image.
+    """
+
+    def __init__(
+        self,
+        settings: ClassificationSettings,
+        model: Model,
+        data: Data,
+        split: EvalSplit,
+        mesh: jax.sharding.Mesh,
+    ) -> None:
+        """Raises ConfigError for a loss that does not exist or does not fit."""
+        self._split, self._layout = split, batch_sharding(mesh)
+        self._sums = _make_sums(settings, model, data, mesh)
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        """{"loss", "top1", "top5", "images", "non_finite"}."""
+        batches = self._split.loader.eval_batches(self._split.split, self._layout)
+        parts = [self._sums(params[BACKBONE], batch) for batch in relabel(batches, self._split.table)]
+        return classification_metrics(functools.reduce(add_sums, jax.device_get(parts)))
+
+
+@functools.lru_cache(maxsize=8)  # compiled once for all splits
+def _make_sums(settings: ClassificationSettings, model: Model, data: Data, mesh: jax.sharding.Mesh) -> Any:
+    """The compiled function (backbone, batch) -> Sums of the batch."""
+    loss_per_example = make_loss_per_example(settings, model.num_classes)
+    graphdef, _ = abstract_model(model)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def sums(params: Any, batch: Batch) -> Sums:
-        image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
-        logits_BxY = build(graphdef, params)(image).logits
-        label_BxK = batch.label_B.reshape(len(batch.label_B), -1)
-        label_BxY = jax.nn.one_hot(label_BxK, config.model.num_classes).sum(axis=1)
+    def sums(backbone: Any, batch: Batch) -> Sums:
+        image = normalize(batch.views[IMAGE], mean=data.mean, std=data.std)
+        logits_BxY = build(graphdef, backbone)(image).logits
+        assert logits_BxY is not None, "the model has no head"
+        label_BxK = batch.targets[LABEL].reshape(len(batch.mask_B), -1)
+        label_BxY = jax.nn.one_hot(label_BxK, model.num_classes).sum(axis=1)
         label_BxY /= jnp.maximum(label_BxY.sum(axis=-1, keepdims=True), 1.0)
         loss_B = loss_per_example(logits_BxY, label_BxY)
         return classification_sums(logits_BxY, label_BxK, batch.mask_B, loss_B)
 
-    def evaluate(params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        parts = jax.device_get([sums(params, batch) for batch in batches])
-        return functools.reduce(lambda a, b: a + b, parts).means()
+    return sums
 
-    return evaluate
+
+def _is_for(config: Config) -> bool:
+    return config.objective.name == "classification" and config.model.num_classes > 0
+
+
+def _make(config: Config, splits: Mapping[str, EvalSplit], mesh: jax.sharding.Mesh) -> dict[str, Evaluator]:
+    """One evaluator for each split, under the name of the split."""
+    settings = config.objective.classification
+    return {
+        name: ClassificationEvaluator(settings, config.model, config.data, split, mesh)
+        for name, split in splits.items()
+    }
+
+
+CLASSIFICATION = EvaluatorKind(_is_for, _make)

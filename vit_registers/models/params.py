@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 from flax import nnx
 
 from vit_registers.config import Model
@@ -25,6 +26,6 @@ def build(graphdef: nnx.GraphDef, params: Any) -> ViT:
     return nnx.merge(graphdef, params)
 
 
-def init_params(model: Model, *, seed: int) -> Any:
-    """The parameters by the model's initializers, a pure function of the model's settings and the seed."""
-    return nnx.to_pure_dict(nnx.state(ViT(model, rngs=nnx.Rngs(seed)), nnx.Param))
+def init_params(model: Model, *, key: jax.Array) -> Any:
+    """The parameters by the model's initializers, a pure function of the model's settings and the key."""
+    return nnx.to_pure_dict(nnx.state(ViT(model, rngs=nnx.Rngs(key)), nnx.Param))

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,11 +22,12 @@ from jax.experimental import multihost_utils
 
 from vit_registers.errors import CheckpointError
 from vit_registers.models.paths import leaf_of, path_text
+from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import manifest
+from vit_registers.runs.formats import FORMAT_VERSION, READABLE, from_format, in_format
 from vit_registers.runs.retention import reason
 from vit_registers.runs.writers import say
 
-FORMAT_VERSION = 1
 LAST_STEP = 2**31 - 1  # that TrainState.step, an int32, can have
 
 _STEP = re.compile("0|[1-9][0-9]{0,9}")  # str.isdigit accepts "²" as well, and int "0099"
@@ -169,7 +171,7 @@ def _set_aside(run: str, name: str) -> str:
     return f"moved to {target}"
 
 
-def _suffixes() -> itertools.chain[str]:
+def _suffixes() -> Iterator[str]:
     return (f"-{i}" for i in itertools.count(1))
 
 
@@ -189,8 +191,8 @@ def read_meta(run: str, step: int) -> dict[str, Any]:
         version = meta["format"]
     except Exception as error:
         raise CheckpointError(f"{folder} cannot be read: {reason(error)}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder} has format {version}: this version reads {FORMAT_VERSION}")
+    if version not in READABLE:
+        raise CheckpointError(f"{folder} has format {version}: this version reads up to {FORMAT_VERSION}")
     return meta
 
 
@@ -219,7 +221,9 @@ def find_step(run: str, step: int | None) -> int:
     if not steps:
         raise CheckpointError(f"{run} is not a run folder: there is no checkpoint in {checkpoint_root(run)}")
     if step is None:
-        return newest_intact_step(run)
+        newest = newest_intact_step(run)
+        assert newest is not None, "it raises where there are checkpoints and none is intact"
+        return newest
     if step not in steps:
         known = ", ".join(map(str, sorted(steps)))
         raise CheckpointError(f"{run} has no checkpoint of step {step}; it has {known}")
@@ -236,21 +240,23 @@ def restore_args(target: Any, *, is_part: bool) -> ocp.args.PyTreeRestore:
     )
 
 
-def read_params(run: str, step: int, abstract_params: Any, *, name: str = "params") -> Any:
-    """The parameters of a checkpoint, laid out as the shardings of `abstract_params` say.
+def read_state(run: str, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of the state of a checkpoint that `target` has, such as "params", "ema" or "extra".
 
-    `name` is "params", or "ema" for the averaged ones. Raises CheckpointError where there are none, or they
-    cannot be read.
+    `target` is of shapes with shardings, and so is the result laid out. Raises CheckpointError where there is
+    no such part, or it cannot be read.
     """
-    target = {name: abstract_params}
     path = checkpoint_root(run) / str(step) / "state"
-    args = restore_args(target, is_part=True)
+    version, names = read_meta(run, step)["format"], " and ".join(target)
+    stored = in_format(dict(target), version)
+    args = restore_args(stored, is_part=True)
     try:
-        params = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)[name]
+        read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)
     except Exception as error:
-        raise CheckpointError(f"{path}: its {name} cannot be restored: {reason(error)}") from error
-    for where, leaf in jax.tree_util.tree_leaves_with_path(params):
+        raise CheckpointError(f"{path}: its {names} cannot be restored: {reason(error)}") from error
+    for where, leaf in jax.tree_util.tree_leaves_with_path(read):
         if isinstance(leaf, jax.ShapeDtypeStruct):  # what Orbax leaves where a checkpoint has nothing
-            missing = path_text(leaf_of(where))
+            name, *missing = leaf_of(where)
+            missing = path_text(tuple(missing[missing[0] == BACKBONE :]))
             raise CheckpointError(f"{path} holds no {name} of this model: {missing} is missing")
-    return params
+    return from_format(read, version, dict(target))

@@ -17,8 +17,8 @@ from etils import epath
 
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.objectives.catalog import best_metric
 from vit_registers.runs.checkpoint_folder import (
-    FORMAT_VERSION,
     TrainedOn,
     checkpoint_root,
     list_steps,
@@ -28,6 +28,7 @@ from vit_registers.runs.checkpoint_folder import (
     trained_on,
 )
 from vit_registers.runs.compatibility import check_same_config, check_same_data
+from vit_registers.runs.formats import FORMAT_VERSION, from_format, in_format
 from vit_registers.runs.manifest import find_damage, write_manifest
 from vit_registers.runs.retention import (
     FIRST_PAUSE_S,
@@ -48,8 +49,12 @@ DATA_FILE_BYTES = 1 << 24
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The parts of a state that it has."""
-    return {name: value for name, value in vars(state).items() if value is not None}
+    """The parts of a state that it has: without an average or an `extra`, these are not saved."""
+    return {
+        name: value
+        for name, value in vars(state).items()
+        if value is not None and not (name == "extra" and not value)
+    }
 
 
 def _remove(path: epath.Path) -> None:
@@ -78,6 +83,12 @@ class Checkpoints:
     ):
         """`data` is what is trained on; None for converted weights; errors as in compatibility.py."""
         config_lib.check_section("checkpoint", config.checkpoint)
+        every, keep_every = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
+        if keep_every is not None and keep_every % every:
+            raise ConfigError(
+                f"checkpoint.keep_every_steps={keep_every} is not a multiple of "
+                f"checkpoint.every_steps={every}, so not all of these steps would be saved: set a multiple"
+            )
         self._run, self._config, self._lock, self._data = run, config, lock, data
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
@@ -86,7 +97,7 @@ class Checkpoints:
         self._error: Exception | None = None  # what starting it raised
         self.restorable_step, self.skipped = self._prepare_folder()
         self.last_saved_step = self.restorable_step
-        self._keep = Keep(config.checkpoint)
+        self._keep = Keep(config.checkpoint, best_metric(config.objective.name))
         self.evaluations: dict[int, dict[str, float]] = {}  # of the first evaluator, of what was saved
         for step in list_steps(run):
             with contextlib.suppress(Exception):  # a damaged checkpoint has no say
@@ -176,14 +187,19 @@ class Checkpoints:
 
         Raises CheckpointError where it cannot be read, or is that of another step.
         """
-        args = ocp.args.Composite(state=restore_args(_items(abstract), is_part=False))
-        where = self._root / str(self.restorable_step)
+        step = self.restorable_step
+        assert step is not None, "there is no checkpoint to restore"
+        version = read_meta(self._run, step)["format"]
+        target = _items(abstract)
+        args = ocp.args.Composite(state=restore_args(in_format(target, version), is_part=False))
+        where = self._root / str(step)
         try:
-            items = self._manager.restore(self.restorable_step, args=args).state
+            restored: Any = self._manager.restore(step, args=args)
+            items = from_format(restored.state, version, target)
         except Exception as error:
             raise CheckpointError(f"checkpoint {where} cannot be restored: {reason(error)}") from error
         state = TrainState(**{"ema": None, **items})
-        if int(state.step) != self.restorable_step:
+        if int(state.step) != step:
             raise CheckpointError(f"checkpoint {where} is damaged: its state is that of step {state.step}")
         return state
 

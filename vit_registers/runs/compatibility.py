@@ -15,9 +15,7 @@ def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -
     """Raises ConfigError with the differing settings where a run folder belongs to another config."""
     free = config_lib.may_change(config_lib.RESUME)
     # Read back first, so that settings which are newer than the run have their defaults on both sides.
-    there, here = (
-        config_lib.flatten(config_lib.to_dict(c)) for c in (config_lib.from_mapping(saved, checked=()), now)
-    )
+    there, here = (config_lib.flatten(config_lib.to_dict(c)) for c in (config_lib.from_saved(saved), now))
     differing = [
         f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
         for key in sorted(there.keys() | here.keys())

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from vit_registers.config import Config, check_section
+from vit_registers.config import Checkpoint, Run, check_section
 from vit_registers.data.batch import Batch
 from vit_registers.errors import CheckpointError, TrainingError
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import MetricWriter, Progress
 from vit_registers.runtime.profiling import Profile
 from vit_registers.runtime.stopping import Agreement, StopRequest
 from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.training.durations import Durations
-from vit_registers.training.metrics import find_non_finite
 from vit_registers.training.state import TrainState
 from vit_registers.training.step import Step
 
@@ -24,11 +24,12 @@ from vit_registers.training.step import Step
 class Loop:
     """Runs a train step over batches until the last step. One use.
 
-    `evaluators` are called with the state; the first one's top1 decides which checkpoint is best.
-    Names in metrics.jsonl: train/loss, train/top1, ..., and <evaluator>/top1, ...
+    `evaluators` are called with the state; the metrics of the first one rank the checkpoints.
+    Names in metrics.jsonl: train/loss, ... and <evaluator>/<metric>, ...
     """
 
-    config: Config
+    settings: Run
+    checkpoint: Checkpoint
     durations: Durations
     train_step: Step
     evaluators: Mapping[str, Callable[[TrainState], Mapping[str, float]]]
@@ -42,7 +43,7 @@ class Loop:
     _is_save_due: bool = False
 
     def __post_init__(self) -> None:
-        check_section("run", self.config.run)
+        check_section("run", self.settings)
         self._skipped, self._skipped_in_a_row = self.checkpoints.skipped
         self._skipped_before = self._skipped  # at the last line that says so
 
@@ -51,7 +52,7 @@ class Loop:
 
         Raises TrainingError where too many steps in a row are not finite.
         """
-        total, log_every = self.durations.total_steps, self.config.run.log_every_steps
+        total, log_every = self.durations.total_steps, self.settings.log_every_steps
         step, evaluated = int(state.step), None
         with StopRequest() as stop, self.watchdog, self.profile:
             while step < total and not self.agreement.is_reached(step, stop):
@@ -66,7 +67,7 @@ class Loop:
                 if self._is_evaluation(step):
                     evaluated = self._evaluate(step, state)
                     self._save(step, state, evaluated)
-                elif self._is_save_due or step % self.config.checkpoint.every_steps == 0:
+                elif self._is_save_due or step % self.checkpoint.every_steps == 0:
                     self._save(step, state, None)
             with self.watchdog.slow("the last save"):
                 self._fetch()
@@ -91,7 +92,7 @@ class Loop:
                 self._skipped_in_a_row = 0
             else:
                 self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
-            if self._skipped_in_a_row > self.config.run.max_skipped_steps:
+            if self._skipped_in_a_row > self.settings.max_skipped_steps:
                 raise self._not_finite(*newest)
         self._pending.clear()
         return newest
@@ -105,14 +106,16 @@ class Loop:
         names = {"grad_norm": "gradient norm", "update_norm": "norm of the update"}
         found = [f"{names.get(k, k)} is {v}" for k, v in metrics.items() if not math.isfinite(v)]
         return TrainingError(
-            f"step {step}: {', '.join(found)}; it is the {self._skipped_in_a_row}. in a row that is not "
-            "finite (run.max_skipped_steps). "
+            f"step {step}: {', '.join(found)}; {self._skipped_in_a_row} consecutive steps are not finite "
+            "(run.max_skipped_steps). "
             f"The last good checkpoint is {'none' if good is None else f'that of step {good}'}; "
             "try a lower optimizer.learning_rate, a longer warm-up or optimizer.grad_clip_norm"
         )
 
     def _log(self) -> None:
-        step, metrics = self._fetch()
+        newest = self._fetch()
+        assert newest is not None, "called after a step"
+        step, metrics = newest
         self.progress.update(step, metrics["loss"])
         values = {f"train/{name}": value for name, value in metrics.items()}
         self._write(step, {**values, "train/skipped_steps": self._skipped})
@@ -125,7 +128,7 @@ class Loop:
         # Apart, as times are not functions of the step and these lines are to be comparable.
         self._write(step, {"images_per_s": self.progress.images_per_s, "time_s": self.progress.time_s})
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float] | None:
         with self.watchdog.slow("an evaluation"):
             results = {name: evaluate(state) for name, evaluate in self.evaluators.items()}
         for name, result in results.items():
@@ -137,7 +140,7 @@ class Loop:
                     f"step {step}  {name}: {found}; this evaluation is never the best of the run"
                 )
         self.progress.restart(step)
-        return dict(next(iter(results.values())))
+        return dict(next(iter(results.values()))) if results else None
 
     def _save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Starts a save. After a skipped step it is put off to the next that is not: a run that is lost would

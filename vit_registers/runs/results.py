@@ -17,9 +17,10 @@ from typing import Any
 import jax
 
 from vit_registers.errors import TrainingError
+from vit_registers.objectives.base import Best
 from vit_registers.runs.metrics_log import read_records
+from vit_registers.runs.ranking import find_non_finite
 from vit_registers.strict_json import dumps
-from vit_registers.training.metrics import find_non_finite
 
 FILE = "result.json"
 Evaluations = dict[int, dict[str, float | None]]
@@ -97,9 +98,13 @@ def non_finite_of(values: Mapping[str, float | None], evaluator: str) -> str | N
 
     `values` are those of one step, of all evaluators.
     """
-    return find_non_finite(
-        {key.removeprefix(f"{evaluator}/"): v for key, v in values.items() if key.startswith(f"{evaluator}/")}
-    )
+    return find_non_finite(metrics_of(values, evaluator))
+
+
+def metrics_of(values: Mapping[str, float | None], evaluator: str) -> dict[str, float | None]:
+    """{name: value} of one evaluator, from {"<evaluator>/<name>": value} of all."""
+    start = f"{evaluator}/"
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
 
 def complete_evaluations(
@@ -114,6 +119,8 @@ def complete_evaluations(
     `known` has values of the first evaluator, as checkpoints do. Of the others only the average of the same
     split is looked for, as data.also_eval may change while a run goes on.
     """
+    if not evaluators:
+        return [], []
     steps, first = list(steps), evaluators[0]
     always = [first, *(name for name in evaluators[1:] if name == f"{first}_ema")]
 
@@ -128,33 +135,35 @@ def complete_evaluations(
 
 
 def summarize(
-    records: Sequence[dict[str, Any]], *, evaluators: Sequence[str], total_steps: int
+    records: Sequence[dict[str, Any]], *, evaluators: Sequence[str], total_steps: int, best: Best
 ) -> dict[str, Any]:
     """The numbers of a run that is done, from its metrics.
 
-    "metrics" are those of the last evaluation; "best" is the evaluation with the highest top1 of the first
-    evaluator, the later of equals, as with checkpoints. An evaluation that is not finite, see
+    "metrics" are those of the last evaluation; "best" is the evaluation of the first evaluator that `best`
+    ranks first, the later of equals, as with checkpoints. An evaluation that is not finite, see
     `find_non_finite`, does not count; "best" is None where no other is left. "time_s" lasts from the making
     of the state to the last step, with compilation, evaluations and saves, over all starts; "images_per_s" is
     the median of what was logged.
     """
-    found, first = evaluations(records, evaluators), evaluators[0]
+    found = evaluations(records, evaluators)
+    first = evaluators[0] if evaluators else ""
     ranked = [
-        (values[f"{first}/top1"], step)
+        (score, step)
         for step, values in found.items()
-        if f"{first}/top1" in values and not non_finite_of(values, first)
+        if (score := best.score(metrics_of(values, first))) is not None and not non_finite_of(values, first)
     ]
-    best = None
+    best_evaluation = None
     if ranked:
-        top1, step = max(ranked)
-        best = {"evaluator": first, "top1": top1, "step": step, "metrics": found[step]}
+        _, step = max(ranked)
+        value = found[step][f"{first}/{best.metric}"]
+        best_evaluation = {"evaluator": first, best.metric: value, "step": step, "metrics": found[step]}
     rates = [record["images_per_s"] for record in records if "images_per_s" in record]
     times = [record["time_s"] for record in records if "time_s" in record]
     return {
         "step": total_steps,
         "total_steps": total_steps,
         "metrics": found[max(found)] if found else {},
-        "best": best,
+        "best": best_evaluation,
         "time_s": round(max(times, default=0.0), 3),
         "images_per_s": round(statistics.median(rates), 1) if rates else None,
     }
@@ -166,6 +175,7 @@ def write_result(
     evaluators: Sequence[str],
     total_steps: int,
     params: Any,
+    best: Best,
     made: dict[str, Any],
     steps: Iterable[int] = (),
     known: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
@@ -178,7 +188,7 @@ def write_result(
     """
     records = read_records(run).records
     restored, lost = complete_evaluations(records, evaluators=evaluators, steps=steps, known=known)
-    numbers = summarize([*records, *restored], evaluators=evaluators, total_steps=total_steps)
+    numbers = summarize([*records, *restored], evaluators=evaluators, total_steps=total_steps, best=best)
     if lost:
         numbers["missing_evaluations"] = lost
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))

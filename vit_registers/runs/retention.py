@@ -5,7 +5,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ from jax.experimental import multihost_utils
 
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError
+from vit_registers.objectives.base import Best
+from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import say
 from vit_registers.runtime import distributed
-from vit_registers.training.metrics import find_non_finite
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run ends with; each twice as long
 
@@ -29,26 +30,32 @@ def is_any(flag: bool) -> bool:
 
 
 class Keep:
-    """Orbax's preservation policy: the last checkpoints, and the best of those that have been evaluated.
+    """Orbax's preservation policy: the last checkpoints, the best of those that have been evaluated, and the
+    multiples of checkpoint.keep_every_steps.
 
     Orbax's own policy for the best knows no metrics after a restart unless it may also delete the newest.
     """
 
-    def __init__(self, settings: config_lib.Checkpoint):
-        self._settings = settings
-        self._top1: dict[int, float] = {}
+    def __init__(self, settings: config_lib.Checkpoint, best: Best):
+        self._settings, self._best = settings, best
+        self._score: dict[int, float] = {}
 
-    def note(self, step: int, metrics: dict[str, float | None] | None) -> None:
+    def note(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
         """Records what the evaluation at `step` gave. One that is not finite is never among the best."""
-        if metrics is not None and not find_non_finite(metrics):
-            self._top1[step] = metrics["top1"]
+        if metrics is None or find_non_finite(metrics):
+            return
+        if (score := self._best.score(metrics)) is not None:
+            self._score[step] = score
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         """Whether to keep each of `checkpoints`, which come oldest first."""
         del context
-        steps = [info.step for info in checkpoints]
-        ranked = sorted((s for s in steps if s in self._top1), key=lambda s: (self._top1[s], s), reverse=True)
-        kept = {*steps[-self._settings.keep_last :], *ranked[: self._settings.keep_best]}
+        settings, steps = self._settings, [info.step for info in checkpoints]
+        score = self._score
+        ranked = sorted((s for s in steps if s in score), key=lambda s: (score[s], s), reverse=True)
+        kept = {*steps[-settings.keep_last :], *ranked[: settings.keep_best]}
+        if settings.keep_every_steps is not None:
+            kept |= {step for step in steps if step % settings.keep_every_steps == 0}
         return [step in kept for step in steps]
 
 

@@ -29,6 +29,8 @@ from vit_registers.config import Config, Model, flag, flatten, override, to_conf
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
+from vit_registers.objectives.base import Best
+from vit_registers.objectives.catalog import best_metric
 from vit_registers.runs.checkpoint_folder import list_steps
 from vit_registers.runs.compatibility import check_same_config
 from vit_registers.runs.metrics_log import parse_record
@@ -48,6 +50,11 @@ class Run:
     point: Mapping[str, Any]
     config: Config
     arguments: tuple[str, ...]  # of vit_registers.train
+
+    @property
+    def best(self) -> Best:
+        """The metric that ranks its checkpoints."""
+        return best_metric(self.config.objective.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,7 @@ def count_parameters(model: Model) -> int:
 def load_module(path: str) -> ModuleType:
     """The config file as a module."""
     spec = importlib.util.spec_from_file_location(f"sweep_of_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -237,11 +245,12 @@ def steps_text(run: Run) -> str:
     return f"step {last_step(run)} of {whole}"
 
 
-def top1_text(result: Mapping[str, Any]) -> str:
-    """What a finished run came to, in a few words: 'top1 0.9777 (71 s)'."""
-    metrics = result["metrics"]
-    name = next((key.removesuffix("/top1") for key in metrics if key.endswith("/top1")), None)
-    shown = (
-        "no top1" if name is None else non_finite_of(metrics, name) or f"top1 {metrics[f'{name}/top1']:.4f}"
-    )
+def result_text(result: Mapping[str, Any], best: Best) -> str:
+    """The metric that ranks checkpoints, of a finished run's first evaluator: 'top1 0.9777 (71 s)'."""
+    metrics, end = result["metrics"], f"/{best.metric}"
+    name = next((key.removesuffix(end) for key in metrics if key.endswith(end)), None)
+    if name is None:
+        shown = f"no {best.metric}"
+    else:
+        shown = non_finite_of(metrics, name) or f"{best.metric} {metrics[f'{name}{end}']:.4f}"
     return f"{shown} ({result['time_s']:.0f} s)"

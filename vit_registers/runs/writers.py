@@ -213,7 +213,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def write_parameter_overview(params: object, path: Path) -> None:
+def write_parameter_overview(params: Any, path: Path) -> None:
     """Writes the table of all parameters and prints how many there are."""
     from clu import parameter_overview
 

@@ -72,6 +72,7 @@ def join(
     # JAX would catch SIGTERM for its own purposes; runtime/stopping.py does.
     jax.config.update("jax_enable_preemption_service", False)
     if coordinator is not None:
+        assert num_processes is not None and process_id is not None, "checked above"
         meet(coordinator, num_processes=num_processes, process_id=process_id, timeout_s=connect_timeout_s)
     how = f"--coordinator={coordinator}" if coordinator is not None else "--distributed"
     # JAX aborts where it cannot connect, so we have to be earlier.

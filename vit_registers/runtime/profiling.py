@@ -50,7 +50,7 @@ class Profile:
 
     def after(self, step: int, result: jax.Array) -> None:
         """To be called when `step` has been started; `result` is one of its outputs."""
-        if self._is_tracing and step == self._steps[1]:
+        if self._is_tracing and self._steps is not None and step == self._steps[1]:
             jax.block_until_ready(result)
             self._stop()
 

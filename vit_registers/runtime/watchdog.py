@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -28,7 +29,7 @@ class Watchdog:
         if limit_s is None:
             limit_s = SEVERAL_PROCESSES_S if jax.process_count() > 1 else 0.0
         self._limit_s, self._end = limit_s, end
-        self._under_way: deque[tuple[int, jax.Array]] = deque()
+        self._under_way: deque[tuple[int, Any]] = deque()  # (step, array)
         self._doing, self._factor = "the first step", SLOW_FACTOR
         self._last_step, self._since = None, time.monotonic()
         self._closing = threading.Event()
@@ -76,7 +77,7 @@ class Watchdog:
 
 def _place() -> str:
     """Where the main thread is, in the innermost function of this package."""
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
     package = str(Path(__file__).parents[1])
     while frame is not None and not frame.f_code.co_filename.startswith(package):
         frame = frame.f_back

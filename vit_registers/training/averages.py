@@ -1,4 +1,4 @@
-"""Averaged parameters: whether a run has them, how they follow the trained ones, and which of both count."""
+"""Averaged parameters: whether a run has them, how they are updated, and whether they are the model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +19,11 @@ def has_average(optimizer: Optimizer) -> bool:
     return optimizer.ema_decay is not None or is_schedule_free(optimizer)
 
 
-def counting_params(optimizer: Optimizer) -> str:
-    """The field of TrainState that is evaluated and loaded if no other is asked for: "params" or "ema".
+def eval_field(optimizer: Optimizer) -> str:
+    """The field of TrainState that Objective.eval_params takes: "params" or "ema".
 
-    In schedule-free learning the average is the model, and what is trained only a point to take gradients at.
-    An exponential average stands beside the trained parameters, and is asked for by name.
+    In schedule-free learning the average is the model, and the trained parameters are only the point at which
+    gradients are taken. An exponential average is kept beside the trained parameters, and selected by name.
     """
     return "ema" if is_schedule_free(optimizer) else "params"
 

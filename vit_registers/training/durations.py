@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from vit_registers.config import Config, check_section
+from vit_registers.config import Data, Optimizer, Run, check_section
 from vit_registers.config.checks import MAX_STEPS
 from vit_registers.errors import ConfigError
 
@@ -22,16 +22,16 @@ class Durations:
         return sorted({*range(every, step + 1, every), *([total] if step >= total else [])})
 
 
-def durations(config: Config, num_train_examples: int) -> Durations:
-    """The lengths of a run in steps, from whichever unit the config gives. Rounds to the nearest step.
+def durations(run: Run, optimizer: Optimizer, data: Data, num_train_examples: int) -> Durations:
+    """The lengths of a run in steps, from whichever unit the settings give. Rounds to the nearest step.
 
     An epoch is all examples once, in the middle of a batch if need be; with data.drop_last it is as many
     whole batches as they fill. Raises ConfigError for lengths that make no run.
     """
-    check_section("run", config.run)
-    check_section("optimizer", config.optimizer)
-    examples_per_epoch, batch_size = num_train_examples, config.data.batch_size
-    if config.data.drop_last:
+    check_section("run", run)
+    check_section("optimizer", optimizer)
+    examples_per_epoch, batch_size = num_train_examples, data.batch_size
+    if data.drop_last:
         examples_per_epoch -= num_train_examples % batch_size
         if examples_per_epoch == 0:
             raise ConfigError(
@@ -52,7 +52,6 @@ def durations(config: Config, num_train_examples: int) -> Durations:
             raise ConfigError(f"{name} is {steps:.6g} steps: want <= {MAX_STEPS:,}")
         return steps
 
-    run, optimizer = config.run, config.optimizer
     total = to_steps("run.total", run.total_steps, run.total_epochs, None)
     warmup = to_steps("optimizer.warmup", optimizer.warmup_steps, optimizer.warmup_epochs, 0)
     evaluation = to_steps("run.eval_every", run.eval_every_steps, run.eval_every_epochs, total)

@@ -9,35 +9,35 @@ import resource
 
 import jax
 
-from vit_registers.config import Config, Model, image_size
+from vit_registers.config import Data, Model, Optimizer
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.models.vit import token_layout
 
 
-def check_memory(config: Config, mesh: jax.sharding.Mesh, *, is_training: bool) -> None:
-    """Raises ConfigError where the devices of `mesh` have less memory than the config needs at least.
+def check_memory(model: Model, data: Data, mesh: jax.sharding.Mesh, *, training: Optimizer | None) -> None:
+    """Raises ConfigError where the devices of `mesh` have less memory than the settings need at least.
 
-    With is_training the optimizer's state and the activations of a training step count, else one forward pass
-    of an evaluation batch.
+    With `training`, the state of that optimiser and the activations of a training step count; with None, one
+    forward pass of an evaluation batch.
     """
     available = _memory(mesh)
-    parts = {"the parameters": 4 * least_parameters(config.model)}
-    parts["an evaluation batch"] = _batch_bytes(config, config.data.eval_batch_size)
-    if is_training:
-        moments = 6 if config.optimizer.mu_dtype == "bfloat16" else 8
-        average = 0 if config.optimizer.ema_decay is None else 4
-        parts["the parameters and their moments"] = least_parameters(config.model) * (4 + moments + average)
-        micro = config.data.batch_size // config.optimizer.accumulation_steps
+    parts = {"the parameters": 4 * least_parameters(model)}
+    parts["an evaluation batch"] = _batch_bytes(model, data, data.eval_batch_size)
+    if training is not None:
+        moments = 6 if training.mu_dtype == "bfloat16" else 8
+        average = 0 if training.ema_decay is None else 4
+        parts["the parameters and their moments"] = least_parameters(model) * (4 + moments + average)
+        micro = data.batch_size // training.accumulation_steps
         # The input of every block is kept for the backward pass, even where blocks are computed again.
-        kept = max(dims(config.model).depth, 1)
-        parts["a training batch"] = _batch_bytes(config, micro, kept=kept)
+        kept = max(dims(model).depth, 1)
+        parts["a training batch"] = _batch_bytes(model, data, micro, kept=kept)
     what, needed = max(parts.items(), key=lambda part: part[1])
     if needed > available:
         raise ConfigError(
             f"{what} alone would take {needed / 2**30:,.0f} GiB, and there are {available / 2**30:,.1f} GiB "
             f"on {mesh.size} devices: take a smaller model, image size or batch (data.batch_size="
-            f"{config.data.batch_size}, data.eval_batch_size={config.data.eval_batch_size}), more "
+            f"{data.batch_size}, data.eval_batch_size={data.eval_batch_size}), more "
             "optimizer.accumulation_steps, or more devices"
         )
 
@@ -50,15 +50,15 @@ def least_parameters(model: Model) -> int:
     return sizes.depth * block + patches + sizes.width * (model.num_registers + model.num_classes)
 
 
-def _batch_bytes(config: Config, size: int, *, kept: int = 1) -> int:
+def _batch_bytes(model: Model, data: Data, size: int, *, kept: int = 1) -> int:
     """No more than a batch takes at once: images, or `kept` arrays of tokens.
 
     Attention weights do not count, as not every back end and compiler has them in memory.
     """
-    sizes, tokens = dims(config.model), token_layout(config.model).num_tokens
-    bytes_each = 2 if config.model.dtype == "bfloat16" else 4
-    height, width = image_size(config)
-    return size * max(height * width * config.model.channels, kept * tokens * sizes.width * bytes_each)
+    sizes, tokens = dims(model), token_layout(model).num_tokens
+    bytes_each = 2 if model.dtype == "bfloat16" else 4
+    height, width = data.image_size or model.image_size
+    return size * max(height * width * model.channels, kept * tokens * sizes.width * bytes_each)
 
 
 def _memory(mesh: jax.sharding.Mesh) -> int:

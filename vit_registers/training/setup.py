@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
 
 from vit_registers.config import Config
-from vit_registers.models.params import abstract_model, init_params
-from vit_registers.training import mixing, sharding
+from vit_registers.data.batch import VIEWS
+from vit_registers.errors import ConfigError
+from vit_registers.objectives.base import Objective
+from vit_registers.objectives.catalog import make_objective
+from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
 from vit_registers.training.schedules import schedule
@@ -26,29 +28,42 @@ from vit_registers.training.step import Step, make_train_step
 class Setup:
     """One run, ready to start. Use it under `jax.set_mesh(mesh)`."""
 
-    graphdef: nnx.GraphDef
+    objective: Objective
     abstract: TrainState  # shapes, dtypes and shardings
     make_state: Callable[[], TrainState]  # makes each part where it belongs, never a whole copy
-    start_from: Callable[[Any], TrainState]  # the same from given parameters, which it uses up
+    start_from: Callable[[Any], TrainState]  # the same with a given backbone, which is donated
     train_step: Step  # compiled at its first call; donates its state
 
 
 def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Setup:
     """The run of `config` on `mesh`. Raises ConfigError where they do not fit."""
-    sharding.check_divisible(config, mesh)
-    mixing.check(config.data)
-    graphdef, _ = abstract_model(config.model)
+    sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
+    objective = make_objective(config)
+    objective.check()
+    if missing := [name for name in objective.views if name not in VIEWS]:
+        raise ConfigError(
+            f"objective.name='{config.objective.name}' requires the views {', '.join(missing)}; the loaders "
+            f"deliver {', '.join(VIEWS)}"
+        )
+    if config.optimizer.accumulation_steps > 1 and not objective.is_additive:
+        raise ConfigError(
+            f"optimizer.accumulation_steps={config.optimizer.accumulation_steps}: the loss of "
+            f"objective.name='{config.objective.name}' is not a sum over examples, so it needs the "
+            "whole batch at once: set optimizer.accumulation_steps=1"
+        )
     optimizer = make_optimizer(config.optimizer, durations)
-    start_from = functools.partial(state_from, settings=config.optimizer, optimizer=optimizer)
 
-    def make_state() -> TrainState:
-        return start_from(init_params(config.model, seed=config.run.seed))
+    def start_from(backbone: Any) -> TrainState:
+        params, extra = objective.init(jax.random.key(config.run.seed), backbone)
+        return state_from(params, extra, settings=config.optimizer, optimizer=optimizer)
 
+    make_state = functools.partial(start_from, None)
     shapes = jax.eval_shape(make_state)
     layout = state_shardings(shapes, mesh)
-    step = make_train_step(config, graphdef, optimizer, schedule(config.optimizer, durations))
+    rates = schedule(config.optimizer, durations)
+    step = make_train_step(objective, config.optimizer, optimizer, rates, seed=config.run.seed)
     return Setup(
-        graphdef=graphdef,
+        objective=objective,
         abstract=jax.tree.map(sharding.place, shapes, layout),
         make_state=jax.jit(make_state, out_shardings=layout),
         start_from=jax.jit(start_from, donate_argnums=0, out_shardings=layout),

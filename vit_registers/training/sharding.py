@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vit_registers.config import Config, Mesh, check_section
+from vit_registers.config import Data, Mesh, Model, Optimizer, check_section
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.mesh import AXES
 from vit_registers.models.blocks import dims
@@ -34,7 +34,7 @@ def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def make_mesh(mesh: Mesh, *, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """All devices, or the given ones, in the shape that the config asks for.
 
     Raises ConfigError where it does not fit them.
@@ -43,15 +43,15 @@ def make_mesh(mesh: Mesh, *, devices: Sequence[jax.Device] | None = None) -> jax
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def check_divisible(config: Config, mesh: jax.sharding.Mesh) -> None:
+def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError where a batch does not divide over the devices, or heads over the tensor axis."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    accumulation = config.optimizer.accumulation_steps
+    accumulation = optimizer.accumulation_steps
     what = f"{shards} devices (data x fsdp)"
     steps = f" x {accumulation} accumulation steps" if accumulation > 1 else ""
-    _check_batch("data.batch_size", config.data.batch_size, shards * accumulation, f"{what}{steps}")
-    _check_batch("data.eval_batch_size", config.data.eval_batch_size, shards, what)
-    _check_tensor_axis(config, mesh)
+    _check_batch("data.batch_size", data.batch_size, shards * accumulation, f"{what}{steps}")
+    _check_batch("data.eval_batch_size", data.eval_batch_size, shards, what)
+    _check_tensor_axis(model, mesh)
 
 
 def _check_batch(name: str, size: int, parts: int, what: str) -> None:
@@ -59,25 +59,25 @@ def _check_batch(name: str, size: int, parts: int, what: str) -> None:
         raise ConfigError(f"{name}={size} is not divisible by {what}: want a multiple of {parts}")
 
 
-def _check_tensor_axis(config: Config, mesh: jax.sharding.Mesh) -> None:
-    tensor, sizes = mesh.shape["tensor"], dims(config.model)
+def _check_tensor_axis(model: Model, mesh: jax.sharding.Mesh) -> None:
+    tensor, sizes = mesh.shape["tensor"], dims(model)
     for name, size in (("heads", sizes.num_heads), ("mlp_dim", sizes.mlp_dim)):
         if size % tensor:
             raise ConfigError(f"mesh.tensor={tensor} does not divide the model's {name} ({size})")
 
 
-def fit_evaluation(config: Config, mesh: jax.sharding.Mesh, *, is_size_given: bool) -> Config:
-    """The config with data.eval_batch_size rounded up to a multiple of the devices, unless it is given.
+def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size_given: bool) -> Data:
+    """The settings with eval_batch_size rounded up to a multiple of the devices, unless it is given.
 
     Raises ConfigError where a size that is given does not divide over them, or the tensor axis does not
     divide the model.
     """
-    _check_tensor_axis(config, mesh)
-    shards, size = mesh.shape["data"] * mesh.shape["fsdp"], config.data.eval_batch_size
+    _check_tensor_axis(model, mesh)
+    shards, size = mesh.shape["data"] * mesh.shape["fsdp"], data.eval_batch_size
     if is_size_given:
         _check_batch("data.eval_batch_size", size, shards, f"{shards} devices (data x fsdp)")
     size = math.ceil(max(size, 1) / shards) * shards
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, eval_batch_size=size))
+    return dataclasses.replace(data, eval_batch_size=size)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

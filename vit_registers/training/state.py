@@ -23,15 +23,19 @@ class TrainState:
     params: Any  # nested dict of float32 arrays
     opt_state: Any
     ema: Any  # averaged params, or None
+    extra: Any = struct.field(default_factory=dict)  # the objective's, which no gradient trains; {} for none
 
 
-def state_from(params: Any, *, settings: Optimizer, optimizer: optax.GradientTransformation) -> TrainState:
+def state_from(
+    params: Any, extra: Any, *, settings: Optimizer, optimizer: optax.GradientTransformation
+) -> TrainState:
     """The state before the first step of a run that starts from those parameters, as its average does."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if has_average(settings) else None,
+        extra=extra,
     )
 
 
@@ -54,22 +58,31 @@ def put_parameters(params: Any, taken: Mapping[tuple[str | int, ...], np.ndarray
 
 
 def state_shardings(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """The sharding of each leaf: the average, and what the optimiser has of the parameters' structure (its
-    moments, or a second copy), lie as the parameters do; the rest is on every device."""
+    """The sharding of each leaf.
+
+    The average, and what optimiser and objective keep with the structure of all parameters or of one module
+    (moments, a second copy, a teacher), are sharded as the parameters are; the rest is on every device.
+    """
     whole = replicated(mesh)
     params = parameter_shardings(abstract.params, mesh)
-    structure = jax.tree.structure(abstract.params)
+    known = [(abstract.params, params), *((abstract.params[name], params[name]) for name in params)]
+    layouts = {jax.tree.structure(tree): layout for tree, layout in known[::-1] if isinstance(tree, Mapping)}
 
     def is_like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+        return jax.tree.structure(node) in layouts
 
-    # optax's tree_map_params would call init without arrays, which not every optimiser stands.
-    opt_state = jax.tree.map(
-        lambda node: params if is_like_params(node) else whole, abstract.opt_state, is_leaf=is_like_params
-    )
-    return TrainState(
-        step=whole,
-        params=params,
-        opt_state=opt_state,
-        ema=None if abstract.ema is None else params,
-    )
+    def layout_like_params(tree: Any) -> Any:
+        # optax's tree_map_params would call init without arrays, which some optimisers do not support.
+        return jax.tree.map(
+            lambda node: layouts.get(jax.tree.structure(node), whole), tree, is_leaf=is_like_params
+        )
+
+    # A TrainState of shardings in the place of arrays.
+    leaves: dict[str, Any] = {
+        "step": whole,
+        "params": params,
+        "opt_state": layout_like_params(abstract.opt_state),
+        "ema": None if abstract.ema is None else params,
+        "extra": layout_like_params(abstract.extra),
+    }
+    return TrainState(**leaves)

@@ -7,60 +7,64 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-from vit_registers.config import Config
-from vit_registers.data.batch import Batch, normalize
-from vit_registers.models.params import build
+from vit_registers.config import Optimizer
+from vit_registers.data.batch import Batch
+from vit_registers.objectives.base import Objective, Sums, add_sums
 from vit_registers.training.averages import make_average
-from vit_registers.training.losses import make_loss_per_example
-from vit_registers.training.metrics import is_finite
-from vit_registers.training.mixing import mix
 from vit_registers.training.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+# (params, extra, batch, step, key) -> (sums, extra, gradient of the sum of losses)
+Gradient = Callable[[Any, Any, Batch, jax.Array, jax.Array], tuple[Sums, Any, Any]]
 
 
-def prepare(config: Config, key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalised, mixed images, soft labels, and the mask of the examples that count."""
-    image = normalize(batch.image_BxHxWxC, mean=config.data.mean, std=config.data.std)
-    label_BxY = jax.nn.one_hot(batch.label_B, config.model.num_classes)
-    return mix(key, config.data, image, label_BxY, batch.mask_B)
+def make_gradient(objective: Objective) -> Gradient:
+    """The loss of `objective` with its gradient by the parameters."""
 
+    def loss(params: Any, *args: Any) -> tuple[jax.Array, tuple[Sums, Any]]:
+        sums, extra = objective.loss(params, *args)
+        return sums["loss"][0], (sums, extra)
 
-def make_loss(config: Config, graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """loss(params, key, image, label_BxY, mask_B) -> (sum of losses, number of right answers)."""
-    loss_per_example = make_loss_per_example(config)
+    def gradient(params: Any, *args: Any) -> tuple[Sums, Any, Any]:
+        (_, (sums, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params, *args)
+        return sums, extra, grads
 
-    def loss(params: Any, key: jax.Array, image: jax.Array, label_BxY: jax.Array, mask_B: jax.Array):
-        logits_BxY = build(graphdef, params)(image, drop_key=key).logits
-        loss_B = loss_per_example(logits_BxY, label_BxY)
-        is_right_B = logits_BxY.argmax(axis=-1) == label_BxY.argmax(axis=-1)
-        is_right_B &= is_finite(logits_BxY)  # argmax takes NaN for the highest
-        return jnp.where(mask_B, loss_B, 0.0).sum(), (is_right_B & mask_B).sum()
-
-    return loss
+    return gradient
 
 
 def accumulate(
-    gradient: Callable[..., Any], params: Any, key: jax.Array, examples: tuple[jax.Array, ...], steps: int
-) -> Any:
-    """The sum of `gradient` over `steps` micro-batches. Each takes every steps-th example, so that
-    every device works on its own share in each of them."""
-    if steps == 1:
-        return gradient(params, key, *examples)
+    gradient: Gradient,
+    params: Any,
+    extra: Any,
+    batch: Batch,
+    step: jax.Array,
+    key: jax.Array,
+    *,
+    num_parts: int,
+) -> tuple[Sums, Any, Any]:
+    """What `gradient` returns for the whole batch, computed over `num_parts` micro-batches in turn.
+
+    Each takes every num_parts-th example, so that every device works on its own share in each of them.
+    """
+    if num_parts == 1:
+        return gradient(params, extra, batch, step, key)
 
     def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 1, 0)
 
-    def body(total: Any, inputs: Any) -> tuple[Any, None]:
+    def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+        (sums, grads), extra = carry
         i, micro = inputs
-        return jax.tree.map(jnp.add, total, gradient(params, jax.random.fold_in(key, i), *micro)), None
+        more, extra, more_grads = gradient(params, extra, micro, step, jax.random.fold_in(key, i))
+        return ((add_sums(sums, more), jax.tree.map(jnp.add, grads, more_grads)), extra), None
 
-    micro = tuple(split(x) for x in examples)
-    shapes = jax.eval_shape(gradient, params, key, *(x[0] for x in micro))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(body, zeros, (jnp.arange(steps), micro))[0]
+    micro = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], micro)
+    sums, _, grads = jax.eval_shape(gradient, params, extra, first, step, key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, grads))
+    ((sums, grads), extra), _ = jax.lax.scan(body, (zeros, extra), (jnp.arange(num_parts), micro))
+    return sums, extra, grads
 
 
 def updates_made(opt_state: Any) -> jax.Array:
@@ -69,48 +73,53 @@ def updates_made(opt_state: Any) -> jax.Array:
 
 
 def make_train_step(
-    config: Config,
-    graphdef: nnx.GraphDef,
+    objective: Objective,
+    settings: Optimizer,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    *,
+    seed: int,
 ) -> Step:
     """One update of the parameters, as a function to be jitted with the state donated.
 
-    Metrics: loss and top1 (mean over the examples that count, on mixed labels), grad_norm before
-    clipping, update_norm (of what is added to the parameters), learning_rate, all of this very step. Where
-    one of them is not finite, the step counts and changes nothing else: parameters, optimiser state and
-    average keep their bits, and so does the optimiser's own count of updates, by which the schedule goes.
+    Metrics: the means of what the objective sums, among them loss; grad_norm before clipping; update_norm, of
+    what is added to the parameters; learning_rate of this step. Where one of them is not finite, the step
+    counts and changes nothing else: parameters, extra, optimiser state and average keep their bits, and so
+    does the optimiser's count of updates, which the schedule reads.
     """
-    gradient = jax.value_and_grad(make_loss(config, graphdef), has_aux=True)
-    average = make_average(config.optimizer)
+    gradient, average = make_gradient(objective), make_average(settings)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
-        key_mix, key_drop = jax.random.split(key)
-        examples = prepare(config, key_mix, batch)
-        (loss, right), grads = accumulate(
-            gradient, state.params, key_drop, examples, config.optimizer.accumulation_steps
+        key_prepare, key_loss = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        sums, extra, grads = accumulate(
+            gradient,
+            state.params,
+            state.extra,
+            objective.prepare(batch, key_prepare),
+            state.step,
+            key_loss,
+            num_parts=settings.accumulation_steps,
         )
-        count = jnp.maximum(examples[-1].sum(), 1)
-        grads = jax.tree.map(lambda g: g / count, grads)
-        metrics = {
-            "loss": loss / count,
-            "top1": right / count,
+        counts = {name: jnp.maximum(count, 1) for name, (_, count) in sums.items()}
+        grads = jax.tree.map(lambda g: g / counts["loss"], grads)
+        metrics = {name: total / counts[name] for name, (total, _) in sums.items()} | {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(updates_made(state.opt_state)),
         }
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        # A finite gradient may give another update: 0 / 0 in the optimiser, or a product that overflows.
+        # A finite gradient may give an update that is not: 0 / 0 in the optimiser, or an overflow.
         metrics["update_norm"] = optax.tree.norm(updates)
         params = optax.apply_updates(state.params, updates)
+        extra = objective.after_update(params, extra, state.step)
         ema = average(state.ema, params, opt_state)
-        is_sound = jnp.isfinite(jnp.stack([*metrics.values()])).all()
+        is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
         # A select, as it is fused into the update, which reads and writes all of this anyway.
-        params, opt_state, ema = jax.tree.map(
-            functools.partial(jnp.where, is_sound),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
+        params, extra, opt_state, ema = jax.tree.map(
+            functools.partial(jnp.where, is_finite),
+            (params, extra, opt_state, ema),
+            (state.params, state.extra, state.opt_state, state.ema),
         )
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+        step = state.step + 1
+        return TrainState(step=step, params=params, opt_state=opt_state, ema=ema, extra=extra), metrics
 
     return train_step

@@ -12,7 +12,7 @@ from vit_registers.analysis.features.store import VALID, Store
 from vit_registers.analysis.features.table import FEATURES
 from vit_registers.analysis.measures.severity import neighbour_cosine
 from vit_registers.config import Model
-from vit_registers.data.batch import Batch, normalize
+from vit_registers.data.batch import labelled_batch, normalize
 from vit_registers.models.attention.api import attention_weights
 from vit_registers.models.vit import ViT, static_attention
 
@@ -49,7 +49,9 @@ def _batches(size, images=IMAGES):
         part = images[start : start + size]
         pad = size - len(part)
         image = np.pad(part, [(0, pad), (0, 0), (0, 0), (0, 0)])
-        yield Batch(image, np.arange(start, start + size, dtype=np.int32), np.arange(size) < size - pad)
+        yield labelled_batch(
+            image, np.arange(start, start + size, dtype=np.int32), np.arange(size) < size - pad
+        )
 
 
 def _names(model):

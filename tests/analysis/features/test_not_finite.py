@@ -94,7 +94,7 @@ def _opened(kind, num_images=NUM_IMAGES):
     loader = open_data(config)
     with jax.set_mesh(mesh := make_mesh(config.mesh)):
         batches = loader.eval_batches("test", batch_sharding(mesh))
-        images = [np.asarray(next(batches).image_BxHxWxC) for _ in range(2)]
+        images = [np.asarray(next(batches).views["image"]) for _ in range(2)]
     return opening.Opened(
         name=kind,
         path=kind,
@@ -208,7 +208,7 @@ def test_nothing_measured_is_an_error(tmp_path, run_here):
     opened = _opened("broken")
     params = nnx.to_pure_dict(nnx.state(opened.model, nnx.Param))
     with Checkpoints(str(tmp_path), opened.config) as written:
-        state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None)
+        state = TrainState(step=jnp.zeros((), jnp.int32), params={"vit": params}, opt_state=None, ema=None)
         written.save(state, None, origin="a test")
     code, out, err = run_here("analyze", "norms", f"--checkpoint={tmp_path}", "--num_images=4")
     assert code == 2

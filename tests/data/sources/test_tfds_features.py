@@ -91,11 +91,11 @@ def test_keys_are_settings(make, image_key, label_key, first, labels, device):
     loader = make(image_key=image_key, label_key=label_key)
     assert loader.class_names == NAMES
     batch = next(iter(loader.eval_batches("train", device)))
-    assert np.asarray(batch.label_B).tolist() == labels
-    assert np.asarray(batch.image_BxHxWxC)[:, 0, 0, 0].tolist() == list(range(first, first + 7))
+    assert np.asarray(batch.targets["label"]).tolist() == labels
+    assert np.asarray(batch.views["image"])[:, 0, 0, 0].tolist() == list(range(first, first + 7))
     train = next(loader.train_batches(0, device))
-    number_B = np.asarray(train.image_BxHxWxC)[:, 0, 0, 0].astype(int) - first
-    assert np.asarray(train.label_B).tolist() == [labels[i] for i in number_B]
+    number_B = np.asarray(train.views["image"])[:, 0, 0, 0].astype(int) - first
+    assert np.asarray(train.targets["label"]).tolist() == [labels[i] for i in number_B]
 
 
 def test_several_labels_by_key(make, request, device):
@@ -104,7 +104,7 @@ def test_several_labels_by_key(make, request, device):
             make(image_key="picture", label_key="tags")
         return
     batch = next(iter(make(image_key="picture", label_key="tags").eval_batches("train", device)))
-    assert np.asarray(batch.label_B)[:, :3].tolist() == [[0, i % 3, -1] for i in range(7)]
+    assert np.asarray(batch.targets["label"])[:, :3].tolist() == [[0, i % 3, -1] for i in range(7)]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Arrays, Intervention
 from vit_registers.analysis.features.store import VALID, Store, Writer
 from vit_registers.analysis.features.table import FEATURES, LIMITS, Forward
-from vit_registers.data.batch import Batch, normalize
+from vit_registers.data.batch import IMAGE, LABEL, Batch, labelled_batch, normalize
 from vit_registers.models.edits import Edits
 from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import ViT
@@ -59,12 +59,13 @@ def extract(
         begun, pending = 0, None
         for batch in batches:
             skipped = max(writer.num_done - begun, 0) if pending is None else 0
-            begun += len(batch.label_B)
-            if skipped >= len(batch.label_B):
+            size = len(batch.mask_B)
+            begun += size
+            if skipped >= size:
                 continue
-            rows = intervention.rows_of(slice(begun - len(batch.label_B), begun))
-            computed = compute(model, batch.image_BxHxWxC, dict(intervention.values), rows)
-            computed |= {VALID: batch.mask_B, "label": batch.label_B}
+            rows = intervention.rows_of(slice(begun - size, begun))
+            computed = compute(model, batch.views[IMAGE], dict(intervention.values), rows)
+            computed |= {VALID: batch.mask_B, "label": batch.targets[LABEL]}
             computed = {name: value[skipped:] for name, value in computed.items()} if skipped else computed
             if pending is not None:
                 _write(writer, pending, store, layout, progress)
@@ -103,7 +104,7 @@ def stored_batches(
         parts = (image_BxHxWxC[batch], label_B[batch], np.ones(len(label_B[batch]), bool))
         missing = batch_size - len(parts[0])
         filled = (np.pad(part, [(0, missing), *[(0, 0)] * (part.ndim - 1)]) for part in parts)
-        yield jax.device_put(Batch(*filled), sharding)
+        yield jax.device_put(labelled_batch(*filled), sharding)
 
 
 def _write(

@@ -20,6 +20,7 @@ from vit_registers.analysis.features.table import LIMITS
 from vit_registers.analysis.opening import Opened
 from vit_registers.analysis.subject import Native, Options, Subject
 from vit_registers.config import image_size
+from vit_registers.data.batch import IMAGE
 from vit_registers.errors import DataError
 from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
@@ -68,7 +69,7 @@ def extract(one: Opened, names: tuple[str, ...], out: Path, options: Options) ->
         rerun=_rerun(one, store, out / "features", progress),
         native=_native(one),
         progress=progress,
-        example_NxHxWxC=np.asarray(first.image_BxHxWxC)[is_valid_B][: min(options.num_examples, number)],
+        example_NxHxWxC=np.asarray(first.views[IMAGE])[is_valid_B][: min(options.num_examples, number)],
     )
 
 

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_registers.config import Data
+from vit_registers.config import ClassificationSettings
 from vit_registers.errors import ConfigError
-from vit_registers.training.losses import LOSSES
-from vit_registers.training.mixing import PARTNERS, check, cutmix, mix, mixup
+from vit_registers.objectives.losses import LOSSES
+from vit_registers.objectives.mixing import PARTNERS, check, cutmix, mix, mixup
 
 ROLL = PARTNERS["roll"]
 
 
 def test_nothing_is_mixed_unless_asked():
     image, label = jnp.ones((4, 2, 2, 1)), jnp.eye(4)
-    mixed = mix(jax.random.key(0), Data(), image, label, jnp.ones(4, bool))
+    mixed = mix(jax.random.key(0), ClassificationSettings(), image, label, jnp.ones(4, bool))
     assert mixed[0] is image and mixed[1] is label
 
 
@@ -42,18 +42,20 @@ def test_cutmix_pastes_one_box_and_weights_labels_by_its_area():
 
 
 def test_mean_of_mixup_weights_is_that_of_the_beta_law():
-    data = Data(mixup_alpha=0.2)
+    settings = ClassificationSettings(mixup_alpha=0.2)
     keys = jax.random.split(jax.random.key(0), 4000)
-    own = jax.vmap(lambda k: mix(k, data, jnp.ones((2, 1, 1, 1)), jnp.eye(2), jnp.ones(2, bool))[1][0, 0])(
-        keys
-    )
+    own = jax.vmap(
+        lambda k: mix(k, settings, jnp.ones((2, 1, 1, 1)), jnp.eye(2), jnp.ones(2, bool))[1][0, 0]
+    )(keys)
     assert float(own.mean()) == pytest.approx(0.5, abs=0.02)
     assert float(own.var()) == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.01)
 
 
 def test_an_example_mixed_with_one_left_out_is_left_out():
     mask = jnp.array([True, False, True, True])
-    mixed = mix(jax.random.key(0), Data(mixup_alpha=1.0), jnp.ones((4, 1, 1, 1)), jnp.eye(4), mask)
+    mixed = mix(
+        jax.random.key(0), ClassificationSettings(mixup_alpha=1.0), jnp.ones((4, 1, 1, 1)), jnp.eye(4), mask
+    )
     assert mixed[2].tolist() == [True, False, False, True]
 
 
@@ -83,19 +85,18 @@ def test_batches_equal_a_restatement_group_by_group(alphas, partner, noise):
     rng = np.random.default_rng(0)
     image = rng.normal(size=(batch, 9, 7, 2)).astype(np.float32)
     label = np.eye(batch, dtype=np.float32)
-    data = Data(
-        batch_size=batch,
+    settings = ClassificationSettings(
         mixup_alpha=alphas[0],
         cutmix_alpha=alphas[1],
         mix_groups=groups,
         mix_noise=noise,
         mix_partner=partner,
     )
-    check(data)
+    check(settings, batch)
     logits = rng.normal(size=(batch, batch)).astype(np.float32)
     draws = set()
     for seed in range(6):
-        mixed, mixed_label, _ = mix(jax.random.key(seed), data, image, label, jnp.ones(batch, bool))
+        mixed, mixed_label, _ = mix(jax.random.key(seed), settings, image, label, jnp.ones(batch, bool))
         mixed, mixed_label = np.asarray(mixed), np.asarray(mixed_label)
         of_groups = []
         for start in range(0, batch, size):
@@ -121,9 +122,9 @@ def test_batches_equal_a_restatement_group_by_group(alphas, partner, noise):
 
 
 def test_folded_mixup_keeps_the_larger_share_for_itself():
-    data = Data(mixup_alpha=0.2, use_mixup_folding=True)
+    settings = ClassificationSettings(mixup_alpha=0.2, use_mixup_folding=True)
     for seed in range(20):
-        label = mix(jax.random.key(seed), data, jnp.ones((4, 1, 1, 1)), jnp.eye(4), jnp.ones(4, bool))[1]
+        label = mix(jax.random.key(seed), settings, jnp.ones((4, 1, 1, 1)), jnp.eye(4), jnp.ones(4, bool))[1]
         assert float(label[0, 0]) >= 0.5
 
 
@@ -131,10 +132,10 @@ def test_share_of_cutmix_is_half_and_its_boxes_follow_the_law_of_timm():
     """The area kept on 2,000 draws, against the same rule with numpy's: two-sample Kolmogorov-Smirnov."""
     from scipy.stats import ks_2samp
 
-    data = Data(cutmix_alpha=1.0)
+    settings = ClassificationSettings(cutmix_alpha=1.0)
     keys = jax.random.split(jax.random.key(1), 2000)
     image, mask = jnp.ones((2, 32, 32, 1)), jnp.ones(2, bool)
-    kept = jax.vmap(lambda key: mix(key, data, image, jnp.eye(2), mask)[1][0, 0])(keys)
+    kept = jax.vmap(lambda key: mix(key, settings, image, jnp.eye(2), mask)[1][0, 0])(keys)
     rng = np.random.default_rng(0)
     want = []
     for _ in range(2000):
@@ -144,7 +145,7 @@ def test_share_of_cutmix_is_half_and_its_boxes_follow_the_law_of_timm():
             sides.append(np.clip(centre + cut // 2, 0, 32) - np.clip(centre - cut // 2, 0, 32))
         want.append(1 - sides[0] * sides[1] / 32**2)
     assert ks_2samp(np.asarray(kept), want).pvalue > 1e-3
-    both = Data(mixup_alpha=0.8, cutmix_alpha=1.0)
+    both = ClassificationSettings(mixup_alpha=0.8, cutmix_alpha=1.0)
     image = jnp.arange(2.0)[:, None, None, None] * jnp.ones((2, 8, 8, 1))
     mixed = jax.vmap(lambda key: mix(key, both, image, jnp.eye(2), mask)[0])(keys)
     is_mixup = np.any((mixed > 0) & (mixed < 1), axis=(1, 2, 3, 4))
@@ -154,12 +155,15 @@ def test_share_of_cutmix_is_half_and_its_boxes_follow_the_law_of_timm():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mix_partner": "rol"}, "data.mix_partner='rol' is unknown: did you mean 'roll'"),
-        ({"mix_noise": "local"}, "data.mix_noise='local' is unknown"),
-        ({"mix_groups": 3}, "data.mix_groups=3 does not divide data.batch_size=1024"),
-        ({"mixup_alpha": -1.0}, "data.mixup_alpha=-1.0: want >= 0"),
+        (
+            {"mix_partner": "rol"},
+            "objective.classification.mix_partner='rol' is unknown: did you mean 'roll'",
+        ),
+        ({"mix_noise": "local"}, "objective.classification.mix_noise='local' is unknown"),
+        ({"mix_groups": 3}, "objective.classification.mix_groups=3 does not divide data.batch_size=1024"),
+        ({"mixup_alpha": -1.0}, "objective.classification.mixup_alpha=-1.0: want >= 0"),
     ],
 )
 def test_settings_that_say_no_way_of_mixing_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        check(Data(**settings))
+        check(ClassificationSettings(**settings), 1024)

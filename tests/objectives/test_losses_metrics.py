@@ -7,10 +7,12 @@ from scipy.special import expit, log_softmax
 from sklearn.metrics import top_k_accuracy_score
 
 from vit_registers.analysis.experiments.accuracy import measure
-from vit_registers.config import Config, Model, Optimizer
+from vit_registers.config import ClassificationSettings
 from vit_registers.errors import ConfigError
-from vit_registers.training.losses import LOSSES, make_loss_per_example
-from vit_registers.training.metrics import classification_sums, find_non_finite
+from vit_registers.evaluation.classification import classification_metrics, classification_sums
+from vit_registers.objectives.base import add_sums
+from vit_registers.objectives.losses import LOSSES, make_loss_per_example
+from vit_registers.runs.ranking import find_non_finite
 
 
 def _logits_and_labels(num_examples=64, num_classes=12):
@@ -49,13 +51,11 @@ def test_multi_hot_loss_is_binary_cross_entropy_against_all_classes_that_were_mi
 
 
 def test_the_softmax_over_one_class_is_refused_with_a_remedy():
-    config = Config(model=Model(num_classes=1))
-    with pytest.raises(
-        ConfigError, match=r"model.num_classes=1 with .*; give .* or set optimizer.loss='sigmoid'"
-    ):
-        make_loss_per_example(config)
-    for other in (Config(optimizer=Optimizer(loss="sigmoid"), model=config.model), Config()):
-        assert make_loss_per_example(other) is LOSSES[other.optimizer.loss]
+    remedy = r"model.num_classes=1 with .*; give .* or set objective.classification.loss='sigmoid'"
+    with pytest.raises(ConfigError, match=remedy):
+        make_loss_per_example(ClassificationSettings(), 1)
+    for settings, num_classes in ((ClassificationSettings(loss="sigmoid"), 1), (ClassificationSettings(), 2)):
+        assert make_loss_per_example(settings, num_classes) is LOSSES[settings.loss]
 
 
 def test_top1_and_top5_equal_scikit_learn_over_masked_parts():
@@ -71,8 +71,8 @@ def test_top1_and_top5_equal_scikit_learn_over_masked_parts():
             jnp.arange(40) < 40 - pad,
             jnp.ones(40),
         )
-        sums = batch if sums is None else sums + batch
-    means = sums.means()
+        sums = batch if sums is None else add_sums(sums, batch)
+    means = classification_metrics(sums)
     assert means["images"] == 100
     assert means["loss"] == 1.0
     for k, name in ((1, "top1"), (5, "top5")):
@@ -89,7 +89,7 @@ def test_an_example_with_a_logit_that_is_not_finite_is_wrong(value, at):
     logits[broken, at] = value
     labels = jnp.array([[0, -1], [0, -1], [0, 5], [-1, 0], [-1, -1], [0, -1]])  # one none, two of several
     mask = jnp.array([True, True, True, True, True, False])
-    means = classification_sums(jnp.asarray(logits), labels, mask, jnp.zeros(6)).means()
+    means = classification_metrics(classification_sums(jnp.asarray(logits), labels, mask, jnp.zeros(6)))
     assert means == {"loss": 0.0, "top1": 0.25, "top5": 0.25, "images": 4, "non_finite": 3}
 
 
@@ -99,7 +99,9 @@ def test_top1_and_top5_are_those_of_the_analysis_and_of_scikit_learn_on_what_is_
     label = rng.integers(0, 9, 200)
     for broken in (np.zeros(200, bool), rng.random(200) < 0.3):
         logits[broken, rng.integers(0, 9, broken.sum())] = rng.choice([np.nan, np.inf, -np.inf], broken.sum())
-        means = classification_sums(logits, label[:, None], jnp.ones(200, bool), jnp.zeros(200)).means()
+        means = classification_metrics(
+            classification_sums(logits, label[:, None], jnp.ones(200, bool), jnp.zeros(200))
+        )
         theirs = measure(logits, label)
         assert (means["top1"], means["top5"]) == (pytest.approx(theirs.top1), pytest.approx(theirs.top5))
         assert means["non_finite"] == theirs.num_non_finite == broken.sum()
@@ -115,12 +117,18 @@ def test_top5_of_few_classes_is_left_out(num_classes, has_top5):
     sums = classification_sums(
         jnp.zeros((2, num_classes)), jnp.zeros((2, 1), int), jnp.ones(2, bool), jnp.ones(2)
     )
-    assert ("top5" in (sums + sums).means()) == has_top5
+    assert ("top5" in classification_metrics(add_sums(sums, sums))) == has_top5
 
 
 def test_a_label_beyond_the_classes_is_wrong():
     sums = classification_sums(jnp.zeros((2, 6)), jnp.array([[6], [9]]), jnp.ones(2, bool), jnp.ones(2))
-    assert sums.means() == {"loss": 1.0, "top1": 0.0, "top5": 0.0, "images": 2, "non_finite": 0}
+    assert classification_metrics(sums) == {
+        "loss": 1.0,
+        "top1": 0.0,
+        "top5": 0.0,
+        "images": 2,
+        "non_finite": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -145,7 +153,7 @@ def test_what_is_not_finite_in_an_evaluation_is_said(metrics, found):
 def test_equal_logits_are_ranked_as_argmax_does():
     label = jnp.arange(3)
     sums = classification_sums(jnp.zeros((3, 3)), label[:, None], jnp.ones(3, bool), jnp.zeros(3))
-    assert int(sums.top1) == 1
+    assert int(sums["top1"][0]) == 1
 
 
 def test_any_of_several_labels_is_right_and_none_does_not_count():
@@ -155,8 +163,8 @@ def test_any_of_several_labels_is_right_and_none_does_not_count():
     label_BxK = np.array([[*labels, *[-1] * (4 - len(labels))] for labels in sets])
     sums = classification_sums(logits, jnp.asarray(label_BxK), jnp.arange(200) < 150, jnp.ones(200))
     counted = [i for i in range(150) if len(sets[i])]
-    assert int(sums.count) == len(counted) < 150
-    for k, got in ((1, sums.top1), (5, sums.top5)):
+    assert int(sums["loss"][1]) == len(counted) < 150
+    for k, got in ((1, sums["top1"][0]), (5, sums["top5"][0])):
         best = np.argsort(-logits, axis=-1)[:, :k]
         assert int(got) == sum(bool(set(best[i]) & set(sets[i])) for i in counted)
-    assert float(sums.loss) == len(counted)
+    assert float(sums["loss"][0]) == len(counted)

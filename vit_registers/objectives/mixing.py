@@ -1,8 +1,8 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899), on the device.
 
-The codes that recipes come from mix on each device or in each process by itself. Here the global batch
-has data.mix_groups equal parts, one after another, and partners are of the same part; data.mix_noise says
-whether all parts share one draw (big_vision's mixup: global) or have their own (timm, torch: per_group).
+The original codes of the recipes mix separately on each device or in each process. Here the global batch has
+mix_groups equal, consecutive parts, and partners come from the same part. All parts share one draw
+(mix_noise="global", as big_vision's mixup), or each has one (mix_noise="per_group", as timm and torch).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vit_registers.config import Data, check_section, lookup
+from vit_registers.config import ClassificationSettings, check_section, lookup
 from vit_registers.errors import ConfigError
 
 Mixed = tuple[jax.Array, jax.Array, jax.Array]  # image_BxHxWxC, label_BxY, mask_B
@@ -64,47 +64,53 @@ def cutmix(
     return image, lam * label + (1.0 - lam) * partner(label)
 
 
-def check(data: Data) -> None:
-    """Raises ConfigError for settings that say no way of mixing."""
-    lookup(PARTNERS, data.mix_partner, "data.mix_partner")
-    lookup(dict.fromkeys(NOISES), data.mix_noise, "data.mix_noise")
-    check_section("data", data)
-    if data.batch_size % data.mix_groups:
+def check(settings: ClassificationSettings, batch_size: int) -> None:
+    """Raises ConfigError for settings of mixing that do not exist or do not fit the batch size."""
+    section = "objective.classification"
+    lookup(PARTNERS, settings.mix_partner, f"{section}.mix_partner")
+    lookup(dict.fromkeys(NOISES), settings.mix_noise, f"{section}.mix_noise")
+    check_section(section, settings)
+    if batch_size % settings.mix_groups:
         raise ConfigError(
-            f"data.mix_groups={data.mix_groups} does not divide data.batch_size={data.batch_size}"
+            f"{section}.mix_groups={settings.mix_groups} does not divide data.batch_size={batch_size}"
         )
 
 
-def mix(key: jax.Array, data: Data, image: jax.Array, label: jax.Array, mask_B: jax.Array) -> Mixed:
-    """The batch mixed as `data` says: not at all, by one of the two, or by either with equal chance.
+def mix(
+    key: jax.Array, settings: ClassificationSettings, image: jax.Array, label: jax.Array, mask_B: jax.Array
+) -> Mixed:
+    """The batch without mixing, with mixup, with CutMix, or with one of the two drawn with equal chance.
 
-    One draw for a group, or for all. An example mixed with one that the mask leaves out is left out too.
+    One draw for each group, or for all. An example mixed with one that is left out is left out too.
     """
-    if data.mixup_alpha == 0.0 and data.cutmix_alpha == 0.0:
+    if settings.mixup_alpha == 0.0 and settings.cutmix_alpha == 0.0:
         return image, label, mask_B
-    groups, is_global = data.mix_groups, data.mix_noise == "global"
+    groups, is_global = settings.mix_groups, settings.mix_noise == "global"
     keys = key if is_global else jax.random.split(key, groups)
 
     def mix_group(key: jax.Array, image: jax.Array, label: jax.Array, mask: jax.Array) -> Mixed:
-        return _mix_group(key, data, image, label, mask)
+        return _mix_group(key, settings, image, label, mask)
 
     parts = tuple(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]) for x in (image, label, mask_B))
     mixed = jax.vmap(mix_group, in_axes=(None if is_global else 0, 0, 0, 0))(keys, *parts)
-    return tuple(x.reshape(-1, *x.shape[2:]) for x in mixed)
+    image, label, mask_B = (x.reshape(-1, *x.shape[2:]) for x in mixed)
+    return image, label, mask_B
 
 
-def _mix_group(key: jax.Array, data: Data, image: jax.Array, label: jax.Array, mask: jax.Array) -> Mixed:
-    partner = PARTNERS[data.mix_partner]
+def _mix_group(
+    key: jax.Array, settings: ClassificationSettings, image: jax.Array, label: jax.Array, mask: jax.Array
+) -> Mixed:
+    partner = PARTNERS[settings.mix_partner]
     key_choice, key = jax.random.split(key)
 
     def by_mixup() -> tuple[jax.Array, jax.Array]:
-        return mixup(key, data.mixup_alpha, partner, image, label, is_folded=data.use_mixup_folding)
+        return mixup(key, settings.mixup_alpha, partner, image, label, is_folded=settings.use_mixup_folding)
 
     def by_cutmix() -> tuple[jax.Array, jax.Array]:
-        return cutmix(key, data.cutmix_alpha, partner, image, label)
+        return cutmix(key, settings.cutmix_alpha, partner, image, label)
 
-    if data.mixup_alpha and data.cutmix_alpha:
+    if settings.mixup_alpha and settings.cutmix_alpha:
         image, label = jax.lax.cond(jax.random.bernoulli(key_choice), by_mixup, by_cutmix)
     else:
-        image, label = by_mixup() if data.mixup_alpha else by_cutmix()
+        image, label = by_mixup() if settings.mixup_alpha else by_cutmix()
     return image, label, mask & partner(mask)

@@ -1,4 +1,4 @@
-"""Losses per example, from logits and soft labels."""
+"""Classification losses per example, from logits and label distributions."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_registers.config import Config, lookup
+from vit_registers.config import ClassificationSettings, lookup
 from vit_registers.errors import ConfigError
 
 
@@ -38,11 +38,24 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def make_loss_per_example(config: Config) -> Loss:
-    """The loss that optimizer.loss names. Raises ConfigError for the softmax over one class."""
-    if config.optimizer.loss == "softmax" and config.model.num_classes == 1:
+def make_loss_per_example(settings: ClassificationSettings, num_classes: int) -> Loss:
+    """The loss that objective.classification.loss selects.
+
+    Raises ConfigError for an unknown loss, and for the softmax over one class.
+    """
+    if settings.loss == "softmax" and num_classes == 1:
         raise ConfigError(
-            "model.num_classes=1 with optimizer.loss='softmax': the softmax over one class is always 1, so "
-            "that there is nothing to learn; give the data a second class, or set optimizer.loss='sigmoid'"
+            "model.num_classes=1 with objective.classification.loss='softmax': the softmax over one class is "
+            "always 1, so nothing can be learned; give the data a second class, or set "
+            "objective.classification.loss='sigmoid'"
         )
-    return lookup(LOSSES, config.optimizer.loss, "optimizer.loss")
+    return lookup(LOSSES, settings.loss, "objective.classification.loss")
+
+
+def is_finite(logits_BxY: jax.Array) -> jax.Array:
+    """is_finite_B: whether all logits of an example are finite.
+
+    An example with a logit that is not finite is wrong, whatever its label: NaN compares as neither higher
+    nor lower, so that no class would rank above the label.
+    """
+    return jnp.isfinite(logits_BxY).all(axis=-1)

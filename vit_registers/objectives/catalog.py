@@ -1,0 +1,17 @@
+"""The objectives by name."""
+
+from vit_registers.config import Config, lookup
+from vit_registers.objectives.base import Best, Objective
+from vit_registers.objectives.classification import Classification
+
+OBJECTIVES: dict[str, type[Objective]] = {"classification": Classification}
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective that objective.name selects. Raises ConfigError for an unknown name."""
+    return lookup(OBJECTIVES, config.objective.name, "objective.name")(config)
+
+
+def best_metric(name: str) -> Best:
+    """The metric that ranks the checkpoints of an objective. Raises ConfigError for an unknown name."""
+    return lookup(OBJECTIVES, name, "objective.name").best

@@ -1,0 +1,71 @@
+"""Supervised classification: a loss of logits against labels, with mixup and CutMix."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vit_registers.config import Config
+from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize
+from vit_registers.models.params import abstract_model, build, init_params
+from vit_registers.objectives import mixing
+from vit_registers.objectives.base import BACKBONE, Best, Sums
+from vit_registers.objectives.losses import is_finite, make_loss_per_example
+
+
+class Classification:
+    """The Objective (base.py) for objective.name='classification'. It keeps nothing beside the parameters."""
+
+    best: ClassVar[Best] = Best("top1", label="top-1", is_fraction=True)
+    views: ClassVar[tuple[str, ...]] = (IMAGE,)
+    targets: ClassVar[tuple[str, ...]] = (LABEL,)
+    is_additive: ClassVar[bool] = True
+
+    def __init__(self, config: Config) -> None:
+        self._model, self._data = config.model, config.data
+        self._settings = config.objective.classification
+
+    def check(self) -> None:
+        """Raises ConfigError for a loss or a way of mixing that does not exist or does not fit."""
+        mixing.check(self._settings, self._data.batch_size)
+        make_loss_per_example(self._settings, self._model.num_classes)
+
+    def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:
+        """({"vit": ...}, {}): the model with its head, by its initializers or as given."""
+        return {BACKBONE: init_params(self._model, key=key) if backbone is None else backbone}, {}
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        """Normalised, mixed images, label distributions BxY, and the mask of the examples that count."""
+        image = normalize(batch.views[IMAGE], mean=self._data.mean, std=self._data.std)
+        label_BxY = jax.nn.one_hot(batch.targets[LABEL], self._model.num_classes)
+        image, label_BxY, mask_B = mixing.mix(key, self._settings, image, label_BxY, batch.mask_B)
+        return Batch(views={IMAGE: image}, targets={LABEL: label_BxY}, mask_B=mask_B)
+
+    def loss(
+        self, params: Any, extra: Any, batch: Batch, step: jax.Array, key: jax.Array
+    ) -> tuple[Sums, Any]:
+        """Sums of loss and top1, the latter on mixed labels."""
+        del step
+        loss_per_example = make_loss_per_example(self._settings, self._model.num_classes)
+        graphdef, _ = abstract_model(self._model)
+        logits_BxY = build(graphdef, params[BACKBONE])(batch.views[IMAGE], drop_key=key).logits
+        assert logits_BxY is not None, "the model has no head"
+        label_BxY, mask_B = batch.targets[LABEL], batch.mask_B
+        loss_B = loss_per_example(logits_BxY, label_BxY)
+        is_right_B = logits_BxY.argmax(axis=-1) == label_BxY.argmax(axis=-1)
+        is_right_B &= is_finite(logits_BxY)  # argmax takes NaN for the highest
+        count = mask_B.sum()
+        return {
+            "loss": (jnp.where(mask_B, loss_B, 0.0).sum(), count),
+            "top1": ((is_right_B & mask_B).sum(), count),
+        }, extra
+
+    def after_update(self, params: Any, extra: Any, step: jax.Array) -> Any:
+        """`extra`, which is empty."""
+        del params, step
+        return extra
+
+    def eval_params(self, params: Any, extra: Any) -> Any:
+        """The parameters themselves."""
+        del extra
+        return params
