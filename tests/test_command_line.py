@@ -155,7 +155,7 @@ def test_lists_may_be_empty(run_here):
         ("run.steps", "'run.total_steps'"),
         ("model.depth.x", "'model.depth'"),
         ("model.image_size[0]", "'model.image_size'"),
-        ("optimizer.qqqq", "settings of optimizer: loss, name"),
+        ("optimizer.qqqq", "settings of optimizer: name, schedule"),
         ("qqqq", "sections: model, init_from"),
     ],
 )

@@ -50,7 +50,7 @@ def evaluate(
     origin = loading.normalisation_origin(run, step)
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
         print(describe_normalisation(config.data, origin), file=sys.stderr)
-    name = params or eval_params_name(run, step)
+    name = params or eval_params_name(run, step, config)
     mesh = sharding.make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     data = sharding.fit_evaluation(config.data, config.model, mesh, is_size_given=is_size_given)

@@ -161,7 +161,7 @@ def test_infinities_of_a_fixed_mask_are_read(tmp_path, make, params):
     assert opened.model.mask == "fractal_released"
     assert all(np.isfinite(leaf).all() for _, leaf in reading.iter_leaves(opened))
     arrays["mask"][0, 0] = np.nan
-    with pytest.raises(CheckpointError, match="none of the known masks"):
+    with pytest.raises(CheckpointError, match="none of the masks of this code"):
         reading.understand(containers.from_arrays(arrays), source="mup_vit", hints=Hints(num_heads=4))
 
 

@@ -21,15 +21,15 @@ def is_converted(run: str, step: int) -> bool:
     return checkpoint_folder.read_meta(run, step)["origin"] is not None
 
 
-def eval_params_name(run: str, step: int) -> str:
-    """Which parameters of a checkpoint are the model.
+def eval_params_name(run: str, step: int, config: Config) -> str:
+    """The name of the parameters of a checkpoint that are evaluated.
 
-    "params", the trained ones; "ema", the average, of schedule-free training; "eval", those that the
-    objective computes from the state if it keeps more than parameters, such as the teacher's.
+    "params", the trained ones; "ema", the average, after schedule-free training; "eval", those that the
+    objective computes from the state if it keeps more than parameters, such as a teacher. `config` is that of
+    loading.read_config, whose model can be built here: the trained one may name a mask file that is gone.
     """
     if is_converted(run, step):  # only the model is there
         return "params"
-    config = trained_config(run, step)
     return "eval" if _shapes(config)[1] else averages.eval_field(config.optimizer)
 
 
@@ -46,7 +46,7 @@ def read_params(
     `config` is that of read_config. `params` is "params", "ema", or None for those that the objective
     evaluates. Raises CheckpointError where they are missing.
     """
-    name = params or eval_params_name(run, step)
+    name = params or eval_params_name(run, step, config)
     shapes, extra = _shapes(config)
     if is_converted(run, step):
         shapes = {BACKBONE: shapes[BACKBONE]}

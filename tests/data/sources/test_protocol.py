@@ -83,7 +83,7 @@ def test_both_loaders_read_it_alike(open_with, device, small):
             )
         )
         np.testing.assert_array_equal(small.numbers(batches[-1].evaluated), range(NUM))
-        np.testing.assert_array_equal(batches[-1].evaluated.label_B, np.arange(NUM) % 3)
+        np.testing.assert_array_equal(batches[-1].evaluated.targets["label"], np.arange(NUM) % 3)
         with pytest.raises(DataError, match="has no split 'tset'"):
             loader.num_examples("tset")
     small.assert_equal(batches[0].evaluated, batches[1].evaluated)

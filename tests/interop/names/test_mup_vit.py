@@ -344,5 +344,5 @@ def test_a_pooled_summary_stays_pooled_beside_more_registers(mask, make, images,
     for registers in (0, 3):
         outputs = forward(make(**settings, num_registers=registers), images())
         assert_close(outputs.pooled, outputs.summaries[:, 0], 0)
-    with pytest.raises(ConfigError, match=r"model\.pooling='summary' without summaries"):
+    with pytest.raises(ConfigError, match=r"model\.pooling='summary' requires summaries"):
         make(use_cls=False, pooling="summary")
