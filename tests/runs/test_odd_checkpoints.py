@@ -398,6 +398,6 @@ def test_parameters_that_a_checkpoint_does_not_have_are_named(run):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 3}'])
 def test_a_meta_that_cannot_be_read_is_one_line(run, text):
     (run / "checkpoints" / "33" / "meta" / "metadata").write_text(text)
-    with pytest.raises(CheckpointError, match=r"meta (cannot be read|has format 2)") as error:
+    with pytest.raises(CheckpointError, match=r"meta (cannot be read|has format 3)") as error:
         read_meta(str(run), 33)
     assert "\n" not in str(error.value)
