@@ -80,8 +80,7 @@ def made_with() -> dict[str, Any]:
 
 
 def evaluations(records: Sequence[dict[str, Any]], evaluators: Sequence[str]) -> Evaluations:
-    """What each evaluation gave, by step: {"<evaluator>/top1": ..., "<evaluator>/loss": ..., ...}, with None
-    for what was not finite."""
+    """The values of each evaluation, by step: {"<evaluator>/<metric>": ...}, None where not finite."""
     names = tuple(f"{name}/" for name in evaluators)
     found: Evaluations = {}
     for record in records:

@@ -246,7 +246,7 @@ def steps_text(run: Run) -> str:
 
 
 def result_text(result: Mapping[str, Any], best: Best) -> str:
-    """The metric that ranks checkpoints, of a finished run's first evaluator: 'top1 0.9777 (71 s)'."""
+    """The metric that ranks checkpoints, of a finished run's first evaluator, as text."""
     metrics, end = result["metrics"], f"/{best.metric}"
     name = next((key.removesuffix(end) for key in metrics if key.endswith(end)), None)
     if name is None:
