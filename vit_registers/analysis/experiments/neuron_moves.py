@@ -14,6 +14,7 @@ from vit_registers.analysis.report.finding import number, percent
 from vit_registers.analysis.report.result import Gap
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
+from vit_registers.models.masks import parse_mask
 from vit_registers.models.tokens import TokenLayout
 
 GONE = 0.05  # the share of the outliers below which they count as gone
@@ -130,12 +131,14 @@ class Trial:
 
 
 def start_trial(subject: Subject, options: Options) -> Trial | Gap:
-    """A trial on a model; a gap where it has no outliers, or no register can be added."""
+    """A trial on a model; a gap if it has no outliers, or no register can be added."""
     found = find_neurons(subject, options)
     if found is None:
         return Gap(f"{subject.name}: no outliers by {options.rule}")
     if subject.model.pooling == "cls_registers":
         return Gap(f"{subject.name}: its head reads the registers, so that none can be added")
+    if parse_mask(subject.model.mask).name == "file":
+        return Gap(f"{subject.name}: the matrix of its mask has no rows for more registers")
     names = (*(["attention_NxExT"] if subject.layout.has_cls else []), *edited_models.outputs_of(subject))
     return Trial(subject=subject, options=options, found=found, names=names)
 
