@@ -14,6 +14,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.attention.api import BACKENDS, open_to_more, rematerialized, split
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
+from vit_registers.models.norm import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,17 +78,6 @@ def inits(model: Model, sizes: Dims) -> Inits:
     """The initializers of `model`, whose sizes are `sizes`."""
     recipe = lookup(INITS, model.init, "model.init")
     return recipe(sizes.width, sizes.mlp_dim, model.channels * model.patch_size**2)
-
-
-def layer_norm(width: int, *, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm over the width, in float32, with two-pass variance, which high-norm tokens require."""
-    return nnx.LayerNorm(
-        width,
-        epsilon=epsilon,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
 
 
 class Attention(nnx.Module):
@@ -214,9 +204,9 @@ class Block(nnx.Module):
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
         dtype = DTYPES[model.dtype]
-        self.norm1 = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.norm1 = LayerNorm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.attn = Attention(model, sizes, init, rngs=rngs)
-        self.norm2 = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.norm2 = LayerNorm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.mlp = lookup(MLPS, sizes.mlp, "model.mlp")(model, sizes, init, rngs=rngs)
         initial = model.layer_scale_init
         self.ls1 = None if initial is None else LayerScale(sizes.width, initial, dtype)

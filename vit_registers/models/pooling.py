@@ -8,8 +8,9 @@ from flax import nnx
 
 from vit_registers.config import Model
 from vit_registers.models.attention.api import attend_xla
-from vit_registers.models.blocks import Dims, Mlp, dims, layer_norm
+from vit_registers.models.blocks import Dims, Mlp, dims
 from vit_registers.models.initializers import Inits
+from vit_registers.models.norm import LayerNorm
 from vit_registers.models.tokens import TokenLayout
 
 POOLINGS = ("cls", "gap", "map", "cls_gap", "cls_registers", "summary")
@@ -29,7 +30,7 @@ class MapPool(nnx.Module):
         self.out = nnx.LinearGeneral(
             heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
         )
-        self.norm = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.norm = LayerNorm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.mlp = Mlp(model, sizes, init, rngs=rngs)
 
     def __call__(self, patches_BxPxD: jax.Array) -> jax.Array:
