@@ -1,4 +1,4 @@
-"""The device mesh, and how what the step reads and writes is laid over it."""
+"""The device mesh, and the shardings of batches and of the train state."""
 
 import dataclasses
 import math
@@ -17,34 +17,33 @@ from vit_registers.models.paths import leaf_of, path_text
 
 
 def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
-    """The sizes of AXES that the config asks for. Raises ConfigError where they do not fit the devices."""
+    """The sizes of AXES for `num_devices` devices. Raises ConfigError if their product is another number."""
     shape = [getattr(mesh, axis) for axis in AXES]
     asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     check_section("mesh", mesh)
     if shape.count(-1) > 1:
-        raise ConfigError(f"config.mesh {asked}: want at most one -1")
+        raise ConfigError(f"config.mesh {asked}: at most one size must be -1")
     if -1 in shape:
         shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
     if math.prod(shape) != num_devices:
         raise ConfigError(
-            f"config.mesh {asked} does not use the {num_devices} devices that there are: give "
-            f"sizes whose product is {num_devices}, as --config.mesh.data=-1 --config.mesh.fsdp=1 "
-            "--config.mesh.tensor=1"
+            f"config.mesh {asked} does not use the {num_devices} available devices: give sizes whose product "
+            f"is {num_devices}, such as --config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1"
         )
     return tuple(shape)
 
 
 def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """All devices, or the given ones, in the shape that the config asks for.
+    """A mesh of `devices`, by default all devices, with the axes data, fsdp and tensor.
 
-    Raises ConfigError where it does not fit them.
+    Raises ConfigError if the sizes do not match the number of devices.
     """
     shape = mesh_shape(mesh, jax.device_count() if devices is None else len(devices))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError where a batch does not divide over the devices, or heads over the tensor axis."""
+    """Raises ConfigError if the devices do not divide a batch, or the tensor axis not the model."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulation = optimizer.accumulation_steps
     what = f"{shards} devices (data x fsdp)"
@@ -56,7 +55,7 @@ def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sh
 
 def _check_batch(name: str, size: int, parts: int, what: str) -> None:
     if size % parts:
-        raise ConfigError(f"{name}={size} is not divisible by {what}: want a multiple of {parts}")
+        raise ConfigError(f"{name}={size} is not divisible by {what}: must be a multiple of {parts}")
 
 
 def _check_tensor_axis(model: Model, mesh: jax.sharding.Mesh) -> None:
@@ -67,10 +66,10 @@ def _check_tensor_axis(model: Model, mesh: jax.sharding.Mesh) -> None:
 
 
 def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size_given: bool) -> Data:
-    """The settings with eval_batch_size rounded up to a multiple of the devices, unless it is given.
+    """The settings with eval_batch_size rounded up to a multiple of the devices, unless `is_size_given`.
 
-    Raises ConfigError where a size that is given does not divide over them, or the tensor axis does not
-    divide the model.
+    Raises ConfigError if the devices do not divide a given size, or the tensor axis does not divide the
+    model.
     """
     _check_tensor_axis(model, mesh)
     shards, size = mesh.shape["data"] * mesh.shape["fsdp"], data.eval_batch_size
@@ -81,17 +80,17 @@ def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Examples over data and fsdp."""
+    """The sharding of batches: examples are split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The sharding of each leaf by models/partition.py: RULES."""
+    """The sharding of each leaf, by RULES of models/partition.py."""
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, parameter_spec(path_text(leaf_of(path)), leaf.shape, mesh.shape))
@@ -100,5 +99,5 @@ def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """The shape with that sharding: what a checkpoint is restored to."""
+    """The shape with a sharding, which a checkpoint is restored to."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
