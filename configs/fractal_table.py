@@ -168,7 +168,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _contents(positions: str) -> dict[str, str]:
-    """The settings of summaries as in the paper's code: sincos2d of their grids, learned vectors, or zeros."""
+    """The settings of summaries as in the paper's code: sincos2d tables, learned vectors, or zeros."""
     if positions == "learned":
         return {"summaries": "learned", "extra_positions": "none"}
     return {"summaries": "zeros", "extra_positions": "sincos2d" if positions == "sincos2d" else "none"}

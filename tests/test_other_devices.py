@@ -118,7 +118,7 @@ def test_devices_and_batches_that_are_asked_for_are_taken_or_refused(untrained, 
     for args, message in (
         (
             ("--config.mesh.fsdp=3",),
-            "does not use the 8 available devices: give sizes whose product is 8",
+            "does not use the 8 devices that there are: give sizes whose product is 8",
         ),
         (("--config.data.eval_batch_size=12",), "data.eval_batch_size=12 is not divisible by 8 devices"),
         (

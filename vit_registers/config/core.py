@@ -194,7 +194,7 @@ class InitFrom:
     # If the weights have summaries: same (other grids are refused) | fresh (all are initialised).
     summaries: str = "same"
     # Settings of weights in another format that their tensors do not determine; None: inferred.
-    source: str = "auto"  # interop/recognize.py: SOURCES
+    source: str = "auto"  # interop/unwrap.py: SOURCES
     num_heads: int | None = None
     hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh
     interpolation: str | None = None  # models/resampling.py: RESAMPLINGS

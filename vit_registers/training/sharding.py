@@ -1,4 +1,4 @@
-"""The device mesh, and the shardings of batches and of the train state."""
+"""The device mesh, and how what the step reads and writes is laid over it."""
 
 import dataclasses
 import math
@@ -17,26 +17,27 @@ from vit_registers.models.paths import leaf_of, path_text
 
 
 def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
-    """The sizes of AXES for `num_devices` devices. Raises ConfigError if their product is another number."""
+    """The sizes of AXES that the config asks for. Raises ConfigError where they do not fit the devices."""
     shape = [getattr(mesh, axis) for axis in AXES]
     asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     check_section("mesh", mesh)
     if shape.count(-1) > 1:
-        raise ConfigError(f"config.mesh {asked}: at most one size must be -1")
+        raise ConfigError(f"config.mesh {asked}: want at most one -1")
     if -1 in shape:
         shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
     if math.prod(shape) != num_devices:
         raise ConfigError(
-            f"config.mesh {asked} does not use the {num_devices} available devices: give sizes whose product "
-            f"is {num_devices}, such as --config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1"
+            f"config.mesh {asked} does not use the {num_devices} devices that there are: give "
+            f"sizes whose product is {num_devices}, as --config.mesh.data=-1 --config.mesh.fsdp=1 "
+            "--config.mesh.tensor=1"
         )
     return tuple(shape)
 
 
 def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """A mesh of `devices`, by default all devices, with the axes data, fsdp and tensor.
+    """All devices, or the given ones, in the shape that the config asks for.
 
-    Raises ConfigError if the sizes do not match the number of devices.
+    Raises ConfigError where it does not fit them.
     """
     shape = mesh_shape(mesh, jax.device_count() if devices is None else len(devices))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
