@@ -128,7 +128,7 @@ def _of_script(script: Path, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _import(script: Path) -> types.ModuleType:
-    """The file as a module of the package that it lies in, as TFDS does it, or alone if that fails."""
+    """The module of a file, imported from the package of its folder as TFDS does, or alone if that fails."""
     with registered.skip_registration():  # so that a name that TFDS has is allowed
         sys.path.insert(0, str(script.parent.parent))
         try:

@@ -36,7 +36,7 @@ import jax
 from absl import flags
 
 from vit_registers import cli
-from vit_registers.errors import ConfigError, UserError
+from vit_registers.errors import INTERRUPTED, ConfigError, UserError
 from vit_registers.models.params import abstract_model
 from vit_registers.runs import run_lock
 from vit_registers.runs.loop import StopRequest
@@ -275,7 +275,7 @@ def main() -> None:
         try:
             failures = work_off(runs, len(sweep.runs), stop)
         except KeyboardInterrupt:  # the second ctrl-C
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
     if failures:
         print(f"{len(failures)} of {len(runs)} runs failed:", file=sys.stderr)
         for failure in failures:

@@ -35,9 +35,7 @@ from vit_registers.runs.sweep_cells import (
     make_rows,
     read_cells,
 )
-from vit_registers.runs.sweeps import (
-    read_sweep,
-)
+from vit_registers.runs.sweeps import read_sweep
 
 
 def _show(value: float | None, form: str) -> str:

@@ -16,11 +16,7 @@ from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
 from vit_registers.training.schedules import schedule
-from vit_registers.training.state import (
-    TrainState,
-    state_from,
-    state_shardings,
-)
+from vit_registers.training.state import TrainState, state_from, state_shardings
 from vit_registers.training.step import Step, make_train_step
 
 
