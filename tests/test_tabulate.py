@@ -221,5 +221,5 @@ def test_two_commits_are_told_with_their_counts(make, finish):
     cells = sweep_cells.read_cells(work)
     text = tabulate.notes(cells, cells[0], [], config="c", which="best")
     assert "Commit: abc+changes (1 runs); unknown (1 runs)" in text
-    assert "chosen on the same split" in text
+    assert "chosen on that very split" in text
     assert sweeps.read_result(work.runs[2]) is None

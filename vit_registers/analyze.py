@@ -1,17 +1,13 @@
-"""Runs the papers' experiments on any checkpoints and images.
+"""The papers' experiments on any checkpoint and any images: a finding, tables, a figure and a JSON file each.
 
-    python -m vit_registers.analyze --list                          # all experiments
-    python -m vit_registers.analyze norms --checkpoint=runs/digits  # on the evaluation split of the run
-    python -m vit_registers.analyze all --checkpoint=A --checkpoint=B --data=photos --out=report
+    python -m vit_registers.analyze --list                              # all experiments
+    python -m vit_registers.analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
+    python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
-The first argument is the name of an experiment, or "all". An experiment writes tables, pictures and numbers
-to OUT/<name> and prints a one-line finding; "all" also writes report.html and report.md. docs/experiments.md
-describes the experiments.
-
-A checkpoint is a run folder, RUN@STEP for one of its steps, RUN@all for all of them, or weights in another
-format. Several checkpoints are compared with each other. --data is a folder of images (the class of an image
-is the folder that contains it), NAME:SPLIT of TFDS, or digits:test. Features are stored in OUT/features and
-reused while everything that they depend on is unchanged. A stopped command resumes.
+A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, or
+weights in another format. --data is a folder of images (the folders that they lie in are their classes),
+NAME:SPLIT of TFDS, or digits:test. Several checkpoints are compared with each other. Features
+are kept in OUT/features and read again while nothing has changed; a stopped command resumes where it was.
 """
 
 from vit_registers import startup
@@ -45,9 +41,9 @@ ALL = "all"
 def analyze(
     names: list[str], opened: list[opening.OpenedModel], options: Options, out: Path
 ) -> list[write.ReportEntry]:
-    """The results of the experiments on all models that have the required parts. Writes each to out/<name>.
+    """The results of the experiments, on all models that can answer them; each is written to out/<name>.
 
-    If there are several experiments, a DataError of one is a gap in its result.
+    DataError of one experiment is a gap of its result where there are several experiments.
     """
     found = {}
     for one in opened:
@@ -92,7 +88,7 @@ def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
     if len(numbers) != 4 or not all(0 <= number < math.inf for number in numbers):
         raise ConfigError(
             f"--energy={','.join(given)}: must be HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
-            "devices, watts of one, power usage effectiveness, kg of CO2 per kWh, as in "
+            "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
             "--energy=66,400,1.2,0.4"
         )
     hours, watts, pue, intensity = numbers
@@ -152,35 +148,37 @@ def main(name: str) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_multi_string(
-        "checkpoint", None, "Run folder, RUN@STEP, RUN@all, or weights in another format"
+        "checkpoint", None, "Run folder, RUN@STEP, RUN@all, or weights in another format; may be repeated."
     )
     flags.DEFINE_string(
-        "data", None, "Folder of images, or NAME:SPLIT of TFDS; the run's evaluation split if not given."
+        "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."
     )
     flags.DEFINE_string(
         "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
     )
     flags.DEFINE_integer(
-        "num_images", None, "Number of images, from the first; all if not given.", lower_bound=1
+        "num_images", None, "The number of images, the first ones; all by default.", lower_bound=1
     )
-    flags.DEFINE_string("out", None, "Folder for results; RUN/analysis if not given.")
+    flags.DEFINE_string("out", None, "Folder for results; RUN/analysis by default.")
     flags.DEFINE_string(
         "rule", Options.rule, "Rule for outliers: absolute:150, quantile:0.98, std:3 or valley."
     )
-    flags.DEFINE_integer("examples", Options.num_examples, "Number of images in pictures.", lower_bound=1)
+    flags.DEFINE_integer(
+        "examples", Options.num_examples, "The number of images that pictures show.", lower_bound=1
+    )
     flags.DEFINE_integer(
         "lost_blocks",
         Options.num_blocks,
-        "For lost: number of last blocks whose features are used.",
+        "For lost: the number of last blocks whose features are used.",
         lower_bound=1,
     )
     flags.DEFINE_integer(
         "edited_images",
         Options.num_edited,
-        "Maximum number of images for models that an experiment changes.",
+        "The number of images that edited models are shown, at most.",
         lower_bound=1,
     )
-    flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 per kWh).")
+    flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print all experiments and exit.")
     cli.define_settings()
     first = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""

@@ -1,13 +1,13 @@
-"""Converts weights in other formats to run folders, and models to other formats.
+"""Converts checkpoints of other code bases to run folders, and models to other formats.
 
     python -m vit_registers.convert --input=dinov2_vits14_reg4_pretrain.pth --output=runs/dinov2-s
     python -m vit_registers.convert --input=runs/mine --output=exported --to=transformers
     python -m vit_registers.convert --input=weights.safetensors --dry-run
 
-The input is a run folder, or weights of DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers,
-big_vision or the fractal paper's code, in safetensors, npz or torch files or folders of them. The output is a
-run folder for evaluate, analyze and init_from (--to=run, the default), or another format. It is read back and
-compared. --dry-run prints which tensor is which parameter, and writes nothing.
+In: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal paper's code, as
+safetensors, npz or torch files or as folders of them. Out (--to): run (a folder for evaluate, analyze and
+init_from), or one of those formats. The output is read again and compared. --dry-run prints which tensor
+becomes which parameter, and writes nothing.
 """
 
 from vit_registers import startup
@@ -258,10 +258,10 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "Run folder, or weights in another format: a file or a folder.")
-    flags.DEFINE_string("output", None, "Run folder or file to write; a folder with --to=transformers.")
-    flags.DEFINE_string("to", "run", f"Format to write: run, {', '.join(targets.TARGETS)}.")
-    flags.DEFINE_string("source", "auto", "Family of the weights; recognized if auto.")
+    flags.DEFINE_string("input", None, "Run folder, or a file or folder of another code base.")
+    flags.DEFINE_string("output", None, "Run folder, file, or folder (transformers) to write.")
+    flags.DEFINE_string("to", "run", f"run, or {', '.join(targets.TARGETS)}.")
+    flags.DEFINE_string("source", "auto", "Family of the checkpoint, if it is not recognized.")
     flags.DEFINE_string("image_size", None, "Image size of the model in pixels, such as 518 or 392x518.")
     flags.DEFINE_integer(
         "num_heads", None, "Number of heads, if neither config.json nor the width determine it."
@@ -270,23 +270,23 @@ if __name__ == "__main__":
         "hidden_act", None, "gelu, quick_gelu or gelu_tanh, if the checkpoint does not determine it."
     )
     flags.DEFINE_string("interpolation", None, "Resampling of positions; that of the family if not given.")
-    flags.DEFINE_string("pooling", None, "Pooling, such as cls, gap or map; inferred if not given.")
-    flags.DEFINE_string("mask", None, "Mask, for the fractal paper's code if the file does not store it.")
+    flags.DEFINE_string("pooling", None, "cls, gap, map ...; inferred if not given.")
+    flags.DEFINE_string("mask", None, "Mask of the fractal paper's code, if it is not stored.")
     flags.DEFINE_string("architecture", None, "Name of a timm model, if no config.json has it.")
     flags.DEFINE_enum(
-        "dtype", "float32", list(DTYPES), "Dtype of exported tensors; a run folder has float32."
+        "dtype", "float32", list(DTYPES), "Dtype of exported tensors; for other formats than run."
     )
     flags.DEFINE_integer("step", None, "Step of a run folder; the newest intact checkpoint if not given.")
     flags.DEFINE_enum(
         "params", None, loading.PARAMS, "Trained or averaged parameters; those to evaluate if not given."
     )
     flags.DEFINE_multi_string(
-        "leave_out", [], "Pattern of names of tensors that are not read, such as 'head.*'"
+        "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."
     )
     flags.DEFINE_integer(
         "channels",
         None,
-        "Channels of images, if the weights have another number; 1 sums the patch kernel.",
+        "Channels of the images, if other than those of the weights: 1 sums the patch kernel.",
         lower_bound=1,
     )
     flags.DEFINE_bool("dry-run", False, "Print the tensor map and write nothing.")

@@ -3,9 +3,9 @@
     python -m vit_registers.prepare --name=cifar10 [--data_dir=DIR]
     python -m vit_registers.prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
 
-A builder of your own is a Python file with one class that derives from a builder of tfds.core, or the folder
-that `tfds new` creates. Only this program runs its code; training reads the files that it wrote. If TFDS
-cannot download the archives of a data set, such as imagenet2012, put them into DIR/downloads/manual first.
+Your own builder is a Python file with one class that derives from a builder of tfds.core, or the folder
+that `tfds new` makes. Its code runs here only; training reads the files that it wrote. For data sets whose
+archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads/manual first.
 """
 
 from vit_registers import startup
@@ -128,7 +128,7 @@ def _of_script(script: Path, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _import(script: Path) -> types.ModuleType:
-    """The module of a file, imported from the package of its folder as TFDS does, or alone if that fails."""
+    """The file as a module of the package that it lies in, as TFDS does it, or alone if that fails."""
     with registered.skip_registration():  # so that a name that TFDS has is allowed
         sys.path.insert(0, str(script.parent.parent))
         try:
@@ -168,6 +168,6 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "name", None, "TFDS name, such as cifar10 or imagenette/160px-v2, or the path of a builder."
     )
-    flags.DEFINE_string("data_dir", None, "Target folder; the default of TFDS if not given.")
+    flags.DEFINE_string("data_dir", None, "Target folder; TFDS's default if not given.")
     flags.mark_flags_as_required(["name"])
     cli.run(main)

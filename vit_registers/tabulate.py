@@ -1,13 +1,12 @@
-"""Prints the table of a sweep from the result.json files of its runs: one row per cell, over seeds.
+"""The table of a sweep, from the result.json files of its runs: one row per cell, over seeds.
 
     python -m vit_registers.tabulate --config=configs/digits.py --workdir=runs/sweep [--csv=table.csv]
 
-The flags --config and --config.SECTION.NAME must be those of the sweep. The table is Markdown, and can be
-printed before all runs have finished. --which=best uses the best evaluation of each run instead of the last.
---metric selects another evaluator than the first.
-
-A config file may define `label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the
-labels of the cell that the others are compared with; and `published(arg)`, a list of (labels, value, source).
+Prints Markdown. --which=best takes the best evaluation of each run instead of the last, --metric another
+evaluator than the first. Give the settings that the sweep was given. A config file may say more:
+`label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the labels of the cell that
+others are compared with; `published(arg)`, a list of (labels, value, source). It can be printed before any
+run is finished.
 """
 
 from vit_registers import startup
@@ -35,7 +34,9 @@ from vit_registers.runs.sweep_cells import (
     make_rows,
     read_cells,
 )
-from vit_registers.runs.sweeps import read_sweep
+from vit_registers.runs.sweeps import (
+    read_sweep,
+)
 
 
 def _show(value: float | None, form: str) -> str:
@@ -43,7 +44,7 @@ def _show(value: float | None, form: str) -> str:
 
 
 def column_title(cells: Sequence[Cell], metric: str, which: str) -> str:
-    """The title of the column of means, such as 'test top-1 in % (last)'."""
+    """What the means of the table are, such as 'test top-1 in % (last)'."""
     ranked = cells[0].runs[0].best
     return f"{metric} {ranked.label}{' in %' if ranked.is_fraction else ''} ({which})"
 
@@ -77,7 +78,7 @@ def markdown(rows: Sequence[Row], baseline: Labels, *, title: str) -> str:
 
 
 def _counted(values: Sequence[str]) -> str:
-    """The distinct values; if there are several, with the number of runs that have each."""
+    """The distinct values, with how many runs have each where there are several."""
     counts = collections.Counter(values)
     return "; ".join(f"{value} ({n} runs)" if len(counts) > 1 else value for value, n in counts.items())
 
@@ -90,7 +91,7 @@ def notes(
     config: str,
     which: str,
 ) -> str:
-    """The notes below the table: definitions, commit, devices and versions of the runs."""
+    """What has to be known to read the table: definitions, and what the runs were made with."""
     results = [result for cell in cells for result in cell.results]
     wanted = sum(len(cell.runs) for cell in cells)
     platforms = [result["platform"] for result in results]
@@ -98,13 +99,13 @@ def notes(
     ranked = cells[0].runs[0].best
     best = (
         f" Best is the {'highest' if ranked.is_higher_better else 'lowest'} {ranked.label} of a run's "
-        "evaluations by its first evaluator, chosen on the same split."
+        "evaluations by its first evaluator, chosen on that very split."
     )
     lines = [
         "± is the sample standard deviation s over runs of different seeds (n - 1)."
         + (best if which == "best" else " Last is the evaluation after the last step."),
         f"Difference: mean minus that of the baseline ({label_text(baseline.labels)}), in points; in std: "
-        "divided by sqrt((s² + s_baseline²) / 2). -: undefined, because there are too few runs or no spread.",
+        "divided by sqrt((s² + s_baseline²) / 2). -: undefined, for want of runs or of spread.",
         f"Config: {config}; {len(results)} of {wanted} runs finished; "
         f"{sum(result['time_s'] for result in results):,.0f} s of training in all.",
         "Commit: " + _counted([result["commit"] or "unknown" for result in results]),
@@ -120,7 +121,7 @@ def notes(
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes the rows with all digits. Undefined numbers are empty."""
+    """Writes the rows with all digits; what is undefined is empty."""
     names = columns(rows)
     fields = [field.name for field in dataclasses.fields(Row) if field.name != "labels"]
     with path.open("w", newline="") as file:
@@ -132,7 +133,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently if the reader does, as `| head`
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     values = flags.FLAGS
     sweep = read_sweep(cli.config_of_flags())
     cells = read_cells(sweep)
@@ -152,9 +153,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Folder that holds the run folders.")
+    flags.DEFINE_string("workdir", None, "Folder of all run folders.")
     flags.DEFINE_string("csv", None, "Also write the table, with all digits, to this file.")
-    flags.DEFINE_enum("which", "last", ["last", "best"], "Which evaluation of each run.")
-    flags.DEFINE_string("metric", None, "Name of an evaluator; the first, data.eval_split, if not given.")
+    flags.DEFINE_enum("which", "last", ["last", "best"], "Which evaluation of a run.")
+    flags.DEFINE_string("metric", None, "Which evaluator; the first, data.eval_split, if not given.")
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)
