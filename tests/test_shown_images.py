@@ -102,10 +102,10 @@ def test_assumed_normalisation_is_said(place, converted, run_here):
     assert np.isfinite(float(out.split("loss")[1].split()[0]))
     code, _, err = run_here(*evaluate, "--config.data.mean=(0.4, 0.4, 0.4)")
     assert code == 0 and "assumed" not in err
-    assert loading.normalisation_origin(str(converted), 0) == "assumed for timm"
+    assert loading.open_run(str(converted), 0).normalisation_origin == "assumed for timm"
     code, _, err = run_here("convert", f"--input={converted}", f"--output={place / 'again'}")
     assert code == 0, err
-    assert loading.normalisation_origin(str(place / "again"), 0) == "assumed for timm"
+    assert loading.open_run(str(place / "again"), 0).normalisation_origin == "assumed for timm"
 
 
 def test_the_report_says_what_each_model_saw(place, converted, run_here):

@@ -45,6 +45,7 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
+from vit_registers.runs.run_checkpoint import RunCheckpoint
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import write_parameter_overview
 from vit_registers.strict_json import dumps
@@ -61,7 +62,7 @@ class Input:
     """A checkpoint to convert: its config, and access to its parameters."""
 
     config: Config
-    checkpoint: OpenedWeights | int  # of another code base, or the step of a run folder
+    checkpoint: OpenedWeights | RunCheckpoint  # of another code base, or of a run folder
     params: str | None
     path: str
     normalisation: str | None  # where its mean and deviation come from
@@ -71,9 +72,8 @@ class Input:
         if isinstance(self.checkpoint, OpenedWeights):
             return reading.read_leaves(self.checkpoint)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        step = self.checkpoint
-        _, params = loading.read_model(self.path, step, self.config, mesh, params=self.params)
-        check_leaves(leaves_of(params), f"{self.path}, step {step}")
+        _, params = loading.read_model(self.checkpoint, mesh, params=self.params)
+        check_leaves(leaves_of(params), f"{self.path}, step {self.checkpoint.step}")
         return params
 
     def leaves(self) -> Iterable[tuple[Leaf, Any]]:
@@ -87,10 +87,15 @@ def open_input(path: str, *, source: str, hints: Hints, step: int | None, params
     """The run folder, or the checkpoint of another code base, at `path`. Prints a line that describes it."""
     if loading.is_run(path):
         loading.refuse_hints(path, source, hints)
-        step, config = loading.read_config(path, step)
-        print(f"{path}: a run folder, step {step}")
-        origin = loading.normalisation_origin(path, step)
-        return Input(config=config, checkpoint=step, params=params, path=path, normalisation=origin)
+        checkpoint = loading.open_run(path, step)
+        print(f"{path}: a run folder, step {checkpoint.step}")
+        return Input(
+            config=checkpoint.config,
+            checkpoint=checkpoint,
+            params=params,
+            path=path,
+            normalisation=checkpoint.normalisation_origin,
+        )
     if step is not None:
         raise CheckpointError(f"{path} is not a run folder: --step is for run folders")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
@@ -122,7 +127,7 @@ def to_run(source: Input, output: str) -> None:
     if isinstance(source.checkpoint, OpenedWeights):
         origin += f", read as {source.checkpoint.found.source}"
     else:
-        data = loading.training_data(source.path, source.checkpoint)
+        data = source.checkpoint.trained_on
     write_parameter_overview({BACKBONE: params}, run / "parameters.txt")
     write_mask_file(source.config.model, run)
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
@@ -164,9 +169,8 @@ def compare_parameters(
 def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
     """Reads the output and compares every parameter; returns their number."""
     if exported is None:
-        step, config = loading.read_config(output)
         mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, there = loading.read_model(output, step, config, mesh)
+        _, there = loading.read_model(loading.open_run(output), mesh)
         others = leaves_of(there)
         return compare_parameters(source.leaves(), others, np.float32, output)
     model = exported.model

@@ -37,8 +37,8 @@ from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.interop.description import describe_normalisation
-from vit_registers.runs.parameters import eval_params_name, is_converted, read_params, trained_config
 from vit_registers.runs.ranking import find_non_finite
+from vit_registers.runs.run_checkpoint import RunCheckpoint, trained_config
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -48,25 +48,25 @@ def evaluate(
     run: str, *, step: int | None, overrides: dict[str, object], params: str | None
 ) -> dict[str, object]:
     """The metrics of a checkpoint of `run`, and the checkpoint, data and settings that they are from."""
-    step, config = loading.read_config(run, step, overrides)
-    origin = loading.normalisation_origin(run, step)
+    checkpoint = loading.open_run(run, step, overrides)
+    config, origin = checkpoint.config, checkpoint.normalisation_origin
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
         print(describe_normalisation(config.data, origin), file=sys.stderr)
-    name = params or eval_params_name(run, step, config)
     mesh = sharding.make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     data = sharding.fit_evaluation(config.data, config.model, mesh, is_size_given=is_size_given)
     config = dataclasses.replace(config, data=data)
-    if not has_evaluators(config):
+    if not has_evaluators(config.objective, config.model):
         raise ConfigError(f"{run} has no head, so there is nothing to evaluate: fine-tune it first")
     loader, split = open_data(config), config.data.eval_split
     check_memory(config.model, config.data, mesh, training=None)
     table = None
     if config.model.num_classes:
-        table = check_classes(loader, config.model.num_classes, loading.trained_names(run, step))
+        table = check_classes(loader, config.model.num_classes, checkpoint.class_names)
     with jax.set_mesh(mesh):
-        evaluators = make_evaluators(config, {split: EvalSplit(loader, split, table)}, mesh)
-        values = read_params(run, step, config, mesh, params=params)
+        splits = {split: EvalSplit(loader, split, table)}
+        evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
+        values = checkpoint.read_params(mesh, params)
         started = time.monotonic()
         result = {
             metric if evaluator == split else f"{evaluator}/{metric}": value
@@ -75,8 +75,8 @@ def evaluate(
         }
     return {
         "checkpoint": run,
-        "step": step,
-        "params": name,
+        "step": checkpoint.step,
+        "params": params or checkpoint.eval_params_name,
         "data": config.data.name,
         "split": split,
         **result,
@@ -107,8 +107,10 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     split = result["split"].replace("/", "_")
     params = "" if result["params"] == "params" else f"-{result['params']}"
     plain = folder / f"{split}-{result['step']}{params}.json"
-    own = _settings(trained_config(run, result["step"]))
-    if is_converted(run, result["step"]):
+    step = result["step"]
+    trained = RunCheckpoint(run=run, step=step, config=trained_config(run, step))
+    own = _settings(trained.config)
+    if trained.is_converted:
         own = result["settings"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             own = json.loads(plain.read_text())["settings"]

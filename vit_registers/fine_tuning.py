@@ -51,7 +51,7 @@ def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model
         model = with_run_mask(config.model, Path(run).expanduser())
         return dataclasses.replace(model, **defaults), config.data
     if loading.is_run(path):
-        config = loading.read_config(path)[1]
+        config = loading.open_run(path).config
         return config.model, config.data
     opened = _open_external(settings)
     return opened.model, preprocessing(opened, Path(path).expanduser())[0]
@@ -62,12 +62,11 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
     path = _path(settings)
     if loading.is_run(path):
         loading.refuse_hints(path, settings.source, _hints(settings))
-        step, config = loading.read_config(path)
-        source, data = config.model, config.data
-        mesh = sharding.make_mesh(Mesh())
-        _, params = loading.read_model(path, step, config, mesh, params=settings.params)
+        checkpoint = loading.open_run(path)
+        source, data = checkpoint.config.model, checkpoint.config.data
+        _, params = loading.read_model(checkpoint, sharding.make_mesh(Mesh()), params=settings.params)
         params = jax.device_get(params)
-        check_leaves(leaves_of(params), f"{path}, step {step}")
+        check_leaves(leaves_of(params), f"{path}, step {checkpoint.step}")
     else:
         opened = _open_external(settings)
         data, origin = preprocessing(opened, Path(path).expanduser())
@@ -100,7 +99,7 @@ def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
     """Raises ConfigError if `keep_head` loads the head of a run with other classes than `class_names`."""
     if not settings.keep_head or settings.path is None or not loading.is_run(settings.path):
         return
-    names = loading.trained_names(settings.path, loading.read_config(settings.path)[0])
+    names = loading.open_run(settings.path).class_names
     if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
         raise ConfigError(
             f"init_from.keep_head: the head of {settings.path} has {len(names)} classes: {some(names)}; the "

@@ -31,16 +31,14 @@ from vit_registers.models.vit import ViT
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
-from vit_registers.runs.parameters import read_params, trained_config
+from vit_registers.runs.run_checkpoint import RunCheckpoint, trained_config
 from vit_registers.training import sharding
 
 PARAMS = ("params", "ema")  # trained, or averaged
 
 
-def read_config(
-    run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None
-) -> tuple[int, Config]:
-    """(step, config) of a checkpoint of a run, by default the newest intact one, with `overrides`.
+def open_run(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> RunCheckpoint:
+    """A checkpoint of a run, by default the newest intact one; its config has `overrides`.
 
     The mesh has all devices of this machine, whatever the run was sharded over. An attention back end that
     they do not support is replaced by "xla", and a line is printed. See `with_overrides`. Raises
@@ -54,7 +52,7 @@ def read_config(
     config = with_overrides(config, overrides or {})
     if "model.attention" not in (overrides or {}):
         config = dataclasses.replace(config, model=_runnable(config.model, run))
-    return step, config
+    return RunCheckpoint(run=run, step=step, config=config)
 
 
 def check_free(overrides: Mapping[str, Any]) -> None:
@@ -102,44 +100,21 @@ def _runnable(model: Model, run: str) -> Model:
     return dataclasses.replace(model, attention="xla")
 
 
-def training_data(run: str, step: int) -> checkpoint_folder.TrainedOn | None:
-    """The data that a checkpoint was trained on; None if it is not recorded, as for converted weights."""
-    return checkpoint_folder.trained_on(checkpoint_folder.read_meta(run, step))
-
-
-def trained_names(run: str, step: int) -> tuple[str, ...] | None:
-    """The class names of the head of a checkpoint; None if they are not recorded."""
-    data = training_data(run, step)
-    return None if data is None else data.class_names
-
-
-def normalisation_origin(run: str, step: int) -> str | None:
-    """The origin of the mean and deviation of a converted run; None for its config, or if not recorded."""
-    return checkpoint_folder.read_meta(run, step).get("normalisation")
-
-
 def read_model(
-    run: str, step: int, config: Config, mesh: jax.sharding.Mesh, *, params: str | None = None
+    checkpoint: RunCheckpoint, mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> tuple[nnx.GraphDef, Any]:
-    """(graph definition, parameters over `mesh`) of the ViT of a checkpoint; arguments as of read_params."""
-    graphdef, _ = abstract_model(config.model)
-    return graphdef, read_params(run, step, config, mesh, params=params)[BACKBONE]
+    """(graph definition, parameters over `mesh`) of the ViT of a checkpoint; see RunCheckpoint."""
+    graphdef, _ = abstract_model(checkpoint.config.model)
+    return graphdef, checkpoint.read_params(mesh, params)[BACKBONE]
 
 
-def load_run(run: str, *, step: int | None = None, params: str | None = None) -> ViT:
-    """The model of a run folder with the parameters of one checkpoint, on all devices.
+def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
+    """The model of a checkpoint of a run, on all devices.
 
-    `step` defaults to the newest intact checkpoint. `params` is "params" for the trained parameters, "ema"
-    for their average, or None for those to evaluate; see `eval_params_name`. Raises CheckpointError.
+    `params` is "params" for the trained parameters, "ema" for their average, or None for those to evaluate.
+    Raises CheckpointError.
     """
-    step, config = read_config(run, step)
-    return run_model(run, step, config, params=params)
-
-
-def run_model(run: str, step: int, config: Config, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices; `config` is from read_config."""
-    graphdef, values = read_model(run, step, config, sharding.make_mesh(Mesh()), params=params)
-    return build_model(graphdef, values)
+    return build_model(*read_model(checkpoint, sharding.make_mesh(Mesh()), params=params))
 
 
 def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
@@ -162,7 +137,7 @@ def load_model(path: str, *, step: int | None, params: str | None, source: str, 
         lookup(dict.fromkeys(PARAMS), params, "params")
     if is_run(path):
         refuse_hints(path, source, hints)
-        return load_run(path, step=step, params=params)
+        return load_run(open_run(path, step), params=params)
     if step is not None:
         raise CheckpointError(f"{path} is not a run folder: step is for run folders")
     opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))

@@ -36,6 +36,7 @@ import jax
 from absl import flags
 
 from vit_registers import cli
+from vit_registers.config import to_config_dict
 from vit_registers.errors import INTERRUPTED, ConfigError, UserError
 from vit_registers.models.params import abstract_model
 from vit_registers.runs import run_lock
@@ -222,7 +223,7 @@ def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
                 abstract_model(model)
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from error
-        if parse_arguments(sweep.base, run.arguments) != run.config:
+        if parse_arguments(to_config_dict(sweep.base), run.arguments) != run.config:
             raise ConfigError(f"{where} has a setting that no flag can set: set it in get_config()")
 
 

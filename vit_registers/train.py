@@ -245,8 +245,9 @@ def state_evaluators(
     the first evaluator is also applied to it, as <name>_ema.
     """
     field = averages.eval_field(config.optimizer)
+    evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
     named: dict[str, Callable[[TrainState], dict[str, float]]] = {}
-    for name, evaluator in make_evaluators(config, splits, mesh).items():
+    for name, evaluator in evaluators.items():
         is_first = not named
         named[name] = lambda state, evaluator=evaluator: evaluator(
             objective.eval_params(getattr(state, field), state.extra)

@@ -96,7 +96,10 @@ def test_batches_on_the_device_are_those_of_their_steps_after_a_restart_too():
         return open_data(config).train_batches(start, sharding)
 
     def synthetic(start):
-        return (to_device(batch, sharding) for batch in synthetic_batches(config, start_step=start))
+        return (
+            to_device(batch, sharding)
+            for batch in synthetic_batches(config.data, config.model, start_step=start)
+        )
 
     for batches in (from_memory, synthetic):
         plain = list(itertools.islice(batches(0), 9))

@@ -60,7 +60,7 @@ def test_the_normalisation_is_averaged_and_said(make, params, tmp_path, capfd, r
     args = (f"--input={path}", f"--output={run}", "--num_heads=4", "--channels=1")
     code, out, err = run_here("convert", *args)
     assert code == 0 and line in out and "equal bit for bit" in out, err
-    _, config = loading.read_config(str(run))
+    config = loading.open_run(str(run)).config
     assert config.model.channels == 1 and config.data.mean == (mean,) and config.data.std == (std,)
     code, _, err = run_here("convert", f"--input={path}", f"--output={run}2", "--num_heads=4", "--channels=0")
     assert code != 0 and not (tmp_path / "run2").exists()

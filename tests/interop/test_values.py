@@ -195,7 +195,7 @@ def test_a_run_that_is_not_finite_is_not_exported(target, run_of, run_here, tmp_
 def test_training_does_not_start_from_a_run_that_is_not_finite(run_of, tmp_path):
     run = str(run_of(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="'blocks/1/norm1/scale' has 1 NaN"):
-        fine_tuning.start_leaves(InitFrom(path=run), loading.read_config(run)[1].model)
+        fine_tuning.start_leaves(InitFrom(path=run), loading.open_run(run).config.model)
 
 
 @pytest.mark.parametrize("what", ["save", "check", "ctrl-C"])

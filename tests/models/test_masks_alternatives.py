@@ -4,13 +4,16 @@ import dataclasses
 import hashlib
 import re
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from vit_registers.config import Model
 from vit_registers.errors import ConfigError
 from vit_registers.models.masks import build_mask, is_same_mask, resolve
 from vit_registers.models.tokens import TokenLayout, summary_grids
+from vit_registers.models.vit import ViT
 
 
 def layout_of(grid, factor, *, has_cls=True, num_registers=2):
@@ -89,6 +92,31 @@ def test_window_is_a_chebyshev_distance_between_patches_and_all_other_pairs_are_
     others[layout.patches, layout.patches] = True
     assert others.all()
     np.testing.assert_array_equal(mask_TxT, mask_TxT.T)
+
+
+@pytest.mark.parametrize("factor", [None, 2])
+def test_cls_through_registers_leaves_out_the_pairs_from_cls_to_patches_only(factor):
+    layout = layout_of((4, 4), factor)
+    mask_TxT = build_mask("cls_through_registers", layout)
+    without = {(0, column) for column in range(layout.patches.start, layout.patches.stop)}
+    assert {(int(row), int(column)) for row, column in np.argwhere(~mask_TxT)} == without
+
+
+@pytest.mark.parametrize("missing", [{"has_cls": False}, {"num_registers": 0}])
+def test_cls_through_registers_requires_both(missing):
+    with pytest.raises(ConfigError, match=r"requires cls and registers: set model\.use_cls=True"):
+        build_mask("cls_through_registers", layout_of((4, 4), None, **missing))
+
+
+def test_cls_sees_patches_through_registers_one_block_later():
+    """The gradient of cls by the pixels is zero after one block and not after two."""
+    settings = {"use_cls": True, "num_registers": 1, "image_size": (4, 4), "patch_size": 2, "num_classes": 0}
+    for depth, is_seen in ((1, False), (2, True)):
+        model = Model(width=16, num_heads=2, depth=depth, mask="cls_through_registers", **settings)
+        graphdef, params = nnx.split(ViT(model, rngs=nnx.Rngs(0)))
+        cls = lambda image: nnx.merge(graphdef, params)(image).pooled[0, 0]  # noqa: E731, B023
+        gradient = jax.grad(cls)(jax.random.normal(jax.random.key(1), (1, 4, 4, 3)))
+        assert bool((np.abs(gradient) > 1e-8).any()) == is_seen
 
 
 @pytest.mark.parametrize("mask", ["shifted(offset=1)", "one_way", "window(radius=1)"])

@@ -142,14 +142,14 @@ class Dino:
         return extra["teacher"]
 
 
-def _nearest_neighbour(config, splits, mesh):
+def _nearest_neighbour(objective, model, data, splits, mesh):
     """Top-1 of the nearest training image by the cosine of pooled vectors."""
-    graphdef, _ = abstract_model(config.model)
+    graphdef, _ = abstract_model(model)
     (split,) = splits.values()
 
     @jax.jit
     def vectors(backbone, batch):
-        image = normalize(batch.views[IMAGE], mean=config.data.mean, std=config.data.std)
+        image = normalize(batch.views[IMAGE], mean=data.mean, std=data.std)
         pooled = build_model(graphdef, backbone)(image).pooled
         return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True), batch.targets[LABEL], batch.mask_B
 
@@ -171,7 +171,7 @@ def registered():
     """All that there is to register."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(objectives.OBJECTIVES, "dino", Dino)
-        kind = EvaluatorKind(lambda config: config.objective.name == "dino", _nearest_neighbour)
+        kind = EvaluatorKind(lambda objective, model: objective.name == "dino", _nearest_neighbour)
         patch.setitem(evaluators.EVALUATORS, "nearest_neighbour", kind)
         yield
 
@@ -218,7 +218,7 @@ def _steps(config, number, num_devices=1):
     with jax.set_mesh(mesh):
         state = setup.make_state()
         states.append(jax.device_get(state))
-        batches = synthetic_batches(config)
+        batches = synthetic_batches(config.data, config.model)
         for _ in range(number):
             state, _ = setup.train_step(state, to_device(next(batches), sharding.batch_sharding(mesh)))
             states.append(jax.device_get(state))

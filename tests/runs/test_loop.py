@@ -30,7 +30,7 @@ def test_a_step_with_nan_in_its_batch_changes_nothing_but_the_step(tiny, change)
     lengths = Durations(total_steps=40, warmup_steps=2, eval_every_steps=40, steps_per_epoch=10.0)
     mesh = make_mesh(config.mesh, devices=jax.devices()[:1])
     setup = set_up(config, lengths, mesh)
-    batches = synthetic_batches(config)
+    batches = synthetic_batches(config.data, config.model)
     good = [next(batches) for _ in range(2)]
     good = [batch._replace(views={"image": batch.views["image"].astype(np.float32)}) for batch in good]
     bad = good[0]._replace(views={"image": good[0].views["image"].copy()})

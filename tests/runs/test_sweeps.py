@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vit_registers import sweep
-from vit_registers.config import from_mapping, to_dict
+from vit_registers.config import from_mapping, to_config_dict, to_dict
 from vit_registers.errors import ConfigError
 from vit_registers.runs import sweeps
 
@@ -40,7 +40,7 @@ def test_training_gets_the_config_of_the_point(make):
     assert (run.config.run.total_steps, run.config.data.mean) == (7, (0.25,))
     assert (run.config.model.positions, run.config.model.num_registers) == ("none", 2)
     assert f"--workdir={run.folder}" in run.arguments
-    taken = sweeps.parse_arguments(work.base, run.arguments)
+    taken = sweeps.parse_arguments(to_config_dict(work.base), run.arguments)
     assert (taken.data.also_eval, taken.data.mean, taken.optimizer.ema_decay) == (("a b",), (0.25,), 0.5)
     assert from_mapping(json.loads(json.dumps(to_dict(run.config)))) == run.config
 

@@ -120,7 +120,7 @@ def test_the_flax_model_is_the_same_model_and_learns(small):
     with jax.set_mesh(mesh):
         state, step = bench_models.linen_step(small, sharding.replicated(mesh))
         assert number_of_parameters(state.params) == number_of_parameters(abstract_model(small.model)[1])
-        batch = to_device(next(synthetic_batches(small)), sharding.batch_sharding(mesh))
+        batch = to_device(next(synthetic_batches(small.data, small.model)), sharding.batch_sharding(mesh))
         losses = []
         for _ in range(4):
             state, loss = step(state, batch)

@@ -61,7 +61,7 @@ def test_with_fsdp_weights_travel_and_activations_do_not(tiny, change, use_scan)
     mesh = sharding.make_mesh(config.mesh)
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
-    batch = to_device(next(synthetic_batches(config)), sharding.batch_sharding(mesh))
+    batch = to_device(next(synthetic_batches(config.data, config.model)), sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         text = setup.train_step.lower(setup.abstract, batch).compile().as_text()
     found = {kind: num_bytes for kind, (_, num_bytes) in collectives(text).items()}

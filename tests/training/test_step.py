@@ -62,7 +62,7 @@ def test_examples_left_out_have_no_influence(tiny, change):
     mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
-    batch = next(synthetic_batches(config))
+    batch = next(synthetic_batches(config.data, config.model))
     mask = np.arange(16) < 12
     other = labelled_batch(
         np.where(mask[:, None, None, None], batch.views["image"], 7), batch.targets["label"] * mask, mask
@@ -87,7 +87,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(tiny, change,
     mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
-    batch = next(synthetic_batches(config))
+    batch = next(synthetic_batches(config.data, config.model))
     with jax.set_mesh(mesh):
         state = setup.make_state()
         before = jax.device_get(state)

@@ -68,7 +68,7 @@ def prepare(variant: Variant, mesh: jax.sharding.Mesh) -> Program:
     """The variant, compiled and run twice. Raises any error that prevents it from running here."""
     config = variant.config
     held = _device_memory("bytes_in_use")
-    batch = to_device(next(synthetic_batches(config)), sharding.batch_sharding(mesh))
+    batch = to_device(next(synthetic_batches(config.data, config.model)), sharding.batch_sharding(mesh))
     compiled, call = STEPS[variant.step](config, mesh, batch)
     peak_before = _device_memory("peak_bytes_in_use")
     jax.block_until_ready(call())

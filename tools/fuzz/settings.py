@@ -1,5 +1,6 @@
 """Single random edits of config values, each set on the command line of a short training run."""
 
+import dataclasses
 import json
 import math
 import random
@@ -61,16 +62,21 @@ _TEXTS = (
 )
 
 
+def setting_types(settings: type, prefix: str = "") -> dict[str, Any]:
+    """{setting: its type} of a settings class, with those of nested classes as section.setting."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(settings).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= setting_types(hint, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hint
+    return found
+
+
 def edits(number: int, seed: int) -> Iterator[tuple[str, str]]:
     """(setting, value as on the command line), at random, determined by the seed."""
     rng = random.Random(seed)
-    sections = typing.get_type_hints(Config)
-    hints = {
-        f"{section}.{name}": hint
-        for section, cls in sections.items()
-        for name, hint in typing.get_type_hints(cls).items()
-    }
-    defaults = flatten(to_dict(Config()))
+    hints, defaults = setting_types(Config), flatten(to_dict(Config()))
     for _ in range(number):
         name = rng.choice(sorted(hints))
         yield name, _value(rng, name, hints[name], defaults[name])

@@ -148,18 +148,18 @@ def _open(
 ) -> OpenedModel:
     path, step = split_step(checkpoint)
     if loading.is_run(path):
-        step, config = loading.read_config(path, step, overrides)
-        model = loading.run_model(path, step, config)
-        origin = loading.normalisation_origin(path, step)
+        opened = loading.open_run(path, step, overrides)
+        step, config, origin = opened.step, opened.config, opened.normalisation_origin
+        model = loading.load_run(opened)
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
-        head_names = loading.trained_names(path, step)
+        head_names = opened.class_names
     else:
         if not Path(path).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
         model, config, origin = loading.open_external(path, overrides)
         digest = files_digest(_files(Path(path).expanduser()))
         head_names = None
-    config = dataclasses.replace(config, data=_shown(config, data, overrides))
+    config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
     check_memory(config.model, config.data, sharding.make_mesh(Mesh()), training=None)
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
@@ -177,9 +177,8 @@ def _open(
     )
 
 
-def _shown(config: Config, data: str | None, overrides: Mapping[str, Any]) -> Data:
-    """The Data settings with what --data says put in."""
-    settings = config.data
+def _shown(settings: Data, data: str | None, overrides: Mapping[str, Any]) -> Data:
+    """The settings with the images that --data= selects, in batches of _BATCH or more."""
     if data is not None:
         name, split = _name_and_split(data)
         if Path(data).expanduser().is_dir():

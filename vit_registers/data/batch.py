@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_registers.config import Config, image_size
+from vit_registers.config import Data, Model
 from vit_registers.errors import ConfigError
 
 
@@ -80,16 +80,16 @@ def normalize(image_BxHxWxC: jax.Array, *, mean: tuple[float, ...], std: tuple[f
     return image_BxHxWxC * scale_C.reshape(1, 1, 1, -1) - shift_C.reshape(1, 1, 1, -1)
 
 
-def synthetic_batches(config: Config, *, seed: int = 0, start_step: int = 0) -> Iterator[Batch]:
+def synthetic_batches(data: Data, model: Model, *, seed: int = 0, start_step: int = 0) -> Iterator[Batch]:
     """Endless host batches of noise, a pure function of (seed, step): for tests and benchmarks."""
-    height, width = image_size(config)
-    shape = (config.data.batch_size, height, width, config.model.channels)
+    height, width = data.image_size or model.image_size
+    shape = (data.batch_size, height, width, model.channels)
     step = start_step
     while True:
         rng = np.random.default_rng([seed, step])
         yield labelled_batch(
             rng.integers(0, 256, shape, dtype=np.uint8),
-            rng.integers(0, max(config.model.num_classes, 1), shape[0]).astype(np.int32),
+            rng.integers(0, max(model.num_classes, 1), shape[0]).astype(np.int32),
             np.ones(shape[0], bool),
         )
         step += 1

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from vit_registers.config import Config
+from vit_registers.config import Data, Model, ObjectiveSettings
 from vit_registers.data.loaders import EvalSplit
 
 
@@ -20,6 +20,9 @@ class Evaluator(Protocol):
 class EvaluatorKind(NamedTuple):
     """A kind of evaluators: which configs have it, and how its evaluators are made."""
 
-    is_for: Callable[[Config], bool]
-    # (config, {name: split}, mesh) -> {name in metrics.jsonl: evaluator}
-    make: Callable[[Config, Mapping[str, EvalSplit], jax.sharding.Mesh], Mapping[str, Evaluator]]
+    is_for: Callable[[ObjectiveSettings, Model], bool]
+    # (objective, model, data, {name: split}, mesh) -> {name in metrics.jsonl: evaluator}
+    make: Callable[
+        [ObjectiveSettings, Model, Data, Mapping[str, EvalSplit], jax.sharding.Mesh],
+        Mapping[str, Evaluator],
+    ]

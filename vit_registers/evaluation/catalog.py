@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 
-from vit_registers.config import Config
+from vit_registers.config import Data, Model, ObjectiveSettings
 from vit_registers.data.loaders import EvalSplit
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
 from vit_registers.evaluation.classification import CLASSIFICATION
@@ -13,17 +13,21 @@ from vit_registers.evaluation.classification import CLASSIFICATION
 EVALUATORS: dict[str, EvaluatorKind] = {"classification": CLASSIFICATION}
 
 
-def has_evaluators(config: Config) -> bool:
+def has_evaluators(objective: ObjectiveSettings, model: Model) -> bool:
     """Whether make_evaluators returns any."""
-    return any(kind.is_for(config) for kind in EVALUATORS.values())
+    return any(kind.is_for(objective, model) for kind in EVALUATORS.values())
 
 
 def make_evaluators(
-    config: Config, splits: Mapping[str, EvalSplit], mesh: jax.sharding.Mesh
+    objective: ObjectiveSettings,
+    model: Model,
+    data: Data,
+    splits: Mapping[str, EvalSplit],
+    mesh: jax.sharding.Mesh,
 ) -> dict[str, Evaluator]:
-    """All evaluators that `config` has on `splits`, by their name in metrics.jsonl."""
+    """All evaluators for these settings on `splits`, by their name in metrics.jsonl."""
     made: dict[str, Evaluator] = {}
     for kind in EVALUATORS.values():
-        if kind.is_for(config):
-            made |= kind.make(config, splits, mesh)
+        if kind.is_for(objective, model):
+            made |= kind.make(objective, model, data, splits, mesh)
     return made

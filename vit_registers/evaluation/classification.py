@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_registers.config import ClassificationSettings, Config, Data, Model
+from vit_registers.config import ClassificationSettings, Data, Model, ObjectiveSettings
 from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, relabel
 from vit_registers.data.loaders import EvalSplit
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
@@ -105,15 +105,20 @@ def _make_sums(settings: ClassificationSettings, model: Model, data: Data, mesh:
     return sums
 
 
-def _is_for(config: Config) -> bool:
-    return config.objective.name == "classification" and config.model.num_classes > 0
+def _is_for(objective: ObjectiveSettings, model: Model) -> bool:
+    return objective.name == "classification" and model.num_classes > 0
 
 
-def _make(config: Config, splits: Mapping[str, EvalSplit], mesh: jax.sharding.Mesh) -> dict[str, Evaluator]:
+def _make(
+    objective: ObjectiveSettings,
+    model: Model,
+    data: Data,
+    splits: Mapping[str, EvalSplit],
+    mesh: jax.sharding.Mesh,
+) -> dict[str, Evaluator]:
     """One evaluator for each split, under the name of the split."""
-    settings = config.objective.classification
     return {
-        name: ClassificationEvaluator(settings, config.model, config.data, split, mesh)
+        name: ClassificationEvaluator(objective.classification, model, data, split, mesh)
         for name, split in splits.items()
     }
 

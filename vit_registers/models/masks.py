@@ -1,7 +1,8 @@
 """Which tokens may attend to which: TokenLayout -> static boolean mask_TxT, True = may attend. numpy only.
 
 A mask is chosen by a text with arguments, such as model.mask="window(radius=2)"; MASKS lists them. In every
-mask but `file`, cls and registers attend to all tokens, and all tokens attend to them.
+mask but `file` and `cls_through_registers`, cls and registers attend to all tokens, and all tokens attend to
+them.
 """
 
 import dataclasses
@@ -157,6 +158,22 @@ def window(layout: TokenLayout, radius: int) -> np.ndarray:
     return mask_TxT
 
 
+def cls_through_registers(layout: TokenLayout) -> np.ndarray:
+    """All pairs but those from cls to patches: cls reads the image through registers, and summaries if any.
+
+    Registers must then collect what cls predicts from, which makes their part in it visible (the question of
+    arXiv:2505.05892). Raises ConfigError without cls or without registers.
+    """
+    if not layout.has_cls or not layout.num_registers:
+        raise ConfigError(
+            "model.mask='cls_through_registers' requires cls and registers: set model.use_cls=True and "
+            "model.num_registers=4"
+        )
+    mask_TxT = np.ones((layout.num_tokens, layout.num_tokens), bool)
+    mask_TxT[layout.groups["cls"], layout.patches] = False
+    return mask_TxT
+
+
 def file(layout: TokenLayout, path: str, sha256: str = "") -> np.ndarray:
     """The boolean matrix [T, T] of a .npy file: rows attend, columns are attended to, tokens in our order.
 
@@ -192,6 +209,7 @@ MASKS: dict[str, Callable[..., np.ndarray | None]] = {
     "shifted": shifted,
     "one_way": one_way,
     "window": window,
+    "cls_through_registers": cls_through_registers,
     "file": file,
 }
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from vit_registers.config import Config, Model, flag, flatten, override, to_config_dict, to_dict
+from vit_registers.config import Config, Model, flag, flatten, override, to_dict
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
@@ -143,11 +143,11 @@ def call(module: ModuleType, name: str, arg: str | None) -> Any:
     return function(arg)
 
 
-def parse_arguments(base: Config, arguments: Sequence[str]) -> Config | None:
-    """The config that `base` is with these arguments of vit_registers.train, None where it takes them not."""
+def parse_arguments(base: ConfigDict, arguments: Sequence[str]) -> Config | None:
+    """`base` with these arguments of vit_registers.train; None if a flag cannot express one of them."""
     argv = ["train", *(argument for argument in arguments if argument.startswith("--config."))]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", to_config_dict(base), flag_values=values, sys_argv=argv)
+    config_flags.DEFINE_config_dict("config", base, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError):

@@ -1,0 +1,95 @@
+"""One checkpoint of a run folder: what it was trained on, and its parameters."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from vit_registers.config import Config, from_saved
+from vit_registers.objectives.base import BACKBONE, Objective
+from vit_registers.objectives.catalog import make_objective
+from vit_registers.runs import checkpoint_folder
+from vit_registers.training import averages, sharding
+
+
+def trained_config(run: str, step: int) -> Config:
+    """The config that a checkpoint was trained with."""
+    return from_saved(checkpoint_folder.read_meta(run, step)["config"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunCheckpoint:
+    """A checkpoint of a run folder, and the config that it is read with; see loading.open_run."""
+
+    run: str
+    step: int
+    config: Config  # its model can be built here: the trained one may name a mask file that is gone
+
+    @functools.cached_property
+    def _meta(self) -> dict[str, Any]:
+        return checkpoint_folder.read_meta(self.run, self.step)
+
+    @functools.cached_property
+    def _objective(self) -> Objective:
+        return make_objective(self.config)
+
+    @functools.cached_property
+    def _shapes(self) -> tuple[Any, Any]:
+        """The (params, extra) of the objective."""
+        return jax.eval_shape(self._objective.init, jax.random.key(0))
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether it holds converted weights, which no run has trained."""
+        return self._meta["origin"] is not None
+
+    @property
+    def trained_on(self) -> checkpoint_folder.TrainedOn | None:
+        """The data that it was trained on; None if it is not recorded, as for converted weights."""
+        return checkpoint_folder.trained_on(self._meta)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The class names of its head; None if they are not recorded."""
+        return None if self.trained_on is None else self.trained_on.class_names
+
+    @property
+    def normalisation_origin(self) -> str | None:
+        """The origin of the mean and deviation of converted weights; None for a trained run, or unknown."""
+        return self._meta.get("normalisation")
+
+    @property
+    def eval_params_name(self) -> str:
+        """The name of the parameters that are evaluated.
+
+        "params", the trained ones; "ema", the average, after schedule-free training; "eval", those that the
+        objective computes from the state if it keeps more than parameters, such as a teacher.
+        """
+        if self.is_converted:  # only the model is there
+            return "params"
+        return "eval" if self._shapes[1] else averages.eval_field(self.config.optimizer)
+
+    def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
+        """The parameters over `mesh`, with the backbone under BACKBONE.
+
+        `name` is "params", "ema", or None for those that the objective evaluates. Raises CheckpointError
+        where they are missing.
+        """
+        name = name or self.eval_params_name
+        shapes, extra = self._shapes
+        if self.is_converted:
+            shapes = {BACKBONE: shapes[BACKBONE]}
+
+        def read(targets: dict[str, Any]) -> Any:
+            placed = {
+                key: jax.tree.map(sharding.place, tree, sharding.parameter_shardings(tree, mesh))
+                for key, tree in targets.items()
+            }
+            return checkpoint_folder.read_state(self.run, self.step, placed)
+
+        if name != "eval":
+            return read({name: shapes})[name]
+        field = averages.eval_field(self.config.optimizer)
+        state = read({field: shapes, "extra": extra})
+        return self._objective.eval_params(state[field], state["extra"])
