@@ -55,7 +55,7 @@ class Model:
     # Positions of registers and summaries: none | learned | sincos2d (of summaries only, by grid).
     extra_positions: str = _setting("none", TRANSFER)
     # none | fractal | fractal_released | fractal_local | shifted(offset=1) | one_way | window(radius=2) |
-    # file(path='m.npy') (models/masks.py: MASKS).
+    # cls_through_registers | file(path='m.npy') (models/masks.py: MASKS).
     mask: str = _setting("none", TRANSFER)
     use_mask_token: bool = _setting(False, TRANSFER)  # a learned vector replaces masked patches
 
