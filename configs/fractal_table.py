@@ -1,7 +1,7 @@
-"""The grid of arXiv:2601.15506: positions x extra tokens x their kind, and the same at small scales.
+"""The grid of arXiv:2601.15506, also at small scales: positions x number of extra tokens x their kind.
 
 Paper: top-1 of 72.93 without positions and 77.68 with sincos2d; gains of 0.15 to 0.2 with 4 to 59 extra
-tokens. The paper does not say to which cells they belong, so the table prints none of them.
+tokens. The paper does not say to which cells the gains belong, so the table prints no published numbers.
 Measured: docs/results.md.
 
     python -m vit_registers.sweep --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
@@ -150,8 +150,8 @@ def _parse(arg: str | None):
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: scale, registers, mask, k (0: no summaries), positions, seeds (of the sweep), epochs (at the
-    scale digits: steps), data (another TFDS name, or folder), seed."""
+    """Arguments: scale, registers, mask, k (0: no summaries), positions, seeds (their number in the sweep),
+    epochs (steps with scale=digits), data (another TFDS name, or folder), seed."""
     a = _parse(arg)
     if a.scale == "imagenet":
         config = recipes.recipe_a_fractal(epochs=a.epochs)
@@ -168,8 +168,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _contents(positions: str) -> dict[str, str]:
-    """The settings of the summary tokens of the paper's code: the sincos2d table of their grids, learned
-    vectors, or zeros."""
+    """The settings of summaries as in the paper's code: sincos2d tables, learned vectors, or zeros."""
     if positions == "learned":
         return {"summaries": "learned", "extra_positions": "none"}
     return {"summaries": "zeros", "extra_positions": "sincos2d" if positions == "sincos2d" else "none"}

@@ -1,6 +1,6 @@
 """Imagenette, ten classes of ImageNet at 160 px, with a ViT-Ti/16 on 8 x 8 patches of 128 px crops.
 
-Expected: not yet run; the data set is not available offline.
+Measured: not run yet.
 
     python -m vit_registers.prepare --name=imagenette/160px-v2
     python -m vit_registers.train --config=configs/imagenette.py:registers=4 --workdir=runs/imagenette
@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """Registers, and summaries with and without the fractal mask."""
+    """Registers, and summaries without and with the fractal mask."""
     for registers in (0, 4):
         yield {"model.num_registers": registers}
     for mask in ("none", "fractal"):

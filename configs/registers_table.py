@@ -2,9 +2,9 @@
 
 Paper: Registers in Small Vision Transformers: A Reproducibility Study of Vision Transformers Need Registers,
 section 4.1: one run each; 66 hours per model on 4 A100.
-Expected: not yet run here; the data set is not available offline.
+Measured: not run yet.
 
-    python -m vit_registers.prepare --name=imagenet2012   # needs the ImageNet archives
+    python -m vit_registers.prepare --name=imagenet2012   # requires the ImageNet archives
     python -m vit_registers.sweep --config=configs/registers_table.py --workdir=/shared/registers
     python -m vit_registers.tabulate --config=configs/registers_table.py --workdir=/shared/registers
 """
@@ -37,11 +37,11 @@ def _parse(arg: str | None):
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: registers, mask, k (0: no summaries), ranks (4, or DeiT-III's own 8; 256 images each), seeds
-    (of the sweep), data (a TFDS name | folder), epochs, seed."""
+    """Arguments: registers, mask, k (0: no summaries), ranks (processes with 256 images each: 4, or 8 as in
+    DeiT-III), seeds (their number in the sweep), data (a TFDS name | folder), epochs, seed."""
     a = _parse(arg)
     if a.ranks < 1:
-        raise ConfigError(f"config argument 'ranks'={a.ranks}: want >= 1")
+        raise ConfigError(f"config argument 'ranks'={a.ranks}: must be >= 1")
     config = recipes.recipe_b_deit3(ranks=a.ranks, epochs=a.epochs, seed=a.seed)
     model = dataclasses.replace(
         config.model, num_registers=a.registers, summary_factor=a.k or None, mask=a.mask
@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """The numbers of registers of the study, for each seed."""
+    """All numbers of registers of the study, one seed after the other."""
     for seed in range(_parse(arg).seeds):
         for count in TOP1:
             yield {"model.num_registers": count, "run.seed": seed}

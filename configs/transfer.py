@@ -1,17 +1,14 @@
 """Fine-tuning from other weights, with registers or summaries added.
 
-The model and the normalisation of images are those of the weights. A resumed run reads them from its
-checkpoint and does not require the weights.
-
-Expected: depends on the weights; none are available offline.
+The model and the normalisation of images are those of the weights. A resumed run reads both from its
+checkpoint, and does not require the weights. Accuracy depends on the weights.
 
     python -m vit_registers.train --workdir=runs/finetuned \
         --config=configs/transfer.py:path=weights/model.safetensors,registers=4,data=folder,classes=10 \
         --config.data.data_dir=root --config.data.eval_split=val
 
-The head is initialised (--config.init_from.keep_head keeps that of the weights), and so are registers and
-summaries that the weights do not have. The recipe is plain: AdamW, cosine decay, little weight decay, no
-mixup.
+The head is initialised, unless --config.init_from.keep_head is set. Registers and summaries that the weights
+do not have are initialised too. The recipe is plain: AdamW, cosine decay, little weight decay, no mixup.
 """
 
 import dataclasses
@@ -63,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         seed=0,
     )
     if not a.path:
-        raise ConfigError("configs/transfer.py:path=... is missing: want a run folder or a checkpoint")
+        raise ConfigError("configs/transfer.py:path=... is missing: give a run folder or weights")
     start = InitFrom(
         path=a.path,
         source=a.source,
@@ -108,14 +105,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _eval_ops(images: Data, *, old: tuple[int, int], new: tuple[int, int]) -> str:
-    """The operations of the weights at the new image size; a crop of 7/8 if they do not resize."""
+    """The evaluation operations of the weights at the new image size; a crop of 7/8 if they do not resize."""
     if "resize" not in images.eval_ops:
         return preprocessing.eval_ops(new, 7 / 8, "pil_bicubic")
     return shown.eval_ops_at(images.eval_ops, old=old, new=new)
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """Learning rates, each with and without drop path."""
+    """Learning rates, each without and with drop path."""
     for learning_rate in (3e-5, 1e-4, 3e-4):
         for drop_path in (0.0, 0.1):
             yield {"optimizer.learning_rate": learning_rate, "model.drop_path": drop_path}

@@ -1,10 +1,11 @@
-"""ViT-S/16 on ImageNet-1k: the plain recipe of arXiv:2205.01580, as in big_vision or as in the code of
-arXiv:2601.15506 (recipe=fractal).
+"""ViT-S/16 on ImageNet-1k: the plain recipe of arXiv:2205.01580.
+
+recipe=big_vision is that of big_vision, recipe=fractal that of the code of arXiv:2601.15506.
 
 Paper: 76.5 top-1 after 90 epochs with recipe=big_vision, according to a comment in big_vision's config file.
-Expected: not yet run here; the data set is not available offline.
+Measured: not run yet.
 
-    python -m vit_registers.prepare --name=imagenet2012   # needs the ImageNet archives
+    python -m vit_registers.prepare --name=imagenet2012   # requires the ImageNet archives
     python -m vit_registers.train --config=configs/vit_s16_i1k.py:registers=4 --workdir=/shared/run
 """
 
@@ -55,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """Registers, with either optimiser; for the whole grid of arXiv:2601.15506 see fractal_table.py."""
+    """Registers, with both optimisers. The grid of arXiv:2601.15506 is in fractal_table.py."""
     del arg
     for count in (0, 4, 16):
         yield {"model.num_registers": count}

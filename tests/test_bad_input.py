@@ -39,12 +39,12 @@ def _assert_one_line(result, message):
         ((DIGITS, "--config.run.total_epochs=3", "--config.run.total_steps=4"), "both set"),
         (
             (DIGITS, "--config.optimizer.eps=0.0", "--config.run.seed=-1"),
-            "eps=0.0: want > 0; run.seed=-1: want",
+            "eps=0.0: must be > 0; run.seed=-1: must be",
         ),
-        ((DIGITS, "--config.data.std=(0.0,)"), "data.std=(0.0,): want > 0"),
+        ((DIGITS, "--config.data.std=(0.0,)"), "data.std=(0.0,): must be > 0"),
         (
             (DIGITS, "--config.model.channels=3"),
-            "data.std=(0.5,): want one for each channel, and model.channels=3",
+            "data.std=(0.5,): must have one value for each channel, and model.channels=3",
         ),
         ((DIGITS, "--workdir=gs://bucket/run"), "mount the bucket"),
     ],

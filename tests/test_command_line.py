@@ -116,7 +116,7 @@ def test_config_files(run_here, tmp_path, name, overrides):
             (DIGITS, "--config.optimizer.grad_clip_norm=" + 400 * "1"),
             "is an integer of 400 digits",
         ),
-        ((DIGITS, "--config.model.depth=" + 5000 * "("), "(5002 characters) is of type str: want int"),
+        ((DIGITS, "--config.model.depth=" + 5000 * "("), "(5002 characters) is of type str: must be int"),
         ((DIGITS, "--config.model=1"), "config.model is not a setting: it is a section, of variant, width"),
         ((DIGITS, "--config.=1"), "config. is not a setting"),
         ((DIGITS, "--config.data.also_eval=digits test"), "also_eval"),

@@ -56,13 +56,13 @@ def test_every_number_has_a_rule():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e400])
 @pytest.mark.parametrize("name", FLOATS)
 def test_nan_and_infinity_are_never_legal(name, value):
-    assert _refusal(**{name: _filled(name, value)}).startswith(f"{name}={_filled(name, value)!r}: want ")
+    assert _refusal(**{name: _filled(name, value)}).startswith(f"{name}={_filled(name, value)!r}: must be ")
 
 
 @pytest.mark.parametrize("value", [-2, 2**31])
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name not in FLOATS and name in RULES])
 def test_whole_numbers_are_bounded_on_both_sides(name, value):
-    assert _refusal(**{name: _filled(name, value)}).startswith(f"{name}={_filled(name, value)!r}: want ")
+    assert _refusal(**{name: _filled(name, value)}).startswith(f"{name}={_filled(name, value)!r}: must be ")
 
 
 CANNOT_BE = [
@@ -70,7 +70,7 @@ CANNOT_BE = [
     ("optimizer.eps", -1e-8, "> 0"),
     ("optimizer.eps", 1e-50, "> 0 in float32"),
     ("optimizer.learning_rate", 0.0, "> 0"),
-    ("optimizer.learning_rate", 1e39, "a finite number, in float32"),
+    ("optimizer.learning_rate", 1e39, "finite in float32"),
     ("optimizer.warmup_learning_rate", -1.0, ">= 0"),
     ("optimizer.min_learning_rate", -1.0, ">= 0"),
     ("optimizer.weight_decay", -0.1, ">= 0"),
@@ -84,17 +84,17 @@ CANNOT_BE = [
     ("optimizer.accumulation_steps", 0, ">= 1"),
     ("optimizer.warmup_steps", -1, ">= 0"),
     ("optimizer.warmup_epochs", -0.5, ">= 0 and <= 100,000,000"),
-    ("data.name", "", "some text"),
-    ("data.name", " ", "some text"),
-    ("data.data_dir", "", "some text"),
-    ("data.train_split", "", "some text"),
-    ("data.eval_split", "", "some text"),
+    ("data.name", "", "text that is not empty"),
+    ("data.name", " ", "text that is not empty"),
+    ("data.data_dir", "", "text that is not empty"),
+    ("data.train_split", "", "text that is not empty"),
+    ("data.eval_split", "", "text that is not empty"),
     ("data.std", (0.0, 0.0, 0.0), "> 0"),
     ("data.std", (0.5, 0.5, -0.5), "> 0"),
     ("data.std", (0.5, 0.5, 1e-40), "> 0 in float32"),
-    ("data.mean", (0.5, 0.5, 1e39), "a finite number"),
+    ("data.mean", (0.5, 0.5, 1e39), "finite in float32"),
     ("objective.classification.mixup_alpha", -1.0, ">= 0"),
-    ("objective.classification.mixup_alpha", 1e-39, "0 for none"),
+    ("objective.classification.mixup_alpha", 1e-39, "0 for no mixing"),
     ("objective.classification.cutmix_alpha", -1.0, ">= 0"),
     ("objective.classification.mix_groups", 0, ">= 1"),
     ("data.image_size", (0, 32), ">= 1"),
@@ -102,8 +102,8 @@ CANNOT_BE = [
     ("data.eval_batch_size", 0, ">= 1"),
     ("data.shuffle_buffer", 0, ">= 1"),
     ("data.repeats", 0, ">= 1"),
-    ("data.also_eval", ("digits",), "'NAME SPLIT' each"),
-    ("data.also_eval", ("digits test", " "), "'NAME SPLIT' each"),
+    ("data.also_eval", ("digits",), "of the form 'NAME SPLIT'"),
+    ("data.also_eval", ("digits test", " "), "of the form 'NAME SPLIT'"),
     ("model.image_size", (32, 0), ">= 1"),
     ("model.image_size", (32, 70_000), "<= 65,535"),
     ("model.patch_size", 0, ">= 1"),
@@ -114,12 +114,12 @@ CANNOT_BE = [
     ("model.depth", 1_000_000, "<= 1,000"),
     ("model.num_classes", -1, ">= 0"),
     ("model.num_registers", -1, ">= 0"),
-    ("model.drop_path", 1.0, "0 <= rate < 1"),
+    ("model.drop_path", 1.0, ">= 0 and < 1"),
     ("model.norm_eps", 0.0, "> 0"),
-    ("init_from.path", "", "some text"),
+    ("init_from.path", "", "text that is not empty"),
     ("init_from.num_heads", 0, ">= 1"),
-    ("mesh.data", 0, "sizes >= 1, or -1"),
-    ("mesh.fsdp", -2, "sizes >= 1, or -1"),
+    ("mesh.data", 0, ">= 1, or -1"),
+    ("mesh.fsdp", -2, ">= 1, or -1"),
     ("checkpoint.every_steps", 0, ">= 1"),
     ("checkpoint.keep_last", 1, ">= 2, so that"),
     ("checkpoint.keep_best", -1, ">= 0"),
@@ -128,8 +128,8 @@ CANNOT_BE = [
     ("run.total_steps", 10**9, "<= 100,000,000"),
     ("run.total_epochs", 0.0, "> 0"),
     ("run.total_epochs", 1e300, "> 0 and <= 100,000,000"),
-    ("run.seed", -1, "0 <= seed < 2**31"),
-    ("run.seed", 2**31, "0 <= seed < 2**31"),
+    ("run.seed", -1, ">= 0 and < 2**31"),
+    ("run.seed", 2**31, ">= 0 and < 2**31"),
     ("run.log_every_steps", 0, ">= 1"),
     ("run.eval_every_steps", 0, ">= 1"),
     ("run.eval_every_epochs", 0.0, "> 0"),
@@ -142,7 +142,7 @@ CANNOT_BE = [
 
 @pytest.mark.parametrize(("name", "value", "wanted"), CANNOT_BE, ids=lambda part: str(part))
 def test_what_cannot_be_meant_is_refused_with_what_is_wanted(name, value, wanted):
-    assert _refusal(**{name: value}).startswith(f"{name}={value!r}: want {wanted}")
+    assert _refusal(**{name: value}).startswith(f"{name}={value!r}: must be {wanted}")
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_the_ends_of_what_can_be_are_taken(name, value):
 def test_all_are_listed_in_one_line():
     line = _refusal(model__num_heads=0, optimizer__eps=0.0, data__name="", run__seed=-1)
     assert line == (
-        "model.num_heads=0: want >= 1; data.name='': want some text; optimizer.eps=0.0: want > 0; "
-        "run.seed=-1: want 0 <= seed < 2**31"
+        "model.num_heads=0: must be >= 1; data.name='': must be text that is not empty; "
+        "optimizer.eps=0.0: must be > 0; run.seed=-1: must be >= 0 and < 2**31"
     )
 
 
@@ -190,7 +190,7 @@ def test_all_are_listed_in_one_line():
 )
 def test_a_mean_and_a_deviation_for_each_channel(channels, mean, std, named):
     line = _refusal(model__channels=channels, data__mean=mean, data__std=std)
-    assert line.count("want one for each channel, and model.channels=") == len(named)
+    assert line.count("must have one value for each channel, and model.channels=") == len(named)
     assert all(f"data.{name}={({'mean': mean, 'std': std})[name]!r}" in line for name in named)
     override(to_dict(Config()), {"model.channels": 1, "data.mean": (0.1,), "data.std": (0.2,)})
 
@@ -206,13 +206,13 @@ def test_what_was_saved_is_read_whatever_its_values():
 
 def test_sections_by_themselves():
     check_section("model", Model())
-    with pytest.raises(ConfigError, match=r"^model.depth=-1: want >= 0; model.num_heads=0: want >= 1$"):
+    with pytest.raises(ConfigError, match=r"^model.depth=-1: must be >= 0; model.num_heads=0: must be >= 1$"):
         check_section("model", Model(depth=-1, num_heads=0))
 
 
 def test_lengths_that_no_run_has_are_refused():
     base = override(to_dict(Config()), {"run.total_epochs": 1e7, "data.batch_size": 1})
-    with pytest.raises(ConfigError, match=r"run.total is 5e\+08 steps: want <= 100,000,000"):
+    with pytest.raises(ConfigError, match=r"run.total is 5e\+08 steps: must be <= 100,000,000"):
         durations(base.run, base.optimizer, base.data, 50)
     assert durations(base.run, base.optimizer, base.data, 10).total_steps == MAX_STEPS
 

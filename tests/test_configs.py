@@ -130,11 +130,11 @@ def test_config_dict_shows_every_setting_with_its_default():
             r"config.model.num_register is not a setting: did you mean 'model.num_registers'",
         ),
         ("modle.num_registers", 1, "did you mean 'model.num_registers'"),
-        ("model.num_registers", "4", r"config.model.num_registers='4' is of type str: want int"),
-        ("model.num_registers", True, "is of type bool: want int"),
-        ("model.num_registers", 2.0, "is of type float: want int"),
-        ("model.image_size", (8,), "want a tuple such as"),
-        ("model.image_size", 8, "want a tuple such as"),
+        ("model.num_registers", "4", r"config.model.num_registers='4' is of type str: must be int"),
+        ("model.num_registers", True, "is of type bool: must be int"),
+        ("model.num_registers", 2.0, "is of type float: must be int"),
+        ("model.image_size", (8,), "must be a tuple such as"),
+        ("model.image_size", 8, "must be a tuple such as"),
         ("data.mean", ("a",), r"config.data.mean\[0\]='a'"),
     ],
 )
@@ -163,7 +163,7 @@ def test_arguments_have_the_type_of_their_default():
     assert vars(parse_arg(f"n=1,s={text},flag", n=0, s="", flag=False)) == {"n": 1, "s": text, "flag": True}
     a = parse_arg("n=3,x=1,s=y=z,flag", n=0, x=0.5, s="", flag=False, other=7)
     assert (a.n, a.x, a.s, a.flag, a.other) == (3, 1.0, "y=z", True, 7)
-    for arg, message in (("n=x", "'n'='x' is of type str"), ("n=1.5", "want int"), ("flag=1", "want bool")):
+    for arg, message in (("n=x", "'n'='x' is of type str"), ("n=1.5", "be int"), ("flag=1", "be bool")):
         with pytest.raises(ConfigError, match=message):
             parse_arg(arg, n=0, flag=False)
 
@@ -183,7 +183,7 @@ def test_durations_in_epochs_become_steps():
     [
         ({}, {}, "run.total_steps and run.total_epochs are both unset"),
         ({"total_steps": 1, "total_epochs": 1.0}, {}, "both set"),
-        ({"total_steps": 0}, {}, "want >= 1"),
+        ({"total_steps": 0}, {}, "must be >= 1"),
         ({"total_steps": 10}, {"warmup_steps": 10}, "warmup is 10 steps of 10"),
     ],
 )

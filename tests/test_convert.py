@@ -275,7 +275,7 @@ def test_converted_weights_are_evaluated_analysed_and_fine_tuned_on_real_images(
         args = (f"--workdir={tmp_path}/fine{i}", card, *data, *FINETUNE)
         code, out, err = run("train", *args)
         assert code == 0, err
-        assert "anew: head/bias, head/kernel, registers" in out
+        assert "initialised: head/bias, head/kernel, registers" in out
     one, other = (_losses(tmp_path / f"fine{i}") for i in range(2))
     assert len(one) == 3
     assert one == other

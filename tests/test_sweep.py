@@ -154,7 +154,7 @@ def test_stop_is_passed_on_and_exits_with_0(launch, make, command, number):
     assert program.returncode == 0, err
     assert err == ""
     assert f"[2/8] {work.runs[1].name}: stopped at step " in out
-    assert out.splitlines()[-1] == f"{number.name}: stopped; the same command goes on from there"
+    assert out.splitlines()[-1] == f"{number.name}: stopped; the same command resumes"
     assert not work.runs[2].folder.exists()
 
 
@@ -245,7 +245,7 @@ def test_runs_that_fail_do_not_stop_the_others(make, stand_in, capsys):
     assert sweep.exit_code(failures) == 1
     plan.write_text("{}")
     assert sweep.exit_code(sweep.work_off(work.runs, 8, False)) == 0
-    assert "done before" in capsys.readouterr().out
+    assert "finished before" in capsys.readouterr().out
 
 
 def test_list_shows_the_state_of_each_run(make, stand_in, capsys):

@@ -80,7 +80,7 @@ def compile_step(config: Config, topology: str) -> tuple[jax.stages.Compiled, in
     """(the compiled train step of `config`, number of devices) for a topology such as v5p:2x2x1."""
     chip = topology.partition(":")[0]
     if chip not in CHIPS:
-        raise ConfigError(f"--topology={topology}: want one of {', '.join(CHIPS)}, as in v5p:2x2x1")
+        raise ConfigError(f"--topology={topology}: must begin with {', '.join(CHIPS)}, as in v5p:2x2x1")
     try:
         found = topologies.get_topology_desc(topology, platform="tpu")
     except Exception as error:
@@ -139,8 +139,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("topology", "v5p:2x2x1", "Kind and shape of the TPU slice.")
-    flags.DEFINE_string("hlo", None, "Write the compiled program to this file.")
+    flags.DEFINE_string("topology", "v5p:2x2x1", "Kind of TPU and shape of its slice, such as v5e:4x4.")
+    flags.DEFINE_string("hlo", None, "File for the compiled program, as HLO text.")
     flags.mark_flags_as_required(["config"])
     cli.run(main)
     sys.exit(0)

@@ -1,7 +1,8 @@
 """Draws the token layout and the mask of a config, as in the picture at the top of the README.
 
-python -m tools.draw_layout --config=configs/vit_s16_i1k.py:registers=4,mask=fractal,k=2 --out=docs/layout.png
-python -m tools.draw_layout --config=configs/digits.py:k=2 --config.model.mask="shifted(offset=1)" --out=x.png
+python -m tools.draw_layout --config=configs/imagenette.py:registers=4,mask=fractal,k=2
+--out=docs/layout.png python -m tools.draw_layout --config=configs/digits.py:k=2
+--config.model.mask="shifted(offset=1)" --out=x.png
 """
 
 from vit_registers import startup
@@ -20,7 +21,7 @@ from vit_registers.models.masks import build_mask, owners
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import token_layout
 
-EVERYWHERE = 14  # index of grey in the colour map: a token linked to several cells of the reference grid
+EVERYWHERE = 14  # index of grey in the colour map, for tokens that are linked to several cells
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     mask_TxT = build_mask(model.mask, layout)
     if mask_TxT is None:
         raise ConfigError("model.mask='none': there is no mask to draw")
-    # A cell has the colour of the cell of the second-coarsest grid that the mask links it to.
+    # The mask links a cell to a cell of the second-coarsest grid, which gives its colour.
     reference = min(1, len(layout.grids) - 1)
     levels = []
     if layout.has_cls:
@@ -58,6 +59,6 @@ def _colors(layout: TokenLayout, mask_TxT: np.ndarray, reference: int, level: in
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("out", None, "The picture to write.")
+    flags.DEFINE_string("out", None, "Picture to write, such as layout.png.")
     flags.mark_flags_as_required(["config", "out"])
     cli.run(main)

@@ -1,9 +1,9 @@
-"""Writes how every parameter of the main configs is sharded, and its memory: docs/parameters/*.txt.
+"""Tables of parameters: how each one is sharded over a mesh, and its memory. No devices are required.
 
-    python -m tools.dump_parameters    # rewrites all files
+    python -m tools.dump_parameters    # writes docs/parameters/*.txt, the tables of the main configs
     python -m tools.dump_parameters --config=configs/vit_s16_i1k.py:variant=L --devices=8 --config.mesh.fsdp=8
 
-No devices are required. With --config, the table of that config on --devices devices is printed.
+With --config, the table of that config on --devices devices is printed.
 """
 
 from vit_registers import startup
@@ -79,7 +79,7 @@ def table(config: Config, num_devices: int) -> str:
 
 
 def card_table(card: Card) -> str:
-    """The text of a card's file."""
+    """The table of a card."""
     spec = importlib.util.spec_from_file_location(card.config, ROOT / f"configs/{card.config}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -123,7 +123,7 @@ def _spec(leaf: jax.ShapeDtypeStruct) -> str:
 
 
 def _bytes(leaf: Any) -> float:
-    """The size of one device's share."""
+    """The bytes of an array on each device."""
     axes = [axis for axis in leaf.sharding.spec if axis is not None]
     return leaf.size * leaf.dtype.itemsize / math.prod(leaf.sharding.mesh.shape[axis] for axis in axes)
 
@@ -147,5 +147,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_integer("devices", None, "Number of devices of the mesh.", lower_bound=1)
+    flags.DEFINE_integer("devices", None, "With --config: number of devices of the mesh.", lower_bound=1)
     cli.run(main)

@@ -1,17 +1,15 @@
 """Writes the table of experiments in docs/experiments.md from the catalog.
 
-python tools/experiments_table.py
+python -m tools.experiments_table
 """
 
 import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 from vit_registers.analysis.experiments.catalog import markdown_table
 
+ROOT = Path(__file__).parents[1]
 HEAD = "| name | asks | answers |"
 
 
@@ -25,7 +23,7 @@ def main() -> None:
         flags=re.MULTILINE,
     )
     if count != 1:
-        sys.exit(f"{path} has {count} tables that begin with {HEAD}: it must have one")
+        sys.exit(f"error: {path} has {count} tables that begin with {HEAD}: it must have one")
     path.write_text(text)
 
 

@@ -1,4 +1,4 @@
-"""Renamed commands: the old name prints the new one."""
+"""Answers commands that were renamed: the old command prints the new one."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Flags of the entry points, and the handling of errors: users see one line, with exit code 2."""
+"""Flags and errors of the entry points. Errors that users can fix are one line, with exit code 2."""
 
 import argparse
 import contextlib
@@ -91,6 +91,7 @@ def define_config(default: str | None = None) -> None:
         config_flags.DEFINE_config_file("config", default, "Config file, with its argument after a colon.")
         defined = flags.FLAGS["config"]
         defined.parser = flag.ConfigFile(defined.parser)
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], defined)  # so that --help lists it
 
 
 def define_settings() -> None:

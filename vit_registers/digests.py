@@ -1,4 +1,4 @@
-"""SHA-256 digests: the only module that hashes. Digests are hexadecimal text."""
+"""SHA-256 digests as hexadecimal text. No other module computes hashes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ _BLOCK_BYTES = 1 << 20
 
 
 def text_digest(text: str) -> str:
-    """The digest of a text in UTF-8."""
+    """The digest of the UTF-8 encoding of a text."""
     return bytes_digest(text.encode())
 
 
 def bytes_digest(data: bytes) -> str:
-    """The digest of some bytes."""
+    """The digest of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def files_digest(paths: Iterable[Path | epath.Path]) -> str:
-    """The digest of the contents of files, one after the other. Raises OSError."""
+    """The digest of the concatenated contents of files. Raises OSError."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -31,7 +31,7 @@ def files_digest(paths: Iterable[Path | epath.Path]) -> str:
 
 
 def prefix_hash(file: BinaryIO, num_bytes: int) -> Any:
-    """hashlib's SHA-256 object of the next `num_bytes` of a file, or of fewer at its end; can be updated."""
+    """The SHA-256 object of hashlib, updated with the next `num_bytes` of a file, or fewer at its end."""
     digest = hashlib.sha256()
     while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
         digest.update(block)

@@ -5,8 +5,9 @@ Each message says what is wrong, where, and how to fix it. `assert` is for bugs 
 
 import os
 
-INTERRUPTED = 130  # exit code after ctrl-C, as in a shell
-UNREAD = 141  # exit code if the reader of the output has gone, as in `| head -1`; as in a shell
+# Exit codes, as in a shell.
+INTERRUPTED = 130  # after ctrl-C
+UNREAD = 141  # the reader of the output has ended, as with `| head -1`
 
 
 class UserError(Exception):
@@ -30,9 +31,9 @@ class TrainingError(UserError):
 
 
 def user_line(error: BaseException) -> str | None:
-    """The line to print for an error that users can fix; None for all other errors.
+    """The line to print for an error that users can fix; None for any other error.
 
-    Users can fix a UserError, an error of a file, and a lack of memory of the host or of a device.
+    Users can fix a UserError, an OSError of a file, and insufficient memory of the host or of a device.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -41,5 +42,5 @@ def user_line(error: BaseException) -> str | None:
     is_xla = any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "Out of memory allocating"))
     if isinstance(error, MemoryError) or is_xla:
         reason = next(iter(str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()), "")
-        return f"out of memory ({reason[:200]}): take a smaller batch or model, or more devices"
+        return f"out of memory ({reason[:200]}): use a smaller batch or model, or more devices"
     return None

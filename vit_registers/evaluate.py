@@ -1,13 +1,15 @@
-"""Evaluates a run: the metrics of its newest checkpoint over a split, such as loss, top-1 and top-5.
+"""Evaluates a checkpoint of a run: metrics such as loss, top-1 and top-5 over a split.
 
-    python -m vit_registers.evaluate --checkpoint=runs/digits [--step=200] [--config.data.eval_split=test]
+    python -m vit_registers.evaluate --checkpoint=runs/digits
+    python -m vit_registers.evaluate --checkpoint=runs/digits --step=200 --config.data.eval_split=train
 
-The run folder is all that is needed. --config.data... changes the data. All devices are used, however the run
-was sharded; --config.mesh... lays the model over them. A data set with some of the classes that the run was
-trained on is matched by name; other classes are refused.
+Only the run folder is required. --config.data.NAME=VALUE selects other data or preprocessing. A data set with
+some of the classes that the run was trained on is matched by name, and other classes are refused. All devices
+are used, regardless of how the run was sharded; --config.mesh.NAME=VALUE shards the model over them.
 
-The result is printed, and written as JSON to RUN/evaluation/<split>-<step>.json, with all data settings.
-Where these are not the run's, the name ends with a digest of them: results on other data stay side by side.
+The result is printed, and written to RUN/evaluation/<split>-<step>.json with all data settings. If these
+differ from those of the run, the file name ends with their digest, so that no result is overwritten by
+another one.
 """
 
 from vit_registers import startup
@@ -45,7 +47,7 @@ from vit_registers.training.memory import check_memory
 def evaluate(
     run: str, *, step: int | None, overrides: dict[str, object], params: str | None
 ) -> dict[str, object]:
-    """The metrics of one checkpoint of `run`, with what they were measured on."""
+    """The metrics of a checkpoint of `run`, and the checkpoint, data and settings that they are from."""
     checkpoint = loading.open_run(run, step, overrides)
     config, origin = checkpoint.config, checkpoint.normalisation_origin
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
@@ -55,9 +57,7 @@ def evaluate(
     data = sharding.fit_evaluation(config.data, config.model, mesh, is_size_given=is_size_given)
     config = dataclasses.replace(config, data=data)
     if not has_evaluators(config.objective, config.model):
-        raise ConfigError(
-            f"{run} has no head, so there is nothing to evaluate: fine-tune it first, or add one"
-        )
+        raise ConfigError(f"{run} has no head, so there is nothing to evaluate: fine-tune it first")
     loader, split = open_data(config), config.data.eval_split
     check_memory(config.model, config.data, mesh, training=None)
     table = None
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What the images and the computation were: all data settings, with an absolute data_dir."""
+    """All data settings, with an absolute data_dir, and the settings of the computation."""
     data = config.data
     folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
     size = list(config_lib.image_size(config))
@@ -98,10 +98,11 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
-    """<split>-<step>[-ema][-<digest>].json: the digest is of settings that differ from those of the run.
+    """The path <split>-<step>[-ema][-<digest>].json in `folder`.
 
-    Those that leave the result as it is, and the split, are not part of it. Converted weights have no data of
-    their own: there the first result has no digest.
+    The digest is that of the settings that differ from those of the run, except the split and settings
+    without effect on the result. Converted weights have no data settings of training: their first result has
+    no digest.
     """
     split = result["split"].replace("/", "_")
     params = "" if result["params"] == "params" else f"-{result['params']}"
@@ -145,12 +146,12 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Run folder.")
-    flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest intact one if not given.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest intact one if not given.")
     flags.DEFINE_enum(
         "params",
         None,
         ["params", "ema"],
-        "The trained parameters or their average; those that the objective evaluates if not given.",
+        "Trained or averaged parameters; those that the objective evaluates if not given.",
     )
     flags.DEFINE_string("out", None, "Folder for the JSON file; RUN/evaluation if not given.")
     cli.define_settings()

@@ -1,4 +1,4 @@
-"""Weights to start training from, as the settings of `init_from` specify them."""
+"""Loads the weights that training starts from, as the settings of `init_from` specify them."""
 
 import contextlib
 import dataclasses
@@ -38,11 +38,11 @@ from vit_registers.training import sharding
 
 
 def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
-    """(Model, Data) of the weights that training starts from. No parameter is read.
+    """(Model, Data) of the weights that training starts from. No parameters are read.
 
-    If `run` is a run folder whose newest checkpoint started from the same weights, its settings are returned
-    instead: a resumed run does not need the weights any more, and they may have been deleted. Settings that
-    may change on resume have their defaults.
+    If the newest checkpoint of the run folder `run` started from the same weights, its settings are returned,
+    because a resumed run does not require the weights. Settings that may change on resume have their defaults
+    then.
     """
     path = _path(settings)
     if run is not None and (config := _newest_config(run)) is not None and config.init_from.path == path:
@@ -58,7 +58,7 @@ def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model
 
 
 def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
-    """The parameters of `model` that start from `settings.path`, by path; see interop/transfer.py."""
+    """The parameters of `model` that are loaded from `settings.path`, by path; see interop/transfer.py."""
     path = _path(settings)
     if loading.is_run(path):
         loading.refuse_hints(path, settings.source, _hints(settings))
@@ -81,7 +81,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
 
 
 def check_choices(settings: InitFrom) -> None:
-    """Raises ConfigError for an unknown name among the settings, whether `path` is set or not."""
+    """Raises ConfigError for a setting with an unknown name, whether `path` is set or not."""
     choices = {
         "registers": transfer.REGISTERS,
         "summaries": transfer.SUMMARIES,
@@ -96,14 +96,14 @@ def check_choices(settings: InitFrom) -> None:
 
 
 def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
-    """Raises ConfigError if `keep_head` takes the head of a run with other classes than `class_names`."""
+    """Raises ConfigError if `keep_head` loads the head of a run with other classes than `class_names`."""
     if not settings.keep_head or settings.path is None or not loading.is_run(settings.path):
         return
     names = loading.open_run(settings.path).class_names
     if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
         raise ConfigError(
-            f"init_from.keep_head: the head of {settings.path} is of {len(names)} classes: {some(names)}; "
-            f"the data set has {len(class_names)}: {some(class_names)}. Set it to False, or use these classes"
+            f"init_from.keep_head: the head of {settings.path} has {len(names)} classes: {some(names)}; the "
+            f"data set has {len(class_names)}: {some(class_names)}. Set it to False, or use the same classes"
         )
 
 

@@ -1,8 +1,8 @@
-"""The papers' training recipes on ImageNet-1k as Configs; run cards in configs/ start from them.
+"""The papers' training recipes on ImageNet-1k as Configs, from which config files start.
 
-Recipe A trains a plain ViT-S/16 (arXiv:2205.01580), in the two variants that differ by settings only: as
-in big_vision, and as in the code of arXiv:2601.15506. Recipe B is DeiT-III (arXiv:2204.07118), as
-"Registers in Small Vision Transformers" has it. A change of a setting here changes what is compared.
+Recipe A trains a plain ViT-S/16 (arXiv:2205.01580). It has two variants: that of big_vision, and that of the
+code of arXiv:2601.15506. Recipe B is DeiT-III (arXiv:2204.07118) as in "Registers in Small Vision
+Transformers". docs/recipes.md lists all settings and the tests that compare them with the references.
 """
 
 from vit_registers.config import (
@@ -23,7 +23,7 @@ REAL, V2 = "imagenet2012_real validation", "imagenet_v2/matched-frequency test"
 def recipe_a_big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
     """Recipe A as in big_vision's vit_s16_i1k: 99 % of the training split, MLP head, tanh GELU.
 
-    Deviation: mixing groups are those of 8 devices, on any number of devices.
+    Deviation: the batch is mixed in 8 groups, as on 8 devices, on any number of devices.
     """
     return Config(
         model=Model(
@@ -52,7 +52,7 @@ def recipe_a_big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
         optimizer=Optimizer(
             learning_rate=1e-3,
             warmup_steps=10_000,
-            weight_decay=0.1,  # times the rate: 1e-4 at the peak
+            weight_decay=0.1,  # multiplied by the rate: 1e-4 at the peak
             mu_dtype="bfloat16",
         ),
         run=Run(total_epochs=epochs, eval_every_steps=2500, seed=seed),
@@ -61,8 +61,10 @@ def recipe_a_big_vision(*, epochs: float = 90.0, seed: int = 0) -> Config:
 
 
 def recipe_a_fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
-    """Recipe A as in the code of arXiv:2601.15506 with the flag that all its scripts give,
-    --torchvision-inception-crop: all of the training split, linear head, exact GELU."""
+    """Recipe A as in the code of arXiv:2601.15506: the whole training split, linear head, exact GELU.
+
+    The crop is that of --torchvision-inception-crop, a flag that all scripts of that code set.
+    """
     return Config(
         model=Model(positions="sincos2d", use_cls=False, pooling="gap", init="big_vision"),
         data=Data(
@@ -80,7 +82,7 @@ def recipe_a_fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
         ),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=10_000, weight_decay=0.1),
         run=Run(total_epochs=epochs, eval_every_steps=2500, seed=seed),
-        # 9 kept over 90 epochs, for figures of what changes over training.
+        # 9 of the checkpoints are kept over 90 epochs, for figures over training.
         checkpoint=Checkpoint(every_steps=2500, keep_every_steps=12_500),
     )
 
@@ -88,9 +90,10 @@ def recipe_a_fractal(*, epochs: float = 90.0, seed: int = 0) -> Config:
 def recipe_b_deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> Config:
     """Recipe B: DeiT-III Small with a batch of 256 for each of `ranks` processes.
 
-    The registers study has 4 ranks, as far as it reports; the command of DeiT-III has 8.
-    Deviation: bfloat16 instead of float16 with scaled gradients. The average (ema) is kept and
-    evaluated beside the parameters, which are what both report.
+    The registers study used 4 GPUs, so `ranks` is 4; DeiT-III's command has 8. The average (ema) is evaluated
+    in addition to the parameters, which both papers report.
+
+    Deviation: bfloat16 instead of float16 with scaled gradients.
     """
     return Config(
         model=Model(
@@ -132,6 +135,6 @@ def recipe_b_deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> C
             ema_decay=0.99996,
         ),
         run=Run(total_epochs=epochs, eval_every_epochs=1.0, seed=seed),
-        # 10 kept over 800 epochs, for figures of what changes over training.
+        # 10 of the checkpoints are kept over 800 epochs, for figures over training.
         checkpoint=Checkpoint(every_steps=10_000, keep_every_steps=100_000),
     )

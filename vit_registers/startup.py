@@ -1,4 +1,4 @@
-"""The start of every program, before the imports that take seconds."""
+"""What every program does before its slow imports."""
 
 import signal
 
@@ -6,13 +6,13 @@ import signal
 def begin(module_name: str) -> None:
     """Prepares a program, which calls this with its __name__ before its other imports.
 
-    Until cli.run, ctrl-C ends the process at once: an interrupted import of a C extension may ignore it or
-    raise another error. Unknown settings are reported before these imports.
+    Reports unknown settings before the slow imports. Makes ctrl-C end the process at once until cli.run,
+    because an import of a C extension may ignore the interrupt or raise another error.
     """
     if module_name != "__main__":
         return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if ignored, as under nohup
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored, as with nohup
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from vit_registers import cli  # takes a moment as well
+    from vit_registers import cli  # imported here, as it takes a moment
 
     cli.check_settings()

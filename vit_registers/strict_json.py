@@ -1,4 +1,4 @@
-"""Strict JSON (RFC 8259), which has neither NaN nor infinity; Python's json writes both by default."""
+"""Writes strict JSON (RFC 8259), without NaN and infinity, which Python's json writes by default."""
 
 import json
 import math
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def as_plain(value: Any) -> Any:
-    """`value` with None for every number that is not finite, in mappings and sequences of any depth.
+    """`value` with None for every number that is not finite, at any depth of mappings and sequences.
 
-    Mappings become dicts, tuples and arrays lists, and numpy's and JAX's scalars Python's; anything else is
-    returned unchanged.
+    Mappings become dicts, tuples and arrays become lists, and scalars of numpy and JAX become Python's. Any
+    other value is returned unchanged.
     """
     if isinstance(value, Mapping):
         return {key: as_plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):  # of numpy and JAX
+    if hasattr(value, "tolist"):  # an array or a scalar of numpy or JAX
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [as_plain(item) for item in value]

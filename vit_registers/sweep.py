@@ -1,14 +1,17 @@
-"""Runs all points of a config file's sweep(), one after another, each in a process and a folder of its own.
+"""Trains all runs of a config file's sweep(), one after another, each in a separate process and folder.
 
     python -m vit_registers.sweep --config=configs/digits.py --workdir=runs/sweep [--config.model.depth=6]
     python -m vit_registers.sweep --config=configs/digits.py --workdir=runs/sweep --list
     python -m vit_registers.sweep --config=configs/digits.py --workdir=runs/sweep --index=$SLURM_ARRAY_TASK_ID
 
-Finished runs are left alone and others go on from where they are: start it again after anything. Several
-sweeps may share a work directory; what one works on, the others leave for later, and wait for at the end.
-What a run prints is in its log.txt. A run that fails does not stop the others. SIGTERM or ctrl-C has the run
-under way save, and stops. Exit code 0: all runs are done, or a stop was asked for; 2: some failed, all by
-what you can mend; 1: some failed otherwise. `python -m vit_registers.tabulate` makes the table.
+Finished runs are skipped, and others resume from their checkpoints, so the same command can be started again
+at any time. Several sweeps may share a work directory: each skips the runs of the others, and waits for them
+at the end. The output of a run is in its log.txt. A run that fails does not stop the others. On SIGTERM or
+ctrl-C the current run saves, and the sweep stops. `python -m vit_registers.tabulate` prints the table of
+results.
+
+Exit codes: 0, all runs finished, or a stop was requested; 2, runs failed with errors that you can fix; 1,
+runs failed with other errors.
 """
 
 from vit_registers import startup
@@ -34,7 +37,7 @@ from absl import flags
 
 from vit_registers import cli
 from vit_registers.config import to_config_dict
-from vit_registers.errors import ConfigError, UserError
+from vit_registers.errors import INTERRUPTED, ConfigError, UserError
 from vit_registers.models.params import abstract_model
 from vit_registers.runs import run_lock
 from vit_registers.runs.loop import StopRequest
@@ -55,7 +58,7 @@ LOOK_AGAIN_S = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A run that did not finish, with the exit code of its training, and why."""
+    """A run that did not finish, with the exit code of its training and the reason."""
 
     run: SweepRun
     code: int
@@ -67,10 +70,10 @@ class Failure:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """The file descriptor with the sweeps' lock of a run folder; None where another program works there.
+    """The file descriptor that holds the sweeps' lock of a run folder; None if another program works there.
 
-    Who inherits the descriptor holds the lock too: it is free when the last of them has closed it or died.
-    So it is never released here, only closed.
+    Processes that inherit the descriptor hold the lock too. It is free when all of them have closed it or
+    ended, so it is only closed here, and never released.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 
 def holder(folder: Path) -> str | None:
-    """Who works in a run folder, for a sweep or without one; None where nobody does. Makes nothing."""
+    """The program that works in a run folder, in a sweep or not; None if there is none. Writes nothing."""
     if (trains := run_lock.lock_holder(folder)) is not None:
         return trains
     with contextlib.suppress(OSError), (folder / ".lock").open() as file:  # no such file, or no locks
@@ -101,25 +104,25 @@ def holder(folder: Path) -> str | None:
 
 
 class Screen:
-    """Lines that stay, and on a terminal one that does not."""
+    """Prints permanent lines, and on a terminal also a status line that the next line replaces."""
 
     def __init__(self, total: int):
         self._total, self._is_live = total, sys.stdout.isatty()
 
     def say(self, run: SweepRun, text: str, *, end: str = "\n") -> None:
-        """Prints a line that stays."""
+        """Prints a permanent line."""
         clear = "\r\x1b[K" if self._is_live else ""
-        with contextlib.suppress(OSError):  # nobody looks any more: no reason to stop
+        with contextlib.suppress(OSError):  # the output is closed, which is no reason to stop
             print(f"{clear}[{run.index + 1}/{self._total}] {run.name}: {text}", end=end, flush=True)
 
     def show(self, run: SweepRun, text: str) -> None:
-        """Shows a line until the next one, on a terminal only."""
+        """Shows a status line until the next line, on a terminal only."""
         if self._is_live:
             self.say(run, text, end="")
 
 
 def start(run: SweepRun, lock: int) -> subprocess.Popen:
-    """The process that trains the run; it holds the lock too."""
+    """The process that trains the run. It holds the lock too."""
     command = [*TRAIN, *run.arguments]
     try:
         with (run.folder / "log.txt").open("ab") as log:
@@ -130,37 +133,38 @@ def start(run: SweepRun, lock: int) -> subprocess.Popen:
             )
     except OSError as error:
         raise ConfigError(f"{run.folder} cannot be written to: {error.strerror}") from error
-    with contextlib.suppress(OSError):  # for the eyes only
+    with contextlib.suppress(OSError):  # only a description
         os.write(lock, f"process {child.pid} on {socket.gethostname()}\n".encode())
     return child
 
 
 def watch(child: subprocess.Popen, run: SweepRun, stop: StopRequest, screen: Screen) -> int:
-    """The exit code of a run's training, once it has ended. A stop is passed on to it."""
+    """Waits for the training of a run and returns its exit code. Forwards a stop request to it."""
     is_told = False
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return child.wait(POLL_S)
         screen.show(run, steps_text(run))
         if stop and not is_told:
-            # Not SIGINT: ctrl-C on a terminal has reached it already, and its second one stops at once.
+            # Not SIGINT: ctrl-C on a terminal has reached the child too, and a second one would end it at
+            # once.
             child.terminate()
             is_told = True
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line that a run printed to its log."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-    said = (line for line in reversed(lines) if line and not line.startswith("$ "))
-    return next(said, "it printed nothing")[:300]
+    printed = (line for line in reversed(lines) if line and not line.startswith("$ "))
+    return next(printed, "it printed nothing")[:300]
 
 
 def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple[int, str]:
-    """Trains a run to its end, or to a stop, unless it is done: the exit code, and what came of it."""
+    """Trains a run unless it is finished. Returns the exit code and a description of the outcome."""
     try:
         result = read_result(run)
         if result is not None:
-            return 0, f"{result_text(result, run.best)}, done before"
+            return 0, f"{result_text(result, run.best)}, finished before"
         code = watch(start(run, lock), run, stop, screen)
         result = read_result(run)
     except UserError as error:
@@ -179,7 +183,7 @@ def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple
 
 
 def work_off(runs: Sequence[SweepRun], total: int, stop: StopRequest) -> list[Failure]:
-    """Finishes all `runs` or leaves them to others, who are waited for. Returns those that failed here."""
+    """Trains all `runs`, and waits for those that other sweeps train. Returns the runs that failed here."""
     screen, failures = Screen(total), []
     waiting, is_first = list(runs), True
     while waiting and not stop:
@@ -199,13 +203,14 @@ def work_off(runs: Sequence[SweepRun], total: int, stop: StopRequest) -> list[Fa
                     failures.append(Failure(run=run, code=code, reason=text))
         waiting, is_first = elsewhere, False
         if waiting and not stop:
-            screen.show(waiting[0], "waiting for it, as it is running elsewhere")
+            screen.show(waiting[0], "waiting for the program that trains it")
             time.sleep(LOOK_AGAIN_S)
     return failures
 
 
 def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
-    """Raises ConfigError for the first run that cannot be: by its model, its settings or its folder."""
+    """Raises ConfigError for the first run with an invalid model, settings that no flag can set, or a folder
+    of another config."""
     jax.config.update("jax_platforms", "cpu")  # the accelerator's memory is for the runs
     models = set()
     for run in runs:
@@ -219,12 +224,12 @@ def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from error
         if parse_arguments(to_config_dict(sweep.base), run.arguments) != run.config:
-            raise ConfigError(f"{where} has a setting that no flag can say: have get_config() set it")
+            raise ConfigError(f"{where} has a setting that no flag can set: set it in get_config()")
 
 
 def print_runs(runs: Sequence[SweepRun]) -> None:
-    """Prints a line per run with its state, and how many runs there are in each."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
+    """Prints a line with the state of each run, and the number of runs in each state."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently if the reader does, as `| head`
     width = max(len(run.name) for run in runs)
     counts = collections.Counter()
     for run in runs:
@@ -248,7 +253,7 @@ def print_runs(runs: Sequence[SweepRun]) -> None:
 
 
 def exit_code(failures: Sequence[Failure]) -> int:
-    """0 without failures, 2 where the user can mend all of them, else 1."""
+    """0 without failures, 2 if the user can fix all of them, else 1."""
     if not failures:
         return 0
     return 2 if all(failure.code == 2 for failure in failures) else 1
@@ -271,20 +276,20 @@ def main() -> None:
         try:
             failures = work_off(runs, len(sweep.runs), stop)
         except KeyboardInterrupt:  # the second ctrl-C
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
     if failures:
         print(f"{len(failures)} of {len(runs)} runs failed:", file=sys.stderr)
         for failure in failures:
             print(f"  {failure.run.index}  {failure.run.name}: {failure.reason}", file=sys.stderr)
     if stop:
-        print(f"{stop}: stopped; the same command goes on from there", flush=True)
+        print(f"{stop}: stopped; the same command resumes", flush=True)
     sys.exit(exit_code(failures))
 
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Folder of all run folders.")
-    flags.DEFINE_bool("list", False, "Only print which runs there are and how far they have come.")
-    flags.DEFINE_integer("index", None, "Only the run with this number, from 0.", lower_bound=0)
+    flags.DEFINE_string("workdir", None, "Folder that holds the run folders.")
+    flags.DEFINE_bool("list", False, "Print the runs with their states, and train nothing.")
+    flags.DEFINE_integer("index", None, "Train only the run with this number, from 0.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

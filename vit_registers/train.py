@@ -1,12 +1,16 @@
-"""Trains a model, or resumes the run that is in the work directory.
+"""Trains a model, or resumes the run in the run folder --workdir.
 
     python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
+    python -m vit_registers.train --config=configs/digits.py --workdir=runs/deep --config.model.depth=6
 
-Every setting can be given: --config.model.num_registers=8. The work directory gets config.json,
-parameters.txt, metrics.jsonl, TensorBoard files and checkpoints, and at the end result.json. SIGTERM or
-ctrl-C finishes the step, saves and exits; the same command resumes. With --distributed (TPU pods,
-SLURM), or --coordinator, --num_processes and --process_id, it is one of several processes: all are given the
-same command, stop at the same step, and end when one of them fails.
+--config.SECTION.NAME=VALUE sets any setting of vit_registers/config/core.py. The run folder receives
+config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False, TensorBoard
+files. result.json is written at the end. On SIGTERM or ctrl-C the program finishes the step, saves and exits.
+The same command resumes the run.
+
+Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
+--coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
+processes stop at the same step, and all of them end if one fails.
 """
 
 from vit_registers import startup
@@ -59,7 +63,7 @@ from vit_registers.training.state import TrainState, put_parameters
 
 
 def train(config: Config, workdir: str) -> None:
-    """Runs `config` in `workdir` to its end, or to a stop that was asked for."""
+    """Trains `config` in `workdir` until the last step, or until a stop is requested."""
     config = dataclasses.replace(config, model=resolve(config.model))
     if jax.process_index() != 0:
         _train(config, workdir, None)
@@ -86,7 +90,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data))
         if LABEL in setup.objective.targets:
-            # The names of a resumed run's classes were compared when its folder was opened.
+            # For a resumed run, Checkpoints has compared the class names.
             check_classes(loader, config.model.num_classes)
         evaluators = state_evaluators(config, setup.objective, splits, mesh)
         start_step = checkpoints.restorable_step or 0
@@ -150,18 +154,18 @@ def write_finished(run: Path, loop: Loop, setup: Setup, state: TrainState, made:
 
 
 def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int, total_steps: int) -> None:
-    """Prints from which step a run resumes, and whether the steps to trace are over."""
+    """Prints the step from which a run resumes, and whether run.profile_steps begins before it."""
     progress.say(f"resumes at step {start_step} of {total_steps} in {workdir}")
     traced = parse_steps(settings.profile_steps, total_steps)
     if traced is not None and start_step >= traced[0]:
-        progress.say(f"no trace: run.profile_steps={settings.profile_steps} begins before that")
+        progress.say(f"no trace: run.profile_steps={settings.profile_steps} begins before this step")
 
 
 def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn]:
-    """(data set, splits to evaluate on with data.eval_split first, data that is trained on).
+    """(loader, splits to evaluate with data.eval_split first, description of the training data).
 
-    Raises ConfigError or DataError for a split that is not there or empty, before the run has begun, and
-    where the processes of a job do not have the same data.
+    Raises ConfigError or DataError for a split that is missing or empty, or if the processes of a job have
+    different data.
     """
     fine_tuning.check_choices(config.init_from)
     loader = open_data(config)
@@ -179,10 +183,10 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
 
 
 def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -> None:
-    """Writes what is known of a run before its first step. Raises TrainingError where it cannot."""
+    """Writes config.json, parameters.txt and the mask's file. Raises TrainingError if a write fails."""
     try:
         if not is_finished:
-            (run / results.FILE).unlink(missing_ok=True)  # of checkpoints that are gone
+            (run / results.FILE).unlink(missing_ok=True)  # its checkpoints were removed
         results.write_json(run / "config.json", config_lib.to_dict(config))
         write_mask_file(config.model, run)
         write_parameter_overview(setup.abstract.params, run / "parameters.txt")
@@ -196,8 +200,8 @@ def open_writer(
 ) -> MetricWriter:
     """The writer of RUN/metrics.jsonl.
 
-    Where the file lacks evaluations of earlier starts, those that checkpoints have are added, and a line
-    names the steps.
+    If the file lacks evaluations up to the restored step, those that checkpoints store are added. A line
+    names their steps, and the steps of those that are lost.
     """
     step = checkpoints.restorable_step or 0
     restored, lost = results.complete_evaluations(
@@ -220,25 +224,25 @@ def _listed(steps: list[int]) -> str:
 
 
 def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
-    """The state that a new run starts from: of the initializers, or of the weights that are given."""
+    """The initial state of a new run: from the initializers, or from the weights of init_from.path."""
     if config.init_from.path is None:
         return setup.make_state()
     taken = fine_tuning.start_leaves(config.init_from, config.model)
     fresh = [path for path in leaves_of(setup.abstract.params[BACKBONE]) if path not in taken]
     names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
     parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
-    partly = f"; in part: {', '.join(parts)}" if parts else ""
-    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; anew: {names}{partly}")
+    partly = f"; initialised in part: {', '.join(parts)}" if parts else ""
+    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; initialised: {names}{partly}")
     return setup.start_from(put_parameters(setup.make_state().params[BACKBONE], taken))
 
 
 def state_evaluators(
     config: Config, objective: Objective, splits: Mapping[str, EvalSplit], mesh: jax.sharding.Mesh
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
-    """The evaluators of `config` as functions of the state.
+    """The evaluators of `config` by name, as functions of the state.
 
-    Each takes the parameters that the objective evaluates. If there is an exponential average, the first
-    evaluator is also applied to it, under <name>_ema.
+    They are applied to the parameters that the objective evaluates. If the run has an exponential average,
+    the first evaluator is also applied to it, as <name>_ema.
     """
     field = averages.eval_field(config.optimizer)
     evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
@@ -272,11 +276,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Run folder: created, or resumed.")
-    flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod or SLURM job.")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, to join processes anywhere else.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.")
-    flags.DEFINE_float("connect_timeout_s", 300.0, "How long the processes wait for each other to start.")
+    flags.DEFINE_string("workdir", None, "Run folder; created if it does not exist, else resumed.")
+    flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or SLURM job.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on any other cluster.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
+    flags.DEFINE_float("connect_timeout_s", 300.0, "Seconds that processes wait for the others to start.")
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

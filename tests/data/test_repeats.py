@@ -86,7 +86,7 @@ def test_copies_are_augmented_apart(make_loader, device, small):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("array_record", {"repeats": 0}, "data.repeats=0: want >= 1"),
+        ("array_record", {"repeats": 0}, "data.repeats=0: must be >= 1"),
         ("memory_array_record", {"repeats": 11}, "data.repeats=11 is more than data.batch_size=10"),
         ("array_record", {"batch_size": 64, "drop_last": True}, "the 57 examples of 'train' are fewer"),
         ("tfrecord", {"repeats": 3}, "is of TFRecord files"),

@@ -161,7 +161,7 @@ def test_share_of_cutmix_is_half_and_its_boxes_follow_the_law_of_timm():
         ),
         ({"mix_noise": "local"}, "objective.classification.mix_noise='local' is unknown"),
         ({"mix_groups": 3}, "objective.classification.mix_groups=3 does not divide data.batch_size=1024"),
-        ({"mixup_alpha": -1.0}, "objective.classification.mixup_alpha=-1.0: want >= 0"),
+        ({"mixup_alpha": -1.0}, "objective.classification.mixup_alpha=-1.0: must be >= 0"),
     ],
 )
 def test_settings_that_say_no_way_of_mixing_are_refused(settings, message):

@@ -68,7 +68,7 @@ def test_point_that_no_flag_can_say_is_refused(make, config):
     """None, where the config has text: a flag would take it as the text 'None'."""
     text = config.read_text().replace('name="digits"', 'name="digits", data_dir="somewhere"')
     config.write_text(text.replace('"run.seed": seed', '"run.seed": seed, "data.data_dir": None'))
-    with pytest.raises(ConfigError, match=r"point 0 of .* has a setting that no flag can say"):
+    with pytest.raises(ConfigError, match=r"point 0 of .* has a setting that no flag can set"):
         sweep.check(work := make(), work.runs)
 
 

@@ -60,7 +60,7 @@ def test_what_is_printed(root, capsys):
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("  ")[0] for line in lines if line[0] != " "]
     assert names == ["crop and flip"] * 2 + ["evaluation"] * 2
-    verdicts = [line for line in lines if "want >=" in line]
+    verdicts = [line for line in lines if "goal >=" in line]
     for line, goal in zip(verdicts, bench_input.GOALS.values(), strict=True):
         ratio = float(re.search(r"ratio (\d+\.\d+)", line)[1])
         if abs(ratio - goal) > 0.01:
@@ -75,4 +75,4 @@ def test_what_is_not_known(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_input", "--images=x", "--what=plan"])
     with pytest.raises(SystemExit):
         bench_input.main()
-    assert "--what=plan: want of plain, recipes, profile, memory" in capsys.readouterr().err
+    assert "--what=plan: must be one or more of plain, recipes, profile, memory" in capsys.readouterr().err

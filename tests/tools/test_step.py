@@ -153,7 +153,7 @@ def test_timm_runs_in_its_own_process(small, tmp_path, monkeypatch):
     [
         ('echo noise; echo \'{"error": "ImportError: no timm"}\'', "^ImportError: no timm$"),
         ("echo one >&2; echo two >&2; exit 1", "^its process ended: two$"),
-        ("exit 1", "^its process ended: without a word$"),
+        ("exit 1", "^its process ended: no output$"),
     ],
 )
 def test_why_timm_cannot_run_is_one_line(small, tmp_path, monkeypatch, script, message):

@@ -277,15 +277,15 @@ SCHEDULE_FREE = {"name": "schedule_free_adamw", "schedule": "constant"}
     [
         ({"name": "lambs"}, "optimizer.name='lambs' is unknown: did you mean 'lamb'"),
         ({"learning_rate": 0.0}, "learning_rate"),
-        ({"grad_clip_norm": -1.0}, "grad_clip_norm=-1.0: want > 0, or None"),
+        ({"grad_clip_norm": -1.0}, "grad_clip_norm=-1.0: must be > 0, or None"),
         ({"mu_dtype": "f32"}, "mu_dtype='f32' is unknown"),
-        ({"b2": 1.0}, "optimizer.b2=1.0: want >= 0 and < 1"),
-        ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1: want >= 0"),
+        ({"b2": 1.0}, "optimizer.b2=1.0: must be >= 0 and < 1"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1: must be >= 0"),
         ({"name": "lamb", "weight_decay": 0.0}, "weight_decay=0.0: lamb .* optimizer.name='adamw'"),
-        (SCHEDULE_FREE | {"schedule": "cosine"}, "optimizer.schedule='cosine': .* wants 'constant'"),
-        (SCHEDULE_FREE | {"ema_decay": 0.99}, "optimizer.ema_decay=0.99: .* want None"),
+        (SCHEDULE_FREE | {"schedule": "cosine"}, "optimizer.schedule='cosine': must be 'constant'"),
+        (SCHEDULE_FREE | {"ema_decay": 0.99}, "optimizer.ema_decay=0.99: .* must be None"),
         (SCHEDULE_FREE | {"mu_dtype": "bfloat16"}, "optimizer.mu_dtype='bfloat16': .* 'float32'"),
-        (SCHEDULE_FREE | {"b1": 0.0}, "optimizer.b1=0.0: .* want > 0"),
+        (SCHEDULE_FREE | {"b1": 0.0}, "optimizer.b1=0.0: .* must be > 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -144,7 +144,7 @@ def test_parameters_stay_float32_when_computing_in_bfloat16(tiny, change, run_st
     [
         ({"data": {"batch_size": 12}}, "data.batch_size=12 is not divisible by 8 devices"),
         ({"data": {"eval_batch_size": 9}}, "data.eval_batch_size=9"),
-        ({"optimizer": {"accumulation_steps": 3}}, "x 3 accumulation steps: want a multiple of 24"),
+        ({"optimizer": {"accumulation_steps": 3}}, "x 3 accumulation steps: must be a multiple of 24"),
         ({"mesh": {"tensor": 8}}, "does not divide the model's heads"),
         ({"mesh": {"fsdp": 3}}, "does not use the 8 devices"),
         ({"mesh": {"fsdp": -1}}, "at most one -1"),

@@ -26,7 +26,7 @@ from vit_registers.models.vit import ViT
 
 
 def write_checkpoint(size: str, path: Path) -> None:
-    """Writes a DINOv2 file of that size with random values."""
+    """Writes a DINOv2 file of a ViT of that size, with random values."""
     model = Model(
         variant=size,
         patch_size=14,
@@ -67,9 +67,11 @@ def measure(*arguments: str) -> tuple[float, int]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.bench.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--size", default="L", choices=["S", "B", "L"])
+    parser.add_argument("--size", default="L", choices=["S", "B", "L"], help="size of the ViT")
     parser.add_argument("--folder", default=None, help="folder for the files; temporary if not given")
     values = parser.parse_args()
     module = [sys.executable, "-m", "vit_registers.convert"]

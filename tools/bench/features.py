@@ -86,13 +86,16 @@ def peak_mib() -> float:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.bench.features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
-    parser.add_argument("--variant", default="S")
+    parser.add_argument("--variant", default="S", help="size of the ViT, such as S or B")
     parser.add_argument("--timed", type=int, default=1000, help="number of images for the speed")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2, help="number of measurements of the speed")
     parser.add_argument("--numbers", default="250,1000", help="numbers of images for the peak memory")
     parser.add_argument("--only", type=int, help="extract this number of images, and print the peak memory")
     args = parser.parse_args()

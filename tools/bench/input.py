@@ -8,10 +8,10 @@
 
 Bare is a tf.data map over the same files, read and run in parallel as in the loader, without the check for
 broken images, without a separate order and without Batch:
-  plain    the parts that inception_crop draws, decoded alone (decode_and_crop_jpeg), resized and flipped;
-           for evaluation the whole image, decoded and resized
-  recipes  the parts that the recipe's crop draws, decoded alone and flipped, not resized
-  profile  milliseconds of CPU per image as the operations of each recipe are added one by one
+  plain    only the parts that inception_crop draws are decoded (decode_and_crop_jpeg), resized and flipped;
+           for evaluation the whole image is decoded and resized
+  recipes  only the parts that the recipe's crop draws are decoded and flipped, not resized
+profile prints the milliseconds of CPU per image that each operation of a recipe adds.
 All are measured in turn in the same process. Ratios are medians over the rounds.
 """
 
@@ -81,8 +81,8 @@ class Case(NamedTuple):
 
 
 def lay_out(images: Path, folder: Path) -> Path:
-    """A folder of all JPEGs of an archive or a folder: root/train/images/*.jpeg, and root/val/images/*.jpeg,
-    in which they are repeated until there are 50,000."""
+    """Writes all JPEGs of an archive or a folder to `folder`/train/images, and links to them to
+    `folder`/val/images, repeated until there are 50,000. Returns `folder`."""
     train, val = (folder / split / "images" for split in ("train", "val"))
     train.mkdir(parents=True)
     val.mkdir(parents=True)
@@ -241,7 +241,7 @@ def compare(cases: Iterator[Case], args: argparse.Namespace) -> None:
         line = f"ratio {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), by CPU {of_cpu:.2f}"
         if name in GOALS:
             verdict = "met" if ratio >= GOALS[name] else "NOT MET"
-            line += f"; want >= {GOALS[name]:.2f}: {verdict}"
+            line += f"; goal >= {GOALS[name]:.2f}: {verdict}"
         print(f"{'':<16}{line}", flush=True)
         for batches in pair:
             batches.close()
@@ -285,20 +285,22 @@ def memory(root: Path, number: int, *, every: int = 1_000) -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.bench.input",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--what", default="plain,recipes", help=f"of {', '.join(WHAT)}")
+    parser.add_argument("--images", type=Path, required=True, help="folder or zip file of JPEGs")
+    parser.add_argument("--what", default="plain,recipes", help=f"one or more of {', '.join(WHAT)}")
     parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--warmup", type=float, default=20.0, help="seconds, in which XLA compiles")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each program")
+    parser.add_argument("--warmup", type=float, default=20.0, help="seconds before the first measurement")
     parser.add_argument("--number", type=int, default=20_000, help="number of images of --what=memory")
     args = parser.parse_args()
     if args.number < 2_000:
-        parser.error(f"--number={args.number}: want 2000 or more")
+        parser.error(f"--number={args.number}: must be >= 2000")
     wanted = args.what.split(",")
     if unknown := set(wanted) - set(WHAT):
-        parser.error(f"--what={unknown.pop()}: want of {', '.join(WHAT)}")
+        parser.error(f"--what={unknown.pop()}: must be one or more of {', '.join(WHAT)}")
     with tempfile.TemporaryDirectory() as folder:
         root = lay_out(args.images, Path(folder))
         print(f"{len(os.sched_getaffinity(0))} cores; images/s per core, and ms of CPU per image")

@@ -2,8 +2,9 @@
 
     python -m tools.bench.models --batch=256 --width=384 --depth=12 --num_heads=6
 
-is the process of timm. It prints one line of JSON when its train step runs (or {"error": ...}). Each line of
-its standard input holds the seconds of a round; it answers with a line of JSON with the images per second.
+runs timm's process, which tools.bench.step starts. When its train step has been compiled, it prints one line
+of JSON, or {"error": ...}. Each line of its standard input holds the seconds of a round. It answers with a
+line of JSON that holds the images per second.
 """
 
 import argparse
@@ -47,7 +48,7 @@ class LinenBlock(nn.Module):
 
 
 class LinenViT(nn.Module):
-    """A ViT with cls and learned positions, written as is usual in Flax."""
+    """A ViT with cls and learned positions, from Flax's layers."""
 
     model: Model
 
@@ -148,7 +149,7 @@ class TimmProcess:
                 return found
         self._errors.seek(0)
         lines = [line for line in self._errors.read().splitlines() if line.strip()]
-        raise RuntimeError(f"its process ended: {lines[-1] if lines else 'without a word'}")
+        raise RuntimeError(f"its process ended: {lines[-1] if lines else 'no output'}")
 
     def close(self) -> None:
         """Ends the process."""
@@ -249,7 +250,9 @@ def serve(args: argparse.Namespace) -> None:
 def main() -> None:
     """The command line of timm's process."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.bench.models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, default in (("batch", 256), ("width", 384), ("depth", 12), ("num_heads", 6)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -258,7 +261,7 @@ def main() -> None:
     parser.add_argument("--num_registers", type=int, default=0)
     parser.add_argument("--mlp_ratio", type=float, default=4.0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--compile_mode", default="default", help="of torch.compile, or off")
+    parser.add_argument("--compile_mode", default="default", help="mode of torch.compile, or off")
     serve(parser.parse_args())
 
 

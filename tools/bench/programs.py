@@ -1,4 +1,4 @@
-"""The programs that bench.step times: train steps and forward passes, ours and others', and matmuls."""
+"""The programs that tools.bench.step times: train steps, forward passes and matmuls."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ class Program:
     config: Config
     num_images: int  # of a call
     call: Callable[[], Any]  # starts one step
-    flops: float  # of the matrix products for one image
+    flops: float  # of the matrix products of one image
     memory: str = ""
     one_s: float = math.nan
     rates: list[float] = dataclasses.field(default_factory=list)  # images/s
@@ -59,7 +59,7 @@ class Program:
 
 
 def flops_per_image(model: Model, step: str) -> float:
-    """Operations of one image's matrix products; a train step has three times those of a forward pass."""
+    """FLOPs of one image's matrix products; a train step has three times those of a forward pass."""
     forward = forward_flops(model, token_layout(model))
     return forward * (1 if step == "forward" else 3)
 
@@ -138,7 +138,7 @@ STEPS = {"train": train_step, "forward": forward_pass, "flax": flax_step}
 
 @dataclasses.dataclass
 class Other:
-    """timm, timed like a Program."""
+    """timm's train step, which is timed like a Program."""
 
     process: bench_models.TimmProcess
     name: str

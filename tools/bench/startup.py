@@ -1,5 +1,6 @@
-"""Measures the time from the command to the end of the first step, for a first start and a restart, with and
-without JAX's compilation cache.
+"""Measures the time from the command to the end of the first step.
+
+A first start and a restart are measured, with and without JAX's compilation cache.
 
     python -m tools.bench.startup                                 # digits: one to two minutes on 2 CPU cores
     python -m tools.bench.startup --rounds=3 -- --config=configs/vit_s16_i1k.py --config.data.data_dir=...
@@ -31,10 +32,9 @@ def steps_logged(run: Path) -> int:
 
 
 def first_step_s(settings: list[str], run: Path, environment: dict[str, str]) -> float:
-    """Seconds from the command to the first step that it logs. The command is then stopped, and has saved on
-    return.
+    """Seconds from the command to the first step that it logs.
 
-    Raises RuntimeError if the command fails.
+    Then stops the command, and waits until it has saved. Raises RuntimeError if the command fails.
     """
     command = [*TRAIN, *settings, f"--workdir={run}", "--config.run.log_every_steps=1"]
     before = steps_logged(run)
@@ -84,9 +84,11 @@ def measure(settings: list[str], folder: Path, min_compile_s: str | None) -> dic
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.bench.startup",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="number of measurements of each start")
     parser.add_argument(
         "--min_compile_s", help="minimum compile time of programs that JAX caches; 1 if not given"
     )

@@ -1,4 +1,4 @@
-"""Measures forward pass and train step on this machine, against its matmuls and against other libraries.
+"""Measures forward pass and train step, and compares them with matmuls and other libraries on this machine.
 
     python -m tools.bench.step                          # on a GPU: some minutes, mostly compilation
     python -m tools.bench.step --small                  # tiny sizes: under a minute on 2 CPU cores
@@ -8,8 +8,8 @@
 
 The train step is that of training (vit_registers/training/setup.py) with its state donated, on a batch of
 noise on the device. Each variant differs from --config in one setting; train steps also vary back end and
-mask together. All are timed in turn, round after round, and ratios are taken within a round. See
-docs/performance.md.
+mask together. All programs are timed in turn in each round, and ratios are those within a round.
+docs/performance.md defines the numbers.
 """
 
 from vit_registers import startup
@@ -91,13 +91,13 @@ class Choices:
         for flag, names in known.items():
             for value in getattr(self, flag):
                 if value not in names:
-                    raise ConfigError(f"--{flag}={value}: want of {', '.join(names)}")
+                    raise ConfigError(f"--{flag}={value}: must be of {', '.join(names)}")
         for mask in self.masks if self.masks != ("all",) else ():
             parse_mask(mask)
         if not self.steps or self.rounds < 1:
             raise ConfigError("--steps is empty, or --rounds less than 1: there is nothing to measure")
         if not all(number.isdecimal() for number in self.registers):
-            raise ConfigError(f"--registers={','.join(self.registers)}: want numbers such as 0,4")
+            raise ConfigError(f"--registers={','.join(self.registers)}: must be numbers such as 0,4")
 
 
 SMALL_CHOICES = {"steps": ("train",), "backends": (), "rounds": 2, "seconds": 0.1}
@@ -259,13 +259,13 @@ def main() -> None:
                 program.rates.append(program.rate(seconds))
     print("\n".join(table(programs, peaks, num_devices)))
     reached = goals(programs, peaks, num_devices)
-    print(f"goals of one H200 with the default config (this is {machine()}):")
+    print(f"goals for one H200 with the default config (this is {machine()}):")
     for name, (what, least) in GOALS.items():
         value = reached[name]
         verdict = "not measured" if value is None else "met" if value >= least else "NOT MET"
         verdict = "no verdict on a CPU" if is_cpu else verdict
         shown = "  -  " if value is None else f"{value:5.3f}"
-        print(f"  {name:<10} {shown}  want >= {least:.3f}  {verdict:<19}  {what}")
+        print(f"  {name:<10} {shown}  goal >= {least:.3f}  {verdict:<19}  {what}")
     if flags.FLAGS.json:
         rates = {program.name: program.rates for program in programs}
         record = {"machine": machine(), "peaks": peaks, "images_per_s": rates, "goals": reached}
@@ -275,21 +275,21 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags. None selects the default of Choices, or of SMALL_CHOICES."""
     cli.define_config(__file__)
-    flags.DEFINE_list("steps", None, "train, forward; both if not given, train with --small.")
-    flags.DEFINE_list("sizes", None, "More sizes: names of VARIANTS in vit_registers/models/blocks.py.")
-    flags.DEFINE_list("dtypes", None, "More dtypes.")
+    flags.DEFINE_list("steps", None, "Of train and forward; both if not given, train with --small.")
+    flags.DEFINE_list("sizes", None, "More sizes, such as B,L (VARIANTS in vit_registers/models/blocks.py).")
+    flags.DEFINE_list("dtypes", None, "More dtypes, such as float32.")
     flags.DEFINE_list("registers", None, "Numbers of registers; 4 if not given.")
     flags.DEFINE_list(
         "masks", None, "Masks, such as one_way,window(radius=2), or all; compared with none at equal tokens."
     )
     flags.DEFINE_list("backends", None, "Attention back ends, or all (default; the config's with --small).")
-    flags.DEFINE_list("compare", None, "timm, flax, or empty; timm if not given.")
+    flags.DEFINE_list("compare", None, "Other libraries, of timm and flax; timm if not given.")
     flags.DEFINE_string("torch_compile", None, "Mode of torch.compile, or off.")
     flags.DEFINE_integer("batch", None, "Images per step; that of the config if not given.")
-    flags.DEFINE_integer("rounds", None, "Rounds, which time every program once; 5, or 2 with --small.")
+    flags.DEFINE_integer("rounds", None, "Rounds, each of which times every program; 5, or 2 with --small.")
     flags.DEFINE_float("seconds", None, "Seconds of each measurement; 0.6, or 0.1 with --small.")
     flags.DEFINE_bool("small", False, "Tiny model and batch in float32, to try the tool.")
-    flags.DEFINE_string("json", None, "Write all rounds to this file.")
+    flags.DEFINE_string("json", None, "File for the numbers of all rounds.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Settings with defaults (core.py), valid values (checks.py), conversion (convert.py), --config (flag.py).
+"""Settings with their defaults (core.py, objectives.py), and their checks, conversion and flags.
 
-Config files build a `Config` and return `to_config_dict(config)`, so that every setting prints and
-`--config.model.num_registers=8` works; programs read it back with `from_mapping`, which refuses unknown
-keys, wrong types and invalid values.
+checks.py holds the valid values, convert.py reads and writes configs, flag.py parses --config, and strings.py
+parses settings that are names with arguments.
+
+A config file builds a `Config` and returns `to_config_dict(config)`, so that flags such as
+`--config.model.num_registers=8` can override every setting. Programs convert it back with `from_mapping`,
+which refuses unknown keys, wrong types and invalid values.
 """
 
 from vit_registers.config.checks import check_config, check_section, check_value

@@ -1,7 +1,7 @@
-"""The valid values of each setting of core.py, independent of the other settings.
+"""The valid values of each setting, independent of the other settings.
 
-Relations between settings are checked by the code that uses them, except for the number of channels. Choices
-among names are checked by the modules that define the names.
+Code that uses several settings checks how they relate, except for the number of channels, which is checked
+here. Modules that define names, such as those of masks, check the settings that select them.
 """
 
 import dataclasses
@@ -21,27 +21,27 @@ _MAX_DEPTH = 1000  # tracing this many blocks takes half a minute
 _MAX_PIXELS = 65_535  # of a side, as in JPEG
 _MAX_SECONDS = 1e7  # 115 days; operating systems limit waits
 
-Rule = Callable[[Any], str | None]  # the condition that a value violates; None if it is valid
+Rule = Callable[[Any], str | None]  # what the value must be, if it is invalid; None if it is valid
 
 
 def _at_least(least: int, most: int = _MAX_INT) -> Rule:
-    def wanted(value: int) -> str | None:
+    def rule(value: int) -> str | None:
         if value < least:
             return f">= {least}"
         return None if value <= most else f"<= {most:,}"
 
-    return wanted
+    return rule
 
 
 def _float32(value: float) -> float:
-    """The number in float32: rounded, infinite above 3.4e38 and 0 below 1.2e-38 (subnormal)."""
+    """`value` rounded to float32: infinite above 3.4e38, and 0 below 1.2e-38 (subnormal)."""
     with np.errstate(over="ignore"):
         rounded = float(np.float32(value))
     return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded
 
 
 def _number(value: float) -> str | None:
-    return None if math.isfinite(_float32(value)) else "a finite number, in float32"
+    return None if math.isfinite(_float32(value)) else "finite in float32"
 
 
 def _not_negative(value: float) -> str | None:
@@ -53,61 +53,54 @@ def _not_negative(value: float) -> str | None:
 def _positive(value: float) -> str | None:
     if not value > 0.0:
         return "> 0"
-    return _number(value) if _float32(value) > 0.0 else "> 0 in float32, which is >= 1.2e-38"
+    return _number(value) if _float32(value) > 0.0 else "> 0 in float32, that is >= 1.2e-38"
 
 
-def _below_one(text: str) -> Rule:
-    def wanted(value: float) -> str | None:
-        if not 0.0 <= value < 1.0:
-            return text
-        return None if _float32(value) < 1.0 else "< 1 in float32, as 0.9999999"
-
-    return wanted
+def _share(value: float) -> str | None:
+    if not 0.0 <= value < 1.0:
+        return ">= 0 and < 1"
+    return None if _float32(value) < 1.0 else "< 1 in float32, such as 0.9999999"
 
 
 def _alpha(value: float) -> str | None:
     if value > 0.0 and _float32(value) == 0.0:
-        return "0 for none, or >= 1.2e-38"
-    return None if _not_negative(value) is None else ">= 0 and finite, where 0 is none"
+        return "0 for no mixing, or >= 1.2e-38"
+    return None if _not_negative(value) is None else ">= 0 and finite; 0 is no mixing"
 
 
 def _up_to(most: float, *, has_zero: bool) -> Rule:
-    """A length: positive, or 0 if `has_zero`, and bounded."""
+    """The rule of a length: > 0, or >= 0 if `has_zero`, and at most `most`."""
 
-    def wanted(value: float) -> str | None:
+    def rule(value: float) -> str | None:
         if (value >= 0.0 if has_zero else value > 0.0) and value <= most:
             return None
         return f"{'>=' if has_zero else '>'} 0 and <= {most:,.0f}"
 
-    return wanted
+    return rule
 
 
 def _seed(value: int) -> str | None:
-    return None if 0 <= value < 2**31 else "0 <= seed < 2**31"
+    return None if 0 <= value < 2**31 else ">= 0 and < 2**31"
 
 
 def _text(value: str) -> str | None:
-    return None if value.strip() else "some text"
+    return None if value.strip() else "text that is not empty"
 
 
 def _name_and_split(value: str) -> str | None:
-    return None if len(value.split(maxsplit=1)) == 2 else "'NAME SPLIT' each, as in 'cifar10 test'"
+    return None if len(value.split(maxsplit=1)) == 2 else "of the form 'NAME SPLIT', such as 'cifar10 test'"
 
 
 def _axis(value: int) -> str | None:
-    return (
-        None if value == -1 or 1 <= value <= _MAX_INT else "sizes >= 1, or -1 for the devices that are left"
-    )
+    return None if value == -1 or 1 <= value <= _MAX_INT else ">= 1, or -1 for all remaining devices"
 
 
 def _kept(value: int) -> str | None:
-    # If the last checkpoint is damaged, there has to be another one.
     return None if 2 <= value <= _MAX_INT else ">= 2, so that a damaged checkpoint has one before it"
 
 
-_share = _below_one(">= 0 and < 1")
 _epochs = _up_to(MAX_STEPS, has_zero=False)
-# Each value of a tuple is checked. None is valid if core.py allows it.
+# Every value of a tuple is checked. None is valid where core.py allows it.
 RULES: dict[str, Rule] = {
     "model.width": _at_least(1),
     "model.depth": _at_least(0, _MAX_DEPTH),
@@ -119,7 +112,7 @@ RULES: dict[str, Rule] = {
     "model.num_classes": _at_least(0),
     "model.num_registers": _at_least(0),
     "model.layer_scale_init": _number,
-    "model.drop_path": _below_one("0 <= rate < 1"),
+    "model.drop_path": _share,
     "model.norm_eps": _positive,
     "init_from.path": _text,
     "init_from.num_heads": _at_least(1),
@@ -172,53 +165,52 @@ RULES: dict[str, Rule] = {
 _UNSET = {
     "optimizer.grad_clip_norm": "None for no clipping",
     "optimizer.ema_decay": "None for no average",
-    "checkpoint.keep_every_steps": "None for no such steps",
+    "checkpoint.keep_every_steps": "None to keep no such checkpoints",
 }
 
 
-def _trouble(name: str, value: Any) -> str | None:
+def _problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a setting, in one line; None if it is valid."""
     values = value if isinstance(value, tuple) else () if value is None else (value,)
-    wanted = next(filter(None, map(RULES[name], values)), None)
-    if wanted is None:
+    condition = next(filter(None, map(RULES[name], values)), None)
+    if condition is None:
         return None
-    return f"{name}={value!r}: want " + ", or ".join(filter(None, (wanted, _UNSET.get(name))))
+    return f"{name}={value!r}: must be " + ", or ".join(filter(None, (condition, _UNSET.get(name))))
 
 
 def check_value(name: str, value: Any) -> None:
     """Raises ConfigError if the value is invalid for the setting `name`, such as "run.seed"."""
-    if trouble := _trouble(name, value):
-        raise ConfigError(trouble)
+    if problem := _problem(name, value):
+        raise ConfigError(problem)
 
 
-def _troubles(section: str, settings: Any) -> list[str]:
+def _problems(section: str, settings: Any) -> list[str]:
     found: list[str] = []
     for field in dataclasses.fields(settings):
         name, value = f"{section}.{field.name}", getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            found += _troubles(name, value)
-        elif name in RULES and (trouble := _trouble(name, value)):
-            found.append(trouble)
+            found += _problems(name, value)
+        elif name in RULES and (problem := _problem(name, value)):
+            found.append(problem)
     return found
 
 
 def check_section(section: str, settings: Any) -> None:
     """Raises ConfigError with all invalid values of a section, such as "model" with a Model."""
-    if troubles := _troubles(section, settings):
-        raise ConfigError("; ".join(troubles))
+    if problems := _problems(section, settings):
+        raise ConfigError("; ".join(problems))
 
 
 def check_config(config: Config, sections: Sequence[str] = SECTIONS) -> Config:
-    """The config. Raises ConfigError with all invalid values of those sections, in one line."""
-    troubles = [line for section in sections for line in _troubles(section, getattr(config, section))]
+    """The config. Raises ConfigError with all invalid values of `sections`, in one line."""
+    problems = [line for section in sections for line in _problems(section, getattr(config, section))]
     if "data" in sections:
         channels, data = config.model.channels, config.data
-        wanted = f"one for each channel, and model.channels={channels}"
-        troubles += [
-            f"data.{name}={values!r}: want {wanted}"
+        problems += [
+            f"data.{name}={values!r}: must have one value for each channel, and model.channels={channels}"
             for name, values in (("mean", data.mean), ("std", data.std))
             if len(values) != channels
         ]
-    if troubles:
-        raise ConfigError("; ".join(troubles))
+    if problems:
+        raise ConfigError("; ".join(problems))
     return config

@@ -1,4 +1,4 @@
-"""Strict conversion of the Config from and to ml_collections, JSON and a config file's compact argument."""
+"""Strict conversion of the Config from and to ml_collections and JSON, and a config file's argument."""
 
 import ast
 import dataclasses
@@ -28,9 +28,9 @@ def nearest(key: str, known: typing.Iterable[str]) -> str:
 
 
 def suggestion(path: str) -> str:
-    """A hint for an unknown setting: the nearest ones, in its section or another.
+    """A hint for an unknown setting: the nearest settings, of its section if there are similar ones.
 
-    Names are compared by spelling, by initials ("lr" is learning_rate) and by their words ("decay").
+    Names are compared by spelling, by initials ("lr" is learning_rate) and by words ("decay").
     """
     section, _, key = path.rpartition(".")
     if path in RENAMED:
@@ -96,7 +96,7 @@ def _shown(value: Any) -> str:
 def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}={_shown(value)}: want a section of settings")
+            raise ConfigError(f"{where}={_shown(value)}: must be a section of settings")
         return _convert_section(hint, value, where)
     if isinstance(hint, types.UnionType):
         if value is None:
@@ -105,15 +105,16 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         args = typing.get_args(hint)
         if not isinstance(value, (tuple, list)) or (args[-1] is not ... and len(value) != len(args)):
-            raise ConfigError(f"{where}={_shown(value)}: want a tuple such as (224, 224)")
+            raise ConfigError(f"{where}={_shown(value)}: must be a tuple such as (224, 224)")
         return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int:
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError(f"{where} is an integer of {len(str(value))} digits: want a float") from None
+            raise ConfigError(f"{where} is an integer of {len(str(value))} digits: must be a float") from None
     if type(value) is not hint:
-        raise ConfigError(f"{where}={_shown(value)} is of type {type(value).__name__}: want {hint.__name__}")
+        kind = type(value).__name__
+        raise ConfigError(f"{where}={_shown(value)} is of type {kind}: must be {hint.__name__}")
     return value
 
 
@@ -125,13 +126,14 @@ def _convert_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
 def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.SECTIONS) -> Config:
     """The Config of a ConfigDict, or of a dict read from JSON.
 
-    Raises ConfigError for a wrong key or type, and in one line for all invalid values of the sections
-    `checked`. The values of a run that was trained earlier need no check.
+    Raises ConfigError for an unknown key or a wrong type, and for all invalid values of the sections
+    `checked` in one line. Runs of earlier versions may have values that this version refuses, so `checked`
+    may be empty.
     """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
     if not isinstance(values, Mapping):
-        raise ConfigError(f"the config is of type {type(values).__name__}: want sections of settings")
+        raise ConfigError(f"the config is of type {type(values).__name__}: must be sections of settings")
     sections = section_values(Config())
     check_names(name for name in flatten(values) if name not in sections)
     return checks.check_config(_convert_section(Config, values, "config"), checked)
@@ -140,8 +142,8 @@ def from_mapping(values: Mapping[str, Any], *, checked: Sequence[str] = checks.S
 def from_saved(values: Mapping[str, Any], *, checked: Sequence[str] = ()) -> Config:
     """The Config of a config.json or of a checkpoint, which an earlier version may have written.
 
-    Settings that have another name now (objectives.RENAMED) are read under their old one. By default no value
-    is checked: a run that exists need not be one that this version would train. Errors as in from_mapping.
+    Settings that were renamed (objectives.RENAMED) are read under their old names too. By default no values
+    are checked: this version loads runs that it would not train. Errors as in from_mapping.
     """
     if not isinstance(values, Mapping):
         return from_mapping(values, checked=checked)
@@ -153,7 +155,7 @@ def from_saved(values: Mapping[str, Any], *, checked: Sequence[str] = ()) -> Con
 
 
 def put(nested: dict[str, Any], path: str, value: Any) -> None:
-    """Sets the dotted `path` of nested dicts, whose sections are made where they are missing."""
+    """Sets the dotted `path` of nested dicts, and creates sections that are missing."""
     *sections, key = path.split(".")
     for section in sections:
         nested = nested.setdefault(section, {})
@@ -175,7 +177,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
             if dataclasses.is_dataclass(value):
                 out[name] = section(value)
             elif isinstance(hint, types.UnionType):
-                # Text is not parsed; other values are literals, so that None can be given.
+                # Flags take text unparsed. Other values are literals, so that None can be given.
                 out[name] = config_dict.placeholder(str if str in typing.get_args(hint) else object)
                 out[name] = value
             else:
@@ -186,7 +188,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {'model.num_registers': 4, ...}; an empty section is kept under its own name."""
+    """Nested settings as {'model.num_registers': 4, ...}. An empty section is a value under its name."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -201,8 +203,8 @@ def override(
 ) -> Config:
     """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4}.
 
-    If an override sets one of two alternatives (core.ALTERNATIVES), the other one is unset. Values are
-    checked as by from_mapping, after all overrides.
+    An override of one of two alternatives (core.ALTERNATIVES) unsets the other one. Values are checked after
+    all overrides, as in from_mapping.
     """
     check_names(overrides)
     nested = to_dict(from_mapping(values, checked=()))
@@ -212,16 +214,16 @@ def override(
 
 
 def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
-    """The settings that are not overridden while their alternative is."""
+    """None for each setting that is not overridden although its alternative is."""
     pairs = [*ALTERNATIVES, *(pair[::-1] for pair in ALTERNATIVES)]
     return {other: None for one, other in pairs if overrides.get(one) is not None and other not in overrides}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
-    """The compact argument of a config file, `--config=configs/digits.py:registers=4,mask=fractal`.
+    """The values in a config file's argument, as in `--config=configs/digits.py:registers=4,mask=fractal`.
 
-    Returns a namespace with the keys of `defaults`; a value has the type of its default (int and
-    float by literal, str unparsed, bool as True or False, or True if only the key is given). A comma between
+    Returns a namespace with the keys of `defaults`. A value has the type of its default: int and float are
+    literals, str is not parsed, and bool is True, False, or the key alone for True. A comma between
     parentheses does not separate keys: mask=file(path='m.npy', sha256='...').
     """
     values, given = dict(defaults), set()

@@ -1,4 +1,4 @@
-"""The --config flag of the programs: its Config, and its errors in one line each."""
+"""The --config flag: the Config that it gives, and one-line errors."""
 
 import re
 import sys
@@ -28,9 +28,9 @@ def check_arguments(argv: Sequence[str]) -> None:
 
 
 def read_flag(flag: flags.Flag) -> Config:
-    """The Config of a parsed --config flag. Raises ConfigError.
+    """The Config of a parsed --config flag with its overrides. Raises ConfigError.
 
-    If an override sets one of two alternatives, the other one is unset, whatever its value in the file.
+    An override of one of two alternatives unsets the other one, whatever its value in the file.
     """
     if flag.value is None:
         raise ConfigError(f"--config has no value: {_WANT}")

@@ -8,23 +8,23 @@ class ClassificationSettings:
     """Supervised classification: the loss, and how images and labels are mixed."""
 
     loss: str = "softmax"  # objectives/losses.py: softmax | sigmoid | multi_hot
-    mixup_alpha: float = 0.0  # 0: no mixup; with cutmix_alpha > 0 too, each draw takes one of the two
+    mixup_alpha: float = 0.0  # 0: no mixup; if cutmix_alpha > 0 too, each draw selects one of them
     cutmix_alpha: float = 0.0  # 0: no CutMix
-    use_mixup_folding: bool = False  # the larger share is always the image's own: lam = max(lam, 1 - lam)
-    mix_partner: str = "roll"  # roll (the previous image) | flip (the image at the mirrored place)
-    mix_groups: int = 1  # equal parts of the batch that are mixed separately, as on that many devices
+    use_mixup_folding: bool = False  # the image has the larger share: lam = max(lam, 1 - lam)
+    mix_partner: str = "roll"  # roll (the previous image) | flip (the image at the mirrored position)
+    mix_groups: int = 1  # parts of the batch that are mixed separately, as on separate devices
     mix_noise: str = "global"  # global (one draw for all groups) | per_group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """What is minimised. The section of an objective has an effect only if `name` selects it."""
+    """The objective, which is minimised. Its section has an effect only if `name` selects it."""
 
     name: str = "classification"  # objectives/catalog.py: OBJECTIVES
     classification: ClassificationSettings = ClassificationSettings()
 
 
-# Settings that had another name in earlier versions: {old name: name}.
+# Renamed settings: {name in earlier versions: name}.
 RENAMED = {
     "optimizer.loss": "objective.classification.loss",
     **{

@@ -1,4 +1,4 @@
-"""Parsing of settings that are names with arguments: "random_crop(4) | flip", "window(radius=2)"."""
+"""Parses settings that are names with arguments: "random_crop(4) | flip", "window(radius=2)"."""
 
 import ast
 import inspect
@@ -25,11 +25,13 @@ class Call(NamedTuple):
 def parse_calls(
     text: str, table: Mapping[str, Callable[..., Any]], *, where: str, example: str
 ) -> list[Call]:
-    """The calls that `text` chains with "|", in order; an empty text has none.
+    """The calls that `text` chains with "|", in order; none for an empty text.
 
-    `table` maps a name to a function. Its first parameter is what the function applies to; `text` sets the
-    others, which are all annotated, by literals. Errors name the setting `where`, and `example` as valid
-    text. Raises ConfigError for anything that is not a chain of known names with their arguments.
+    `table` maps a name to a function. The first parameter of a function is what it applies to. `text` sets
+    its other parameters by literals; all of them are annotated.
+
+    Raises ConfigError for anything that is not a chain of known names with their arguments. The message
+    names the setting `where`, and gives `example` as valid text.
     """
     if not text.strip():
         return []
@@ -96,7 +98,7 @@ def _literal(node: ast.expr, parameter: inspect.Parameter, where: str) -> Any:
         except OverflowError:
             value = math.inf
     if type(value) is not kind:
-        raise ConfigError(f"{where}: {value!r} is of type {type(value).__name__}: want {kind.__name__}")
+        raise ConfigError(f"{where}: {value!r} is of type {type(value).__name__}: must be {kind.__name__}")
     if kind is float and not math.isfinite(value):
-        raise ConfigError(f"{where}: {value}: want a finite number")
+        raise ConfigError(f"{where}: {value}: must be finite")
     return value

@@ -1,4 +1,4 @@
-"""How long things last, in optimiser steps."""
+"""Lengths of a run, its warm-up and its epochs in optimiser steps."""
 
 import dataclasses
 
@@ -14,19 +14,19 @@ class Durations:
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
-    steps_per_epoch: float  # whole where data.drop_last is set, or where the batches divide the split
+    steps_per_epoch: float  # whole if data.drop_last is set, or if the batches divide the split
 
     def evaluations_until(self, step: int) -> list[int]:
-        """The steps up to and with `step` after which the run evaluates."""
+        """The steps up to `step`, inclusive, after which the run evaluates."""
         every, total = self.eval_every_steps, self.total_steps
         return sorted({*range(every, step + 1, every), *([total] if step >= total else [])})
 
 
 def durations(run: Run, optimizer: Optimizer, data: Data, num_train_examples: int) -> Durations:
-    """The lengths of a run in steps, from whichever unit the settings give. Rounds to the nearest step.
+    """The lengths of a run in steps; lengths in epochs are rounded to the nearest step.
 
-    An epoch is all examples once, in the middle of a batch if need be; with data.drop_last it is as many
-    whole batches as they fill. Raises ConfigError for lengths that make no run.
+    An epoch shows every example once, and may end within a batch. With data.drop_last it has whole batches
+    only. Raises ConfigError for lengths that are unset, set twice or invalid.
     """
     check_section("run", run)
     check_section("optimizer", optimizer)
@@ -36,7 +36,7 @@ def durations(run: Run, optimizer: Optimizer, data: Data, num_train_examples: in
         if examples_per_epoch == 0:
             raise ConfigError(
                 f"data.batch_size={batch_size} is more than the {num_train_examples} training examples: with "
-                "data.drop_last=True nothing is left of an epoch"
+                "data.drop_last=True an epoch has no batch"
             )
 
     def to_steps(name: str, steps: int | None, epochs: float | None, default: int | None) -> int:
@@ -49,16 +49,16 @@ def durations(run: Run, optimizer: Optimizer, data: Data, num_train_examples: in
         if steps is None:
             raise ConfigError(f"{name}_steps and {name}_epochs are both unset: set one")
         if steps > MAX_STEPS:
-            raise ConfigError(f"{name} is {steps:.6g} steps: want <= {MAX_STEPS:,}")
+            raise ConfigError(f"{name} is {steps:.6g} steps: must be <= {MAX_STEPS:,}")
         return steps
 
     total = to_steps("run.total", run.total_steps, run.total_epochs, None)
     warmup = to_steps("optimizer.warmup", optimizer.warmup_steps, optimizer.warmup_epochs, 0)
     evaluation = to_steps("run.eval_every", run.eval_every_steps, run.eval_every_epochs, total)
     if total < 1:
-        raise ConfigError(f"run.total_steps={total}: want >= 1")
+        raise ConfigError(f"run.total_steps={total}: must be >= 1")
     if warmup >= total:
-        raise ConfigError(f"optimizer.warmup is {warmup} steps of {total}: want fewer than the run has")
+        raise ConfigError(f"optimizer.warmup is {warmup} steps of {total}: must be fewer than the run has")
     return Durations(
         total_steps=total,
         warmup_steps=warmup,

@@ -1,6 +1,6 @@
-"""A lower bound on the memory that a run needs, so that what cannot fit is refused before it is tried.
+"""A lower bound on the memory that a run requires. A run that cannot fit is refused before it starts.
 
-Trying takes minutes, and an operating system may end other programs first.
+Without this check a run fails after minutes, and the operating system may end other programs before it.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from vit_registers.models.vit import token_layout
 
 
 def check_memory(model: Model, data: Data, mesh: jax.sharding.Mesh, *, training: Optimizer | None) -> None:
-    """Raises ConfigError where the devices of `mesh` have less memory than the settings need at least.
+    """Raises ConfigError if the devices of `mesh` have less memory than the settings require at least.
 
-    With `training`, the state of that optimiser and the activations of a training step count; with None, one
-    forward pass of an evaluation batch.
+    With `training`, the optimiser state and the activations of a training step are included. If it is None,
+    only parameters and one forward pass of an evaluation batch are.
     """
     available = _memory(mesh)
     parts = {"the parameters": 4 * least_parameters(model)}
@@ -29,7 +29,7 @@ def check_memory(model: Model, data: Data, mesh: jax.sharding.Mesh, *, training:
         average = 0 if training.ema_decay is None else 4
         parts["the parameters and their moments"] = least_parameters(model) * (4 + moments + average)
         micro = data.batch_size // training.accumulation_steps
-        # The input of every block is kept for the backward pass, even where blocks are computed again.
+        # The input of every block is kept for the backward pass, also if blocks are recomputed.
         kept = max(dims(model).depth, 1)
         parts["a training batch"] = _batch_bytes(model, data, micro, kept=kept)
     what, needed = max(parts.items(), key=lambda part: part[1])
@@ -43,7 +43,7 @@ def check_memory(model: Model, data: Data, mesh: jax.sharding.Mesh, *, training:
 
 
 def least_parameters(model: Model) -> int:
-    """No more than the model has: those of attention, MLPs, patches, registers and head."""
+    """A lower bound on the number of parameters: those of attention, MLPs, patches, registers and head."""
     sizes = dims(model)
     block = sizes.width * (4 * sizes.width + (3 if sizes.mlp == "swiglu" else 2) * sizes.mlp_dim)
     patches = model.channels * model.patch_size**2 * sizes.width
@@ -51,9 +51,9 @@ def least_parameters(model: Model) -> int:
 
 
 def _batch_bytes(model: Model, data: Data, size: int, *, kept: int = 1) -> int:
-    """No more than a batch takes at once: images, or `kept` arrays of tokens.
+    """A lower bound on the bytes of a batch: its images, or `kept` arrays of tokens.
 
-    Attention weights do not count, as not every back end and compiler has them in memory.
+    Attention weights are left out, because not every back end and compiler stores them.
     """
     sizes, tokens = dims(model), token_layout(model).num_tokens
     bytes_each = 2 if model.dtype == "bfloat16" else 4
@@ -62,12 +62,12 @@ def _batch_bytes(model: Model, data: Data, size: int, *, kept: int = 1) -> int:
 
 
 def _memory(mesh: jax.sharding.Mesh) -> int:
-    """Bytes on all devices of the mesh. Devices on a host's CPU share its memory."""
+    """The bytes of all devices of the mesh. CPU devices of a host share its memory."""
     device = mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit is not None:
         return limit * mesh.size
-    if device.platform != "cpu":  # which does not say
+    if device.platform != "cpu":  # the platform does not report its memory
         return 2**63
     return _host_memory() * jax.process_count()
 

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW, LAMB and schedule-free AdamW, and what they decay."""
+"""Optimisers: AdamW, LAMB and schedule-free AdamW, and the parameters that weight decay applies to."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def adamw(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransformation:
-    """p -= rate * (adam + weight_decay * p), decay on kernels only (arXiv:1711.05101, as torch has it)."""
+    """AdamW: p -= rate * (adam + weight_decay * p), decay on kernels only (arXiv:1711.05101, as in torch)."""
     return optax.adamw(
         rates,
         b1=optimizer.b1,
@@ -34,19 +34,19 @@ def adamw(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransfor
 
 
 def lamb(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransformation:
-    """LAMB (arXiv:1904.00962) as NVIDIA apex's FusedLAMB has it, which DeiT-III trains with.
+    """LAMB (arXiv:1904.00962) as in NVIDIA apex's FusedLAMB, which DeiT-III uses.
 
-    With u = adam + weight_decay * p, kernels get p -= rate * |p| / |u| * u, where the ratio of norms is 1 if
-    one of them is 0, and is not clamped; the other leaves, which are not decayed, p -= rate * adam. A norm is
-    over one leaf: q, k and v of a block are one kernel here, as they are one tensor in DeiT. optax.lamb is
-    another: it takes the ratio on every leaf.
+    Kernels: p -= rate * |p| / |u| * u with u = adam + weight_decay * p. The ratio of norms is not clamped,
+    and is 1 if one of the norms is 0. Other leaves, which are not decayed: p -= rate * adam. A norm is that
+    of one leaf; q, k and v of a block are one kernel, as they are one tensor in DeiT. optax.lamb differs: it
+    uses the ratio for every leaf.
 
-    Raises ConfigError without weight decay, where apex takes no ratio at all.
+    Raises ConfigError without weight decay: apex uses no ratio then.
     """
     if not optimizer.weight_decay:
         raise ConfigError(
-            f"optimizer.weight_decay={optimizer.weight_decay}: lamb takes its ratio where there is decay: "
-            "want > 0, or optimizer.name='adamw'"
+            f"optimizer.weight_decay={optimizer.weight_decay}: lamb uses its trust ratio only with weight "
+            "decay: must be > 0, or set optimizer.name='adamw'"
         )
     return optax.chain(
         optax.scale_by_adam(
@@ -62,33 +62,35 @@ def lamb(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransform
 
 
 def schedule_free_adamw(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransformation:
-    """Schedule-free AdamW (arXiv:2405.15682). The parameters that it trains are y; those that count are x.
+    """Schedule-free AdamW (arXiv:2405.15682). It trains parameters y; the model is their average x.
 
-    z -= rate * (g / (sqrt(v) + eps) + weight_decay * y), v being Adam's and bias-corrected, decay on kernels
-    only; x += c * (z - x) with c = rate² / (sum of rate² so far); y = b1 * x + (1 - b1) * z. A falling rate
-    would count as the highest so far, hence a constant one. averages.py keeps x.
+    z -= rate * (g / (sqrt(v) + eps) + weight_decay * y) with Adam's v, bias-corrected, and decay on kernels
+    only; x += c * (z - x) with c = rate² / (sum of rate² so far); y = b1 * x + (1 - b1) * z. averages.py
+    computes x. optax weighs by the highest rate so far, so a falling rate is refused.
 
-    Raises ConfigError where other settings do not go with it.
+    Raises ConfigError for settings that it does not support.
     """
     if optimizer.schedule != "constant":
-        raise ConfigError(f"optimizer.schedule='{optimizer.schedule}': schedule_free_adamw wants 'constant'")
+        raise ConfigError(
+            f"optimizer.schedule='{optimizer.schedule}': must be 'constant' with schedule_free_adamw"
+        )
     if optimizer.ema_decay is not None:
         raise ConfigError(
-            f"optimizer.ema_decay={optimizer.ema_decay}: schedule_free_adamw has its own average: want None"
+            f"optimizer.ema_decay={optimizer.ema_decay}: schedule_free_adamw averages already: must be None"
         )
     if optimizer.mu_dtype != "float32":
         raise ConfigError(
-            f"optimizer.mu_dtype='{optimizer.mu_dtype}': schedule_free_adamw has no first moment; "
-            "leave it at 'float32'"
+            f"optimizer.mu_dtype='{optimizer.mu_dtype}': schedule_free_adamw has no first moment: "
+            "must be 'float32'"
         )
     if optimizer.b1 == 0.0:
-        raise ConfigError("optimizer.b1=0.0: schedule_free_adamw trains nothing of its average: want > 0")
+        raise ConfigError("optimizer.b1=0.0: schedule_free_adamw would not use its average: must be > 0")
     step = optax.chain(
         optax.scale_by_rms(decay=optimizer.b2, eps=optimizer.eps, eps_in_sqrt=False, bias_correction=True),
         optax.add_decayed_weights(optimizer.weight_decay, decay_mask),
         optax.scale_by_learning_rate(rates),
     )
-    # optax counts from 1 here, and from 0 for the step itself: weigh each z by the rate that led to it.
+    # optax counts from 1 here, but from 0 for the step itself. Each z is weighed by the rate that gave it.
     return optax.contrib.schedule_free(step, learning_rate=lambda count: rates(count - 1), b1=optimizer.b1)
 
 
@@ -100,9 +102,9 @@ OPTIMIZERS: dict[str, Callable[[Optimizer, optax.Schedule], optax.GradientTransf
 
 
 def make_optimizer(optimizer: Optimizer, durations: Durations) -> optax.GradientTransformation:
-    """The optimiser of that name, after gradients whose global norm is above the limit are scaled to it.
+    """The optimiser `optimizer.name`, preceded by clipping of the gradients' global norm.
 
-    Raises ConfigError for settings that cannot work, alone or together.
+    Raises ConfigError for invalid settings and combinations.
     """
     make = lookup(OPTIMIZERS, optimizer.name, "optimizer.name")
     check_section("optimizer", optimizer)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as tables that are computed once in float64."""
+"""Learning-rate schedules: tables that are computed once in float64."""
 
 from collections.abc import Callable
 
@@ -13,23 +13,23 @@ from vit_registers.training.durations import Durations
 
 
 def _warmup(optimizer: Optimizer, length: int) -> np.ndarray:
-    """`length` rates on a line from the warm-up's rate, at 0, to the peak, which would be at `length`."""
+    """`length` rates on a line from warmup_learning_rate, at 0, towards the peak, which is at `length`."""
     start, peak = optimizer.warmup_learning_rate, optimizer.learning_rate
     return start + (peak - start) * np.arange(length) / max(length, 1)
 
 
 def _half_cosine(optimizer: Optimizer, length: int) -> np.ndarray:
-    """`length` + 1 rates on half a cosine, from the peak to the least."""
+    """`length` + 1 rates on half a cosine, from the peak to min_learning_rate."""
     least, peak = optimizer.min_learning_rate, optimizer.learning_rate
-    # sin² of what is left is (1 + cos) / 2 without the cancellation, which costs digits in float64 too.
+    # sin² of the remaining share equals (1 + cos) / 2, without the cancellation that loses digits.
     left = np.arange(length, -1, -1) / length
     return least + (peak - least) * np.sin(0.5 * np.pi * left) ** 2
 
 
 def cosine(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, int]:
-    """Linear from the warm-up's rate at step 0 to the peak, then half a cosine over the steps that are left.
+    """Linear from warmup_learning_rate at step 0 to the peak, then half a cosine over the remaining steps.
 
-    As big_vision's (google-research/big_vision) cosine decay, and as torch's LambdaLR followed by
+    Equals the cosine decay of big_vision (google-research/big_vision), and torch's LambdaLR followed by
     CosineAnnealingLR.
     """
     warmup = durations.warmup_steps
@@ -38,24 +38,24 @@ def cosine(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, int]
 
 
 def cosine_per_epoch(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, int]:
-    """One rate per epoch, as DeiT trains (timm's CosineLRScheduler with t_in_epochs and no warmup_prefix).
+    """One rate per epoch, as in DeiT (timm's CosineLRScheduler with t_in_epochs and without warmup_prefix).
 
-    f(t) is on the warm-up's line for t < W epochs, and from there on the cosine that runs over all T epochs,
-    so that it starts a little below the peak. DeiT asks for a rate when an epoch has ended, so that epoch e
-    trains at f(max(e - 1, 0)): the first rate is held for two epochs, and the last is never reached.
+    f(t) is the warm-up's line for t < W epochs, and then the cosine over all T epochs, which starts a little
+    below the peak there. DeiT updates the rate after each epoch, so epoch e trains at f(max(e - 1, 0)): the
+    first rate is used for two epochs, and the last one never.
 
-    Raises ConfigError where the warm-up or the run are not whole epochs of whole steps.
+    Raises ConfigError if the warm-up or the run are not whole epochs of whole steps.
     """
     setting, steps = "optimizer.schedule='cosine_per_epoch'", durations.steps_per_epoch
     if steps != round(steps):
         raise ConfigError(
-            f"{setting}: an epoch is {steps:.10g} steps: want whole ones; set data.drop_last=True"
+            f"{setting}: an epoch is {steps:.10g} steps: must be whole steps; set data.drop_last=True"
         )
     lengths = {"run.total": durations.total_steps, "optimizer.warmup": durations.warmup_steps}
     for name, length in lengths.items():
         if length % steps:
             raise ConfigError(
-                f"{setting}: {name} is {length} steps, or {length / steps:.6g} epochs: want whole ones; "
+                f"{setting}: {name} is {length} steps, or {length / steps:.6g} epochs: must be whole epochs; "
                 f"set {name}_epochs"
             )
     total, warmup = (round(length / steps) for length in lengths.values())
@@ -64,11 +64,11 @@ def cosine_per_epoch(optimizer: Optimizer, durations: Durations) -> tuple[np.nda
 
 
 def constant(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, int]:
-    """Linear from the warm-up's rate at step 0 to the peak, then the peak."""
+    """Linear from warmup_learning_rate at step 0 to the peak, then the peak."""
     return np.append(_warmup(optimizer, durations.warmup_steps), optimizer.learning_rate), 1
 
 
-# Each gives rates in float64, and for how many steps each of them holds; the last one holds ever after.
+# Each function returns (rates in float64, number of steps of each rate). The last rate has no end.
 SCHEDULES: dict[str, Callable[[Optimizer, Durations], tuple[np.ndarray, int]]] = {
     "cosine": cosine,
     "cosine_per_epoch": cosine_per_epoch,
@@ -77,28 +77,29 @@ SCHEDULES: dict[str, Callable[[Optimizer, Durations], tuple[np.ndarray, int]]] =
 
 
 def _check(optimizer: Optimizer) -> None:
-    """Raises ConfigError for rates that make no schedule."""
+    """Raises ConfigError for rates that contradict each other."""
     check_section("optimizer", optimizer)
     peak = optimizer.learning_rate
     for name in ("warmup_learning_rate", "min_learning_rate"):
         rate = getattr(optimizer, name)
         if rate > peak:
-            raise ConfigError(f"optimizer.{name}={rate}: want <= optimizer.learning_rate={peak}")
+            raise ConfigError(f"optimizer.{name}={rate}: must be <= optimizer.learning_rate={peak}")
     if optimizer.schedule == "constant" and optimizer.min_learning_rate:
         raise ConfigError(
-            f"optimizer.min_learning_rate={optimizer.min_learning_rate}: a constant rate does not reach it; "
-            "leave it at 0.0, or set optimizer.schedule='cosine'"
+            f"optimizer.min_learning_rate={optimizer.min_learning_rate}: a constant rate does not reach it: "
+            "must be 0.0, or set optimizer.schedule='cosine'"
         )
 
 
 def schedule(optimizer: Optimizer, durations: Durations) -> optax.Schedule:
-    """step -> learning rate, a float32 scalar: at each step the float32 nearest to the rate in float64.
+    """step -> learning rate, a float32 scalar: the float32 nearest to the rate in float64.
 
-    A cosine in float32 has no right digit left near its end; hence a table, which is a constant of the
-    compiled step, of 4 bytes per step (per epoch for cosine_per_epoch, per step of the warm-up for constant):
-    0.4 MB for 111,477 steps. Steps beyond the end have the last rate.
+    The rates are a table, because a cosine computed in float32 has no correct digit near its end. The table
+    is a constant of the compiled step, and takes 4 bytes per step (per epoch for cosine_per_epoch, per step
+    of the warm-up for constant): 0.4 MB for 111,477 steps. Steps beyond the end have the last rate.
 
-    Raises ConfigError for an unknown name, rates that make no schedule, and lengths that do not fit it.
+    Raises ConfigError for an unknown name, for rates that contradict each other, and for lengths that the
+    schedule does not support.
     """
     make = lookup(SCHEDULES, optimizer.schedule, "optimizer.schedule")
     _check(optimizer)

@@ -1,4 +1,4 @@
-"""From a config and a mesh to what the loop needs: the first state, its layout, the compiled step."""
+"""Builds what the loop requires from a config and a mesh: the initial state, its sharding, the train step."""
 
 import dataclasses
 import functools
@@ -16,11 +16,7 @@ from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
 from vit_registers.training.schedules import schedule
-from vit_registers.training.state import (
-    TrainState,
-    state_from,
-    state_shardings,
-)
+from vit_registers.training.state import TrainState, state_from, state_shardings
 from vit_registers.training.step import Step, make_train_step
 
 
@@ -30,13 +26,13 @@ class Setup:
 
     objective: Objective
     abstract: TrainState  # shapes, dtypes and shardings
-    make_state: Callable[[], TrainState]  # makes each part where it belongs, never a whole copy
+    make_state: Callable[[], TrainState]  # sharded from the start; no device holds a whole copy
     start_from: Callable[[Any], TrainState]  # the same with a given backbone, which is donated
     train_step: Step  # compiled at its first call; donates its state
 
 
 def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Setup:
-    """The run of `config` on `mesh`. Raises ConfigError where they do not fit."""
+    """The run of `config` on `mesh`. Raises ConfigError if they do not fit, or for invalid combinations."""
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
     objective = make_objective(config)
     objective.check()
@@ -48,7 +44,7 @@ def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Set
     if config.optimizer.accumulation_steps > 1 and not objective.is_additive:
         raise ConfigError(
             f"optimizer.accumulation_steps={config.optimizer.accumulation_steps}: the loss of "
-            f"objective.name='{config.objective.name}' is not a sum over examples, so it needs the "
+            f"objective.name='{config.objective.name}' is not a sum over examples, so it requires the "
             "whole batch at once: set optimizer.accumulation_steps=1"
         )
     optimizer = make_optimizer(config.optimizer, durations)

@@ -44,7 +44,7 @@ def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.shardi
 
 
 def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError where a batch does not divide over the devices, or heads over the tensor axis."""
+    """Raises ConfigError if the devices do not divide a batch, or the tensor axis not the model."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulation = optimizer.accumulation_steps
     what = f"{shards} devices (data x fsdp)"
@@ -56,7 +56,7 @@ def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sh
 
 def _check_batch(name: str, size: int, parts: int, what: str) -> None:
     if size % parts:
-        raise ConfigError(f"{name}={size} is not divisible by {what}: want a multiple of {parts}")
+        raise ConfigError(f"{name}={size} is not divisible by {what}: must be a multiple of {parts}")
 
 
 def _check_tensor_axis(model: Model, mesh: jax.sharding.Mesh) -> None:
@@ -67,10 +67,10 @@ def _check_tensor_axis(model: Model, mesh: jax.sharding.Mesh) -> None:
 
 
 def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size_given: bool) -> Data:
-    """The settings with eval_batch_size rounded up to a multiple of the devices, unless it is given.
+    """The settings with eval_batch_size rounded up to a multiple of the devices, unless `is_size_given`.
 
-    Raises ConfigError where a size that is given does not divide over them, or the tensor axis does not
-    divide the model.
+    Raises ConfigError if the devices do not divide a given size, or the tensor axis does not divide the
+    model.
     """
     _check_tensor_axis(model, mesh)
     shards, size = mesh.shape["data"] * mesh.shape["fsdp"], data.eval_batch_size
@@ -81,17 +81,17 @@ def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Examples over data and fsdp."""
+    """The sharding of batches: examples are split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The sharding of each leaf by models/partition.py: RULES."""
+    """The sharding of each leaf, by RULES of models/partition.py."""
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, parameter_spec(path_text(leaf_of(path)), leaf.shape, mesh.shape))
@@ -100,5 +100,5 @@ def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """The shape with that sharding: what a checkpoint is restored to."""
+    """The shape with a sharding, which a checkpoint is restored to."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,4 +1,4 @@
-"""TrainState: what changes from step to step, created sharded."""
+"""TrainState: everything that a step changes, and its sharding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,19 +17,22 @@ from vit_registers.training.sharding import parameter_shardings, replicated
 
 @struct.dataclass
 class TrainState:
-    """All that a step reads and writes. Randomness is a function of (seed, step), so it is not here."""
+    """Everything that a step changes. Randomness is a function of (seed, step), so it is not part of it.
 
-    step: Any  # int32 array, steps done; like the others, a sharding or a shape in trees of those
+    Leaves are arrays, or shapes or shardings in trees of those.
+    """
+
+    step: Any  # int32 scalar: the number of steps so far
     params: Any  # nested dict of float32 arrays
     opt_state: Any
     ema: Any  # averaged params, or None
-    extra: Any = struct.field(default_factory=dict)  # the objective's, which no gradient trains; {} for none
+    extra: Any = struct.field(default_factory=dict)  # what the objective updates without a gradient
 
 
 def state_from(
     params: Any, extra: Any, *, settings: Optimizer, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step of a run that starts from those parameters, as its average does."""
+    """The state before the first step. The average starts from the parameters too."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -40,9 +43,9 @@ def state_from(
 
 
 def put_parameters(params: Any, taken: Mapping[tuple[str | int, ...], np.ndarray]) -> Any:
-    """The parameters with those of these paths put in, each part where the parameter has it.
+    """`params` with the values of `taken`, by path, in place of its own. Shardings are unchanged.
 
-    Of a masked array only what is not masked is put in.
+    The masked part of a masked array is not used: those elements keep the values of `params`.
     """
 
     def put(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -58,10 +61,10 @@ def put_parameters(params: Any, taken: Mapping[tuple[str | int, ...], np.ndarray
 
 
 def state_shardings(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """The sharding of each leaf.
+    """The sharding of each leaf of the state.
 
-    The average, and what optimiser and objective keep with the structure of all parameters or of one module
-    (moments, a second copy, a teacher), are sharded as the parameters are; the rest is on every device.
+    Trees with the structure of all parameters, or of one of their modules, are sharded as these are: the
+    average, the optimiser's moments, a teacher. All other leaves are replicated.
     """
     whole = replicated(mesh)
     params = parameter_shardings(abstract.params, mesh)
@@ -77,7 +80,7 @@ def state_shardings(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState
             lambda node: layouts.get(jax.tree.structure(node), whole), tree, is_leaf=is_like_params
         )
 
-    # A TrainState of shardings in the place of arrays.
+    # A TrainState of shardings instead of arrays.
     leaves: dict[str, Any] = {
         "step": whole,
         "params": params,

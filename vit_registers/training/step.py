@@ -1,4 +1,4 @@
-"""The train step: a pure function (state, batch) -> (state, metrics). Read `make_train_step` last."""
+"""The train step: a pure function (state, batch) -> (state, metrics)."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Gradient = Callable[[Any, Any, Batch, jax.Array, jax.Array], tuple[Sums, Any, An
 
 
 def make_gradient(objective: Objective) -> Gradient:
-    """The loss of `objective` with its gradient by the parameters."""
+    """A function that computes the sums of `objective`, its extra, and the gradient of the sum of losses."""
 
     def loss(params: Any, *args: Any) -> tuple[jax.Array, tuple[Sums, Any]]:
         sums, extra = objective.loss(params, *args)
@@ -43,9 +43,9 @@ def accumulate(
     *,
     num_parts: int,
 ) -> tuple[Sums, Any, Any]:
-    """What `gradient` returns for the whole batch, computed over `num_parts` micro-batches in turn.
+    """What `gradient` returns for the whole batch, computed from `num_parts` micro-batches in turn.
 
-    Each takes every num_parts-th example, so that every device works on its own share in each of them.
+    A micro-batch has every num_parts-th example, so that each device computes on its share of the batch.
     """
     if num_parts == 1:
         return gradient(params, extra, batch, step, key)
@@ -68,7 +68,7 @@ def accumulate(
 
 
 def updates_made(opt_state: Any) -> jax.Array:
-    """How many updates an optimiser has made: the steps that were not skipped."""
+    """The number of updates of an optimiser, which are the steps that were not skipped."""
     return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
 
 
@@ -80,12 +80,12 @@ def make_train_step(
     *,
     seed: int,
 ) -> Step:
-    """One update of the parameters, as a function to be jitted with the state donated.
+    """A function that updates the state by one batch. Jit it with the state donated.
 
-    Metrics: the means of what the objective sums, among them loss; grad_norm before clipping; update_norm, of
-    what is added to the parameters; learning_rate of this step. Where one of them is not finite, the step
-    counts and changes nothing else: parameters, extra, optimiser state and average keep their bits, and so
-    does the optimiser's count of updates, which the schedule reads.
+    Metrics are the means of the objective's sums, such as loss; grad_norm before clipping; update_norm, of
+    what is added to the parameters; and the learning_rate of this step. If one of them is not finite, only
+    the step is counted: parameters, extra, optimiser state and average do not change, nor does the
+    optimiser's count of updates, which the schedule reads.
     """
     gradient, average = make_gradient(objective), make_average(settings)
 
@@ -107,13 +107,13 @@ def make_train_step(
             "learning_rate": schedule(updates_made(state.opt_state)),
         }
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        # A finite gradient may give an update that is not: 0 / 0 in the optimiser, or an overflow.
+        # A finite gradient may give an update that is not finite: 0 / 0 in the optimiser, or an overflow.
         metrics["update_norm"] = optax.tree.norm(updates)
         params = optax.apply_updates(state.params, updates)
         extra = objective.after_update(params, extra, state.step)
         ema = average(state.ema, params, opt_state)
         is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
-        # A select, as it is fused into the update, which reads and writes all of this anyway.
+        # XLA fuses this select into the update, which reads and writes these arrays anyway.
         params, extra, opt_state, ema = jax.tree.map(
             functools.partial(jnp.where, is_finite),
             (params, extra, opt_state, ema),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_document_has_the_table_of_the_catalog():
     text = (ROOT / "docs" / "experiments.md").read_text()
-    assert f"\n\n{markdown_table()}\n" in text, "run python tools/experiments_table.py"
+    assert f"\n\n{markdown_table()}\n" in text, "run python -m tools.experiments_table"
 
 
 def test_every_experiment_has_the_file_of_its_name():

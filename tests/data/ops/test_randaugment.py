@@ -285,7 +285,7 @@ def test_images_are_a_function_of_the_seed(drawn):
         ("randaugment(2, 21)", 3, "magnitude=21: must be 0 to 20"),
         ("randaugment(magnitude=-1)", 3, "magnitude=-1: must be 0 to 20"),
         ("randaugment(contrast='means')", 3, "did you mean 'mean'?"),
-        ("randaugment(2.5)", 3, "want int"),
+        ("randaugment(2.5)", 3, "must be int"),
     ],
 )
 def test_bad_settings(text, channels, message):

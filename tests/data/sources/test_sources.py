@@ -88,8 +88,8 @@ def test_tfrecords_in_memory_are_refused(make_config):
     [
         ({"loader": "grain"}, "data.loader='grain' is unknown: known: memory, tfdata"),
         ({"channels": 4}, "model.channels=4: must be 1 or 3 for images"),
-        ({"seed": -1}, "run.seed=-1: want 0 <= seed"),
-        ({"batch_size": 0}, "data.batch_size=0: want >= 1"),
+        ({"seed": -1}, "run.seed=-1: must be >= 0"),
+        ({"batch_size": 0}, "data.batch_size=0: must be >= 1"),
     ],
 )
 def test_settings_that_cannot_work(settings, message, make_config):
