@@ -17,7 +17,7 @@ class Instruction:
     """A top-level instruction: one kernel, or one call of a library."""
 
     name: str
-    kind: str  # the operation; of a fusion with a product or a copy inside, "fusion"; of a custom call, its target
+    kind: str  # the operation; of a custom call, its target
     shape: str  # of the result
     read_bytes: int
     written_bytes: int

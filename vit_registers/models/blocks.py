@@ -11,6 +11,7 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
+from vit_registers.models.activations import ACTIVATIONS, silu_gated
 from vit_registers.models.attention.api import BACKENDS, open_to_more, rematerialized, split
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
@@ -36,12 +37,6 @@ VARIANTS: dict[str, Dims] = {
     "L": Dims(width=1024, depth=24, num_heads=16, mlp_dim=4096),
     "H": Dims(width=1280, depth=32, num_heads=16, mlp_dim=5120),
     "g": Dims(width=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="swiglu"),
-}
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
 # Policies of jax.checkpoint: which arrays of a block are stored for the backward pass; others are computed
@@ -155,7 +150,7 @@ class SwiGlu(nnx.Module):
     def hidden(self, x: jax.Array) -> jax.Array:
         """hidden_BxTxF: the gated values."""
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
-        return jax.nn.silu(gate) * value
+        return silu_gated(gate, value)
 
     def project(self, hidden: jax.Array) -> jax.Array:
         """out_BxTxD of hidden_BxTxF."""

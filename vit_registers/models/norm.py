@@ -1,7 +1,7 @@
 """LayerNorm in float32, with a backward pass that is written out.
 
 Differentiated by JAX, the gradient of the two-pass variance is a sum of several terms, and XLA fuses the
-chain of residual gradients before it into each of them: on a CPU, the work grows with the square of the depth.
+chain of residual gradients before it into each of them: on a CPU, work grows with the square of the depth.
 Here the gradient of the input is one expression of the stored mean and reciprocal deviation of each token.
 """
 
