@@ -48,17 +48,23 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 # A worker that runs half of the suite would otherwise hold 6 GiB of compiled functions.
-MAX_RESIDENT_BYTES = 3 * 2**29
+MAX_GROWTH_BYTES = 2**30
+_resident_bytes = {"after the last clearing": 0}
+
+
+def _read_resident_bytes():
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Drops JAX's compiled functions after a module where this process has grown large."""
+    """Drops JAX's compiled functions after a module where the process has grown by MAX_GROWTH_BYTES."""
     yield
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    if pages * resource.getpagesize() > MAX_RESIDENT_BYTES:
+    if _read_resident_bytes() > _resident_bytes["after the last clearing"] + MAX_GROWTH_BYTES:
         jax.clear_caches()
         gc.collect()
+        _resident_bytes["after the last clearing"] = _read_resident_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ def _config(monkeypatch, **overrides):
     return config_lib.override(digits.get_config("steps=2"), TINY | overrides)
 
 
+@pytest.mark.slow
 def test_other_splits_are_evaluated_beside_the_first(tmp_path, monkeypatch):
     also = ("digits train", "digits train[:10%]")
     config = _config(monkeypatch, **{"data.also_eval": also, "data.loader": "tfdata"})

@@ -130,6 +130,7 @@ print("none")
 """
 
 
+@pytest.mark.slow
 def test_no_tensorflow_after_importing_building_training_in_memory_and_loading():
     done = subprocess.run([sys.executable, "-c", IN_MEMORY], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["none"], done.stderr

@@ -191,6 +191,7 @@ def test_saves_that_are_given_up_add_no_lines():
     _assert_one_line((ended.returncode, ended.stdout, ended.stderr), "could not be written")
 
 
+@pytest.mark.slow
 def test_run_folder_with_a_relative_name(run, tmp_path):
     """Relative to where the program was started."""
     digits = f"--config={ROOT}/configs/digits.py:steps=4"

@@ -60,6 +60,7 @@ def test_such_a_model_is_wrong_for_every_image(overflowing, run_here):
     assert (found["loss"], found["top1"], found["top5"], found["non_finite"]) == (None, 0.0, 0.0, 359)
 
 
+@pytest.mark.slow
 def test_a_run_of_such_a_model_has_no_best(overflowing, tmp_path, run_here):
     settings = (f"--config.{name}={value}" for name, value in SETTINGS.items())
     start = (f"--config.init_from.path={overflowing}", "--config.init_from.keep_head=True")

@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import vit_registers
+from tests.fixtures.quick import parametrize_quick
 from tools.bench.convert import measure
 from vit_registers.config import Data, Model
 from vit_registers.interop.export import targets
@@ -182,7 +183,7 @@ class Planted:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("is_zip", [False, True])
+@parametrize_quick("is_zip", [False, True])
 def test_a_pickle_that_would_run_code_does_not(run, tmp_path, is_zip):
     pytest.importorskip("torch")
     marker, file = tmp_path / "ran", tmp_path / "weights.pth"

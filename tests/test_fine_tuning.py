@@ -40,6 +40,7 @@ def _card(path, *more):
     return f"--config=configs/transfer.py:path={path},image=8,data=digits,classes=10{''.join(more)}"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
     weights = tmp_path / "source.npz"
     untrained(tmp_path / "source", SOURCE)
@@ -72,6 +73,7 @@ def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
     assert str(weights) in err
 
 
+@pytest.mark.slow
 def test_what_weights_tell_is_read_from_the_run_where_they_are_gone(untrained, tmp_path):
     start = InitFrom(path=str(tmp_path / "source"))
     untrained(tmp_path / "source", SOURCE)

@@ -26,6 +26,7 @@ def one_line(result):
     return err
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_matrix_and_refuses_another(train, run_here, tmp_path):
     matrix, file, run = np.random.default_rng(0).random((17, 17)) < 0.5, tmp_path / "m.npy", tmp_path / "run"
     np.fill_diagonal(matrix, True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import vit_registers
+from tests.fixtures.quick import parametrize_quick
 from vit_registers import config as config_lib
 from vit_registers.config import (
     READ,
@@ -57,7 +58,7 @@ def _trained_on(where):
     return dataclasses.replace(CONFIG, mesh=mesh, model=dataclasses.replace(CONFIG.model, **settings))
 
 
-@pytest.mark.parametrize("where", TRAINED)
+@parametrize_quick("where", TRAINED)
 def test_a_run_is_evaluated_and_loaded_on_other_devices(untrained, tmp_path, capsys, where):
     config = _trained_on(where)
     untrained(tmp_path / "run", config)
@@ -97,7 +98,7 @@ def test_a_run_of_a_back_end_that_was_removed_is_evaluated_and_the_name_is_refus
     assert start_settings(InitFrom(path=str(tmp_path)))[0].attention == "xla"
 
 
-@pytest.mark.parametrize("where", ["12 devices", "TPUs"])
+@parametrize_quick("where", ["12 devices", "TPUs"])
 def test_a_run_is_analysed_and_converted_on_other_devices(run_here, untrained, tmp_path, where):
     untrained(tmp_path / "run", _trained_on(where))
     run, out = f"--checkpoint={tmp_path}/run", f"--out={tmp_path}/out"

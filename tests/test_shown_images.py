@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers import loading
 from vit_registers.analysis import opening
 from vit_registers.config import Model
@@ -60,7 +61,7 @@ def _images(opened):
     return np.asarray(batch.views["image"])
 
 
-@pytest.mark.parametrize("setting", ["model.image_size", "data.image_size"])
+@parametrize_quick("setting", ["model.image_size", "data.image_size"])
 @pytest.mark.parametrize("which", ["run", "weights"])
 def test_the_part_that_is_shown_follows_the_image_size(place, converted, which, setting):
     """The pixels are PIL's at the smaller size, and positions are resampled."""
@@ -108,6 +109,7 @@ def test_assumed_normalisation_is_said(place, converted, run_here):
     assert loading.normalisation_origin(str(place / "again"), 0) == "assumed for timm"
 
 
+@pytest.mark.slow
 def test_the_report_says_what_each_model_saw(place, converted, run_here):
     """Two models, one of which was converted for a smaller size with another way of resizing."""
     other = place / "other"

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers import sweep, tabulate
 from vit_registers.config import to_dict
 from vit_registers.runs import sweep_cells
@@ -143,7 +144,7 @@ def test_nothing_runs_twice_and_nothing_is_lost_whatever_is_killed(launch, make,
     assert [_steps(run) for run in work.runs] == [list(range(1, 21))] * 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@parametrize_quick("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_is_passed_on_and_exits_with_0(launch, make, command, number):
     work = make()
     program = launch(*command)
@@ -158,6 +159,7 @@ def test_stop_is_passed_on_and_exits_with_0(launch, make, command, number):
     assert not work.runs[2].folder.exists()
 
 
+@pytest.mark.slow
 def test_index_runs_one_and_another_config_is_refused(launch, make, command):
     work = make()
     program = launch(*command, "--index=2")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.features.extract import extract
@@ -44,7 +45,7 @@ def _measured(opened, root):
     return [table.rows for result in results for table in result.tables]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "is_valid", "label", "edited"])
+@parametrize_quick("name", [*NAMES, "is_valid", "label", "edited"])
 def test_a_damaged_feature_is_computed_again(opened, root, capfd, name):
     """Of an edited model as well."""
     expected = _measured(opened, root)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.loaders import open_data
 from vit_registers.errors import DataError
 
@@ -64,6 +65,7 @@ def test_skipping_masks_and_counts_them(kind, make_loader, settings, device, sma
     assert "left out: train/a/007.jpg cannot be decoded as an image" in lines
 
 
+@pytest.mark.slow
 def test_the_other_images_are_not_touched_by_a_broken_one(make_loader, settings, device, small):
     crop = "inception_crop"
     skipping = make_loader("folder", on_broken="skip", train_ops=crop, **settings)
@@ -90,7 +92,7 @@ def test_tfds_records_are_named_by_number(kind, make_loader):
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "array_record", "folder"])
-@pytest.mark.parametrize("ops", ["", "central_crop", "resize_small(12) | flip"])
+@parametrize_quick("ops", ["", "central_crop", "resize_small(12) | flip"])
 def test_a_wrong_size_is_refused_by_name(kind, ops, make_loader, device):
     loader = make_loader(kind, image_size=(16, 12), eval_ops=ops)
     with pytest.raises(DataError, match=r"is (8 x 8|12 x 12) after data.eval_ops.*16 x 12") as error:

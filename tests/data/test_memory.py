@@ -139,6 +139,7 @@ def test_digits_are_the_same_in_both_loaders(tmp_path, device, small):
     assert image_NxHxWxC.max() == 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["digits", "memory_folder", "memory_array_record"])
 def test_no_tensorflow(kind, make_config):
     if kind == "digits":

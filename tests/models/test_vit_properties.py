@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import ConfigError
 from vit_registers.models.pooling import pool
 from vit_registers.models.vit import static_attention
@@ -44,7 +45,7 @@ def test_pixels_reach_just_the_patches_that_the_mask_lets_them_reach(build, imag
     np.testing.assert_array_equal((by_patch != 0).any(axis=-1), mask_TxT[where, where])
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     "settings", [{}, {"summary_factor": 2, "mask": "fractal"}, {"positions": "alibi2d"}], ids=str
 )
 def test_permuting_registers_permutes_their_outputs_and_nothing_else(build, images, forward, settings):

@@ -200,6 +200,7 @@ def _assert_equal(found, want):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(want))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_teacher_does_not_collapse(run):
     losses = [record["train/loss"] for record in _records(run) if "train/loss" in record]
     assert len(losses) == STEPS
@@ -238,6 +239,7 @@ def test_the_teacher_is_the_average_of_the_students_and_starts_as_their_copy():
     assert np.abs(states[1].extra["centre_K"]).max() > 0 == np.abs(states[0].extra["centre_K"]).max()
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_leaves_extra_unchanged():
     config = dataclasses.replace(
         CONFIG, optimizer=Optimizer(learning_rate=1e30, grad_clip_norm=None, warmup_steps=0)
@@ -248,6 +250,7 @@ def test_a_step_that_is_not_finite_leaves_extra_unchanged():
     _assert_equal(states[2].params, states[1].params)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_sharded_as_the_student():
     config = dataclasses.replace(CONFIG, mesh=Mesh(fsdp=2, tensor=2))
     state, _ = _steps(config, 1, num_devices=8)
@@ -259,6 +262,7 @@ def test_the_teacher_is_sharded_as_the_student():
     assert kernel.sharding.shard_shape(kernel.shape) == (16, 3, 1, 16)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
@@ -271,6 +275,7 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
     assert a == b
 
 
+@pytest.mark.slow
 def test_evaluate_and_load_take_the_teacher(run):
     state = _state(run, STEPS)
     teacher, student = state["extra"]["teacher"]["vit"], state["params"]["vit"]

@@ -140,6 +140,7 @@ def _remove(run):
         shutil.rmtree(run, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [_remove, _rename])
 def test_a_run_whose_folder_is_gone_ends_with_a_line(run_here, tmp_path, end):
     run = tmp_path / "run"
@@ -174,6 +175,7 @@ def _cut(run):
     (run / "metrics.jsonl").write_text("".join(lines[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shorten", "lost", "taken"), [(_remove_file, [6], [3, 9]), (_cut, [], [6, 9])], ids=["removed", "cut"]
 )

@@ -321,6 +321,7 @@ def test_an_error_of_one_process_ends_the_other_with_its_cause(job):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, pytest.param(1, marks=by_hand)])
 def test_a_process_that_is_done_hears_of_one_that_fails_after_it(job, monkeypatch, failing):
     monkeypatch.setenv("FAILING", str(failing))
@@ -332,6 +333,7 @@ def test_a_process_that_is_done_hears_of_one_that_fails_after_it(job, monkeypatc
         assert (code, err.strip().splitlines()) == (2, [line])
 
 
+@pytest.mark.slow
 def test_processes_with_different_data_refuse_each_other(job):
     (code_0, _, err_0), (code_1, _, err_1) = job("_disagree")
     assert (code_0, code_1) == (2, 2)
@@ -340,6 +342,7 @@ def test_processes_with_different_data_refuse_each_other(job):
     assert line_0.startswith("error: process 1 of 2 failed: ") and line_1[7:] in line_0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -363,6 +366,7 @@ def test_processes_with_different_settings_refuse_each_other(start, tmp_path, ot
     assert not list(tmp_path.glob("*"))
 
 
+@pytest.mark.slow
 def test_without_process_0_the_others_end_and_say_so(job):
     started = time.monotonic()
     (code_0, _, _), (code_1, _, err) = job("_vanish")
@@ -373,6 +377,7 @@ def test_without_process_0_the_others_end_and_say_so(job):
     assert _errors(err) == ["error: process 0 is gone; this one (1 of 2) ends with it"]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_done_ends_at_once(job):
     assert [(code, out) for code, out, _ in job("_finish")] == [(0, "done\n")] * 2
 

@@ -3,12 +3,11 @@
 import subprocess
 import sys
 
-import pytest
-
+from tests.fixtures.quick import parametrize_quick
 from tools.dump_parameters import CARDS, FOLDER, card_table
 
 
-@pytest.mark.parametrize("name", CARDS)
+@parametrize_quick("name", CARDS, number=2)
 def test_the_tables_are_those_of_the_configs(name):
     ours, written = card_table(CARDS[name]), (FOLDER / f"{name}.txt").read_text()
     assert ours.splitlines() == written.splitlines(), "if that is meant: python -m tools.dump_parameters"

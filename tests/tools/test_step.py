@@ -128,6 +128,7 @@ def test_the_flax_model_is_the_same_model_and_learns(small):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_timm_runs_in_its_own_process(small, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     if importlib.util.find_spec("timm") is None:
@@ -165,6 +166,7 @@ def test_why_timm_cannot_run_is_one_line(small, tmp_path, monkeypatch, script, m
         bench_models.TimmProcess(small, compile_mode="off")
 
 
+@pytest.mark.slow
 def test_runs_without_tensorflow(tmp_path, quick):
     flags = ["--small", "--steps=train", "--masks=", "--backends=cudnn", "--rounds=2", "--seconds=0.01"]
     flags += ["--registers=", "--compare=", f"--json={tmp_path}/out.json", "--config.optimizer.ema_decay=0.9"]

@@ -226,6 +226,7 @@ def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
         assert (largest < 30).all() != others
 
 
+@pytest.mark.slow
 def test_planted_positions_are_recovered_and_absent_ones_are_not(folder, planted):
     rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([planted[0]], OPTIONS))}
     assert rows["normal"]["top-1, %"] == 100.0

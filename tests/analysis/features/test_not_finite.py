@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments import probe_global
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
@@ -148,7 +149,7 @@ def _check_files(result, folder):
         assert table.rows, "an empty table"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@parametrize_quick("name", EXPERIMENTS, number=2)
 def test_a_model_that_is_not_finite_is_a_gap(measured, name):
     result, folder = measured("broken", name)
     assert result.gaps[0].startswith("broken: the features ")
@@ -172,13 +173,13 @@ def test_norms_that_overflow_in_some_images_are_a_gap(measured, name):
     _check_files(result, folder)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@parametrize_quick("name", EXPERIMENTS, number=2)
 def test_a_model_of_zeros_gives_finite_numbers(measured, name):
     """Warnings are errors in the tests."""
     _check_files(*measured("zero", name))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@parametrize_quick("name", EXPERIMENTS, number=2)
 def test_one_image_gives_finite_numbers(measured, name):
     result, folder = measured("random", name, num_images=1)
     assert result.tables or result.pictures or result.gaps
@@ -198,6 +199,7 @@ def test_gaps_of_a_model_of_zeros(measured):
     assert [row[2:4] for row in result.tables[0].cells()] == [["-", "-"]] * len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["norms", "neighbours", "cls-terms", "lost"])
 def test_a_sound_model_beside_one_that_is_not_is_measured(tmp_path, name):
     both = [_opened("broken", 4), _opened("random", 4)]

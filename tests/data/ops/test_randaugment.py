@@ -175,6 +175,7 @@ def test_cutout(source, compiled, request):
             np.testing.assert_array_equal(out, cutout(image, draw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["drawn", "photos"])
 def test_contrast_from_the_mean(source, compiled, request):
     for image in request.getfixturevalue(source):
@@ -262,6 +263,7 @@ def test_one_compilation_serves_all_images_and_draws():
     assert "{(u8[16,16,3]{2,1,0}, f32[6]{0})->" in ir(stage="hlo").splitlines()[0]
 
 
+@pytest.mark.slow
 def test_images_are_a_function_of_the_seed(drawn):
     images = np.stack(drawn * 8)
     text = "decode | central_crop | flip | randaugment(1)"

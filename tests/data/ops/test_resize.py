@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.resize import METHODS
 from vit_registers.data.ops.strings import Target
@@ -57,7 +58,7 @@ def noise(*shape, contrast=1):
     return levels.clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("method", FILTERS)
+@parametrize_quick("method", FILTERS)
 def test_noise_is_resized_exactly_as_by_pil(resize, method):
     for size, sides in [*SIZES, *EXTREMES]:
         for contrast in (1, 9):
@@ -140,6 +141,7 @@ def test_bad_settings(text, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_evaluation_chain_of_deit3_is_pils(imagenet_paths):
     """From the files: TensorFlow's decoder and PIL's agree on them, so the whole chain is exact."""
     text = "resize_small(224, method='pil_bicubic') | central_crop(rounding='half_even')"
