@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 import vit_registers
-from vit_registers.config import Config, Data, InitFrom, Model
+from tests.fixtures.digits import make_config
+from tests.fixtures.quick import parametrize_quick
+from vit_registers.config import Config, InitFrom
 from vit_registers.data.batch import labelled_batch, relabel
 from vit_registers.data.class_names import match
 from vit_registers.data.loaders import open_also_eval, open_data
@@ -22,26 +24,9 @@ NAMES = ("ape", "bee", "cat", "dog")
 
 
 def _config(root):
-    return Config(
-        model=Model(
-            width=16,
-            depth=1,
-            num_heads=2,
-            patch_size=4,
-            image_size=(8, 8),
-            channels=1,
-            num_classes=len(NAMES),
-        ),
-        data=Data(
-            name="folder",
-            loader="memory",
-            data_dir=str(root),
-            eval_split="val",
-            train_ops="",
-            eval_ops="",
-            mean=(0.5,),
-            std=(0.5,),
-        ),
+    return make_config(
+        model={"num_classes": len(NAMES)},
+        data={"name": "folder", "data_dir": str(root), "eval_split": "val"},
     )
 
 
@@ -80,9 +65,10 @@ def _by_hand(run, root, names):
     return float((choice_B == np.repeat([NAMES.index(name) for name in names], 12)).mean())
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     ("loader", "names"),
     [("memory", NAMES), ("memory", ("bee", "dog")), ("tfdata", ("bee", "dog")), ("memory", ("cat",))],
+    number=2,
 )
 def test_some_of_the_classes_are_evaluated_by_name(run, folders, capsys, loader, names):
     overrides = {"data.data_dir": str(folders(*names)), "data.loader": loader}

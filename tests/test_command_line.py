@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.fixtures.quick import parametrize_quick
+from tests.fixtures.digits import flags
 from vit_registers.config import Config, Model, Run, override, to_dict
 from vit_registers.errors import user_line
 from vit_registers.models.params import abstract_model
@@ -208,8 +208,9 @@ assert "jax" not in sys.modules
     assert "did you mean 'optimizer.learning_rate'?" in ended.stderr
 
 
-@parametrize_quick("times", [1, 2])
-@parametrize_quick("moment", ["imports", "parameters"])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("moment", ["imports", "parameters"])
 def test_ctrl_c_before_the_first_step_is_a_line_at_most(start, tmp_path, moment, times):
     program = start("train", DIGITS, f"--workdir={tmp_path}/run")
     if moment == "imports":
@@ -286,7 +287,8 @@ def test_memory_that_does_not_suffice_is_one_line():
     assert user_line(ValueError("x")) is None
 
 
-@parametrize_quick("arguments", [("--list",), ("--help",)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("--list",), ("--help",)])
 def test_output_that_nobody_reads_ends_a_program_quietly(start, arguments):
     program = start("analyze", *arguments)
     program.stdout.close()
@@ -296,8 +298,7 @@ def test_output_that_nobody_reads_ends_a_program_quietly(start, arguments):
 
 @pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_is_trained_to_its_end(start, tmp_path):
-    small = ("--config.model.depth=1", "--config.model.width=16", "--config.optimizer.warmup_steps=1")
-    program = start("train", "--config=configs/digits.py:steps=2", f"--workdir={tmp_path}/run", *small)
+    program = start("train", *flags("steps=2"), f"--workdir={tmp_path}/run")
     program.stdout.close()
     program.wait(timeout=100)
     assert program.stderr.read() == ""

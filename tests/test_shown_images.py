@@ -62,7 +62,7 @@ def _images(opened):
 
 
 @parametrize_quick("setting", ["model.image_size", "data.image_size"])
-@pytest.mark.parametrize("which", ["run", "weights"])
+@parametrize_quick("which", ["run", "weights"])
 def test_the_part_that_is_shown_follows_the_image_size(place, converted, which, setting):
     """The pixels are PIL's at the smaller size, and positions are resampled."""
     data = str(place / "data")

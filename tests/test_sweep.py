@@ -124,7 +124,7 @@ def _timeless_table(work):
     return tabulate.markdown(rows, cells[0].labels, title="test top-1 in % (last)")
 
 
-# --- with a stand-in for training ------------------------------------------------------------
+# --- with a replacement for training ------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_index_runs_one_and_another_config_is_refused(launch, make, command):
 
 @pytest.fixture
 def stand_in(fake, monkeypatch):
-    """In this process too, the stand-in is what trains."""
+    """The replacement for train is used in this process too."""
     monkeypatch.setattr(sweep, "TRAIN", (sys.executable, str(fake)))
     monkeypatch.setattr(sweep, "LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(sweep, "POLL_S", 0.02)

@@ -36,6 +36,7 @@ def settings(broken_dir):
     return {"data_dir": broken_dir, "name": "folder", "image_size": (16, 16), "channels": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOADERS)
 def test_stopping_names_the_file(kind, make_loader, settings, device):
     for use in (lambda x: x.train_batches(0, device), lambda x: x.eval_batches("test", device)):
@@ -214,6 +215,7 @@ def unreadable(request, tmp_path, make_config):
     return open_damaged, message
 
 
+@pytest.mark.slow
 def test_unreadable_images_stop_both_loaders_with_the_same_line(unreadable, device, small):
     open_damaged, message = unreadable
     lines = []
@@ -227,6 +229,7 @@ def test_unreadable_images_stop_both_loaders_with_the_same_line(unreadable, devi
     assert "\n" not in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOADERS)
 def test_unreadable_images_are_left_out_and_counted_by_both_loaders(kind, unreadable, device, small, caplog):
     open_damaged, _ = unreadable

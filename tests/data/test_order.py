@@ -19,7 +19,7 @@ RANDOM_ACCESS = ("array_record", "folder")
 MEMORY_FIRST = ("memory_folder", "memory_array_record", "array_record", "folder", "tfrecord")
 
 
-@parametrize_quick("kind", MEMORY_FIRST, number=3)
+@parametrize_quick("kind", MEMORY_FIRST, number=2)
 def test_resuming_in_any_epoch_is_exact(kind, make_loader, device, small):
     ops = "random_crop(2) | flip"
     straight = small.take(make_loader(kind, train_ops=ops).train_batches(0, device), 20)  # 3.5 epochs
@@ -45,7 +45,7 @@ def test_each_epoch_is_a_permutation_of_its_own(kind, make_loader, device, small
     assert batch.views["image"].dtype == np.uint8
 
 
-@parametrize_quick("kind", MEMORY_FIRST, number=3)
+@parametrize_quick("kind", MEMORY_FIRST, number=2)
 def test_seeds_change_the_order_and_the_augmentation(kind, make_loader, device, small):
     first = small.take(make_loader(kind, seed=1).train_batches(0, device), 5)
     other = small.take(make_loader(kind, seed=2).train_batches(0, device), 5)

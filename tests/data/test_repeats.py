@@ -11,7 +11,7 @@ from vit_registers.errors import ConfigError
 def sampled(permutation, *, world, batch, repeats):
     """What each process of DeiT's distributed sampler sees in one epoch, batch by batch, [rank, step, batch].
 
-    The rule: every index so many times in a row; process r takes each world-th from r on; of these the
+    The rule: every index `repeats` times in a row; process r takes each world-th from r on; of these the
     first floor(n // 256 * 256 / world), cut to whole batches.
     """
     n = len(permutation)

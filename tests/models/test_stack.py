@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
-from tests.fixtures.quick import parametrize_quick
 from vit_registers.models.edits import Edits
 
 SHAPE = {"depth": 4, "num_registers": 2, "drop_path": 0.5, "summary_factor": 2, "mask": "fractal"}
@@ -27,7 +27,8 @@ def _gradient(model, x):
     return jax.grad(lambda model: (model(x).logits ** 2).sum())(model)
 
 
-@parametrize_quick("remat", ["none", "block"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "block"])
 def test_all_that_comes_out_is_as_from_blocks_one_by_one(build, images, forward, remat):
     """The first block's rate is 0, where an array of rates must drop nothing and scale nothing."""
     x, key = images(8), jax.random.key(3)

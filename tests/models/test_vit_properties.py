@@ -13,7 +13,9 @@ from vit_registers.models.vit import static_attention
 MASKS = ["none", "fractal", "fractal_released", "fractal_local"]
 
 
-@pytest.mark.parametrize(("mask", "positions"), [*((mask, "none") for mask in MASKS), ("fractal", "alibi2d")])
+@parametrize_quick(
+    ("mask", "positions"), [*((mask, "none") for mask in MASKS), ("fractal", "alibi2d")], number=2
+)
 def test_a_masked_pair_has_exactly_zero_gradient_through_a_block(build, mask, positions):
     sizes = {"width": 8, "num_heads": 2, "mlp_dim": 8, "depth": 1}
     model = build(**sizes, num_registers=2, summary_factor=2, mask=mask, positions=positions)
@@ -30,6 +32,7 @@ def test_a_masked_pair_has_exactly_zero_gradient_through_a_block(build, mask, po
     np.testing.assert_array_equal(depends_TxT, expected)
 
 
+@pytest.mark.slow
 def test_pixels_reach_just_the_patches_that_the_mask_lets_them_reach(build, images):
     """Through the whole model of one block, without the tokens that everybody sees."""
     model = build(depth=1, use_cls=False, pooling="gap", summary_factor=2, mask="fractal_local")
@@ -97,6 +100,7 @@ def test_cls_pools_the_cls_token(build, images, forward):
     np.testing.assert_array_equal(outputs.pooled, outputs.cls)
 
 
+@pytest.mark.slow
 def test_map_pooling_does_not_mind_the_order_of_patches(build):
     model = build(pooling="map", use_cls=False, num_registers=2)
     tokens_BxTxD = np.random.default_rng(0).normal(size=(2, 18, 32)).astype(np.float32)
@@ -121,6 +125,7 @@ def test_without_positions_the_order_of_patches_does_not_matter(build, images, f
     )
 
 
+@pytest.mark.slow
 def test_with_positions_the_order_of_patches_matters(build, images, forward):
     x = images(2)
     for positions in ("learned", "sincos2d", "alibi2d"):

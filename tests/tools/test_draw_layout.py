@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from tests.fixtures.quick import parametrize_quick
 from tools.draw_layout import EVERYWHERE, _colors
 from vit_registers.models.masks import build_mask, owners
 from vit_registers.models.tokens import TokenLayout, summary_grids
@@ -36,7 +36,8 @@ def test_cells_have_the_colour_of_the_block_that_the_mask_links_them_to():
     assert (alone == EVERYWHERE).all()
 
 
-@parametrize_quick(
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("settings", "code"),
     [
         (("--config=configs/digits.py:mask=window(radius=2),registers=1",), 0),

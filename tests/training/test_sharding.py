@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from tests.fixtures.quick import parametrize_quick
 from tools.aot_tpu import collectives
 from vit_registers.config import Mesh
 from vit_registers.data.batch import synthetic_batches, to_device
@@ -51,7 +50,8 @@ def test_20_steps_are_the_same_on_every_mesh_with_scan_and_with_remat(tiny, chan
         _assert_same_run(ours, reference, (mesh, model))
 
 
-@parametrize_quick("use_scan", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("use_scan", [False, True])
 def test_with_fsdp_weights_travel_and_activations_do_not(tiny, change, use_scan):
     """Forward and backward gathering, and gradients: thrice the parameters; an activation would be more."""
     config = change(

@@ -167,6 +167,7 @@ def test_scores_are_the_mean_activations_worked_by_hand(planted):
     np.testing.assert_allclose(found.score_LxF[BLOCK, NEURON], np.mean(means), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_test_time_register_takes_the_outliers(planted):
     subject, is_bright_BxP = planted
     result = test_time_registers.EXPERIMENT.result([subject], OPTIONS)

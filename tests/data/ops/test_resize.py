@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.resize import METHODS
 from vit_registers.data.ops.strings import Target
@@ -58,7 +57,8 @@ def noise(*shape, contrast=1):
     return levels.clip(0, 255).astype(np.uint8)
 
 
-@parametrize_quick("method", FILTERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FILTERS)
 def test_noise_is_resized_exactly_as_by_pil(resize, method):
     for size, sides in [*SIZES, *EXTREMES]:
         for contrast in (1, 9):

@@ -151,6 +151,7 @@ def results(op, image, number=DRAWS):
     return run(draws_NxD).numpy()
 
 
+@pytest.mark.slow
 def test_the_three_are_equally_likely():
     image = np.full((1, 2, 3), [10, 130, 250], np.uint8)
     image[0, 1] = 40

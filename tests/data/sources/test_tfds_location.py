@@ -37,7 +37,7 @@ def refusal(config):
         *(("{}/code/toy.py", ""), ("{}/code/toy.py", "toy/1.0.0"), ("{}/code/other.py", "")),
         *(("{}/toy_code/toy", ""), ("{}/toy_code/toy/toy_dataset_builder.py", "")),
     ],
-    number=4,
+    number=2,
 )
 def test_one_data_set_by_all_its_names(kind, name, data_dir, make_config, root, device, small):
     (root / "code").mkdir()

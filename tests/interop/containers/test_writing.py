@@ -10,7 +10,6 @@ import pytest
 from safetensors import deserialize, safe_open
 from safetensors.numpy import load_file
 
-from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import SAFETENSORS_DTYPES, Weights, from_arrays, open_weights
 from vit_registers.interop.export.files import write_safetensors
@@ -248,7 +247,8 @@ except CheckpointError as error:
 """
 
 
-@parametrize_quick("kind", KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("items, limit", [(5_000, 100_000), (50, 3_000)])  # few wait in buffers till the end
 def test_a_full_disk(items, limit, kind, tmp_path):
     path = tmp_path / f"a.{kind}"

@@ -78,7 +78,7 @@ OURS = {
 }
 
 
-@parametrize_quick("name", OURS, number=3)
+@parametrize_quick("name", OURS)
 def test_ours_as_timm_reads_it(name, make, params, as_theirs, images, forward, tokens, assert_close):
     ours = make(**OURS[name])
     theirs = as_theirs(targets.export(ours.model, params(ours), "timm"))

@@ -1,4 +1,4 @@
-"""Models of ours that a family cannot hold as they are: refused, or said otherwise with the same answers."""
+"""Models that a family cannot hold: the export fails, or rewrites them into one with equal outputs."""
 
 import numpy as np
 import pytest

@@ -164,7 +164,6 @@ def zoomed(reference, state, size):
     ("name", "size"),
     [(name, NATIVE) for name in CASES]
     + [(name, size) for name in ("gap", "tok sincos2d", "original") for size in ((24, 24), (12, 28))],
-    number=3,
 )
 def test_answer_and_tokens_are_those_of_the_origin(name, size, made, images, forward, tokens, assert_close):
     reference, state = made(name)

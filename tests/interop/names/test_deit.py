@@ -87,7 +87,7 @@ DEITS = {
 
 
 @parametrize_quick(
-    ("name", "size"), [(n, size) for n in DEITS for size in SIZES[: 1 if "without" in n else 3]], number=2
+    ("name", "size"), [(n, size) for n in DEITS for size in SIZES[: 1 if "without" in n else 3]]
 )
 def test_deit_is_the_origin(name, size, noise, images, forward, tokens, torch_layers, assert_close):
     state = noise(shapes_of(**DEITS[name]))

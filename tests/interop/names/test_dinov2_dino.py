@@ -121,7 +121,7 @@ def made(noise):
     return made
 
 
-@parametrize_quick("name", ALL, number=2)
+@parametrize_quick("name", ALL)
 def test_tokens_are_those_of_the_origin_at_all_sizes(
     name, made, images, forward, tokens, origin, assert_close
 ):

@@ -201,7 +201,7 @@ def made(noise):
     return lambda name: (*checkpoint(noise, **CASES[name]), hints[name].copy())
 
 
-@parametrize_quick("name", CASES, number=4)
+@parametrize_quick("name", CASES, number=2)
 def test_the_answer_is_that_of_the_origin_and_buffers_stay_fixed(
     name, made, images, forward, tokens, params, torch_layers, assert_close
 ):

@@ -82,7 +82,7 @@ def assert_same_model(ours, other, params):
     jax.tree.map(np.testing.assert_array_equal, params(ours), params(other))
 
 
-@parametrize_quick("name", ORIGINS, number=2)
+@parametrize_quick("name", ORIGINS)
 def test_answers_and_tokens_at_every_size(name, origin, numpy_state, agree):
     """Within 1e-5 of numbers around 4, but for tokens without norm; below 4e-6 is measured."""
     ours = from_memory(name, origin(name), numpy_state)
@@ -118,7 +118,7 @@ def test_loading_at_an_image_size_is_their_interpolation(name, size, origin, num
 
 @parametrize_quick("name", ORIGINS, number=4)
 def test_a_folder_of_the_hub_tells_all(name, timm, origin, numpy_state, params, tmp_path, from_folder):
-    """Where arguments differ from those that the architecture stands for, config.json has model_args."""
+    """config.json has model_args where arguments differ from those of the architecture."""
     arguments = ORIGINS[name][1] | {"num_heads": 4, "img_size": 32}
     with_args = {"model_args": arguments, "safe_serialization": True}
     timm.models.save_for_hf(origin(name), tmp_path, **with_args)

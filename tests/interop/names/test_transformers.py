@@ -79,7 +79,7 @@ def assert_same_model(ours, other, params):
     jax.tree.map(np.testing.assert_array_equal, params(ours), params(other))
 
 
-@parametrize_quick("name", ORIGINS, number=3)
+@parametrize_quick("name", ORIGINS)
 def test_answers_tokens_and_pooled_at_every_size(name, origin, numpy_state, agree, assert_close):
     """All within 1e-5, of numbers up to 20; below 5e-6 is measured."""
     theirs = origin(name)
