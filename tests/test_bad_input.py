@@ -10,6 +10,8 @@ from PIL import Image
 
 from tests.fixtures.digits import flags
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py:steps=4"
 SHORT = flags("steps=4", run={"eval_every_steps": 2})

@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from tests.fixtures.quick import parametrize_quick
 from vit_registers import loading
 from vit_registers.analysis import opening
 from vit_registers.config import Model
@@ -61,8 +60,9 @@ def _images(opened):
     return np.asarray(batch.views["image"])
 
 
-@parametrize_quick("setting", ["model.image_size", "data.image_size"])
-@parametrize_quick("which", ["run", "weights"])
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["model.image_size", "data.image_size"])
+@pytest.mark.parametrize("which", ["run", "weights"])
 def test_the_part_that_is_shown_follows_the_image_size(place, converted, which, setting):
     """The pixels are PIL's at the smaller size, and positions are resampled."""
     data = str(place / "data")
@@ -88,6 +88,7 @@ def test_settings_of_the_user_win(place, converted, which):
             opening.open_all([_given(place, which)], str(place / "data"), wrong, num_images=2)
 
 
+@pytest.mark.slow
 def test_assumed_normalisation_is_said(place, converted, run_here):
     """By evaluate and analyze, unless mean and deviation are given; and kept by a second conversion."""
     line = "normalisation assumed for timm: mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5"

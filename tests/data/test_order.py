@@ -119,6 +119,7 @@ def test_parts_of_splits(kind, make_loader, device, small):
     assert sorted(small.numbers(evaluated)[evaluated.mask_B]) == list(range(50, 57))
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_set(make_loader, device, small):
     for kind in KINDS:
         batches = make_loader(kind, batch_size=130).train_batches(1, device)

@@ -113,7 +113,7 @@ def test_map_pooling_does_not_mind_the_order_of_patches(build):
     np.testing.assert_allclose(pool("map", shuffled, model.layout, model.map_pool), pooled, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["gap", "map"])
+@parametrize_quick("pooling", ["gap", "map"])
 def test_without_positions_the_order_of_patches_does_not_matter(build, images, forward, pooling):
     model = build(pooling=pooling, positions="none", num_registers=1)
     x = images(2)

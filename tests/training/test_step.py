@@ -103,6 +103,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(tiny, change,
     )
 
 
+@pytest.mark.slow
 def test_update_norm_is_that_of_what_is_added(tiny, change, run_steps):
     before, _ = run_steps(tiny, 2)
     before = jax.device_get(before.params)
