@@ -18,6 +18,7 @@ def _config(**overrides):
     return config_lib.override(config_lib.to_dict(config), overrides)
 
 
+@pytest.mark.slow
 def test_other_splits_are_evaluated_beside_the_first(tmp_path, digits_tfds):
     also = ("digits train", "digits train[:10%]")
     place = {"data.loader": "tfdata", "data.data_dir": str(digits_tfds)}

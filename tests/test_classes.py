@@ -68,7 +68,6 @@ def _by_hand(run, root, names):
 @parametrize_quick(
     ("loader", "names"),
     [("memory", NAMES), ("memory", ("bee", "dog")), ("tfdata", ("bee", "dog")), ("memory", ("cat",))],
-    number=2,
 )
 def test_some_of_the_classes_are_evaluated_by_name(run, folders, capsys, loader, names):
     overrides = {"data.data_dir": str(folders(*names)), "data.loader": loader}
@@ -89,6 +88,7 @@ def test_other_classes_are_refused_with_their_names(run, folders, run_here, name
     assert message in err
 
 
+@pytest.mark.slow
 def test_analyze_judges_a_head_by_the_names_of_its_classes(run, folders, run_here, tmp_path):
     for names, is_known in ((("bee", "dog"), True), (("ape", "bee", "cat", "eel"), False)):
         out = tmp_path / "-".join(names)
@@ -195,6 +195,7 @@ def test_the_first_result_of_converted_weights_has_the_plain_name(untrained, fol
     assert len(names) == 2 and names[1] == "val-0.json"
 
 
+@pytest.mark.slow
 def test_results_on_other_data_stand_side_by_side_with_all_their_settings(run, folders, run_here):
     own, other = folders(*NAMES), folders("ape", "cat")
     for args in (

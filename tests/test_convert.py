@@ -80,6 +80,7 @@ def test_in_out_and_in_again(run, run_here, tmp_path, folder):
     np.testing.assert_array_equal(theirs.logits, ours.logits)
 
 
+@pytest.mark.slow
 def test_half_precision_is_written_and_compared_in_it(run_here, tmp_path, folder):
     out_file = f"{tmp_path}/half.safetensors"
     args = (f"--input={folder}", f"--output={out_file}", "--to=timm", "--dtype=bfloat16")
@@ -218,6 +219,7 @@ def test_bad_flags(run_here, tmp_path, folder, args, message):
     _one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run", *args), message)
 
 
+@pytest.mark.slow
 def test_output_that_is_there_already(run_here, tmp_path, folder):
     args = (f"--input={folder}", f"--output={tmp_path}/run")
     assert run_here("convert", *args)[0] == 0

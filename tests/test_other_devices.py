@@ -68,6 +68,7 @@ def test_a_run_is_evaluated_and_loaded_on_other_devices(untrained, tmp_path, cap
     np.testing.assert_array_equal(*(np.asarray(model(images).logits) for model in models))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_back_end_that_was_removed_is_evaluated_and_the_name_is_refused(
     untrained, run_here, monkeypatch, tmp_path
 ):
@@ -101,6 +102,7 @@ def test_a_run_is_analysed_and_converted_on_other_devices(run_here, untrained, t
     assert "equal bit for bit" in out
 
 
+@pytest.mark.slow
 def test_devices_and_batches_that_are_asked_for_are_taken_or_refused(untrained, run_here, tmp_path):
     untrained(tmp_path, _trained_on("4 devices"))
     checkpoint = f"--checkpoint={tmp_path}"

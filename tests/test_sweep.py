@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from tests.fixtures.quick import parametrize_quick
 from vit_registers import sweep, tabulate
 from vit_registers.config import to_dict
 from vit_registers.runs import sweep_cells
@@ -144,7 +143,8 @@ def test_nothing_runs_twice_and_nothing_is_lost_whatever_is_killed(launch, make,
     assert [_steps(run) for run in work.runs] == [list(range(1, 21))] * 8
 
 
-@parametrize_quick("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_is_passed_on_and_exits_with_0(launch, make, command, number):
     work = make()
     program = launch(*command)
@@ -191,6 +191,7 @@ def stand_in(fake, monkeypatch):
     return fake
 
 
+@pytest.mark.slow
 def test_sweeps_at_once_share_the_runs(make, stand_in, capsys):
     work = make()
     failures = []
@@ -208,6 +209,7 @@ def test_sweeps_at_once_share_the_runs(make, stand_in, capsys):
     assert "is running elsewhere" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_without_a_sweep_is_left_for_later(make, stand_in, capsys):
     work = make()
     folder = work.runs[1].folder

@@ -144,6 +144,7 @@ def test_batches_that_do_not_divide(kind, make_loader):
         loader.host_eval_batches("test", process_index=0, process_count=2)
 
 
+@pytest.mark.slow
 def test_fewer_records_than_processes(make_loader):
     loader = make_loader("tfrecord", train_split="train[:1]")
     with pytest.raises(DataError, match="fewer records than there are processes"):

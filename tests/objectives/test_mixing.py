@@ -42,6 +42,7 @@ def test_cutmix_pastes_one_box_and_weights_labels_by_its_area():
         assert is_foreign.sum() == rows * columns
 
 
+@pytest.mark.slow
 def test_mean_of_mixup_weights_is_that_of_the_beta_law():
     settings = ClassificationSettings(mixup_alpha=0.2)
     keys = jax.random.split(jax.random.key(0), 4000)

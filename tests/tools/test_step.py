@@ -114,6 +114,7 @@ def test_what_is_timed_trains(small):
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
 def test_the_flax_model_is_the_same_model_and_learns(small):
     mesh = sharding.make_mesh(small.mesh, devices=jax.devices()[:2])

@@ -49,6 +49,7 @@ def test_micro_batches_add_up_to_the_whole_batch(tiny, change, run_steps):
     _assert_close(whole_history, parts_history, 1e-5)
 
 
+@pytest.mark.slow
 def test_average_follows_its_recurrence(tiny, change, run_steps):
     config = change(tiny, optimizer={"ema_decay": 0.5})
     state, _ = run_steps(config, 0)

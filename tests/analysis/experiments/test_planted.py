@@ -140,6 +140,7 @@ def test_norms_by_layer_show_the_block_where_they_begin(planted):
     assert flagged == {0: 0.0, 1: 0.0, 2: share, 3: share}
 
 
+@pytest.mark.slow
 def test_the_register_neuron_is_found(planted):
     subject, is_bright_BxP = planted
     found = neuron_search.find_neurons(subject, OPTIONS)
@@ -201,6 +202,7 @@ def test_an_attention_bias_does_what_the_register_does(planted):
     assert abs(register - biased) <= abs(register - silent) + 1e-6
 
 
+@pytest.mark.slow
 def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
     """Before block 2 the patches are bright: zero is not, so that the neuron stays silent."""
     subject, is_bright_BxP = planted

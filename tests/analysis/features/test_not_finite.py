@@ -14,7 +14,6 @@ from flax import nnx
 from PIL import Image
 
 from tests.fixtures.digits import make_config
-from tests.fixtures.quick import parametrize_quick
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments import probe_global
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
@@ -137,7 +136,8 @@ def _check_files(result, folder):
         assert table.rows, "an empty table"
 
 
-@parametrize_quick("name", EXPERIMENTS, number=2)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_model_that_is_not_finite_is_a_gap(measured, name):
     result, folder = measured("broken", name)
     assert result.gaps[0].startswith("broken: the features ")

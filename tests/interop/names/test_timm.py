@@ -96,6 +96,7 @@ def test_names_tell_timm(name, origin, numpy_state, params):
     assert_same_model(there, from_memory(name, origin(name), numpy_state), params)
 
 
+@pytest.mark.slow
 def test_a_distillation_token_tells_deit(origin, numpy_state, agree):
     """Which resamples positions otherwise than timm does; at the size of training they are the same."""
     theirs = origin("deit distilled")
@@ -146,6 +147,7 @@ def test_the_activation_of_a_folder(act, timm, timm_model, tmp_path, from_folder
     agree(from_folder(tmp_path), theirs, (32, 32))
 
 
+@pytest.mark.slow
 def test_the_size_of_a_folder_tells_positions_from_patches(
     timm, timm_model, numpy_state, tmp_path, from_folder, agree
 ):
