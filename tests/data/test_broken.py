@@ -184,7 +184,7 @@ UNREADABLE = {
     "link_to_nothing": ("before", lambda path: _link_to(path, "nothing"), "it is a link to nothing"),
     "link_to_itself": ("before", lambda path: _link_to(path, path.name), "it is a link to nothing"),
     "forbidden": ("before", _hide, "Permission denied"),
-    # a regular file that nobody can read from its start
+    # a regular file that cannot be read from its start
     "unreadable": ("before", lambda path: _link_to(path, "/proc/self/mem"), "Input/output error"),
     "gone": ("after", _replace, "No such file or directory"),
     "link_that_breaks": ("after", lambda path: _link_to(path, "nothing"), "No such file or directory"),
