@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import (
     Config,
     Data,
@@ -55,7 +56,9 @@ SWEEPS = [(path, "") for path in CONFIGS if path.stem != "fractal_table"]
 SWEEPS += [(path, f"scale={scale}") for path in CONFIGS if path.stem == "fractal_table" for scale in SCALES]
 
 
-@pytest.mark.parametrize(("path", "arg"), SWEEPS, ids=lambda x: getattr(x, "stem", x))
+@parametrize_quick(
+    ("path", "arg"), SWEEPS, number=len(SWEEPS) - len(SCALES), ids=lambda x: getattr(x, "stem", x)
+)
 def test_every_point_of_the_sweep_builds(path, arg, required):
     module = _load(path)
     base = module.get_config(required(path) + arg)

@@ -47,7 +47,7 @@ def _assert_restored(run, step):
 
 @contextlib.contextmanager
 def _files_up_to(size):
-    """No file of this process can grow beyond so many bytes: as on a disk that is full."""
+    """No file of this process can grow beyond a limit, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -202,6 +202,7 @@ def test_masks_are_the_same_if_their_arguments_or_files_are(tmp_path, matrix):
     assert resolve(dataclasses.replace(a, mask="shifted(-1)")).mask == "shifted(offset=-1)"
 
 
+@pytest.mark.slow
 def test_a_model_keeps_the_matrix_that_it_was_built_with(build, forward, images, tmp_path):
     matrix = np.eye(17, dtype=bool)
     matrix[0] = True

@@ -197,6 +197,7 @@ def test_a_mesh_of_devices_lays_out_the_batch_and_changes_no_number(build, image
     assert {shard.data.shape[0] for shard in shards} == {2}
 
 
+@pytest.mark.slow
 def test_building_a_model_imports_no_other_framework():
     program = """
 import sys

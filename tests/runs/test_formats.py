@@ -64,6 +64,7 @@ def test_it_is_evaluated(run, params, name):
         assert found[key] == pytest.approx(expected[f"{name}/{key}"], abs=3 / 359)
 
 
+@pytest.mark.slow
 def test_it_is_resumed_and_saved_in_the_current_format(run):
     train(trained_config(str(run), 10), str(run))
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

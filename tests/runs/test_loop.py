@@ -25,6 +25,7 @@ def _assert_equal(found, want):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), want)
 
 
+@pytest.mark.slow
 def test_a_step_with_nan_in_its_batch_changes_nothing_but_the_step(tiny, change):
     config = change(tiny, model={"depth": 1}, optimizer={"ema_decay": 0.5})
     lengths = Durations(total_steps=40, warmup_steps=2, eval_every_steps=40, steps_per_epoch=10.0)

@@ -1,4 +1,4 @@
-"""One program at a time writes in a run folder; a lock that was left behind blocks nobody."""
+"""One program at a time writes in a run folder; the lock of a program that has ended blocks no other."""
 
 import errno
 import fcntl

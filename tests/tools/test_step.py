@@ -114,6 +114,7 @@ def test_what_is_timed_trains(small):
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
 def test_the_flax_model_is_the_same_model_and_learns(small):
     mesh = sharding.make_mesh(small.mesh, devices=jax.devices()[:2])
@@ -128,6 +129,7 @@ def test_the_flax_model_is_the_same_model_and_learns(small):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_timm_runs_in_its_own_process(small, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     if importlib.util.find_spec("timm") is None:
@@ -165,6 +167,7 @@ def test_why_timm_cannot_run_is_one_line(small, tmp_path, monkeypatch, script, m
         bench_models.TimmProcess(small, compile_mode="off")
 
 
+@pytest.mark.slow
 def test_runs_without_tensorflow(tmp_path, quick):
     flags = ["--small", "--steps=train", "--masks=", "--backends=cudnn", "--rounds=2", "--seconds=0.01"]
     flags += ["--registers=", "--compare=", f"--json={tmp_path}/out.json", "--config.optimizer.ema_decay=0.9"]

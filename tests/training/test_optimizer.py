@@ -200,6 +200,7 @@ def test_schedule_free_equals_its_recurrences(toy, clip):
     _assert_close(_flat(optax.contrib.schedule_free_eval_params(opt_state[-1], params)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lamb", "schedule_free_adamw"])
 def test_sharded_weights_get_the_same_updates(toy, name):
     """The norms, over all and of each kernel, are of whole arrays, whatever device has which part."""

@@ -40,6 +40,7 @@ def _assert_same_run(ours, reference, what):
         np.testing.assert_allclose(a, b, atol=TOLERANCE, err_msg=f"{what}: {jax.tree_util.keystr(path)}")
 
 
+@pytest.mark.slow
 def test_20_steps_are_the_same_on_every_mesh_with_scan_and_with_remat(tiny, change, run_steps):
     """Devices add up in another order, so what is left is float32's rounding."""
     config = change(tiny, model={"drop_path": 0.3}, optimizer={"ema_decay": 0.9})
@@ -49,6 +50,7 @@ def test_20_steps_are_the_same_on_every_mesh_with_scan_and_with_remat(tiny, chan
         _assert_same_run(ours, reference, (mesh, model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_scan", [False, True])
 def test_with_fsdp_weights_travel_and_activations_do_not(tiny, change, use_scan):
     """Forward and backward gathering, and gradients: thrice the parameters; an activation would be more."""

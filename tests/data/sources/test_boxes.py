@@ -323,6 +323,7 @@ def write_tfds(path, file_format, *, has_boxes=True):
     return str(path)
 
 
+@pytest.mark.slow
 def test_prepared_tfds(tmp_path):
     data = open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "a", "array_record"))
     assert len(data) == 3

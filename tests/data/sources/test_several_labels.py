@@ -52,6 +52,7 @@ def real(request, tmp_path_factory):
     return Config(model=model, data=data)
 
 
+@pytest.mark.slow
 def test_any_right_label_counts_and_images_without_one_do_not(real):
     mesh = make_mesh(real.mesh, devices=jax.devices()[:1])
     model = ViT(real.model, rngs=nnx.Rngs(0))

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
 from vit_registers.interop.description import describe_weights
@@ -200,7 +201,7 @@ def made(noise):
     return lambda name: (*checkpoint(noise, **CASES[name]), hints[name].copy())
 
 
-@pytest.mark.parametrize("name", CASES)
+@parametrize_quick("name", CASES, number=2)
 def test_the_answer_is_that_of_the_origin_and_buffers_stay_fixed(
     name, made, images, forward, tokens, params, torch_layers, assert_close
 ):
@@ -284,7 +285,7 @@ def test_sincos_tables_are_made_anew_for_other_sizes(name, made, images, forward
         assert_close(forward(model, images((24, 24))).logits, logits)
 
 
-@pytest.mark.parametrize("name", ["masked summaries", "learned masked summaries", "summaries"])
+@parametrize_quick("name", ["masked summaries", "learned masked summaries", "summaries"])
 def test_the_variant_that_does_not_store_its_mask_asks_for_it(
     name, made, images, forward, torch_layers, assert_close
 ):
