@@ -7,7 +7,6 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import gc
-import importlib
 import logging
 import resource
 import runpy
@@ -175,14 +174,8 @@ def untrained():
     return untrained
 
 
-@pytest.fixture(scope="session")
-def writers_imported():
-    """Imports the module whose default stream is sys.stderr of its import, before capfd replaces that."""
-    importlib.import_module("vit_registers.runs.writers")
-
-
 @pytest.fixture
-def run_here(writers_imported, monkeypatch, capfd):
+def run_here(monkeypatch, capfd):
     """run_here("train", "--flag=...") -> (exit code, standard output, standard error), in this process.
 
     For short runs: a new process spends seconds on imports. Changes of flags, of log handlers and filters,

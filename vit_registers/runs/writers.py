@@ -171,8 +171,10 @@ class Progress:
         batch_size: int,
         earlier_s: float = 0.0,
         is_quiet: bool = False,
-        out: TextIO = sys.stderr,
+        out: TextIO | None = None,
     ):
+        """`out` is sys.stderr if not given."""
+        out = sys.stderr if out is None else out
         self._total, self._batch_size, self._out = total_steps, batch_size, out
         self._is_quiet, self._is_live = is_quiet, out.isatty() and not is_quiet
         self._mark = (start_step, time.monotonic())
