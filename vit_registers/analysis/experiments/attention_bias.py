@@ -2,21 +2,19 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments import edited_models
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.neuron_moves import (
+from vit_registers.analysis.experiments.edited_models import (
+    BASE,
     OUTCOME,
     Outcome,
     Trial,
-    chosen_count,
     outliers_clause,
+    outputs_of,
     start_trial,
-    sweep_counts,
 )
-from vit_registers.analysis.features.interventions import Intervention, add_key
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, add_key
 from vit_registers.analysis.measures.neurons import as_mask
-from vit_registers.analysis.report.finding import counted, percent
-from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.report.result import Gap, Rows, counted, percent
 from vit_registers.analysis.subject import Options, Subject
 
 _UNEDITED, _BIASED = "as it is", "and a key and value"  # variants, as the table names them
@@ -26,23 +24,23 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     trial = start_trial(subject, options)
     if isinstance(trial, Gap):
         return trial
-    count = chosen_count(sweep_counts(trial))
+    _, count = trial.sweep_counts()
     found = _biased(trial, count)
+    what = f"a key and a value instead of {counted(count, 'neuron')}"
     return Rows(
-        tables={"Attention bias": [(subject.name, name, *one.cells()) for name, one in found.items()]},
-        text=outliers_clause(
-            found[_UNEDITED], found[_BIASED], f"a key and a value instead of {counted(count, 'neuron')}"
-        ),
+        tables={"Attention bias": [(name, *one.cells()) for name, one in found.items()]},
+        text=outliers_clause(found[_UNEDITED], found[_BIASED], what),
         compared=percent(found[_BIASED].share),
         count=counted(trial.num_images, "image"),
     )
 
 
 def _biased(trial: Trial, count: int) -> dict[str, Outcome]:
+    subject, num_edited = trial.subject, trial.options.num_edited
     neuron_Ex2 = trial.found.neuron_Ex2[:count]
-    register = trial.moved(neuron_Ex2)
-    taken = edited_models.edited(trial.subject, trial.options, register[0], ("register_kv_LxCxNxK",))
-    key, value = np.moveaxis(taken.read("register_kv_LxCxNxK").mean(0, dtype=np.float64), 1, 0)
+    register, silent = trial.moved(neuron_Ex2), trial.moved(neuron_Ex2, num_registers=0)
+    kv_BxLxCxNxK = subject.rerun(register, ("register_kv_LxCxNxK",), num_edited).read("register_kv_LxCxNxK")
+    key, value = np.moveaxis(kv_BxLxCxNxK.mean(0, dtype=np.float64), 1, 0)
     biased = Intervention(
         name="bias",
         edits=add_key,
@@ -53,16 +51,12 @@ def _biased(trial: Trial, count: int) -> dict[str, Outcome]:
         },
         rows={},
     )
-    nobody = np.zeros((trial.num_images, trial.subject.layout.num_tokens), bool)
-    names = edited_models.outputs_of(trial.subject)
-    stores = {
-        _UNEDITED: edited_models.unedited(trial.subject, trial.options, trial.names),
-        "neurons silent": trial.run(trial.moved(neuron_Ex2, num_registers=0)[0]),
-        _BIASED: edited_models.edited(trial.subject, trial.options, biased, names),
+    return {
+        _UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
+        "neurons silent": trial.measure(silent)[1],
+        _BIASED: trial.outcome(subject.rerun(biased, outputs_of(subject), num_edited), biased),
+        "test-time register": trial.measure(register)[1],
     }
-    outcomes = {name: trial.outcome(store, nobody, 0) for name, store in stores.items()}
-    outcomes["test-time register"] = trial.measure(register)[1]
-    return outcomes
 
 
 EXPERIMENT = Experiment(
@@ -75,6 +69,6 @@ EXPERIMENT = Experiment(
     ),
     tables={"Attention bias": f"model | variant | {OUTCOME}"},
     measure=_measure,
-    features=edited_models.BASE,
+    features=BASE,
     compares="share of patches above the threshold with the key and value, %",
 )

@@ -1,15 +1,11 @@
 """cost: parameters and floating-point operations with registers, and the energy of a training run."""
 
 import dataclasses
-from collections.abc import Sequence
-
-from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import legend_name
-from vit_registers.analysis.report.finding import number
-from vit_registers.analysis.report.result import Picture, Rows
+from vit_registers.analysis.report.figures import lines_picture
+from vit_registers.analysis.report.result import Rows, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.config import Model
 from vit_registers.models.blocks import dims
@@ -49,26 +45,16 @@ def _measure(subject: Subject, options: Options) -> Rows:
     for count in _COUNTS:
         flops = forward_flops(model, dataclasses.replace(subject.layout, num_registers=count))
         more, parameters = 100 * (flops / plain - 1), subject.num_parameters + (count - own) * learned
-        rows.append((subject.name, count, flops / 1e9, more, parameters))
+        rows.append((count, flops / 1e9, more, parameters))
     given = [] if options.energy is None else [(*options.energy, *energy(*options.energy))]
     return Rows(
         tables={"Cost of registers": rows, "Energy": given},
-        text=f"{rows[-1][1]} registers add {number(rows[-1][3], '%')} to the {number(rows[0][2])} GFLOP of a "
+        text=f"{_COUNTS[-1]} registers add {number(more, '%')} to the {number(plain / 1e9)} GFLOP of a "
         "forward pass",
-        compared=rows[-1][3],
+        compared=more,
         count=f"{subject.layout.num_patches:,} patches",
-        values=[row[3] for row in rows],
+        values=(_COUNTS, [row[2] for row in rows]),
     )
-
-
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    figure = Figure(figsize=(5.0, 3.0), layout="constrained")
-    axes = figure.subplots()
-    for one in found:
-        axes.plot(_COUNTS, one.values, "o-", ms=3, label=legend_name(one.name))
-    axes.set(xlabel="registers", ylabel="more operations, %")
-    axes.legend(frameon=False, fontsize=8)
-    return [Picture(name="cost", caption="Operations against none.", figure=figure)]
 
 
 def _define(options: Options) -> str:
@@ -94,6 +80,6 @@ EXPERIMENT = Experiment(
         "Energy": "hours | watts | PUE | kg CO2 per kWh | kWh | kg CO2",
     },
     measure=_measure,
-    draw=_draw,
+    draw=lines_picture("cost", "Operations against none.", "registers", "more operations, %", height=3.0),
     compares="share of operations that 16 registers add, %",
 )

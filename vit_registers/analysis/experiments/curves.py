@@ -1,16 +1,18 @@
 """curves: losses and accuracies of a run over its steps. No JAX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
+from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.errors import DataError
 from vit_registers.runs.metrics_log import read_records
+
+Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]  # (steps, values) by name
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -21,15 +23,16 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if not records:
         missing = "no metrics.jsonl: it is not a run, or a converted one"
         return Gap(f"{subject.name}: {missing if damage is None else damage}")
-    metrics = figures.metric_series(records)
-    rows = [
-        (subject.name, name, int(steps[-1]), float(values[-1]))
-        for name, (steps, values) in metrics.items()
-        if name.endswith(("/loss", "/top1", "/top5"))
-    ]
+    metrics = _series(records)
     text, last, count = _last_evaluation(metrics)
     return Rows(
-        tables={"Last values": rows},
+        tables={
+            "Last values": [
+                (name, int(steps[-1]), float(values[-1]))
+                for name, (steps, values) in metrics.items()
+                if name.endswith(("/loss", "/top1", "/top5"))
+            ]
+        },
         text=text,
         compared=last,
         count=count,
@@ -38,10 +41,19 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _last_evaluation(
-    metrics: Mapping[str, tuple[np.ndarray, np.ndarray]],
-) -> tuple[str, float | None, str]:
-    """(clause, value, count) of the last loss that was evaluated, of the first evaluator."""
+def _series(records: Sequence[Mapping[str, float]]) -> Metrics:
+    """The metrics of the records of a metrics.jsonl; null is NaN."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name != "step":
+                series.setdefault(name, []).append((int(record["step"]), value))
+    arrays = {name: np.array(points, float) for name, points in series.items()}
+    return {name: (points_Nx2[:, 0], points_Nx2[:, 1]) for name, points_Nx2 in arrays.items()}
+
+
+def _last_evaluation(metrics: Metrics) -> tuple[str, float | None, str]:
+    """(clause, value, count) of the last loss of the first evaluator."""
     for name, (steps, values) in metrics.items():
         if name.endswith("/loss") and not name.startswith("train/"):
             last = float(values[-1])
@@ -50,11 +62,31 @@ def _last_evaluation(
     return "no loss was evaluated", None, counted(0, "evaluation")
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    return [
-        Picture(name=f"curves-{one.name}", caption=one.name, figure=figures.draw_curves(one.values))
-        for one in found
-    ]
+def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+    for one in found:
+        yield Picture(name=f"curves-{one.name}", caption=one.name, figure=_draw_curves(one.values))
+
+
+def _draw_curves(metrics: Metrics) -> Figure:
+    """Loss and top-1 against steps: of single training batches in grey, of evaluations as marked lines."""
+    figure = Figure(figsize=(10, 3.6))
+    for place, (kind, label) in enumerate([("loss", "loss"), ("top1", "top-1 accuracy")], start=1):
+        axes = figure.add_subplot(1, 2, place)
+        for name, (steps, values) in metrics.items():
+            group, _, key = name.partition("/")
+            if key != kind:
+                continue
+            if group == "train":
+                axes.plot(steps, values, color=GREY, lw=0.8, alpha=0.7, label="train, single mixed batches")
+            else:
+                color = ORANGE if group.endswith("_ema") else BLUE
+                text = f"{group}: {values[-1]:.4g} at the end"
+                axes.plot(steps, values, "o-", color=color, ms=4, label=text)
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
 
 
 EXPERIMENT = Experiment(

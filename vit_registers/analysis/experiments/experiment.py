@@ -1,7 +1,7 @@
 """An experiment: its question, what it reads, how it measures one model, draws and sums up several."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,13 +18,13 @@ _ALWAYS = ("norms_LxT",)  # shows whether a model gives finite values, where an 
 class Experiment:
     """One question to several models.
 
-    `measure` gives the rows of one model, or a gap. `tables` are the columns by title, divided by " | ";
-    "{rule}" in them is replaced by the rule for outliers. `draw` makes the pictures from the rows of all
-    models. `compares` says what Rows.compared is, and after a comma its unit. A model needs all parts that
-    the features need (Subject.parts), and one of `needs_any`.
+    `measure` gives the rows of one model, or a gap. `tables` are the columns by title, divided by " | ": a
+    first column "model" is filled in, and "{rule}" is replaced by the rule for outliers. `draw` makes the
+    pictures from the rows of all models. `compares` says what Rows.compared is, and after a comma its unit.
+    A model needs all parts that the features need, and one of `needs_any`.
 
-    `arrange` gives the order of the models in tables and pictures, and leaves out what does not belong
-    there; `across` gives gaps that concern several models; `sums_up` replaces the usual finding.
+    `arrange` gives the order of the models in tables and pictures, and may omit models; `across` gives gaps
+    that concern several models; `sums_up` replaces the usual finding.
     """
 
     question: str
@@ -35,9 +35,9 @@ class Experiment:
     features: tuple[str, ...] = ()
     needs_any: tuple[str, ...] = ()
     compares: str = ""
-    draw: Callable[[Sequence[Rows]], list[Picture]] = lambda found: []
+    draw: Callable[[Sequence[Rows]], Iterable[Picture]] = lambda found: ()
     arrange: Callable[[Sequence[Rows]], Sequence[Rows]] = lambda found: found
-    across: Callable[[Sequence[Rows]], list[str]] = lambda found: []
+    across: Callable[[Sequence[Rows]], Sequence[str]] = lambda found: ()
     sums_up: Callable[[Sequence[Rows]], str] | None = None
 
     def lacking(self, parts: Collection[str]) -> str | None:
@@ -64,8 +64,7 @@ class Experiment:
         return result
 
     def result(self, subjects: Sequence[Subject], options: Options) -> Result:
-        """The result for all models, with a gap for each model whose features become not finite when the
-        experiment edits it."""
+        """The result for all models; a gap for each model that gives no finite values once it is edited."""
         define = self.definition
         result = Result(definition=define if isinstance(define, str) else define(options))
         found: list[Rows] = []
@@ -82,14 +81,17 @@ class Experiment:
                 result.gaps += one.gaps
             result.gaps += self.across(found)
             found = list(self.arrange(found))
-            result.pictures = self.draw(found) if found else []
+            result.pictures = list(self.draw(found)) if found else []
         result.gaps = list(dict.fromkeys(result.gaps))
         for title, columns in self.tables.items():
-            # A row that is the same for every model is given once.
-            rows = list(dict.fromkeys(tuple(row) for one in found for row in one.tables.get(title, ())))
-            if rows:
-                names = tuple(columns.format(rule=options.rule).split(" | "))
-                table = Table(title=title, columns=names, rows=rows)
+            names = tuple(columns.format(rule=options.rule).split(" | "))
+            rows = [
+                (one.name, *row) if names[0] == "model" else tuple(row)
+                for one in found
+                for row in one.tables.get(title, ())
+            ]
+            if rows:  # a row that is the same for every model is given once
+                table = Table(title=title, columns=names, rows=list(dict.fromkeys(rows)))
                 result.tables.append(_without_not_finite(table, result.gaps))
         result.files = {name: text for one in found for name, text in one.files.items()}
         result.finding = self._finding(found, subjects) if found else not_measured(result.gaps)
@@ -98,18 +100,17 @@ class Experiment:
     def _finding(self, found: Sequence[Rows], subjects: Sequence[Subject]) -> str:
         if self.sums_up is not None:
             return self.sums_up(found)
-        measured = {one.name for one in found}
-        counts = {one.name: one.layout.num_registers for one in subjects if one.name in measured}
-        return sentence(found, labels(counts), self.compares)
+        counts = {one.name: one.layout.num_registers for one in subjects}
+        return sentence(found, labels({one.name: counts[one.name] for one in found}), self.compares)
 
 
 def not_measured(gaps: Sequence[str]) -> str:
-    """The finding of an experiment that no model can answer, with the first gap as the reason."""
+    """The finding of an experiment that measured no model, with the first gap as the reason."""
     return f"Not measured: {gaps[0]}." if gaps else "Not measured."
 
 
 def _flaw(subject: Subject, features: tuple[str, ...]) -> str | None:
-    """Why a model cannot be measured by these features; where there are none, what is wrong with it."""
+    """Which features of a model are not finite; without features, which of its other values are."""
     if features:
         return not_finite(subject.store, features)
     if not subject.store.missing(_ALWAYS) and (flaw := not_finite(subject.store, _ALWAYS)):

@@ -4,7 +4,8 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +25,8 @@ from vit_registers.analysis.measures.lost import (
     sweep_cells,
 )
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import ORANGE, RED
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import hide_axes
-from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
+from vit_registers.analysis.report.figures import ORANGE, RED, new_grid
+from vit_registers.analysis.report.result import Gap, Picture, Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
 from vit_registers.errors import ConfigError
@@ -50,13 +49,14 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         found = _sweep(subject, options)
     except ConfigError as error:  # such as a table of positions that cannot be resampled
         return Gap(f"{subject.name}: cannot be shown images of their own size: {error}")
-    table = {cell: corloc(found.box_xyxy_px[cell], found.truths) for cell in found.box_xyxy_px}
+    truths = [record.box_xyxy_px for record in options.boxes]
+    table = {cell: corloc(boxes, truths) for cell, boxes in found.box_xyxy_px.items()}
     best, no_sweep = summarize_sweep(table, feature="k", block=max(cell.block for cell in table))
     chosen = {"best of the sweep": best, "no sweep": no_sweep}
     return Rows(
         tables={
-            "CorLoc": [(subject.name, name, *_row(cell, table, found)) for name, cell in chosen.items()],
-            "All cells": [(subject.name, *_row(cell, table, found)) for cell in table],
+            "CorLoc": [(name, *_row(cell, table, found)) for name, cell in chosen.items()],
+            "All cells": [_row(cell, table, found) for cell in table],
         },
         text=f"LOST without a sweep has a CorLoc of {number(table[no_sweep].percent, '%')}, and "
         f"{number(table[best].percent, '%')} at the best of {len(table)} settings",
@@ -64,15 +64,15 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         count=f"{counted(table[no_sweep].num_images, 'image')} with boxes",
         values=found.examples[no_sweep],
         gaps=_gaps(subject, options, found),
-        files={f"boxes-{subject.name}.csv": _boxes_csv(found, chosen)},
+        files={f"boxes-{subject.name}.csv": _boxes_csv(found, chosen, options.boxes)},
     )
 
 
 class _Example(NamedTuple):
     """An image of the picture, with what was found in it."""
 
-    image_HxWx3: np.ndarray  # perhaps made smaller
-    size_px: Grid  # of the image itself; all that follows is in its pixels
+    image_HxWx3: np.ndarray  # may be made smaller
+    size_px: Grid  # of the original image; all that follows is in its pixels
     cell_px: tuple[float, float]  # of a patch
     found: Discovery
     box_xyxy_px: np.ndarray
@@ -84,53 +84,38 @@ class _Found:
     """What LOST found in all images with one model, by cell."""
 
     box_xyxy_px: dict[SweepCell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
-    num_fallbacks: dict[SweepCell, int] = dataclasses.field(default_factory=dict)
-    examples: dict[SweepCell, list[_Example]] = dataclasses.field(default_factory=dict)  # of the first images
-    names: list[str] = dataclasses.field(default_factory=list)
-    truths: list[np.ndarray] = dataclasses.field(default_factory=list)
+    num_fallbacks: Counter[SweepCell] = dataclasses.field(default_factory=Counter)
+    examples: dict[SweepCell, list[_Example]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     num_shrunk: int = 0
-    num_over_edge: int = 0  # images of which a true box is not all inside
+    num_over_edge: int = 0  # images with a true box that is not all inside
 
 
 def _sweep(subject: Subject, options: Options) -> _Found:
     """All cells for all images, each of which is read once."""
-    found, total = _Found(), len(options.boxes)
+    found, total, patch_size = _Found(), len(options.boxes), subject.model.patch_size
     for i, record in enumerate(options.boxes):
         native = read_image(record)
-        size_px = native.shape[:2]
-        image = _shrunk(native, subject.model.patch_size)
-        found.names.append(record.name)
-        found.truths.append(record.box_xyxy_px)
-        found.num_shrunk += image.shape != native.shape
-        found.num_over_edge += _is_over_edge(record, size_px)
+        image = _shrunk(native, patch_size)
+        native_px, size_px = native.shape[:2], image.shape[:2]
+        found.num_shrunk += size_px != native_px
+        found.num_over_edge += _is_over_edge(record, native_px)
         shown = _thumbnail(native) if i < options.num_examples else None
+        cell_px = patch_size * native_px[0] / size_px[0], patch_size * native_px[1] / size_px[1]
         features, grid = subject.native(image, options.num_blocks)
-        cells = sweep_cells(
-            features,
-            grid,
-            patch_size_px=subject.model.patch_size,
-            image_size_px=image.shape[:2],
-            biases=_BIASES,
-        )
+        cells = sweep_cells(features, grid, patch_size_px=patch_size, image_size_px=size_px, biases=_BIASES)
         for cell, one in cells:
             if cell not in found.box_xyxy_px:
                 found.box_xyxy_px[cell] = np.zeros((total, 4), np.int32)
-                found.num_fallbacks[cell] = 0
-                found.examples[cell] = []
-            box = found.box_xyxy_px[cell][i] = _scaled(one.box_xyxy_px, image.shape[:2], size_px)
+            box = found.box_xyxy_px[cell][i] = _scaled(one.box_xyxy_px, size_px, native_px)
             found.num_fallbacks[cell] += one.is_fallback
             if shown is not None:
-                cell_px = tuple(
-                    subject.model.patch_size * side / small
-                    for side, small in zip(size_px, image.shape[:2], strict=True)
-                )
-                found.examples[cell].append(_Example(shown, size_px, cell_px, one, box, record.box_xyxy_px))
+                found.examples[cell].append(_Example(shown, native_px, cell_px, one, box, record.box_xyxy_px))
         subject.progress("lost", i + 1, total)
     return found
 
 
 def _shrunk(image_HxWx3: np.ndarray, patch_size: int) -> np.ndarray:
-    """The image, made smaller where it has more than _MAX_PATCHES, whose squares have to be held."""
+    """The image, made smaller where it has more than _MAX_PATCHES: memory grows with their square."""
     sides = image_HxWx3.shape[:2]
     rows, columns = (-(-side // patch_size) for side in sides)
     if rows * columns <= _MAX_PATCHES:
@@ -143,7 +128,7 @@ def _shrunk(image_HxWx3: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def _scaled(box_xyxy_px: np.ndarray, size_px: Grid, native_px: Grid) -> np.ndarray:
-    """The box of an image of `size_px` in whole pixels of one of `native_px`; it loses nothing by that."""
+    """The box of an image of `size_px` in whole pixels of one of `native_px`, rounded outward."""
     size_2, native_2 = np.array(size_px[::-1]), np.array(native_px[::-1])
     low = box_xyxy_px[:2] * native_2 // size_2
     high = -(-box_xyxy_px[2:] * native_2 // size_2)
@@ -181,17 +166,17 @@ def _row(cell: SweepCell, table: Mapping[SweepCell, CorLoc], found: _Found) -> t
     return (*settings, float(one.percent), found.num_fallbacks[cell], one.num_images, one.num_skipped)
 
 
-def _boxes_csv(found: _Found, chosen: Mapping[str, SweepCell]) -> str:
-    """A line per image and cell; the last two are empty for images without a true box."""
+def _boxes_csv(found: _Found, chosen: Mapping[str, SweepCell], records: Sequence[BoxImage]) -> str:
+    """A line per image and cell; the last two columns are empty for images without a true box."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("image", "cell", "xmin", "ymin", "xmax", "ymax", "iou", "hit"))
-    for i, (name, truth) in enumerate(zip(found.names, found.truths, strict=True)):
+    for i, record in enumerate(records):
         for title, cell in chosen.items():
-            box = found.box_xyxy_px[cell][i]
-            best = float(iou(box, truth).max()) if len(truth) else None
+            box, truths = found.box_xyxy_px[cell][i], record.box_xyxy_px
+            best = float(iou(box, truths).max()) if len(truths) else None
             hit = None if best is None else int(best >= HIT_IOU)
-            lines.writerow((name, title, *box.tolist(), best, hit))
+            lines.writerow((record.name, title, *box.tolist(), best, hit))
     return text.getvalue()
 
 
@@ -201,48 +186,41 @@ def _thumbnail(image_HxWx3: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    return [
-        Picture(
+def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+    for one in found:
+        yield Picture(
             name=f"lost-{one.name}",
             caption=f"{one.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the "
             "degree, lowest at the seed (cross); the similarity to the seed; the sum over the expansion.",
             figure=_draw_examples(one.values),
         )
-        for one in found
-    ]
 
 
 def _draw_examples(examples: Sequence[_Example]) -> Figure:
     aspects = [one.size_px[0] / one.size_px[1] for one in examples]
     heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
-    figure = Figure(figsize=(7.4, 1.85 * sum(heights) + 0.3), layout="constrained")
+    figure, grid = new_grid(len(examples), 4, (7.4, 1.85 * sum(heights) + 0.3), heights)
+    for row, example in zip(grid, examples, strict=True):
+        _draw_example(row, example)
     titles = ("image", "degree", "seed's similarity", "expansion")
-    grid = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights)
-    hide_axes(grid)
-    for axes, example in zip(grid, examples, strict=True):
-        _draw_example(axes, example)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
     return figure
 
 
-def _draw_example(grid: np.ndarray, example: _Example) -> None:
-    height, width = example.size_px
-    rows, columns = example.found.mask.shape
-    cell_y, cell_x = example.cell_px
-    grid[0].imshow(example.image_HxWx3, extent=(0, width, height, 0))
-    for box, style in ((example.box_xyxy_px, "-"), *((box, "--") for box in example.true_xyxy_px)):
-        x0, y0, x1, y1 = box
-        for color, line_width in (("white", 2.4), (ORANGE, 1.2)):
-            grid[0].add_patch(
-                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ls=style, lw=line_width, color=color)
-            )
-    found = example.found
-    for axes, values in zip(grid[1:], (found.degree, found.seed_similarity, found.expansion), strict=True):
+def _draw_example(row: np.ndarray, example: _Example) -> None:
+    (height, width), (cell_y, cell_x), found = example.size_px, example.cell_px, example.found
+    rows, columns = found.mask.shape
+    row[0].imshow(example.image_HxWx3, extent=(0, width, height, 0))
+    boxes = [(example.box_xyxy_px, "-"), *((box, "--") for box in example.true_xyxy_px)]
+    for (x0, y0, x1, y1), style in boxes:
+        for color, lw in (("white", 2.4), (ORANGE, 1.2)):
+            outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ls=style, lw=lw, color=color)
+            row[0].add_patch(outline)
+    for axes, values in zip(row[1:], (found.degree, found.seed_similarity, found.expansion), strict=True):
         axes.imshow(values, cmap="viridis", extent=(0, columns * cell_x, rows * cell_y, 0))
         axes.plot((found.seed[1] + 0.5) * cell_x, (found.seed[0] + 0.5) * cell_y, "+", color=RED)
-    for axes in grid:
+    for axes in row:
         axes.set(xlim=(0, width), ylim=(height, 0))
 
 

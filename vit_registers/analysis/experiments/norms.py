@@ -5,14 +5,11 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.token_groups import patches_first, zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Rows, Value
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms, panels_picture
+from vit_registers.analysis.report.result import Rows, Value, counted, number
+from vit_registers.analysis.subject import Options, Subject, patches_first
 
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
 
@@ -24,10 +21,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     shown = {name: (norm_BxT[:, where], color) for (name, where), color in groups}
     share = 100 * outliers.share
     return Rows(
-        tables={
-            "Norms by token": _by_token(subject),
-            "Outliers by rule": _by_rule(subject.name, norm_BxP, options),
-        },
+        tables={"Norms by token": _by_token(subject), "Outliers by rule": _by_rule(norm_BxP, options)},
         text=f"{number(share, '%')} of {norm_BxP.size:,} patches are outliers by {options.rule}",
         compared=share,
         count=counted(len(norm_BxP), "image"),
@@ -36,25 +30,29 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
+def zero_norm_gaps(subject: Subject) -> list[str]:
+    """A gap for a model that gives patches of zeros only, else none."""
+    return [] if subject.patch_norms().any() else [f"{subject.name}: the norms of all patches are 0"]
+
+
 def _by_token(subject: Subject) -> list[tuple[Value, ...]]:
-    rows = []
-    before = subject.store.read("norms_LxT")[:, -1]
+    rows, before = [], subject.store.read("norms_LxT")[:, -1]
     after = subject.store.read("final_norms_T")
     for token, where in subject.tokens().items():
         norm_N = np.asarray(before[:, where], np.float64).ravel()
         median, p99 = map(float, np.quantile(norm_N, [0.5, 0.99]))
         spread = float(stats.kurtosis(norm_N)) if norm_N.std() > 1e-9 * norm_N.mean() else None
         numbers = (float(norm_N.mean()), median, p99, float(norm_N.max()), p99 / median if median else None)
-        rows.append((subject.name, token, *numbers, spread, float(np.median(after[:, where]))))
+        rows.append((token, *numbers, spread, float(np.median(after[:, where]))))
     return rows
 
 
-def _by_rule(name: str, norm_BxP: np.ndarray, options: Options) -> list[tuple[Value, ...]]:
+def _by_rule(norm_BxP: np.ndarray, options: Options) -> list[tuple[Value, ...]]:
     rows = []
     for rule in dict.fromkeys((options.rule, *RULES)):
         found = find(norm_BxP, rule)
         images = float(found.is_outlier_BxP.any(1).mean())
-        rows.append((name, rule, found.threshold, 100 * found.share, 100 * images))
+        rows.append((rule, found.threshold, 100 * found.share, 100 * images))
     return rows
 
 
@@ -70,9 +68,8 @@ EXPERIMENT = Experiment(
     "shrink the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal "
     "distribution).",
     tables={
-        "Norms by token": (
-            "model | token | mean | median | p99 | max | p99 / median | kurtosis | median after norm"
-        ),
+        "Norms by token": "model | token | mean | median | p99 | max | p99 / median | kurtosis"
+        " | median after norm",
         "Outliers by rule": "model | rule | threshold | patches flagged, % | images with any, %",
     },
     measure=_measure,

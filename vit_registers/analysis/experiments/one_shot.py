@@ -5,16 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.cls_sources import FULL, cls_parts
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs, one_shot
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.published.tables import DECOUPLING
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
-from vit_registers.analysis.report.finding import number
-from vit_registers.analysis.report.panels import panels
-from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, panels
+from vit_registers.analysis.report.result import Gap, Picture, Rows, number
+from vit_registers.analysis.subject import FULL, Options, Subject, cls_parts
 
 _SEEDS = (0, 1, 2)
 _CLASSIFIERS = {"logistic": BLUE, "nearest": ORANGE}
@@ -27,8 +24,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if len(draw_pairs(label, seed=0)[0]) < 2:
         return Gap(f"{subject.name}: fewer than two classes have two images or more")
     found = _accuracies(subject, label)
-    rows: list[tuple[Value, ...]] = [
-        (subject.name, classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
+    rows = [
+        (classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
         for classifier, scores in found.items()
         for part in scores[0].top1
     ]
@@ -93,9 +90,7 @@ EXPERIMENT = Experiment(
     "only (the weights of the others set to zero, not divided again). Images are drawn separately for each "
     f"of {len(_SEEDS)} seeds; standard deviations are over these. The paper does not name its classifier: "
     "'logistic' is multinomial logistic regression, 'nearest' the highest cosine.",
-    tables={
-        "One-shot": "model | classifier | part | top-1, % | std | top-5, % | std of top-5 | classes",
-    },
+    tables={"One-shot": "model | classifier | part | top-1, % | std | top-5, % | std of top-5 | classes"},
     measure=_measure,
     features=("terms_ExD",),
     draw=_draw,

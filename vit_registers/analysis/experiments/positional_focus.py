@@ -1,19 +1,16 @@
 """positional-focus: where cls and the registers look in the last block, on average over images. No JAX."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.attention_grids import mean_maps, queries
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.measures.focus import MapSums, focus, map_similarity
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import hide_axes
-from vit_registers.analysis.report.result import Picture, Rows
-from vit_registers.analysis.subject import Options, Subject, in_parts
+from vit_registers.analysis.report.figures import new_grid
+from vit_registers.analysis.report.result import Picture, Rows, counted, number
+from vit_registers.analysis.subject import Options, Subject, in_parts, mean_maps, queries
 
 MIDDLE = "middle patch"
 
@@ -27,8 +24,8 @@ def _measure(subject: Subject, options: Options) -> Rows:
         entropy = None if found.entropy_share_E is None else float(found.entropy_share_E[i])
         of_registers = likeness if name.startswith("register") else None
         distance = float(found.distance_patches_E[i])
-        rows.append((subject.name, name, entropy, f"{y:.2f}, {x:.2f}", distance, of_registers))
-    _, query, entropy, _, distance, _ = rows[0]
+        rows.append((name, entropy, f"{y:.2f}, {x:.2f}", distance, of_registers))
+    query, entropy, _, distance, _ = rows[0]
     alike = "" if likeness is None else f"; the maps of two registers have a cosine of {number(likeness)}"
     few = f"{subject.name}: fewer than two registers, whose maps could be compared"
     return Rows(
@@ -42,19 +39,15 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    pictures = []
+def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
     for one in found:
         names, mean_ExHxW = one.values
-        figure = Figure(figsize=(1.7 * len(names) + 0.6, 2.1), layout="constrained")
-        grid = figure.subplots(1, len(names), squeeze=False)
-        hide_axes(grid)
-        for axes, name, values in zip(grid[0], names, mean_ExHxW, strict=True):
+        figure, (grid,) = new_grid(1, len(names), (1.7 * len(names) + 0.6, 2.1))
+        for axes, name, values in zip(grid, names, mean_ExHxW, strict=True):
             axes.imshow(values, cmap="inferno", vmin=0)
             axes.set_title(name, fontsize=9)
         caption = f"{one.name}: mean maps over all images; each map has its own scale."
-        pictures.append(Picture(name=f"focus-{one.name}", caption=caption, figure=figure))
-    return pictures
+        yield Picture(name=f"focus-{one.name}", caption=caption, figure=figure)
 
 
 def _mean_over_images(subject: Subject) -> tuple[np.ndarray, float | None]:
@@ -78,10 +71,8 @@ EXPERIMENT = Experiment(
     "(below and right of the centre on even sides). The cosine is between the maps of two registers on "
     "the same image, mean over all pairs and images.",
     tables={
-        "Positional focus": (
-            "model | query | entropy / uniform | centre (y, x), patches"
-            " | from the middle, patches | cosine between registers"
-        ),
+        "Positional focus": "model | query | entropy / uniform | centre (y, x), patches"
+        " | from the middle, patches | cosine between registers"
     },
     measure=_measure,
     features=("attention_NxExT", "center_T"),

@@ -13,8 +13,7 @@ from vit_registers.analysis.measures.reconstruction import (
 )
 from vit_registers.analysis.measures.released import fit_released, score_released
 from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.report.result import Gap, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 
@@ -31,16 +30,16 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         "MLP, as released": (fit_released(fitted, seed=0), score_released),
     }
     rows = [
-        (subject.name, name, score.kind, score.num_tokens, score.mse, score.l2)
+        (name, score.kind, score.num_tokens, score.mse, score.l2)
         for name, (probe, score_of) in probes.items()
         for score in score_of(probe, scored, is_outlier)
     ]
-    normal, outlier = (row for row in rows if row[1] == "linear")
+    normal, outlier = (row for row in rows if row[0] == "linear")
     return Rows(
         tables={"Reconstruction": rows},
-        text=f"the squared error of the linear probe is {number(normal[4])} per pixel value of {normal[3]:,} "
-        f"normal patches and {number(outlier[4])} of {outlier[3]:,} outliers",
-        compared=normal[4],
+        text=f"the squared error of the linear probe is {number(normal[3])} per pixel value of {normal[2]:,} "
+        f"normal patches and {number(outlier[3])} of {outlier[2]:,} outliers",
+        compared=normal[3],
         count=counted(len(test), "image"),
         gaps=[] if is_outlier.any() else [f"{subject.name}: no outliers by {options.rule}"],
     )
@@ -65,7 +64,7 @@ EXPERIMENT = Experiment(
     "'Registers in Small Vision Transformers' computes: targets that are no patches, and sums over "
     "batches of 64 images instead of means, so that its numbers can be compared with each other only.",
     tables={
-        "Reconstruction": "model | probe | patches | tokens | squared error per value | L2 error per patch",
+        "Reconstruction": "model | probe | patches | tokens | squared error per value | L2 error per patch"
     },
     measure=_measure,
     features=("norms_LxT", "patches_PxD", "image_HxWxC"),

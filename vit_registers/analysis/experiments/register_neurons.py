@@ -1,18 +1,23 @@
 """register-neurons: which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.neuron_search import RegisterNeurons, find_neurons
-from vit_registers.analysis.features.interventions import Intervention, nothing
-from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, integer_ticks, scale_for
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import images_and_maps
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, nothing
+from vit_registers.analysis.report.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    images_and_maps,
+    integer_ticks,
+    new_axes,
+    scale_for,
+)
+from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 
@@ -24,14 +29,12 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if found is None:
         return Gap(f"{subject.name}: no outliers by {options.rule}")
     layers = _layers(subject, options)
-    neurons = [(subject.name, *_row(found, at)) for at in found.neuron_Ex2[:_LISTED]]
-    block, neuron, on, off, _ = _row(found, found.neuron_Ex2[0])
+    neurons = [_row(found, at) for at in found.neuron_Ex2[:_LISTED]]
+    block, neuron, on, off, _ = neurons[0]
     return Rows(
         tables={
             "Register neurons": neurons,
-            "Largest patch by layer": [
-                (subject.name, i + 1, *layer) for i, layer in enumerate(zip(*layers[1:], strict=True))
-            ],
+            "Largest patch by layer": [(i, *row) for i, row in enumerate(zip(*layers[1:], strict=True), 1)],
         },
         text=f"outliers begin in block {found.last_block + 1}; neuron {neuron} of block {block} is most "
         f"active on them, {number(on)} against {number(off)} on other patches",
@@ -70,7 +73,7 @@ def _layers(subject: Subject, options: Options) -> tuple[float, list[float], lis
     after each MLP; and the largest attention of cls to a patch in each block."""
     has_cls, patches = subject.layout.has_cls, subject.layout.patches
     names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
-    store = edited_models.unedited(subject, options, names)
+    store = subject.rerun(NO_INTERVENTION, names, options.num_edited)
     first, *after = (float(x) for x in store.read(names[0])[..., patches].max(-1).mean(0, dtype=np.float64))
     middle = [float(x) for x in store.read(names[1])[..., patches].max(-1).mean(0, dtype=np.float64)]
     if not has_cls:
@@ -84,10 +87,9 @@ def _maps(
     """(images, maps, titles): norms and activations of the first neurons, on images that have outliers."""
     shown = np.flatnonzero(found.is_outlier_BxP.any(1))[: options.num_examples]
     neurons = found.neuron_Ex2[:_DRAWN]
-    intervention = Intervention(
-        name="maps", edits=nothing, values={"neuron_Ex2": neurons.astype(np.int32)}, rows={}
-    )
-    store = edited_models.edited(subject, options, intervention, ("neuron_maps_ExP",))
+    values = {"neuron_Ex2": neurons.astype(np.int32)}
+    intervention = Intervention(name="maps", edits=nothing, values=values, rows={})
+    store = subject.rerun(intervention, ("neuron_maps_ExP",), options.num_edited)
     norms = subject.store.read("norms_LxT")[shown][:, -1, subject.layout.patches]
     maps = np.concatenate([norms[:, None], store.read("neuron_maps_ExP")[shown]], axis=1)
     titles = ["norm", *(f"block {block + 1}, neuron {neuron}" for block, neuron in neurons)]
@@ -95,27 +97,24 @@ def _maps(
     return images, maps.reshape(*maps.shape[:2], *subject.layout.patch_grid), titles
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    pictures = []
+def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
     for one in found:
         last_block, layers, maps = one.values
-        caption = (
-            f"{one.name}: largest patch norm of an image after each attention and each MLP, and largest "
-            f"attention of cls to a patch, mean over images. Outliers begin in block {last_block + 1}."
-        )
-        pictures.append(
-            Picture(name=f"layers-{one.name}", caption=caption, figure=_curves(one.name, *layers))
+        yield Picture(
+            name=f"layers-{one.name}",
+            caption=f"{one.name}: largest patch norm of an image after each attention and each MLP, and "
+            "largest attention of cls to a patch, mean over images. Outliers begin in block "
+            f"{last_block + 1}.",
+            figure=_draw_layers(one.name, *layers),
         )
         caption = f"{one.name}: norms of patches, and the activations of the neurons highest on outliers."
-        pictures.append(Picture(name=f"maps-{one.name}", caption=caption, figure=images_and_maps(*maps)))
-    return pictures
+        yield Picture(name=f"maps-{one.name}", caption=caption, figure=images_and_maps(*maps))
 
 
-def _curves(
+def _draw_layers(
     name: str, first: float, middle: list[float], after: list[float], attention: list[float | None]
 ) -> Figure:
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axes, block = figure.subplots(), np.arange(1, len(middle) + 1)
+    (figure, axes), block = new_axes(5.2, 3.2), np.arange(1, len(middle) + 1)
     axes.plot(np.arange(len(after) + 1), [first, *after], "o-", ms=3, color=BLUE, label="after the MLP")
     axes.plot(block - 0.5, middle, "o", ms=3, color=GREEN, label="after attention")
     axes.set(xlabel="block", ylabel="largest norm of a patch", title=name)
@@ -144,7 +143,7 @@ EXPERIMENT = Experiment(
         "Largest patch by layer": "model | block | norm after attention | after the MLP | attention of cls",
     },
     measure=_measure,
-    features=edited_models.BASE,
+    features=BASE,
     draw=_draw,
     compares="block in which outliers begin",
 )

@@ -1,6 +1,6 @@
 """smoothness: how alike neighbouring patches are after the last block."""
 
-from vit_registers.analysis.experiments.neighbour_panels import cosine_experiment
+from vit_registers.analysis.experiments.neighbours import cosine_experiment
 from vit_registers.analysis.published.tables import SEVERITY
 
 EXPERIMENT = cosine_experiment(

@@ -1,28 +1,24 @@
 """test-time-registers: register neurons moved to a register that was never trained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments import edited_models
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.neuron_moves import (
+from vit_registers.analysis.experiments.edited_models import (
+    BASE,
     GONE,
     OUTCOME,
     Outcome,
     Trial,
-    chosen_count,
     outliers_clause,
     start_trial,
-    sweep_counts,
 )
+from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.features.interventions import NO_INTERVENTION
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import random_like
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms
-from vit_registers.analysis.report.finding import counted, percent
-from vit_registers.analysis.report.panels import images_and_maps
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms, images_and_maps, new_axes
+from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, percent
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
 
@@ -34,37 +30,32 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     trial = start_trial(subject, options)
     if isinstance(trial, Gap):
         return trial
-    outcomes = sweep_counts(trial)
-    count = chosen_count(outcomes)
+    outcomes, count = trial.sweep_counts()
     variants, stores = _variants(trial, count)
     moved = f"{count} neurons to a register"
-    before, after = stores[_UNEDITED], stores[moved]
+    what = f"moving {counted(count, 'neuron')} to a register"
     return Rows(
         tables={
-            "Test-time registers": [(subject.name, name, *one.cells()) for name, one in variants.items()],
-            "Number of neurons": [(subject.name, tried, *one.cells()) for tried, one in outcomes],
+            "Test-time registers": [(name, *one.cells()) for name, one in variants.items()],
+            "Number of neurons": [(tried, *one.cells()) for tried, one in outcomes.items()],
         },
-        text=outliers_clause(
-            variants[_UNEDITED], variants[moved], f"moving {counted(count, 'neuron')} to a register"
-        ),
+        text=outliers_clause(variants[_UNEDITED], variants[moved], what),
         compared=percent(variants[moved].share),
         count=counted(trial.num_images, "image"),
-        values=(count, _norms(trial, before, after), _maps(trial, before, after)),
+        values=(count, _norms(trial, stores[moved]), trial.found.threshold, _maps(trial, stores[moved])),
     )
 
 
 def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, Store]]:
-    found, neuron_Ex2 = trial.found, trial.found.neuron_Ex2[:count]
-    rng = np.random.default_rng(_SEED)
-    other_Ex2 = random_like(neuron_Ex2, found.score_LxF.shape[1], seed=_SEED)
+    rng, neuron_Ex2 = np.random.default_rng(_SEED), trial.found.neuron_Ex2[:count]
+    other_Ex2 = random_like(neuron_Ex2, trial.found.score_LxF.shape[1], seed=_SEED)
     width, layout = dims(trial.subject.model).width, trial.subject.layout
     norm_BxP = trial.subject.store.read("norms_LxT")[: trial.num_images, 0, layout.patches]
     start_D = rng.normal(size=width) * np.median(norm_BxP) / np.sqrt(width)  # as large as a patch
     patch_B = rng.integers(layout.num_patches, size=trial.num_images)
     is_patch_BxP = np.arange(layout.num_patches) == patch_B[:, None]
-    none = neuron_Ex2[:0]
     moves = {
-        "a register, nothing moved": trial.moved(none),
+        "a register, nothing moved": trial.moved(neuron_Ex2[:0]),
         f"{count} neurons to a register": trial.moved(neuron_Ex2),
         "to 4 registers": trial.moved(neuron_Ex2, num_registers=4),
         "as released": trial.moved(neuron_Ex2, use_layer_max=True),
@@ -74,61 +65,55 @@ def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, S
         "neurons silent": trial.moved(neuron_Ex2, num_registers=0),
         "neurons to a random patch": trial.moved(neuron_Ex2, num_registers=0, is_target_BxP=is_patch_BxP),
     }
-    before = edited_models.unedited(trial.subject, trial.options, trial.names)
-    nobody = np.zeros((trial.num_images, layout.num_tokens), bool)
-    outcomes, stores = {_UNEDITED: trial.outcome(before, nobody, 0)}, {_UNEDITED: before}
-    for name, moved in moves.items():
-        stores[name], outcomes[name] = trial.measure(moved)
+    outcomes, stores = {_UNEDITED: trial.outcome(trial.before, NO_INTERVENTION)}, {}
+    for name, intervention in moves.items():
+        stores[name], outcomes[name] = trial.measure(intervention)
     return outcomes, stores
 
 
-def _norms(trial: Trial, before: Store, after: Store) -> tuple[dict[str, tuple[np.ndarray, str]], float]:
-    """(norms and colours by label, threshold) of the histogram of norms after the last block."""
+def _norms(trial: Trial, after: Store) -> dict[str, tuple[np.ndarray, str]]:
+    """(norms after the last block, colour) by label, for the histogram."""
     layout = trial.layout(1)
-    old, new = (store.read("norms_LxT")[:, -1] for store in (before, after))
+    old, new = (store.read("norms_LxT")[:, -1] for store in (trial.before, after))
     return {
         "patches, unedited": (old[:, trial.subject.layout.patches], GREY),
         "patches, with the register": (new[:, layout.patches], BLUE),
         "the register": (new[:, layout.registers.stop - 1], ORANGE),
-    }, trial.found.threshold
+    }
 
 
-def _maps(trial: Trial, before: Store, after: Store) -> tuple[np.ndarray, list[list[np.ndarray]]] | None:
+def _maps(trial: Trial, after: Store) -> tuple[np.ndarray, np.ndarray] | None:
     """(images, maps) of the attention of cls to the patches before and after; None for models without cls."""
     if not trial.subject.layout.has_cls:
         return None
     shown = np.flatnonzero(trial.found.is_outlier_BxP.any(1))[: trial.options.num_examples]
     maps = []
-    for image in shown:
-        maps.append([])
-        for store, layout in ((before, trial.subject.layout), (after, trial.layout(1))):
-            weights_T = store.read("attention_NxExT")[image, :, 0].mean(0)
-            maps[-1].append(weights_T[layout.patches].reshape(layout.patch_grid))
-    return trial.subject.store.read("image_HxWxC")[shown], maps
+    for store, layout in ((trial.before, trial.layout(0)), (after, trial.layout(1))):
+        weights_BxT = store.read("attention_NxExT")[shown][:, :, 0].mean(1)
+        maps.append(weights_BxT[:, layout.patches].reshape(-1, *layout.patch_grid))
+    return trial.subject.store.read("image_HxWxC")[shown], np.stack(maps, axis=1)
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    pictures = []
+def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
     for one in found:
-        count, (groups, threshold), maps = one.values
-        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-        axes = figure.subplots()
+        count, groups, threshold, maps = one.values
+        figure, axes = new_axes(5.2, 3.2)
         norms = np.concatenate([norms.ravel() for norms, _ in groups.values()])
         draw_norms(axes, norms, groups, threshold=threshold, threshold_label="threshold")
         axes.set_title(one.name)
-        caption = (
-            f"{one.name}: norms after the last block, unedited and with {count} neurons moved to a register."
+        yield Picture(
+            name=f"norms-{one.name}",
+            caption=f"{one.name}: norms after the last block, unedited and with {count} neurons moved to a "
+            "register.",
+            figure=figure,
         )
-        pictures.append(Picture(name=f"norms-{one.name}", caption=caption, figure=figure))
         if maps is not None:
-            caption = (
-                f"{one.name}: attention of cls in the unedited model, and with a test-time register; each "
-                "map has its own scale."
+            yield Picture(
+                name=f"maps-{one.name}",
+                caption=f"{one.name}: attention of cls in the unedited model, and with a test-time register; "
+                "each map has its own scale.",
+                figure=images_and_maps(*maps, ("unedited", "test-time register"), limits=(0, None)),
             )
-            titles = ("unedited", "test-time register")
-            figure = images_and_maps(maps[0], maps[1], titles, limits=(0, None))
-            pictures.append(Picture(name=f"maps-{one.name}", caption=caption, figure=figure))
-    return pictures
 
 
 EXPERIMENT = Experiment(
@@ -148,7 +133,7 @@ EXPERIMENT = Experiment(
         "Number of neurons": f"model | neurons | {OUTCOME}",
     },
     measure=_measure,
-    features=edited_models.BASE,
+    features=BASE,
     draw=_draw,
     compares="share of patches above the threshold with the register, %",
 )
