@@ -1,14 +1,12 @@
 """accuracy: how often the model's own head is right, by the number of registers. No JAX."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name, new_axes
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number, percent
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _STYLES = [(marker, color) for marker in "osD^v" for color in (BLUE, ORANGE, GREEN, RED)]
@@ -85,7 +83,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
+def _draw(found: Found) -> Pictures:
     counts = sorted({one.values[0] for one in found})
     figure, axes = new_axes(max(5.0, 0.9 * len(counts) + 1), 2.8 + 0.2 * len(found))
     means, shown = [], 0

@@ -2,15 +2,7 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.edited_models import (
-    BASE,
-    OUTCOME,
-    Outcome,
-    Trial,
-    outliers_clause,
-    outputs_of,
-    start_trial,
-)
+from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, add_key
 from vit_registers.analysis.measures.neurons import as_mask
@@ -21,7 +13,7 @@ _UNEDITED, _BIASED = "as it is", "and a key and value"  # variants, as the table
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
-    trial = start_trial(subject, options)
+    trial = edited_models.start_trial(subject, options)
     if isinstance(trial, Gap):
         return trial
     _, count = trial.sweep_counts()
@@ -29,13 +21,13 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     what = f"a key and a value instead of {counted(count, 'neuron')}"
     return Rows(
         tables={"Attention bias": [(name, *one.cells()) for name, one in found.items()]},
-        text=outliers_clause(found[_UNEDITED], found[_BIASED], what),
+        text=edited_models.outliers_clause(found[_UNEDITED], found[_BIASED], what),
         compared=percent(found[_BIASED].share),
         count=counted(trial.num_images, "image"),
     )
 
 
-def _biased(trial: Trial, count: int) -> dict[str, Outcome]:
+def _biased(trial: edited_models.Trial, count: int) -> dict[str, edited_models.Outcome]:
     subject, num_edited = trial.subject, trial.options.num_edited
     neuron_Ex2 = trial.found.neuron_Ex2[:count]
     register, silent = trial.moved(neuron_Ex2), trial.moved(neuron_Ex2, num_registers=0)
@@ -54,7 +46,7 @@ def _biased(trial: Trial, count: int) -> dict[str, Outcome]:
     return {
         _UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
         "neurons silent": trial.measure(silent)[1],
-        _BIASED: trial.outcome(subject.rerun(biased, outputs_of(subject), num_edited), biased),
+        _BIASED: trial.outcome(subject.rerun(biased, edited_models.outputs_of(subject), num_edited), biased),
         "test-time register": trial.measure(register)[1],
     }
 
@@ -67,8 +59,8 @@ EXPERIMENT = Experiment(
         "gets one more key and value for each head: the means, over images, of those of the test-time "
         f"register (section A.2 of the paper). On the first {options.num_edited} images."
     ),
-    tables={"Attention bias": f"model | variant | {OUTCOME}"},
+    tables={"Attention bias": f"model | variant | {edited_models.OUTCOME}"},
     measure=_measure,
-    features=BASE,
+    features=edited_models.BASE,
     compares="share of patches above the threshold with the key and value, %",
 )

@@ -3,8 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import SEVERITY
+from vit_registers.analysis.experiments.experiment import SEVERITY, Experiment
 from vit_registers.analysis.report.figures import integer_ticks, panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject

@@ -1,14 +1,22 @@
 """attention-maps: where cls and the registers look in the last block, on single images. No JAX."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.report.figures import maps_over_images, new_grid, show_image
-from vit_registers.analysis.report.result import Picture, Rows, Value, counted, number, percent
+from vit_registers.analysis.report.result import (
+    Found,
+    Picture,
+    Pictures,
+    Rows,
+    Value,
+    counted,
+    number,
+    percent,
+)
 from vit_registers.analysis.subject import Options, Subject, head_maps, in_parts, mean_maps, queries
 
 
@@ -43,7 +51,7 @@ def _by_head(subject: Subject) -> list[tuple[Value, ...]]:
     return rows
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         images, maps_BxExHxW, maps_NxExHxW, names = one.values
         yield Picture(

@@ -1,28 +1,19 @@
 """attention-over-training: how attention changes over the steps of a run. No JAX."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.over_training import (
-    RunStep,
-    by_run,
-    change_over_steps,
-    one_step_gaps,
-    step_of,
-)
+from vit_registers.analysis.experiments import over_training
+from vit_registers.analysis.experiments.experiment import SMALL, Experiment
 from vit_registers.analysis.measures.focus import focus
-from vit_registers.analysis.published.tables import SMALL
 from vit_registers.analysis.report.figures import maps_over_images
-from vit_registers.analysis.report.result import Gap, Picture, Rows, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, number
 from vit_registers.analysis.subject import Options, Subject, mean_maps, queries
 
 _MOST_STEPS = 10  # that a grid of maps shows
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
-    at = step_of(subject)
+    at = over_training.step_of(subject)
     if isinstance(at, Gap):
         return at
     maps_1xExHxW, names = mean_maps(subject, slice(0, 1)), queries(subject)
@@ -38,17 +29,17 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         text=f"{names[0]} sends {number(percent, '%')} of its attention to patches",
         compared=percent,
         count="1 image",
-        values=RunStep(*at, (subject.example_NxHxWxC[:1], maps_1xExHxW, names)),
+        values=over_training.RunStep(*at, (subject.example_NxHxWxC[:1], maps_1xExHxW, names)),
     )
 
 
-def _several_steps(found: Sequence[Rows]) -> list[Rows]:
+def _several_steps(found: Found) -> list[Rows]:
     """The models of runs with several steps, run by run and in the order of steps."""
-    return [one for steps in by_run(found).values() if len(steps) > 1 for one in steps]
+    return [one for steps in over_training.by_run(found).values() if len(steps) > 1 for one in steps]
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
-    for run, steps in by_run(found).items():
+def _draw(found: Found) -> Pictures:
+    for run, steps in over_training.by_run(found).items():
         places = np.unique(np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int))
         shown = [steps[place].values for place in places]
         image, _, names = shown[0].shown
@@ -74,8 +65,8 @@ EXPERIMENT = Experiment(
     needs_any=("cls", "registers"),
     draw=_draw,
     arrange=_several_steps,
-    across=one_step_gaps,
-    sums_up=lambda found: change_over_steps(
+    across=over_training.one_step_gaps,
+    sums_up=lambda found: over_training.change_over_steps(
         found, "the share of attention that the first query sends to patches", "%"
     ),
 )

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import layer_similarity
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.published.tables import DECOUPLING
 from vit_registers.analysis.report.figures import lines_picture
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, in_parts

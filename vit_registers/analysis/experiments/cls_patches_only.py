@@ -1,16 +1,13 @@
 """cls-patches-only: whether the part of cls from patches points where all of it does. No JAX."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
-from vit_registers.analysis.published.tables import DECOUPLING
 from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, new_grid, panels, show_image
-from vit_registers.analysis.report.result import Picture, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import FULL, Options, Subject, cls_parts, in_parts, mean_maps
 
 _COLORS = {"patches": BLUE, "registers": ORANGE, "summaries": GREEN}
@@ -65,7 +62,7 @@ def _panel(axes: Axes, values: tuple) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     figure = panels(found, _panel, width=4.0)
     yield Picture(name="cosines", caption="The cosine over images.", figure=figure)
     for one in found:

@@ -2,9 +2,8 @@
 
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import CkaSums, NormTable, norm_table
-from vit_registers.analysis.published.tables import DECOUPLING
 from vit_registers.analysis.report.figures import BLUE, panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, in_parts

@@ -1,14 +1,11 @@
 """components: principal components of the patches after the last block. No JAX."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 from sklearn.decomposition import PCA
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.report.figures import images_and_maps
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 _MOST_TOKENS = 50_000  # that components are fitted to
@@ -39,7 +36,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         images, maps_BxMxHxW = one.values
         count = maps_BxMxHxW.shape[1]

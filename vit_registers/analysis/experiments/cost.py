@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.report.figures import lines_picture
 from vit_registers.analysis.report.result import Rows, number
 from vit_registers.analysis.subject import Options, Subject

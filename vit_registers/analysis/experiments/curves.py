@@ -1,13 +1,13 @@
 """curves: losses and accuracies of a run over its steps. No JAX."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.errors import DataError
 from vit_registers.runs.metrics_log import read_records
@@ -62,7 +62,7 @@ def _last_evaluation(metrics: Metrics) -> tuple[str, float | None, str]:
     return "no loss was evaluated", None, counted(0, "evaluation")
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         yield Picture(name=f"curves-{one.name}", caption=one.name, figure=_draw_curves(one.values))
 

@@ -1,17 +1,22 @@
 """An experiment: its question, what it reads, how it measures one model, draws and sums up several."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from vit_registers.analysis.features.finite import NotFiniteError, not_finite
 from vit_registers.analysis.features.table import FEATURES
 from vit_registers.analysis.report.finding import labels, sentence
-from vit_registers.analysis.report.result import Gap, Picture, Result, Rows, Table, is_not_finite
+from vit_registers.analysis.report.result import Found, Gap, Pictures, Result, Rows, Table, is_not_finite
 from vit_registers.analysis.subject import Options, Subject
 
-_ALWAYS = ("norms_LxT",)  # shows whether a model gives finite values, where an experiment reads nothing
+# What experiments answer.
+REGISTERS, DECOUPLING = "arXiv:2309.16588", "arXiv:2505.05892"
+SMALL = "Registers in Small Vision Transformers"
+SEVERITY = f"what reviewers of {REGISTERS} asked: how severe artifacts are"
+CAUSES = f"what reviewers of {REGISTERS} asked: what artifacts cause"
+_ALWAYS = ("norms_LxT",)  # read by experiments without features, to see whether the model is finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +40,10 @@ class Experiment:
     features: tuple[str, ...] = ()
     needs_any: tuple[str, ...] = ()
     compares: str = ""
-    draw: Callable[[Sequence[Rows]], Iterable[Picture]] = lambda found: ()
-    arrange: Callable[[Sequence[Rows]], Sequence[Rows]] = lambda found: found
-    across: Callable[[Sequence[Rows]], Sequence[str]] = lambda found: ()
-    sums_up: Callable[[Sequence[Rows]], str] | None = None
+    draw: Callable[[Found], Pictures] = lambda found: ()
+    arrange: Callable[[Found], Found] = lambda found: found
+    across: Callable[[Found], Sequence[str]] = lambda found: ()
+    sums_up: Callable[[Found], str] | None = None
 
     def lacking(self, parts: Collection[str]) -> str | None:
         """The part that a model of these parts lacks, in words; None where it lacks nothing."""
@@ -74,11 +79,9 @@ class Experiment:
                     one = self.measure(subject, options)
                 except NotFiniteError as error:
                     one = Gap(str(error))
-                if isinstance(one, Gap):
-                    result.gaps.append(one.reason)
-                    continue
-                found.append(dataclasses.replace(one, name=subject.name))
-                result.gaps += one.gaps
+                if isinstance(one, Rows):
+                    found.append(dataclasses.replace(one, name=subject.name))
+                result.gaps += [one.reason] if isinstance(one, Gap) else one.gaps
             result.gaps += self.across(found)
             found = list(self.arrange(found))
             result.pictures = list(self.draw(found)) if found else []
@@ -90,14 +93,16 @@ class Experiment:
                 for one in found
                 for row in one.tables.get(title, ())
             ]
-            if rows:  # a row that is the same for every model is given once
-                table = Table(title=title, columns=names, rows=list(dict.fromkeys(rows)))
-                result.tables.append(_without_not_finite(table, result.gaps))
+            rows = list(dict.fromkeys(rows))  # a row that is the same for every model is given once
+            if count := sum(is_not_finite(cell) for row in rows for cell in row):
+                result.gaps.append(f"{title}: {count} numbers are not finite and are left out")
+            if rows:
+                result.tables.append(Table(title=title, columns=names, rows=rows))
         result.files = {name: text for one in found for name, text in one.files.items()}
         result.finding = self._finding(found, subjects) if found else not_measured(result.gaps)
         return result
 
-    def _finding(self, found: Sequence[Rows], subjects: Sequence[Subject]) -> str:
+    def _finding(self, found: Found, subjects: Sequence[Subject]) -> str:
         if self.sums_up is not None:
             return self.sums_up(found)
         counts = {one.name: one.layout.num_registers for one in subjects}
@@ -117,12 +122,3 @@ def _flaw(subject: Subject, features: tuple[str, ...]) -> str | None:
         return flaw
     number, total = subject.num_not_finite, subject.num_parameters
     return f"its parameters hold values that are not finite ({number:,} of {total:,})" if number else None
-
-
-def _without_not_finite(table: Table, gaps: list[str]) -> Table:
-    """The table with empty cells for numbers that are not finite, which are counted in a gap."""
-    count = sum(is_not_finite(cell) for row in table.rows for cell in row)
-    if not count:
-        return table
-    gaps.append(f"{table.title}: {count} numbers are not finite and are left out")
-    return dataclasses.replace(table, rows=table.without_not_finite())

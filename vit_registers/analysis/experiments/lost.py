@@ -5,7 +5,7 @@ import dataclasses
 import io
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,20 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.measures.lost import (
-    HIT_IOU,
-    CorLoc,
-    Discovery,
-    SweepCell,
-    corloc,
-    iou,
-    summarize_sweep,
-    sweep_cells,
-)
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.measures import lost
 from vit_registers.analysis.report.figures import ORANGE, RED, new_grid
-from vit_registers.analysis.report.result import Gap, Picture, Rows, Value, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
 from vit_registers.errors import ConfigError
@@ -38,6 +28,7 @@ _MAX_SHOWN_PX = 480  # longer side of an image in the picture
 _MAX_ASPECT = 2.5  # of a row of the picture, and 1 / it
 _COLUMNS = "of | block | centred | normalised | bias"
 _SCORES = "CorLoc, % | seed in background | images | without boxes"
+Cell = lost.SweepCell
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -50,8 +41,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     except ConfigError as error:  # such as a table of positions that cannot be resampled
         return Gap(f"{subject.name}: cannot be shown images of their own size: {error}")
     truths = [record.box_xyxy_px for record in options.boxes]
-    table = {cell: corloc(boxes, truths) for cell, boxes in found.box_xyxy_px.items()}
-    best, no_sweep = summarize_sweep(table, feature="k", block=max(cell.block for cell in table))
+    table = {cell: lost.corloc(boxes, truths) for cell, boxes in found.box_xyxy_px.items()}
+    best, no_sweep = lost.summarize_sweep(table, feature="k", block=max(cell.block for cell in table))
     chosen = {"best of the sweep": best, "no sweep": no_sweep}
     return Rows(
         tables={
@@ -69,12 +60,12 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 class _Example(NamedTuple):
-    """An image of the picture, with what was found in it."""
+    """An image of the picture, with the object found in it."""
 
     image_HxWx3: np.ndarray  # may be made smaller
     size_px: Grid  # of the original image; all that follows is in its pixels
     cell_px: tuple[float, float]  # of a patch
-    found: Discovery
+    found: lost.Discovery
     box_xyxy_px: np.ndarray
     true_xyxy_px: np.ndarray
 
@@ -83,9 +74,9 @@ class _Example(NamedTuple):
 class _Found:
     """What LOST found in all images with one model, by cell."""
 
-    box_xyxy_px: dict[SweepCell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
-    num_fallbacks: Counter[SweepCell] = dataclasses.field(default_factory=Counter)
-    examples: dict[SweepCell, list[_Example]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    box_xyxy_px: dict[Cell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
+    num_fallbacks: Counter[Cell] = dataclasses.field(default_factory=Counter)
+    examples: dict[Cell, list[_Example]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     num_shrunk: int = 0
     num_over_edge: int = 0  # images with a true box that is not all inside
 
@@ -98,18 +89,23 @@ def _sweep(subject: Subject, options: Options) -> _Found:
         image = _shrunk(native, patch_size)
         native_px, size_px = native.shape[:2], image.shape[:2]
         found.num_shrunk += size_px != native_px
-        found.num_over_edge += _is_over_edge(record, native_px)
-        shown = _thumbnail(native) if i < options.num_examples else None
+        boxes, (height, width) = record.box_xyxy_px, native_px
+        found.num_over_edge += bool((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any())
+        shown = Image.fromarray(native)
+        shown.thumbnail((_MAX_SHOWN_PX, _MAX_SHOWN_PX))
         cell_px = patch_size * native_px[0] / size_px[0], patch_size * native_px[1] / size_px[1]
         features, grid = subject.native(image, options.num_blocks)
-        cells = sweep_cells(features, grid, patch_size_px=patch_size, image_size_px=size_px, biases=_BIASES)
+        cells = lost.sweep_cells(
+            features, grid, patch_size_px=patch_size, image_size_px=size_px, biases=_BIASES
+        )
         for cell, one in cells:
             if cell not in found.box_xyxy_px:
                 found.box_xyxy_px[cell] = np.zeros((total, 4), np.int32)
             box = found.box_xyxy_px[cell][i] = _scaled(one.box_xyxy_px, size_px, native_px)
             found.num_fallbacks[cell] += one.is_fallback
-            if shown is not None:
-                found.examples[cell].append(_Example(shown, native_px, cell_px, one, box, record.box_xyxy_px))
+            if i < options.num_examples:
+                example = _Example(np.asarray(shown), native_px, cell_px, one, box, record.box_xyxy_px)
+                found.examples[cell].append(example)
         subject.progress("lost", i + 1, total)
     return found
 
@@ -135,11 +131,6 @@ def _scaled(box_xyxy_px: np.ndarray, size_px: Grid, native_px: Grid) -> np.ndarr
     return np.concatenate([low, high])
 
 
-def _is_over_edge(record: BoxImage, size_px: Grid) -> bool:
-    boxes, (height, width) = record.box_xyxy_px, size_px
-    return bool((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any())
-
-
 def _gaps(subject: Subject, options: Options, found: _Found) -> list[str]:
     total, gaps = len(options.boxes), []
     num_blocks = len({cell.block for cell in found.box_xyxy_px})
@@ -159,14 +150,14 @@ def _gaps(subject: Subject, options: Options, found: _Found) -> list[str]:
     return gaps
 
 
-def _row(cell: SweepCell, table: Mapping[SweepCell, CorLoc], found: _Found) -> tuple[Value, ...]:
+def _row(cell: Cell, table: Mapping[Cell, lost.CorLoc], found: _Found) -> tuple[Value, ...]:
     one = table[cell]
     switches = ("yes" if on else "no" for on in (cell.use_center, cell.use_norm))
     settings = (cell.feature, cell.block, *switches, cell.bias)
     return (*settings, float(one.percent), found.num_fallbacks[cell], one.num_images, one.num_skipped)
 
 
-def _boxes_csv(found: _Found, chosen: Mapping[str, SweepCell], records: Sequence[BoxImage]) -> str:
+def _boxes_csv(found: _Found, chosen: Mapping[str, Cell], records: Sequence[BoxImage]) -> str:
     """A line per image and cell; the last two columns are empty for images without a true box."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -174,19 +165,13 @@ def _boxes_csv(found: _Found, chosen: Mapping[str, SweepCell], records: Sequence
     for i, record in enumerate(records):
         for title, cell in chosen.items():
             box, truths = found.box_xyxy_px[cell][i], record.box_xyxy_px
-            best = float(iou(box, truths).max()) if len(truths) else None
-            hit = None if best is None else int(best >= HIT_IOU)
+            best = float(lost.iou(box, truths).max()) if len(truths) else None
+            hit = None if best is None else int(best >= lost.HIT_IOU)
             lines.writerow((record.name, title, *box.tolist(), best, hit))
     return text.getvalue()
 
 
-def _thumbnail(image_HxWx3: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(image_HxWx3)
-    image.thumbnail((_MAX_SHOWN_PX, _MAX_SHOWN_PX))
-    return np.asarray(image)
-
-
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         yield Picture(
             name=f"lost-{one.name}",

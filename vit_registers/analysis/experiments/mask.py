@@ -1,6 +1,6 @@
 """mask: which tokens may attend to which, and how the levels of the mask are linked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.report.figures import draw_mask, new_grid
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.masks import owners
 from vit_registers.models.tokens import Grid, TokenLayout
@@ -77,7 +77,7 @@ def _row(link: Link) -> tuple[str, str, int, int, float]:
     return coarse, fine, int(link.tokens_S.min()), int(link.tokens_S.max()), 100 * link.agreement
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         title, mask_TxT, groups, of_levels = one.values
         figure = Figure(figsize=(6.4, 6.4))

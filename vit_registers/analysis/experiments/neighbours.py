@@ -3,14 +3,8 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.measures.severity import (
-    DENSITY_POINTS,
-    NeighbourCosine,
-    NeighbourSplit,
-    split_by_outlier,
-)
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.measures import severity
 from vit_registers.analysis.report.figures import BLUE, ORANGE, panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
@@ -39,8 +33,8 @@ def _measure(subject: Subject, options: Options, feature: str) -> Rows:
     cosine_Bx4xP = np.asarray(subject.store.read(feature), np.float64)
     is_valid = ~np.isnan(cosine_Bx4xP)
     is_outlier_BxP = subject.outliers(options.rule).is_outlier_BxP
-    neighbours = NeighbourCosine(np.where(is_valid, cosine_Bx4xP, 0.0), is_valid)
-    found = split_by_outlier(neighbours, is_outlier_BxP, seed=0)
+    neighbours = severity.NeighbourCosine(np.where(is_valid, cosine_Bx4xP, 0.0), is_valid)
+    found = severity.split_by_outlier(neighbours, is_outlier_BxP, seed=0)
     outliers, others = found.outliers, found.background
     groups = (("outliers", outliers, found.ks_distance), ("others", others, None))
     which = "patches are all" if is_outlier_BxP.all() else "no patches are"
@@ -61,10 +55,10 @@ def _measure(subject: Subject, options: Options, feature: str) -> Rows:
     )
 
 
-def _panel(axes: Axes, found: NeighbourSplit) -> None:
+def _panel(axes: Axes, found: severity.NeighbourSplit) -> None:
     for name, group, color in (("outliers", found.outliers, ORANGE), ("others", found.background, BLUE)):
         if group.density is not None:
-            axes.plot(DENSITY_POINTS, group.density, color=color, label=name)
+            axes.plot(severity.DENSITY_POINTS, group.density, color=color, label=name)
     axes.set(xlabel="cosine with a neighbour", ylabel="density")
     if axes.lines:
         axes.legend(frameon=False, fontsize=8)

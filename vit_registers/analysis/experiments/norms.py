@@ -4,9 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms, panels_picture
 from vit_registers.analysis.report.result import Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject, patches_first

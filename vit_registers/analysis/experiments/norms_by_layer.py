@@ -3,19 +3,10 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.experiments.norms import zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    integer_ticks,
-    panels_picture,
-    scale_for,
-)
+from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
@@ -42,7 +33,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
         f"last block {number(rows[-1][4], '%')} of the patches are outliers by {options.rule}",
         compared=largest,
         count=counted(len(norms_BxLxT), "image"),
-        values=(np.array(quantiles), means, scale_for(norms_BxLxT)),
+        values=(np.array(quantiles), means, figures.scale_for(norms_BxLxT)),
         gaps=zero_norm_gaps(subject),
     )
 
@@ -52,12 +43,13 @@ def _panel(axes: Axes, values: tuple) -> None:
     layers = np.arange(len(quantiles_LxQ))
     for low, high, alpha in ((0, 6, 0.15), (1, 5, 0.25), (2, 4, 0.4)):
         band = quantiles_LxQ[:, low], quantiles_LxQ[:, high]
-        axes.fill_between(layers, *band, color=BLUE, alpha=alpha, lw=0)
-    axes.plot(layers, quantiles_LxQ[:, 3], color=BLUE, label="patches")
-    for (name, mean_L), color in zip(means.items(), (GREEN, ORANGE, GREY), strict=False):
+        axes.fill_between(layers, *band, color=figures.BLUE, alpha=alpha, lw=0)
+    axes.plot(layers, quantiles_LxQ[:, 3], color=figures.BLUE, label="patches")
+    colors = (figures.GREEN, figures.ORANGE, figures.GREY)
+    for (name, mean_L), color in zip(means.items(), colors, strict=False):
         axes.plot(layers, mean_L, color=color, ls="--", label=name)
     axes.set(yscale=scale, xlabel="block", ylabel="norm")
-    integer_ticks(axes)
+    figures.integer_ticks(axes)
     axes.legend(frameon=False, fontsize=7)
 
 
@@ -72,7 +64,7 @@ EXPERIMENT = Experiment(
     },
     measure=_measure,
     features=("norms_LxT",),
-    draw=panels_picture(
+    draw=figures.panels_picture(
         "layers",
         "Norms of patches by layer: median, and the middle 50, 90 and 100 %; other tokens: means.",
         _panel,

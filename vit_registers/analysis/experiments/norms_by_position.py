@@ -3,8 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.report.figures import panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject

@@ -1,14 +1,11 @@
 """norms-by-size: the norms of patches by the number of parameters of the model. No JAX."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.report.figures import BLUE, GREY, RED, new_axes
-from vit_registers.analysis.report.result import Picture, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 
@@ -26,12 +23,12 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _across(found: Sequence[Rows]) -> list[str]:
+def _across(found: Found) -> list[str]:
     is_one_size = found and len({one.values[0] for one in found}) < 2
     return ["all models are of one size; give models of several with --checkpoint"] if is_one_size else []
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
+def _draw(found: Found) -> Pictures:
     caption = (
         "Norms of patches, the smallest model first. Widths are log(1 + patches) in a bin, so that few large "
         "norms are seen too; all patches count. Line: median; dashes: threshold."
@@ -39,7 +36,7 @@ def _draw(found: Sequence[Rows]) -> list[Picture]:
     return [Picture(name="sizes", caption=caption, figure=_draw_sizes(found))]
 
 
-def _draw_sizes(found: Sequence[Rows]) -> Figure:
+def _draw_sizes(found: Found) -> Figure:
     norms = (one.values[1] for one in found)
     ends = [(norm_BxP[norm_BxP > 0].min(initial=np.inf), norm_BxP.max()) for norm_BxP in norms]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs, one_shot
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.published.tables import DECOUPLING
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, panels
-from vit_registers.analysis.report.result import Gap, Picture, Rows, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, number
 from vit_registers.analysis.subject import FULL, Options, Subject, cls_parts
 
 _SEEDS = (0, 1, 2)
@@ -74,7 +73,7 @@ def _panel(axes: Axes, found: dict[str, list[OneShot]]) -> None:
     axes.set(ylim=(0, 105), ylabel=f"top-{k}, %")
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
+def _draw(found: Found) -> Pictures:
     figure = panels(found, _panel, width=3.6)
     legend = figure.axes[0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False, fontsize=8)

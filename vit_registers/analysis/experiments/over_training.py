@@ -1,28 +1,18 @@
 """over-training: how norms, outliers and registers change over the steps of a run. No JAX."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    legend_name,
-    new_axes,
-    scale_for,
-)
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
+from vit_registers.analysis.report import figures
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, in_parts, mean_maps
 
-_COLORS = (BLUE, ORANGE, GREEN, GREY)
+_COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.GREY)
 
 
 class RunStep(NamedTuple):
@@ -40,7 +30,7 @@ def step_of(subject: Subject) -> tuple[str, int] | Gap:
     return str(subject.run), subject.step
 
 
-def by_run(found: Sequence[Rows]) -> dict[str, list[Rows]]:
+def by_run(found: Found) -> dict[str, list[Rows]]:
     """The models of each run, in the order of steps."""
     runs: dict[str, list[Rows]] = {}
     for one in found:
@@ -48,13 +38,13 @@ def by_run(found: Sequence[Rows]) -> dict[str, list[Rows]]:
     return {run: sorted(steps, key=lambda one: one.values.step) for run, steps in runs.items()}
 
 
-def one_step_gaps(found: Sequence[Rows]) -> list[str]:
+def one_step_gaps(found: Found) -> list[str]:
     """A gap for each run of which only one step was given."""
     single = [run for run, steps in by_run(found).items() if len(steps) < 2]
     return [f"{run}: one step only; RUN@all shows all that are kept" for run in single]
 
 
-def change_over_steps(found: Sequence[Rows], what: str, unit: str) -> str:
+def change_over_steps(found: Found, what: str, unit: str) -> str:
     """The finding over training: Rows.compared at the first and the last step of each run."""
     parts = []
     for steps in by_run(found).values():
@@ -92,15 +82,15 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    figure, axes = new_axes(6.0, 3.2)
+def _draw(found: Found) -> Pictures:
+    figure, axes = figures.new_axes(6.0, 3.2)
     for i, (run, steps) in enumerate(by_run(found).items()):
         at = [one.values.step for one in steps]
         for name, style in (("median", "-"), ("p99", "--"), ("max", ":")):
-            values, label = [one.values.shown[name] for one in steps], legend_name(f"{run}: {name}")
+            values, label = [one.values.shown[name] for one in steps], figures.legend_name(f"{run}: {name}")
             axes.plot(at, values, style, marker="o", ms=3, color=_COLORS[i % len(_COLORS)], label=label)
     largest = np.array([one.values.shown["max"] for one in found])
-    axes.set(xlabel="step", ylabel="norm", yscale=scale_for(largest))
+    axes.set(xlabel="step", ylabel="norm", yscale=figures.scale_for(largest))
     axes.legend(frameon=False, fontsize=7)
     return [Picture(name="steps", caption="Norms of patches by step.", figure=figure)]
 

@@ -1,14 +1,11 @@
 """position-resampling: how much each cell of a position table counts once it is resampled."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.report.figures import new_grid
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
@@ -89,7 +86,7 @@ def _text(grid: Grid) -> str:
     return f"{grid[0]} x {grid[1]}"
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     """A picture for each kind of resampling, which several models may share."""
     cases: dict[Case, list[str]] = {}
     for one in found:

@@ -1,15 +1,12 @@
 """positional-focus: where cls and the registers look in the last block, on average over images. No JAX."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.focus import MapSums, focus, map_similarity
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.figures import new_grid
-from vit_registers.analysis.report.result import Picture, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, in_parts, mean_maps, queries
 
 MIDDLE = "middle patch"
@@ -39,7 +36,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         names, mean_ExHxW = one.values
         figure, (grid,) = new_grid(1, len(names), (1.7 * len(names) + 0.6, 2.1))

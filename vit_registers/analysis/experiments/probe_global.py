@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.experiments.halves import halves_by_class
 from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject, queries
 from vit_registers.errors import DataError

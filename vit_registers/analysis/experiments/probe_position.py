@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.experiments.halves import MANY_IMAGES, random_halves
 from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
-from vit_registers.analysis.published.tables import REGISTERS
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.experiments.halves import MANY_IMAGES, random_halves
 from vit_registers.analysis.measures.reconstruction import (
     Pairs,
@@ -12,7 +12,6 @@ from vit_registers.analysis.measures.reconstruction import (
     score_reconstruction,
 )
 from vit_registers.analysis.measures.released import fit_released, score_released
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
 from vit_registers.analysis.report.result import Gap, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 

@@ -1,23 +1,13 @@
 """register-neurons: which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, nothing
-from vit_registers.analysis.report.figures import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    images_and_maps,
-    integer_ticks,
-    new_axes,
-    scale_for,
-)
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, number
+from vit_registers.analysis.report import figures
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 
@@ -53,37 +43,36 @@ def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[int, int, float, float
 
 def _listed(subject: Subject, options: Options, found: RegisterNeurons) -> str:
     """The file of neurons: JSON, blocks from 0."""
-    neurons = [
-        {"block": int(block), "neuron": int(neuron), "score": float(found.score_LxF[block, neuron])}
-        for block, neuron in found.neuron_Ex2[:_FILED]
-    ]
     about = {
         "model": subject.name,
         "rule": options.rule,
         "threshold": found.threshold,
         "images": found.num_images,
         "last_block": found.last_block,
-        "neurons": neurons,
+        "neurons": [
+            {"block": int(block), "neuron": int(neuron), "score": float(found.score_LxF[block, neuron])}
+            for block, neuron in found.neuron_Ex2[:_FILED]
+        ],
     }
     return dumps(about) + "\n"
 
 
-def _layers(subject: Subject, options: Options) -> tuple[float, list[float], list[float], list[float | None]]:
+def _layers(subject: Subject, options: Options) -> tuple[float, list[float], list[float], list[Value]]:
     """The largest patch norm of an image, mean over images: before the first block, after each attention and
     after each MLP; and the largest attention of cls to a patch in each block."""
+
+    def means(values_BxL: np.ndarray) -> list[float]:
+        return [float(x) for x in values_BxL.mean(0, dtype=np.float64)]
+
     has_cls, patches = subject.layout.has_cls, subject.layout.patches
     names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
     store = subject.rerun(NO_INTERVENTION, names, options.num_edited)
-    first, *after = (float(x) for x in store.read(names[0])[..., patches].max(-1).mean(0, dtype=np.float64))
-    middle = [float(x) for x in store.read(names[1])[..., patches].max(-1).mean(0, dtype=np.float64)]
-    if not has_cls:
-        return first, middle, after, [None] * len(middle)
-    return first, middle, after, [float(x) for x in store.read(names[2]).mean(0, dtype=np.float64)]
+    first, *after = means(store.read("norms_LxT")[..., patches].max(-1))
+    middle = means(store.read("middle_norms_LxT")[..., patches].max(-1))
+    return first, middle, after, means(store.read("cls_attention_L")) if has_cls else [None] * len(middle)
 
 
-def _maps(
-    subject: Subject, options: Options, found: RegisterNeurons
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _maps(subject: Subject, options: Options, found: RegisterNeurons) -> tuple:
     """(images, maps, titles): norms and activations of the first neurons, on images that have outliers."""
     shown = np.flatnonzero(found.is_outlier_BxP.any(1))[: options.num_examples]
     neurons = found.neuron_Ex2[:_DRAWN]
@@ -97,7 +86,7 @@ def _maps(
     return images, maps.reshape(*maps.shape[:2], *subject.layout.patch_grid), titles
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         last_block, layers, maps = one.values
         yield Picture(
@@ -108,23 +97,22 @@ def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
             figure=_draw_layers(one.name, *layers),
         )
         caption = f"{one.name}: norms of patches, and the activations of the neurons highest on outliers."
-        yield Picture(name=f"maps-{one.name}", caption=caption, figure=images_and_maps(*maps))
+        yield Picture(name=f"maps-{one.name}", caption=caption, figure=figures.images_and_maps(*maps))
 
 
-def _draw_layers(
-    name: str, first: float, middle: list[float], after: list[float], attention: list[float | None]
-) -> Figure:
-    (figure, axes), block = new_axes(5.2, 3.2), np.arange(1, len(middle) + 1)
-    axes.plot(np.arange(len(after) + 1), [first, *after], "o-", ms=3, color=BLUE, label="after the MLP")
-    axes.plot(block - 0.5, middle, "o", ms=3, color=GREEN, label="after attention")
+def _draw_layers(name: str, first: float, middle: list, after: list, attention: list) -> Figure:
+    (figure, axes), block = figures.new_axes(5.2, 3.2), np.arange(1, len(middle) + 1)
+    largest = [first, *after]
+    axes.plot(range(len(largest)), largest, "o-", ms=3, color=figures.BLUE, label="after the MLP")
+    axes.plot(block - 0.5, middle, "o", ms=3, color=figures.GREEN, label="after attention")
     axes.set(xlabel="block", ylabel="largest norm of a patch", title=name)
-    axes.set_yscale(scale_for(np.array([first, *after])))
-    integer_ticks(axes)
+    axes.set_yscale(figures.scale_for(np.array(largest)))
+    figures.integer_ticks(axes)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     if None not in attention:
         other = axes.twinx()
-        other.plot(block, np.array(attention, float), "s--", ms=3, color=ORANGE)
-        other.set_ylabel("largest attention of cls", color=ORANGE)
+        other.plot(block, np.array(attention, float), "s--", ms=3, color=figures.ORANGE)
+        other.set_ylabel("largest attention of cls", color=figures.ORANGE)
         other.set_ylim(bottom=0)
     return figure
 

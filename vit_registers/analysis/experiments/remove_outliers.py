@@ -4,10 +4,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.edited_models import BASE, Change, change, outputs_of
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
-from vit_registers.analysis.published.tables import CAUSES
 from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, panels_picture
 from vit_registers.analysis.report.result import Gap, Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject

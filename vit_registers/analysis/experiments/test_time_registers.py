@@ -1,24 +1,15 @@
 """test-time-registers: register neurons moved to a register that was never trained."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
-from vit_registers.analysis.experiments.edited_models import (
-    BASE,
-    GONE,
-    OUTCOME,
-    Outcome,
-    Trial,
-    outliers_clause,
-    start_trial,
-)
+from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.edited_models import GONE, OUTCOME, Outcome, Trial
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import random_like
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms, images_and_maps, new_axes
-from vit_registers.analysis.report.result import Gap, Picture, Rows, counted, percent
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, percent
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
 
@@ -27,7 +18,7 @@ _UNEDITED = "as it is"  # in the table: the model without an edit
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
-    trial = start_trial(subject, options)
+    trial = edited_models.start_trial(subject, options)
     if isinstance(trial, Gap):
         return trial
     outcomes, count = trial.sweep_counts()
@@ -39,7 +30,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
             "Test-time registers": [(name, *one.cells()) for name, one in variants.items()],
             "Number of neurons": [(tried, *one.cells()) for tried, one in outcomes.items()],
         },
-        text=outliers_clause(variants[_UNEDITED], variants[moved], what),
+        text=edited_models.outliers_clause(variants[_UNEDITED], variants[moved], what),
         compared=percent(variants[moved].share),
         count=counted(trial.num_images, "image"),
         values=(count, _norms(trial, stores[moved]), trial.found.threshold, _maps(trial, stores[moved])),
@@ -47,6 +38,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, Store]]:
+    """The outcomes and the features of each variant, by name."""
     rng, neuron_Ex2 = np.random.default_rng(_SEED), trial.found.neuron_Ex2[:count]
     other_Ex2 = random_like(neuron_Ex2, trial.found.score_LxF.shape[1], seed=_SEED)
     width, layout = dims(trial.subject.model).width, trial.subject.layout
@@ -94,7 +86,7 @@ def _maps(trial: Trial, after: Store) -> tuple[np.ndarray, np.ndarray] | None:
     return trial.subject.store.read("image_HxWxC")[shown], np.stack(maps, axis=1)
 
 
-def _draw(found: Sequence[Rows]) -> Iterator[Picture]:
+def _draw(found: Found) -> Pictures:
     for one in found:
         count, groups, threshold, maps = one.values
         figure, axes = new_axes(5.2, 3.2)
@@ -133,7 +125,7 @@ EXPERIMENT = Experiment(
         "Number of neurons": f"model | neurons | {OUTCOME}",
     },
     measure=_measure,
-    features=BASE,
+    features=edited_models.BASE,
     draw=_draw,
     compares="share of patches above the threshold with the register, %",
 )

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import SEVERITY, Experiment
 from vit_registers.analysis.measures.severity import VarianceSums
-from vit_registers.analysis.published.tables import SEVERITY
 from vit_registers.analysis.report.result import Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject, in_parts
 

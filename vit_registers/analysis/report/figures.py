@@ -2,27 +2,19 @@
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_registers.analysis.report.result import Picture, Rows
+from vit_registers.analysis.report.result import Found, Picture, Pictures
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
-Draw = Callable[[Sequence[Rows]], Sequence[Picture]]  # the pictures of an experiment, from all models
+Draw = Callable[[Found], Pictures]  # Experiment.draw
 Limits = tuple[float | None, float | None]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes the figure to a PNG file."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
 
 
 def scale_for(values: np.ndarray) -> str:
@@ -60,7 +52,7 @@ def new_grid(
     return figure, grid
 
 
-def panels(found: Sequence[Rows], draw: Callable[[Axes, Any], None], *, width: float = 4.2) -> Figure:
+def panels(found: Found, draw: Callable[[Axes, Any], None], *, width: float = 4.2) -> Figure:
     """A panel for each model, side by side, which `draw` fills from Rows.values."""
     figure = Figure(figsize=(width * len(found) + 0.5, 3.2), layout="constrained")
     for axes, one in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
@@ -77,7 +69,7 @@ def panels_picture(name: str, caption: str, draw: Callable[[Axes, Any], None], *
 def lines_picture(name: str, caption: str, xlabel: str, ylabel: str, *, height: float = 3.2) -> Draw:
     """The `draw` of an experiment whose only picture has a line for each model: Rows.values are (x, y)."""
 
-    def draw(found: Sequence[Rows]) -> list[Picture]:
+    def draw(found: Found) -> Pictures:
         figure, axes = new_axes(5.0, height)
         for one in found:
             axes.plot(*one.values, "o-", ms=3, label=legend_name(one.name))
@@ -161,28 +153,6 @@ def _merge_small(groups: Mapping[str, slice], *, smallest: int) -> list[tuple[st
             name, where = f"{before}\n{name}", slice(first.start, where.stop)
         labels.append((name, where))
     return labels
-
-
-def draw_layout(
-    levels: Sequence[tuple[str, np.ndarray]], mask_TxT: np.ndarray, groups: Mapping[str, slice]
-) -> Figure:
-    """The token sequence group by group, cells that may attend to each other in one colour, and the mask.
-
-    `levels` holds a name and a 2-D array of colour numbers per group, in the order of the sequence.
-    """
-    figure = Figure(figsize=(7.6, 8.0), layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 3), squeeze=False))
-    for axes, (name, values) in zip(top.subplots(1, len(levels)), levels, strict=True):
-        rows, columns = values.shape
-        axes.imshow(values, cmap="tab20", vmin=0, vmax=19)
-        axes.set_xticks(np.arange(-0.5, columns), minor=True)
-        axes.set_yticks(np.arange(-0.5, rows), minor=True)
-        axes.grid(which="minor", color="white", lw=1.5)
-        axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-        axes.spines[:].set_visible(False)
-        axes.set_title(f"{name}\n{rows} x {columns}", fontsize=9)
-    draw_mask(bottom.subplots(), mask_TxT, groups)
-    return figure
 
 
 def draw_norms(

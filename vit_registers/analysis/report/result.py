@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,10 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under named columns; the report shows None as '-' and floats with four significant digits."""
+    """Rows under named columns. Numbers that are not finite become None.
+
+    The report shows None as "-" and floats with four significant digits.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -51,18 +54,16 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.title
+        rows = [tuple(None if is_not_finite(cell) else cell for cell in row) for row in self.rows]
+        object.__setattr__(self, "rows", rows)
 
     def cells(self) -> list[list[str]]:
         """The rows as the report shows them."""
-        return [["-" if cell is None else _shown(cell) for cell in row] for row in self.without_not_finite()]
+        return [["-" if cell is None else _shown(cell) for cell in row] for row in self.rows]
 
     def is_number(self, column: int) -> bool:
         """Whether a column holds numbers only."""
         return all(not isinstance(row[column], str) for row in self.rows)
-
-    def without_not_finite(self) -> list[list[Value]]:
-        """The rows, with None for numbers that are not finite."""
-        return [[None if is_not_finite(cell) else cell for cell in row] for row in self.rows]
 
     def markdown(self) -> str:
         """The table in Markdown, without its title; the texts of cells are escaped."""
@@ -73,12 +74,12 @@ class Table:
     def csv(self) -> str:
         """The table with all digits."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.without_not_finite()])
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
         return text.getvalue()
 
     def numbers(self) -> dict[str, Any]:
-        """The table for a JSON file, which holds no number that is not finite."""
-        return {"title": self.title, "columns": list(self.columns), "rows": self.without_not_finite()}
+        """The table for a JSON file."""
+        return {"title": self.title, "columns": list(self.columns), "rows": [list(row) for row in self.rows]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,9 @@ class Picture:
     name: str
     caption: str
     figure: Figure
+
+
+Found, Pictures = Sequence[Rows], Iterable[Picture]  # of all models
 
 
 @dataclasses.dataclass(kw_only=True)
