@@ -17,7 +17,21 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if isinstance(trial, Gap):
         return trial
     _, count = trial.sweep_counts()
-    found = _biased(trial, count)
+    neuron_Ex2 = trial.found.neuron_Ex2[:count]
+    register, silent = trial.moved(neuron_Ex2), trial.moved(neuron_Ex2, num_registers=0)
+    store = subject.rerun(register, ("register_kv_LxCxNxK",), options.num_edited)
+    mean_CxLxNxK = np.moveaxis(store.read("register_kv_LxCxNxK").mean(0, dtype=np.float64), 1, 0)
+    key, value = mean_CxLxNxK.astype(np.float32)
+    is_neuron_LxF = as_mask(neuron_Ex2, trial.found.score_LxF.shape)
+    values = {"is_neuron_LxF": is_neuron_LxF, "key_LxNxK": key, "value_LxNxK": value}
+    biased = Intervention(name="bias", edits=add_key, values=values, rows={})
+    outputs = subject.rerun(biased, edited_models.outputs_of(subject), options.num_edited)
+    found = {
+        _UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
+        "neurons silent": trial.measure(silent)[1],
+        _BIASED: trial.outcome(outputs, biased),
+        "test-time register": trial.measure(register)[1],
+    }
     what = f"a key and a value instead of {counted(count, 'neuron')}"
     return Rows(
         tables={"Attention bias": [(name, *one.cells()) for name, one in found.items()]},
@@ -25,30 +39,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=percent(found[_BIASED].share),
         count=counted(trial.num_images, "image"),
     )
-
-
-def _biased(trial: edited_models.Trial, count: int) -> dict[str, edited_models.Outcome]:
-    subject, num_edited = trial.subject, trial.options.num_edited
-    neuron_Ex2 = trial.found.neuron_Ex2[:count]
-    register, silent = trial.moved(neuron_Ex2), trial.moved(neuron_Ex2, num_registers=0)
-    kv_BxLxCxNxK = subject.rerun(register, ("register_kv_LxCxNxK",), num_edited).read("register_kv_LxCxNxK")
-    key, value = np.moveaxis(kv_BxLxCxNxK.mean(0, dtype=np.float64), 1, 0)
-    biased = Intervention(
-        name="bias",
-        edits=add_key,
-        values={
-            "is_neuron_LxF": as_mask(neuron_Ex2, trial.found.score_LxF.shape),
-            "key_LxNxK": key.astype(np.float32),
-            "value_LxNxK": value.astype(np.float32),
-        },
-        rows={},
-    )
-    return {
-        _UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
-        "neurons silent": trial.measure(silent)[1],
-        _BIASED: trial.outcome(subject.rerun(biased, edited_models.outputs_of(subject), num_edited), biased),
-        "test-time register": trial.measure(register)[1],
-    }
 
 
 EXPERIMENT = Experiment(

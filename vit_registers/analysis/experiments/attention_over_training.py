@@ -33,11 +33,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _several_steps(found: Found) -> list[Rows]:
-    """The models of runs with several steps, run by run and in the order of steps."""
-    return [one for steps in over_training.by_run(found).values() if len(steps) > 1 for one in steps]
-
-
 def _draw(found: Found) -> Pictures:
     for run, steps in over_training.by_run(found).items():
         places = np.unique(np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int))
@@ -64,7 +59,7 @@ EXPERIMENT = Experiment(
     features=("attention_NxExT",),
     needs_any=("cls", "registers"),
     draw=_draw,
-    arrange=_several_steps,
+    arrange=lambda found: over_training.in_steps(found, fewest=2),
     across=over_training.one_step_gaps,
     sums_up=lambda found: over_training.change_over_steps(
         found, "the share of attention that the first query sends to patches", "%"

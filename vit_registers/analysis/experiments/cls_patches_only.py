@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
@@ -14,7 +13,13 @@ _COLORS = {"patches": BLUE, "registers": ORANGE, "summaries": GREEN}
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
-    cosines, rows, gaps = _cosines(subject), [], []
+    found: dict[str, list[np.ndarray]] = {}
+    for images in in_parts(subject.store.num_read()):
+        parts = cls_parts(subject, images)
+        for name in parts.keys() - {FULL, "cls"}:
+            found.setdefault(name, []).append(cosine_similarity(parts[name], parts[FULL]))
+    cosines = {name: np.concatenate(found[name]) for name in _COLORS if name in found}  # NaN: a part is zero
+    rows, gaps = [], []
     for part, cosine_B in cosines.items():
         summary = summarize_values(cosine_B)
         kept = cosine_B[~np.isnan(cosine_B)]
@@ -22,25 +27,15 @@ def _measure(subject: Subject, options: Options) -> Rows:
             gaps.append(f"{subject.name}: nothing comes from {part} in {summary.num_undefined} images")
         low, high = map(float, np.quantile(kept, [0.05, 0.95])) if len(kept) else (None, None)
         rows.append((part, summary.mean, summary.std, low, summary.median, high))
-    parts = ", ".join(f"{number(mean)} for {part}" for part, mean, *_ in rows)
+    means = ", ".join(f"{number(mean)} for {part}" for part, mean, *_ in rows)
     return Rows(
         tables={"Cosine with the attention's output": rows},
-        text=f"the mean cosine with all that attention brings to cls is {parts}",
+        text=f"the mean cosine with all that attention brings to cls is {means}",
         compared=rows[0][1],
         count=counted(len(cosines["patches"]), "image"),
         values=(cosines, _lowest(subject, cosines["patches"], options.num_examples)),
         gaps=gaps,
     )
-
-
-def _cosines(subject: Subject) -> dict[str, np.ndarray]:
-    """cosine_B with the full output of each token group but cls; NaN where a part is zero."""
-    found: dict[str, list[np.ndarray]] = {}
-    for images in in_parts(subject.store.num_read()):
-        parts = cls_parts(subject, images)
-        for name in parts.keys() - {FULL, "cls"}:
-            found.setdefault(name, []).append(cosine_similarity(parts[name], parts[FULL]))
-    return {name: np.concatenate(found[name]) for name in _COLORS if name in found}
 
 
 def _lowest(subject: Subject, cosine_B: np.ndarray, most: int) -> tuple[np.ndarray, ...] | None:
@@ -66,23 +61,20 @@ def _draw(found: Found) -> Pictures:
     figure = panels(found, _panel, width=4.0)
     yield Picture(name="cosines", caption="The cosine over images.", figure=figure)
     for one in found:
-        if one.values[1] is not None:
-            yield Picture(
-                name=f"lowest-{one.name}",
-                caption=f"{one.name}: the images where the cosine of patches is lowest, and the attention of "
-                "cls to their patches.",
-                figure=_draw_lowest(*one.values[1]),
-            )
-
-
-def _draw_lowest(images: np.ndarray, maps_BxHxW: np.ndarray, cosine_B: np.ndarray) -> Figure:
-    figure, grid = new_grid(2, len(images), (1.6 * len(images) + 0.3, 3.7))
-    for (top, below), image, values, value in zip(grid.T, images, maps_BxHxW, cosine_B, strict=True):
-        show_image(top, image)
-        top.set_title(f"cosine {value:.3f}", fontsize=9)
-        below.imshow(values, cmap="inferno", vmin=0)
-        below.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
-    return figure
+        if one.values[1] is None:
+            continue
+        images, *_ = one.values[1]
+        figure, grid = new_grid(2, len(images), (1.6 * len(images) + 0.3, 3.7))
+        for (top, below), image, values, cosine in zip(grid.T, *one.values[1], strict=True):
+            show_image(top, image)
+            top.set_title(f"cosine {cosine:.3f}", fontsize=9)
+            below.imshow(values, cmap="inferno", vmin=0)
+            below.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
+        caption = (
+            f"{one.name}: the images where the cosine of patches is lowest, and the attention of cls to "
+            "their patches."
+        )
+        yield Picture(name=f"lowest-{one.name}", caption=caption, figure=figure)
 
 
 EXPERIMENT = Experiment(

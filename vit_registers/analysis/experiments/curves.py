@@ -12,6 +12,7 @@ from vit_registers.analysis.subject import Options, Subject
 from vit_registers.errors import DataError
 from vit_registers.runs.metrics_log import read_records
 
+_PANELS = {"loss": "loss", "top1": "top-1 accuracy"}  # labels of axes by metric
 Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]  # (steps, values) by name
 
 
@@ -63,30 +64,24 @@ def _last_evaluation(metrics: Metrics) -> tuple[str, float | None, str]:
 
 
 def _draw(found: Found) -> Pictures:
-    for one in found:
-        yield Picture(name=f"curves-{one.name}", caption=one.name, figure=_draw_curves(one.values))
-
-
-def _draw_curves(metrics: Metrics) -> Figure:
     """Loss and top-1 against steps: of single training batches in grey, of evaluations as marked lines."""
-    figure = Figure(figsize=(10, 3.6))
-    for place, (kind, label) in enumerate([("loss", "loss"), ("top1", "top-1 accuracy")], start=1):
-        axes = figure.add_subplot(1, 2, place)
-        for name, (steps, values) in metrics.items():
-            group, _, key = name.partition("/")
-            if key != kind:
-                continue
-            if group == "train":
-                axes.plot(steps, values, color=GREY, lw=0.8, alpha=0.7, label="train, single mixed batches")
-            else:
-                color = ORANGE if group.endswith("_ema") else BLUE
-                text = f"{group}: {values[-1]:.4g} at the end"
-                axes.plot(steps, values, "o-", color=color, ms=4, label=text)
-        axes.set(xlabel="step", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.tight_layout()
-    return figure
+    for one in found:
+        figure = Figure(figsize=(10, 3.6))
+        for axes, (kind, ylabel) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
+            for name, (steps, values) in one.values.items():
+                group, _, key = name.partition("/")
+                if key == kind and group == "train":
+                    label = "train, single mixed batches"
+                    axes.plot(steps, values, color=GREY, lw=0.8, alpha=0.7, label=label)
+                elif key == kind:
+                    color = ORANGE if group.endswith("_ema") else BLUE
+                    label = f"{group}: {values[-1]:.4g} at the end"
+                    axes.plot(steps, values, "o-", color=color, ms=4, label=label)
+            axes.set(xlabel="step", ylabel=ylabel)
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
+        figure.tight_layout()
+        yield Picture(name=f"curves-{one.name}", caption=one.name, figure=figure)
 
 
 EXPERIMENT = Experiment(

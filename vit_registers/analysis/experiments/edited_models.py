@@ -39,9 +39,9 @@ class Change(NamedTuple):
     agreement: float | None  # the share of images whose first choice of the head stays
     accuracy: float | None  # of the head, where the images' classes are its own
 
-    def percents(self) -> tuple[float | None, float | None]:
-        """Agreement and accuracy in %."""
-        return percent(self.agreement), percent(self.accuracy)
+    def cells(self) -> tuple[float | None, ...]:
+        """The numbers, shares in %."""
+        return self.cls_cosine, self.registers_cosine, percent(self.agreement), percent(self.accuracy)
 
 
 def outputs_of(subject: Subject) -> tuple[str, ...]:
@@ -119,8 +119,8 @@ class Outcome(NamedTuple):
 
     def cells(self) -> tuple[float | None, ...]:
         """The columns OUTCOME."""
-        sizes = (percent(self.share), self.largest, self.target, self.attention)
-        return (*sizes, self.change.cls_cosine, *self.change.percents())
+        cosine, _, *shares = self.change.cells()
+        return percent(self.share), self.largest, self.target, self.attention, cosine, *shares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,11 @@ import csv
 import dataclasses
 import io
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -53,7 +52,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         f"{number(table[best].percent, '%')} at the best of {len(table)} settings",
         compared=float(table[no_sweep].percent),
         count=f"{counted(table[no_sweep].num_images, 'image')} with boxes",
-        values=found.examples[no_sweep],
+        values=found.examples,
         gaps=_gaps(subject, options, found),
         files={f"boxes-{subject.name}.csv": _boxes_csv(found, chosen, options.boxes)},
     )
@@ -76,7 +75,7 @@ class _Found:
 
     box_xyxy_px: dict[Cell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
     num_fallbacks: Counter[Cell] = dataclasses.field(default_factory=Counter)
-    examples: dict[Cell, list[_Example]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    examples: list[_Example] = dataclasses.field(default_factory=list)  # the first images, without a sweep
     num_shrunk: int = 0
     num_over_edge: int = 0  # images with a true box that is not all inside
 
@@ -91,10 +90,8 @@ def _sweep(subject: Subject, options: Options) -> _Found:
         found.num_shrunk += size_px != native_px
         boxes, (height, width) = record.box_xyxy_px, native_px
         found.num_over_edge += bool((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any())
-        shown = Image.fromarray(native)
-        shown.thumbnail((_MAX_SHOWN_PX, _MAX_SHOWN_PX))
-        cell_px = patch_size * native_px[0] / size_px[0], patch_size * native_px[1] / size_px[1]
         features, grid = subject.native(image, options.num_blocks)
+        shown = Cell("k", max(block for _, block in features), use_center=False, use_norm=False, bias=0.0)
         cells = lost.sweep_cells(
             features, grid, patch_size_px=patch_size, image_size_px=size_px, biases=_BIASES
         )
@@ -103,9 +100,12 @@ def _sweep(subject: Subject, options: Options) -> _Found:
                 found.box_xyxy_px[cell] = np.zeros((total, 4), np.int32)
             box = found.box_xyxy_px[cell][i] = _scaled(one.box_xyxy_px, size_px, native_px)
             found.num_fallbacks[cell] += one.is_fallback
-            if i < options.num_examples:
-                example = _Example(np.asarray(shown), native_px, cell_px, one, box, record.box_xyxy_px)
-                found.examples[cell].append(example)
+            if i < options.num_examples and cell == shown:
+                small = Image.fromarray(native)
+                small.thumbnail((_MAX_SHOWN_PX, _MAX_SHOWN_PX))
+                cell_px = patch_size * native_px[0] / size_px[0], patch_size * native_px[1] / size_px[1]
+                example = _Example(np.asarray(small), native_px, cell_px, one, box, record.box_xyxy_px)
+                found.examples.append(example)
         subject.progress("lost", i + 1, total)
     return found
 
@@ -172,25 +172,20 @@ def _boxes_csv(found: _Found, chosen: Mapping[str, Cell], records: Sequence[BoxI
 
 
 def _draw(found: Found) -> Pictures:
-    for one in found:
-        yield Picture(
-            name=f"lost-{one.name}",
-            caption=f"{one.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the "
-            "degree, lowest at the seed (cross); the similarity to the seed; the sum over the expansion.",
-            figure=_draw_examples(one.values),
-        )
-
-
-def _draw_examples(examples: Sequence[_Example]) -> Figure:
-    aspects = [one.size_px[0] / one.size_px[1] for one in examples]
-    heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
-    figure, grid = new_grid(len(examples), 4, (7.4, 1.85 * sum(heights) + 0.3), heights)
-    for row, example in zip(grid, examples, strict=True):
-        _draw_example(row, example)
     titles = ("image", "degree", "seed's similarity", "expansion")
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=9)
-    return figure
+    for one in found:
+        aspects = [example.size_px[0] / example.size_px[1] for example in one.values]
+        heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
+        figure, grid = new_grid(len(heights), 4, (7.4, 1.85 * sum(heights) + 0.3), heights)
+        for row, example in zip(grid, one.values, strict=True):
+            _draw_example(row, example)
+        for axes, title in zip(grid[0], titles, strict=True):
+            axes.set_title(title, fontsize=9)
+        caption = (
+            f"{one.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the degree, "
+            "lowest at the seed (cross); the similarity to the seed; the sum over the expansion."
+        )
+        yield Picture(name=f"lost-{one.name}", caption=caption, figure=figure)
 
 
 def _draw_example(row: np.ndarray, example: _Example) -> None:

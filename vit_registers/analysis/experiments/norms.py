@@ -7,7 +7,7 @@ from scipy import stats
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms, panels_picture
-from vit_registers.analysis.report.result import Rows, Value, counted, number
+from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, patches_first
 
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
@@ -15,12 +15,22 @@ RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
 
 def _measure(subject: Subject, options: Options) -> Rows:
     norm_BxP, outliers = subject.patch_norms(), subject.outliers(options.rule)
-    norm_BxT = subject.store.read("norms_LxT")[:, -1]
+    norm_BxT, after = subject.store.read("norms_LxT")[:, -1], subject.store.read("final_norms_T")
     groups = zip(patches_first(subject).items(), (BLUE, GREEN, ORANGE, GREY), strict=False)
     shown = {name: (norm_BxT[:, where], color) for (name, where), color in groups}
-    share = 100 * outliers.share
+    share, by_token, by_rule = 100 * outliers.share, [], []
+    for token, where in subject.tokens().items():
+        norm_N = np.asarray(norm_BxT[:, where], np.float64).ravel()
+        median, p99 = map(float, np.quantile(norm_N, [0.5, 0.99]))
+        spread = float(stats.kurtosis(norm_N)) if norm_N.std() > 1e-9 * norm_N.mean() else None
+        numbers = (float(norm_N.mean()), median, p99, float(norm_N.max()), p99 / median if median else None)
+        by_token.append((token, *numbers, spread, float(np.median(after[:, where]))))
+    for rule in dict.fromkeys((options.rule, *RULES)):
+        found = find(norm_BxP, rule)
+        images = float(found.is_outlier_BxP.any(1).mean())
+        by_rule.append((rule, found.threshold, 100 * found.share, 100 * images))
     return Rows(
-        tables={"Norms by token": _by_token(subject), "Outliers by rule": _by_rule(norm_BxP, options)},
+        tables={"Norms by token": by_token, "Outliers by rule": by_rule},
         text=f"{number(share, '%')} of {norm_BxP.size:,} patches are outliers by {options.rule}",
         compared=share,
         count=counted(len(norm_BxP), "image"),
@@ -32,27 +42,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
 def zero_norm_gaps(subject: Subject) -> list[str]:
     """A gap for a model that gives patches of zeros only, else none."""
     return [] if subject.patch_norms().any() else [f"{subject.name}: the norms of all patches are 0"]
-
-
-def _by_token(subject: Subject) -> list[tuple[Value, ...]]:
-    rows, before = [], subject.store.read("norms_LxT")[:, -1]
-    after = subject.store.read("final_norms_T")
-    for token, where in subject.tokens().items():
-        norm_N = np.asarray(before[:, where], np.float64).ravel()
-        median, p99 = map(float, np.quantile(norm_N, [0.5, 0.99]))
-        spread = float(stats.kurtosis(norm_N)) if norm_N.std() > 1e-9 * norm_N.mean() else None
-        numbers = (float(norm_N.mean()), median, p99, float(norm_N.max()), p99 / median if median else None)
-        rows.append((token, *numbers, spread, float(np.median(after[:, where]))))
-    return rows
-
-
-def _by_rule(norm_BxP: np.ndarray, options: Options) -> list[tuple[Value, ...]]:
-    rows = []
-    for rule in dict.fromkeys((options.rule, *RULES)):
-        found = find(norm_BxP, rule)
-        images = float(found.is_outlier_BxP.any(1).mean())
-        rows.append((rule, found.threshold, 100 * found.share, 100 * images))
-    return rows
 
 
 def _panel(axes: Axes, values: tuple) -> None:

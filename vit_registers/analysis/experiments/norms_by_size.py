@@ -1,7 +1,6 @@
 """norms-by-size: the norms of patches by the number of parameters of the model. No JAX."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.report.figures import BLUE, GREY, RED, new_axes
@@ -29,14 +28,6 @@ def _across(found: Found) -> list[str]:
 
 
 def _draw(found: Found) -> Pictures:
-    caption = (
-        "Norms of patches, the smallest model first. Widths are log(1 + patches) in a bin, so that few large "
-        "norms are seen too; all patches count. Line: median; dashes: threshold."
-    )
-    return [Picture(name="sizes", caption=caption, figure=_draw_sizes(found))]
-
-
-def _draw_sizes(found: Found) -> Figure:
     norms = (one.values[1] for one in found)
     ends = [(norm_BxP[norm_BxP > 0].min(initial=np.inf), norm_BxP.max()) for norm_BxP in norms]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
@@ -57,7 +48,11 @@ def _draw_sizes(found: Found) -> Figure:
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
     axes.set(yscale="log", ylabel="norm of patches", xlim=(-0.6, len(found) - 0.4))
-    return figure
+    caption = (
+        "Norms of patches, the smallest model first. Widths are log(1 + patches) in a bin, so that few large "
+        "norms are seen too; all patches count. Line: median; dashes: threshold."
+    )
+    return [Picture(name="sizes", caption=caption, figure=figure)]
 
 
 EXPERIMENT = Experiment(

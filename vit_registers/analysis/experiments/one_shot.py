@@ -22,33 +22,27 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         return Gap(f"{subject.name}: the images have several labels each, one-shot requires one")
     if len(draw_pairs(label, seed=0)[0]) < 2:
         return Gap(f"{subject.name}: fewer than two classes have two images or more")
-    found = _accuracies(subject, label)
+    found: dict[str, list[OneShot]] = {classifier: [] for classifier in _CLASSIFIERS}
+    for seed in _SEEDS:
+        train, test = draw_pairs(label, seed=seed)  # only these images are read
+        full, tests = cls_parts(subject, train)[FULL], cls_parts(subject, test)
+        for classifier, scores in found.items():
+            scores.append(one_shot(full, label[train], tests, label[test], seed=seed, classifier=classifier))
     rows = [
         (classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
         for classifier, scores in found.items()
         for part in scores[0].top1
     ]
-    classifier, scores = next(iter(found.items()))
-    means = {part: _over_seeds(scores, part)[0] for part in scores[0].top1}
+    first, scores = next(iter(found.items()))
+    means = {part: mean for classifier, part, mean, *_ in rows if classifier == first}
     parts = ", ".join(f"{number(mean, '%')} on {part}" for part, mean in means.items())
     return Rows(
         tables={"One-shot": rows},
-        text=f"the top-1 of the {classifier} classifier is {parts}",
+        text=f"the top-1 of the {first} classifier is {parts}",
         compared=means[FULL],
         count=f"{scores[0].num_classes} classes and {len(_SEEDS)} seeds",
         values=found,
     )
-
-
-def _accuracies(subject: Subject, label: np.ndarray) -> dict[str, list[OneShot]]:
-    """For each classifier the scores of all seeds. Only the images that are drawn are read."""
-    found: dict[str, list[OneShot]] = {classifier: [] for classifier in _CLASSIFIERS}
-    for seed in _SEEDS:
-        train, test = draw_pairs(label, seed=seed)
-        full, tests = cls_parts(subject, train)[FULL], cls_parts(subject, test)
-        for classifier, scores in found.items():
-            scores.append(one_shot(full, label[train], tests, label[test], seed=seed, classifier=classifier))
-    return found
 
 
 def _over_seeds(scores: Sequence[OneShot], part: str) -> list[float | None]:

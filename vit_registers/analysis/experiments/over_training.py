@@ -38,6 +38,11 @@ def by_run(found: Found) -> dict[str, list[Rows]]:
     return {run: sorted(steps, key=lambda one: one.values.step) for run, steps in runs.items()}
 
 
+def in_steps(found: Found, *, fewest: int = 1) -> list[Rows]:
+    """The models run by run and in the order of steps, of runs with at least `fewest` steps."""
+    return [one for steps in by_run(found).values() if len(steps) >= fewest for one in steps]
+
+
 def one_step_gaps(found: Found) -> list[str]:
     """A gap for each run of which only one step was given."""
     single = [run for run, steps in by_run(found).items() if len(steps) < 2]
@@ -107,7 +112,7 @@ EXPERIMENT = Experiment(
     measure=_measure,
     features=("norms_LxT", "attention_NxExT"),
     draw=_draw,
-    arrange=lambda found: [one for steps in by_run(found).values() for one in steps],
+    arrange=in_steps,
     across=one_step_gaps,
     sums_up=lambda found: change_over_steps(found, "the largest norm of a patch", ""),
 )

@@ -1,7 +1,6 @@
 """position-resampling: how much each cell of a position table counts once it is resampled."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.report.figures import new_grid
@@ -12,7 +11,6 @@ from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.tokens import Grid
 from vit_registers.models.vit import token_layout
 
-_ANTIALIASED, _PLAIN = "bicubic_aa", "bicubic"
 _SMALLER = 7 / 16  # of the side, as in the paper's 16 x 16 to 7 x 7
 
 Case = tuple[Grid, Grid, tuple[str, ...]]  # from, to, methods
@@ -79,7 +77,7 @@ def _case(subject: Subject) -> Case | str:
     target = other_grid(source, subject.layout.patch_grid)
     if source == target:
         return f"a grid of {_text(source)} cannot be made smaller"
-    return source, target, tuple(dict.fromkeys((model.position_resampling, _ANTIALIASED, _PLAIN)))
+    return source, target, tuple(dict.fromkeys((model.position_resampling, "bicubic_aa", "bicubic")))
 
 
 def _text(grid: Grid) -> str:
@@ -92,24 +90,19 @@ def _draw(found: Found) -> Pictures:
     for one in found:
         cases.setdefault(one.values, []).append(one.name)
     for place, ((source, target, methods), names) in enumerate(cases.items(), start=1):
-        yield Picture(
-            name=f"resampling-{place}",
-            caption=f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it is "
-            f"resampled to {_text(target)}.",
-            figure=_draw_maps({method: counts(source, target, method) for method in methods}),
+        maps = [counts(source, target, method) for method in methods]
+        low, high = min(0.0, *(one.min() for one in maps)), max(one.max() for one in maps)
+        figure, (grid,) = new_grid(1, len(maps), (2.9 * len(maps) + 0.9, 3.1))
+        for axes, method, weight_HxW in zip(grid, methods, maps, strict=True):
+            axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
+            axes.set_title(method if axes is not grid[0] else f"{method}, the model's own", fontsize=9)
+            axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
+        figure.colorbar(grid[0].images[0], ax=list(grid), label="weight / mean", shrink=0.8)
+        caption = (
+            f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it is resampled "
+            f"to {_text(target)}."
         )
-
-
-def _draw_maps(maps: dict[str, np.ndarray]) -> Figure:
-    low = min(0.0, *(weight_HxW.min() for weight_HxW in maps.values()))
-    high = max(weight_HxW.max() for weight_HxW in maps.values())
-    figure, (grid,) = new_grid(1, len(maps), (2.9 * len(maps) + 0.9, 3.1))
-    for axes, (method, weight_HxW) in zip(grid, maps.items(), strict=True):
-        axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
-        axes.set_title(method if axes is not grid[0] else f"{method}, the model's own", fontsize=9)
-        axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
-    figure.colorbar(grid[0].images[0], ax=list(grid), label="weight / mean", shrink=0.8)
-    return figure
+        yield Picture(name=f"resampling-{place}", caption=caption, figure=figure)
 
 
 EXPERIMENT = Experiment(

@@ -13,9 +13,15 @@ MIDDLE = "middle patch"
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
-    mean_ExHxW, likeness = _mean_over_images(subject)
-    names, rows = [*queries(subject), MIDDLE], []
-    found = focus(mean_ExHxW)
+    sums, similar, layout = MapSums(), [], subject.layout
+    for images in in_parts(subject.store.num_read()):
+        maps_BxExHxW = mean_maps(subject, images)
+        likeness_B = map_similarity(maps_BxExHxW[:, int(layout.has_cls) :])  # None: fewer than two registers
+        similar += [] if likeness_B is None else [likeness_B]
+        middle = subject.store.read("center_T")[images, layout.patches].reshape(-1, 1, *layout.patch_grid)
+        sums.add(np.concatenate([maps_BxExHxW, middle], axis=1))
+    likeness = summarize_values(np.concatenate(similar)).mean if similar else None
+    names, rows, found = [*queries(subject), MIDDLE], [], focus(sums.mean_ExHxW)
     for i, name in enumerate(names):
         y, x = found.centre_patches_Ex2[i]
         entropy = None if found.entropy_share_E is None else float(found.entropy_share_E[i])
@@ -31,7 +37,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
         f"lies {number(distance)} patches from the middle{alike}",
         compared=entropy,
         count=counted(subject.store.num_read(), "image"),
-        values=(names, mean_ExHxW),
+        values=(names, sums.mean_ExHxW),
         gaps=[few] if likeness is None else [],
     )
 
@@ -45,19 +51,6 @@ def _draw(found: Found) -> Pictures:
             axes.set_title(name, fontsize=9)
         caption = f"{one.name}: mean maps over all images; each map has its own scale."
         yield Picture(name=f"focus-{one.name}", caption=caption, figure=figure)
-
-
-def _mean_over_images(subject: Subject) -> tuple[np.ndarray, float | None]:
-    """The mean maps of all queries and the middle patch; the likeness of registers' maps on an image."""
-    sums, similar, layout = MapSums(), [], subject.layout
-    for images in in_parts(subject.store.num_read()):
-        maps_BxExHxW = mean_maps(subject, images)
-        likeness_B = map_similarity(maps_BxExHxW[:, int(layout.has_cls) :])
-        if likeness_B is not None:
-            similar.append(likeness_B)
-        middle = subject.store.read("center_T")[images, layout.patches].reshape(-1, 1, *layout.patch_grid)
-        sums.add(np.concatenate([maps_BxExHxW, middle], axis=1))
-    return sums.mean_ExHxW, summarize_values(np.concatenate(similar)).mean if similar else None
 
 
 EXPERIMENT = Experiment(

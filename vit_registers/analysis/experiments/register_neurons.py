@@ -21,29 +21,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     layers = _layers(subject, options)
     neurons = [_row(found, at) for at in found.neuron_Ex2[:_LISTED]]
     block, neuron, on, off, _ = neurons[0]
-    return Rows(
-        tables={
-            "Register neurons": neurons,
-            "Largest patch by layer": [(i, *row) for i, row in enumerate(zip(*layers[1:], strict=True), 1)],
-        },
-        text=f"outliers begin in block {found.last_block + 1}; neuron {neuron} of block {block} is most "
-        f"active on them, {number(on)} against {number(off)} on other patches",
-        compared=found.last_block + 1,
-        count=f"{counted(found.num_images, 'image')} with outliers",
-        values=(found.last_block, layers, _maps(subject, options, found)),
-        files={f"neurons-{subject.name}.json": _listed(subject, options, found)},
-    )
-
-
-def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[int, int, float, float | None, int]:
-    block, neuron = map(int, at)
-    others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
-    return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
-
-
-def _listed(subject: Subject, options: Options, found: RegisterNeurons) -> str:
-    """The file of neurons: JSON, blocks from 0."""
-    about = {
+    file = {
         "model": subject.name,
         "rule": options.rule,
         "threshold": found.threshold,
@@ -54,7 +32,24 @@ def _listed(subject: Subject, options: Options, found: RegisterNeurons) -> str:
             for block, neuron in found.neuron_Ex2[:_FILED]
         ],
     }
-    return dumps(about) + "\n"
+    return Rows(
+        tables={
+            "Register neurons": neurons,
+            "Largest patch by layer": [(i, *row) for i, row in enumerate(zip(*layers[1:], strict=True), 1)],
+        },
+        text=f"outliers begin in block {found.last_block + 1}; neuron {neuron} of block {block} is most "
+        f"active on them, {number(on)} against {number(off)} on other patches",
+        compared=found.last_block + 1,
+        count=f"{counted(found.num_images, 'image')} with outliers",
+        values=(found.last_block, layers, _maps(subject, options, found)),
+        files={f"neurons-{subject.name}.json": dumps(file) + "\n"},
+    )
+
+
+def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[int, int, float, float | None, int]:
+    block, neuron = map(int, at)
+    others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
+    return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
 
 
 def _layers(subject: Subject, options: Options) -> tuple[float, list[float], list[float], list[Value]]:

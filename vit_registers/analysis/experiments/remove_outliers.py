@@ -1,9 +1,11 @@
 """remove-outliers: what is lost when outliers are replaced between blocks, against random patches."""
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.edited_models import BASE, Change, change, outputs_of
+from vit_registers.analysis.experiments.edited_models import BASE, change, outputs_of
 from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
@@ -12,8 +14,6 @@ from vit_registers.analysis.report.result import Gap, Rows, Value, counted, numb
 from vit_registers.analysis.subject import Options, Subject
 
 _CUTS = 6  # places between blocks, at most
-_SEED = 0
-
 Points = dict[tuple[str, str], list[tuple[int, float]]]  # (block, likeness), by (what, replaced by)
 
 
@@ -46,33 +46,25 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 def _remove(
     subject: Subject, options: Options, is_outlier_BxP: np.ndarray, images: np.ndarray
 ) -> tuple[list[tuple[Value, ...]], Points]:
-    names = outputs_of(subject)
+    names, num_blocks = outputs_of(subject), subject.store.read("norms_LxT").shape[1] - 1
     before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
-    same = change(subject, before, before, images)
-    rows: list[tuple[Value, ...]] = [(None, "nothing", None, *_cells(same))]
-    depth = subject.store.read("norms_LxT").shape[1] - 1
-    chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=_SEED)}
+    rows: list[tuple[Value, ...]] = [
+        (None, "nothing", None, *change(subject, before, before, images).cells())
+    ]
+    chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=0)}
+    blocks = np.unique(np.linspace(0, num_blocks - 1, _CUTS).round().astype(int))
     points: Points = {}
-    for block in np.unique(np.linspace(0, depth - 1, _CUTS).round().astype(int)):
-        for instead in ("zero", "mean patch"):
-            for what, is_chosen_BxP in chosen.items():
-                intervention = Intervention(
-                    name="remove",
-                    edits=remove,
-                    values={"block": np.int32(block), "use_mean": np.bool_(instead != "zero")},
-                    rows={"is_chosen_BxP": is_chosen_BxP},
-                )
-                after = subject.rerun(intervention, names, options.num_edited)
-                found = change(subject, before, after, images)
-                rows.append((int(block) + 1, what, instead, *_cells(found)))
-                height = found.agreement if found.cls_cosine is None else found.cls_cosine
-                if height is not None:
-                    points.setdefault((what, instead), []).append((int(block) + 1, height))
+    for block, instead, what in itertools.product(blocks, ("zero", "mean patch"), chosen):
+        values = {"block": np.int32(block), "use_mean": np.bool_(instead != "zero")}
+        is_chosen = {"is_chosen_BxP": chosen[what]}
+        intervention = Intervention(name="remove", edits=remove, values=values, rows=is_chosen)
+        after = subject.rerun(intervention, names, options.num_edited)
+        found = change(subject, before, after, images)
+        rows.append((int(block) + 1, what, instead, *found.cells()))
+        height = found.agreement if found.cls_cosine is None else found.cls_cosine
+        if height is not None:
+            points.setdefault((what, instead), []).append((int(block) + 1, height))
     return rows, points
-
-
-def _cells(found: Change) -> tuple[float | None, ...]:
-    return (found.cls_cosine, found.registers_cosine, *found.percents())
 
 
 def _panel(axes: Axes, points: Points) -> None:

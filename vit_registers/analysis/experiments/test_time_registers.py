@@ -24,7 +24,13 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     outcomes, count = trial.sweep_counts()
     variants, stores = _variants(trial, count)
     moved = f"{count} neurons to a register"
-    what = f"moving {counted(count, 'neuron')} to a register"
+    what, layout = f"moving {counted(count, 'neuron')} to a register", trial.layout(1)
+    old, new = (store.read("norms_LxT")[:, -1] for store in (trial.before, stores[moved]))
+    norms = {
+        "patches, unedited": (old[:, subject.layout.patches], GREY),
+        "patches, with the register": (new[:, layout.patches], BLUE),
+        "the register": (new[:, layout.registers.stop - 1], ORANGE),
+    }
     return Rows(
         tables={
             "Test-time registers": [(name, *one.cells()) for name, one in variants.items()],
@@ -33,7 +39,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         text=edited_models.outliers_clause(variants[_UNEDITED], variants[moved], what),
         compared=percent(variants[moved].share),
         count=counted(trial.num_images, "image"),
-        values=(count, _norms(trial, stores[moved]), trial.found.threshold, _maps(trial, stores[moved])),
+        values=(count, norms, trial.found.threshold, _maps(trial, stores[moved])),
     )
 
 
@@ -61,17 +67,6 @@ def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, S
     for name, intervention in moves.items():
         stores[name], outcomes[name] = trial.measure(intervention)
     return outcomes, stores
-
-
-def _norms(trial: Trial, after: Store) -> dict[str, tuple[np.ndarray, str]]:
-    """(norms after the last block, colour) by label, for the histogram."""
-    layout = trial.layout(1)
-    old, new = (store.read("norms_LxT")[:, -1] for store in (trial.before, after))
-    return {
-        "patches, unedited": (old[:, trial.subject.layout.patches], GREY),
-        "patches, with the register": (new[:, layout.patches], BLUE),
-        "the register": (new[:, layout.registers.stop - 1], ORANGE),
-    }
 
 
 def _maps(trial: Trial, after: Store) -> tuple[np.ndarray, np.ndarray] | None:
