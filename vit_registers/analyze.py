@@ -82,16 +82,16 @@ def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
     if not given:
         return None
     try:
-        numbers = tuple(float(text) for text in given)
+        hours, watts, pue, intensity = map(float, given)
+        is_valid = all(0 <= number < math.inf for number in (hours, watts, pue, intensity))
     except ValueError:
-        numbers = ()
-    if len(numbers) != 4 or not all(0 <= number < math.inf for number in numbers):
+        is_valid = False
+    if not is_valid:
         raise ConfigError(
             f"--energy={','.join(given)}: must be HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
             "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
             "--energy=66,400,1.2,0.4"
         )
-    hours, watts, pue, intensity = numbers
     return hours, watts, pue, intensity
 
 

@@ -119,7 +119,7 @@ EXPERIMENT = Experiment(
     tables={
         "Accuracy of the own head": (
             "model | registers | images | top-1, % | standard error | top-5, % | cross-entropy, nats"
-        ),
+        )
     },
     measure=_measure,
     features=("logits_Y",),

@@ -6,17 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
-from vit_registers.analysis.report.figures import maps_over_images, new_grid, show_image
-from vit_registers.analysis.report.result import (
-    Found,
-    Picture,
-    Pictures,
-    Rows,
-    Value,
-    counted,
-    number,
-    percent,
-)
+from vit_registers.analysis.report.figures import maps_over_images, new_grid, set_titles, show_image
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject, head_maps, in_parts, mean_maps, queries
 
 
@@ -34,7 +25,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _by_head(subject: Subject) -> list[tuple[Value, ...]]:
+def _by_head(subject: Subject) -> list[tuple]:
     """For each query: mean, lowest and highest head of the share of patches; of its part on one patch."""
     images, num_heads = subject.store.num_read(), subject.store.read("attention_NxExT").shape[1]
     share_NxE, top_NxE = np.zeros((2, num_heads, len(queries(subject))))
@@ -79,8 +70,7 @@ def _draw_heads(image: np.ndarray, maps_NxExHxW: np.ndarray, names: Sequence[str
         for axes, values in zip(row[1:], maps_NxHxW, strict=True):
             axes.imshow(values, cmap="inferno", vmin=0)
             axes.set_xlabel(f"max {values.max():.3f}", fontsize=6, labelpad=1)
-    for head, axes in enumerate(grid[0, 1:]):
-        axes.set_title(f"head {head}", fontsize=8)
+    set_titles(grid[0, 1:], [f"head {head}" for head in range(heads)], fontsize=8)
     return figure
 
 

@@ -80,10 +80,9 @@ def _draw(found: Found) -> Pictures:
 EXPERIMENT = Experiment(
     question="Does what cls takes from the patches point where all that it takes does?",
     answers=f"{DECOUPLING}, figure 4",
-    definition="Cosine between what the attention of cls brings in the last block from one token group, "
-    "and from all of them (cls itself among them; without the bias of the projection and the skip "
-    "connection). Where the cosine of patches is low, a map of attention over patches does not show what "
-    "cls is made of.",
+    definition="Cosine between what the attention of cls brings in the last block from one token group, and "
+    "from all of them (cls itself among them; without the bias of the projection and the skip connection). "
+    "Where the cosine of patches is low, a map of attention over patches does not show what cls is made of.",
     tables={"Cosine with the attention's output": "model | part | mean | std | 5 % | median | 95 %"},
     measure=_measure,
     features=("terms_ExD", "attention_NxExT", "image_HxWxC"),

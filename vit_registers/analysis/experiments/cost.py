@@ -11,6 +11,14 @@ from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout
 
 _COUNTS = (0, 1, 2, 4, 8, 16)  # of registers
+_OPERATIONS = (
+    "Operations of the matrix products of a forward pass at the size of the images, a multiplication and an "
+    "addition counted as two; summary tokens, a mask and learned positions of registers as in the model."
+)
+_ENERGY = (
+    " Energy in kWh = hours of all devices x watts of one x power usage effectiveness (PUE) / 1000; kg of CO2"
+    " = kWh x kg for each kWh. The four factors are those given with --energy."
+)
 
 
 def forward_flops(model: Model, layout: TokenLayout) -> int:
@@ -56,24 +64,10 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _define(options: Options) -> str:
-    operations = (
-        "Operations of the matrix products of a forward pass at the size of the images, a multiplication and "
-        "an addition counted as two; summary tokens, a mask and learned positions of registers as in the "
-        "model."
-    )
-    if options.energy is None:
-        return operations
-    return (
-        f"{operations} Energy in kWh = hours of all devices x watts of one x power usage effectiveness (PUE) "
-        "/ 1000; kg of CO2 = kWh x kg for each kWh. The four factors are those given with --energy."
-    )
-
-
 EXPERIMENT = Experiment(
     question="What do registers cost?",
     answers=f"{REGISTERS}, figure 12; {SMALL}, table 6",
-    definition=_define,
+    definition=lambda options: _OPERATIONS + ("" if options.energy is None else _ENERGY),
     tables={
         "Cost of registers": "model | registers | GFLOP per image | more, % | parameters",
         "Energy": "hours | watts | PUE | kg CO2 per kWh | kWh | kg CO2",

@@ -25,7 +25,12 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         missing = "no metrics.jsonl: it is not a run, or a converted one"
         return Gap(f"{subject.name}: {missing if damage is None else damage}")
     metrics = _series(records)
-    text, last, count = _last_evaluation(metrics)
+    text, last, count = "no loss was evaluated", None, 0
+    evaluated = [name for name in metrics if name.endswith("/loss") and not name.startswith("train/")]
+    if evaluated:
+        steps, values = metrics[evaluated[0]]
+        last, count, name = float(values[-1]), len(values), evaluated[0].removesuffix("/loss")
+        text = f"the loss of {name} is {number(last)} after step {int(steps[-1]):,}"
     return Rows(
         tables={
             "Last values": [
@@ -36,7 +41,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         },
         text=text,
         compared=last,
-        count=count,
+        count=counted(count, "evaluation"),
         values=metrics,
         gaps=[] if damage is None else [f"{subject.name}: {damage}"],
     )
@@ -51,16 +56,6 @@ def _series(records: Sequence[Mapping[str, float]]) -> Metrics:
                 series.setdefault(name, []).append((int(record["step"]), value))
     arrays = {name: np.array(points, float) for name, points in series.items()}
     return {name: (points_Nx2[:, 0], points_Nx2[:, 1]) for name, points_Nx2 in arrays.items()}
-
-
-def _last_evaluation(metrics: Metrics) -> tuple[str, float | None, str]:
-    """(clause, value, count) of the last loss of the first evaluator."""
-    for name, (steps, values) in metrics.items():
-        if name.endswith("/loss") and not name.startswith("train/"):
-            last = float(values[-1])
-            text = f"the loss of {name.removesuffix('/loss')} is {number(last)} after step {int(steps[-1]):,}"
-            return text, last, counted(len(values), "evaluation")
-    return "no loss was evaluated", None, counted(0, "evaluation")
 
 
 def _draw(found: Found) -> Pictures:

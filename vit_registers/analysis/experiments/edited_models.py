@@ -158,7 +158,7 @@ class Trial:
         is_target_BxT = np.zeros((self.num_images, layout.num_tokens), bool)
         if is_target_BxP is not None:
             is_target_BxT[:, layout.patches] = is_target_BxP
-        elif num_registers:
+        else:
             is_target_BxT[:, layout.registers.stop - num_registers : layout.registers.stop] = True
         width = dims(self.subject.model).width
         return Intervention(

@@ -64,8 +64,7 @@ class Experiment:
         able = [one for one in subjects if flaws[one.name] is None or not self.features]
         result = self.result(able, options)
         result.gaps[:0] = [f"{name}: {flaw}" for name, flaw in flaws.items() if flaw is not None]
-        if not able:
-            result.finding = not_measured(result.gaps)
+        result.finding = result.finding if able else not_measured(result.gaps)
         return result
 
     def result(self, subjects: Sequence[Subject], options: Options) -> Result:
@@ -99,14 +98,15 @@ class Experiment:
             if rows:
                 result.tables.append(Table(title=title, columns=names, rows=rows))
         result.files = {name: text for one in found for name, text in one.files.items()}
-        result.finding = self._finding(found, subjects) if found else not_measured(result.gaps)
+        if not found:
+            result.finding = not_measured(result.gaps)
+        elif self.sums_up is not None:
+            result.finding = self.sums_up(found)
+        else:
+            counts = {one.name: one.layout.num_registers for one in subjects}
+            named = labels({one.name: counts[one.name] for one in found})
+            result.finding = sentence(found, named, self.compares)
         return result
-
-    def _finding(self, found: Found, subjects: Sequence[Subject]) -> str:
-        if self.sums_up is not None:
-            return self.sums_up(found)
-        counts = {one.name: one.layout.num_registers for one in subjects}
-        return sentence(found, labels({one.name: counts[one.name] for one in found}), self.compares)
 
 
 def not_measured(gaps: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures import lost
-from vit_registers.analysis.report.figures import ORANGE, RED, new_grid
+from vit_registers.analysis.report.figures import ORANGE, RED, new_grid, set_titles
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
@@ -132,22 +132,16 @@ def _scaled(box_xyxy_px: np.ndarray, size_px: Grid, native_px: Grid) -> np.ndarr
 
 
 def _gaps(subject: Subject, options: Options, found: _Found) -> list[str]:
-    total, gaps = len(options.boxes), []
-    num_blocks = len({cell.block for cell in found.box_xyxy_px})
-    if num_blocks < options.num_blocks:
-        gaps.append(
-            f"{subject.name}: the model has {num_blocks} of the {options.num_blocks} blocks asked for"
-        )
-    if found.num_shrunk:
-        gaps.append(
-            f"{subject.name}: {found.num_shrunk} of {total} images had to be shrunk to {_MAX_PATCHES} patches"
-        )
-    if found.num_over_edge:
-        gaps.append(
-            f"{found.num_over_edge} of {total} images: a true box goes over the edge of the image; it is "
-            "not changed (VOC counts pixels from 1)"
-        )
-    return gaps
+    total, num_blocks = len(options.boxes), len({cell.block for cell in found.box_xyxy_px})
+    blocks = f"the model has {num_blocks} of the {options.num_blocks} blocks asked for"
+    shrunk = f"{found.num_shrunk} of {total} images had to be shrunk to {_MAX_PATCHES} patches"
+    over_edge = (
+        f"{found.num_over_edge} of {total} images: a true box goes over the edge of the image; it is not "
+        "changed (VOC counts pixels from 1)"
+    )
+    gaps = [f"{subject.name}: {blocks}"] if num_blocks < options.num_blocks else []
+    gaps += [f"{subject.name}: {shrunk}"] if found.num_shrunk else []
+    return gaps + ([over_edge] if found.num_over_edge else [])
 
 
 def _row(cell: Cell, table: Mapping[Cell, lost.CorLoc], found: _Found) -> tuple[Value, ...]:
@@ -172,15 +166,13 @@ def _boxes_csv(found: _Found, chosen: Mapping[str, Cell], records: Sequence[BoxI
 
 
 def _draw(found: Found) -> Pictures:
-    titles = ("image", "degree", "seed's similarity", "expansion")
     for one in found:
         aspects = [example.size_px[0] / example.size_px[1] for example in one.values]
         heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
-        figure, grid = new_grid(len(heights), 4, (7.4, 1.85 * sum(heights) + 0.3), heights)
+        figure, grid = new_grid(len(heights), 4, (7.4, 1.85 * sum(heights) + 0.3), heights=heights)
         for row, example in zip(grid, one.values, strict=True):
             _draw_example(row, example)
-        for axes, title in zip(grid[0], titles, strict=True):
-            axes.set_title(title, fontsize=9)
+        set_titles(grid[0], ("image", "degree", "seed's similarity", "expansion"))
         caption = (
             f"{one.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the degree, "
             "lowest at the seed (cross); the similarity to the seed; the sum over the expansion."

@@ -52,9 +52,8 @@ def _panel(axes: Axes, values: tuple) -> None:
 EXPERIMENT = Experiment(
     question="How large are the tokens that the last block leaves, and which are outliers?",
     answers=f"{REGISTERS}, figures 3, 7 and 15; {SMALL}, figure 4",
-    definition="L2 norms of the tokens that the last block leaves, before the final norm, which would "
-    "shrink the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal "
-    "distribution).",
+    definition="L2 norms of the tokens that the last block leaves, before the final norm, which would shrink "
+    "the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal distribution).",
     tables={
         "Norms by token": "model | token | mean | median | p99 | max | p99 / median | kurtosis"
         " | median after norm",

@@ -5,7 +5,7 @@ import numpy as np
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.focus import MapSums, focus, map_similarity
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.report.figures import new_grid
+from vit_registers.analysis.report.figures import new_grid, set_titles
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, in_parts, mean_maps, queries
 
@@ -46,9 +46,9 @@ def _draw(found: Found) -> Pictures:
     for one in found:
         names, mean_ExHxW = one.values
         figure, (grid,) = new_grid(1, len(names), (1.7 * len(names) + 0.6, 2.1))
-        for axes, name, values in zip(grid, names, mean_ExHxW, strict=True):
+        set_titles(grid, names)
+        for axes, values in zip(grid, mean_ExHxW, strict=True):
             axes.imshow(values, cmap="inferno", vmin=0)
-            axes.set_title(name, fontsize=9)
         caption = f"{one.name}: mean maps over all images; each map has its own scale."
         yield Picture(name=f"focus-{one.name}", caption=caption, figure=figure)
 

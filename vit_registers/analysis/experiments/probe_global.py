@@ -1,9 +1,10 @@
 """probe-global: how much of the image's class a single token holds."""
 
+import itertools
+
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
-from vit_registers.analysis.experiments.halves import halves_by_class
 from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject, queries
@@ -68,6 +69,18 @@ def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeIn
         test_label_N=label[test],
         num_skipped=int((~has).sum()),
     )
+
+
+def halves_by_class(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of images to train on and to test on, half of each class, without a limit."""
+    mixed = np.random.default_rng(0).permutation(len(label_N))
+    mixed = mixed[np.argsort(label_N[mixed], kind="stable")]
+    train, test = [], []
+    for _, group in itertools.groupby(mixed, key=lambda i: label_N[i]):
+        members = list(group)
+        half = len(members) - len(members) // 2
+        train, test = train + members[:half], test + members[half:]
+    return np.sort(train), np.sort(test)
 
 
 EXPERIMENT = Experiment(

@@ -3,12 +3,19 @@
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
-from vit_registers.analysis.experiments.halves import MANY_IMAGES, random_halves
 from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject
 
+MANY_IMAGES = 400  # at most, to train on and to test on, for probes on all patches
 _FEWEST_IMAGES = 4  # two to train on, of which one chooses the strength
+
+
+def random_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of images to train on and to test on, of `count` images; MANY_IMAGES at most each."""
+    mixed = np.random.default_rng(0).permutation(count)
+    half = count - count // 2
+    return np.sort(mixed[:half][:MANY_IMAGES]), np.sort(mixed[half:][:MANY_IMAGES])
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:

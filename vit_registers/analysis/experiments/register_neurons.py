@@ -1,13 +1,12 @@
 """register-neurons: which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, nothing
 from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 
@@ -19,7 +18,10 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if found is None:
         return Gap(f"{subject.name}: no outliers by {options.rule}")
     layers = _layers(subject, options)
-    neurons = [_row(found, at) for at in found.neuron_Ex2[:_LISTED]]
+    neurons = []
+    for block, neuron in found.neuron_Ex2[:_LISTED].tolist():
+        others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
+        neurons.append((block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images))
     block, neuron, on, off, _ = neurons[0]
     file = {
         "model": subject.name,
@@ -28,8 +30,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         "images": found.num_images,
         "last_block": found.last_block,
         "neurons": [
-            {"block": int(block), "neuron": int(neuron), "score": float(found.score_LxF[block, neuron])}
-            for block, neuron in found.neuron_Ex2[:_FILED]
+            {"block": block, "neuron": neuron, "score": float(found.score_LxF[block, neuron])}
+            for block, neuron in found.neuron_Ex2[:_FILED].tolist()
         ],
     }
     return Rows(
@@ -46,13 +48,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[int, int, float, float | None, int]:
-    block, neuron = map(int, at)
-    others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
-    return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
-
-
-def _layers(subject: Subject, options: Options) -> tuple[float, list[float], list[float], list[Value]]:
+def _layers(subject: Subject, options: Options) -> tuple[float, list, list, list]:
     """The largest patch norm of an image, mean over images: before the first block, after each attention and
     after each MLP; and the largest attention of cls to a patch in each block."""
 
@@ -83,33 +79,27 @@ def _maps(subject: Subject, options: Options, found: RegisterNeurons) -> tuple:
 
 def _draw(found: Found) -> Pictures:
     for one in found:
-        last_block, layers, maps = one.values
-        yield Picture(
-            name=f"layers-{one.name}",
-            caption=f"{one.name}: largest patch norm of an image after each attention and each MLP, and "
-            "largest attention of cls to a patch, mean over images. Outliers begin in block "
-            f"{last_block + 1}.",
-            figure=_draw_layers(one.name, *layers),
+        last_block, (first, middle, after, attention), maps = one.values
+        (figure, axes), block = figures.new_axes(5.2, 3.2), np.arange(1, len(middle) + 1)
+        largest = [first, *after]
+        axes.plot(range(len(largest)), largest, "o-", ms=3, color=figures.BLUE, label="after the MLP")
+        axes.plot(block - 0.5, middle, "o", ms=3, color=figures.GREEN, label="after attention")
+        axes.set(xlabel="block", ylabel="largest norm of a patch", title=one.name)
+        axes.set_yscale(figures.scale_for(np.array(largest)))
+        figures.integer_ticks(axes)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        if None not in attention:
+            other = axes.twinx()
+            other.plot(block, np.array(attention, float), "s--", ms=3, color=figures.ORANGE)
+            other.set_ylabel("largest attention of cls", color=figures.ORANGE)
+            other.set_ylim(bottom=0)
+        caption = (
+            f"{one.name}: largest patch norm of an image after each attention and each MLP, and largest "
+            f"attention of cls to a patch, mean over images. Outliers begin in block {last_block + 1}."
         )
+        yield Picture(name=f"layers-{one.name}", caption=caption, figure=figure)
         caption = f"{one.name}: norms of patches, and the activations of the neurons highest on outliers."
         yield Picture(name=f"maps-{one.name}", caption=caption, figure=figures.images_and_maps(*maps))
-
-
-def _draw_layers(name: str, first: float, middle: list, after: list, attention: list) -> Figure:
-    (figure, axes), block = figures.new_axes(5.2, 3.2), np.arange(1, len(middle) + 1)
-    largest = [first, *after]
-    axes.plot(range(len(largest)), largest, "o-", ms=3, color=figures.BLUE, label="after the MLP")
-    axes.plot(block - 0.5, middle, "o", ms=3, color=figures.GREEN, label="after attention")
-    axes.set(xlabel="block", ylabel="largest norm of a patch", title=name)
-    axes.set_yscale(figures.scale_for(np.array(largest)))
-    figures.integer_ticks(axes)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-    if None not in attention:
-        other = axes.twinx()
-        other.plot(block, np.array(attention, float), "s--", ms=3, color=figures.ORANGE)
-        other.set_ylabel("largest attention of cls", color=figures.ORANGE)
-        other.set_ylim(bottom=0)
-    return figure
 
 
 EXPERIMENT = Experiment(

@@ -22,17 +22,32 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     images = np.flatnonzero(is_outlier_BxP.any(1))
     if not len(images):
         return Gap(f"{subject.name}: no outliers by {options.rule}")
-    no_head = f"{subject.name}: no accuracy, as the images' classes are not its head's"
-    rows, points = _remove(subject, options, is_outlier_BxP, images)
+    names, num_blocks = outputs_of(subject), subject.store.read("norms_LxT").shape[1] - 1
+    before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    unedited = change(subject, before, before, images)
+    rows: list[tuple[Value, ...]] = [(None, "nothing", None, *unedited.cells())]
+    chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=0)}
+    blocks = np.unique(np.linspace(0, num_blocks - 1, _CUTS).round().astype(int))
+    points: Points = {}
+    for block, instead, what in itertools.product(blocks.tolist(), ("zero", "mean patch"), chosen):
+        values = {"block": np.int32(block), "use_mean": np.bool_(instead != "zero")}
+        is_chosen = {"is_chosen_BxP": chosen[what]}
+        intervention = Intervention(name="remove", edits=remove, values=values, rows=is_chosen)
+        found = change(subject, before, subject.rerun(intervention, names, options.num_edited), images)
+        rows.append((block + 1, what, instead, *found.cells()))
+        height = found.agreement if found.cls_cosine is None else found.cls_cosine
+        if height is not None:
+            points.setdefault((what, instead), []).append((block + 1, height))
     text, lowest = "the model has neither cls nor a head to compare", None
     if points:
         block, lowest = min(points["outliers", "zero"], key=lambda point: point[1])
         other = dict(points["random patches", "zero"])[block]
-        what = "cosine of cls" if subject.layout.has_cls else "share of images whose class stays"
+        output = "cosine of cls" if subject.layout.has_cls else "share of images whose class stays"
         text = (
-            f"zeroing outliers before block {block} lowers the {what} to {number(lowest)}, zeroing as many "
+            f"zeroing outliers before block {block} lowers the {output} to {number(lowest)}, zeroing as many "
             f"random patches to {number(other)}"
         )
+    no_head = f"{subject.name}: no accuracy, as the images' classes are not its head's"
     return Rows(
         tables={"Patches taken away": rows},
         text=text,
@@ -41,30 +56,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         values=points,
         gaps=[no_head] if subject.head_labels() is None else [],
     )
-
-
-def _remove(
-    subject: Subject, options: Options, is_outlier_BxP: np.ndarray, images: np.ndarray
-) -> tuple[list[tuple[Value, ...]], Points]:
-    names, num_blocks = outputs_of(subject), subject.store.read("norms_LxT").shape[1] - 1
-    before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
-    rows: list[tuple[Value, ...]] = [
-        (None, "nothing", None, *change(subject, before, before, images).cells())
-    ]
-    chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=0)}
-    blocks = np.unique(np.linspace(0, num_blocks - 1, _CUTS).round().astype(int))
-    points: Points = {}
-    for block, instead, what in itertools.product(blocks, ("zero", "mean patch"), chosen):
-        values = {"block": np.int32(block), "use_mean": np.bool_(instead != "zero")}
-        is_chosen = {"is_chosen_BxP": chosen[what]}
-        intervention = Intervention(name="remove", edits=remove, values=values, rows=is_chosen)
-        after = subject.rerun(intervention, names, options.num_edited)
-        found = change(subject, before, after, images)
-        rows.append((int(block) + 1, what, instead, *found.cells()))
-        height = found.agreement if found.cls_cosine is None else found.cls_cosine
-        if height is not None:
-            points.setdefault((what, instead), []).append((int(block) + 1, height))
-    return rows, points
 
 
 def _panel(axes: Axes, points: Points) -> None:

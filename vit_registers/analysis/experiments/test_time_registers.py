@@ -95,11 +95,12 @@ def _draw(found: Found) -> Pictures:
             figure=figure,
         )
         if maps is not None:
+            (images, maps_Bx2xHxW), titles = maps, ("unedited", "test-time register")
             yield Picture(
                 name=f"maps-{one.name}",
                 caption=f"{one.name}: attention of cls in the unedited model, and with a test-time register; "
                 "each map has its own scale.",
-                figure=images_and_maps(*maps, ("unedited", "test-time register"), limits=(0, None)),
+                figure=images_and_maps(images, maps_Bx2xHxW, titles, limits=(0, None)),
             )
 
 
@@ -107,13 +108,12 @@ EXPERIMENT = Experiment(
     question="Can outliers be moved to a register that was never trained?",
     answers="arXiv:2506.08010, figures 4 and 22 to 24, tables 7, 8 and 10, algorithm 2",
     definition=lambda options: (
-        "The neurons of register-neurons are taken from all tokens and given to added "
-        "registers of zeros, whose activation becomes the largest over the tokens. Neurons are added, "
-        f"highest score first, until at most {GONE:.0%} of the outliers are left above the threshold of the "
-        "unedited model. 'As released': cls keeps its activations, and all neurons of a block give one "
-        "value, the one of largest size. Controls: a register and nothing moved, random neurons of the same "
-        "blocks, neurons silent, neurons moved to one random patch. On the first "
-        f"{options.num_edited} images."
+        "The neurons of register-neurons are taken from all tokens and given to added registers of zeros, "
+        "whose activation becomes the largest over the tokens. Neurons are added, highest score first, until "
+        f"at most {GONE:.0%} of the outliers are left above the threshold of the unedited model. 'As "
+        "released': cls keeps its activations, and all neurons of a block give one value, the one of largest "
+        "size. Controls: a register and nothing moved, random neurons of the same blocks, neurons silent, "
+        f"neurons moved to one random patch. On the first {options.num_edited} images."
     ),
     tables={
         "Test-time registers": f"model | variant | {OUTCOME}",

@@ -14,7 +14,6 @@ from vit_registers.analysis.report.result import Found, Picture, Pictures
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
 Draw = Callable[[Found], Pictures]  # Experiment.draw
-Limits = tuple[float | None, float | None]
 
 
 def scale_for(values: np.ndarray) -> str:
@@ -39,17 +38,20 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def new_grid(
-    rows: int, columns: int, size: tuple[float, float], heights: Sequence[float] | None = None
+    rows: int, columns: int, size: tuple[float, float], *, heights: Sequence[float] | None = None
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of that size, in inches, with rows x columns axes that have no ticks.
-
-    `heights` are those of the rows, relative to each other.
-    """
+    """A figure of that size, in inches, with rows x columns axes without ticks; `heights` are relative."""
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     return figure, grid
+
+
+def set_titles(row: np.ndarray, titles: Sequence[str], *, fontsize: int = 9) -> None:
+    """Sets the titles of the axes of a row."""
+    for axes, title in zip(row, titles, strict=True):
+        axes.set_title(title, fontsize=fontsize)
 
 
 def panels(found: Found, draw: Callable[[Axes, Any], None], *, width: float = 4.2) -> Figure:
@@ -91,7 +93,7 @@ def images_and_maps(
     titles: Sequence[str],
     *,
     cmap: str = "inferno",
-    limits: Limits = (None, None),
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> Figure:
     """A row for each image: the image, then its M maps under their titles."""
     rows, columns = len(images), 1 + len(titles)
@@ -100,8 +102,7 @@ def images_and_maps(
         show_image(row[0], image)
         for axes, map_HxW in zip(row[1:], maps, strict=True):
             axes.imshow(map_HxW, cmap=cmap, vmin=limits[0], vmax=limits[1])
-    for axes, title in zip(grid[0][1:], titles, strict=True):
-        axes.set_title(title, fontsize=8)
+    set_titles(grid[0, 1:], titles, fontsize=8)
     return figure
 
 
@@ -122,8 +123,7 @@ def maps_over_images(
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
             axes.imshow(values, cmap="inferno", vmin=0, alpha=0.75, extent=extent)
             axes.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
-    for axes, name in zip(grid[0, 1:], names, strict=True):
-        axes.set_title(name, fontsize=9)
+    set_titles(grid[0, 1:], names)
     for axes, label in zip(grid[:, 0], labels, strict=False):
         axes.set_ylabel(label, fontsize=9)
     return figure

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from vit_registers.analysis.report.result import Rows, number
+from vit_registers.analysis.report.result import Rows, counted, number
 
 _MOST_CLAUSES = 2  # models whose clauses are all given; of more models the lowest and highest are
 
@@ -15,11 +15,10 @@ def labels(num_registers: Mapping[str, int]) -> dict[str, str]:
     """
     if len(num_registers) < 2 or len(set(num_registers.values())) < len(num_registers):
         return {name: f"for {name}" for name in num_registers}
-    return {name: _registers(count) for name, count in num_registers.items()}
-
-
-def _registers(count: int) -> str:
-    return f"with {count} register{'s' * (count > 1)}" if count else "without registers"
+    return {
+        name: f"with {counted(count, 'register')}" if count else "without registers"
+        for name, count in num_registers.items()
+    }
 
 
 def sentence(found: Sequence[Rows], named: Mapping[str, str], compares: str) -> str:

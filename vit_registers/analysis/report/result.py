@@ -91,7 +91,8 @@ class Picture:
     figure: Figure
 
 
-Found, Pictures = Sequence[Rows], Iterable[Picture]  # of all models
+Found = Sequence[Rows]  # of all models
+Pictures = Iterable[Picture]
 
 
 @dataclasses.dataclass(kw_only=True)
