@@ -88,7 +88,7 @@ def find_neurons(subject: Subject, options: Options) -> RegisterNeurons | None:
     """The neurons, ranked by their activation on outliers; None where there are no outliers."""
     outliers = subject.outliers(options.rule)
     is_outlier_BxP = outliers.is_outlier_BxP[: options.num_edited]
-    has_outlier_B, has_other_B = is_outlier_BxP.any(1), (~is_outlier_BxP).any(1)
+    has_outlier_B, has_other_B = np.asarray(is_outlier_BxP.any(1)), np.asarray((~is_outlier_BxP).any(1))
     if outliers.threshold is None or not has_outlier_B.any():
         return None
     rows = {"is_outlier_BxP": is_outlier_BxP}

@@ -58,7 +58,7 @@ def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeIn
         flagged = subject.outliers(options.rule).is_outlier_BxP[: len(patches)]
         grid = subject.layout.patch_grid
         if kind != "center":
-            has = flagged.any(1)
+            has = np.asarray(flagged.any(1))
         index, has = choose_tokens(flagged, kind, grid=grid, seed=seed, among_B=has)
         token = np.asarray(patches[np.arange(len(label)), index])
     train, test = (half[has[half]] for half in halves_by_class(label))
