@@ -16,7 +16,7 @@ from PIL import Image
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments import (
     attention_bias,
-    neuron_search,
+    edited_models,
     norms,
     norms_by_layer,
     probe_position,
@@ -143,7 +143,7 @@ def test_norms_by_layer_show_the_block_where_they_begin(planted):
 @pytest.mark.slow
 def test_the_register_neuron_is_found(planted):
     subject, is_bright_BxP = planted
-    found = neuron_search.find_neurons(subject, OPTIONS)
+    found = edited_models.find_neurons(subject, OPTIONS)
     assert found.last_block == BLOCK
     assert found.neuron_Ex2[0].tolist() == [BLOCK, NEURON]
     assert found.num_images == is_bright_BxP[: OPTIONS.num_edited].any(1).sum()
@@ -158,7 +158,7 @@ def test_the_register_neuron_is_found(planted):
 def test_scores_are_the_mean_activations_worked_by_hand(planted):
     """The planted neuron's activation, from the stream before its block, in numpy."""
     subject, is_bright_BxP = planted
-    found = neuron_search.find_neurons(subject, OPTIONS)
+    found = edited_models.find_neurons(subject, OPTIONS)
     model = _planted()
     image = np.asarray(subject.store.read("image_HxWxC")[: OPTIONS.num_edited], np.float32)
     out = nnx.jit(lambda model, x: model(x))(model, (image / 255 - 0.5) / 0.5)

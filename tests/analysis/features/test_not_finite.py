@@ -22,8 +22,7 @@ from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.report import write
-from vit_registers.analysis.report.finding import number
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.report.result import Rows, number
 from vit_registers.analysis.subject import Options
 from vit_registers.analyze import analyze
 from vit_registers.data.loaders import open_data
@@ -234,7 +233,7 @@ def test_an_edited_model_that_is_not_finite_is_a_gap(tmp_path):
     def measure(subject, options):
         if subject.name == "a":
             subject.rerun(huge, ("norms_LxT",), 2)
-        return Rows(name=subject.name, tables={"t": [(subject.name,)]}, text="it is sound", count="2")
+        return Rows(name=subject.name, tables={"t": [()]}, text="it is sound", count="2")
 
     with pytest.raises(NotFiniteError):
         measure(found[0], OPTIONS)
@@ -251,7 +250,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted():
     tables = {"t": [("a", np.nan, np.float32("inf")), ("b", 1.0, 2)]}
     one = _experiment(
         lambda subject, options: Rows(name="a", tables=tables, text=number(np.nan), count="1 image"),
-        {"t": "model | x | y"},
+        {"t": "name | x | y"},
     )
     subject = types.SimpleNamespace(name="a", num_parameters=1, num_not_finite=0)
     subject.store = types.SimpleNamespace(missing=lambda names: names)
