@@ -32,7 +32,7 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.parameters import read_params, trained_config
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 
 PARAMS = ("params", "ema")  # trained, or averaged
 
@@ -138,7 +138,7 @@ def load_run(run: str, *, step: int | None = None, params: str | None = None) ->
 
 def run_model(run: str, step: int, config: Config, *, params: str | None = None) -> ViT:
     """The model of a checkpoint of a run, on all devices; `config` is from read_config."""
-    graphdef, values = read_model(run, step, config, sharding.make_mesh(Mesh()), params=params)
+    graphdef, values = read_model(run, step, config, make_mesh(Mesh()), params=params)
     return build_model(graphdef, values)
 
 

@@ -47,6 +47,7 @@ from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import MetricWriter, Progress, say, write_parameter_overview
 from vit_registers.runtime import distributed
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
@@ -75,7 +76,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
     loader, splits, data = open_splits(config)
     check_memory(config.model, config.data, mesh, training=config.optimizer)

@@ -13,12 +13,12 @@ from vit_registers.errors import ConfigError, TrainingError
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.writers import Progress
 from vit_registers.runtime import watchdog as watchdog_lib
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
-from vit_registers.training.sharding import make_mesh
 
 
 def _assert_equal(found, want):

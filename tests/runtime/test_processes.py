@@ -27,7 +27,7 @@ from vit_registers.config import Checkpoint, Config, Data, Mesh, Model, Optimize
 from vit_registers.errors import ConfigError
 from vit_registers.runs.checkpoint_folder import list_steps, newest_intact_step
 from vit_registers.runtime import distributed, rendezvous, stopping
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 
 TOTAL = 16
 LOST_S = 10.0
@@ -243,9 +243,9 @@ def train_here(monkeypatch, compilation_cache):
     compilation_cache_lib.reset_cache()
 
     def train_here(run, num_devices, stop_at=None):
-        make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:num_devices])
+        make_small = functools.partial(make_mesh, devices=jax.devices()[:num_devices])
         with monkeypatch.context() as patch:
-            patch.setattr(train_lib.sharding, "make_mesh", make_mesh)
+            patch.setattr(train_lib, "make_mesh", make_small)
             if stop_at is not None:
                 patch.setattr(stopping.Agreement, "is_reached", lambda self, step, request: step >= stop_at)
             train_lib.train(CONFIG, str(run))

@@ -19,6 +19,7 @@ from vit_registers.config.convert import (
     to_dict,
 )
 from vit_registers.config.core import (
+    MESH_AXES,
     READ,
     RESUME,
     TRANSFER,
@@ -36,6 +37,7 @@ from vit_registers.config.core import (
 from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
 
 __all__ = [
+    "MESH_AXES",
     "READ",
     "RESUME",
     "TRANSFER",

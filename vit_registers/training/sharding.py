@@ -1,46 +1,17 @@
-"""The device mesh, and how what the step reads and writes is laid over it."""
+"""How the arrays that a step reads and writes are laid over the device mesh."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_registers.config import Data, Mesh, Model, Optimizer, check_section
+from vit_registers.config import Data, Model, Optimizer
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention.mesh import AXES
 from vit_registers.models.blocks import dims
 from vit_registers.models.partition import parameter_spec
 from vit_registers.models.paths import leaf_of, path_text
-
-
-def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
-    """The sizes of AXES that the config asks for. Raises ConfigError where they do not fit the devices."""
-    shape = [getattr(mesh, axis) for axis in AXES]
-    asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-    check_section("mesh", mesh)
-    if shape.count(-1) > 1:
-        raise ConfigError(f"config.mesh {asked}: want at most one -1")
-    if -1 in shape:
-        shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
-    if math.prod(shape) != num_devices:
-        raise ConfigError(
-            f"config.mesh {asked} does not use the {num_devices} devices that there are: give "
-            f"sizes whose product is {num_devices}, as --config.mesh.data=-1 --config.mesh.fsdp=1 "
-            "--config.mesh.tensor=1"
-        )
-    return tuple(shape)
-
-
-def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """All devices, or the given ones, in the shape that the config asks for.
-
-    Raises ConfigError where it does not fit them.
-    """
-    shape = mesh_shape(mesh, jax.device_count() if devices is None else len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> None:

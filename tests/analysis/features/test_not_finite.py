@@ -32,7 +32,8 @@ from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.models.edits import Edits
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.training.sharding import batch_sharding, make_mesh
+from vit_registers.runtime.mesh import make_mesh
+from vit_registers.training.sharding import batch_sharding
 from vit_registers.training.state import TrainState
 
 NUM_IMAGES = 12
