@@ -35,13 +35,8 @@ PIXEL_OPS: dict[str, Callable[..., PixelOp]] = {
     "color_jitter": color_jitter,
 }
 _DECODING = ("decode", "inception_crop", "random_resized_crop")
-_SIZING = (  # operations whose results have the target's size
-    "inception_crop",
-    "random_resized_crop",
-    "random_crop",
-    "resize",
-    "central_crop",
-)
+# operations whose results have the target's size
+_SIZING = ("inception_crop", "random_resized_crop", "random_crop", "resize", "central_crop")
 
 
 def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
@@ -56,12 +51,10 @@ def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf
     if "decode" in names[1:]:
         raise ConfigError(f"{where}={text!r}: decode must come first")
     first = [] if names[:1] and names[0] in _DECODING else [decode(target)]
-    stages = _stages(built, target)
+    stages = [*first, *_stages(built, target)]
 
     def apply(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        example = {"bytes": data, "seed": seed}
-        for op in first:
-            example = op(example)
+        example = {"bytes": data}
         for stage in stages:
             example = stage({**example, "seed": seed})
         return example["image"]
@@ -91,7 +84,7 @@ def _stages(built: list[tuple[str, Any]], target: Target) -> list[Op]:
 
 def _stage(place: int, op: Op | PixelOp) -> Op:
     def apply(example: Example) -> Example:
-        seed = _fold(example["seed"], place)
+        seed = fold_in(example["seed"], tf.constant(place, tf.int64))
         if isinstance(op, PixelOp):
             return {**example, "image": op.apply(example["image"], draw(op, seed))}
         return op({**example, "seed": seed})
@@ -103,11 +96,8 @@ def _compiled_stage(row: list[tuple[int, PixelOp]], target: Target) -> Op:
     run = compiled([op for _, op in row], target)
 
     def apply(example: Example) -> Example:
-        draws = [draw(op, _fold(example["seed"], place)) for place, op in row]
+        seed = example["seed"]
+        draws = [draw(op, fold_in(seed, tf.constant(place, tf.int64))) for place, op in row]
         return {**example, "image": run(example["image"], draws)}
 
     return apply
-
-
-def _fold(seed: tf.Tensor, place: int) -> tf.Tensor:
-    return fold_in(seed, tf.constant(place, tf.int64))

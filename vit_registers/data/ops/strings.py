@@ -17,6 +17,18 @@ class Target(NamedTuple):
     channels: int
 
 
+def check_padding(padding: int) -> None:
+    """Raises ConfigError for a negative padding of random_crop."""
+    if padding < 0:
+        raise ConfigError(f"random_crop: padding={padding}: must be >= 0")
+
+
+def check_color(name: str, target: Target) -> None:
+    """Raises ConfigError if the operation `name`, which requires 3 channels, gets images with others."""
+    if target.channels != 3:
+        raise ConfigError(f"{name}: the images have {target.channels} channels: must be 3")
+
+
 def build(
     text: str, table: Mapping[str, Callable[..., Any]], target: Target, *, where: str
 ) -> list[tuple[str, Any]]:
