@@ -211,7 +211,7 @@ def open_boxes(given: str) -> Sequence[BoxImage]:
     where, split = _name_and_split(given)
     folder = Path(where).expanduser()
     if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
-        return boxes.open_voc(folder, split=split or None).records
+        return boxes.open_voc(folder, split=split or None)
     if not split:
         raise ConfigError(
             f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"

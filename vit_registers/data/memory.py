@@ -4,6 +4,7 @@ The order of examples is that of the tf.data loader for random-access data (orde
 augmentation are not.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -59,11 +60,9 @@ class MemoryLoader:
 
     @property
     def num_broken(self) -> int:
-        """The number of different images left out so far, which is the same for every process."""
         return self._broken.count
 
     def num_examples(self, split: str) -> int:
-        """The number of examples in the split."""
         return self._source.num_examples(split)
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
@@ -74,14 +73,11 @@ class MemoryLoader:
         take = self._train_step(sharding)
         training = order.training_order(data, len(images.label_N), seed=self._seed, groups=self._groups)
 
-        def batches() -> Iterator[Batch]:
-            step = start_step
-            while True:
-                position_B = step * data.batch_size + np.arange(data.batch_size)
-                yield take(images, training.records(position_B).astype(np.int32), np.uint32(step))
-                step += 1
+        def batch(step: int) -> Batch:
+            position_B = step * data.batch_size + np.arange(data.batch_size)
+            return take(images, training.records(position_B).astype(np.int32), np.uint32(step))
 
-        return batches()
+        return map(batch, itertools.count(start_step))
 
     def _train_step(self, sharding: jax.sharding.Sharding) -> Callable[..., Batch]:
         """The compiled function (images, record_B, step) -> augmented batch."""
@@ -92,10 +88,10 @@ class MemoryLoader:
         def augment(images: _Images, record_B: jax.Array, step: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             key = jax.random.fold_in(jax.random.key(seed), step)
-            image_BxHxWxC = batch.views[IMAGE]
             for place, op in enumerate(ops):
-                image_BxHxWxC = op(image_BxHxWxC, jax.random.fold_in(key, place))
-            return batch._replace(views={IMAGE: image_BxHxWxC})
+                image_BxHxWxC = op(batch.views[IMAGE], jax.random.fold_in(key, place))
+                batch = batch._replace(views={IMAGE: image_BxHxWxC})
+            return batch
 
         self._train_steps[sharding] = jax.jit(augment, out_shardings=sharding)
         return self._train_steps[sharding]
@@ -125,17 +121,38 @@ class MemoryLoader:
             sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         key = (split, is_resized, is_cropped, sharding)
         if key not in self._resident:
-            images = _load(
-                self._source,
-                split,
-                self._target,
-                self._broken,
-                is_resized=is_resized,
-                is_cropped=is_cropped,
-                setting=f"data.{setting}",
-            )
+            size = None if is_cropped and not is_resized else (self._target.height, self._target.width)
+            images = self._load(split, size, is_resized=is_resized, setting=setting)
             self._resident[key] = jax.tree.map(lambda x: _replicate(x, sharding), images)
         return self._resident[key]
+
+    def _load(self, split: str, size: tuple[int, int] | None, *, is_resized: bool, setting: str) -> _Images:
+        """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
+
+        They must have `size`; if it is None, as they are cropped later, any size that is the same for all.
+        Raises DataError for an image of another size, with the `setting` to change, and for one that cannot
+        be read or decoded if data.on_broken says so.
+        """
+        source, target = self._source, self._target
+        label_N, read = source.labels(split), source.image_reader(split)
+        image_N: list[np.ndarray | None] = []
+        for i in range(len(label_N)):
+            image_HxWxC = self._broken.decode(source, split, i, read, channels=target.channels)
+            if image_HxWxC is not None and is_resized:
+                image_HxWxC = _resized(image_HxWxC, target)
+            image_N.append(image_HxWxC)
+            if image_HxWxC is None:
+                continue
+            height, width = image_HxWxC.shape[:2]
+            size = size or (height, width)
+            if (height, width) != size:
+                raise DataError(
+                    f"{source.describe(split, i)} is {height} x {width}, not {size[0]} x {size[1]}: begin "
+                    f"data.{setting} with 'resize'"
+                )
+        blank_HxWxC = np.zeros((*(size or (target.height, target.width)), target.channels), np.uint8)
+        image_NxHxWxC = np.stack([blank_HxWxC if image is None else image for image in image_N])
+        return _Images(image_NxHxWxC, label_N, np.array([image is not None for image in image_N], bool))
 
 
 def _check_source(source: DataSource, name: str) -> None:
@@ -147,47 +164,6 @@ def _check_source(source: DataSource, name: str) -> None:
         )
     if source.has_several_labels:
         raise DataError(f"data.name='{name}' has several labels for an image: set data.loader='tfdata'")
-
-
-def _load(
-    source: DataSource,
-    split: str,
-    target: Target,
-    broken: BrokenImages,
-    *,
-    is_resized: bool,
-    is_cropped: bool,
-    setting: str,
-) -> _Images:
-    """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
-
-    If they are cropped later, they may have any size, the same for all; otherwise it must be the target's.
-    Raises DataError for an image of another size, with the `setting` to change, and for one that cannot be
-    read or decoded if data.on_broken says so.
-    """
-    label_N, read = source.labels(split), source.image_reader(split)
-    size = None if is_cropped and not is_resized else (target.height, target.width)
-    image_N: list[np.ndarray | None] = []
-    for i in range(len(label_N)):
-        image_HxWxC = broken.decode(source, split, i, read, channels=target.channels)
-        if image_HxWxC is not None and is_resized:
-            image_HxWxC = _resized(image_HxWxC, target)
-        image_N.append(image_HxWxC)
-        if image_HxWxC is None:
-            continue
-        height, width = image_HxWxC.shape[:2]
-        size = size or (height, width)
-        if (height, width) != size:
-            raise DataError(
-                f"{source.describe(split, i)} is {height} x {width}, not {size[0]} x {size[1]}: begin "
-                f"{setting} with 'resize'"
-            )
-    height, width = size or (target.height, target.width)
-    image_NxHxWxC = np.zeros((len(label_N), height, width, target.channels), np.uint8)
-    for i, image_HxWxC in enumerate(image_N):
-        if image_HxWxC is not None:
-            image_NxHxWxC[i] = image_HxWxC
-    return _Images(image_NxHxWxC, label_N, np.array([image is not None for image in image_N], bool))
 
 
 def _resized(image_HxWxC: np.ndarray, target: Target) -> np.ndarray:

@@ -93,18 +93,3 @@ def share(batch_size: int, process_count: int, *, where: str) -> int:
             f"{where}={batch_size}: must be a positive multiple of the {process_count} processes"
         )
     return batch_size // process_count
-
-
-def num_positions(num_examples: int, batch_size: int, *, process_index: int, process_count: int) -> int:
-    """The number of positions in [0, num_examples) that lie in this process's slices of the batches."""
-    local_size = batch_size // process_count
-    full_batches, rest = divmod(num_examples, batch_size)
-    return full_batches * local_size + min(max(rest - process_index * local_size, 0), local_size)
-
-
-def share_of_records(num_examples: int, *, process_index: int, process_count: int) -> tuple[int, int]:
-    """The records [start, stop) of a process that reads one part; sizes of parts differ by at most one."""
-    return (
-        num_examples * process_index // process_count,
-        num_examples * (process_index + 1) // process_count,
-    )

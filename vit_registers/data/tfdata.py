@@ -57,15 +57,12 @@ class TfdataLoader:
 
     @property
     def num_broken(self) -> int:
-        """The number of different images that this process has left out so far."""
         return self._broken.count
 
     def num_examples(self, split: str) -> int:
-        """The number of examples in the split, over all processes."""
         return self._source.num_examples(split)
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
-        """Endless global batches on the devices, from step `start_step` on."""
         batch_lib.check_divides(self._data.batch_size, sharding, where="data.batch_size")
         batches = self.host_train_batches(
             start_step, process_index=jax.process_index(), process_count=jax.process_count()
@@ -73,7 +70,6 @@ class TfdataLoader:
         return (batch_lib.to_device(batch, sharding) for batch in batches)
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
-        """Global batches on the devices with each image of the split once; the last is padded."""
         batch_lib.check_divides(self._data.eval_batch_size, sharding, where="data.eval_batch_size")
         batches = self.host_eval_batches(
             split, process_index=jax.process_index(), process_count=jax.process_count()
@@ -90,19 +86,16 @@ class TfdataLoader:
                 f"data.name={data.name!r} has several labels for an image: it is for evaluation only"
             )
         local_size = order.share(data.batch_size, process_count, where="data.batch_size")
+        split, number = data.train_split, self.num_examples(data.train_split)
         chunks = streams.train_stream(
             self._source,
-            data.train_split,
+            split,
             Share(data.batch_size, process_index, process_count),
-            order.training_order(
-                data, self.num_examples(data.train_split), seed=self._seed, groups=self._groups
-            ),
+            order.training_order(data, number, seed=self._seed, groups=self._groups),
             start_step=start_step,
             buffer=data.shuffle_buffer,
         )
-        batches = self._batches(
-            chunks, self._train_ops, local_size, split=data.train_split, setting="train_ops"
-        )
+        batches = self._batches(chunks, self._train_ops, local_size, split=split, setting="train_ops")
         self._open.add(batches)
         return batches
 
@@ -132,11 +125,8 @@ class TfdataLoader:
         split: str,
         setting: str,
     ) -> Generator[Batch]:
-        decoded = chunks.map(
-            _guarded(process, self._target, self._seed),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        process_all = _guarded(process, self._target, self._seed)
+        decoded = chunks.map(process_all, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         options.deterministic = True
         options.threading.max_intra_op_parallelism = 1  # parallel over images, not within one

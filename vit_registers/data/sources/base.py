@@ -1,6 +1,6 @@
 """The contract of a data source, which data.name selects (catalog.py). Imports neither JAX nor TensorFlow."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -77,6 +77,14 @@ class TFRecordSource(DataSource, Protocol):
     def parse(self, serialized_N: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
         """(encoded_N, label_N or label_NxK) of serialized examples."""
         ...
+
+
+def not_empty(records: Sequence[bytes], record: int) -> bytes:
+    """records[record]. Raises ValueError for empty bytes, which array_record returns for damaged parts."""
+    found = records[record]
+    if not found:
+        raise ValueError(f"record {record} is empty")
+    return found
 
 
 def check_labels(source: DataSource, split: str, record_N: Iterable[int], label_N: Iterable[int]) -> None:

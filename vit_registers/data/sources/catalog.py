@@ -16,7 +16,6 @@ def _open_tfds(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     # TFDS takes a second to import, and the other sources do not need it
     from vit_registers.data.sources.tfds_prepared import open_prepared
 
-    del broken
     return open_prepared(data, channels)
 
 

@@ -40,15 +40,12 @@ class DigitsSource(DataSource):
     class_names = CLASS_NAMES
 
     def num_examples(self, split: str) -> int:
-        """The number of images in the split."""
         return len(self.labels(split))
 
     def describe(self, split: str, record: int) -> str:
-        """The example as errors name it."""
         return f"record {record} of split '{split}' of digits"
 
     def labels(self, split: str) -> np.ndarray:
-        """label_N, int32."""
         return _load_known(split)[1]
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
@@ -70,7 +67,6 @@ def open_digits(data: Data, channels: int, broken: BrokenImages) -> DataSource:
 
     The latter also has parts of splits, such as 'train[:10%]'. It is prepared in data.data_dir on first use.
     """
-    del broken
     if data.loader == "memory":
         check_feature_keys(data, image_key="image", label_key="label")
         return DigitsSource()

@@ -5,7 +5,7 @@ data.name='folder' reads root/<split>/<class>/**; 'images' reads all images unde
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,24 +73,19 @@ class Folder(DataSource):
         return self._lists[split]
 
     def num_examples(self, split: str) -> int:
-        """The number of images in the split. Raises DataError as `files` does."""
         return len(self.files(split)[0])
 
     def describe(self, split: str, record: int) -> str:
-        """The image as errors name it: its path relative to the root."""
         return printable(self.files(split)[0][record])
 
     def labels(self, split: str) -> np.ndarray:
-        """label_N, int32. Raises DataError as `files` does."""
         return self.files(split)[1]
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
-        """A function record -> contents of the file. It raises OSError if the file cannot be read."""
         files, _ = self.files(split)
         return lambda record: Path(self.root, files[record]).read_bytes()
 
     def tf_reader(self, split: str) -> "TfReader":
-        """The reader of the tf.data loader, which reads the files in TensorFlow."""
         from vit_registers.data.sources import tf_readers
 
         return tf_readers.from_files(self.root, *self.files(split))
@@ -110,16 +105,8 @@ class Folder(DataSource):
         for _ in found.images:
             left_out.add(listing.OUTSIDE)
         linked = [name for name in found.linked_folders if not self._is_loop(f"{split}/{name}", left_out)]
-        classes: dict[str, str] = {}
-        for folder in sorted([*found.folders, *linked]):
-            name = listing.normalized(folder, what=f"the class folder {self.root / split}/")
-            if name in classes:
-                raise DataError(
-                    f"{self.root / split} has two folders named '{name}', which differ only in their "
-                    "Unicode form: move the images of one into the other"
-                )
-            classes[name] = folder
-        return classes
+        folders, where = [*found.folders, *linked], self.root / split
+        return _folder_by_name(folders, where, what=f"the class folder {where}/")
 
     def _is_loop(self, link: str, left_out: LeftOut) -> bool:
         target = listing.folder_id(self.root / link)
@@ -191,25 +178,28 @@ class ImageTree(Folder):
                 f"no images ({listing.SUFFIXES_TEXT}) under {root}"
                 f"{f' (left out: {left_out})' if left_out else ''}"
             )
-        names = _tree_classes(root, {os.path.dirname(path) or "." for path in paths})
-        self.class_names = tuple(sorted(names.values()))
-        number = {name: label for label, name in enumerate(self.class_names)}
-        label_N = np.array([number[names[os.path.dirname(path) or "."]] for path in paths], np.int32)
+        folders = [os.path.dirname(path) or "." for path in paths]
+        classes = _folder_by_name(set(folders), root, what=f"a folder under {root}:")
+        self.class_names = tuple(sorted(classes))
+        label = {classes[name]: label for label, name in enumerate(self.class_names)}
+        label_N = np.array([label[folder] for folder in folders], np.int32)
         self._lists = {ALL: (paths, label_N)}
         _log_left_out(root, left_out)
         self._report_dangling([*top.dangling, *(p for branch in branches for p in branch.dangling)], ALL)
 
 
-def _tree_classes(root: Path, folders: set[str]) -> dict[str, str]:
-    """{folder: its name in NFC}. Raises DataError if two names are equal."""
-    names = {folder: listing.normalized(folder, what=f"a folder under {root}:") for folder in sorted(folders)}
-    if len(set(names.values())) < len(names):
-        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
-        raise DataError(
-            f"{root} has two folders named '{twice}', which differ only in their Unicode form: "
-            "move the images of one into the other"
-        )
-    return names
+def _folder_by_name(folders: Iterable[str], where: Path, *, what: str) -> dict[str, str]:
+    """{name in NFC: folder} of the folders, which are in `where`. Raises DataError if two names are equal."""
+    found: dict[str, str] = {}
+    for folder in sorted(folders):
+        name = listing.normalized(folder, what=what)
+        if name in found:
+            raise DataError(
+                f"{where} has two folders named '{name}', which differ only in their Unicode form: "
+                "move the images of one into the other"
+            )
+        found[name] = folder
+    return found
 
 
 def _log_left_out(folder: Path, left_out: LeftOut) -> None:
@@ -222,7 +212,6 @@ def open_folder(data: Data, channels: int, broken: BrokenImages) -> DataSource:
 
     Raises ConfigError if data.data_dir is not set or keys of features are, DataError as Folder does.
     """
-    del channels
     root = _data_dir(data)
     others = (entry.strip().partition(" ") for entry in data.also_eval)
     splits = [data.train_split, data.eval_split, *(split for name, _, split in others if name == data.name)]
@@ -231,7 +220,6 @@ def open_folder(data: Data, channels: int, broken: BrokenImages) -> DataSource:
 
 def open_image_tree(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     """All images under data.data_dir. Raises errors as `open_folder` does."""
-    del channels
     return ImageTree(_data_dir(data), broken)
 
 

@@ -104,10 +104,8 @@ def _name_in(script: epath.Path) -> str:
         if isinstance(node, ast.ClassDef):
             above = [ast.unparse(base) for base in node.bases]
             if any(base in bases or base.endswith("Builder") for base in above):
-                bases[node.name], names[node.name] = (
-                    above,
-                    _given_name(node) or _usual_name(node.name, script),
-                )
+                bases[node.name] = above
+                names[node.name] = _given_name(node) or _usual_name(node.name, script)
     used = {base for above in bases.values() for base in above}
     builders = [name for name in bases if name not in used]
     if len(builders) != 1:
@@ -160,8 +158,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
     if _is_version(root):
         builder = read_builder(root)
         found = Name(builder.info.name, builder.info.config_name or None, str(builder.info.version))
-        wanted = [(a, b) for a, b in zip(name, found, strict=True) if a is not None]
-        if any(a != b for a, b in wanted):
+        if any(a not in (None, b) for a, b in zip(name, found, strict=True)):
             raise DataError(
                 f"data.data_dir={str(root)!r} holds {found}, not {name}: set {setting}={found}, or set "
                 "data.data_dir to the folder of data sets"
@@ -179,7 +176,12 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
             f"{setting}={str(name)!r} is not prepared in {root}, which has {has}: set {setting} to one of "
             f"them, or run 'python -m vit_registers.prepare --name={name} --data_dir={root}'"
         )
-    _check_unfinished(root / name.data)
+    unfinished = [folder for folder in _folders(root / name.data) if constants.INCOMPLETE_PREFIX in folder]
+    if unfinished:
+        raise DataError(
+            f"{root / name.data} has only {unfinished[0]}, whose preparation is not finished: "
+            "wait until it is, or delete it and run vit_registers.prepare again"
+        )
     _list(root)
     return None
 
@@ -230,32 +232,18 @@ def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> e
     configs, config = {found.config for found in versions}, name.config
     if config is None and None not in configs:
         config = _default_config(root / name.data) or (configs.pop() if len(configs) == 1 else None)
-    pattern = re.escape(name.version or "*.*.*").replace(r"\*", r"\d+")
-    fitting = [
-        folder
-        for found, folder in versions.items()
-        if found.config == config and re.fullmatch(pattern, found.version or "")
-    ]
-    return fitting[-1] if fitting else None
+    version = re.compile(re.escape(name.version or "*.*.*").replace(r"\*", r"\d+"))
+    fitting = [one for one in versions if one.config == config and version.fullmatch(one.version or "")]
+    return versions[fitting[-1]] if fitting else None
 
 
 def _default_config(folder: epath.Path) -> str | None:
     """The default config, as recorded when the data set was prepared."""
+    file = folder / ".config" / constants.METADATA_FILENAME
     try:
-        return json.loads((folder / ".config" / constants.METADATA_FILENAME).read_text())[
-            "default_config_name"
-        ]
+        return json.loads(file.read_text())["default_config_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _check_unfinished(folder: epath.Path) -> None:
-    unfinished = [name for name in _folders(folder) if constants.INCOMPLETE_PREFIX in name]
-    if unfinished:
-        raise DataError(
-            f"{folder} has only {unfinished[0]}, whose preparation is not finished: wait until it is, or "
-            "delete it and run vit_registers.prepare again"
-        )
 
 
 def read_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:

@@ -13,7 +13,7 @@ from etils import epath
 
 from vit_registers.config import Data, nearest
 from vit_registers.data.sources import tfds_location, tfds_splits
-from vit_registers.data.sources.base import RecordFile, TFRecordSource, check_labels
+from vit_registers.data.sources.base import RecordFile, TFRecordSource, check_labels, not_empty
 from vit_registers.data.sources.tfds_splits import Part
 from vit_registers.errors import DataError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vit_registers.data.sources.tf_readers import TfReader
 
 _logger = logging.getLogger(__name__)
-
 
 _IMAGE = "image"  # the default of data.image_key
 # The default of data.label_key is the first of these that the data set has. real_label is that of data sets
@@ -71,7 +70,6 @@ class TfdsData(TFRecordSource):
 
     @property
     def tfrecords(self) -> TFRecordSource | None:
-        """The data set itself if its files are TFRecord; None for array_record."""
         return self if self._format == "tfrecord" else None
 
     def num_examples(self, split: str) -> int:
@@ -79,7 +77,6 @@ class TfdsData(TFRecordSource):
         return sum(part.stop - part.start for part in self._parts(split))
 
     def record_files(self, split: str, *, start: int, stop: int) -> list[RecordFile]:
-        """The files that hold the records [start, stop) of the split, in order."""
         files, first = [], 0
         for part in self._builder.info.splits[_instruction(self._parts(split))].file_instructions:
             skip = max(start - first, 0)
@@ -90,7 +87,6 @@ class TfdsData(TFRecordSource):
         return files
 
     def describe(self, split: str, record: int) -> str:
-        """The example as errors name it. In general, TFDS keeps no file names."""
         return f"record {record} of split '{split}' of {self.name}"
 
     def labels(self, split: str) -> np.ndarray:
@@ -101,20 +97,15 @@ class TfdsData(TFRecordSource):
         return label_N
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
-        """A function record -> encoded image. It raises DataError for damaged files."""
         read = self._reader(split, self._image, {self.image_key: tfds.decode.SkipDecoding()})
         return lambda record: read(record)[self.image_key]
 
     def tf_reader(self, split: str) -> "TfReader":
-        """The reader of the tf.data loader for array_record files, which parses in TensorFlow."""
         from vit_registers.data.sources import tf_readers
 
-        return tf_readers.from_serialized(
-            open_records(self._builder, self._parts(split), raw=True), self.parse
-        )
+        return tf_readers.from_serialized(self._records(split), self.parse)
 
     def parse(self, serialized_N: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
-        """(encoded_N, label_N or label_NxK) of serialized examples."""
         from vit_registers.data.sources import tf_readers
 
         return tf_readers.parse_examples(
@@ -127,16 +118,16 @@ class TfdsData(TFRecordSource):
 
     def _reader(self, split: str, features: Any, decoders: Any = None) -> Callable[[int], Mapping[str, Any]]:
         """Random access to some of the features of each record."""
-        records = open_records(self._builder, self._parts(split), raw=True)
+        records = self._records(split)
 
         def read(record: int) -> Mapping[str, Any]:
             with reading(split, self.name):
-                serialized = records[record]
-                if not serialized:  # array_record returns empty bytes where a part of a file is damaged
-                    raise ValueError(f"record {record} is empty")
-                return features.deserialize_example_np(serialized, decoders=decoders)
+                return features.deserialize_example_np(not_empty(records, record), decoders=decoders)
 
         return read
+
+    def _records(self, split: str) -> Sequence[bytes]:
+        return open_records(self._builder, self._parts(split), raw=True)
 
     def _parts(self, split: str) -> list[Part]:
         return find_parts(self._builder, split)
