@@ -46,7 +46,7 @@ from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import MetricWriter, Progress, say, write_parameter_overview
-from vit_registers.runtime import distributed
+from vit_registers.runtime import distributed, rendezvous
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
@@ -172,7 +172,7 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
     names = loader.class_names
     digest = text_digest("\n".join(names))[:8]
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
-    distributed.require_same(
+    rendezvous.require_same(
         {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
     )
     splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}

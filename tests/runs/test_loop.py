@@ -193,7 +193,7 @@ def test_a_step_that_does_not_come_back_ends_the_process_and_says_where_it_was(w
         for step in (1, 2, 3):
             watchdog.started(step, _Result(step < 3))
         assert ended.wait(10)
-    assert "no step has come back for 0 s (the last was step 2; run.hang_timeout_s=0.3)" in lines[0]
+    assert "no step has finished for 0 s (the last was step 2; run.hang_timeout_s=0.3)" in lines[0]
     assert "at training" in lines[0]
 
 

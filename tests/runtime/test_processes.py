@@ -144,8 +144,8 @@ def _fail_last(folder):
 
 def _disagree(folder):
     """They agree once, and then one has other data."""
-    distributed.require_same({"classes": 2})
-    distributed.require_same({"classes": 2 + distributed.jax_distributed.global_state.process_id})
+    rendezvous.require_same({"classes": 2})
+    rendezvous.require_same({"classes": 2 + distributed.jax_distributed.global_state.process_id})
 
 
 def _finish(folder):
@@ -272,7 +272,7 @@ def test_several_processes_train_as_one_stop_together_and_do_not_outlive_one(
         assert f"no sign of life from process {count - 1} for 10 s" in err
         assert f"this process ({me}) ends too" in err
         assert ("top1" in out) == ("parameters: " in out) == (me == 0)  # only process 0 speaks
-    assert "stop asked for on another process: saved at step 8 of 16" in results[0][1]
+    assert "stop requested on another process: saved at step 8 of 16" in results[0][1]
     # The same layout: the same bits, though all were stopped by a signal to one of them.
     assert list_steps(str(tmp_path / "moved"))[0] == 8
     _assert_same_end(tmp_path / "stopped", tmp_path / "whole", atol=0.0)
@@ -370,7 +370,7 @@ def test_without_process_0_the_others_end_and_say_so(job):
     assert code_0 == -signal.SIGKILL
     # JAX aborts the process at the same moment; whichever of the two is first, the line is the same.
     assert code_1 == distributed.LOST
-    assert _errors(err) == ["error: process 0 is gone; this one (1 of 2) ends with it"]
+    assert _errors(err) == ["error: process 0 is gone, so this process (1 of 2) ends"]
 
 
 def test_a_job_that_is_done_ends_at_once(job):
@@ -415,7 +415,7 @@ def test_numbers_that_do_not_fit_are_told_to_all():
 
 def test_who_is_missing_is_named():
     for found in _meet((0, 4), (2, 4)):
-        assert "of 4 processes, 1, 3 did not come" in found
+        assert "of 4 processes, 1, 3 did not connect" in found
     (found,) = _meet((1, 2))
     assert "cannot be reached within 1 s" in found
     assert "Connection refused" in found
