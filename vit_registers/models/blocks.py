@@ -81,32 +81,19 @@ def inits(model: Model, sizes: Dims) -> Inits:
 
 def layer_norm(width: int, *, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A LayerNorm over the width, in float32, with two-pass variance, which high-norm tokens require."""
-    return nnx.LayerNorm(
-        width,
-        epsilon=epsilon,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused qkv projection, kernel DxQxNxK with Q = q, k, v."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        dtype = DTYPES[model.dtype]
         heads = (sizes.num_heads, sizes.width // sizes.num_heads)
-        self.qkv = nnx.LinearGeneral(
-            sizes.width,
-            (3, *heads),
-            use_bias=model.use_qkv_bias,
-            kernel_init=init.attention,
-            dtype=dtype,
-            rngs=rngs,
+        layer = functools.partial(
+            nnx.LinearGeneral, kernel_init=init.attention, dtype=DTYPES[model.dtype], rngs=rngs
         )
-        self.out = nnx.LinearGeneral(
-            heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=dtype, rngs=rngs
-        )
+        self.qkv = layer(sizes.width, (3, *heads), use_bias=model.use_qkv_bias)
+        self.out = layer(heads, sizes.width, axis=(-2, -1))
         self.backend, self.is_rematerialized = model.attention, model.remat == "attention"
 
     def __call__(
@@ -127,14 +114,18 @@ class Attention(nnx.Module):
         return self.out(out_BxTxNxK), (q, k, v)
 
 
+def _mlp_layer(model: Model, init: Inits, rngs: nnx.Rngs) -> Callable[[int, int], nnx.Linear]:
+    dtype = DTYPES[model.dtype]
+    return functools.partial(
+        nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
+    )
+
+
 class Mlp(nnx.Module):
     """fc2(activation(fc1(x))): `project` of `hidden`."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        dtype = DTYPES[model.dtype]
-        layer = functools.partial(
-            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
-        )
+        layer = _mlp_layer(model, init, rngs)
         self.fc1 = layer(sizes.width, sizes.mlp_dim)
         self.fc2 = layer(sizes.mlp_dim, sizes.width)
         self.activation = model.activation
@@ -147,18 +138,12 @@ class Mlp(nnx.Module):
         """out_BxTxD of hidden_BxTxF."""
         return self.fc2(hidden)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(self.hidden(x))
-
 
 class SwiGlu(nnx.Module):
     """w3(silu(gate) * value); the first half of w12(x) is the gate, as in DINOv2."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        dtype = DTYPES[model.dtype]
-        layer = functools.partial(
-            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
-        )
+        layer = _mlp_layer(model, init, rngs)
         self.w12 = layer(sizes.width, 2 * sizes.mlp_dim)
         self.w3 = layer(sizes.mlp_dim, sizes.width)
 
@@ -170,9 +155,6 @@ class SwiGlu(nnx.Module):
     def project(self, hidden: jax.Array) -> jax.Array:
         """out_BxTxD of hidden_BxTxF."""
         return self.w3(hidden)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(self.hidden(x))
 
 
 MLPS: dict[str, type[nnx.Module]] = {"mlp": Mlp, "swiglu": SwiGlu}

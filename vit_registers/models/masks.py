@@ -46,7 +46,6 @@ def _frame(layout: TokenLayout) -> np.ndarray:
 
 def none(layout: TokenLayout) -> None:
     """No mask: all tokens attend to all tokens."""
-    del layout
 
 
 def fractal(layout: TokenLayout) -> np.ndarray:

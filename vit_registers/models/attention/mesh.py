@@ -28,12 +28,10 @@ def over_mesh(
     Without such a mesh, and where its axes are manual already, `attend` is called directly. Raises
     ConfigError if the mesh does not divide the batch or the heads.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if any(types.get(axis, AxisType.Manual) == AxisType.Manual for axis in MESH_AXES):
+    if (sizes := _mesh_sizes()) is None:
         return attend(q_BxTxNxK, k_BxTxNxK, v_BxTxNxK, bias_NxTxT)
     batch, _, heads, _ = q_BxTxNxK.shape
-    data, fsdp, tensor = (mesh.shape[axis] for axis in MESH_AXES)
+    data, fsdp, tensor = sizes
     if batch % (data * fsdp) or heads % tensor:
         raise ConfigError(
             f"model.attention: {batch} examples and {heads} heads do not divide over mesh.data={data} x "
@@ -54,12 +52,19 @@ def on_own_share(function: Callable[[jax.Array], jax.Array], x: jax.Array, heads
     For functions that XLA's partitioner cannot split: it would gather the whole batch on every device.
     Returns x unchanged if the mesh does not divide the batch or the heads.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if any(types.get(axis, AxisType.Manual) == AxisType.Manual for axis in MESH_AXES):
+    if (sizes := _mesh_sizes()) is None:
         return function(x)
-    data, fsdp, tensor = (mesh.shape[axis] for axis in MESH_AXES)
+    data, fsdp, tensor = sizes
     if x.shape[0] % (data * fsdp) or x.shape[heads_axis] % tensor:
         return x
     spec = PartitionSpec(MESH_AXES[:2], *[None] * (heads_axis - 1), MESH_AXES[2])
     return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
+def _mesh_sizes() -> tuple[int, ...] | None:
+    """The sizes of MESH_AXES; None without a mesh that has them, and where they are manual already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types.get(axis, AxisType.Manual) == AxisType.Manual for axis in MESH_AXES):
+        return None
+    return tuple(mesh.shape[axis] for axis in MESH_AXES)
