@@ -77,7 +77,7 @@ class MemoryLoader:
             position_B = step * data.batch_size + np.arange(data.batch_size)
             return take(images, training.records(position_B).astype(np.int32), np.uint32(step))
 
-        return map(batch, itertools.count(start_step))
+        return (batch(step) for step in itertools.count(start_step))
 
     def _train_step(self, sharding: jax.sharding.Sharding) -> Callable[..., Batch]:
         """The compiled function (images, record_B, step) -> augmented batch."""
