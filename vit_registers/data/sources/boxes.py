@@ -4,9 +4,10 @@ Boxes are xyxy in pixels with exclusive end, float64 [n, 4]. VOC counts pixels f
 its xmin and ymin are lowered by 1 and its xmax and ymax are kept, as in LOST (arXiv:2109.14279).
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -67,28 +68,23 @@ def read_image(record: BoxImage) -> np.ndarray:
 
     A rotation in EXIF is not applied, as boxes refer to the image without it.
     """
-    what = record.path or record.name
-    try:
+    with _decoding(record.path or record.name):
         data = record.encoded if record.path is None else record.path.read_bytes()
         assert data is not None, record.name
         return pil_decoding.decode_image(data, channels=3)
-    except (OSError, pil_decoding.BrokenImageError) as error:
-        raise _broken(what, error) from None
 
 
-def _read_size(name: str, source: Path | bytes) -> tuple[int, int]:
+@contextlib.contextmanager
+def _decoding(what: Path | str) -> Iterator[None]:
+    """A context that turns errors of reading and decoding the image `what` into DataError."""
     try:
-        return pil_decoding.read_size(source)
+        yield
     except (OSError, pil_decoding.BrokenImageError) as error:
-        raise _broken(source if isinstance(source, Path) else name, error) from None
-
-
-def _broken(what: Path | str, error: Exception) -> DataError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return DataError(
-        f"{what} cannot be decoded as an image{f' ({reason})' if reason else ''}: "
-        "repair it, or delete it with its annotation"
-    )
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(
+            f"{what} cannot be decoded as an image{f' ({reason})' if reason else ''}: "
+            "repair it, or delete it with its annotation"
+        ) from None
 
 
 def _find_folders(root: Path) -> tuple[Path, Path]:
@@ -127,9 +123,7 @@ def _names(root: Path, split: str | None, xml_files: Mapping[str, Path]) -> list
     if not names:
         raise DataError(f"{lists[split]} is empty: use another split")
     if any(len(name.split()) > 1 for name in names):
-        raise DataError(
-            f"{lists[split]} is the list of one class: use a list of all images, such as trainval"
-        )
+        raise DataError(f"{lists[split]} is the list of one class: use one of all images, such as trainval")
     missing = [name for name in names if name not in xml_files]
     if missing:
         raise DataError(
@@ -153,7 +147,8 @@ def _read_annotation(path: Path) -> np.ndarray:
 
 def _check_inside(box_xyxy_px: np.ndarray, image: Path, annotation: Path) -> None:
     """Raises DataError for an image that cannot be opened, and for a box that lies outside of it."""
-    size = _read_size(image.stem, image)
+    with _decoding(image):
+        size = pil_decoding.read_size(image)
     is_outside = (box_xyxy_px[:, 2:] <= 0).any(axis=1) | (box_xyxy_px[:, :2] >= size).any(axis=1)
     if is_outside.any():
         first = ", ".join(f"{side:g}" for side in box_xyxy_px[is_outside][0] + (1, 1, 0, 0))
@@ -186,7 +181,8 @@ def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
     file = example.get("image/filename")
     file = file.decode() if isinstance(file, bytes) else file
     name = f"record {record}" if file is None else Path(file).stem
-    width, height = _read_size(name, example["image"])
+    with _decoding(name):
+        width, height = pil_decoding.read_size(example["image"])
     box_yxyx = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
     box_xyxy_px = box_yxyx[:, [1, 0, 3, 2]] * (width, height, width, height)
     # to thousandths first, so that float32 does not decide in which direction a half is rounded
@@ -198,12 +194,11 @@ def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
 
 
 class TfdsBoxes(Sequence[BoxImage]):
-    """A split of a prepared TFDS data set. Records are read on access."""
+    """A split of a prepared TFDS data set. Records are read on access, in the context `reading()`."""
 
     def __init__(
         self, examples: Sequence[Mapping[str, Any]], reading: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        """`reading()` is the context in which examples are read; it turns errors into DataError."""
         self._examples, self._reading = examples, reading
 
     def __len__(self) -> int:

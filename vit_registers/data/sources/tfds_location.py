@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
@@ -136,6 +137,12 @@ def full_data_dir(data_dir: str | None) -> epath.Path:
     return epath.Path(os.path.expanduser(data_dir or str(constants.DATA_DIR)))
 
 
+def hint_at_name(name: str, known: Collection[str]) -> str:
+    """The names of data sets that are near to `name`, or where to find them."""
+    hint = nearest(name, known)
+    return hint if len(hint) < 200 else "see the catalog of tensorflow.org/datasets, or give a builder's path"
+
+
 def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name") -> DataError:
     """The error for a data set that open_builder did not find."""
     root = full_data_dir(data_dir)
@@ -143,8 +150,7 @@ def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name")
     known = tfds.list_builders(with_community_datasets=False)
     if as_path(name) is None and parse_name(name).data not in known:
         there = [folder for folder in _folders(root) if _versions(root / folder)]
-        hint = nearest(parse_name(name).data, {*known, *there, "digits", "folder"})
-        hint = hint if len(hint) < 200 else "see the catalog of tensorflow.org/datasets"
+        hint = hint_at_name(parse_name(name).data, {*known, *there, "digits", "folder"})
         return DataError(f"{setting}={name!r} is neither prepared in {where} nor known to TFDS: {hint}")
     return DataError(
         f"{setting}={name!r} is not prepared in {where}: run "
