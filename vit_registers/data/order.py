@@ -26,10 +26,9 @@ class Order:
     """The order of a training split. Every epoch has its own uniform permutation.
 
     With `repeats` > 1 (repeated augmentation, arXiv:1902.05509, as in DeiT's code), an image occurs `repeats`
-    times in a row. An epoch still has as many examples as the split, so it covers only the first part of its
-    permutation. Within a batch, the copies are dealt to `groups` in turn, the equal parts that are mixed
-    separately, as that code deals them to processes. With `drop_last`, an epoch ends with its last whole
-    batch.
+    times in a row, and an epoch, which is no longer, covers only the first part of its permutation. The
+    copies in a batch are dealt to `groups` in turn, the equal parts that are mixed separately, as that code
+    deals them to processes. With `drop_last`, an epoch ends with its last whole batch.
     """
 
     seed: int

@@ -43,8 +43,10 @@ class TfdataLoader:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
-        self._train_ops = catalog.compose(data.train_ops, target, where="data.train_ops")
-        self._eval_ops = catalog.compose(data.eval_ops, target, where="data.eval_ops")
+        self._process = {
+            setting: catalog.compose(getattr(data, setting), target, where=f"data.{setting}")
+            for setting in ("train_ops", "eval_ops")
+        }
         self._broken = BrokenImages(data)
         self._open: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
         # TensorFlow's threads call Python to read array_record files: if left running, they block its exit
@@ -95,7 +97,7 @@ class TfdataLoader:
             start_step=start_step,
             buffer=data.shuffle_buffer,
         )
-        batches = self._batches(chunks, self._train_ops, local_size, split=split, setting="train_ops")
+        batches = self._batches(chunks, local_size, split=split, setting="train_ops")
         self._open.add(batches)
         return batches
 
@@ -106,7 +108,7 @@ class TfdataLoader:
         share = Share(size, process_index, process_count)
         number = streams.num_eval_batches(self._source, split, share)
         chunks = streams.eval_stream(self._source, split, share)
-        batches = self._batches(chunks, self._eval_ops, local_size, split=split, setting="eval_ops")
+        batches = self._batches(chunks, local_size, split=split, setting="eval_ops")
         self._open.add(batches)
         return self._padded(batches, number, local_size)
 
@@ -117,15 +119,9 @@ class TfdataLoader:
             yield batch_lib.pad_batch(next(batches, empty), local_size)
 
     def _batches(
-        self,
-        chunks: tf.data.Dataset,
-        process: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-        local_size: int,
-        *,
-        split: str,
-        setting: str,
+        self, chunks: tf.data.Dataset, local_size: int, *, split: str, setting: str
     ) -> Generator[Batch]:
-        process_all = _guarded(process, self._target, self._seed)
+        process_all = _guarded(self._process[setting], self._target, self._seed)
         decoded = chunks.map(process_all, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         options.deterministic = True

@@ -114,18 +114,14 @@ class Attention(nnx.Module):
         return self.out(out_BxTxNxK), (q, k, v)
 
 
-def _mlp_layer(model: Model, init: Inits, rngs: nnx.Rngs) -> Callable[[int, int], nnx.Linear]:
-    dtype = DTYPES[model.dtype]
-    return functools.partial(
-        nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
-    )
-
-
 class Mlp(nnx.Module):
     """fc2(activation(fc1(x))): `project` of `hidden`."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        layer = _mlp_layer(model, init, rngs)
+        dtype = DTYPES[model.dtype]
+        layer = functools.partial(
+            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
+        )
         self.fc1 = layer(sizes.width, sizes.mlp_dim)
         self.fc2 = layer(sizes.mlp_dim, sizes.width)
         self.activation = model.activation
@@ -138,12 +134,18 @@ class Mlp(nnx.Module):
         """out_BxTxD of hidden_BxTxF."""
         return self.fc2(hidden)
 
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.project(self.hidden(x))
+
 
 class SwiGlu(nnx.Module):
     """w3(silu(gate) * value); the first half of w12(x) is the gate, as in DINOv2."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        layer = _mlp_layer(model, init, rngs)
+        dtype = DTYPES[model.dtype]
+        layer = functools.partial(
+            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
+        )
         self.w12 = layer(sizes.width, 2 * sizes.mlp_dim)
         self.w3 = layer(sizes.mlp_dim, sizes.width)
 
@@ -155,6 +157,9 @@ class SwiGlu(nnx.Module):
     def project(self, hidden: jax.Array) -> jax.Array:
         """out_BxTxD of hidden_BxTxF."""
         return self.w3(hidden)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.project(self.hidden(x))
 
 
 MLPS: dict[str, type[nnx.Module]] = {"mlp": Mlp, "swiglu": SwiGlu}

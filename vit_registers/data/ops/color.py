@@ -45,10 +45,7 @@ def gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
 
 
 def mean_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
-    """The mean over the image of 0.2989 r + 0.587 g + 0.114 b truncated to integers; a float32 scalar.
-
-    It is the mean that torchvision's adjust_contrast uses for 8-bit tensors.
-    """
+    """The mean of 0.2989 r + 0.587 g + 0.114 b truncated to integers, as in torchvision's adjust_contrast."""
     height, width, _ = static_shape(image_HxWx3)
     r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.float32), axis=-1)
     gray_HxW = tf.cast((2989.0 * r + 5870.0 * g + 1140.0 * b + 0.5) / 10000.0, tf.int32)

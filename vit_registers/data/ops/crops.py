@@ -120,10 +120,7 @@ def _crop(name: str, sampler: Callable, target: Target, areas: Range, aspects: R
 
 
 def random_crop(target: Target, padding: int = 4) -> Op:
-    """A random part of target size of the image, padded with `padding` pixels of zeros on each side.
-
-    This is the augmentation of CIFAR in arXiv:1512.03385, section 4.2.
-    """
+    """A random part of target size of the image padded with zeros on each side (arXiv:1512.03385, 4.2)."""
     check_padding(padding)
 
     def apply(example: Example) -> Example:
@@ -138,11 +135,10 @@ def random_crop(target: Target, padding: int = 4) -> Op:
 
 
 def central_crop(target: Target, rounding: str = "floor") -> Op:
-    """The central part of target size.
+    """The central part of target size; smaller sides are kept, and the loader fails with the image's name.
 
     If the margin is odd, its half above and to the left is rounded down, as in the code of arXiv:2205.01580.
-    rounding="half_even" rounds it to the even neighbour, as torchvision's CenterCrop does. A side that is
-    smaller than the target is kept; the loader then fails with the name of the image.
+    rounding="half_even" rounds it to the even neighbour, as torchvision's CenterCrop does.
     """
     half = lookup({"floor": tf.floor, "half_even": tf.round}, rounding, "central_crop: rounding")
 
