@@ -84,9 +84,8 @@ class TfdataLoader:
         """The shares of one process of the training batches, as numpy."""
         data = self._data
         if self._source.has_several_labels:
-            raise ConfigError(
-                f"data.name={data.name!r} has several labels for an image: it is for evaluation only"
-            )
+            what = f"data.name={data.name!r} has several labels for an image"
+            raise ConfigError(f"{what}: it is for evaluation only")
         local_size = order.share(data.batch_size, process_count, where="data.batch_size")
         split, number = data.train_split, self.num_examples(data.train_split)
         chunks = streams.train_stream(

@@ -61,7 +61,7 @@ def big_vision(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
 def deit3(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
     """The initializers of DeiT-III: normal(0.02), and torch's default for the patch embedding.
 
-    Torch truncates these normals at +-2 absolute, which is a hundred standard deviations, so not truncated.
+    Torch truncates these normals at +-2, a hundred standard deviations; here they are not truncated.
     """
     small, patch = normal(0.02), uniform(1 / math.sqrt(patch_fan_in))
     return Inits(

@@ -63,7 +63,7 @@ def join(
     jax.config.update("jax_enable_preemption_service", False)
     if coordinator is not None and num_processes is not None and process_id is not None:
         meet(coordinator, num_processes=num_processes, process_id=process_id, timeout_s=connect_timeout_s)
-    how = f"--coordinator={coordinator}" if coordinator is not None else "--distributed"
+    how = "--distributed" if coordinator is None else f"--coordinator={coordinator}"
     # JAX aborts if it cannot connect, so this program ends earlier.
     timer = threading.Timer(connect_timeout_s, _give_up, [how, connect_timeout_s])
     timer.daemon = True

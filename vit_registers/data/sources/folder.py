@@ -36,10 +36,9 @@ class Folder(DataSource):
     def __init__(
         self, root: Path, splits: Sequence[str] | None = None, broken: BrokenImages | None = None
     ) -> None:
-        """Lists splits and classes, but no files.
+        """Lists the classes of `splits`, or of all splits, but no files.
 
-        The classes are those of `splits`, or of all splits. Links to nothing are reported to `broken`. Raises
-        DataError if there are no classes, or none of the splits.
+        Links to nothing are reported to `broken`. Raises DataError if there are no classes or no such splits.
         """
         if not root.is_dir():
             raise DataError(f"data.data_dir={str(root)!r} is not a folder: {_LAYOUT}")
@@ -56,11 +55,9 @@ class Folder(DataSource):
         if not names:
             raise DataError(f"no classes under {root}: {_LAYOUT}")
         self.class_names = tuple(sorted(names))
-        unused = [printable(name) for name in self.splits if name not in given]
+        unused = ", ".join(printable(name) for name in self.splits if name not in given)
         if unused:
-            _logger.warning(
-                "%s: folders that no setting names as splits are not read: %s", root, ", ".join(unused)
-            )
+            _logger.warning("%s: folders that no setting names as splits are not read: %s", root, unused)
 
     def files(self, split: str) -> tuple[list[str], np.ndarray]:
         """(paths relative to the root, label_N int32), sorted by class and then by path.
@@ -133,13 +130,11 @@ class Folder(DataSource):
                 "data.eval_split or data.also_eval"
             )
         for name in sorted(classes):
-            own = LeftOut()
-            branch = listing.list_branch(self.root, f"{split}/{classes[name]}", above, own)
+            own, folder = LeftOut(), f"{split}/{classes[name]}"
+            branch = listing.list_branch(self.root, folder, above, own)
             if not branch.images:
-                raise DataError(
-                    f"class folder {self.root / split / classes[name]} has no images"
-                    f"{f' (left out: {own})' if own else ''}: {_LAYOUT}"
-                )
+                more = f" (left out: {own})" if own else ""
+                raise DataError(f"class folder {self.root / folder} has no images{more}: {_LAYOUT}")
             left_out.update(own)
             paths += branch.images
             labels += [number[name]] * len(branch.images)
@@ -169,15 +164,15 @@ class ImageTree(Folder):
         self.root, self.splits, self._broken = root, [ALL], broken
         left_out, above = LeftOut(), listing.ids_above(root)
         top = listing.scan(root, left_out)
-        branches = [
-            listing.list_branch(root, name, above, left_out) for name in (*top.folders, *top.linked_folders)
-        ]
-        paths = sorted([*top.images, *(path for branch in branches for path in branch.images)])
+        paths, dangling = list(top.images), list(top.dangling)
+        for folder in (*top.folders, *top.linked_folders):
+            branch = listing.list_branch(root, folder, above, left_out)
+            paths += branch.images
+            dangling += branch.dangling
+        paths.sort()
         if not paths:
-            raise DataError(
-                f"no images ({listing.SUFFIXES_TEXT}) under {root}"
-                f"{f' (left out: {left_out})' if left_out else ''}"
-            )
+            more = f" (left out: {left_out})" if left_out else ""
+            raise DataError(f"no images ({listing.SUFFIXES_TEXT}) under {root}{more}")
         folders = [os.path.dirname(path) or "." for path in paths]
         classes = _folder_by_name(set(folders), root, what=f"a folder under {root}:")
         self.class_names = tuple(sorted(classes))
@@ -185,7 +180,7 @@ class ImageTree(Folder):
         label_N = np.array([label[folder] for folder in folders], np.int32)
         self._lists = {ALL: (paths, label_N)}
         _log_left_out(root, left_out)
-        self._report_dangling([*top.dangling, *(p for branch in branches for p in branch.dangling)], ALL)
+        self._report_dangling(dangling, ALL)
 
 
 def _folder_by_name(folders: Iterable[str], where: Path, *, what: str) -> dict[str, str]:

@@ -62,11 +62,9 @@ class LeftOut:
         return ", ".join(self._text(reason, number) for reason, number in sorted(self._counts.items()))
 
     def _text(self, reason: Reason, number: int) -> str:
-        text = f"{number} {reason[number > 1]}"
-        if reason != _OTHER_TYPE:
-            return text
         shown = sorted(map(printable, self._suffixes))
-        return f"{text} ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})"
+        suffixes = f" ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})"
+        return f"{number} {reason[number > 1]}{suffixes if reason == _OTHER_TYPE else ''}"
 
 
 class Entries(NamedTuple):

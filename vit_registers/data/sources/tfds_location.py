@@ -27,7 +27,7 @@ _BUILDER = "_dataset_builder"  # the suffix of the stem of a builder's file
 
 
 class Name(NamedTuple):
-    """A data set as TFDS names it: name, name/config, name:1.2.3 or name/config:1.2.3."""
+    """A data set as TFDS names it, see _NAME."""
 
     data: str
     config: str | None
@@ -99,36 +99,31 @@ def _name_in(script: epath.Path) -> str:
         tree = ast.parse(script.read_text())
     except (SyntaxError, ValueError) as error:  # ValueError: not text
         raise DataError(f"{script} cannot be read as Python: {error}") from None
-    bases: dict[str, list[str]] = {}  # of each builder
-    names: dict[str, str] = {}
+    found: dict[str, ast.ClassDef] = {}
+    used: set[str] = set()  # as bases of builders
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            above = [ast.unparse(base) for base in node.bases]
-            if any(base in bases or base.endswith("Builder") for base in above):
-                bases[node.name] = above
-                names[node.name] = _given_name(node) or _usual_name(node.name, script)
-    used = {base for above in bases.values() for base in above}
-    builders = [name for name in bases if name not in used]
+            bases = [ast.unparse(base) for base in node.bases]
+            if any(base in found or base.endswith("Builder") for base in bases):
+                found[node.name] = node
+                used.update(bases)
+    builders = [name for name in found if name not in used]
     if len(builders) != 1:
         has = f"{len(builders)} builders ({', '.join(builders)})" if builders else "no builder"
         raise DataError(
             f"{script} has {has}: it must have one class that derives from a builder of tfds.core"
         )
-    return names[builders[0]]
+    return _builder_name(found[builders[0]], script)
 
 
-def _given_name(node: ast.ClassDef) -> str | None:
-    """The text that the class assigns to `name`."""
+def _builder_name(node: ast.ClassDef, script: epath.Path) -> str:
+    """The text that the class assigns to `name`, or the name that TFDS makes from class or file."""
     for item in node.body:
         match item:
-            case ast.Assign(targets=[ast.Name(id="name")], value=ast.Constant(value=value)):
+            case ast.Assign(targets=[ast.Name(id="name")], value=ast.Constant(value=value)) if value:
                 return str(value)
-    return None
-
-
-def _usual_name(class_name: str, script: epath.Path) -> str:
-    if class_name != "Builder":
-        return naming.camelcase_to_snakecase(class_name)
+    if node.name != "Builder":
+        return naming.camelcase_to_snakecase(node.name)
     return script.stem.removesuffix(_BUILDER) if script.stem.endswith(_BUILDER) else script.parent.name
 
 

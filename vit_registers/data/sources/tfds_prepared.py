@@ -37,16 +37,15 @@ class TfdsData(TFRecordSource):
 
     Parts such as 'train[:99%]' are splits too (tfds_splits.py). The label is a ClassLabel, or a sequence of
     ClassLabels for any number of right labels. `image_key` and `label_key` are the keys of the two features,
-    'a/b' for b in the dict a. Files are of the format array_record, with random access, or TFRecord.
+    'a/b' for b in the dict a; None is the default. Files are array_record, with random access, or TFRecord.
+    Raises DataError if a feature is missing or has an unfit type.
     """
 
     def __init__(
         self, builder: tfds.core.DatasetBuilder, *, image_key: str | None, label_key: str | None
     ) -> None:
-        """None selects the default key. Raises DataError if a feature is missing or has an unfit type."""
-        self._builder = builder
-        self.name = builder.info.name
         info: Any = builder.info  # whose types allow None everywhere
+        self._builder, self.name = builder, info.name
         features = dict(sorted(_flatten(info.features).items()))
         self.image_key = _IMAGE if image_key is None else image_key
         default = next((key for key in _LABELS if key in features), _LABELS[-1])
@@ -73,7 +72,6 @@ class TfdsData(TFRecordSource):
         return self if self._format == "tfrecord" else None
 
     def num_examples(self, split: str) -> int:
-        """The number of records. Raises DataError for a split that is unknown, empty or lacks files."""
         return sum(part.stop - part.start for part in self._parts(split))
 
     def record_files(self, split: str, *, start: int, stop: int) -> list[RecordFile]:
@@ -117,7 +115,7 @@ class TfdsData(TFRecordSource):
         )
 
     def _reader(self, split: str, features: Any, decoders: Any = None) -> Callable[[int], Mapping[str, Any]]:
-        """Random access to some of the features of each record."""
+        """Random access to some of the features of each record. It raises DataError for damaged files."""
         records = self._records(split)
 
         def read(record: int) -> Mapping[str, Any]:
@@ -182,15 +180,12 @@ def _flatten(features: Any, prefix: str = "") -> dict[str, Any]:
     """Features by the keys that they are stored under. A sequence of dicts becomes sequences."""
     flat: dict[str, Any] = {}
     for key, feature in features.items():
-        if isinstance(feature, tfds.features.FeaturesDict):
-            flat.update(_flatten(feature, f"{prefix}{key}/"))
-        elif isinstance(feature, tfds.features.Sequence) and isinstance(
-            feature.feature, tfds.features.FeaturesDict
-        ):
-            inside = _flatten(feature.feature, f"{prefix}{key}/")
-            flat.update({name: tfds.features.Sequence(one) for name, one in inside.items()})
-        else:
+        inside = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        if not isinstance(inside, tfds.features.FeaturesDict):
             flat[prefix + key] = feature
+            continue
+        for name, one in _flatten(inside, f"{prefix}{key}/").items():
+            flat[name] = one if inside is feature else tfds.features.Sequence(one)
     return flat
 
 
@@ -231,15 +226,11 @@ def open_prepared(data: Data, channels: int) -> TfdsData:
     if builder is None:
         raise tfds_location.not_prepared(data.name, data.data_dir)
     opened = TfdsData(builder, image_key=data.image_key, label_key=data.label_key)
-    if opened.num_channels not in (None, channels):
-        _logger.warning(
-            "%s: its images have %d channels (%s) and become %s, as model.channels=%d",
-            data.name,
-            opened.num_channels,
-            _CHANNELS.get(opened.num_channels, "?"),
-            _CHANNELS[channels],
-            channels,
-        )
+    own = opened.num_channels
+    if own not in (None, channels):
+        given, made = _CHANNELS.get(own, "?"), _CHANNELS[channels]
+        text = "%s: its images have %d channels (%s) and become %s, as model.channels=%d"
+        _logger.warning(text, data.name, own, given, made, channels)
     return opened
 
 
