@@ -1,7 +1,6 @@
 """The loader for data sets that fit on the accelerator and are augmented there. No TensorFlow.
 
-The order of examples is that of the tf.data loader for random-access data (order.py). The random draws of the
-augmentation are not.
+It has the order of the tf.data loader for random-access data (order.py), but other draws of augmentation.
 """
 
 import itertools

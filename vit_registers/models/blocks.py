@@ -54,8 +54,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def dims(model: Model) -> Dims:
     """The sizes of `model`: those of its variant, replaced by the settings that are not None.
 
-    If only the width is set, mlp_dim keeps the variant's ratio to the width. Raises ConfigError if the number
-    of heads does not divide the width.
+    A width that is set alone scales mlp_dim. Raises ConfigError if the heads do not divide the width.
     """
     base = lookup(VARIANTS, model.variant, "model.variant")
     width = model.width or base.width

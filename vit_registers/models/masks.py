@@ -111,8 +111,7 @@ def shifted(layout: TokenLayout, offset: int) -> np.ndarray:
 
     A summary and the patch in (row, column) see each other if the fractal mask allows the summary and the
     patch in (row - offset, column - offset), modulo the sides of the patch grid: each patch still sees one
-    summary of each level. All other pairs are those of the fractal mask. A negative offset displaces up and
-    to the left.
+    summary of each level. All other pairs are those of the fractal mask. The offset may be negative.
     """
     _require_summaries(layout, f"shifted(offset={offset})")
     mask_TxT = fractal(layout)
@@ -135,7 +134,7 @@ def one_way(layout: TokenLayout) -> np.ndarray:
 def window(layout: TokenLayout, radius: int) -> np.ndarray:
     """A patch attends to the patches within a Chebyshev distance of `radius`; all other pairs are allowed.
 
-    The window is a square of 2 * radius + 1 patches; no summaries are required. Raises ConfigError for
+    The window is a square of 2 * radius + 1 patches; no summaries are required. Raises ConfigError if
     radius < 0.
     """
     if radius < 0:

@@ -2,8 +2,7 @@
 
 A process that fails sets a key of JAX's coordination service, which runs in process 0, to the reason. All
 other processes wait for that key, print the reason, and end. Process 0 also checks signs of life, so that the
-others end within `lost_timeout_s` after a process was killed or lost its connection. The timeout of JAX's own
-heartbeats is more than twice as long.
+others end within `lost_timeout_s` after a process was killed or cut off; JAX's own heartbeats are slower.
 """
 
 import contextlib
@@ -176,10 +175,7 @@ def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -
 
 
 def _end_on_abort(state: Any) -> contextlib.ExitStack:
-    """Until it is closed, an abort of this process prints one line, with exit code LOST.
-
-    When process 0 is gone, either JAX aborts the other processes or their watch ends them, by chance.
-    """
+    """Until it is closed, an abort by JAX, as if process 0 is gone, prints one line, with exit code LOST."""
     who = f"{state.process_id} of {state.num_processes}"
 
     def end() -> None:

@@ -30,9 +30,6 @@ def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
 
 
 def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """All devices, or the given ones, in the shape that the config asks for.
-
-    Raises ConfigError where it does not fit them.
-    """
+    """All devices, or the given ones, in the shape of the settings. Raises ConfigError if it does not fit."""
     shape = mesh_shape(mesh, jax.device_count() if devices is None else len(devices))
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)

@@ -43,8 +43,7 @@ def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf
     """The function (bytes, seed) -> image_HxWxC (uint8) that an operation string describes.
 
     It decodes the image first, unless the first operation does. Each operation draws from the seed folded
-    with the operation's index in the string. Raises ConfigError, which names the setting `where`, for errors
-    in the string.
+    with the operation's index in the string. Raises ConfigError, which names the setting `where`.
     """
     built: list[tuple[str, Any]] = strings.build(text, OPS | PIXEL_OPS, target, where=where)
     names = [name for name, _ in built]
@@ -63,10 +62,7 @@ def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf
 
 
 def _stages(built: list[tuple[str, Any]], target: Target) -> list[Op]:
-    """The operations as functions of an example that has the seed of the whole chain.
-
-    Consecutive pixel operations are one compiled function if the image has the target's size before them.
-    """
+    """Functions of an example with the seed of the chain; pixel ops on images of known size are one function."""
     stages: list[Op] = []
     row: list[tuple[int, PixelOp]] = []
     has_size = False

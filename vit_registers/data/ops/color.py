@@ -26,10 +26,7 @@ def blend(first: tf.Tensor | float, second: tf.Tensor, factor: float | tf.Tensor
 
 
 def _product(a: tf.Tensor | float, b: tf.Tensor) -> tf.Tensor:
-    """a * b, for products below 1e9.
-
-    The minimum prevents XLA from contracting a * b + c to one rounding (FMA), which can change a level.
-    """
+    """a * b < 1e9. The minimum keeps XLA from contracting a * b + c to one rounding (FMA)."""
     return tf.minimum(a * b, 1e9)
 
 

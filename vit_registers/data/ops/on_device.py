@@ -1,7 +1,4 @@
-"""Operations of the memory loader: augmentations of whole batches on the accelerator. No TensorFlow.
-
-The names and their meaning are those of the tf.data operations (catalog.py). The random draws differ.
-"""
+"""Operations of the memory loader: those of catalog.py, with other draws, on batches on the accelerator."""
 
 from collections.abc import Callable
 

@@ -34,9 +34,8 @@ def build(
 ) -> list[tuple[str, Any]]:
     """(name, built operation) of each operation in `text`.
 
-    `table` maps a name to a builder, whose first parameter is the Target. `where` is the setting that errors
-    name. Raises ConfigError for text that is no chain of known operations, and for arguments that a builder
-    refuses.
+    `table` maps a name to a builder, whose first parameter is the Target. Raises ConfigError, which names the
+    setting `where`, for text that is no chain of known operations and for arguments that a builder refuses.
     """
     built = []
     for call in parse_calls(text, table, where=where, example=EXAMPLE):

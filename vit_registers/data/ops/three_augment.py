@@ -15,10 +15,9 @@ _ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1
 
 
 def three_augment(target: Target) -> PixelOp:
-    """The image after one of three operations, which are equally likely.
+    """The image after one of three operations, equally likely: gray, solarization, Gaussian blur.
 
-    They are gray (in 3 channels), solarization from level 128 on, and Gaussian blur with a radius uniform in
-    [0.1, 2].
+    Solarization starts at level 128; the radius of the blur is uniform in [0.1, 2].
     """
     check_color("three_augment", target)
 

@@ -27,8 +27,7 @@ def affine_source(matrix: Affine, height: int, width: int) -> np.ndarray:
     """source_HxW, int32: the source y' * width + x' of the pixel at (y, x), or height * width for FILL.
 
     For the matrix (a, ..., f), (x', y') = (a x + b y + c, d x + e y + f) in float32, rounded to the nearest,
-    halves away from 0. This is TensorFlow's ImageProjectiveTransformV3, which tfa.image.transform, rotate and
-    translate use.
+    halves away from 0: TensorFlow's ImageProjectiveTransformV3, as in tfa.image.transform.
     """
     a, b, c, d, e, f = np.array(matrix, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)

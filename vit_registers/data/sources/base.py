@@ -17,11 +17,10 @@ MAX_LABELS = 32  # K: of one image; ImageNet-ReaL has fewer
 
 
 class DataSource(Protocol):
-    """A data set: splits of encoded images with labels.
+    """A data set: splits of encoded images with labels, which both loaders read.
 
-    A new source subclasses this protocol and implements the methods that have no default; both loaders then
-    read it. A record is the index of an example in its split. Methods raise DataError for a split that does
-    not exist.
+    A new source subclasses this protocol and implements the methods that have no default. A record is the
+    index of an example in its split. Methods raise DataError for a split that does not exist.
     """
 
     class_names: tuple[str, ...]

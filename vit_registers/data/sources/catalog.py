@@ -23,8 +23,5 @@ SOURCES: dict[str, Opener] = {"digits": open_digits, "folder": open_folder, "ima
 
 
 def open_data_source(data: Data, channels: int, broken: BrokenImages) -> DataSource:
-    """The source data.name; a name that is not in SOURCES is a data set of TFDS.
-
-    Raises ConfigError or DataError if it cannot be opened.
-    """
+    """The source data.name, by default one of TFDS. Raises ConfigError or DataError if it does not open."""
     return SOURCES.get(data.name, _open_tfds)(data, channels, broken)

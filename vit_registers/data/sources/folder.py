@@ -29,8 +29,7 @@ _logger = logging.getLogger(__name__)
 class Folder(DataSource):
     """The data set under `root`, with the layout root/<split>/<class>/**: images at any depth of a class.
 
-    A class has the same label in every split: its index in the sorted class names of the given splits. Names
-    are compared in Unicode's form NFC.
+    The label of a class, in every split, is its index in the sorted names (in Unicode's NFC) of all classes.
     """
 
     def __init__(
@@ -152,10 +151,7 @@ class Folder(DataSource):
 
 
 class ImageTree(Folder):
-    """All images under `root`, at any depth, as the split 'all'; for analysis, not for training.
-
-    The class of an image is the path of its folder relative to the root.
-    """
+    """All images under `root`, at any depth, as the split 'all'. Classes are relative paths of folders."""
 
     def __init__(self, root: Path, broken: BrokenImages | None = None) -> None:
         """Lists the images. Raises DataError if there are none."""

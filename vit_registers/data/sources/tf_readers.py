@@ -16,10 +16,7 @@ CHUNK = 32  # examples that are read at a time, at most
 
 
 def by_record(read: Callable[[int], bytes], label_N: np.ndarray) -> TfReader:
-    """The reader of any source: `read` gives the encoded image of a record.
-
-    An image whose `read` raises OSError becomes empty bytes, which is a broken image.
-    """
+    """The reader of any source; an image whose `read` raises OSError becomes empty bytes, a broken image."""
     labels = tf.constant(label_N, tf.int32)
 
     def read_or_nothing(record: int) -> bytes:

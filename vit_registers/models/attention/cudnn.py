@@ -24,8 +24,7 @@ def attend_cudnn(
     """Attention output out_BxTxNxK in the dtype of v, by cuDNN.
 
     Mask and bias become one bias in the dtype of q; a bfloat16 bias has 8 significant bits. Raises
-    ConfigError on other platforms than GPUs, for floats of other than 16 bits, and for a head size that is
-    not a multiple of 8 or exceeds 128.
+    ConfigError on other platforms than GPUs, for other than 16-bit floats, and for unfit head sizes.
     """
     _check(q_BxTxNxK)
     attend = functools.partial(attend_even, mask_TxT=mask_TxT, implementation="cudnn")
