@@ -147,10 +147,8 @@ def _check(folder: epath.Path) -> None:
             tfds_prepared.find_parts(builder, split)
     kind = "unknown" if builder.info.file_format is None else builder.info.file_format.value
     if kind != "array_record":
-        raise DataError(
-            f"{folder} holds {kind} files: delete the folder to prepare it as "
-            "array_record, or give another --data_dir"
-        )
+        cure = "delete the folder to prepare it as array_record, or give another --data_dir"
+        raise DataError(f"{folder} holds {kind} files: {cure}")
 
 
 if __name__ == "__main__":

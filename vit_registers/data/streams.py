@@ -91,14 +91,13 @@ def num_eval_batches(source: DataSource, split: str, share: Share) -> int:
 # --- random access -----------------------------------------------------------------------------
 
 
+Records = Callable[[np.ndarray], np.ndarray]  # from global positions
+
+
 def _by_record(
-    source: DataSource,
-    split: str,
-    share: Share,
-    local: tf.data.Dataset,
-    records: Callable[[np.ndarray], np.ndarray],
+    source: DataSource, split: str, share: Share, local: tf.data.Dataset, records: Records
 ) -> tf.data.Dataset:
-    """The stream of the examples at the local positions; `records` maps global positions to records."""
+    """The stream of the examples at the local positions."""
     read = source.tf_reader(split)
 
     def chunk(local_N: tf.Tensor) -> Chunk:

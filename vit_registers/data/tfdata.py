@@ -31,9 +31,7 @@ from vit_registers.errors import ConfigError, DataError
 _OK, _BROKEN, _WRONG_SIZE = 0, 1, 2  # status of an image
 
 # What TensorFlow adds to the reason for an error.
-_NOT_THE_REASON = re.compile(
-    r"\{\{[^}]*\}\}|Error in user-defined function.* iterator: \S+:|\[Op:.*| name: $"
-)
+_ADDED = re.compile(r"\{\{[^}]*\}\}|Error in user-defined function.* iterator: \S+:|\[Op:.*| name: $")
 
 
 class TfdataLoader:
@@ -164,7 +162,7 @@ class TfdataLoader:
 
 def _reason(error: tf.errors.OpError) -> str:
     """The reason for an error of TensorFlow, in one line."""
-    return " ".join(_NOT_THE_REASON.sub("", str(error).splitlines()[0]).split())
+    return " ".join(_ADDED.sub("", str(error).splitlines()[0]).split())
 
 
 def _close(generators: weakref.WeakSet[Generator[Batch]]) -> None:
@@ -178,8 +176,8 @@ def _guarded(
 ) -> Callable[[Chunk], Chunk]:
     """A function from encoded to decoded chunks, in which an image that fails is zero and has a status.
 
-    tf.data can ignore errors, but only those of a Dataset's elements, so a Dataset processes each chunk. A
-    Dataset for each image would serialize the decoding.
+    tf.data ignores errors only of a Dataset's elements, so a Dataset processes each chunk. A Dataset for each
+    image would serialize the decoding.
     """
     blank_HxWxC = tf.zeros(target, tf.uint8)
 
@@ -188,12 +186,8 @@ def _guarded(
         size = tf.shape(image_HxWxC)[:2]
         fits = tf.reduce_all(size == [target.height, target.width])
         image_HxWxC = tf.ensure_shape(tf.cond(fits, lambda: image_HxWxC, lambda: blank_HxWxC), target)
-        return {
-            "place": place,
-            "image": image_HxWxC,
-            "size": size,
-            "status": tf.where(fits, _OK, _WRONG_SIZE),
-        }
+        status = tf.where(fits, _OK, _WRONG_SIZE)
+        return {"place": place, "image": image_HxWxC, "size": size, "status": status}
 
     blank = {"place": -1, "image": blank_HxWxC, "size": tf.zeros([2], tf.int32), "status": _BROKEN}
 

@@ -156,9 +156,8 @@ class ViT(nnx.Module):
         `edits` change the inner values, and with them taps and outputs.
         """
         if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
-            raise ConfigError(
-                f"images of shape {images_BxHxWxC.shape}: want [batch, height, width, {self.model.channels}]"
-            )
+            expected = f"[batch, height, width, {self.model.channels}]"
+            raise ConfigError(f"images of shape {images_BxHxWxC.shape}: want {expected}")
         layout = self.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
@@ -198,12 +197,10 @@ class ViT(nnx.Module):
         patches_BxPxD = embed_BxPxD
         if masked_BxP is not None:
             if self.mask_token is None:
-                raise ConfigError(
-                    "masked_BxP requires a mask token, which the model lacks: set model.use_mask_token=True"
-                )
-            patches_BxPxD = jnp.where(
-                masked_BxP[..., None], self.mask_token[...].astype(dtype), patches_BxPxD
-            )
+                what = "masked_BxP requires a mask token, which the model lacks"
+                raise ConfigError(f"{what}: set model.use_mask_token=True")
+            token_1x1xD = self.mask_token[...].astype(dtype)
+            patches_BxPxD = jnp.where(masked_BxP[..., None], token_1x1xD, patches_BxPxD)
         position = self._patch_positions(layout, width)
         if position is not None:
             patches_BxPxD += position.astype(dtype)

@@ -105,13 +105,8 @@ def _listener(port: int) -> socket.socket:
 
 
 def _read_line(connection: socket.socket) -> str:
-    data = b""
-    while not data.endswith(b"\n") and len(data) < _LINE_BYTES:
-        part = connection.recv(_LINE_BYTES)
-        if not part:
-            break
-        data += part
-    return data.decode(errors="replace").strip()
+    with connection.makefile("rb") as file:
+        return file.readline(_LINE_BYTES).decode(errors="replace").strip()
 
 
 def _send_line(connection: socket.socket, line: str) -> None:
@@ -135,8 +130,7 @@ def _receive(port: int, num_processes: int, deadline: float, timeout_s: float) -
                         f"within {timeout_s:g} s (--connect_timeout_s)"
                     )
                 stack.enter_context(connection)
-                who = _who(connection)
-                if who is None:
+                if (who := _who(connection)) is None:
                     continue  # another program
                 process_id, count = who
                 there.setdefault(process_id, connection)

@@ -62,9 +62,9 @@ def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf
 
 
 def _stages(built: list[tuple[str, Any]], target: Target) -> list[Op]:
-    """Functions of an example with the seed of the chain; pixel ops on images of known size are one function."""
+    """Functions of an example with the chain's seed; pixel ops in a row are one if the size is known."""
     stages: list[Op] = []
-    row: list[tuple[int, PixelOp]] = []
+    row: list[tuple[int, PixelOp]] = []  # with the size of the target
     has_size = False
     for place, (name, op) in enumerate(built):
         if isinstance(op, PixelOp) and has_size:
@@ -74,7 +74,7 @@ def _stages(built: list[tuple[str, Any]], target: Target) -> list[Op]:
             stages.append(_compiled_stage(row, target))
             row = []
         stages.append(_stage(place, op))
-        has_size = name in _SIZING or (has_size and isinstance(op, PixelOp))
+        has_size = name in _SIZING
     return [*stages, _compiled_stage(row, target)] if row else stages
 
 

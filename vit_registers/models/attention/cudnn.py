@@ -39,10 +39,8 @@ def _check(q_BxTxNxK: jax.Array) -> None:
     if where != "gpu":
         raise ConfigError(f"model.attention='cudnn' runs on NVIDIA GPUs, and this is a {where}: {cure}")
     if q_BxTxNxK.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ConfigError(
-            f"model.attention='cudnn' requires 16-bit floats, not {q_BxTxNxK.dtype}: "
-            f"set model.dtype='bfloat16', or {cure}"
-        )
+        what = f"model.attention='cudnn' requires 16-bit floats, not {q_BxTxNxK.dtype}"
+        raise ConfigError(f"{what}: set model.dtype='bfloat16', or {cure}")
     size = q_BxTxNxK.shape[-1]
     if size % 8 or size > _MAX_HEAD_SIZE:
         raise ConfigError(
