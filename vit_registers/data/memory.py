@@ -23,6 +23,7 @@ from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.catalog import open_data_source
 from vit_registers.errors import ConfigError, DataError
 
+_SETTINGS = ("train_ops", "eval_ops")
 _CROPS = ("random_crop", "central_crop")
 _FOR_EVALUATION = ([], ["resize"], ["central_crop"])
 
@@ -41,9 +42,8 @@ class MemoryLoader:
     def __init__(self, data: Data, target: Target, *, seed: int, groups: int) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
-        self._train_ops = _build(data.train_ops, target, where="data.train_ops")
-        self._eval_ops = _build(data.eval_ops, target, where="data.eval_ops")
-        if [name for name, _ in self._eval_ops] not in _FOR_EVALUATION:
+        self._ops = {name: _build(getattr(data, name), target, where=f"data.{name}") for name in _SETTINGS}
+        if [name for name, _ in self._ops["eval_ops"]] not in _FOR_EVALUATION:
             raise ConfigError(
                 f"data.eval_ops={data.eval_ops!r}: with data.loader='memory', it must be '', 'resize' or "
                 "'central_crop'"
@@ -54,7 +54,7 @@ class MemoryLoader:
         self.name = data.name
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
-        self._train_steps: dict[jax.sharding.Sharding, Callable[..., Batch]] = {}
+        self._steps: dict[tuple[str, jax.sharding.Sharding], Callable[..., Batch]] = {}
         self._resident: dict[tuple[str, bool, bool, jax.sharding.Sharding], _Images] = {}
 
     @property
@@ -69,7 +69,7 @@ class MemoryLoader:
         data = self._data
         check_divides(data.batch_size, sharding, where="data.batch_size")
         images = self._images(data.train_split, sharding, setting="train_ops")
-        take = self._train_step(sharding)
+        take = self._step(sharding, setting="train_ops")
         training = order.training_order(data, len(images.label_N), seed=self._seed, groups=self._groups)
 
         def batch(step: int) -> Batch:
@@ -78,11 +78,11 @@ class MemoryLoader:
 
         return (batch(step) for step in itertools.count(start_step))
 
-    def _train_step(self, sharding: jax.sharding.Sharding) -> Callable[..., Batch]:
-        """The compiled function (images, record_B, step) -> augmented batch."""
-        if sharding in self._train_steps:
-            return self._train_steps[sharding]
-        ops, seed = [op for _, op in self._train_ops], self._seed
+    def _step(self, sharding: jax.sharding.Sharding, *, setting: str) -> Callable[..., Batch]:
+        """The compiled function (images, record_B, step) -> batch after the operations."""
+        if (setting, sharding) in self._steps:
+            return self._steps[setting, sharding]
+        ops, seed = [op for _, op in self._ops[setting]], self._seed
 
         def augment(images: _Images, record_B: jax.Array, step: jax.Array) -> Batch:
             batch = _gather(images, record_B)
@@ -92,29 +92,21 @@ class MemoryLoader:
                 batch = batch._replace(views={IMAGE: image_BxHxWxC})
             return batch
 
-        self._train_steps[sharding] = jax.jit(augment, out_shardings=sharding)
-        return self._train_steps[sharding]
+        self._steps[setting, sharding] = jax.jit(augment, out_shardings=sharding)
+        return self._steps[setting, sharding]
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Global batches on the devices with each image of the split once, in order; the last is padded."""
         size = self._data.eval_batch_size
         check_divides(size, sharding, where="data.eval_batch_size")
         images = self._images(split, sharding, setting="eval_ops")
-
-        def take(images: _Images, record_B: jax.Array) -> Batch:
-            batch = _gather(images, record_B)
-            for _, op in self._eval_ops:
-                batch = batch._replace(views={IMAGE: op(batch.views[IMAGE], jax.random.key(0))})
-            return batch
-
-        gather = jax.jit(take, out_shardings=sharding)
+        take = self._step(sharding, setting="eval_ops")  # which draw nothing
         starts = range(0, len(images.label_N), size)
-        return (gather(images, np.arange(start, start + size, dtype=np.int32)) for start in starts)
+        return (take(images, np.arange(i, i + size, dtype=np.int32), np.uint32(0)) for i in starts)
 
     def _images(self, split: str, sharding: jax.sharding.Sharding, *, setting: str) -> _Images:
         """The split as arrays on every device of the sharding, loaded once."""
-        text = getattr(self._data, setting)
-        names = [name for name, _ in _build(text, self._target, where=f"data.{setting}")]
+        names = [name for name, _ in self._ops[setting]]
         is_resized, is_cropped = "resize" in names, not set(names).isdisjoint(_CROPS)
         if isinstance(sharding, jax.sharding.NamedSharding):
             sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())

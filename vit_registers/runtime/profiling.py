@@ -1,5 +1,6 @@
 """A trace of a few steps, for TensorBoard's profile plugin, XProf or Perfetto."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -26,35 +27,24 @@ def parse_steps(text: str | None, total_steps: int) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-class Profile:
+class Profile(contextlib.ExitStack):
     """Writes a trace of the steps first to last, on the devices of this process, into RUN/profile.
 
     A run that resumes after `first` writes none. It is a context manager, which stops a trace on exit.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
+        super().__init__()
         self._folder, self._steps = folder, steps
-        self._is_tracing = False
-
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
 
     def before(self, step: int) -> None:
         """To be called before `step` starts."""
         if self._steps is not None and step == self._steps[0]:
             jax.profiler.start_trace(str(self._folder))
-            self._is_tracing = True
+            self.callback(jax.profiler.stop_trace)
 
     def after(self, step: int, result: jax.Array) -> None:
         """To be called after `step` has started; `result` is one of its outputs."""
-        if self._is_tracing and self._steps is not None and step == self._steps[1]:
+        if self._steps is not None and step == self._steps[1]:
             jax.block_until_ready(result)
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._is_tracing:
-            self._is_tracing = False
-            jax.profiler.stop_trace()
+            self.close()

@@ -1,7 +1,8 @@
 """An orderly stop: a signal requests it, and all processes agree on the step after which they stop."""
 
+import contextlib
 import signal
-from typing import Any
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vit_registers.config import check_value
 
 
-class StopRequest:
+class StopRequest(contextlib.ExitStack):
     """True after SIGTERM or SIGINT was received in its `with` block; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._name = ""
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+            self.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: object) -> None:
         if self._name and number == signal.SIGINT:

@@ -23,6 +23,7 @@ class DataSource(Protocol):
     index of an example in its split. Methods raise DataError for a split that does not exist.
     """
 
+    name: str  # as errors name it
     class_names: tuple[str, ...]
     label_name: str = "label"  # as errors name it
     has_several_labels: bool = False  # an image may have any number of right labels; for evaluation only
@@ -38,7 +39,7 @@ class DataSource(Protocol):
 
     def describe(self, split: str, record: int) -> str:
         """The example as errors name it, such as the path of its file."""
-        ...
+        return f"record {record} of split '{split}' of {self.name}"
 
     def labels(self, split: str) -> np.ndarray:
         """label_N, int32, of a source with one label for each image."""
@@ -66,8 +67,6 @@ class RecordFile(NamedTuple):
 
 class TFRecordSource(DataSource, Protocol):
     """A source in TFRecord files, which are read in order."""
-
-    name: str  # as errors name it
 
     def record_files(self, split: str, *, start: int, stop: int) -> list[RecordFile]:
         """The files that hold the records [start, stop) of the split, in order."""

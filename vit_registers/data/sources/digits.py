@@ -39,13 +39,11 @@ def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
 class DigitsSource(DataSource):
     """The digits as scikit-learn holds them."""
 
+    name = "digits"
     class_names = CLASS_NAMES
 
     def num_examples(self, split: str) -> int:
         return len(self.labels(split))
-
-    def describe(self, split: str, record: int) -> str:
-        return f"record {record} of split '{split}' of digits"
 
     def labels(self, split: str) -> np.ndarray:
         return load_split(split)[1]

@@ -32,6 +32,8 @@ class Folder(DataSource):
     The label of a class, in every split, is its index in the sorted names (in Unicode's NFC) of all classes.
     """
 
+    name = "folder"
+
     def __init__(
         self, root: Path, splits: Sequence[str] | None = None, broken: BrokenImages | None = None
     ) -> None:

@@ -84,9 +84,6 @@ class TfdsData(TFRecordSource):
             first += part.take
         return files
 
-    def describe(self, split: str, record: int) -> str:
-        return f"record {record} of split '{split}' of {self.name}"
-
     def labels(self, split: str) -> np.ndarray:
         """label_N, int32. Reads all records; raises DataError for damaged files and for invalid labels."""
         read = self._reader(split, self._label)
