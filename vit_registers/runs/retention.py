@@ -1,4 +1,4 @@
-"""What a run keeps of its checkpoints, and what it does when they cannot be written."""
+"""Which checkpoints a run keeps, and how it handles saves that fail."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run
 
 
 def is_any(flag: bool) -> bool:
-    """Whether the flag is set on any process. All have to ask."""
+    """Whether the flag is set on any process. All processes have to call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
@@ -37,7 +37,7 @@ class Keep:
         self._score: dict[int, float] = {}
 
     def note(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
-        """Records what the evaluation at `step` gave. One that is not finite is never among the best."""
+        """Records the metrics at `step`. An evaluation that is not finite is never among the best."""
         if metrics is None or find_non_finite(metrics):
             return
         if (score := self._best.score(metrics)) is not None:
@@ -56,7 +56,7 @@ class Keep:
 
 
 class FailedSaves:
-    """The saves that failed since the last one that did not. So many in a row as `limit` end the run."""
+    """The consecutive saves that failed, of which `limit` end the run."""
 
     def __init__(self, root: Any, limit: int):
         self._root, self._limit = root, limit
@@ -66,13 +66,13 @@ class FailedSaves:
         return bool(self._failed)
 
     def clear(self) -> None:
-        """A save was written."""
+        """To be called after a save was written."""
         self._failed = []
 
     def note(self, step: int, error: Exception | None, last_saved_step: int | None) -> None:
-        """Takes down and prints that the save of `step` failed; `error` is None where it failed elsewhere.
+        """Records and prints that the save of `step` failed; `error` is None if it failed on another process.
 
-        Raises CheckpointError where it was the last that may.
+        Raises CheckpointError if `limit` consecutive saves have failed.
         """
         self._failed.append((step, reason(error)))
         if len(self._failed) >= self._limit:
@@ -86,7 +86,7 @@ class FailedSaves:
             )
 
     def error(self, last_saved_step: int | None) -> CheckpointError:
-        """What to raise where the run cannot go on without a save."""
+        """The error of a run that cannot continue without a save."""
         (first, why), (last, last_why) = self._failed[0], self._failed[-1]
         more = ""
         if len(self._failed) > 1:
@@ -101,12 +101,12 @@ def _good(step: int | None) -> str:
     return "there is no earlier checkpoint" if step is None else f"the last good checkpoint is step {step}"
 
 
-# What operating systems say, which TensorStore has somewhere in a line that also has all its paths.
+# Reasons that operating systems give. TensorStore's lines contain them among its paths.
 _CAUSES = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|Permission denied"
     "|Input/output error|Stale file handle|Connection timed out|No such file or directory"
 )
-_SPEC = "See full TensorStore details"  # what precedes 60 lines on how an array is stored
+_SPEC = "See full TensorStore details"  # followed by 60 lines on how an array is stored
 
 
 def reason(error: BaseException | None) -> str:

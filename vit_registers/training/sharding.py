@@ -15,7 +15,7 @@ from vit_registers.models.paths import leaf_of, path_text
 
 
 def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError where a batch does not divide over the devices, or heads over the tensor axis."""
+    """Raises ConfigError if a batch does not divide over the devices, or heads over the tensor axis."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulation = optimizer.accumulation_steps
     what = f"{shards} devices (data x fsdp)"
@@ -40,8 +40,7 @@ def _check_tensor_axis(model: Model, mesh: jax.sharding.Mesh) -> None:
 def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size_given: bool) -> Data:
     """The settings with eval_batch_size rounded up to a multiple of the devices, unless it is given.
 
-    Raises ConfigError where a size that is given does not divide over them, or the tensor axis does not
-    divide the model.
+    Raises ConfigError if a given size does not divide over them, or the model over the tensor axis.
     """
     _check_tensor_axis(model, mesh)
     shards, size = mesh.shape["data"] * mesh.shape["fsdp"], data.eval_batch_size
@@ -52,12 +51,12 @@ def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Examples over data and fsdp."""
+    """The sharding of examples over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -71,5 +70,5 @@ def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """The shape with that sharding: what a checkpoint is restored to."""
+    """The shape with that sharding, to which a checkpoint is restored."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -43,7 +43,7 @@ def _in_python(read: Callable[[int], bytes], record_N: tf.Tensor) -> tf.Tensor:
 
 
 def from_files(root: Path, files: Sequence[str], label_N: np.ndarray) -> TfReader:
-    """The reader of images in files of their own, by TensorFlow, which needs no Python while it reads."""
+    """The reader of images in separate files, by TensorFlow, without Python."""
     folder = os.fsencode(root)
     # bytes: any name is valid
     path_N = tf.constant([os.path.join(folder, os.fsencode(file)) for file in files])
