@@ -20,6 +20,7 @@ from vit_registers.runs import checkpoints
 from vit_registers.runs.checkpoint_folder import find_step, list_steps
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.writers import MetricWriter
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
@@ -27,7 +28,7 @@ CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0, max_failed_saves
 
 
 def _state(step, size=64):
-    mesh = sharding.make_mesh(config_lib.Mesh(), devices=jax.devices()[:1])
+    mesh = make_mesh(config_lib.Mesh(), devices=jax.devices()[:1])
     rng = np.random.default_rng(step)
     values = {"kernel": rng.normal(size=(size, size)).astype(np.float32)}
     params = jax.device_put(values, sharding.replicated(mesh))

@@ -15,7 +15,8 @@ from vit_registers.data.batch import Batch
 from vit_registers.errors import ConfigError
 from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
-from vit_registers.training.sharding import batch_sharding, make_mesh
+from vit_registers.runtime.mesh import make_mesh
+from vit_registers.training.sharding import batch_sharding
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96  # px of the weights; their crop is 0.9 of the short side

@@ -121,7 +121,7 @@ def test_missing_runs_are_counted_and_never_invented(make, finish):
     assert lines[3] == ["learned", "2", "50.00 ± -", "1 of 2", "+0.00", "-", "3,882", "10.0"]
     assert lines[4] == ["none", "0", "-", "0 of 2", "-", "-", "3,770", "-"]
     notes = tabulate.notes(cells, base, [], config="configs/x.py", which="last")
-    assert "3 of 8 runs finished; 31 s of training in all" in notes
+    assert "3 of 8 runs finished; 31 s of training in total" in notes
     (work.runs[2].folder / "checkpoints" / "4").mkdir(parents=True)
     (work.runs[2].folder / "config.json").write_text(json.dumps(to_dict(work.runs[3].config)))
     with pytest.raises(ConfigError, match=r"holds a run of another config: model\.num_registers"):
@@ -201,7 +201,7 @@ def test_command_line(work, launch, config, tmp_path):
     assert "| none | 2 | 50.00 ± - | 1 of 2 | -12.50 | - | 3,802 | 10.0 |" in out
     assert "sqrt((s² + s_baseline²) / 2)" in out
     for line in (
-        f"Config: {config}; 7 of 8 runs finished; 73 s of training in all.",
+        f"Config: {config}; 7 of 8 runs finished; 73 s of training in total.",
         "Commit: abc+changes",
         "Devices: 1 x cpu (cpu)",
         "Versions: jax 1.2.3, python 3.11.0",
@@ -221,5 +221,5 @@ def test_two_commits_are_told_with_their_counts(make, finish):
     cells = sweep_cells.read_cells(work)
     text = tabulate.notes(cells, cells[0], [], config="c", which="best")
     assert "Commit: abc+changes (1 runs); unknown (1 runs)" in text
-    assert "chosen on that very split" in text
+    assert "chosen on the same split" in text
     assert sweeps.read_result(work.runs[2]) is None

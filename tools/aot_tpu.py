@@ -29,6 +29,7 @@ from vit_registers import cli
 from vit_registers.config import Config, image_size
 from vit_registers.data.batch import labelled_batch
 from vit_registers.errors import ConfigError
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
@@ -90,7 +91,7 @@ def compile_step(config: Config, topology: str) -> tuple[jax.stages.Compiled, in
         raise ConfigError(
             f"--topology={topology}: {str(error).splitlines()[0]}; is libtpu installed?"
         ) from None
-    mesh = sharding.make_mesh(config.mesh, devices=found.devices)
+    mesh = make_mesh(config.mesh, devices=found.devices)
     durations = Durations(
         total_steps=100_000, warmup_steps=1000, eval_every_steps=1000, steps_per_epoch=1000.0
     )

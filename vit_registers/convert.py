@@ -48,8 +48,8 @@ from vit_registers.runs.output_folder import check_output, no_new_folders_on_fai
 from vit_registers.runs.run_checkpoint import RunCheckpoint
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import write_parameter_overview
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.strict_json import dumps
-from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -71,7 +71,7 @@ class Input:
         """The parameters, nested. Raises CheckpointError if one is not finite."""
         if isinstance(self.checkpoint, OpenedWeights):
             return reading.read_leaves(self.checkpoint)
-        mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
+        mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, params = loading.read_model(self.checkpoint, mesh, params=self.params)
         check_leaves(leaves_of(params), f"{self.path}, step {self.checkpoint.step}")
         return params
@@ -169,7 +169,7 @@ def compare_parameters(
 def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
     """Reads the output and compares every parameter; returns their number."""
     if exported is None:
-        mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
+        mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
         _, there = loading.read_model(loading.open_run(output), mesh)
         others = leaves_of(there)
         return compare_parameters(source.leaves(), others, np.float32, output)

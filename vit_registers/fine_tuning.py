@@ -34,7 +34,7 @@ from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 
 
 def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
@@ -64,7 +64,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         loading.refuse_hints(path, settings.source, _hints(settings))
         checkpoint = loading.open_run(path)
         source, data = checkpoint.config.model, checkpoint.config.data
-        _, params = loading.read_model(checkpoint, sharding.make_mesh(Mesh()), params=settings.params)
+        _, params = loading.read_model(checkpoint, make_mesh(Mesh()), params=settings.params)
         params = jax.device_get(params)
         check_leaves(leaves_of(params), f"{path}, step {checkpoint.step}")
     else:

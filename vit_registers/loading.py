@@ -32,7 +32,7 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.run_checkpoint import RunCheckpoint, trained_config
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 
 PARAMS = ("params", "ema")  # trained, or averaged
 
@@ -114,7 +114,7 @@ def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
     `params` is "params" for the trained parameters, "ema" for their average, or None for those to evaluate.
     Raises CheckpointError.
     """
-    return build_model(*read_model(checkpoint, sharding.make_mesh(Mesh()), params=params))
+    return build_model(*read_model(checkpoint, make_mesh(Mesh()), params=params))
 
 
 def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:

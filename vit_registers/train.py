@@ -50,7 +50,8 @@ from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import MetricWriter, Progress, say, write_parameter_overview
-from vit_registers.runtime import distributed
+from vit_registers.runtime import distributed, rendezvous
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
@@ -79,7 +80,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
     loader, splits, data = open_splits(config)
     check_memory(config.model, config.data, mesh, training=config.optimizer)
@@ -175,7 +176,7 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
     names = loader.class_names
     digest = text_digest("\n".join(names))[:8]
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
-    distributed.require_same(
+    rendezvous.require_same(
         {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
     )
     splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}

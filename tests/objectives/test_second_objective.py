@@ -27,6 +27,7 @@ from vit_registers.models.params import abstract_model, build_model, init_params
 from vit_registers.objectives import catalog as objectives
 from vit_registers.objectives.base import BACKBONE, Best
 from vit_registers.runs import checkpoint_folder
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.train import train
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -171,7 +172,7 @@ def _records(run):
 
 
 def _state(run, step):
-    mesh = sharding.make_mesh(Mesh())
+    mesh = make_mesh(Mesh())
     params, extra = jax.eval_shape(Dino(CONFIG).init, jax.random.key(0))
     tree = {"params": params, "extra": extra}
     target = jax.tree.map(sharding.place, tree, sharding.parameter_shardings(tree, mesh))
@@ -194,7 +195,7 @@ def test_the_loss_falls_and_the_teacher_does_not_collapse(run):
 
 
 def _steps(config, number, num_devices=1):
-    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:num_devices])
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:num_devices])
     lengths = Durations(total_steps=9, warmup_steps=2, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     states = []

@@ -15,6 +15,7 @@ from vit_registers.errors import CheckpointError
 from vit_registers.runs.checkpoint_folder import find_step_damage, list_steps
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.run_lock import FILE, RunLock, lock_holder
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
@@ -26,7 +27,7 @@ GONE = "was removed, renamed, replaced or emptied while this run was writing in 
 
 
 def _state(step):
-    whole = sharding.replicated(sharding.make_mesh(Mesh(), devices=jax.devices()[:1]))
+    whole = sharding.replicated(make_mesh(Mesh(), devices=jax.devices()[:1]))
     params = {"kernel": np.full((8, 8), step, np.float32)}
     values = {"step": np.int32(step), "params": params, "opt_state": ()}
     return TrainState(**jax.device_put(values, whole), ema=None)

@@ -13,12 +13,12 @@ from vit_registers.errors import ConfigError, TrainingError
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.writers import Progress
 from vit_registers.runtime import watchdog as watchdog_lib
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
-from vit_registers.training.sharding import make_mesh
 
 
 def _assert_equal(found, want):
@@ -194,7 +194,7 @@ def test_a_step_that_does_not_come_back_ends_the_process_and_says_where_it_was(w
         for step in (1, 2, 3):
             watchdog.started(step, _Result(step < 3))
         assert ended.wait(10)
-    assert "no step has come back for 0 s (the last was step 2; run.hang_timeout_s=0.3)" in lines[0]
+    assert "no step has finished for 0 s (the last was step 2; run.hang_timeout_s=0.3)" in lines[0]
     assert "at training" in lines[0]
 
 

@@ -17,6 +17,7 @@ from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.checkpoint_folder import find_step, list_steps, read_meta, read_state
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.manifest import find_damage
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
@@ -24,7 +25,7 @@ CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0))
 
 
 def _state(step):
-    whole = sharding.replicated(sharding.make_mesh(Mesh(), devices=jax.devices()[:1]))
+    whole = sharding.replicated(make_mesh(Mesh(), devices=jax.devices()[:1]))
     params = {"kernel": np.random.default_rng(step).normal(size=(64, 32)).astype(np.float32)}
     values = {"step": np.int32(step), "params": params, "opt_state": ()}
     return TrainState(**jax.device_put(values, whole), ema=None)

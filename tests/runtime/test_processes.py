@@ -28,7 +28,7 @@ from vit_registers.config import Mesh
 from vit_registers.errors import ConfigError
 from vit_registers.runs.checkpoint_folder import list_steps, newest_intact_step
 from vit_registers.runtime import distributed, rendezvous, stopping
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 
 ROOT = Path(__file__).parents[2]
 TOTAL = 16
@@ -124,8 +124,8 @@ def _fail_last(folder):
 
 def _disagree(folder):
     """The processes agree once, and then one has other data."""
-    distributed.require_same({"classes": 2})
-    distributed.require_same({"classes": 2 + distributed.jax_distributed.global_state.process_id})
+    rendezvous.require_same({"classes": 2})
+    rendezvous.require_same({"classes": 2 + distributed.jax_distributed.global_state.process_id})
 
 
 def _finish(folder):
@@ -219,9 +219,9 @@ def train_here(monkeypatch, compiled_once):
     """train_here(run, num_devices, stop_at=None): resumes a run in this one process."""
 
     def train_here(run, num_devices, stop_at=None):
-        make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:num_devices])
+        make_small = functools.partial(make_mesh, devices=jax.devices()[:num_devices])
         with monkeypatch.context() as patch:
-            patch.setattr(train_lib.sharding, "make_mesh", make_mesh)
+            patch.setattr(train_lib, "make_mesh", make_small)
             if stop_at is not None:
                 patch.setattr(stopping.Agreement, "is_reached", lambda self, step, request: step >= stop_at)
             train_lib.train(CONFIG, str(run))
@@ -245,7 +245,7 @@ def test_several_processes_train_as_one_stop_together_and_do_not_outlive_one(
         assert f"no sign of life from process {count - 1} for 10 s" in err
         assert f"this process ({me}) ends too" in err
         assert ("top1" in out) == ("parameters: " in out) == (me == 0)  # only process 0 speaks
-    assert "stop asked for on another process: saved at step 8 of 16" in results[0][1]
+    assert "stop requested on another process: saved at step 8 of 16" in results[0][1]
     # The same layout gives the same bits, although a signal to one process stopped all of them.
     assert list_steps(str(tmp_path / "moved"))[0] == 8
     _assert_same_end(tmp_path / "stopped", tmp_path / "whole", atol=0.0)
@@ -347,7 +347,7 @@ def test_without_process_0_the_others_end_and_say_so(job):
     assert code_0 == -signal.SIGKILL
     # JAX aborts the process at the same moment; whichever of the two is first, the line is the same.
     assert code_1 == distributed.LOST
-    assert _errors(err) == ["error: process 0 is gone; this one (1 of 2) ends with it"]
+    assert _errors(err) == ["error: process 0 is gone, so this process (1 of 2) ends"]
 
 
 @pytest.mark.slow
@@ -393,7 +393,7 @@ def test_numbers_that_do_not_fit_are_told_to_all():
 
 def test_who_is_missing_is_named():
     for found in _meet((0, 4), (2, 4)):
-        assert "of 4 processes, 1, 3 did not come" in found
+        assert "of 4 processes, 1, 3 did not connect" in found
     (found,) = _meet((1, 2))
     assert "cannot be reached within 1 s" in found
     assert "Connection refused" in found

@@ -17,6 +17,7 @@ from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.writers import Progress
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.train import first_state, train
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -60,7 +61,7 @@ def run(compiled_once, tmp_path_factory):
 def _saved(run, name):
     """The parameters of the last checkpoint by their name in it."""
     abstract = {"vit": abstract_model(DIGITS.model)[1]}
-    layout = sharding.parameter_shardings(abstract, sharding.make_mesh(Mesh()))
+    layout = sharding.parameter_shardings(abstract, make_mesh(Mesh()))
     target = jax.tree.map(sharding.place, abstract, layout)
     return jax.device_get(checkpoint_folder.read_state(str(run), 8, {name: target}))[name]["vit"]
 
@@ -100,7 +101,7 @@ def test_the_average_is_what_is_converted_and_what_others_start_from(run, tmp_pa
 @pytest.mark.slow
 def test_the_average_and_the_optimizer_start_from_given_weights_too(run, change):
     config = change(DIGITS, init_from={"path": str(run), "keep_head": True}, mesh={"fsdp": 2, "tensor": 2})
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     lengths = Durations(total_steps=9, warmup_steps=2, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     progress = Progress(start_step=0, total_steps=9, batch_size=64, is_quiet=True)

@@ -10,6 +10,7 @@ from vit_registers.data.batch import labelled_batch, synthetic_batches, to_devic
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import abstract_model
 from vit_registers.objectives.catalog import make_objective
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
@@ -63,7 +64,7 @@ def test_average_follows_its_recurrence(tiny, change, run_steps):
 
 def test_examples_left_out_have_no_influence(tiny, change):
     config = change(tiny, classification={"mixup_alpha": 0.0})
-    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     batch = next(synthetic_batches(config.data, config.model))
@@ -88,7 +89,7 @@ OVERFLOW = {"ema_decay": 0.5, "learning_rate": 1e30, "grad_clip_norm": None}
 )
 def test_an_update_that_is_not_finite_changes_nothing_but_the_step(tiny, change, optimizer):
     config = change(tiny, classification={"mixup_alpha": 0.0}, optimizer=OVERFLOW | optimizer)
-    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     batch = next(synthetic_batches(config.data, config.model))

@@ -24,7 +24,7 @@ from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
 from vit_registers.runs.manifest import MANIFEST
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.memory import check_memory
 
 ALL_STEPS = "all"
@@ -160,7 +160,7 @@ def _open(
         digest = files_digest(_files(Path(path).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
-    check_memory(config.model, config.data, sharding.make_mesh(Mesh()), training=None)
+    check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
@@ -210,7 +210,7 @@ def open_boxes(given: str) -> Sequence[BoxImage]:
     where, split = _name_and_split(given)
     folder = Path(where).expanduser()
     if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
-        return boxes.open_voc(folder, split=split or None).records
+        return boxes.open_voc(folder, split=split or None)
     if not split:
         raise ConfigError(
             f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"

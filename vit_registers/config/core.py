@@ -145,6 +145,9 @@ class Mesh:
     tensor: int = 1
 
 
+MESH_AXES = tuple(field.name for field in dataclasses.fields(Mesh))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When checkpoints are saved, and which ones are kept."""

@@ -17,7 +17,7 @@ def leaf_of(path: tuple[Any, ...]) -> Leaf:
 
 
 def path_text(leaf: Leaf) -> str:
-    """The leaf as it is printed: blocks/0/attn/qkv/kernel."""
+    """The leaf as text: blocks/0/attn/qkv/kernel."""
     return "/".join(map(str, leaf))
 
 

@@ -1,8 +1,4 @@
-"""Positions of tokens: fixed tables, learned tables and attention biases over grids.
-
-A position rule is a table that is added to the tokens (fixed, or learned by the model), a bias that is added
-to the attention logits, or neither.
-"""
+"""Positions of tokens over grids: fixed tables, learned tables and attention biases."""
 
 import dataclasses
 from collections.abc import Callable

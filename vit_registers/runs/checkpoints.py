@@ -33,7 +33,6 @@ from vit_registers.runs.manifest import find_damage, write_manifest
 from vit_registers.runs.retention import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
-    Barrier,
     FailedSaves,
     Keep,
     is_any,
@@ -41,6 +40,7 @@ from vit_registers.runs.retention import (
 )
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import say
+from vit_registers.runtime.barrier import Barrier
 from vit_registers.strict_json import as_plain
 from vit_registers.training.state import TrainState
 
@@ -92,7 +92,7 @@ class Checkpoints:
         self._run, self._config, self._lock, self._data = run, config, lock, data
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
-        self._barrier = Barrier() if jax.process_count() > 1 else None
+        self._barrier = Barrier(reason) if jax.process_count() > 1 else None
         self._saving_step: int | None = None  # that was started and not yet waited for
         self._error: Exception | None = None  # what starting it raised
         self.restorable_step, self.skipped = self._prepare_folder()

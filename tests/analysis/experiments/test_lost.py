@@ -57,8 +57,7 @@ def image_with(size, box=None, *, truths=None, name="one"):
     Image.fromarray(pixels).save(stream, "PNG")
     truths = ([] if box is None else [box]) if truths is None else truths
     boxes = np.array(truths, np.float64).reshape(-1, 4)
-    is_hard = np.zeros(len(boxes), bool)
-    return BoxImage(name=name, path=None, encoded=stream.getvalue(), box_xyxy_px=boxes, is_hard=is_hard)
+    return BoxImage(name=name, path=None, encoded=stream.getvalue(), box_xyxy_px=boxes)
 
 
 def rows_of(result, name="fake"):
@@ -221,7 +220,7 @@ def test_a_folder_with_an_image_that_breaks_off(tmp_path):
         sides = "".join(f"<{side}>{n}</{side}>" for side, n in zip(SIDES, "1199", strict=True))
         text = f"<annotation><object><bndbox>{sides}</bndbox></object></annotation>"
         (tmp_path / "annotations" / f"{name}.xml").write_text(text)
-    records = open_voc(tmp_path).records
+    records = open_voc(tmp_path)
     path = tmp_path / "images" / "b.png"
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match=r"b.png cannot be decoded as an image"):

@@ -30,7 +30,8 @@ from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.models.edits import Edits
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.training.sharding import batch_sharding, make_mesh
+from vit_registers.runtime.mesh import make_mesh
+from vit_registers.training.sharding import batch_sharding
 from vit_registers.training.state import TrainState
 
 NUM_IMAGES = 12
@@ -40,9 +41,7 @@ def _box_image(seed):
     encoded = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)).save(encoded, "png")
     box = np.array([[0.0, 0.0, 8.0, 8.0]])
-    return BoxImage(
-        name=f"{seed}", path=None, encoded=encoded.getvalue(), box_xyxy_px=box, is_hard=np.zeros(1, bool)
-    )
+    return BoxImage(name=f"{seed}", path=None, encoded=encoded.getvalue(), box_xyxy_px=box)
 
 
 BOXES = (_box_image(0), _box_image(1))

@@ -253,7 +253,7 @@ def raccoons(tmp_path_factory):
         pytest.skip(f"{RACCOONS.name} is not there: CorLoc on photographs is tested only where they are")
     root = tmp_path_factory.mktemp("raccoons")
     zipfile.ZipFile(RACCOONS).extractall(root)
-    return {record.name: record for record in open_voc(root).records}
+    return {record.name: record for record in open_voc(root)}
 
 
 def test_corloc_of_five_photographs_by_hand(raccoons):

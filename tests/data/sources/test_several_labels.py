@@ -10,7 +10,7 @@ from vit_registers.data.loaders import EvalSplit, open_data
 from vit_registers.errors import ConfigError, DataError
 from vit_registers.evaluation.classification import CLASSIFICATION
 from vit_registers.models.vit import ViT
-from vit_registers.training.sharding import make_mesh
+from vit_registers.runtime.mesh import make_mesh
 
 SETS = [[0, 2], [], [1], [0, 1, 2], [2], [], [1, 0]]
 

@@ -24,6 +24,7 @@ from vit_registers.data.batch import IMAGE
 from vit_registers.errors import DataError
 from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 
 
@@ -31,7 +32,7 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
     """The subject, with the features `names` on disk under out/features."""
     data = one.config.data
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
-    mesh = sharding.make_mesh(one.config.mesh)
+    mesh = make_mesh(one.config.mesh)
     progress = _progress(one.name)
     if missing := store.missing((*names, VALID, "label") if names else ()):
         _say_cost(one, missing, store)
@@ -123,7 +124,7 @@ def _rerun(
         images, label = store.read("image_HxWxC")[:num_images], store.read("label")[:num_images]
         changed = {"num_images": len(images), "intervention": intervention.provenance()}
         edited = Store(root, f"{one.name}-{intervention.name}", one.provenance() | changed)
-        mesh, data = sharding.make_mesh(one.config.mesh), one.config.data
+        mesh, data = make_mesh(one.config.mesh), one.config.data
         if not edited.missing((*names, VALID, "label")):
             return _checked(one, edited, intervention, names)
         what = f"{intervention.name} {next(number)}"
