@@ -140,7 +140,7 @@ def test_norms_shares_and_cosines_of_terms():
 def test_terms_that_are_not_finite_are_refused_by_name():
     terms = {"patches": np.array([[np.nan, 1]]), "skip": np.ones((1, 2))}
     for measure in (CkaSums().add, lambda x: norm_table(x, ["skip"])):
-        with pytest.raises(DataError, match="the term 'patches' holds values that are not finite"):
+        with pytest.raises(DataError, match="values of the term 'patches' are not finite"):
             measure(terms)
 
 
@@ -149,11 +149,14 @@ GROUPS = {"cls": slice(0, 1), "registers": slice(1, 3), "summaries": slice(3, 3)
 
 def test_shares_leave_out_cls_and_sum_to_one():
     weight = RNG.dirichlet(np.ones(7), size=(4, 3))
-    found = decoupling.attention_shares(weight, GROUPS)
+    found = decoupling.attention_shares(weight, GROUPS, use_renormalised=True)
     assert list(found) == ["registers", "summaries", "patches"]
     np.testing.assert_allclose(sum(found.values()), 1)
     mean = weight.mean(axis=1)
     np.testing.assert_allclose(found["registers"], mean[:, 1:3].sum(1) / (1 - mean[:, 0]))
+    raw = decoupling.attention_shares(weight, GROUPS, use_renormalised=False)
+    np.testing.assert_allclose(raw["cls"], mean[:, 0])
+    np.testing.assert_allclose(sum(raw.values()), 1)
 
 
 def test_shares_are_of_the_mean_head_and_nan_where_all_goes_to_cls():
@@ -161,7 +164,7 @@ def test_shares_are_of_the_mean_head_and_nan_where_all_goes_to_cls():
     weight[0, 0, 1] = 1.0  # one head sees a register only
     weight[0, 1, [0, 3]] = 0.75, 0.25  # the other itself, and a patch
     weight[1, :, 0] = 1
-    found = decoupling.attention_shares(weight, GROUPS)
+    found = decoupling.attention_shares(weight, GROUPS, use_renormalised=True)
     assert found["registers"][0] == pytest.approx(0.8)  # and not the mean of 1 and 0
     assert np.isnan(found["patches"][1])
 

@@ -23,8 +23,6 @@ from vit_registers.analysis.measures.severity import (
     summarize_values,
 )
 
-CLS_GROUP = "cls"  # the group whose attention is the cls token's to itself
-
 # If terms cancel, a variance of their sum below this share of their own variance is rounding of float32.
 _CANCELLED = 1e-13
 
@@ -156,17 +154,22 @@ def norm_table(terms: Mapping[str, np.ndarray], full: Sequence[str]) -> NormTabl
     )
 
 
-def attention_shares(weight_BxNxT: np.ndarray, groups: Mapping[str, slice]) -> dict[str, np.ndarray]:
+def attention_shares(
+    weight_BxNxT: np.ndarray, groups: Mapping[str, slice], *, use_renormalised: bool
+) -> dict[str, np.ndarray]:
     """The share of the cls query's attention that each group gets, share_B; mean over heads.
 
     arXiv:2505.05892, section 3.1 and figure 2a. There the shares of patches and registers sum to 1, while the
-    softmax includes cls itself. So the group "cls" is excluded, and the rest is divided by its sum after the
-    mean over heads. NaN where cls attends to itself only. Groups must not overlap.
+    softmax includes cls itself. `use_renormalised` excludes the group "cls" and divides the rest by its sum,
+    after the mean over heads; NaN where cls attends to itself only. Groups must not overlap.
     """
     indices = np.concatenate([np.arange(weight_BxNxT.shape[-1])[where] for where in groups.values()])
     assert len(set(indices)) == len(indices), "a token is in two groups"
     mass = group_mass(weight_BxNxT[:, :, None], groups)
-    shares = {name: mass_Bx1[:, 0] for name, mass_Bx1 in mass.items() if name != CLS_GROUP}
+    shares = {name: mass_Bx1[:, 0] for name, mass_Bx1 in mass.items()}
+    if not use_renormalised:
+        return shares
+    shares.pop("cls", None)
     total_B = _nan_for_zero(functools.reduce(np.add, shares.values()))
     return {name: share_B / total_B for name, share_B in shares.items()}
 

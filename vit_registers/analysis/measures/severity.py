@@ -73,8 +73,8 @@ def finite(values: np.ndarray, what: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
         raise DataError(
-            f"{what} holds values that are not finite: check the checkpoint's parameters and the images, "
-            "or run the model in float32"
+            f"values of {what} are not finite: check the checkpoint's parameters and the images, or run the "
+            "model in float32"
         )
     return values
 
@@ -159,7 +159,7 @@ def split_by_outlier(
 ) -> NeighbourSplit:
     """The cosines around outliers and those around all other patches.
 
-    Each valid pair belongs to the kind of its centre, so a pair of two kinds is in both groups, as in the code
+    A valid pair belongs to the kind of its centre, so a pair of two kinds is in both groups, as in the code
     of "Registers in Small Vision Transformers". That code plots the densities on [0, 1], which hides negative
     cosines; here they are on [-1, 1]. The kernel is Gaussian with Scott's width, fitted to at most
     `max_points` pairs drawn with `seed`; a part of its mass lies outside [-1, 1]. All other values are of all
