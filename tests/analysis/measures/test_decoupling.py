@@ -140,7 +140,7 @@ def test_norms_shares_and_cosines_of_terms():
 def test_terms_that_are_not_finite_are_refused_by_name():
     terms = {"patches": np.array([[np.nan, 1]]), "skip": np.ones((1, 2))}
     for measure in (CkaSums().add, lambda x: norm_table(x, ["skip"])):
-        with pytest.raises(DataError, match="values of the term 'patches' are not finite"):
+        with pytest.raises(DataError, match="rows of the term 'patches' are not finite"):
             measure(terms)
 
 

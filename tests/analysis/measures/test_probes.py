@@ -125,9 +125,9 @@ def test_constant_features_are_harmless():
         (lambda t, y: (t, y, t[:0], y[:0]), "no test examples"),
         (
             lambda t, y: (np.where(np.arange(50)[:, None] == 7, np.inf, t), y, t, y),
-            "1 of 50 training.* row 7",
+            "1 of 50 rows of the training.* row 7",
         ),
-        (lambda t, y: (t, y, np.full_like(t, np.nan), y), "50 of 50 test .* row 0"),
+        (lambda t, y: (t, y, np.full_like(t, np.nan), y), "50 of 50 rows of the test .* row 0"),
     ],
 )
 def test_data_that_no_probe_can_use_is_refused(change, message):

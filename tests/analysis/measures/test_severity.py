@@ -200,7 +200,7 @@ def test_variance_without_outliers_or_without_any():
 def test_values_that_are_not_finite_are_refused():
     feature = np.ones((1, 4, 2))
     feature[0, 0, 0] = np.inf
-    with pytest.raises(DataError, match="values of the patch features are not finite"):
+    with pytest.raises(DataError, match="rows of the patch features are not finite"):
         severity.neighbour_cosine(feature, (2, 2))
     with pytest.raises(DataError, match="attention weights"):
         severity.attention_entropy(np.array([np.nan, 1]))

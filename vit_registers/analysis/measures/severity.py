@@ -69,12 +69,14 @@ class FeatureVariance(NamedTuple):
 
 
 def finite(values: np.ndarray, what: str) -> np.ndarray:
-    """The values in float64. Raises DataError, which names `what`, where they are not all finite."""
+    """The values in float64. Raises DataError with `what` and the first bad row unless all are finite."""
     values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        bad = np.flatnonzero(~is_finite.reshape(len(values), -1).all(axis=1))
         raise DataError(
-            f"values of {what} are not finite: check the checkpoint's parameters and the images, or run the "
-            "model in float32"
+            f"{len(bad)} of {len(values)} rows of {what} are not finite, the first is row {bad[0]}: check "
+            "the checkpoint's parameters and the images, or run the model in float32"
         )
     return values
 
