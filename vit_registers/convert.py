@@ -31,10 +31,9 @@ from vit_registers import config as config_lib
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
-from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.export import targets
 from vit_registers.interop.hints import Hints, make_hints
-from vit_registers.interop.opened import OpenedWeights
+from vit_registers.interop.opened import OpenedWeights, describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.tensor_map import TensorRule
 from vit_registers.interop.values import check_leaves

@@ -39,7 +39,7 @@ def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
     """
     said = _said(opened, path)
     found = opened.found
-    (mean, std), share, method = _BY_FAMILY[f"transformers/{found.kind}" if found.kind else found.source]
+    (mean, std), share, method = _BY_FAMILY[found.family]
     origin, share = f"assumed for {found.source}", said.get("crop_pct", share)
     own_mean, own_std = said.get("mean", said.get("image_mean")), said.get("std", said.get("image_std"))
     if own_mean and own_std:
@@ -72,9 +72,9 @@ def eval_ops(image_size: tuple[int, int], share: float, method: str) -> str:
 def _said(opened: OpenedWeights, path: Path) -> dict[str, Any]:
     """The image settings in the files beside the weights."""
     folder = path if path.is_dir() else path.parent
-    if "model_type" in opened.settings and (folder / "preprocessor_config.json").is_file():
+    if "model_type" in opened.found.settings and (folder / "preprocessor_config.json").is_file():
         return _read(folder / "preprocessor_config.json")
-    return opened.settings.get("pretrained_cfg", {}) | opened.settings.get("preprocess_cfg", {})
+    return opened.found.settings.get("pretrained_cfg", {}) | opened.found.settings.get("preprocess_cfg", {})
 
 
 def _read(path: Path) -> dict[str, Any]:

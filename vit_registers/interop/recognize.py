@@ -1,29 +1,37 @@
 """Recognizes the family of a checkpoint by its tensor names, and by config.json if there is one."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_registers.config import nearest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.hints import Hints
 from vit_registers.interop.names import torch as nt
 from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecognizedWeights:
-    """A checkpoint whose family is known, and its tensors by plain names."""
+    """A checkpoint whose family is known: its tensors by plain names, and what describes them."""
 
     source: str
     kind: str | None  # transformers: clip, deit, dinov2 or vit
     names: nt.TensorNames
     weights: Weights  # by plain names, without prefix
+    settings: Mapping[str, Any]  # of config.json; empty without one
+    hints: Hints
     file_names: dict[str, str]  # plain names -> names in the file
     prefix: str
     left_out: dict[str, str]  # names in the file -> what they are
     note: str = ""  # assumptions
+
+    @property
+    def family(self) -> str:
+        """The source; for transformers with the kind of model."""
+        return f"{self.source}/{self.kind}" if self.kind else self.source
 
     def in_file(self, name: str) -> str:
         """The name in the file of a tensor; also of one that the file does not have."""
@@ -31,21 +39,16 @@ class RecognizedWeights:
 
 
 def recognize(
-    weights: Weights,
-    *,
-    source: str,
-    settings: Mapping[str, Any],
-    params: str | None,
-    leave_out: Sequence[str],
+    weights: Weights, *, source: str, settings: Mapping[str, Any], hints: Hints
 ) -> RecognizedWeights:
-    """The family of `weights`. `settings` is the content of config.json beside it, or empty.
+    """The family of `weights`. `settings` is the content of the config.json beside it, or empty.
 
-    For `params` and `leave_out` see unwrap.pick_network. Raises CheckpointError if the family is none of
-    SOURCES, or another one than `source`.
+    Of the hints, `params` and `leave_out` are used: see unwrap.pick_network. Raises CheckpointError if the
+    family is none of SOURCES, or not `source`.
     """
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"source='{source}' is unknown: {nearest(source, ('auto', *SOURCES))}")
-    network = pick_network(weights, params=params, leave_out=leave_out)
+    network = pick_network(weights, params=hints.params, leave_out=hints.leave_out)
     patch = network.patch
     candidates = PATCH_NAMES[patch]
     if source != "auto" and source not in candidates:
@@ -68,6 +71,8 @@ def recognize(
         kind=kind,
         names=table,
         weights=weights.select(network.file_names),
+        settings=settings,
+        hints=hints,
         file_names=network.file_names,
         prefix=network.prefix,
         left_out=network.left_out,
