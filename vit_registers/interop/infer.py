@@ -17,8 +17,8 @@ _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 140
 _NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # widths of timm's models
 _NUM_HEADS_1536 = {"swiglu": 24, "mlp": 16}  # DINOv2's g, big_vision's g-opt
 
-# Settings that shapes do not determine, by source; for transformers by model_type.
-_FAMILIES: dict[str, dict[str, Any]] = {
+# Settings that shapes do not determine, by family; those that are absent have the defaults of Model.
+FAMILIES: dict[str, dict[str, Any]] = {
     "dinov2": {"init": "dinov2", "position_resampling": "bicubic_offset"},  # bicubic_aa with registers
     "deit": {"init": "deit3", "position_resampling": "bicubic"},
     "dino": {"init": "deit3", "position_resampling": "bicubic_offset"},
@@ -98,7 +98,7 @@ def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, 
 def with_family_settings(model: Model, found: RecognizedWeights) -> Model:
     """The model with the settings of its family, overridden by config.json, overridden by the hints."""
     settings, hints = found.settings, found.hints
-    values = dict(_FAMILIES[found.family])
+    values = dict(FAMILIES[found.family])
     if model.num_registers and "dinov2" in (found.source, found.kind):
         values["position_resampling"] = "bicubic_aa"
     if found.source == "timm" and model.use_norm_pre:

@@ -86,8 +86,7 @@ def understand(
     if hints.leave_out:
         _check_left_out(found, weights, source)
     if not settings:
-        told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
-        check_told(weights.where, found.source, found.weights.shapes, **told)
+        check_told(weights.where, found.source, found.weights.shapes, hints)
     native = _infer(found)
     if isinstance(found.names, MupVitNames):
         found = dataclasses.replace(found, note=assumed(found.names, found, native))

@@ -60,7 +60,7 @@ def recognize(
             f"{weights.where}: the config.json beside it is of {' or '.join(sorted(told))}, but the tensors "
             f"have the names of {' or '.join(candidates)}"
         )
-    check_tensors(weights.where, network.file_names, network.file_names)
+    check_tensors(weights.where, network.file_names)
     note = ""
     if source == "auto":  # tensors that are left out are evidence too
         names = {*network.file_names, *network.asked}
@@ -81,7 +81,7 @@ def recognize(
 
 
 def _told_family(settings: Mapping[str, Any]) -> set[str]:
-    """The sources that config.json can belong to; empty without config.json."""
+    """The sources whose config.json has these settings; empty without config.json."""
     if "model_type" in settings:
         return {"transformers"}
     if "architecture" in settings:
@@ -90,7 +90,7 @@ def _told_family(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str, Any]) -> tuple[str, str]:
-    """(source, the assumption that it rests on)."""
+    """(source, the assumption that was made)."""
     candidates = PATCH_NAMES[patch]
     if len(candidates) == 1:
         return candidates[0], ""
@@ -115,19 +115,14 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
         return "deit", ""
     if has(".gamma_1"):
         if any(name.startswith("model.") for name in weights.shapes):
-            return (
-                "deit",
-                "a checkpoint of DeiT's training code is assumed to be DeiT-III, without rotary positions",
-            )
+            note = "a checkpoint of DeiT's training code is assumed to be DeiT-III, without rotary positions"
+            return "deit", note
         raise CheckpointError(
             f"{weights.where} may be DeiT-III, iBOT, or timm's vit_*_rope_ape_*: rotary positions are in no "
             "tensor, and are not supported yet. Give source='deit' or source='dino' if it is one of these"
         )
     if weights.container == "torch" and not has("head.") and not has("fc_norm") and not has(".ls1."):
-        return (
-            "dino",
-            "a headless .pth without LayerScale is assumed to be DINO; source='timm' otherwise",
-        )
+        return "dino", "a headless .pth without LayerScale is assumed to be DINO; source='timm' otherwise"
     return "timm", ""
 
 
@@ -150,29 +145,13 @@ def _names(
         is_flex = any(name.endswith("out_proj_weight") for name in names)
         return (nt.MUP_VIT_FLEX if is_flex else nt.MUP_VIT), None
     if "dist_token" in names:
-        has_heads = "head_dist.weight" in names
-        return (nt.DEIT_1 if has_heads else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)), None
-    tables = {
-        "timm": nt.TIMM,
-        "dinov2": nt.DINOV2,
-        "deit": nt.DEIT,
-        "dino": nt.DINO,
-        "clip": nt.CLIP,
-        "open_clip": nt.CLIP,
-    }
-    return tables[source], None
+        return (nt.DEIT_1 if "head_dist.weight" in names else nt.DEIT_1_ONE_HEAD), None
+    return nt.WRITTEN_NAMES[source], None
 
 
 def _transformers_names(
     patch: str, names: set[str], settings: Mapping[str, Any]
-) -> tuple[nt.TorchNames, str]:
-    in_memory = any(".q_proj." in name for name in names)
-    kinds = {
-        "clip": (nt.HF_CLIP, nt.HF_CLIP),
-        "deit": (nt.HF_DEIT, nt.HF_DEIT_MEMORY),
-        "dinov2": (nt.HF_DINOV2, nt.HF_DINOV2_MEMORY),
-        "vit": (nt.HF_VIT, nt.HF_VIT_MEMORY),
-    }
+) -> tuple[nt.TensorNames, str]:
     if "model_type" in settings:
         kind = MODEL_TYPES[settings["model_type"]]
     elif patch == "embeddings.patch_embedding.weight":
@@ -186,7 +165,8 @@ def _transformers_names(
         kind = "deit"
     else:
         kind = "dinov2" if any("layer_scale1" in name for name in names) else "vit"
-    table = kinds[kind][in_memory]
+    is_in_memory = any(".q_proj." in name for name in names)
+    table = nt.IN_MEMORY[kind] if is_in_memory else nt.WRITTEN_NAMES[f"transformers/{kind}"]
     if "cls_classifier.weight" in names:
         table = dataclasses.replace(table, head=nt.HF_DEIT_HEADS)
     return table, kind

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from vit_registers.config import Model, lookup
 from vit_registers.interop.export import family_rewrites, rewrites
 from vit_registers.interop.export.rewrites import Draft, Params
+from vit_registers.interop.infer import FAMILIES
 from vit_registers.models.blocks import dims
 from vit_registers.models.positions import POSITIONS
 
@@ -122,44 +123,29 @@ REWRITES: dict[str, tuple[Callable[[Draft], None], ...]] = {
     ),
 }
 
-# How readers of a format resample learned positions to other image sizes.
-_RESAMPLINGS = {
-    "dinov2": "bicubic_offset",
-    "deit": "bicubic",
-    "dino": "bicubic_offset",
-    "open_clip": "bicubic_aa",
-    "timm": "bicubic_aa",
-    "transformers/dinov2": "bicubic",
-    "transformers/vit": "bicubic",
-    "transformers/deit": "bicubic",
-    "transformers/clip": "bicubic",
-}
-
 
 def set_target_resampling(d: Draft) -> None:
     """Sets the resampling of positions that the target format uses at other image sizes."""
     ours = d.model.position_resampling
-    theirs = _RESAMPLINGS.get(d.target, ours)
-    if d.target in ("dinov2", "transformers/dinov2") and d.model.num_registers:
+    theirs = FAMILIES[d.target].get("position_resampling", Model.position_resampling)
+    if d.target in ("clip", "mup_vit"):
+        theirs = ours  # their code does not resample
+    elif d.target in ("dinov2", "transformers/dinov2") and d.model.num_registers:
         theirs = "bicubic_aa"
-    if d.target == "big_vision":
-        theirs = "linear" if POSITIONS[d.model.positions].is_learned else "none"
+    elif d.target == "big_vision" and not POSITIONS[d.model.positions].is_learned:
+        theirs = "none"
     if theirs != ours:
         d.notes.append(f"at other image sizes, positions are resampled as '{theirs}' there, not as '{ours}'")
         d.set(position_resampling=theirs)
 
 
-# What readers of a format assume, since no tensor records it: GELU and the eps of norms.
-_LAYERS = {
-    **dict.fromkeys(("dinov2", "deit", "dino", "mup_vit"), ("gelu", 1e-6)),
-    **{"clip": ("quick_gelu", 1e-5), "open_clip": ("gelu", 1e-5), "big_vision": ("gelu_tanh", 1e-6)},
-}
-
-
 def set_target_layers(d: Draft) -> None:
-    """Sets the GELU and the norm eps that readers of the target format assume."""
-    model = d.model
-    activation, eps = _LAYERS.get(d.target, (model.activation, model.norm_eps))
+    """Sets the GELU and the norm eps that readers of the target format assume, if no file records them."""
+    if d.target == "timm" or d.target.startswith("transformers/"):
+        return
+    model, family = d.model, FAMILIES[d.target]
+    activation = family.get("activation", Model.activation)
+    eps = family.get("norm_eps", Model.norm_eps)
     if activation != model.activation and dims(model).mlp == "mlp":
         d.notes.append(f"'{activation}' is assumed there: give '{model.activation}' when it is loaded")
     if eps != model.norm_eps:
