@@ -90,7 +90,7 @@ def check_architecture(where: str, settings: Mapping[str, Any]) -> None:
 
 
 def check_tensors(where: str, file_names: Mapping[str, str]) -> None:
-    """Raises CheckpointError if a tensor is evidence of unsupported layers; {plain name: name in the file}."""
+    """Raises CheckpointError if unsupported layers have one of the names; {plain name: name in the file}."""
     for name, in_file in file_names.items():
         if feature := search(_EVIDENCE, name):
             raise _refusal(where, f"a model with '{in_file}'", feature)

@@ -126,8 +126,8 @@ def native(
 ) -> Callable[[np.ndarray, int], tuple[dict[tuple[str, int], np.ndarray], Grid]]:
     """A function (image, number of blocks) -> (q, k and v of the patches in the last blocks, the patch grid).
 
-    The image is uint8 and of any size. The first result is {("q", 12): PxD}, also for "k", "v" and each of the
-    blocks, counted from 1, with the heads joined. A model with fewer blocks gives all of them. The image is
+    The image is uint8 and of any size. The first result is {("q", 12): PxD}, and so on for "k", "v" and each
+    block, counted from 1, with the heads joined. A model with fewer blocks gives all of them. The image is
     normalised, then padded with zeros on the right and at the bottom to whole patches, as in LOST. Each new
     grid is compiled once.
     """
