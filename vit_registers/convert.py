@@ -221,18 +221,17 @@ def main() -> None:
         )
     if not values.output and not is_dry_run:
         raise ConfigError("--output: give the folder or file to write, or --dry-run")
-    size = parse_size(values.image_size)
-    given = (
-        "num_heads",
-        "hidden_act",
-        "interpolation",
-        "pooling",
-        "mask",
-        "architecture",
-        "leave_out",
-        "channels",
+    hints = make_hints(
+        parse_size(values.image_size),
+        values.num_heads,
+        values.hidden_act,
+        values.interpolation,
+        values.pooling,
+        values.mask,
+        values.architecture,
+        values.leave_out,
+        values.channels,
     )
-    hints = make_hints(size, *(values[name].value for name in given))
     if not is_dry_run:
         check_output(values.output, values.input, target=values.to)
     source = open_input(
