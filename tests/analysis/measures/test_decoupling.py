@@ -190,7 +190,6 @@ def test_register_of_highest_norm_and_its_likeness():
     found = decoupling.register_activations(hidden, normed, num_dimensions=3)
     norms = [[np.sqrt((token.astype(float) ** 2).sum()) for token in image] for image in hidden]
     np.testing.assert_allclose(found.norm_BxR, norms, rtol=1e-10)
-    np.testing.assert_array_equal(found.highest_B, [0] * 2 + [2] * 8)
     assert (found.register, found.consistency) == (2, 0.8)
     ordered = [sorted(image) for image in norms]
     np.testing.assert_allclose(found.ratio_B, [image[-1] / image[-2] for image in ordered])

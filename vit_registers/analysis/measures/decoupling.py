@@ -56,9 +56,8 @@ class RegisterActivations(NamedTuple):
     """How similar the register of highest norm is between images, before and after the norm layer."""
 
     norm_BxR: np.ndarray
-    highest_B: np.ndarray  # index of the register with the highest norm
-    register: int  # the most common of these; the fields below are of this register
-    consistency: float  # share of the images in which it is the highest
+    register: int  # has the highest norm in the most images; the fields below are of this register
+    consistency: float  # share of the images in which it has the highest norm
     ratio_B: np.ndarray | None  # highest norm to second highest norm; None for one register
     cosine_before: float | None  # mean over all pairs of images; None: fewer than two images
     cosine_after: float | None
@@ -195,8 +194,7 @@ def register_activations(
     """
     assert hidden_BxRxD.shape == normed_BxRxD.shape and hidden_BxRxD.size, "no registers, or other shapes"
     norm_BxR = np.linalg.norm(finite(hidden_BxRxD, "the registers"), axis=-1)
-    highest_B = norm_BxR.argmax(axis=1)
-    counts_R = np.bincount(highest_B, minlength=norm_BxR.shape[1])
+    counts_R = np.bincount(norm_BxR.argmax(axis=1), minlength=norm_BxR.shape[1])
     register = int(counts_R.argmax())
     ratio_B = None
     if norm_BxR.shape[1] > 1:
@@ -208,9 +206,8 @@ def register_activations(
     dimensions = np.argsort(-np.abs(mean_D), kind="stable")[:num_dimensions]
     return RegisterActivations(
         norm_BxR=norm_BxR,
-        highest_B=highest_B,
         register=register,
-        consistency=float(counts_R[register] / len(highest_B)),
+        consistency=float(counts_R[register] / len(norm_BxR)),
         ratio_B=ratio_B,
         cosine_before=mean_pairwise_cosine(before_BxD),
         cosine_after=mean_pairwise_cosine(after_BxD),

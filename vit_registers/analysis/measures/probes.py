@@ -31,7 +31,6 @@ class ProbeResult:
     strength: float  # the chosen C
     num_train: int
     num_test: int
-    num_unseen: int  # test examples of a class without training examples; they count as wrong
     is_converged: bool  # of the final fit; False: stopped at the iteration limit, or by the line search
 
 
@@ -54,9 +53,10 @@ def logistic_probe(
     one with the smaller log loss is chosen: a small held-out part often gives equal accuracies. With one
     strength nothing is held out. Computed in float64.
 
-    A class with one training example is fitted and never held out. Two classes are fitted by one logistic
-    function, the softmax of two with half its penalty. Raises DataError for fewer than two classes, no test
-    examples, features that are not finite, and several strengths if no class has two examples.
+    A class with one training example is fitted and never held out; test examples of a class without training
+    examples count as wrong. Two classes are fitted by one logistic function, the softmax of two with half its
+    penalty. Raises DataError for fewer than two classes, no test examples, features that are not finite, and
+    several strengths if no class has two examples.
     """
     train_label_N, test_label_N = np.asarray(train_label_N), np.asarray(test_label_N)
     assert train_NxD.ndim == 2 and test_NxD.shape[1:] == train_NxD.shape[1:], (
@@ -84,7 +84,6 @@ def logistic_probe(
         strength=strength,
         num_train=len(train_NxD),
         num_test=len(test_NxD),
-        num_unseen=int((~np.isin(test_label_N, train_label_N)).sum()),
         is_converged=is_converged,
     )
 
@@ -196,7 +195,6 @@ class GlobalProbeRow:
     kind: str
     accuracy: float | None  # mean over seeds, as a fraction; None where no image has such a token
     std: float | None  # sample standard deviation over seeds; None for fewer than two
-    num_seeds: int
     num_train: int
     num_test: int
     num_skipped: int
@@ -237,7 +235,6 @@ def _row(kind: str, entries: Sequence[ProbeInputs], strengths: Sequence[float]) 
         kind=kind,
         accuracy=float(np.mean(accuracies)) if results else None,
         std=float(np.std(accuracies, ddof=1)) if len(results) > 1 else None,
-        num_seeds=len(results),
         num_train=num_train,
         num_test=num_test,
         num_skipped=num_skipped,
