@@ -137,16 +137,15 @@ def _check_names(found: RecognizedWeights, model: Model, tensor_map: list[Tensor
     leaves = leaves_of(abstract)
     covered = [leaf for rule in tensor_map for leaf in rule.leaves]
     assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without a rule, or with two"
-    there, problems, known = found.weights.shapes, [], set()
+    there, dtypes, problems, known = found.weights.shapes, found.weights.dtypes, [], set()
     for rule in tensor_map:
         shapes = rule.shapes([leaves[leaf].shape for leaf in rule.leaves])
         for name, shape in zip(rule.names, shapes, strict=True):
             known.add(name)
             if name not in there:
                 problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
-            elif rule.leaves and not is_floating(found.weights.dtypes[name]):
-                dtype = found.weights.dtypes[name].name
-                problems.append(f"'{found.in_file(name)}' is {dtype}, not floating point")
+            elif rule.leaves and not is_floating(dtypes[name]):
+                problems.append(f"'{found.in_file(name)}' is {dtypes[name].name}, not floating point")
             elif tuple(there[name]) != tuple(shape):
                 problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, not {tuple(shape)}")
     extra = [name for name in there if name not in known]
@@ -218,27 +217,18 @@ def from_state_dict(
 ) -> ViT:
     """The model of a mapping of tensor names to numpy arrays.
 
-    `source` is the family of the names (interop.SOURCES, or "auto"). Settings that shapes do not determine
-    are inferred from the family unless they are given: `image_size` in pixels, to which learned positions are
-    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation` of positions
-    (models/resampling.py: RESAMPLINGS); `pooling`; `mask`, for variants of the fractal code that do not store
-    it; `architecture`, the name of a timm model.
-
-    Of several copies of the network, `params` selects the trained one ("params") or the averaged one ("ema").
-    `leave_out` has fnmatch patterns of names that are not read; their values need not be arrays. `channels`
-    are the channels of the images, for which the patch kernel is summed or repeated. Their effect is
-    printed. Raises CheckpointError with all tensors that do not fit the model.
+    `source` is the family of the names (interop.SOURCES, or "auto"). The other arguments are those of
+    `vit_registers.load`; the effect of `params`, `leave_out` and `channels` is printed. Values of names that
+    `leave_out` matches need not be arrays. Raises CheckpointError with all tensors that do not fit the model.
     """
     hints = make_hints(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
     )
     hints = dataclasses.replace(hints, params=params)
-    nothing = np.zeros(0, np.float32)
-    is_left_out = lambda name: any(is_matched(name, pattern) for pattern in hints.leave_out)  # noqa: E731
-    state = {
-        name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
-        for name, value in state.items()
-    }
+    state = dict(state)
+    for name, value in state.items():
+        if not hasattr(value, "__array__") and any(is_matched(name, text) for text in hints.leave_out):
+            state[name] = np.zeros(0, np.float32)
     opened = understand(containers.from_arrays(state), source=source, hints=hints)
     if params is not None or hints.leave_out or channels is not None:
         print(describe_weights(opened), flush=True)

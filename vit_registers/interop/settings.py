@@ -16,15 +16,20 @@ def read_settings(path: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            values = json.loads(file.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        values = read_json(file)
         if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
             values = {name: value for name, value in values.items() if value is not None}
             _check_objects(file, values)
             return plain_settings(values)
     return {}
+
+
+def read_json(file: Path) -> Any:
+    """The value in a JSON file. Raises CheckpointError if it cannot be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
 def _check_objects(file: Path, values: dict[str, Any]) -> None:

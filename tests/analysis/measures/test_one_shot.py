@@ -83,7 +83,7 @@ def test_one_shot_matches_classes_that_both_sides_have():
     train, label = np.eye(4), np.array([8, 2, 5, 3])
     test, test_label = np.eye(4)[[2, 0, 3, 1]], np.array([5, 8, 1, 2])  # no 3 in one, no 1 in the other
     found = one_shot(train, label, {"full": test}, test_label, seed=0, classifier="nearest")
-    assert found == (3, 2, {"full": 1.0}, None)
+    assert found == (3, {"full": 1.0}, None)
 
 
 def test_pairs_are_two_different_images_of_each_class_with_two():

@@ -1,4 +1,4 @@
-"""Features on disk of open checkpoints: of the models and of edited models."""
+"""Extracts the features of open checkpoints to the disk: of the models and of edited models."""
 
 import functools
 import itertools
@@ -74,7 +74,7 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
 
 
 def _say_cost(one: OpenedModel, names: tuple[str, ...], store: Store) -> None:
-    """Prints the size of the features to compute. Raises DataError where the disk has no room for it."""
+    """Prints the size of the features to compute. Raises DataError if the disk has not enough space."""
     size, number = image_size(one.config), store.num_images
     needed = compute.size_bytes(one.model, names, image_size=size, num_images=number)
     free = shutil.disk_usage(store.folder).free
@@ -91,11 +91,11 @@ def _readable(size_bytes: int) -> str:
 
 
 def _progress(name: str) -> Callable[[str, int, int], None]:
-    """A function that prints progress on stderr: (what, images done, images in all).
+    """A function (what, images done, images in total) that prints progress on stderr.
 
-    On a terminal one line is rewritten; in a log file there is a line for each tenth.
+    On a terminal it rewrites one line; in a log file it adds a line for each tenth.
     """
-    tenths: dict[str, int] = {}  # of each work, that were told
+    tenths: dict[str, int] = {}  # that were printed
 
     def show(what: str, done: int, total: int) -> None:
         line = f"{name}, {what}" if what else name
@@ -145,14 +145,14 @@ def _rerun(
 
 
 def _checked(one: OpenedModel, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
-    """The features of the edited model. Raises NotFiniteError where they are not finite."""
+    """The features of the edited model. Raises NotFiniteError if they are not finite."""
     if flaw := not_finite(edited, names):
         raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
     return edited
 
 
 def _native(one: OpenedModel) -> Callable[[np.ndarray, int], Native]:
-    """`compute.native` of the model. Raises NotFiniteError where what it gives is not finite."""
+    """`compute.native` of the model, which raises NotFiniteError for results that are not finite."""
     measure = compute.native(one.model, mean=one.config.data.mean, std=one.config.data.std)
     shown = itertools.count(1)
 

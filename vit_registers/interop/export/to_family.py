@@ -13,52 +13,43 @@ from vit_registers.models.blocks import dims
 from vit_registers.models.positions import POSITIONS
 
 _FROM_ANY = (rewrites.refuse_masks_and_summaries, rewrites.store_positions, rewrites.store_registers)
-_HF_DINOV2 = (
-    *_FROM_ANY,
-    rewrites.require_cls,
+_WITH_CLS = (*_FROM_ANY, rewrites.require_cls)
+_DINOV2 = (
+    *_WITH_CLS,
     rewrites.fold_register_positions,
     rewrites.add_cls_position,
     rewrites.add_patch_bias,
-    rewrites.add_head_bias,
     rewrites.add_layer_scale,
     rewrites.add_mask_token,
-    rewrites.move_norm_before_pooling,
-    family_rewrites.widen_head_to_cls_and_mean,
 )
-_HF_VIT = (
-    *_FROM_ANY,
-    rewrites.require_cls,
-    rewrites.add_cls_position,
-    rewrites.add_patch_bias,
-    rewrites.add_head_bias,
-    rewrites.drop_mask_token,
-    family_rewrites.note_missing_pooler,
-)
-
 _CLIP = (
-    *_FROM_ANY,
-    rewrites.require_cls,
+    *_WITH_CLS,
     rewrites.refuse_swiglu,
     rewrites.require_cls_head,
     rewrites.add_cls_position,
     rewrites.fold_patch_bias,
     rewrites.add_qkv_bias,
 )
+_HF_VIT = (
+    *_WITH_CLS,
+    rewrites.add_cls_position,
+    rewrites.add_patch_bias,
+    rewrites.add_head_bias,
+    rewrites.drop_mask_token,
+    family_rewrites.note_missing_pooler,
+)
+_WITHOUT_LAYER_SCALE = (
+    rewrites.fold_layer_scale,
+    rewrites.drop_mask_token,
+    rewrites.add_patch_bias,
+    rewrites.move_norm_before_pooling,
+    rewrites.add_head_bias,
+)
 
 REWRITES: dict[str, tuple[Callable[[Draft], None], ...]] = {
-    "dinov2": (
-        *_FROM_ANY,
-        rewrites.require_cls,
-        rewrites.fold_register_positions,
-        rewrites.add_cls_position,
-        rewrites.add_patch_bias,
-        rewrites.add_qkv_bias,
-        rewrites.add_layer_scale,
-        rewrites.add_mask_token,
-    ),
+    "dinov2": (*_DINOV2, rewrites.add_qkv_bias),
     "deit": (
-        *_FROM_ANY,
-        rewrites.require_cls,
+        *_WITH_CLS,
         rewrites.refuse_swiglu,
         family_rewrites.check_deit_head,
         family_rewrites.fit_deit_positions,
@@ -67,8 +58,7 @@ REWRITES: dict[str, tuple[Callable[[Draft], None], ...]] = {
         rewrites.drop_mask_token,
     ),
     "dino": (
-        *_FROM_ANY,
-        rewrites.require_cls,
+        *_WITH_CLS,
         rewrites.refuse_swiglu,
         rewrites.add_cls_position,
         rewrites.add_patch_bias,
@@ -90,35 +80,26 @@ REWRITES: dict[str, tuple[Callable[[Draft], None], ...]] = {
         rewrites.refuse_masks_and_summaries,
         family_rewrites.check_big_vision_pooling,
         family_rewrites.fit_big_vision_positions,
-        rewrites.fold_layer_scale,
-        rewrites.drop_mask_token,
-        rewrites.add_patch_bias,
-        rewrites.move_norm_before_pooling,
-        rewrites.add_head_bias,
+        *_WITHOUT_LAYER_SCALE,
     ),
     "mup_vit": (
         rewrites.refuse_swiglu,
         family_rewrites.check_mup_vit_pooling,
         family_rewrites.fit_mup_vit_tokens,
-        rewrites.fold_layer_scale,
-        rewrites.drop_mask_token,
-        rewrites.add_patch_bias,
-        rewrites.move_norm_before_pooling,
-        rewrites.add_head_bias,
+        *_WITHOUT_LAYER_SCALE,
     ),
-    "transformers/dinov2": _HF_DINOV2,
+    "transformers/dinov2": (
+        *_DINOV2,
+        rewrites.add_head_bias,
+        rewrites.move_norm_before_pooling,
+        family_rewrites.widen_head_to_cls_and_mean,
+    ),
     "transformers/vit": _HF_VIT,
     "transformers/deit": _HF_VIT,
     "transformers/clip": (
-        *_FROM_ANY,
-        rewrites.require_cls,
-        rewrites.refuse_swiglu,
-        rewrites.require_cls_head,
+        *_CLIP,
         rewrites.fold_register_positions,
-        rewrites.add_cls_position,
         rewrites.drop_mask_token,
-        rewrites.fold_patch_bias,
-        rewrites.add_qkv_bias,
         rewrites.fold_layer_scale,
     ),
 }
