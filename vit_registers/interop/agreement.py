@@ -15,18 +15,30 @@ from vit_registers.errors import CheckpointError
 from vit_registers.interop.hints import Hints
 from vit_registers.models.vit import patch_grid
 
-_SIZE = "an integer or two"
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    return all(_is_integer(side) and side > 0 for side in sides)
+
+
 _TYPES: dict[str, Callable[[Any], bool]] = {
-    "an integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "a number": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
-    "true or false": lambda v: isinstance(v, bool),
-    "a string": lambda v: isinstance(v, str),
-    "an object": lambda v: isinstance(v, dict),
+    "an integer": _is_integer,
+    "a positive integer": lambda value: _is_integer(value) and value > 0,
+    "a positive integer or two": _is_size,
+    "a number": _is_number,
+    "a positive number": lambda value: _is_number(value) and value > 0,
+    "true or false": lambda value: isinstance(value, bool),
+    "a string": lambda value: isinstance(value, str),
+    "an object": lambda value: isinstance(value, dict),
 }
-_TYPES[_SIZE] = lambda v: (
-    _TYPES["an integer"](v)
-    or (isinstance(v, list | tuple) and len(v) == 2 and all(map(_TYPES["an integer"], v)))
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +47,6 @@ class _Rule:
 
     json: str  # a key of _TYPES
     have: Callable[[Model, Any], Any] | None = None  # None: any value of that type
-    is_positive: bool = False
 
 
 def _as_said(have: tuple[int, int], said: Any) -> Any:
@@ -74,17 +85,17 @@ def _dinov2_ratio(model: Model, said: float) -> float:
 
 
 def _heads(model: Model, said: Any) -> Any:
-    return said if said > 0 and model.width % said == 0 else f"a width of {model.width}"
+    return said if model.width % said == 0 else f"a width of {model.width}"
 
 
-_WIDTH = _Rule("an integer", lambda m, _: m.width, is_positive=True)
-_DEPTH = _Rule("an integer", lambda m, _: m.depth, is_positive=True)
-_HEADS = _Rule("an integer", _heads, is_positive=True)
-_IMAGE = _Rule(_SIZE, _image_size, is_positive=True)
-_PATCH = _Rule(_SIZE, lambda m, said: _as_said((m.patch_size, m.patch_size), said), is_positive=True)
-_CHANNELS = _Rule("an integer", lambda m, _: m.channels, is_positive=True)
+_WIDTH = _Rule("a positive integer", lambda m, _: m.width)
+_DEPTH = _Rule("a positive integer", lambda m, _: m.depth)
+_HEADS = _Rule("a positive integer", _heads)
+_IMAGE = _Rule("a positive integer or two", _image_size)
+_PATCH = _Rule("a positive integer or two", lambda m, said: _as_said((m.patch_size, m.patch_size), said))
+_CHANNELS = _Rule("a positive integer", lambda m, _: m.channels)
 _BIAS = _Rule("true or false", lambda m, _: m.use_qkv_bias)
-_EPS = _Rule("a number", is_positive=True)
+_EPS = _Rule("a positive number")
 _ACT = _Rule("a string")
 
 _TRANSFORMERS = {
@@ -97,8 +108,8 @@ _TRANSFORMERS = {
     "hidden_act": _ACT,
     "layer_norm_eps": _EPS,
 }
-_HIDDEN = _Rule("an integer", lambda m, _: m.mlp_dim, is_positive=True)
-_OUTPUTS = _Rule("an integer", lambda m, said: m.num_classes or said, is_positive=True)
+_HIDDEN = _Rule("a positive integer", lambda m, _: m.mlp_dim)
+_OUTPUTS = _Rule("a positive integer", lambda m, said: m.num_classes or said)
 _LABELS = {
     "id2label": _Rule("an object"),
     "num_labels": _Rule("an integer", lambda m, said: m.num_classes or said),
@@ -108,7 +119,7 @@ _BY_KIND = {
     "vit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
     "deit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
     "dinov2": {
-        "mlp_ratio": _Rule("a number", _dinov2_ratio, is_positive=True),
+        "mlp_ratio": _Rule("a positive number", _dinov2_ratio),
         "use_swiglu_ffn": _Rule("true or false", lambda m, _: m.mlp == "swiglu"),
         "num_register_tokens": _Rule("an integer", lambda m, _: m.num_registers),
         "qkv_bias": _BIAS,
@@ -121,10 +132,6 @@ def _layer_scale(model: Model, said: Any) -> Any:
     """`said` if it implies LayerScale exactly when the model has it. Weights do not keep its value."""
     has = model.layer_scale_init is not None
     return said if has == bool(said) else "LayerScale" if has else "no LayerScale"
-
-
-def _flag(have: Callable[[Model, Any], Any]) -> _Rule:
-    return _Rule("true or false", have)
 
 
 def _is(value: Any) -> Callable[[Model, Any], Any]:
@@ -156,23 +163,23 @@ _TIMM = {
     "in_chans": _CHANNELS,
     "num_classes": _Rule("an integer", lambda m, _: m.num_classes),
     "reg_tokens": _Rule("an integer", lambda m, _: m.num_registers),
-    "mlp_ratio": _Rule("a number", lambda m, said: _ratio(m, said, fused=2), is_positive=True),
-    "class_token": _flag(lambda m, _: m.use_cls),
-    "no_embed_class": _flag(_no_embed_class),
+    "mlp_ratio": _Rule("a positive number", lambda m, said: _ratio(m, said, fused=2)),
+    "class_token": _Rule("true or false", lambda m, _: m.use_cls),
+    "no_embed_class": _Rule("true or false", _no_embed_class),
     "qkv_bias": _BIAS,
-    "proj_bias": _flag(_is(True)),
-    "pre_norm": _flag(lambda m, _: m.use_norm_pre),
-    "final_norm": _flag(_is(True)),
-    "fc_norm": _flag(lambda m, _: m.use_norm_after_pool),
-    "pool_include_prefix": _flag(_prefix_pooled),
+    "proj_bias": _Rule("true or false", _is(True)),
+    "pre_norm": _Rule("true or false", lambda m, _: m.use_norm_pre),
+    "final_norm": _Rule("true or false", _is(True)),
+    "fc_norm": _Rule("true or false", lambda m, _: m.use_norm_after_pool),
+    "pool_include_prefix": _Rule("true or false", _prefix_pooled),
     "init_values": _Rule("a number", _layer_scale),
     "global_pool": _Rule("a string", _global_pool),
     "pos_embed": _Rule("a string", _is("learn")),
     "act_layer": _ACT,
     "norm_layer": _Rule("a string", _is("layernorm")),
-    "qk_norm": _flag(_is(False)),
-    "scale_attn_norm": _flag(_is(False)),
-    "scale_mlp_norm": _flag(_is(False)),
+    "qk_norm": _Rule("true or false", _is(False)),
+    "scale_attn_norm": _Rule("true or false", _is(False)),
+    "scale_mlp_norm": _Rule("true or false", _is(False)),
 }
 # Arguments of timm that do not affect outputs at the image size of training.
 _TIMM_TRAINING = {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"}
@@ -181,15 +188,13 @@ _TIMM_TRAINING |= {"pretrained", "checkpoint_path", "pretrained_cfg", "scriptabl
 _OPEN_CLIP = {
     "width": _WIDTH,
     "layers": _DEPTH,
-    "head_width": _Rule(
-        "an integer", lambda m, said: said if said and m.width % said == 0 else m.width, True
-    ),
+    "head_width": _Rule("a positive integer", lambda m, said: said if m.width % said == 0 else m.width),
     "image_size": _IMAGE,
     "patch_size": _PATCH,
-    "mlp_ratio": _Rule("a number", _ratio, is_positive=True),
+    "mlp_ratio": _Rule("a positive number", _ratio),
     "ls_init_value": _Rule("a number", _layer_scale),
-    "no_ln_pre": _flag(lambda m, _: not m.use_norm_pre),
-    "attentional_pool": _flag(_is(False)),
+    "no_ln_pre": _Rule("true or false", lambda m, _: not m.use_norm_pre),
+    "attentional_pool": _Rule("true or false", _is(False)),
     "pool_type": _Rule("a string", lambda m, _: "avg" if m.pooling == "gap" else "tok"),
     "pos_embed_type": _Rule("a string", _is("learnable")),
 }
@@ -226,16 +231,11 @@ def _kind(settings: Mapping[str, Any]) -> str:
 
 
 def check_types(where: str, settings: Mapping[str, Any]) -> None:
-    """Raises CheckpointError with every setting of the wrong JSON type, or not positive."""
+    """Raises CheckpointError with every setting of the wrong JSON type."""
     problems = []
     for name, rule, said in _said(settings):
-        if said is None:
-            continue
-        sides = said if isinstance(said, list | tuple) else [said]
-        if not _TYPES[rule.json](said):
+        if said is not None and not _TYPES[rule.json](said):
             problems.append(f"{name}={said!r}: must be {rule.json}")
-        elif rule.is_positive and min(sides) <= 0:
-            problems.append(f"{name}={said!r}: must be more than 0")
     args = settings.get("model_args") or {} if "architecture" in settings else {}
     for name, value in args.items():
         if name not in _TIMM and name not in _TIMM_TRAINING and value is not None:

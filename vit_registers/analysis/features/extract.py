@@ -112,7 +112,10 @@ def _progress(name: str) -> Callable[[str, int, int], None]:
 def _rerun(
     one: OpenedModel, store: Store, root: Path, progress: Callable[[str, int, int], None]
 ) -> Callable[[Intervention, tuple[str, ...], int], Store]:
-    """A function that extracts features of the model under an intervention, from images in the store."""
+    """A function that extracts features of the model under an intervention, from images in the store.
+
+    It raises NotFiniteError if they are not finite.
+    """
     number = itertools.count(1)
 
     @functools.cache
@@ -124,31 +127,27 @@ def _rerun(
         changed = {"num_images": len(images), "intervention": intervention.provenance()}
         edited = Store(root, f"{one.name}-{intervention.name}", one.provenance() | changed)
         mesh, data = sharding.make_mesh(one.config.mesh), one.config.data
-        if not edited.missing((*names, VALID, "label")):
-            return _checked(one, edited, intervention, names)
-        what = f"{intervention.name} {next(number)}"
-        with jax.set_mesh(mesh):
-            compute.extract_features(
-                model(intervention.num_registers),
-                compute.stored_batches(images, label, data.eval_batch_size, sharding.batch_sharding(mesh)),
-                edited,
-                names,
-                image_size=image_size(one.config),
-                mean=data.mean,
-                std=data.std,
-                intervention=intervention,
-                progress=lambda done, total: progress(what, done, total) if done == total else None,
-            )
-        return _checked(one, edited, intervention, names)
+        if edited.missing((*names, VALID, "label")):
+            what = f"{intervention.name} {next(number)}"
+            with jax.set_mesh(mesh):
+                compute.extract_features(
+                    model(intervention.num_registers),
+                    compute.stored_batches(
+                        images, label, data.eval_batch_size, sharding.batch_sharding(mesh)
+                    ),
+                    edited,
+                    names,
+                    image_size=image_size(one.config),
+                    mean=data.mean,
+                    std=data.std,
+                    intervention=intervention,
+                    progress=lambda done, total: progress(what, done, total) if done == total else None,
+                )
+        if flaw := not_finite(edited, names):
+            raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
+        return edited
 
     return rerun
-
-
-def _checked(one: OpenedModel, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
-    """The features of the edited model. Raises NotFiniteError if they are not finite."""
-    if flaw := not_finite(edited, names):
-        raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
-    return edited
 
 
 def _native(one: OpenedModel) -> Callable[[np.ndarray, int], Native]:

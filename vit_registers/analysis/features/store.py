@@ -51,10 +51,13 @@ class Store:
         self.is_flawed: dict[str, np.ndarray] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._discard_others(text + "\n")
+            path, progress = self.folder / "provenance.json", self.folder / "progress.json"
+            if path.exists() and progress.is_file() and path.read_bytes() != f"{text}\n".encode():
+                print(f"{path} is not what was written: all features are computed again", file=sys.stderr)
+                progress.unlink()
         except OSError as error:
             raise DataError(f"{self.folder} cannot be used: {error.strerror}") from None
-        _replace(self.folder / "provenance.json", text + "\n")
+        _replace(path, f"{text}\n")
 
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of `names` that are not complete. Damaged ones are reported on stderr."""
@@ -129,13 +132,6 @@ class Store:
         except OSError as error:
             return error.strerror
         return None
-
-    def _discard_others(self, text: str) -> None:
-        """Discards the features if provenance.json does not have that text."""
-        path, progress = self.folder / "provenance.json", self.folder / "progress.json"
-        if path.exists() and progress.is_file() and path.read_bytes() != text.encode():
-            print(f"{path} is not what was written: all features are computed again", file=sys.stderr)
-            progress.unlink()
 
     def _save(self, progress: Mapping[str, Any]) -> None:
         _replace(self.folder / "progress.json", dumps(progress) + "\n")

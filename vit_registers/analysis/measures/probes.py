@@ -5,7 +5,7 @@ The axis letter N counts examples, one token each.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -137,20 +137,6 @@ def _fit(
     return model, len(others) == len(caught)
 
 
-def _middle(is_outlier_BxP: np.ndarray, grid: Grid) -> np.ndarray:
-    """The middle patch only; on even sides, the one below and right of the centre."""
-    rows, columns = grid
-    is_middle_P = np.arange(rows * columns) == rows // 2 * columns + columns // 2
-    return np.broadcast_to(is_middle_P, is_outlier_BxP.shape)
-
-
-TOKEN_KINDS: dict[str, Callable[[np.ndarray, Grid], np.ndarray]] = {
-    "outlier": lambda is_outlier_BxP, grid: is_outlier_BxP,
-    "normal": lambda is_outlier_BxP, grid: ~is_outlier_BxP,
-    "center": _middle,
-}
-
-
 def choose_tokens(
     is_outlier_BxP: np.ndarray, kind: str, *, grid: Grid, seed: int, among_B: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -164,8 +150,12 @@ def choose_tokens(
     does not change the choice for the other images. Where has_B is False, index_B is 0 and has no meaning.
     Raises ConfigError for an unknown kind.
     """
-    assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape[1] == grid[0] * grid[1]
-    allowed_BxP = lookup(TOKEN_KINDS, kind, "kind")(is_outlier_BxP, grid)
+    rows, columns = grid
+    assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape[1] == rows * columns
+    is_middle_P = np.arange(rows * columns) == rows // 2 * columns + columns // 2
+    is_middle_BxP = np.broadcast_to(is_middle_P, is_outlier_BxP.shape)
+    kinds = {"outlier": is_outlier_BxP, "normal": ~is_outlier_BxP, "center": is_middle_BxP}
+    allowed_BxP = lookup(kinds, kind, "kind")
     place_BxP = allowed_BxP.cumsum(axis=1, dtype=np.int32)  # the rank among the allowed patches, from 1
     count_B = place_BxP[:, -1]
     drawn_B = np.random.default_rng(seed).integers(0, np.maximum(count_B, 1))
