@@ -35,13 +35,7 @@ _PREFIXES = {
 }
 TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit")
 
-_PROCESSORS = {
-    "dinov2": "BitImageProcessor",
-    "vit": "BitImageProcessor",
-    "deit": "DeiTImageProcessor",
-    "clip": "CLIPImageProcessor",
-}
-_TIMM_ACTS = {"gelu": None, "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+_PROCESSORS = {"deit": "DeiTImageProcessor", "clip": "CLIPImageProcessor"}  # others: BitImageProcessor
 _HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
@@ -190,7 +184,7 @@ def timm_arguments(model: Model) -> dict[str, Any]:
     Export.notes has the arguments that are not text.
     """
     sizes = dims(model)
-    is_gap = model.pooling == "gap"
+    activation = "silu" if sizes.mlp == "swiglu" else model.activation
     hidden = sizes.mlp_dim * (2 if sizes.mlp == "swiglu" else 1)
     ratio = hidden / sizes.width
     if int(sizes.width * ratio) != hidden:  # as timm computes it
@@ -211,9 +205,9 @@ def timm_arguments(model: Model) -> dict[str, Any]:
         "no_embed_class": not (model.use_cls and model.has_cls_position) and model.extra_positions == "none",
         "reg_tokens": model.num_registers,
         "pre_norm": model.use_norm_pre,
-        "fc_norm": model.use_norm_after_pool if is_gap else None,
+        "fc_norm": model.use_norm_after_pool if model.pooling == "gap" else None,
         "pool_include_prefix": False,
-        "act_layer": "silu" if sizes.mlp == "swiglu" else _TIMM_ACTS[model.activation],
+        "act_layer": None if activation == "gelu" else activation,
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -222,7 +216,7 @@ def transformers_preprocessor(e: Export, data: Data) -> dict[str, Any]:
     """The preprocessor_config.json that belongs to it: shorter side to 8/7 of the size, crop, normalise."""
     size = e.model.image_size[0]
     return {
-        "image_processor_type": _PROCESSORS[e.target.split("/")[1]],
+        "image_processor_type": _PROCESSORS.get(e.target.split("/")[1], "BitImageProcessor"),
         "do_resize": True,
         "size": {"shortest_edge": round(size * 8 / 7)},
         "resample": 3,  # bicubic
