@@ -6,6 +6,7 @@ and written on export.
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -196,13 +197,12 @@ def _with_stored_mask(
     there = found.weights[mask]
     for reading in readings:
         rows, columns = patch_grid(reading.image_size, reading.patch_size)
-        kinds = list(FRACTAL_MASKS) if reading.summary_factor else []
-        if rows != columns:
-            kinds = [kind for kind in kinds if kind != "fractal_released"]
-        biases = [reading.positions] + ["alibi2d"] * (reading.positions == "none")
-        options = [(kind, bias) for kind in kinds for bias in biases]
-        options += [("none", bias) for bias in biases if bias == "alibi2d"]
-        for kind, bias in options:
+        kinds = FRACTAL_MASKS if reading.summary_factor else ()
+        biases = ("none", "alibi2d") if reading.positions == "none" else (reading.positions,)
+        for kind, bias in itertools.product((*kinds, "none"), biases):
+            has_no_mask = kind == "none" and bias != "alibi2d"
+            if has_no_mask or (kind == "fractal_released" and rows != columns):
+                continue
             candidate = dataclasses.replace(reading, mask=kind, positions=bias)
             if is_fixed(there, _mask_buffer(names, candidate)):
                 return candidate
