@@ -25,7 +25,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    sides: Any = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
     return all(_is_integer(side) and side > 0 for side in sides)
 
 

@@ -75,7 +75,8 @@ def _discover(
     seeds = candidates[gram_PxP[seed, candidates] > -bias]
     expansion = (gram_PxP[seeds] + bias).sum(axis=0).reshape(grid)
     cell = (int(seed) // grid[1], int(seed) % grid[1])
-    label, _ = ndimage.label(expansion > 0)  # 4-connected; 0 is background
+    label = np.zeros(grid, np.int32)  # 4-connected; 0 is background
+    ndimage.label(expansion > 0, output=label)
     is_fallback = bool(label[cell] == 0)
     if is_fallback:
         mask = np.zeros(grid, bool)
