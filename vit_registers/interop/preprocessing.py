@@ -1,4 +1,4 @@
-"""The preprocessing of a family's images, from its files or else as its authors did it."""
+"""The preprocessing of images for a checkpoint: from its files, or the one of its authors."""
 
 import math
 from pathlib import Path
