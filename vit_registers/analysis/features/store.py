@@ -49,14 +49,12 @@ class Store:
         self._checked: dict[str, int] = {}  # the number of images that were compared with the digest
         # By feature, for each image that `read` returns; see finite.py.
         self.is_flawed: dict[str, np.ndarray] = {}
-        try:
+        path, progress = self.folder / "provenance.json", self.folder / "progress.json"
+        with _disk_errors(self.folder, "cannot be used"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            path, progress = self.folder / "provenance.json", self.folder / "progress.json"
             if path.exists() and progress.is_file() and path.read_bytes() != f"{text}\n".encode():
                 print(f"{path} is not what was written: all features are computed again", file=sys.stderr)
                 progress.unlink()
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be used: {error.strerror}") from None
         _replace(path, f"{text}\n")
 
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -164,7 +162,7 @@ class Writer:
 
     def append(self, features: Mapping[str, np.ndarray]) -> None:
         """Appends a batch, [B, ...] of each name. Raises DataError if it cannot be written."""
-        try:
+        with _disk_errors(self._store.folder, "cannot be written to"):
             for name in self._names:
                 room = self._store.count(name) - self.num_done
                 if room <= 0:
@@ -177,15 +175,12 @@ class Writer:
             self.num_done += len(features[self._names[0]])
             if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
                 self._save()
-        except OSError as error:
-            raise self._failed(error) from None
 
     def close(self) -> None:
         """Saves the features and closes all files. Raises DataError if they cannot be written."""
         try:
-            self._save()
-        except OSError as error:
-            raise self._failed(error) from None
+            with _disk_errors(self._store.folder, "cannot be written to"):
+                self._save()
         finally:
             for file in self._files.values():
                 with contextlib.suppress(OSError):
@@ -204,9 +199,6 @@ class Writer:
             self._store._save(progress)
             self._store._checked |= self._done
         self._saved_at = time.monotonic()
-
-    def _failed(self, error: OSError) -> DataError:
-        return DataError(f"{self._store.folder} cannot be written to: {error.strerror}")
 
     def _begin(self, name: str, values: np.ndarray) -> BinaryIO:
         """The file of a feature with its header, truncated after the last counted row."""
@@ -237,12 +229,18 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 def _replace(path: Path, text: str) -> None:
     """Replaces the file atomically: a killed process leaves the old text or the new one."""
-    try:
-        temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(".tmp")
+    with _disk_errors(path, "cannot be written"):
         with temporary.open("w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+        raise DataError(f"{path} {what}: {error.strerror}") from None
