@@ -25,8 +25,8 @@ from vit_registers.data.class_names import match, some
 from vit_registers.errors import ConfigError, UserError
 from vit_registers.interop import reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
-from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.unwrap import SOURCES
 from vit_registers.interop.values import check_leaves

@@ -21,8 +21,8 @@ from vit_registers.config import (
 )
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
-from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
 from vit_registers.models.checks import attention_obstacle

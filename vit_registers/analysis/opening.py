@@ -18,7 +18,7 @@ from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.description import describe_normalisation
+from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import Shown, shown_part
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT

@@ -256,9 +256,6 @@ def _strip(
             left_out[in_file] = what
         else:
             plain[inner] = in_file
-    return _unchunked(plain), left_out
-
-
-def _unchunked(names: dict[str, str]) -> dict[str, str]:
-    """Renames blocks.<chunk>.<i>.x of DINOv2's training checkpoints to blocks.<i>.x; i counts all blocks."""
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in names.items()}
+    # DINOv2's training checkpoints have blocks.<chunk>.<i>.x for blocks.<i>.x; i counts all blocks.
+    plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in plain.items()}
+    return plain, left_out

@@ -13,7 +13,7 @@ from PIL import Image
 from vit_registers.analysis.experiments import lost as module
 from vit_registers.analysis.experiments.lost import EXPERIMENT
 from vit_registers.analysis.features import compute, extract
-from vit_registers.analysis.measures.lost import discover
+from vit_registers.analysis.measures.lost import sweep_cells
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.data.sources.boxes import BoxImage, open_voc, read_image
@@ -22,6 +22,13 @@ from vit_registers.models.vit import ViT
 
 PATCH = 4
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def discover(feature_PxD, grid, *, use_center=False, use_norm=False, bias=0.0, **where):
+    """What LOST finds with one setting."""
+    for cell, found in sweep_cells({("k", 1): feature_PxD}, grid, biases=[bias], **where):
+        if (cell.use_center, cell.use_norm) == (use_center, use_norm):
+            return found
 
 
 def looked_at(image_HxWx3, num_blocks, *, depth=3, scale=1.0):

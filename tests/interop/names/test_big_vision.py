@@ -11,9 +11,9 @@ from flax import linen, traverse_util
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE, HIDDEN, OUT = 48, 2, 4, 4, 4, 80, 7
 NATIVE = (SIDE * PATCH, SIDE * PATCH)

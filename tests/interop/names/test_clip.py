@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

@@ -7,8 +7,8 @@ import pytest
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

@@ -9,8 +9,8 @@ import pytest
 
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ import vit_registers
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

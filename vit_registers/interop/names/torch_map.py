@@ -37,7 +37,7 @@ def _tokens(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
         rules.append(same(("cls_token",), names.cls, lead=names.cls_axes))
     if model.num_registers and model.registers == "learned":
         name = _require(names.registers, "registers", source)
-        rules.append(same(("registers",), name, lead=names.register_axes))
+        rules.append(same(("registers",), name, lead=3))
     if model.use_mask_token:
         name = _require(names.mask_token, "a mask token", source)
         rules.append(same(("mask_token",), name, lead=names.mask_token_axes))
