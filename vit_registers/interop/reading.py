@@ -180,11 +180,9 @@ def iter_leaves(opened: OpenedWeights) -> Iterator[tuple[Leaf, np.ndarray]]:
 
 
 def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
-    """The tensor in float32. A fixed one, such as a mask of -inf, may hold infinities."""
+    """The tensor in float32; a fixed one in its own dtype, which tells its precision, also with infinities."""
     array = found.weights[name]
-    if is_fixed:
-        return np.asarray(array, np.float32)
-    return as_float32(array, found.in_file(name), found.weights.where)
+    return np.asarray(array) if is_fixed else as_float32(array, found.in_file(name), found.weights.where)
 
 
 def read_leaves(opened: OpenedWeights) -> dict:

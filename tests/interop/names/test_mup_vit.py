@@ -3,6 +3,7 @@
 import math
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -245,6 +246,20 @@ def test_buffers_come_out_as_they_went_in_once_they_are_ours(name, made, load, d
     state, _, hints = made(name)
     once = dump(*load(state, "mup_vit", **hints), "mup_vit")
     assert_same(dump(*load(once, "mup_vit", **hints), "mup_vit"), once)
+
+
+@pytest.mark.parametrize("name", ["no tokens", "masked summaries", "alibi"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_buffers_of_half_precision_are_compared_as_such(name, dtype, made, load, assert_same):
+    state, _, hints = made(name)
+    half = {key: value.astype(dtype) for key, value in state.items()}
+    model, tree = load(half, "mup_vit", **hints)
+    whole, expected = load(
+        {key: value.astype(np.float32) for key, value in state.items()}, "mup_vit", **hints
+    )
+    assert model == whole
+    rounded = {leaf: value.astype(dtype).astype(np.float32) for leaf, value in leaves_of(expected).items()}
+    assert_same(leaves_of(tree), rounded)
 
 
 @pytest.mark.parametrize("side", [4, 14, 16])
