@@ -180,7 +180,7 @@ def iter_leaves(opened: OpenedWeights) -> Iterator[tuple[Leaf, np.ndarray]]:
 
 
 def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
-    """The tensor in float32; a fixed one in its own dtype, which tells its precision, also with infinities."""
+    """The tensor in float32. A fixed one keeps its dtype, and may hold infinities."""
     array = found.weights[name]
     return np.asarray(array) if is_fixed else as_float32(array, found.in_file(name), found.weights.where)
 
