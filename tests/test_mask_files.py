@@ -67,6 +67,6 @@ def test_a_run_keeps_its_matrix_and_refuses_another(train, run_here, tmp_path):
 
 def test_a_matrix_of_another_model_is_one_line_before_training(train, tmp_path):
     np.save(tmp_path / "m.npy", np.ones((16, 16), bool))
-    assert "m.npy has shape (16, 16): want (17, 17), for 1 cls, 16 patches" in one_line(
+    assert "m.npy has shape (16, 16): must be (17, 17), for 1 cls, 16 patches" in one_line(
         train(tmp_path / "m.npy")
     )

@@ -36,7 +36,7 @@ from vit_registers.data.batch import LABEL
 from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
 from vit_registers.data.prefetch import ahead
 from vit_registers.digests import text_digest
-from vit_registers.errors import TrainingError
+from vit_registers.errors import TrainingError, UserError
 from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.models.masks import resolve
 from vit_registers.models.paths import leaves_of, path_text
@@ -260,18 +260,27 @@ def state_evaluators(
 
 def main() -> None:
     """The command line."""
-    given, config = flags.FLAGS, cli.config_of_flags()
+    given, config, refused = flags.FLAGS, None, None
+    try:
+        config = cli.config_of_flags()
+    except UserError as error:
+        if not given.distributed and given.coordinator is None:
+            raise
+        refused = error  # the other processes, whose config may be another, would wait for this one
+    lost_timeout_s = (Run() if config is None else config.run).lost_timeout_s
     distributed.join(
         is_cluster=given.distributed,
         coordinator=given.coordinator,
         num_processes=given.num_processes,
         process_id=given.process_id,
         connect_timeout_s=given.connect_timeout_s,
-        lost_timeout_s=config.run.lost_timeout_s,
+        lost_timeout_s=lost_timeout_s,
     )
+    if config is None:
+        distributed.end_all(str(refused), distributed.FIXABLE)
     settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
     del settings["data.data_dir"]  # hosts may have the data in different places
-    with distributed.together(config.run.lost_timeout_s, settings):
+    with distributed.together(lost_timeout_s, settings):
         train(config, given.workdir)
 
 

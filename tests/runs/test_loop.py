@@ -225,7 +225,7 @@ def test_one_process_has_no_limit_unless_it_is_set(watch):
 
 @pytest.mark.parametrize("text", ["10", "0:3", "5:4", "a:b", "-1:2", "1:2:3"])
 def test_steps_to_trace_that_cannot_be_are_refused(text):
-    with pytest.raises(ConfigError, match="want 'first:last'"):
+    with pytest.raises(ConfigError, match="must be 'first:last'"):
         parse_steps(text, 20)
 
 

@@ -323,7 +323,7 @@ def test_processes_with_different_data_refuse_each_other(job):
             ("--config.model.num_registers=3", "--config.run.seed=7"),
             "data: model.num_registers (3 on process 1, 0 on process 0); run.seed (7 on process 1, 0",
         ),
-        pytest.param(("--config.run.lost_timeout_s=-1",), "run.lost_timeout_s=-1: want > 0", marks=by_hand),
+        (("--config.run.lost_timeout_s=-1",), "run.lost_timeout_s=-1.0: must be > 0"),
     ],
 )
 def test_processes_with_different_settings_refuse_each_other(start, tmp_path, other, message):
@@ -426,9 +426,9 @@ def test_strangers_at_the_port_are_not_counted():
     [
         ({"coordinator": "host"}, "requires --num_processes and --process_id"),
         ({"num_processes": 2}, "require --coordinator=host:port"),
-        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "want host:port"),
-        ({"coordinator": "host:99999", "num_processes": 2, "process_id": 0}, "want host:port"),
-        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "want 0 to 1"),
+        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "must be host:port"),
+        ({"coordinator": "host:99999", "num_processes": 2, "process_id": 0}, "must be host:port"),
+        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "must be 0 to 1"),
         ({"coordinator": "host:1", "num_processes": 0, "process_id": 0}, "--num_processes=0"),
         ({"is_cluster": True, "connect_timeout_s": 0.0}, "--connect_timeout_s=0"),
     ],

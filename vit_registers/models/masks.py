@@ -139,7 +139,7 @@ def window(layout: TokenLayout, radius: int) -> np.ndarray:
     radius < 0.
     """
     if radius < 0:
-        raise ConfigError(f"model.mask='window(radius={radius})': want radius >= 0")
+        raise ConfigError(f"model.mask='window(radius={radius})': radius must be >= 0")
     mask_TxT = np.ones((layout.num_tokens, layout.num_tokens), bool)
     cells_2xP = np.mgrid[: layout.patch_grid[0], : layout.patch_grid[1]].reshape(2, -1)
     distance_PxP = np.abs(cells_2xP[:, :, None] - cells_2xP[:, None]).max(axis=0)
@@ -180,11 +180,11 @@ def file(layout: TokenLayout, path: str, sha256: str = "") -> np.ndarray:
     shape = (layout.num_tokens, layout.num_tokens)
     if mask_TxT.shape != shape:
         groups = ", ".join(f"{at.stop - at.start} {name}" for name, at in layout.groups.items())
-        raise ConfigError(f"{where} has shape {mask_TxT.shape}: want {shape}, for {groups}")
+        raise ConfigError(f"{where} has shape {mask_TxT.shape}: must be {shape}, for {groups}")
     empty = np.flatnonzero(~mask_TxT.any(axis=1))
     if empty.size:
         rows = f"{empty.size} rows without a True, first row {empty[0]}"
-        raise ConfigError(f"{where} has {rows}: want one in each")
+        raise ConfigError(f"{where} has {rows}: each row requires one")
     return mask_TxT
 
 

@@ -157,7 +157,7 @@ class ViT(nnx.Module):
         """
         if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
             expected = f"[batch, height, width, {self.model.channels}]"
-            raise ConfigError(f"images of shape {images_BxHxWxC.shape}: want {expected}")
+            raise ConfigError(f"images of shape {images_BxHxWxC.shape}: must be {expected}")
         layout = self.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)

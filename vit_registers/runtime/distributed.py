@@ -57,7 +57,7 @@ def join(
     elif num_processes is None or process_id is None:
         raise ConfigError("--coordinator requires --num_processes and --process_id as well")
     if not 0 < connect_timeout_s <= _LONGEST_S:
-        raise ConfigError(f"--connect_timeout_s={connect_timeout_s:g}: want > 0 and <= {_LONGEST_S:,.0f}")
+        raise ConfigError(f"--connect_timeout_s={connect_timeout_s:g}: must be > 0 and <= {_LONGEST_S:,.0f}")
     # JAX would catch SIGTERM, which runtime/stopping.py handles.
     jax.config.update("jax_enable_preemption_service", False)
     if coordinator is not None and num_processes is not None and process_id is not None:
@@ -149,11 +149,6 @@ def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -
     from those of process 0 are such an error. A process that is alone just runs the block.
     """
     state = jax_distributed.global_state
-    if not lost_timeout_s > 0:
-        line = f"run.lost_timeout_s={lost_timeout_s:g}: want > 0"
-        if not is_alone():
-            end_all(line, FIXABLE)
-        raise ConfigError(line)
     if is_alone():
         yield
         return

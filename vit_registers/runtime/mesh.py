@@ -17,7 +17,7 @@ def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
     asked = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
     check_section("mesh", mesh)
     if shape.count(-1) > 1:
-        raise ConfigError(f"config.mesh {asked}: want at most one -1")
+        raise ConfigError(f"config.mesh {asked}: at most one may be -1")
     if -1 in shape:
         shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
     if math.prod(shape) != num_devices:

@@ -18,11 +18,11 @@ def parse_steps(text: str | None, total_steps: int) -> tuple[int, int] | None:
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ConfigError(
-            f"run.profile_steps={text!r}: want 'first:last' with 1 <= first <= last, as '10:15'"
+            f"run.profile_steps={text!r}: must be 'first:last' with 1 <= first <= last, as '10:15'"
         )
     if int(last) > total_steps:
         raise ConfigError(
-            f"run.profile_steps={text!r}: the run has {total_steps} steps, want last <= {total_steps}"
+            f"run.profile_steps={text!r}: the run has {total_steps} steps, so last must be <= {total_steps}"
         )
     return int(first), int(last)
 

@@ -41,7 +41,7 @@ def split_address(coordinator: str) -> tuple[str, int]:
     """(host, port) of "host:port". Raises ConfigError for anything else."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--coordinator={coordinator}: want host:port, as in 10.0.0.1:8476")
+        raise ConfigError(f"--coordinator={coordinator}: must be host:port, as in 10.0.0.1:8476")
     return host.strip("[]"), int(port)
 
 
@@ -53,9 +53,11 @@ def meet(coordinator: str, *, num_processes: int, process_id: int, timeout_s: fl
     """
     host, port = split_address(coordinator)
     if num_processes < 1:
-        raise ConfigError(f"--num_processes={num_processes}: want >= 1")
+        raise ConfigError(f"--num_processes={num_processes}: must be >= 1")
     if not 0 <= process_id < num_processes:
-        raise ConfigError(f"--process_id={process_id}: want 0 to {num_processes - 1} (--num_processes - 1)")
+        raise ConfigError(
+            f"--process_id={process_id}: must be 0 to {num_processes - 1} (--num_processes - 1)"
+        )
     deadline = time.monotonic() + timeout_s
     if process_id == 0:
         _receive(port, num_processes, deadline, timeout_s)
