@@ -1,4 +1,4 @@
-"""What a run keeps of its checkpoints, and what it does when they cannot be written."""
+"""Which checkpoints a run keeps, and how it handles saves that fail."""
 
 import collections
 import itertools
@@ -19,21 +19,19 @@ from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import say
 from vit_registers.runtime import distributed
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run ends with; each twice as long
-
 
 def is_any(flag: bool) -> bool:
-    """Whether the flag is set on any process. All have to ask."""
+    """Whether the flag is set on any process. All processes must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 class Keep:
-    """Orbax's preservation policy: the last checkpoints, the best of those that have been evaluated, and the
-    multiples of checkpoint.keep_every_steps.
+    """Orbax's preservation policy: the last checkpoints, the best evaluated ones, and the multiples of
+    checkpoint.keep_every_steps.
 
-    Orbax's own policy for the best knows no metrics after a restart unless it may also delete the newest.
+    Orbax's BestN policy lacks metrics after a restart, unless it may also delete the newest checkpoint.
     """
 
     def __init__(self, settings: config_lib.Checkpoint, best: Best):
@@ -41,14 +39,14 @@ class Keep:
         self._score: dict[int, float] = {}
 
     def note(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
-        """Records what the evaluation at `step` gave. One that is not finite is never among the best."""
+        """Records the evaluation at `step`. One that is not finite never ranks among the best."""
         if metrics is None or find_non_finite(metrics):
             return
         if (score := self._best.score(metrics)) is not None:
             self._score[step] = score
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        """Whether to keep each of `checkpoints`, which come oldest first."""
+        """Whether to keep each of `checkpoints`, which are in the order of their steps."""
         del context
         settings, steps = self._settings, [info.step for info in checkpoints]
         score = self._score
@@ -121,7 +119,7 @@ class Barrier:
 
 
 class FailedSaves:
-    """The saves that failed since the last one that did not. So many in a row as `limit` end the run."""
+    """The consecutive saves that failed, up to now. `limit` of them end the run."""
 
     def __init__(self, root: Any, limit: int):
         self._root, self._limit = root, limit
@@ -131,13 +129,13 @@ class FailedSaves:
         return bool(self._failed)
 
     def clear(self) -> None:
-        """A save was written."""
+        """Records a save that succeeded."""
         self._failed = []
 
     def note(self, step: int, error: Exception | None, last_saved_step: int | None) -> None:
-        """Takes down and prints that the save of `step` failed; `error` is None where it failed elsewhere.
+        """Records and prints that the save of `step` failed; `error` is None if it failed elsewhere.
 
-        Raises CheckpointError where it was the last that may.
+        Raises CheckpointError if the limit is reached.
         """
         self._failed.append((step, reason(error)))
         if len(self._failed) >= self._limit:
@@ -146,19 +144,19 @@ class FailedSaves:
             left = self._limit - len(self._failed)
             say(
                 f"checkpoint {self._root / str(step)} could not be written: {self._failed[-1][1]}; the run "
-                f"goes on, {_good(last_saved_step)}; {left} more in a row end it "
+                f"continues, {_good(last_saved_step)}; {left} more in a row end it "
                 "(checkpoint.max_failed_saves)"
             )
 
     def error(self, last_saved_step: int | None) -> CheckpointError:
-        """What to raise where the run cannot go on without a save."""
+        """The error to raise if the run cannot continue without a save."""
         (first, why), (last, last_why) = self._failed[0], self._failed[-1]
         more = ""
         if len(self._failed) > 1:
             more = f"; nor could {len(self._failed) - 1} more, up to step {last} ({last_why})"
         return CheckpointError(
             f"checkpoint {self._root / str(first)} could not be written: {why}{more}; "
-            f"{_good(last_saved_step)}. Once there is room and access the same command goes on from there"
+            f"{_good(last_saved_step)}. Once the folder has space and is writable, the same command resumes the run"
         )
 
 
@@ -166,16 +164,16 @@ def _good(step: int | None) -> str:
     return "there is no earlier checkpoint" if step is None else f"the last good checkpoint is step {step}"
 
 
-# What operating systems say, which TensorStore has somewhere in a line that also has all its paths.
+# Messages of operating systems. TensorStore puts them into a line with all its paths.
 _CAUSES = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|Permission denied"
     "|Input/output error|Stale file handle|Connection timed out|No such file or directory"
 )
-_SPEC = "See full TensorStore details"  # what precedes 60 lines on how an array is stored
+_SPEC = "See full TensorStore details"  # 60 lines on how an array is stored follow
 
 
 def reason(error: BaseException | None) -> str:
-    """Why reading or writing a checkpoint failed, in one line: Orbax's and TensorStore's errors have many."""
+    """The reason why reading or writing a checkpoint failed, in one line; errors of TensorStore have many."""
     if error is None:
         return "another process could not write its part"
     if isinstance(error, FailedElsewhere):

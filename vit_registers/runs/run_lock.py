@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from vit_registers.errors import CheckpointError
-from vit_registers.runs.open_folder import OpenFolder, is_same
+from vit_registers.runs.folders import OpenFolder, is_same
 from vit_registers.runs.writers import say
 
 FILE = ".writer.lock"
