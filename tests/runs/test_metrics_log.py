@@ -106,10 +106,10 @@ def test_a_resume_keeps_the_records_up_to_its_step_and_the_damaged_file(content,
 
 def test_a_named_pipe_in_its_place_is_one_line(tmp_path):
     os.mkfifo(tmp_path / FILE)
-    with pytest.raises(DataError, match=rf"{FILE} is not a regular file"):
+    with pytest.raises(DataError, match=rf"{FILE} cannot be read: it is not a regular file"):
         read_records(tmp_path)
     assert _curves(tmp_path).gaps == [
-        f"{tmp_path.name}: {tmp_path / FILE} is not a regular file: move it away"
+        f"{tmp_path.name}: {tmp_path / FILE} cannot be read: it is not a regular file; move it away"
     ]
     assert sweeps.last_step(types.SimpleNamespace(folder=tmp_path)) == 0
 

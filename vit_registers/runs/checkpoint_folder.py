@@ -193,8 +193,7 @@ def newest_meta(run: str) -> dict[str, Any] | None:
 
 def trained_on(meta: dict[str, Any]) -> TrainedOn | None:
     """The training data of a checkpoint; None for converted weights and checkpoints of early versions."""
-    saved = meta.get("trained_on")
-    if saved is None:
+    if (saved := meta.get("trained_on")) is None:
         return None
     return TrainedOn(class_names=tuple(saved["class_names"]), num_examples=saved["num_examples"])
 

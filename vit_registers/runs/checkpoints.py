@@ -7,7 +7,6 @@ RUN/checkpoints/<step>/manifest.json  size and SHA-256 of every file, written be
 
 import contextlib
 import dataclasses
-import os
 import time
 from typing import Any
 
@@ -110,7 +109,7 @@ class Checkpoints:
         )
 
     def _prepare_folder(self) -> tuple[int | None, tuple[int, int]]:
-        """(step to resume from, its (total, consecutive) skipped steps), after moving damaged entries away."""
+        """(step to resume from, its (total, consecutive) skipped steps). Moves damaged entries away."""
         if jax.process_index() == 0:
             try:
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -211,9 +210,9 @@ class Checkpoints:
         """Starts to save the state; the write continues during the following steps.
 
         `metrics` are those of the evaluation at this step, if any. `origin` and `normalisation` are the
-        origins of converted parameters, and of the mean and deviation of their images. `skipped` is the number
-        of non-finite steps: in all, and the last consecutive ones. A failure of the save before is printed.
-        Raises CheckpointError if it is one too many.
+        origins of converted parameters, and of the mean and deviation of their images. `skipped` is the
+        (total, consecutive) number of non-finite steps. Prints if the save before has failed, and raises
+        CheckpointError if that reaches checkpoint.max_failed_saves.
         """
         step = int(state.step)
         meta = {
@@ -272,7 +271,9 @@ class Checkpoints:
             error = error or late
         step = self._saving_step
         # A checkpoint that is intact counts as saved: the error came later, as when deleting another.
-        if is_any(error is not None) and not is_any(self._is_intact(step)):
+        if is_any(error is not None) and not is_any(
+            jax.process_index() == 0 and find_damage(self._root / str(step)) is None
+        ):
             self.check_folder()
             self._reopen(failed_step=step)
             self._saving_step = None
@@ -280,9 +281,6 @@ class Checkpoints:
         else:
             self._saving_step, self.last_saved_step = None, step
             self._failed.clear()
-
-    def _is_intact(self, step: int) -> bool:
-        return jax.process_index() == 0 and find_damage(self._root / str(step)) is None
 
     def _before_commit(self) -> None:
         """Writes the manifest. Orbax calls it in its thread before it renames the temporary folder."""

@@ -1,10 +1,38 @@
-"""Entries of a run folder: whether a path still leads to one, removal, and where damaged ones are moved."""
+"""Files and folders of a run: reading, removal, identity, and the place of damaged ones."""
 
+import errno
 import itertools
+import json
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
+from typing import Any
+
+from vit_registers.errors import ConfigError
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The contents of a file. Raises OSError, also for a named pipe, which would block."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is not a regular file; move it away")
+    return Path(path).read_bytes()
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object of a file, None if there is no file. Raises ConfigError if it cannot be read."""
+    try:
+        value = json.loads(read_file(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read: {why}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} cannot be read: it is not a JSON object")
+    return value
 
 
 def is_same(file: int, path: Path) -> bool:

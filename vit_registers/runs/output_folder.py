@@ -1,14 +1,13 @@
 """Checks that a program which writes a run or another format does not overwrite a run."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.runs.checkpoint_folder import list_steps
-from vit_registers.runs.folders import remove
+from vit_registers.runs.folders import read_json_object, remove
 from vit_registers.runs.run_lock import lock_holder
 
 _NOT_IN_PATHS = ("*", "?", "[", "\\")
@@ -20,13 +19,11 @@ _SECTIONS = {"model", "data", "optimizer", "run"}  # of the config.json of a run
 
 def _is_run_config(path: Path) -> bool | None:
     """Whether a config.json is that of a run; None if it is missing or not a JSON object."""
-    if not path.is_file():
-        return None
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = read_json_object(path)
+    except ConfigError:
         return None
-    return config.keys() >= _SECTIONS if isinstance(config, dict) else None
+    return None if config is None else config.keys() >= _SECTIONS
 
 
 def _find_part_of_run(folder: Path) -> str | None:

@@ -1,15 +1,15 @@
-"""Which evaluations of a run may rank its checkpoints."""
+"""Decides which evaluations of a run may rank its checkpoints."""
 
 import math
 from collections.abc import Mapping
 
 
 def find_non_finite(metrics: Mapping[str, float | None]) -> str | None:
-    """What of an evaluation is not finite, in a few words; None where everything is.
+    """A text that names what is not finite in an evaluation; None if all metrics are finite.
 
-    Such an evaluation is never the best of a run. `metrics` are those of one evaluator, with None for a
-    number that was not finite, as JSON has it. An evaluator may count the examples whose output is not finite
-    as "non_finite" of "images".
+    Such an evaluation is never the best of a run. `metrics` are those of one evaluator; None is a number that
+    is not finite, as in JSON. "non_finite", if present, is how many of the "images" have outputs that are not
+    finite.
     """
     if number := metrics.get("non_finite"):
         return f"the logits of {number:g} of {metrics['images']:g} images are not finite; they count as wrong"

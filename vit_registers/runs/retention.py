@@ -156,7 +156,7 @@ class FailedSaves:
             more = f"; nor could {len(self._failed) - 1} more, up to step {last} ({last_why})"
         return CheckpointError(
             f"checkpoint {self._root / str(first)} could not be written: {why}{more}; "
-            f"{_good(last_saved_step)}. Once the folder has space and is writable, the same command resumes the run"
+            f"{_good(last_saved_step)}. Free space or restore access; the same command then resumes the run"
         )
 
 

@@ -24,9 +24,9 @@ class MetricWriter:
     """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
 
     A context manager. It first removes the lines of steps after `start_step`, which a killed run has left,
-    and adds the records `restored`. The file then equals that of an uninterrupted run. If lines are not records,
-    the file is copied to RUN/damaged and a line is printed. Only process 0 should write. Lines that cannot be
-    written are kept and written with the next. A file that is removed is written again. Raises TrainingError
+    and adds the records `restored`. The file then equals that of an uninterrupted run. If lines are not
+    records, the file is copied to RUN/damaged and a line is printed. Only process 0 should write. Lines that
+    cannot be written are written with the next. A file that is removed is written again. Raises TrainingError
     if the file cannot be created, or if lines are unwritten at the end.
     """
 
