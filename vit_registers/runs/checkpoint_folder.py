@@ -102,9 +102,7 @@ def newest_intact_step(run: str, *, set_aside: bool = False) -> int | None:
     RUN/damaged, so that the run can write those steps again, and so are other entries named by a number.
     Process 0 checks, and all processes return its result. Raises CheckpointError if none is intact.
     """
-    step = -1
-    if jax.process_index() == 0:
-        step = _newest_intact_step(run, set_aside)
+    step = _newest_intact_step(run, set_aside) if jax.process_index() == 0 else -1
     if jax.process_count() > 1:
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     if step == -2:
@@ -113,26 +111,25 @@ def newest_intact_step(run: str, *, set_aside: bool = False) -> int | None:
 
 
 def _newest_intact_step(run: str, set_aside: bool) -> int:
-    steps, intact = list_steps(run), None
+    """The step on process 0; -1 if there is no checkpoint, -2 if none is intact."""
+    steps, intact = list_steps(run), -1
     if set_aside:
         _set_odd_entries_aside(run, is_only=not steps)
     for step in steps:
         folder = checkpoint_root(run) / str(step)
-        damage = find_step_damage(run, step, is_quick=intact is not None)
+        damage = find_step_damage(run, step, is_quick=intact >= 0)
         if damage is None:
-            intact = step if intact is None else intact
+            intact = max(intact, step)
             if not set_aside:
                 break
-        elif intact is None:
+        elif intact < 0:
             is_last = step == steps[-1]
             say(f"checkpoint {folder} is damaged: {damage}{'' if is_last else '; using the one before'}")
             if set_aside and not is_last:
                 _set_aside(run, str(step))
         else:  # it would count as one of the checkpoints that are kept
             say(f"checkpoint {folder} is damaged: {damage}; {_set_aside(run, str(step))}")
-    if intact is None:
-        return -2 if steps else -1  # integers, as they are broadcast
-    return intact
+    return -2 if steps and intact < 0 else intact
 
 
 def _set_odd_entries_aside(run: str, *, is_only: bool) -> None:

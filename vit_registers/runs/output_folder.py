@@ -26,14 +26,6 @@ def _is_run_config(path: Path) -> bool | None:
     return None if config is None else config.keys() >= _SECTIONS
 
 
-def _find_part_of_run(folder: Path) -> str | None:
-    """The name of an entry of a folder that belongs to a run; None if there is none."""
-    for name in _OF_RUNS:
-        if os.path.lexists(folder / name):
-            return name
-    return "config.json" if _is_run_config(folder / "config.json") else None
-
-
 def check_output(output: str, source: str, *, target: str) -> None:
     """Raises CheckpointError if writing `output` would change `source`, a run, or an existing file.
 
@@ -49,11 +41,12 @@ def check_output(output: str, source: str, *, target: str) -> None:
     for parent in Path(os.path.realpath(path)).parents:
         if parent.name == "checkpoints" and list_steps(str(parent.parent)):
             raise CheckpointError(f"{output} lies in the checkpoints of a run: give another --output")
-    part = _find_part_of_run(path)
-    if part == "checkpoints" and list_steps(output):
+    if list_steps(output):
         raise CheckpointError(f"{output} has checkpoints already: give another --output")
-    if part is not None:
-        raise CheckpointError(f"{output} holds {part} of a run: give another --output")
+    parts = [name for name in _OF_RUNS if os.path.lexists(path / name)]
+    if parts or _is_run_config(path / "config.json"):
+        part = parts[0] if parts else "config.json"
+        raise CheckpointError(f"{output} has {part} of a run: give another --output")
     if target == "run":
         check_path(path)
         if os.path.lexists(path / "config.json"):

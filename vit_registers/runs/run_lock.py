@@ -116,10 +116,10 @@ class RunLock:
         self._folder.close()
 
 
-def lock_holder(run: Path) -> str | None:
-    """The program that holds the lock of a run folder, None if there is none. Creates no file."""
+def lock_holder(run: Path, name: str = FILE) -> str | None:
+    """The program that holds the lock on a file of a run folder, None if there is none. Creates no file."""
     try:
-        file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(run / name, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -137,5 +137,5 @@ def _name(file: int) -> str:
     """The process that the lock file names."""
     with contextlib.suppress(OSError):
         lines = os.pread(file, 500, 0).decode(errors="replace").split("\n")
-        return lines[0].strip() or "another process"
-    return "another process"
+        return lines[0].strip() or "another program"
+    return "another program"
