@@ -85,13 +85,11 @@ def find_step_damage(run: str, step: int, *, is_quick: bool = False) -> str | No
     if damage := manifest.find_damage(folder, is_quick=is_quick):
         return damage
     try:
-        meta = _read_json_item(folder / "meta")
+        saved = _read_json_item(folder / "meta")["data_position"]["next_step"]
+    except (KeyError, TypeError):
+        return "its meta has no step"
     except Exception as error:
         return f"its meta cannot be read: {reason(error)}"
-    position = meta.get("data_position") if isinstance(meta, dict) else None
-    saved = position.get("next_step") if isinstance(position, dict) else None
-    if saved is None:
-        return "its meta has no step"
     return None if saved == step else f"its state is that of step {saved}"
 
 

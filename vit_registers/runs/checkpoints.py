@@ -49,7 +49,7 @@ def _items(state: TrainState) -> dict[str, Any]:
     }
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """Saves and restores the states of one run. A context manager: its exit waits for an unfinished save.
 
     A save that fails is printed, and the run continues; checkpoint.max_failed_saves in a row raise. A save
@@ -135,9 +135,6 @@ class Checkpoints:
         check_same_data(trained_on(meta), self._data, self._run)
         skipped = meta.get("skipped", {"total": 0, "in_a_row": 0})  # early checkpoints lack it
         return step, (skipped["total"], skipped["in_a_row"])
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         # The first error is the one to show, not its effect on a save.

@@ -82,8 +82,7 @@ class Loop:
     def _fetch(self) -> tuple[int, dict[str, float]] | None:
         """(step, metrics) of the newest step, after counting the non-finite steps since the last call."""
         newest = None
-        steps, metrics_of_steps = zip(*self._pending, strict=True) if self._pending else ((), ())
-        for step, metrics in zip(steps, jax.device_get(metrics_of_steps), strict=True):
+        for step, metrics in jax.device_get(self._pending):
             newest = step, {name: float(value) for name, value in metrics.items()}
             if all(map(math.isfinite, newest[1].values())):
                 self._skipped_in_a_row = 0

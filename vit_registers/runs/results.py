@@ -5,7 +5,6 @@ folder has the file if and only if all steps are done.
 """
 
 import importlib.metadata
-import os
 import platform
 import statistics
 import subprocess
@@ -19,20 +18,10 @@ from vit_registers.errors import TrainingError
 from vit_registers.objectives.base import Best
 from vit_registers.runs.metrics_log import read_records
 from vit_registers.runs.ranking import find_non_finite
-from vit_registers.strict_json import dumps
+from vit_registers.strict_json import write_json
 
 FILE = "result.json"
 Evaluations = dict[int, dict[str, float | None]]
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes `values` atomically: the file is complete or unchanged, even if the process is killed."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(dumps(values) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def trained_s(run: Path) -> float:

@@ -46,7 +46,7 @@ def try_lock(file: int, path: Path) -> bool:
     return False
 
 
-class RunLock:
+class RunLock(contextlib.AbstractContextManager):
     """The lock of a run folder, held until it is closed or the process ends. A context manager.
 
     Child processes do not hold it, except forks without exec. Raises CheckpointError if another program holds
@@ -99,9 +99,6 @@ class RunLock:
             "nothing more can be saved there. If it has another name now, the same command with that "
             "--workdir resumes from its last checkpoint"
         )
-
-    def __enter__(self) -> "RunLock":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -20,7 +20,7 @@ from vit_registers.strict_json import dumps
 _REMOVAL_S = 1.0  # allowed for the removal of a folder
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
     """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
 
     A context manager. It first removes the lines of steps after `start_step`, which a killed run has left,
@@ -61,9 +61,6 @@ class MetricWriter:
             from clu.metric_writers import SummaryWriter  # imports TensorFlow
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"))
-
-    def __enter__(self) -> "MetricWriter":
-        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         # The first error is the one to show.
