@@ -103,8 +103,9 @@ def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
             known = ", ".join(key.removesuffix(end) for key in last if key.endswith(end))
             raise ConfigError(f"--metric={metric}: {label_text(cell.labels)} has only {known or 'none'}")
         metrics = metrics_of(last if which == "last" else best["metrics"] if best else {}, metric)
-        if metrics and not find_non_finite(metrics):
-            values.append((100.0 if ranked.is_fraction else 1.0) * metrics[ranked.metric])
+        value = metrics.get(ranked.metric)
+        if value is not None and not find_non_finite(metrics):
+            values.append((100.0 if ranked.is_fraction else 1.0) * value)
     return values
 
 

@@ -166,9 +166,9 @@ class Progress:
         out: TextIO | None = None,
     ):
         """`out` is sys.stderr by default."""
-        out = sys.stderr if out is None else out
-        self._total, self._batch_size, self._out = total_steps, batch_size, out
-        self._is_quiet, self._is_live = is_quiet, out.isatty() and not is_quiet
+        self._out: TextIO = sys.stderr if out is None else out
+        self._total, self._batch_size = total_steps, batch_size
+        self._is_quiet, self._is_live = is_quiet, self._out.isatty() and not is_quiet
         self._mark = (start_step, time.monotonic())
         self._started = self._mark[1] - earlier_s
         self.images_per_s, self.time_s = 0.0, earlier_s
