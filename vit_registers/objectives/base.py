@@ -1,6 +1,7 @@
 """The interface of an objective: its loss, and its state beside the trained parameters."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
@@ -19,6 +20,20 @@ def add_sums(a: Sums, b: Sums) -> Sums:
     return jax.tree.map(operator.add, a, b)
 
 
+def find_non_finite(metrics: Mapping[str, float | None]) -> str | None:
+    """A text that names what is not finite in an evaluation; None if all metrics are finite.
+
+    `metrics` are those of one evaluator; None is a number that is not finite, as in JSON. "non_finite", if
+    present, is how many of the "images" have outputs that are not finite.
+    """
+    if number := metrics.get("non_finite"):
+        return f"the logits of {number:g} of {metrics['images']:g} images are not finite; they count as wrong"
+    for name, value in metrics.items():
+        if value is None or not math.isfinite(value):
+            return f"the {name} is not finite"
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Best:
     """The metric of an evaluation that ranks the checkpoints of a run."""
@@ -29,9 +44,12 @@ class Best:
     is_fraction: bool = False  # tables show it in percent
 
     def score(self, metrics: Mapping[str, float | None]) -> float | None:
-        """The score of an evaluation, where higher is better; None if it lacks the metric."""
+        """The score of an evaluation, where higher is better.
+
+        None if it lacks the metric, or if any of its metrics is not finite: it is then never the best.
+        """
         value = metrics.get(self.metric)
-        if value is None:
+        if value is None or find_non_finite(metrics):
             return None
         return value if self.is_higher_better else -value
 

@@ -46,8 +46,8 @@ def is_same(file: int, path: Path) -> bool:
 class OpenFolder:
     """An existing folder that is kept open; `file` is its descriptor.
 
-    The file system cannot give the inode number of an open folder to a later one. Raises OSError where there
-    is no such folder.
+    The file system cannot give the inode number of an open folder to a later one. Raises OSError if the
+    folder does not exist.
     """
 
     def __init__(self, path: Path):

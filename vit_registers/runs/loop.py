@@ -9,8 +9,8 @@ import jax
 from vit_registers.config import Checkpoint, Run, check_section
 from vit_registers.data.batch import Batch
 from vit_registers.errors import CheckpointError, TrainingError
+from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import MetricWriter, Progress
 from vit_registers.runtime.profiling import Profile
 from vit_registers.runtime.stopping import Agreement, StopRequest

@@ -17,7 +17,6 @@ import jax
 from vit_registers.errors import TrainingError
 from vit_registers.objectives.base import Best
 from vit_registers.runs.metrics_log import read_records
-from vit_registers.runs.ranking import find_non_finite
 from vit_registers.strict_json import write_json
 
 FILE = "result.json"
@@ -54,14 +53,10 @@ def commit(folder: Path) -> str | None:
 
 def made_with() -> dict[str, Any]:
     """The devices, the versions of libraries and the commit that this process uses."""
-    first = jax.devices()[0]
+    first, count = jax.devices()[0], jax.device_count()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
     return {
-        "platform": {
-            "platform": first.platform,
-            "device_kind": first.device_kind,
-            "count": jax.device_count(),
-        },
+        "platform": {"platform": first.platform, "device_kind": first.device_kind, "count": count},
         "versions": {**versions, "python": platform.python_version()},
         "commit": commit(Path(__file__).parents[1]),
     }
@@ -119,17 +114,14 @@ def summarize_records(
     """The numbers of a finished run, from its metrics.
 
     "metrics" are those of the last evaluation. "best" is the evaluation by the first evaluator that `best`
-    ranks first, the later of equals, as for checkpoints. Those with a `find_non_finite` text do not count; it
-    is None if no other is left. "time_s" is the time from the initial state to the last step, with
-    compilation, evaluations and saves, over all starts. "images_per_s" is the median of the logged rates.
+    ranks first, the later of equals, as for checkpoints; None if it ranks none. "time_s" is the time from the
+    initial state to the last step, with compilation, evaluations and saves, over all starts. "images_per_s"
+    is the median of the logged rates.
     """
     found = evaluations(records, evaluators)
     first = evaluators[0] if evaluators else ""
-    ranked = []
-    for step, values in found.items():
-        metrics = metrics_of(values, first)
-        if (score := best.score(metrics)) is not None and not find_non_finite(metrics):
-            ranked.append((score, step))
+    scores = {step: best.score(metrics_of(values, first)) for step, values in found.items()}
+    ranked = [(score, step) for step, score in scores.items() if score is not None]
     best_evaluation = None
     if ranked:
         _, step = max(ranked)

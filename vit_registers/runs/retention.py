@@ -15,7 +15,6 @@ from jax.experimental import multihost_utils
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError
 from vit_registers.objectives.base import Best
-from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import say
 from vit_registers.runtime import distributed
 
@@ -40,9 +39,7 @@ class Keep:
 
     def note(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
         """Records the evaluation at `step`. One that is not finite never ranks among the best."""
-        if metrics is None or find_non_finite(metrics):
-            return
-        if (score := self._best.score(metrics)) is not None:
+        if metrics is not None and (score := self._best.score(metrics)) is not None:
             self._score[step] = score
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import count_parameters
-from vit_registers.runs.ranking import find_non_finite
+from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.results import metrics_of
 from vit_registers.runs.sweeps import SEED, Sweep, SweepRun, read_result, short_keys
 
@@ -49,11 +49,12 @@ def read_cells(sweep: Sweep) -> list[Cell]:
     grouped: list[tuple[dict[str, Any], list[SweepRun]]] = []
     for run in sweep.runs:
         point = {key: value for key, value in run.point.items() if key != SEED}
-        found = next((runs for other, runs in grouped if other == point), None)
-        if found is None:
-            grouped.append((point, [run]))
+        for other, runs in grouped:
+            if other == point:
+                runs.append(run)
+                break
         else:
-            found.append(run)
+            grouped.append((point, [run]))
     cells = []
     for point, runs in grouped:
         labels = dict(label(point, sweep.arg))
@@ -82,11 +83,8 @@ def find_cell(cells: Sequence[Cell], labels: Labels | None, config: str) -> Cell
 
 def default_metric(cells: Sequence[Cell]) -> str:
     """The name of the first evaluator."""
-    for cell in cells:
-        for result in cell.results:
-            if result["best"] is not None:
-                return result["best"]["evaluator"]
-    return cells[0].runs[0].config.data.eval_split
+    found = [result["best"] for cell in cells for result in cell.results if result["best"] is not None]
+    return found[0]["evaluator"] if found else cells[0].runs[0].config.data.eval_split
 
 
 def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
@@ -111,12 +109,11 @@ def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
 
 def left_out(cells: Sequence[Cell], metric: str, which: str) -> list[str]:
     """A line for each cell that has finished runs with an evaluation that is not finite."""
-    numbers = [len(cell.results) - len(metric_values(cell, metric, which)) for cell in cells]
     return [
         f"Left out, as the evaluation is not finite: {number} of {len(cell.results)} runs of "
         f"{label_text(cell.labels)}"
-        for cell, number in zip(cells, numbers, strict=True)
-        if number
+        for cell in cells
+        if (number := len(cell.results) - len(metric_values(cell, metric, which)))
     ]
 
 

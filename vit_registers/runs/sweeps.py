@@ -24,13 +24,12 @@ from ml_collections import ConfigDict, config_flags
 from vit_registers.config import Config, flag, flatten, override, to_dict
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
-from vit_registers.objectives.base import Best
+from vit_registers.objectives.base import Best, find_non_finite
 from vit_registers.objectives.catalog import best_metric
 from vit_registers.runs.checkpoint_folder import list_steps
 from vit_registers.runs.compatibility import check_same_config
 from vit_registers.runs.folders import read_json_object
 from vit_registers.runs.metrics_log import parse_record
-from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.results import FILE, metrics_of
 
 SEED = "run.seed"

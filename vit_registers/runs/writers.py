@@ -31,12 +31,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     """
 
     def __init__(
-        self,
-        run: Path,
-        *,
-        start_step: int,
-        use_tensorboard: bool,
-        restored: Sequence[Mapping[str, Any]] = (),
+        self, run: Path, *, start_step: int, use_tensorboard: bool, restored: Sequence[Mapping[str, Any]] = ()
     ):
         self._path = run / FILE
         self._waiting = b""
@@ -99,10 +94,10 @@ class MetricWriter(contextlib.AbstractContextManager):
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one record. A number that is not finite is null, as JSON requires."""
-        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         if error := self._append(dumps({"step": step, **scalars}, indent=None).encode() + b"\n"):
             say(f"{self._path} cannot be written: {error.strerror}; the lines are written with the next")
         if self._tensorboard is not None:
+            finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
             self._tensorboard.write_scalars(step, finite)
             self._tensorboard.flush()
 
