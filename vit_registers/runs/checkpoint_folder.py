@@ -208,8 +208,7 @@ def find_step(run: str, step: int | None) -> int:
     if step not in steps:
         known = ", ".join(map(str, sorted(steps)))
         raise CheckpointError(f"{run} has no checkpoint of step {step}; it has {known}")
-    damage = find_step_damage(run, step)
-    if damage is not None:
+    if damage := find_step_damage(run, step):
         raise CheckpointError(f"checkpoint {checkpoint_root(run) / str(step)} is damaged: {damage}")
     return step
 
@@ -229,8 +228,7 @@ def read_state(run: str, step: int, target: Mapping[str, Any]) -> dict[str, Any]
     """
     path = checkpoint_root(run) / str(step) / "state"
     version, names = read_meta(run, step)["format"], " and ".join(target)
-    stored = in_format(dict(target), version)
-    args = restore_args(stored, is_part=True)
+    args = restore_args(in_format(dict(target), version), is_part=True)
     try:
         read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)
     except Exception as error:

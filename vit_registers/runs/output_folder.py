@@ -41,8 +41,6 @@ def check_output(output: str, source: str, *, target: str) -> None:
     for parent in Path(os.path.realpath(path)).parents:
         if parent.name == "checkpoints" and list_steps(str(parent.parent)):
             raise CheckpointError(f"{output} lies in the checkpoints of a run: give another --output")
-    if list_steps(output):
-        raise CheckpointError(f"{output} has checkpoints already: give another --output")
     parts = [name for name in _OF_RUNS if os.path.lexists(path / name)]
     if parts or _is_run_config(path / "config.json"):
         part = parts[0] if parts else "config.json"
@@ -50,7 +48,7 @@ def check_output(output: str, source: str, *, target: str) -> None:
     if target == "run":
         check_path(path)
         if os.path.lexists(path / "config.json"):
-            raise CheckpointError(f"{output} holds a config.json already: give another --output")
+            raise CheckpointError(f"{output} has a config.json already: give another --output")
         return  # RunLock checks whether another program uses it
     if path.exists() and not (target == "transformers" and path.is_dir()):
         raise CheckpointError(f"{output} exists already: give another --output")

@@ -75,10 +75,9 @@ class RunLock(contextlib.AbstractContextManager):
                     continue
                 with contextlib.suppress(OSError):  # on a full disk only the name is missing
                     since = time.strftime("%Y-%m-%d %H:%M:%S")
+                    name = f"process {os.getpid()} on {socket.gethostname()} (since {since})\n"
                     os.ftruncate(file, 0)
-                    os.write(
-                        file, f"process {os.getpid()} on {socket.gethostname()} (since {since})\n".encode()
-                    )
+                    os.write(file, name.encode())
                 unless_locked.pop_all()
                 return file
 

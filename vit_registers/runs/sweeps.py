@@ -117,9 +117,7 @@ def call(module: ModuleType, name: str, arg: str | None) -> Any:
     try:
         inspect.signature(function).bind(arg)
     except TypeError as error:
-        raise ConfigError(
-            f"{module.__file__}: {name}() requires the form def {name}(arg: str | None = None)"
-        ) from error
+        raise ConfigError(f"{module.__file__}: def {name}(arg: str | None = None) is required") from error
     return function(arg)
 
 
