@@ -81,7 +81,7 @@ def test_an_output_that_is_the_input_of_others(run_here, place):
         args = (f"--input={place / 'theirs'}", f"--output={place / 'theirs'}", f"--to={target}")
         _refused(run_here("convert", *args), "is the input: give another --output")
     args = (f"--input={place / 'theirs' / 'model.safetensors'}", f"--output={place / 'theirs'}")
-    _refused(run_here("convert", *args, "--num_heads=2"), "holds a config.json already")
+    _refused(run_here("convert", *args, "--num_heads=2"), "has a config.json already")
     assert _snapshot(place) == before
 
 

@@ -62,7 +62,6 @@ class OpenFolder:
             return True
 
     def close(self) -> None:
-        """Closes the folder."""
         os.close(self.file)
 
 

@@ -126,7 +126,6 @@ class FailedSaves:
         return bool(self._failed)
 
     def clear(self) -> None:
-        """Records a save that succeeded."""
         self._failed = []
 
     def note(self, step: int, error: Exception | None, last_saved_step: int | None) -> None:

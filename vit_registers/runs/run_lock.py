@@ -130,7 +130,6 @@ def lock_holder(run: Path, name: str = FILE) -> str | None:
 
 
 def _name(file: int) -> str:
-    """The process that the lock file names."""
     with contextlib.suppress(OSError):
         if name := os.pread(file, 500, 0).decode(errors="replace").partition("\n")[0].strip():
             return name
