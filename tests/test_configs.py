@@ -25,9 +25,8 @@ from vit_registers.config import (
 )
 from vit_registers.errors import ConfigError
 from vit_registers.interop.export import targets
-from vit_registers.models.params import abstract_model
+from vit_registers.models.params import abstract_model, count_parameters
 from vit_registers.models.vit import token_layout
-from vit_registers.runs.sweeps import count_parameters
 from vit_registers.training.durations import durations
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

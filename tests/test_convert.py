@@ -223,7 +223,7 @@ def test_bad_flags(run_here, tmp_path, folder, args, message):
 def test_output_that_is_there_already(run_here, tmp_path, folder):
     args = (f"--input={folder}", f"--output={tmp_path}/run")
     assert run_here("convert", *args)[0] == 0
-    _one_line(run_here("convert", *args), "has checkpoints already")
+    _one_line(run_here("convert", *args), "has checkpoints of a run")
     _one_line(run_here("evaluate", f"--checkpoint={folder}"), "is not a run folder")
     train = ("train", "--config=configs/digits.py:steps=4", f"--workdir={tmp_path}/run")
     _one_line(run_here(*train), "holds converted weights", f"--config.init_from.path={tmp_path}/run")

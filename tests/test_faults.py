@@ -92,7 +92,7 @@ def test_a_failed_save_is_reported_and_the_next_one_counts(tmp_path, failing, ca
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
     assert "checkpoints/2 could not be written: " in out[0] and "No space left on device" in out[0]
-    assert "the run goes on, the last good checkpoint is step 1; 2 more in a row end it" in out[0]
+    assert "the run continues, the last good checkpoint is step 1; 2 more in a row end it" in out[0]
     assert "checkpoints/3 could not" in out[1] and "1 more in a row" in out[1]
     assert sorted(list_steps(str(tmp_path))) == [1, 4]
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))

@@ -142,8 +142,12 @@ def test_config_file_says_labels_baseline_and_published_numbers(work, config, ma
     notes = tabulate.notes(cells, base, make().call("published", []), config="c", which="last")
     assert "Published, but no cell of this sweep: positions=X: 3 (a book)" in notes
     for before, after, message in (
-        ('"R": "0"}', '"R": "1"}', r"baseline\(\) says positions=NONE, R=1, which no cell is"),
-        ('point["model.positions"].upper()', '"same"', r"label\(\) says positions=same, R=0 of two cells"),
+        ('"R": "0"}', '"R": "1"}', r"baseline\(\) returns positions=NONE, R=1, which no cell has"),
+        (
+            'point["model.positions"].upper()',
+            '"same"',
+            r"label\(\) returns positions=same, R=0 for two cells",
+        ),
     ):
         other = config.read_text()
         assert before in other

@@ -44,7 +44,7 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
-from vit_registers.runs.run_checkpoint import RunCheckpoint
+from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import write_parameter_overview
 from vit_registers.runtime.mesh import make_mesh

@@ -37,8 +37,8 @@ from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.interop.opened import describe_normalisation
-from vit_registers.runs.ranking import find_non_finite
-from vit_registers.runs.run_checkpoint import RunCheckpoint, trained_config
+from vit_registers.objectives.base import find_non_finite
+from vit_registers.runs.reading import RunCheckpoint, trained_config
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding

@@ -55,6 +55,7 @@ from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
+from vit_registers.strict_json import write_json
 from vit_registers.training import averages, sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
@@ -188,7 +189,7 @@ def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -
     try:
         if not is_finished:
             (run / results.FILE).unlink(missing_ok=True)  # its checkpoints were removed
-        results.write_json(run / "config.json", config_lib.to_dict(config))
+        write_json(run / "config.json", config_lib.to_dict(config))
         write_mask_file(config.model, run)
         write_parameter_overview(setup.abstract.params, run / "parameters.txt")
     except OSError as error:

@@ -15,7 +15,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.evaluate import evaluate
 from vit_registers.runs.checkpoint_folder import read_meta
 from vit_registers.runs.formats import from_format, in_format
-from vit_registers.runs.run_checkpoint import trained_config
+from vit_registers.runs.reading import trained_config
 from vit_registers.train import train
 
 GOLDEN = Path(__file__).parents[1] / "golden/format1"

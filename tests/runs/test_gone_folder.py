@@ -94,7 +94,7 @@ def test_checkpoints_that_are_removed_are_said_and_saved_again(tmp_path, saver, 
     saver.save_surely(_state(2), None)
     assert find_step_damage(str(run), 2) is None
     out = capsys.readouterr().out.splitlines()
-    assert [line.split(" was removed while the run was under way")[0] for line in out] == [
+    assert [line.split(" was removed during the run")[0] for line in out] == [
         f"checkpoint {run}/checkpoints/{step}" for step in (1, 2)
     ]
 

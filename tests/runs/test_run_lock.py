@@ -118,7 +118,7 @@ def test_where_the_file_system_has_no_locks_a_line_says_so(tmp_path, monkeypatch
     with RunLock(tmp_path):
         assert lock_holder(tmp_path) is None
     (line,) = capsys.readouterr().out.splitlines()
-    assert f"{tmp_path} is not protected against a second start: its file system has no locks" in line
+    assert f"{tmp_path} is not protected against a second program: its file system has no locks" in line
     assert os.strerror(code) in line
 
 

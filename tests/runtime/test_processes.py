@@ -274,7 +274,9 @@ def test_a_process_that_cannot_write_its_part_of_a_save_does_not_hold_up_the_oth
         for me, (_, out, _) in enumerate(results):
             who = "" if me == failed else f"process {failed} could not write its part: "
             for step in (4, 8):
-                line = f"{run}/checkpoints/{step} could not be written: {who}File too large; the run goes on"
+                line = (
+                    f"{run}/checkpoints/{step} could not be written: {who}File too large; the run continues"
+                )
                 assert (line in out) == (me in (0, failed)), out
         assert list_steps(str(tmp_path / run)) == [16, 12]
         assert newest_intact_step(str(tmp_path / run)) == 16

@@ -11,25 +11,22 @@ from jax.experimental import multihost_utils
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError
 from vit_registers.objectives.base import Best
-from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import say
 from vit_registers.runtime.barrier import FailedElsewhere
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run ends with; each twice as long
-
 
 def is_any(flag: bool) -> bool:
-    """Whether the flag is set on any process. All processes have to call it."""
+    """Whether the flag is set on any process. All processes must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 class Keep:
-    """Orbax's preservation policy: the last checkpoints, the best of those that have been evaluated, and the
-    multiples of checkpoint.keep_every_steps.
+    """Orbax's preservation policy: the last checkpoints, the best evaluated ones, and the multiples of
+    checkpoint.keep_every_steps.
 
-    Orbax's own policy for the best knows no metrics after a restart unless it may also delete the newest.
+    Orbax's BestN policy lacks metrics after a restart, unless it may also delete the newest checkpoint.
     """
 
     def __init__(self, settings: config_lib.Checkpoint, best: Best):
@@ -37,14 +34,12 @@ class Keep:
         self._score: dict[int, float] = {}
 
     def note(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
-        """Records the metrics at `step`. An evaluation that is not finite is never among the best."""
-        if metrics is None or find_non_finite(metrics):
-            return
-        if (score := self._best.score(metrics)) is not None:
+        """Records the evaluation at `step`. One that is not finite never ranks among the best."""
+        if metrics is not None and (score := self._best.score(metrics)) is not None:
             self._score[step] = score
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        """Whether to keep each of `checkpoints`, which come oldest first."""
+        """Whether to keep each of `checkpoints`, which are in the order of their steps."""
         del context
         settings, steps = self._settings, [info.step for info in checkpoints]
         score = self._score
@@ -56,7 +51,7 @@ class Keep:
 
 
 class FailedSaves:
-    """The consecutive saves that failed, of which `limit` end the run."""
+    """The consecutive saves that failed, up to now. `limit` of them end the run."""
 
     def __init__(self, root: Any, limit: int):
         self._root, self._limit = root, limit
@@ -66,13 +61,12 @@ class FailedSaves:
         return bool(self._failed)
 
     def clear(self) -> None:
-        """To be called after a save was written."""
         self._failed = []
 
     def note(self, step: int, error: Exception | None, last_saved_step: int | None) -> None:
-        """Records and prints that the save of `step` failed; `error` is None if it failed on another process.
+        """Records and prints that the save of `step` failed; `error` is None if it failed elsewhere.
 
-        Raises CheckpointError if `limit` consecutive saves have failed.
+        Raises CheckpointError if the limit is reached.
         """
         self._failed.append((step, reason(error)))
         if len(self._failed) >= self._limit:
@@ -81,19 +75,19 @@ class FailedSaves:
             left = self._limit - len(self._failed)
             say(
                 f"checkpoint {self._root / str(step)} could not be written: {self._failed[-1][1]}; the run "
-                f"goes on, {_good(last_saved_step)}; {left} more in a row end it "
+                f"continues, {_good(last_saved_step)}; {left} more in a row end it "
                 "(checkpoint.max_failed_saves)"
             )
 
     def error(self, last_saved_step: int | None) -> CheckpointError:
-        """The error of a run that cannot continue without a save."""
+        """The error to raise if the run cannot continue without a save."""
         (first, why), (last, last_why) = self._failed[0], self._failed[-1]
         more = ""
         if len(self._failed) > 1:
             more = f"; nor could {len(self._failed) - 1} more, up to step {last} ({last_why})"
         return CheckpointError(
             f"checkpoint {self._root / str(first)} could not be written: {why}{more}; "
-            f"{_good(last_saved_step)}. Once there is room and access the same command goes on from there"
+            f"{_good(last_saved_step)}. Free space or restore access; the same command then resumes the run"
         )
 
 
@@ -101,16 +95,16 @@ def _good(step: int | None) -> str:
     return "there is no earlier checkpoint" if step is None else f"the last good checkpoint is step {step}"
 
 
-# Reasons that operating systems give. TensorStore's lines contain them among its paths.
+# Messages of operating systems. TensorStore puts them into a line with all its paths.
 _CAUSES = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|Permission denied"
     "|Input/output error|Stale file handle|Connection timed out|No such file or directory"
 )
-_SPEC = "See full TensorStore details"  # followed by 60 lines on how an array is stored
+_SPEC = "See full TensorStore details"  # 60 lines on how an array is stored follow
 
 
 def reason(error: BaseException | None) -> str:
-    """Why reading or writing a checkpoint failed, in one line: Orbax's and TensorStore's errors have many."""
+    """The reason why reading or writing a checkpoint failed, in one line; errors of TensorStore have many."""
     if error is None:
         return "another process could not write its part"
     if isinstance(error, FailedElsewhere):
