@@ -78,7 +78,6 @@ def show_list() -> None:
 
 
 def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
-    """The four numbers of --energy, or None."""
     if not given:
         return None
     try:

@@ -82,7 +82,6 @@ class Input:
 
 
 def _read_run(checkpoint: RunCheckpoint, params: str | None = None) -> dict[str, Any]:
-    """The parameters of a checkpoint of a run, on the first device."""
     mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
     return loading.read_model(checkpoint, mesh, params=params)[1]
 

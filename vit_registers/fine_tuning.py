@@ -134,6 +134,5 @@ def _hints(settings: InitFrom) -> Hints:
 
 
 def _open_external(settings: InitFrom) -> reading.OpenedWeights:
-    """The checkpoint of another code base that training starts from."""
     hints = dataclasses.replace(_hints(settings), params=settings.params)
     return reading.open_path(_path(settings), source=settings.source, hints=hints)

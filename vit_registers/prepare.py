@@ -80,7 +80,6 @@ class _SayOnce(logging.Filter):
 
 
 def _of_name(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that TFDS knows."""
     data, config, _ = tfds_location.parse_name(name, "--name")
     known = tfds.list_builders(with_community_datasets=False)
     if data not in known:
@@ -94,7 +93,6 @@ def _of_name(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _of_script(script: Path, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder of a Python file."""
     if not script.is_file():
         raise DataError(f"--name={script} does not exist: give a Python file with a builder")
     module = _import(script)

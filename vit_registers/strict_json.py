@@ -31,10 +31,15 @@ def dumps(value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> str
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` atomically: the file is complete or unchanged, even if the process is killed."""
+    """Writes `value` as `write_text` does."""
+    write_text(path, dumps(value) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` atomically: the file is complete or unchanged, even if the process is killed."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
-        file.write(dumps(value) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -74,7 +74,6 @@ def markdown(rows: Sequence[Row], baseline: Labels, *, title: str) -> str:
 
 
 def _counted(values: Sequence[str]) -> str:
-    """The distinct values; if there are several, with the number of runs of each."""
     counts = collections.Counter(values)
     return "; ".join(f"{value} ({n} runs)" if len(counts) > 1 else value for value, n in counts.items())
 

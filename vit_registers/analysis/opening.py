@@ -259,7 +259,6 @@ def differences(opened: Sequence[OpenedModel]) -> str | None:
 
 
 def _short_names(given: Sequence[str]) -> list[str]:
-    """The shortest last parts of the paths that differ."""
     parts = [[_printable(part) for part in Path(checkpoint.rstrip("/")).parts] for checkpoint in given]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-length:]).strip("/") for p in parts]

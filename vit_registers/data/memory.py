@@ -79,7 +79,6 @@ class MemoryLoader:
         return (batch(step) for step in itertools.count(start_step))
 
     def _step(self, sharding: jax.sharding.Sharding, *, setting: str) -> Callable[..., Batch]:
-        """The compiled function (images, record_B, step) -> batch after the operations."""
         if (setting, sharding) in self._steps:
             return self._steps[setting, sharding]
         ops, seed = [op for _, op in self._ops[setting]], self._seed
@@ -105,7 +104,6 @@ class MemoryLoader:
         return (take(images, np.arange(i, i + size, dtype=np.int32), np.uint32(0)) for i in starts)
 
     def _images(self, split: str, sharding: jax.sharding.Sharding, *, setting: str) -> _Images:
-        """The split as arrays on every device of the sharding, loaded once."""
         names = [name for name, _ in self._ops[setting]]
         is_resized, is_cropped = "resize" in names, not set(names).isdisjoint(_CROPS)
         if isinstance(sharding, jax.sharding.NamedSharding):
@@ -147,7 +145,6 @@ class MemoryLoader:
 
 
 def _check_source(source: DataSource, name: str) -> None:
-    """Raises DataError for a data set that this loader cannot read."""
     if source.tfrecords is not None:
         raise DataError(
             f"data.name='{name}' is prepared as TFRecord files, which data.loader='memory' cannot read: "

@@ -97,7 +97,6 @@ Records = Callable[[np.ndarray], np.ndarray]  # from global positions
 def _by_record(
     source: DataSource, split: str, share: Share, local: tf.data.Dataset, records: Records
 ) -> tf.data.Dataset:
-    """The stream of the examples at the local positions."""
     read = source.tf_reader(split)
 
     def chunk(local_N: tf.Tensor) -> Chunk:
@@ -163,8 +162,6 @@ def _read_files(files: list[RecordFile], order_F: tf.Tensor, *, cycle: int) -> t
 
 
 def _parse(examples: tf.data.Dataset, source: TFRecordSource, share: Share) -> tf.data.Dataset:
-    """Chunks, from (local position, (record, serialized example))."""
-
     def chunk(local_N: tf.Tensor, numbered: tuple[tf.Tensor, tf.Tensor]) -> Chunk:
         record_N, serialized_N = numbered
         data_N, label_N = source.parse(serialized_N)

@@ -161,7 +161,6 @@ class TfdataLoader:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """The reason for an error of TensorFlow, in one line."""
     return " ".join(_ADDED.sub("", str(error).splitlines()[0]).split())
 
 

@@ -115,7 +115,6 @@ def _make(
     splits: Mapping[str, EvalSplit],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, Evaluator]:
-    """{name of a split: its evaluator}."""
     return {
         name: ClassificationEvaluator(objective.classification, model, data, split, mesh)
         for name, split in splits.items()

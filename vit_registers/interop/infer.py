@@ -81,7 +81,6 @@ def infer_model(names: TorchNames, found: RecognizedWeights) -> Model:
 
 
 def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, int]:
-    """(mlp or swiglu, its hidden size) of the first block."""
     shapes = found.weights.shapes
     first, gate = block + names.fc1.format("weight"), block + names.w12[0].format("weight")
     second = block + names.fc2.format("weight")
@@ -164,7 +163,6 @@ def native_grid(cells: int, patch_size: int, image_size: Any) -> tuple[int, int]
 def _positions(
     names: TorchNames, found: RecognizedWeights, patch_size: int, *, use_cls: bool, num_registers: int
 ) -> tuple[int, tuple[int, int]]:
-    """(rows of the position table before those of the patches, the grid of the patches)."""
     shapes, where = found.weights.shapes, found.weights.where
     if names.positions not in shapes:
         raise CheckpointError(

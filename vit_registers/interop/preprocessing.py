@@ -70,7 +70,6 @@ def eval_ops(image_size: tuple[int, int], share: float, method: str) -> str:
 
 
 def _said(opened: OpenedWeights, path: Path) -> dict[str, Any]:
-    """The image settings in the files beside the weights."""
     folder = path if path.is_dir() else path.parent
     file = folder / "preprocessor_config.json"
     if "model_type" in opened.found.settings and file.is_file():

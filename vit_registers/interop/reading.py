@@ -51,7 +51,6 @@ def tensor_map_of(names: TensorNames, model: Model, source: str) -> list[TensorR
 
 
 def _infer(found: RecognizedWeights) -> Model:
-    """The Model of a checkpoint, at the image size and channels of its tensors."""
     names = found.names
     try:
         if isinstance(names, BigVisionNames):

@@ -90,7 +90,6 @@ def _told_family(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str, Any]) -> tuple[str, str]:
-    """(source, the assumption that was made)."""
     candidates = PATCH_NAMES[patch]
     if len(candidates) == 1:
         return candidates[0], ""

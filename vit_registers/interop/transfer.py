@@ -92,7 +92,6 @@ def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, s
 
 
 def _num_extra(model: Model) -> tuple[int, int]:
-    """(number of registers, number of summaries)."""
     layout = token_layout(model)
     return layout.num_registers, layout.num_summaries
 

@@ -230,7 +230,6 @@ class ViT(nnx.Module):
         return jnp.asarray(resample(table_PxD, self.layout.patch_grid, layout.patch_grid, method))[None]
 
     def _extra_tokens(self, width: int) -> jax.Array:
-        """Registers and summaries with their positions, [1, R + S, D]."""
         layout = self.layout
         tables = ((self.registers, layout.num_registers), (self.summaries, layout.num_summaries))
         parts = [jnp.zeros((1, count, width)) if table is None else table[...] for table, count in tables]

@@ -62,7 +62,6 @@ def _names(run: str) -> list[str]:
 
 
 def _is_step(run: str, name: str) -> bool:
-    """Whether an entry is the folder of a step, with the name that Orbax gives it."""
     is_number = _STEP.fullmatch(name) and int(name) <= LAST_STEP
     return bool(is_number) and os.path.isdir(checkpoint_root(run) / name)
 

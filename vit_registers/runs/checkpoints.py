@@ -259,7 +259,6 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise self._failed.error(self.last_saved_step)
 
     def _finish(self) -> None:
-        """Waits for an unfinished save and records its outcome."""
         if self._saving_step is None:
             return
         error, self._error = self._error, None

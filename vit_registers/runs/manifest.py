@@ -76,7 +76,6 @@ def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
 
 
 def _find_wrong_entry(manifest: Any) -> str | None:
-    """A text that describes an invalid entry of a manifest; None if all are valid."""
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         return 'it has no object "files"'
@@ -91,7 +90,6 @@ def _find_wrong_entry(manifest: Any) -> str | None:
 
 
 def _compare(path: epath.Path, entry: dict[str, Any], is_quick: bool) -> str | None:
-    """How a file differs from its entry; None if it does not."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):

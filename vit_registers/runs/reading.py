@@ -36,7 +36,6 @@ class RunCheckpoint:
 
     @functools.cached_property
     def _shapes(self) -> tuple[Any, Any]:
-        """The (params, extra) of the objective."""
         return jax.eval_shape(self._objective.init, jax.random.key(0))
 
     @property

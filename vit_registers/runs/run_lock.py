@@ -59,7 +59,6 @@ class RunLock(contextlib.AbstractContextManager):
         self._folder = OpenFolder(run)
 
     def _lock(self) -> int:
-        """The descriptor of the locked file."""
         while True:
             try:
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

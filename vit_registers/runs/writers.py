@@ -15,7 +15,7 @@ import jax
 from vit_registers.errors import TrainingError
 from vit_registers.runs.folders import OpenFolder, damaged_path
 from vit_registers.runs.metrics_log import FILE, read_records
-from vit_registers.strict_json import dumps
+from vit_registers.strict_json import dumps, write_text
 
 _REMOVAL_S = 1.0  # allowed for the removal of a folder
 
@@ -44,9 +44,7 @@ class MetricWriter(contextlib.AbstractContextManager):
                 say(f"{damage}; the whole file is {copy}")
             kept = [record for record in records if record["step"] <= start_step]
             kept = sorted([*kept, *restored], key=lambda record: record["step"])
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{dumps(record, indent=None)}\n" for record in kept))
-            os.replace(temporary, self._path)
+            write_text(self._path, "".join(f"{dumps(record, indent=None)}\n" for record in kept))
             self._folder = OpenFolder(run)
             self._file = self._open()
         except OSError as error:
@@ -102,7 +100,6 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._tensorboard.flush()
 
     def _append(self, line: bytes) -> OSError | None:
-        """Writes the waiting lines and this one, or none of them. Returns the error of a failure."""
         is_first, self._waiting = not self._waiting, self._waiting + line
         size = None
         try:

@@ -263,7 +263,6 @@ class _Watch:
             _tell(self._client, json.dumps({"process": None, "line": line, "code": LOST, "lost": lost}))
 
     def _obey(self, notice: dict[str, Any]) -> None:
-        """Prints why all processes end, and ends this one."""
         process = notice["process"]
         if process == self._me:
             return  # end_all is running

@@ -29,7 +29,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
 
 
 def _shares(subject: Subject, *, use_renormalised: bool) -> dict[str, np.ndarray]:
-    """attention_shares of all images."""
     weights_BxNxExT, groups = subject.store.read("attention_NxExT"), subject.layout.groups
     found = [
         attention_shares(weights_BxNxExT[images, :, 0], groups, use_renormalised=use_renormalised)

@@ -48,7 +48,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _series(records: Sequence[Mapping[str, float]]) -> Metrics:
-    """The metrics of the records of a metrics.jsonl; null is NaN."""
     series: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for name, value in record.items():
@@ -59,7 +58,6 @@ def _series(records: Sequence[Mapping[str, float]]) -> Metrics:
 
 
 def _draw(found: Found) -> Pictures:
-    """Loss and top-1 against steps: of single training batches in grey, of evaluations as marked lines."""
     for one in found:
         figure = Figure(figsize=(10, 3.6))
         for axes, (kind, ylabel) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):

@@ -81,7 +81,6 @@ class _Found:
 
 
 def _sweep(subject: Subject, options: Options) -> _Found:
-    """All cells for all images, each of which is read once."""
     found, total, patch_size = _Found(), len(options.boxes), subject.model.patch_size
     for i, record in enumerate(options.boxes):
         native = read_image(record)

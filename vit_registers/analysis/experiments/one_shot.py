@@ -46,7 +46,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _over_seeds(scores: Sequence[OneShot], part: str) -> list[float | None]:
-    """Mean and standard deviation of top-1, then of top-5, in %."""
     columns = []
     for values in ([one.top1 for one in scores], [one.top5 for one in scores]):
         summary = summarize_values([100 * one[part] for one in values if one is not None])

@@ -67,7 +67,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _case(subject: Subject) -> Case | str:
-    """The grids and methods of resampling, the model's own method first; or why there are none."""
     model, rule = subject.model, POSITIONS[subject.model.positions]
     if rule.table is None and not rule.is_learned:
         return f"model.positions='{model.positions}' has no table"
@@ -85,7 +84,6 @@ def _text(grid: Grid) -> str:
 
 
 def _draw(found: Found) -> Pictures:
-    """A picture for each kind of resampling, which several models may share."""
     cases: dict[Case, list[str]] = {}
     for one in found:
         cases.setdefault(one.values, []).append(one.name)

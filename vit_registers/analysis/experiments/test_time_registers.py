@@ -44,7 +44,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, Store]]:
-    """The outcomes and the features of each variant, by name."""
     rng, neuron_Ex2 = np.random.default_rng(_SEED), trial.found.neuron_Ex2[:count]
     other_Ex2 = random_like(neuron_Ex2, trial.found.score_LxF.shape[1], seed=_SEED)
     width, layout = dims(trial.subject.model).width, trial.subject.layout

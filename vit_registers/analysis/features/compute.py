@@ -111,7 +111,6 @@ def _write(
     layout: TokenLayout,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Appends a batch, without the padding of the last one."""
     size = store.num_images - writer.num_done
     if size > 0:
         arrays = {name: np.asarray(value)[:size] for name, value in computed.items()}

@@ -22,7 +22,7 @@ import numpy as np
 from vit_registers.analysis.file_names import file_name
 from vit_registers.digests import prefix_hash, text_digest
 from vit_registers.errors import DataError
-from vit_registers.strict_json import dumps
+from vit_registers.strict_json import dumps, write_json, write_text
 
 VALID = "is_valid"  # the feature that is False for images that could not be decoded
 _FILES = "files"  # in progress.json, beside the numbers of images: [bytes, SHA-256] by feature
@@ -55,7 +55,8 @@ class Store:
             if path.exists() and progress.is_file() and path.read_bytes() != f"{text}\n".encode():
                 print(f"{path} is not what was written: all features are computed again", file=sys.stderr)
                 progress.unlink()
-        _replace(path, f"{text}\n")
+        with _disk_errors(path, "cannot be written"):
+            write_text(path, f"{text}\n")
 
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of `names` that are not complete. Damaged ones are reported on stderr."""
@@ -94,7 +95,6 @@ class Store:
             ) from None
 
     def _num_done(self, name: str) -> int:
-        """The number of images whose feature is on disk; 0 for a damaged file."""
         progress = self._progress()
         done = progress.get(name, 0)
         if done and self._checked.get(name) != done:
@@ -132,7 +132,9 @@ class Store:
         return None
 
     def _save(self, progress: Mapping[str, Any]) -> None:
-        _replace(self.folder / "progress.json", dumps(progress) + "\n")
+        path = self.folder / "progress.json"
+        with _disk_errors(path, "cannot be written"):
+            write_json(path, progress)
 
     def _progress(self) -> dict[str, Any]:
         """Numbers of images by feature, and the digests. Raises DataError if the file is damaged."""
@@ -187,7 +189,6 @@ class Writer:
                     file.close()
 
     def _save(self) -> None:
-        """Flushes the features to the disk before progress.json counts them."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -225,17 +226,6 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replaces the file atomically: a killed process leaves the old text or the new one."""
-    temporary = path.with_suffix(".tmp")
-    with _disk_errors(path, "cannot be written"):
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,6 @@ def one_shot(
 
 
 def _ranks(score_YxY: np.ndarray) -> np.ndarray:
-    """The number of classes (columns) before the correct one, which is on the diagonal."""
     order_YxY = np.argsort(-score_YxY, axis=1, kind="stable")
     return np.argmax(order_YxY == np.arange(len(score_YxY))[:, None], axis=1)
 

@@ -211,5 +211,4 @@ def _write(path: Path, text: str) -> None:
 
 
 def _picture_names(result: Result) -> list[str]:
-    """The names of the files of the pictures, without ending."""
     return file_names([picture.name for picture in result.pictures])

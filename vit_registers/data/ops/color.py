@@ -86,7 +86,6 @@ def _histogram(level: tf.Tensor) -> tf.Tensor:
 
 
 def _equalizing(count_CxL: tf.Tensor) -> tf.Tensor:
-    """The new levels, table_CxL, uint8."""
     level_1xL = tf.range(_NUM_LEVELS)[None]
     highest_Cx1 = tf.reduce_max(tf.where(count_CxL > 0, level_1xL, 0), 1, keepdims=True)
     count_below_Cx1 = tf.reduce_sum(tf.where(level_1xL < highest_Cx1, count_CxL, 0), 1, keepdims=True)

@@ -45,8 +45,6 @@ def _central_crop(target: Target) -> BatchOp:
 
 
 def _flip(target: Target) -> BatchOp:
-    """Each image or, with probability 1/2, its mirror image (left and right exchanged)."""
-
     def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
         is_flipped_Bx1x1x1 = jax.random.bernoulli(key, shape=(len(image_BxHxWxC), 1, 1, 1))
         return jnp.where(is_flipped_Bx1x1x1, image_BxHxWxC[:, :, ::-1], image_BxHxWxC)

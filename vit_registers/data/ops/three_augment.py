@@ -125,6 +125,5 @@ def _box_weights(radius: tf.Tensor) -> tf.Tensor:
 
 
 def _mean(gray_HxWx1: tf.Tensor) -> tf.Tensor:
-    """The mean, rounded with halves up, int32."""
     size = tf.size(gray_HxWx1)
     return (tf.reduce_sum(tf.cast(gray_HxWx1, tf.int32)) + size // 2) // size

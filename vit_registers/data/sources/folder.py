@@ -98,7 +98,6 @@ class Folder(DataSource):
         return DataError(f"{what}: {nearest(printable(split), names)}; {_LAYOUT}")
 
     def _list_classes(self, split: str, left_out: LeftOut) -> dict[str, str]:
-        """{class name: name of its folder}. Counts in `left_out` what else is in the split."""
         found = listing.scan(self.root / split, left_out)
         for _ in found.images:
             left_out.add(listing.OUTSIDE)

@@ -32,8 +32,6 @@ def by_record(read: Callable[[int], bytes], label_N: np.ndarray) -> TfReader:
 
 
 def _in_python(read: Callable[[int], bytes], record_N: tf.Tensor) -> tf.Tensor:
-    """read(record) of each record, as a tensor of strings."""
-
     def read_all(record_N: np.ndarray) -> np.ndarray:
         return np.array([read(int(record)) for record in record_N], dtype=object)
 

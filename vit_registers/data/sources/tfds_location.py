@@ -94,7 +94,6 @@ def _neither(name: str, setting: str) -> DataError:
 
 
 def _name_in(script: epath.Path) -> str:
-    """The name that TFDS gives to the one builder in the file."""
     try:
         tree = ast.parse(script.read_text())
     except (SyntaxError, ValueError) as error:  # ValueError: not text
@@ -188,7 +187,6 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
 
 
 def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.DatasetBuilder:
-    """The version, or the newest version of the data set or config, in the folder `name`."""
     if _is_version(path):
         return read_builder(path)
     if not name or not path.is_dir():
@@ -209,7 +207,6 @@ def _is_version(folder: epath.Path) -> bool:
 
 
 def _versions(folder: epath.Path) -> dict[Name, epath.Path]:
-    """The version folders of a data set, those of each config from the oldest to the newest."""
     found: dict[Name, epath.Path] = {}
     for config in ("", *_folders(folder)):
         if not _VERSION.fullmatch(config) and not config.startswith("."):
@@ -224,12 +221,10 @@ def _folders(folder: epath.Path) -> list[str]:
 
 
 def _list(folder: epath.Path) -> list[epath.Path]:
-    """The contents of the folder, if it exists. Raises OSError if it cannot be read."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> epath.Path | None:
-    """The newest of the versions that the name allows."""
     configs, config = {found.config for found in versions}, name.config
     if config is None and None not in configs:
         config = _default_config(root / name.data) or (configs.pop() if len(configs) == 1 else None)
@@ -239,7 +234,6 @@ def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> e
 
 
 def _default_config(folder: epath.Path) -> str | None:
-    """The default config, as recorded when the data set was prepared."""
     file = folder / ".config" / constants.METADATA_FILENAME
     try:
         return json.loads(file.read_text())["default_config_name"]

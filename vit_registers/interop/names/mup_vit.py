@@ -48,7 +48,6 @@ def _learned_tokens(model: Model) -> tuple[Leaf, ...]:
 
 
 def _buffers(names: MupVitNames, model: Model) -> dict[str, np.ndarray]:
-    """The fixed tensors of a model by name."""
     layout, width = token_layout(model), dims(model).width
     buffers: dict[str, np.ndarray] = {}
     if model.positions == "sincos2d":
@@ -184,7 +183,6 @@ def _as_registers(model: Model, count: int, kind: str, hints: Hints) -> Model:
 
 
 def _factor(grid: Grid, count: int) -> int | None:
-    """The smallest summary factor that gives `count` summaries; None if there is none."""
     factors = range(2, min(grid) + 1)
     fitting = (f for f in factors if sum(math.prod(level) for level in summary_grids(grid, f)) == count)
     return next(fitting, None)

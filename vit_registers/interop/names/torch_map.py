@@ -25,7 +25,6 @@ def _norm(leaf: Leaf, name: str) -> list[TensorRule]:
 
 
 def _require(name: T | None, what: str, source: str) -> T:
-    """The name. Raises CheckpointError if the family has no tensor for it."""
     if name is None:
         raise CheckpointError(f"'{source}' checkpoints have no place for {what}")
     return name
