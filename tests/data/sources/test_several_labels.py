@@ -61,7 +61,7 @@ def test_any_right_label_counts_and_images_without_one_do_not(real):
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     with jax.set_mesh(mesh):
         split = EvalSplit(open_data(real), "validation")
-        evaluators = CLASSIFICATION.make(real, {"validation": split}, mesh)
+        evaluators = CLASSIFICATION.make(real.objective, real.model, real.data, {"validation": split}, mesh)
         result = evaluators["validation"]({"vit": params})
     image_BxHxWxC = np.stack([np.full((8, 8, 1), 30 * i / 127.5 - 1, np.float32) for i in range(7)])
     logits = np.asarray(model(image_BxHxWxC).logits, np.float64)
