@@ -194,7 +194,7 @@ def test_metrics_that_still_wait_at_the_end_are_one_clear_error(tmp_path, capsys
         MetricWriter(tmp_path, start_step=0, use_tensorboard=False)
 
 
-# --- damage (tests/training/test_checkpoints.py has more) ------------------------------------------
+# --- damage (tests/runs/test_checkpoints.py has more) ------------------------------------------
 
 
 def _empty(folder):
