@@ -1,5 +1,5 @@
-# make demo: train on digits, evaluate, draw. make quick: the tests that are not slow; make test: all.
-# make check: style and types. Each makes its own environment first.
+# make demo: train on digits, evaluate, draw. make quick: tests that are not slow. make test: all tests.
+# make check: style and types. Each target first creates the virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 
 $(VENV)/ready-$(EXTRAS): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
-	  f"error: Python {v.major}.{v.minor} is too old: want 3.11 or newer; try make PYTHON=python3.12")'
+	  f"error: Python {v.major}.{v.minor} is too old: 3.11 or newer is required; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --editable ".[$(EXTRAS)]"
 	@touch $@

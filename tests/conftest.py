@@ -21,6 +21,7 @@ import jax
 import pytest
 from absl import app, flags
 from absl import logging as absl_logging
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 # The emitters of fused loops that jaxlib 0.10 has take three times as long to compile as those before them.
 # Other versions may not know the flag, and XLA ends the process on flags that it does not know.
@@ -37,9 +38,9 @@ sys.modules.setdefault("triton", None)
 
 ROOT = Path(__file__).parents[1]
 
-pytest_plugins = ["tests.fixtures.sweeps", "tests.fixtures.training"]
+pytest_plugins = ["tests.fixtures.digits", "tests.fixtures.sweeps", "tests.fixtures.training"]
 
-# Runs the command that follows, with a limit on the size of the files that it writes.
+# Runs the command of its arguments with a limit on the size of the files that it writes.
 LIMITED = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
@@ -48,28 +49,51 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 # A worker that runs half of the suite would otherwise hold 6 GiB of compiled functions.
-MAX_RESIDENT_BYTES = 3 * 2**29
+MAX_GROWTH_BYTES = 2**30
+_resident_bytes = {"after the last clearing": 0}
+
+
+def _read_resident_bytes():
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Drops JAX's compiled functions after a module where this process has grown large."""
+    """Drops JAX's compiled functions after a module where the process has grown by MAX_GROWTH_BYTES."""
     yield
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    if pages * resource.getpagesize() > MAX_RESIDENT_BYTES:
+    if _read_resident_bytes() > _resident_bytes["after the last clearing"] + MAX_GROWTH_BYTES:
         jax.clear_caches()
         gc.collect()
+        _resident_bytes["after the last clearing"] = _read_resident_bytes()
 
 
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
-    """Shared by the programs that tests start, which compile the same few steps."""
+    """The folder of compiled functions that the programs of all tests share."""
     return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(compilation_cache):
+    """Keeps what this process compiles on disk, for modules that train one model several times."""
+    settings = {
+        "jax_compilation_cache_dir": str(compilation_cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    jax_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
 def quick(compilation_cache):
-    """quick(devices=1): the environment of a program that is compiled quickly, which runs slower."""
+    """quick(devices=1): an environment with fast compilation and slower programs."""
 
     def quick(devices=1):
         return os.environ | {
@@ -86,7 +110,7 @@ def quick(compilation_cache):
 def start(quick, request):
     """start("train", "--flag=...", devices=1) -> a running program of ours; killed at the end of the test.
 
-    It is compiled quickly; as users compile it in tests marked "as_users".
+    Compilation is fast, or as users have it in tests marked "as_users".
     """
     running = []
     is_quick = request.node.get_closest_marker("as_users") is None
@@ -99,7 +123,7 @@ def start(quick, request):
         command = [sys.executable, "-m", f"vit_registers.{program}", *args]
         if limit_bytes is not None:
             command = [sys.executable, "-c", LIMITED, str(limit_bytes), *command]
-            del environment["JAX_COMPILATION_CACHE_DIR"]  # could not be written either
+            del environment["JAX_COMPILATION_CACHE_DIR"]  # the limit would apply to it too
         pipe = subprocess.PIPE
         running.append(
             subprocess.Popen(
@@ -133,7 +157,7 @@ def run(start):
 
 @pytest.fixture
 def untrained():
-    """untrained(folder, config): writes a run folder of `config` with the first parameters, as of step 1."""
+    """untrained(folder, config): writes a run folder of `config` with the initial parameters, at step 1."""
     from vit_registers.models.params import init_params
     from vit_registers.runs.checkpoints import Checkpoints
     from vit_registers.training.state import TrainState
@@ -154,8 +178,8 @@ def untrained():
 def run_here(monkeypatch, capfd):
     """run_here("train", "--flag=...") -> (exit code, standard output, standard error), in this process.
 
-    For what ends soon: a program of its own spends seconds on imports. What programs do to this process is
-    undone: flags, handlers and filters of logs, hooks.
+    For short runs: a new process spends seconds on imports. Changes of flags, of log handlers and filters,
+    and of hooks are undone.
     """
 
     def run_here(program, *args):
@@ -178,7 +202,7 @@ def run_here(monkeypatch, capfd):
                 with pytest.raises(SystemExit) as stopped:
                     runpy.run_module(module, run_name="__main__", alter_sys=True)
             finally:
-                for name in set(flags.FLAGS) - before:  # but for those of modules, which stay imported
+                for name in set(flags.FLAGS) - before:  # except those of modules, which stay imported
                     owner = flags.FLAGS.find_module_defining_flag(name, "")
                     if name.startswith("config") or owner.endswith(f"{module.rpartition('.')[2]}.py"):
                         delattr(flags.FLAGS, name)

@@ -1,11 +1,11 @@
-"""More splits and data sets to evaluate while training, and the whole of it on recipes at a small size."""
+"""Further splits and data sets that a run evaluates, and which fail before the first compilation."""
 
 import json
-import sys
 
 import pytest
 from PIL import Image
 
+from tests.fixtures.digits import make_config
 from vit_registers import config as config_lib
 from vit_registers import train as train_lib
 from vit_registers.errors import ConfigError, DataError
@@ -13,27 +13,16 @@ from vit_registers.runs.checkpoint_folder import TrainedOn, read_meta, trained_o
 from vit_registers.train import train
 
 
-@pytest.fixture(scope="module")
-def digits_as_tfds(tmp_path_factory):
-    """Where the digits are prepared for tf.data."""
-    return tmp_path_factory.mktemp("tfds")
+def _config(**overrides):
+    config = make_config(optimizer={"warmup_steps": 1}, run={"total_steps": 2})
+    return config_lib.override(config_lib.to_dict(config), overrides)
 
 
-TINY = {"model.depth": 1, "model.width": 16, "model.num_heads": 2, "optimizer.warmup_steps": 1}
-
-
-def _config(monkeypatch, **overrides):
-    monkeypatch.syspath_prepend("configs")
-    monkeypatch.delitem(sys.modules, "digits", raising=False)
-    import digits
-
-    return config_lib.override(digits.get_config("steps=2"), TINY | overrides)
-
-
-def test_other_splits_are_evaluated_beside_the_first(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_other_splits_are_evaluated_beside_the_first(tmp_path, digits_tfds):
     also = ("digits train", "digits train[:10%]")
-    config = _config(monkeypatch, **{"data.also_eval": also, "data.loader": "tfdata"})
-    config = config_lib.override(config_lib.to_dict(config), {"data.data_dir": str(tmp_path / "data")})
+    place = {"data.loader": "tfdata", "data.data_dir": str(digits_tfds)}
+    config = _config(**{"data.also_eval": also}, **place)
     train(config, str(tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     found = {key: value for line in lines for key, value in line.items() if key.endswith("/images")}
@@ -49,8 +38,8 @@ def test_other_splits_are_evaluated_beside_the_first(tmp_path, monkeypatch):
         ("imagenet2012_real validation", "is not prepared in .*; or leave it out"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said_before_the_first_step(also, message, tmp_path, monkeypatch):
-    config = _config(monkeypatch, **{"data.also_eval": (also,), "data.data_dir": str(tmp_path)})
+def test_what_cannot_be_evaluated_is_said_before_the_first_step(also, message, tmp_path):
+    config = _config(**{"data.also_eval": (also,), "data.data_dir": str(tmp_path)})
     with pytest.raises(DataError, match=message):
         train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -69,16 +58,15 @@ def test_what_cannot_be_evaluated_is_said_before_the_first_step(also, message, t
     ],
 )
 def test_every_split_is_opened_before_anything_is_compiled(
-    tmp_path, monkeypatch, digits_as_tfds, name, loader, setting, split, message
+    tmp_path, monkeypatch, digits_tfds, name, loader, setting, split, message
 ):
     for part in ("train/a", "test/a", "empty"):
         (tmp_path / "root" / part).mkdir(parents=True)
     for part in ("train", "test"):
         Image.new("L", (8, 8)).save(tmp_path / "root" / part / "a" / "1.png")
     split = tuple(one.format(name=name) for one in split) if isinstance(split, tuple) else split
-    place = tmp_path / "root" if name == "folder" else digits_as_tfds
+    place = tmp_path / "root" if name == "folder" else digits_tfds
     config = _config(
-        monkeypatch,
         **{
             "data.name": name,
             "data.loader": loader,
@@ -93,7 +81,7 @@ def test_every_split_is_opened_before_anything_is_compiled(
         train(config, str(tmp_path / "run"))
 
 
-def test_steps_to_trace_beyond_the_run_are_refused_at_the_start(tmp_path, monkeypatch):
-    config = _config(monkeypatch, **{"run.profile_steps": "1:3"})
+def test_steps_to_trace_beyond_the_run_are_refused_at_the_start(tmp_path):
+    config = _config(**{"run.profile_steps": "1:3"})
     with pytest.raises(ConfigError, match=r"run\.profile_steps='1:3': the run has 2 steps"):
         train(config, str(tmp_path / "run"))

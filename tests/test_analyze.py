@@ -1,4 +1,4 @@
-"""analyze as users start it: a run with registers and a mask, one without, a folder of images."""
+"""The program analyze: a run with registers and a mask, a run without, and a folder of images."""
 
 import json
 import re
@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures.digits import make_config
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.train import train
 
 pytestmark = pytest.mark.slow
 
-SMALL = (
-    "--config.checkpoint.every_steps=5",
-    "--config.model.depth=2",
-    "--config.data.batch_size=32",
-    "--config.run.use_tensorboard=False",
-)
-CARDS = {"extra": "registers=2,mask=fractal,k=2,steps=10", "plain": "registers=0,steps=10"}
+SHAPE = {"depth": 2, "patch_size": 2}
+EXTRA = {"num_registers": 2, "summary_factor": 2, "mask": "fractal"}
+RUNS = {"extra": make_config(model=SHAPE | EXTRA), "plain": make_config(model=SHAPE)}
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +33,11 @@ def command(quick):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, command):
+def place(tmp_path_factory):
     """A folder with two runs and 20 images, of which one is broken."""
     root = tmp_path_factory.mktemp("analyze")
-    for name, card in CARDS.items():
-        args = (f"--config=configs/digits.py:{card}", *SMALL, f"--workdir={root / name}")
-        code, _, err = command("train", *args)
-        assert code == 0, err
+    for name, config in RUNS.items():
+        train(config, str(root / name))
     rng = np.random.default_rng(0)
     for i in range(20):
         folder = root / "images" / ("cats" if i % 2 else "dogs")
@@ -56,7 +52,7 @@ def _analyze(command, place, name, *args, checkpoints=("extra", "plain"), out="r
     return command("analyze", name, *given, f"--out={place / out}", *args)
 
 
-def test_all_on_a_folder_of_images(place, command):
+def test_all_on_a_folder_of_images(place, command, run_here):
     data = (f"--data={place / 'images'}", "--config.data.on_broken=skip")
     code, out, err = _analyze(command, place, "all", *data)
     assert code == 0, err
@@ -86,16 +82,16 @@ def test_all_on_a_folder_of_images(place, command):
         (row[0], row[1])
         for row in json.loads((place / "report" / "norms" / "numbers.json").read_text())["tables"][0]["rows"]
     }
-    both = {(name, token) for name in CARDS for token in ("cls", "patches")}
+    both = {(name, token) for name in RUNS for token in ("cls", "patches")}
     assert tokens == both | {("extra", "register 0"), ("extra", "register 1"), ("extra", "summaries")}
 
-    code, _, err = _analyze(command, place, "norms", *data)
+    code, _, err = _analyze(run_here, place, "norms", *data)
     assert code == 0, err
-    assert "of 20 images" not in err  # nothing is computed again
+    assert "of 20 images" not in err  # no features are computed again
 
 
-def test_the_runs_own_split_and_the_first_images(place, command):
-    code, out, err = _analyze(command, place, "norms", "--num_images=30", checkpoints=("extra",), out="own")
+def test_the_runs_own_split_and_the_first_images(place, run_here):
+    code, out, err = _analyze(run_here, place, "norms", "--num_images=30", checkpoints=("extra",), out="own")
     assert code == 0, err
     finding, folder = out.splitlines()
     assert re.fullmatch(
@@ -106,7 +102,7 @@ def test_the_runs_own_split_and_the_first_images(place, command):
     assert len((place / "own" / "norms" / "norms-by-token.csv").read_text().splitlines()) == 6
 
 
-def test_objects_in_a_folder_of_pascal_voc(place, command):
+def test_objects_in_a_folder_of_pascal_voc(place, run_here):
     """Two images of another size than the model's; one has no box."""
     rng = np.random.default_rng(0)
     for part in ("images", "annotations"):
@@ -121,12 +117,12 @@ def test_objects_in_a_folder_of_pascal_voc(place, command):
         )
         text = f"<annotation>{box.format(sides)}</annotation>"
         (place / "voc" / "annotations" / f"{name}.xml").write_text(text)
-    code, _, err = _analyze(command, place, "lost", f"--boxes={place / 'voc'}", "--num_images=4", out="lost")
+    code, _, err = _analyze(run_here, place, "lost", f"--boxes={place / 'voc'}", "--num_images=4", out="lost")
     assert code == 0, err
     numbers = json.loads((place / "lost" / "lost" / "numbers.json").read_text())
     best, every = numbers["tables"]
     assert [row[:2] for row in best["rows"]] == [
-        [name, cell] for name in CARDS for cell in ("best of the sweep", "no sweep")
+        [name, cell] for name in RUNS for cell in ("best of the sweep", "no sweep")
     ]
     assert {tuple(row[-2:]) for row in best["rows"]} == {(1, 1)}  # one judged, one without a box
     assert len(every["rows"]) == 2 * 3 * 4 * 6  # models, q k v, centring and normalising, biases
@@ -134,8 +130,8 @@ def test_objects_in_a_folder_of_pascal_voc(place, command):
     assert {row[percent] for row in every["rows"]} <= {0.0, 100.0}
 
 
-def test_all_steps_of_a_run(place, command):
-    code, _, err = _analyze(command, place, "over-training", checkpoints=("extra@all",), out="steps")
+def test_all_steps_of_a_run(place, run_here):
+    code, _, err = _analyze(run_here, place, "over-training", checkpoints=("extra@all",), out="steps")
     assert code == 0, err
     (table,) = json.loads((place / "steps" / "over-training" / "numbers.json").read_text())["tables"]
     steps = sorted(int(path.name) for path in (place / "extra" / "checkpoints").iterdir())
@@ -163,7 +159,7 @@ def test_bad_input(case, place, run_here):
     assert "Traceback" not in err
 
 
-def test_broken_image_is_named(place, command):
-    code, _, err = _analyze(command, place, "norms", f"--data={place / 'images'}", out="broken")
+def test_broken_image_is_named(place, run_here):
+    code, _, err = _analyze(run_here, place, "norms", f"--data={place / 'images'}", out="broken")
     assert code == 2
     assert "cats/1.png cannot be decoded" in err.splitlines()[-1]

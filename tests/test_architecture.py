@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, nothing heavy at import, every entry point answers."""
+"""Rules for the package: what may import what, nothing heavy at import, every program has a help text."""
 
 import ast
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.fixtures.quick import parametrize_quick
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_registers"
@@ -36,8 +38,18 @@ ALLOWED = {
     },
     "evaluation": {"errors", "config", "models", "data", "objectives", "training", "evaluation"},
     "interop": {"errors", "strict_json", "config", "models", "interop"},
-    "loading": {"errors", "config", "models", "data", "objectives", "training", "runs", "interop"},
-    "fine_tuning": {"errors", "config", "models", "data", "training", "runs", "interop", "loading"},
+    "loading": {
+        "errors",
+        "config",
+        "models",
+        "data",
+        "objectives",
+        "runtime",
+        "training",
+        "runs",
+        "interop",
+    },
+    "fine_tuning": {"errors", "config", "models", "data", "runtime", "runs", "interop", "loading"},
     "startup": {"cli"},
     "cli": {"errors", "config"},
     "recipes": {"errors", "config"},
@@ -48,6 +60,7 @@ ALLOWED = {
         "config",
         "models",
         "data",
+        "runtime",
         "training",
         "runs",
         "interop",
@@ -130,6 +143,7 @@ print("none")
 """
 
 
+@pytest.mark.slow
 def test_no_tensorflow_after_importing_building_training_in_memory_and_loading():
     done = subprocess.run([sys.executable, "-c", IN_MEMORY], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["none"], done.stderr
@@ -141,7 +155,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
+@parametrize_quick("name", ENTRY_POINTS, number=2)
 def test_every_entry_point_answers_help(name):
     done = subprocess.run(
         [sys.executable, "-m", f"vit_registers.{name}", "--help"], cwd=ROOT, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""What a user can mend is one clear line and exit code 2, never a stack trace."""
+"""Errors that a user can correct: one line and exit code 2, never a stack trace."""
 
 import shutil
 import subprocess
@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.fixtures.digits import flags
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py:steps=4"
-SHORT = ("--config.optimizer.warmup_steps=1", "--config.model.depth=1", "--config.run.eval_every_steps=2")
+SHORT = flags("steps=4", run={"eval_every_steps": 2})
 
 
 def _assert_one_line(result, message):
     code, _, err = result
-    # libjpeg, inside TensorFlow, writes a line of its own for each broken image.
+    # libjpeg, inside TensorFlow, writes a line for each broken image.
     lines = [line for line in err.splitlines() if line.strip() and line != "Input file read error"]
     assert code == 2, err
     assert len(lines) == 1, err
@@ -82,7 +86,6 @@ def folder(tmp_path):
 
 def _folder_args(tmp_path, folder):
     return (
-        DIGITS,
         *SHORT,
         f"--workdir={tmp_path}/run",
         "--config.data.name=folder",
@@ -101,12 +104,12 @@ def test_class_folder_without_images(run_here, tmp_path, folder):
 
 
 @pytest.mark.slow
-def test_image_that_cannot_be_decoded_is_named_or_skipped_with_a_count(run, tmp_path, folder):
+def test_image_that_cannot_be_decoded_is_named_or_skipped_with_a_count(run_here, tmp_path, folder):
     (folder / "train" / "black" / "3.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no JPEG")
     args = _folder_args(tmp_path, folder)
-    _assert_one_line(run("train", *args), "train/black/3.jpg")
+    _assert_one_line(run_here("train", *args), "train/black/3.jpg")
     shutil.rmtree(tmp_path / "run")
-    code, out, err = run("train", *args, "--config.data.on_broken=skip")
+    code, out, err = run_here("train", *args, "--config.data.on_broken=skip")
     assert code == 0, err
     assert "images left out because they cannot be decoded: 1" in out
 
@@ -124,7 +127,7 @@ def _truncate(path):
 @pytest.mark.slow
 def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, run_here, tmp_path):
     work = tmp_path / "run"
-    code, _, err = run("train", DIGITS, *SHORT, f"--workdir={work}")
+    code, _, err = run_here("train", *SHORT, f"--workdir={work}")
     assert code == 0, err
     _assert_one_line(run_here("evaluate", f"--checkpoint={tmp_path}"), "is not a run folder")
     _assert_one_line(
@@ -140,7 +143,7 @@ def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, run_here
         "keeps the settings of its training",
     )
     _flip(biggest(4))
-    code, out, err = run("evaluate", f"--checkpoint={work}")
+    code, out, err = run_here("evaluate", f"--checkpoint={work}")
     assert code == 0, err
     assert "SHA-256 differs); using the one before" in out
     assert "step        2" in out
@@ -150,15 +153,15 @@ def test_damaged_checkpoints_are_refused_or_the_one_before_is_used(run, run_here
 
 
 @pytest.mark.slow
-def test_checkpoint_that_cannot_be_written(run, tmp_path):
-    """A limit on the size of files stands in for a full disk."""
-    args = (DIGITS, *SHORT, f"--workdir={tmp_path}/run")
+def test_checkpoint_that_cannot_be_written(run, run_here, tmp_path):
+    """A limit on the size of files replaces a full disk."""
+    args = (*SHORT, "--config.model.width=64", f"--workdir={tmp_path}/run")
     _assert_one_line(run("train", *args, limit_bytes=50_000), "checkpoints/2 could not be written")
-    code, _, err = run("train", *args)
+    code, _, err = run_here("train", *args)
     assert code == 0, err
 
 
-# A save that fails gives up others: some have not begun, and some end in an error of their own.
+# A save that fails cancels others: some have not begun, and some end in another error.
 GIVES_UP = """
 from vit_registers import cli
 from vit_registers.errors import CheckpointError
@@ -191,10 +194,10 @@ def test_saves_that_are_given_up_add_no_lines():
     _assert_one_line((ended.returncode, ended.stdout, ended.stderr), "could not be written")
 
 
+@pytest.mark.slow
 def test_run_folder_with_a_relative_name(run, tmp_path):
-    """Relative to where the program was started."""
-    digits = f"--config={ROOT}/configs/digits.py:steps=4"
-    code, _, err = run("train", digits, *SHORT, "--workdir=runs/relative", folder=tmp_path)
+    """The folder is relative to the working directory."""
+    code, _, err = run("train", *SHORT, "--workdir=runs/relative", folder=tmp_path)
     assert code == 0, err
     code, _, err = run("evaluate", "--checkpoint=runs/relative", folder=tmp_path)
     assert code == 0, err
@@ -202,10 +205,10 @@ def test_run_folder_with_a_relative_name(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(run, tmp_path):
-    args = ("--config=configs/digits.py:steps=40", *SHORT, f"--workdir={tmp_path}")
+def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(run_here, tmp_path):
     # The first step has the rate 0, and every later one an update whose norm is infinite.
-    args += ("--config.optimizer.learning_rate=1e30", "--config.optimizer.grad_clip_norm=None")
-    result = run("train", *args, "--config.run.eval_every_steps=1")
+    optimizer = {"learning_rate": 1e30, "grad_clip_norm": None}
+    args = flags("steps=40", optimizer=optimizer, run={"eval_every_steps": 1})
+    result = run_here("train", *args, f"--workdir={tmp_path}")
     _assert_one_line(result, "step 12: norm of the update is inf; 11 consecutive steps are not finite")
     assert "The last good checkpoint is that of step 1;" in result[2]

@@ -1,28 +1,21 @@
-"""Models of finite weights whose logits are not: wrong, never best, and null in every file."""
+"""Models with finite weights and logits that are not finite: wrong, never best, null in every file."""
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_registers import config as config_lib
+from tests.fixtures.digits import flags, make_config
 from vit_registers.models.params import init_params
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = {
-    "model.depth": 1,
-    "optimizer.warmup_steps": 1,
-    "run.eval_every_steps": 1,
-    "run.log_every_steps": 1,
-    "run.use_tensorboard": False,
-}
+EVERY_STEP = {"eval_every_steps": 1, "log_every_steps": 1}
 
 
 def _read(text):
@@ -30,16 +23,12 @@ def _read(text):
 
 
 @pytest.fixture
-def overflowing(tmp_path, monkeypatch):
+def overflowing(tmp_path):
     """A run folder of weights that are finite and overflow in the head.
 
     Its epsilon is refused in training; a folder of a run that was trained with one is still read.
     """
-    monkeypatch.syspath_prepend(str(ROOT / "configs"))
-    monkeypatch.delitem(sys.modules, "digits", raising=False)
-    import digits
-
-    config = config_lib.override(digits.get_config("steps=2"), SETTINGS)
+    config = make_config(model={"patch_size": 2}, run=EVERY_STEP)  # the model of flags()
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=0.0))
     params = jax.jit(lambda: init_params(config.model, key=jax.random.key(config.run.seed)))()
     params["head"]["kernel"] = jnp.full_like(params["head"]["kernel"], 3e38)
@@ -60,11 +49,11 @@ def test_such_a_model_is_wrong_for_every_image(overflowing, run_here):
     assert (found["loss"], found["top1"], found["top5"], found["non_finite"]) == (None, 0.0, 0.0, 359)
 
 
+@pytest.mark.slow
 def test_a_run_of_such_a_model_has_no_best(overflowing, tmp_path, run_here):
-    settings = (f"--config.{name}={value}" for name, value in SETTINGS.items())
     start = (f"--config.init_from.path={overflowing}", "--config.init_from.keep_head=True")
     work = tmp_path / "run"
-    args = ("--config=configs/digits.py:steps=2", *settings, *start, f"--workdir={work}")
+    args = (*flags("steps=2", run=EVERY_STEP), *start, f"--workdir={work}")
     code, out, err = run_here("train", *args)
     assert code == 0, err
     for step in (1, 2):

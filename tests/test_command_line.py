@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.digits import flags
 from vit_registers.config import Config, Model, Run, override, to_dict
 from vit_registers.errors import user_line
 from vit_registers.models.params import abstract_model
@@ -207,6 +208,7 @@ assert "jax" not in sys.modules
     assert "did you mean 'optimizer.learning_rate'?" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("moment", ["imports", "parameters"])
 def test_ctrl_c_before_the_first_step_is_a_line_at_most(start, tmp_path, moment, times):
@@ -259,6 +261,7 @@ def test_what_cannot_fit_into_memory_is_refused_at_once(run_here, tmp_path, sett
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_bound_on_memory_is_below_what_a_model_takes():
     for settings in (
         {},
@@ -284,6 +287,7 @@ def test_memory_that_does_not_suffice_is_one_line():
     assert user_line(ValueError("x")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--list",), ("--help",)])
 def test_output_that_nobody_reads_ends_a_program_quietly(start, arguments):
     program = start("analyze", *arguments)
@@ -292,9 +296,9 @@ def test_output_that_nobody_reads_ends_a_program_quietly(start, arguments):
     assert program.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_is_trained_to_its_end(start, tmp_path):
-    small = ("--config.model.depth=1", "--config.model.width=16", "--config.optimizer.warmup_steps=1")
-    program = start("train", "--config=configs/digits.py:steps=2", f"--workdir={tmp_path}/run", *small)
+    program = start("train", *flags("steps=2"), f"--workdir={tmp_path}/run")
     program.stdout.close()
     program.wait(timeout=100)
     assert program.stderr.read() == ""

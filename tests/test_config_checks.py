@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import Config, Model, check_section, flatten, from_mapping, override, to_dict
 from vit_registers.config.checks import MAX_STEPS, RULES
 from vit_registers.errors import ConfigError
@@ -217,7 +218,7 @@ def test_lengths_that_no_run_has_are_refused():
     assert durations(base.run, base.optimizer, base.data, 10).total_steps == MAX_STEPS
 
 
-@pytest.mark.parametrize("alpha", [1.2e-38, 1e-30, 1e-3, 1.0, 1e10, 3e38])
+@parametrize_quick("alpha", [1.2e-38, 1e-30, 1e-3, 1.0, 1e10, 3e38], number=2)
 def test_every_alpha_that_is_taken_gives_shares(alpha):
     """jax.random.beta gives NaN for what is 0 in float32."""
     override(to_dict(Config()), {"objective.classification.mixup_alpha": alpha})

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import (
     Config,
     Data,
@@ -24,9 +25,8 @@ from vit_registers.config import (
 )
 from vit_registers.errors import ConfigError
 from vit_registers.interop.export import targets
-from vit_registers.models.params import abstract_model
+from vit_registers.models.params import abstract_model, count_parameters
 from vit_registers.models.vit import token_layout
-from vit_registers.runs.sweeps import count_parameters
 from vit_registers.training.durations import durations
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -55,7 +55,9 @@ SWEEPS = [(path, "") for path in CONFIGS if path.stem != "fractal_table"]
 SWEEPS += [(path, f"scale={scale}") for path in CONFIGS if path.stem == "fractal_table" for scale in SCALES]
 
 
-@pytest.mark.parametrize(("path", "arg"), SWEEPS, ids=lambda x: getattr(x, "stem", x))
+@parametrize_quick(
+    ("path", "arg"), SWEEPS, number=len(SWEEPS) - len(SCALES), ids=lambda x: getattr(x, "stem", x)
+)
 def test_every_point_of_the_sweep_builds(path, arg, required):
     module = _load(path)
     base = module.get_config(required(path) + arg)

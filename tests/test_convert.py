@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import vit_registers
+from tests.fixtures.quick import parametrize_quick
 from tools.bench.convert import measure
 from vit_registers.config import Data, Model
 from vit_registers.interop.export import targets
@@ -61,13 +62,13 @@ def _one_line(result, *messages):
         assert message in err
 
 
-def test_in_out_and_in_again(run, tmp_path, folder):
+def test_in_out_and_in_again(run, run_here, tmp_path, folder):
     code, out, err = run("convert", f"--input={folder}", f"--output={tmp_path}/run")
     assert code == 0, err
     assert "transformers (dinov2); width 32, depth 2, 2 heads, mlp 64" in out
     assert "normalisation from the files" in out
     assert "equal bit for bit" in out
-    code, out, err = run(
+    code, out, err = run_here(
         "convert", f"--input={tmp_path}/run", f"--output={tmp_path}/out", "--to=transformers"
     )
     assert code == 0, err
@@ -79,13 +80,14 @@ def test_in_out_and_in_again(run, tmp_path, folder):
     np.testing.assert_array_equal(theirs.logits, ours.logits)
 
 
-def test_half_precision_is_written_and_compared_in_it(run, run_here, tmp_path, folder):
+@pytest.mark.slow
+def test_half_precision_is_written_and_compared_in_it(run_here, tmp_path, folder):
     out_file = f"{tmp_path}/half.safetensors"
     args = (f"--input={folder}", f"--output={out_file}", "--to=timm", "--dtype=bfloat16")
     _one_line(run_here("convert", *args), "a model with pooling='cls_gap' cannot be written as 'timm'")
     _write(Model(**{**vars(TINY), "pooling": "cls"}), "timm", tmp_path / "weights.safetensors")
     args = (f"--input={tmp_path}/weights.safetensors", "--num_heads=2", *args[1:])
-    code, out, err = run("convert", *args)
+    code, out, err = run_here("convert", *args)
     assert code == 0, err
     assert "equal bit for bit" in out
     assert "timm.models.vision_transformer.VisionTransformer(**{'img_size': [32, 32]" in out
@@ -182,8 +184,8 @@ class Planted:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("is_zip", [False, True])
-def test_a_pickle_that_would_run_code_does_not(run, tmp_path, is_zip):
+@parametrize_quick("is_zip", [False, True])
+def test_a_pickle_that_would_run_code_does_not(run_here, tmp_path, is_zip):
     pytest.importorskip("torch")
     marker, file = tmp_path / "ran", tmp_path / "weights.pth"
     data = pickle.dumps({"patch_embed.proj.weight": Planted(marker)}, protocol=2)
@@ -193,7 +195,7 @@ def test_a_pickle_that_would_run_code_does_not(run, tmp_path, is_zip):
             archive.writestr("weights/data.pkl", data)
             archive.writestr("weights/version", "3\n")
     _one_line(
-        run("convert", f"--input={file}", f"--output={tmp_path}/run"), "which can run code", "you trust"
+        run_here("convert", f"--input={file}", f"--output={tmp_path}/run"), "which can run code", "you trust"
     )
     assert not marker.exists()
     pickle.loads(data)
@@ -217,10 +219,11 @@ def test_bad_flags(run_here, tmp_path, folder, args, message):
     _one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run", *args), message)
 
 
-def test_output_that_is_there_already(run, run_here, tmp_path, folder):
+@pytest.mark.slow
+def test_output_that_is_there_already(run_here, tmp_path, folder):
     args = (f"--input={folder}", f"--output={tmp_path}/run")
     assert run_here("convert", *args)[0] == 0
-    _one_line(run("convert", *args), "has checkpoints already")
+    _one_line(run_here("convert", *args), "has checkpoints of a run")
     _one_line(run_here("evaluate", f"--checkpoint={folder}"), "is not a run folder")
     train = ("train", "--config=configs/digits.py:steps=4", f"--workdir={tmp_path}/run")
     _one_line(run_here(*train), "holds converted weights", f"--config.init_from.path={tmp_path}/run")
@@ -243,7 +246,7 @@ def _losses(run):
 
 
 @pytest.mark.slow
-def test_converted_weights_are_evaluated_analysed_and_fine_tuned_on_real_images(run, tmp_path):
+def test_converted_weights_are_evaluated_analysed_and_fine_tuned_on_real_images(run_here, tmp_path):
     """A ViT of 100 classes, from transformers' format; then registers are added to it."""
     if not IMAGES.exists():
         pytest.skip(f"{IMAGES.name} is not there: real images are tested only where they are")
@@ -257,15 +260,15 @@ def test_converted_weights_are_evaluated_analysed_and_fine_tuned_on_real_images(
     plain = {"use_mask_token": False, "num_registers": 0, "layer_scale_init": None, "pooling": "cls"}
     model = Model(**{**vars(TINY), **plain, "num_classes": 100})
     weights, work = _write(model, "transformers", tmp_path / "weights"), tmp_path / "run"
-    code, _, err = run("convert", f"--input={weights}", f"--output={work}")
+    code, _, err = run_here("convert", f"--input={weights}", f"--output={work}")
     assert code == 0, err
-    code, _, err = run("evaluate", f"--checkpoint={work}", "--config.data.name=folder", *data)
+    code, _, err = run_here("evaluate", f"--checkpoint={work}", "--config.data.name=folder", *data)
     assert code == 0, err
     result = json.loads((work / "evaluation" / "val-0.json").read_text())
     assert result["images"] == 100
     assert np.isfinite(result["loss"])
     images = f"--data={tmp_path}/images/val"
-    code, out, err = run(
+    code, out, err = run_here(
         "analyze", "attention-maps", f"--checkpoint={weights}", images, f"--out={tmp_path}/out"
     )
     assert code == 0, err
@@ -273,7 +276,7 @@ def test_converted_weights_are_evaluated_analysed_and_fine_tuned_on_real_images(
     for i, start in enumerate((weights, work)):
         card = f"--config=configs/transfer.py:path={start},registers=4,image=48,data=folder,classes=100"
         args = (f"--workdir={tmp_path}/fine{i}", card, *data, *FINETUNE)
-        code, out, err = run("train", *args)
+        code, out, err = run_here("train", *args)
         assert code == 0, err
         assert "initialised: head/bias, head/kernel, registers" in out
     one, other = (_losses(tmp_path / f"fine{i}") for i in range(2))

@@ -71,7 +71,7 @@ def _refused(result, *messages):
 def test_an_output_that_is_the_input(run_here, place, target, output):
     before = _snapshot(place)
     args = (f"--input={place / 'run'}", f"--output={place}/{output}", f"--to={target}")
-    _refused(run_here("convert", *args), "is what is read: give another --output")
+    _refused(run_here("convert", *args), "is the input: give another --output")
     assert _snapshot(place) == before
 
 
@@ -79,9 +79,9 @@ def test_an_output_that_is_the_input_of_others(run_here, place):
     before = _snapshot(place)
     for target in ("run", "transformers"):
         args = (f"--input={place / 'theirs'}", f"--output={place / 'theirs'}", f"--to={target}")
-        _refused(run_here("convert", *args), "is what is read: give another --output")
+        _refused(run_here("convert", *args), "is the input: give another --output")
     args = (f"--input={place / 'theirs' / 'model.safetensors'}", f"--output={place / 'theirs'}")
-    _refused(run_here("convert", *args, "--num_heads=2"), "holds a config.json already")
+    _refused(run_here("convert", *args, "--num_heads=2"), "has a config.json already")
     assert _snapshot(place) == before
 
 
@@ -126,7 +126,7 @@ def test_an_output_among_checkpoints(run_here, place, output):
     before = _snapshot(place)
     for target in ("run", "transformers", "timm"):
         args = (f"--input={place / 'theirs'}", f"--output={place / output}", f"--to={target}")
-        _refused(run_here("convert", *args), "is among the checkpoints of a run")
+        _refused(run_here("convert", *args), "lies in the checkpoints of a run")
     assert _snapshot(place) == before
 
 

@@ -20,6 +20,7 @@ from vit_registers.runs import checkpoints
 from vit_registers.runs.checkpoint_folder import find_step, list_steps
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.writers import MetricWriter
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
@@ -27,7 +28,7 @@ CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0, max_failed_saves
 
 
 def _state(step, size=64):
-    mesh = sharding.make_mesh(config_lib.Mesh(), devices=jax.devices()[:1])
+    mesh = make_mesh(config_lib.Mesh(), devices=jax.devices()[:1])
     rng = np.random.default_rng(step)
     values = {"kernel": rng.normal(size=(size, size)).astype(np.float32)}
     params = jax.device_put(values, sharding.replicated(mesh))
@@ -47,7 +48,7 @@ def _assert_restored(run, step):
 
 @contextlib.contextmanager
 def _files_up_to(size):
-    """No file of this process can grow beyond so many bytes: as on a disk that is full."""
+    """No file of this process can grow beyond a limit, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -91,7 +92,7 @@ def test_a_failed_save_is_reported_and_the_next_one_counts(tmp_path, failing, ca
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
     assert "checkpoints/2 could not be written: " in out[0] and "No space left on device" in out[0]
-    assert "the run goes on, the last good checkpoint is step 1; 2 more in a row end it" in out[0]
+    assert "the run continues, the last good checkpoint is step 1; 2 more in a row end it" in out[0]
     assert "checkpoints/3 could not" in out[1] and "1 more in a row" in out[1]
     assert sorted(list_steps(str(tmp_path))) == [1, 4]
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
@@ -193,7 +194,7 @@ def test_metrics_that_still_wait_at_the_end_are_one_clear_error(tmp_path, capsys
         MetricWriter(tmp_path, start_step=0, use_tensorboard=False)
 
 
-# --- damage (tests/training/test_checkpoints.py has more) ------------------------------------------
+# --- damage (tests/runs/test_checkpoints.py has more) ------------------------------------------
 
 
 def _empty(folder):

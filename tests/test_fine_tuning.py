@@ -1,4 +1,4 @@
-"""Fine-tuning as users start it: from a run folder, and from other people's weights."""
+"""Fine-tuning as users start it: from a run folder and from published weights."""
 
 import dataclasses
 import json
@@ -6,19 +6,15 @@ import shutil
 
 import pytest
 
-from vit_registers.config import Checkpoint, Config, Data, InitFrom, Model
+from tests.fixtures.digits import make_config
+from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError
 from vit_registers.fine_tuning import start_settings
 from vit_registers.runs.checkpoint_folder import list_steps
 
-SOURCE = Config(
-    model=Model(
-        width=16, depth=1, num_heads=2, patch_size=4, image_size=(8, 8), channels=1, num_classes=10,
-        num_registers=4,
-    ),
-    data=Data(name="digits", loader="memory", mean=(0.25,), std=(0.75,)),
-    checkpoint=Checkpoint(),
-)  # fmt: skip
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+SOURCE = make_config(model={"num_registers": 4}, data={"mean": (0.25,), "std": (0.75,)})
 SHORT = (
     "--config.data.loader=memory",
     "--config.data.eval_split=test",
@@ -40,6 +36,7 @@ def _card(path, *more):
     return f"--config=configs/transfer.py:path={path},image=8,data=digits,classes=10{''.join(more)}"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
     weights = tmp_path / "source.npz"
     untrained(tmp_path / "source", SOURCE)
@@ -56,7 +53,7 @@ def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
     weights.unlink()
     shutil.rmtree(tmp_path / "tuned" / "checkpoints" / "2")  # stopped before the last step
 
-    code, out, err = run_here("train", *args, run)  # computed otherwise: that may change
+    code, out, err = run_here("train", *args, run)  # how it is computed may change
     assert code == 0, err
     assert "resumes at step 1 of 2" in out
     assert list_steps(str(tmp_path / "tuned"))[0] == 2
@@ -64,7 +61,7 @@ def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
     assert whole["model"].pop("use_scan") != now["model"].pop("use_scan")
     assert whole["model"].pop("remat") != now["model"].pop("remat")
     assert now == whole
-    # Another config is still another config, and a new run still needs the weights.
+    # Other settings still fail, and a new run still needs the weights.
     code, _, err = run_here("train", _card(weights, ",registers=5,old_registers=keep,heads=2"), *SHORT, run)
     assert code == 2 and "model.num_registers (6 there, 5 now)" in err, err
     code, _, err = run_here("train", *args, f"--workdir={tmp_path}/new")
@@ -72,6 +69,7 @@ def test_a_resumed_run_needs_the_weights_no_more(untrained, run_here, tmp_path):
     assert str(weights) in err
 
 
+@pytest.mark.slow
 def test_what_weights_tell_is_read_from_the_run_where_they_are_gone(untrained, tmp_path):
     start = InitFrom(path=str(tmp_path / "source"))
     untrained(tmp_path / "source", SOURCE)

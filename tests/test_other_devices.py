@@ -1,4 +1,4 @@
-"""A run is read on the devices that there are, whatever it was trained on. Here that are 8 of a CPU."""
+"""A run is loaded on the devices of this machine, whatever it was trained on. Here: 8 of a CPU."""
 
 import dataclasses
 import json
@@ -7,41 +7,30 @@ import numpy as np
 import pytest
 
 import vit_registers
+from tests.fixtures.digits import make_config
+from tests.fixtures.quick import parametrize_quick
 from vit_registers import config as config_lib
 from vit_registers.config import (
     READ,
     RESUME,
     TRANSFER,
     Config,
-    Data,
     InitFrom,
     Mesh,
-    Model,
-    Optimizer,
-    Run,
     may_change,
 )
 from vit_registers.evaluate import evaluate
 from vit_registers.fine_tuning import start_settings
 from vit_registers.models.attention.api import BACKENDS
 
-CONFIG = Config(
-    model=Model(width=16, depth=1, num_heads=2, patch_size=4, image_size=(8, 8), channels=1, num_classes=10),
-    data=Data(
-        loader="memory",
-        name="digits",
-        eval_split="test",
-        batch_size=4,
-        eval_batch_size=356,  # of 4 devices or 1; 8 take 360, which is one batch
-        train_ops="",
-        eval_ops="",
-        mean=(0.5,),
-        std=(0.5,),
-    ),
-    optimizer=Optimizer(accumulation_steps=2),
-    run=Run(total_steps=1),
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+CONFIG = make_config(
+    # 8 devices take 360 images, which is one batch.
+    data={"batch_size": 4, "eval_batch_size": 356},
+    optimizer={"accumulation_steps": 2},
 )
-# What another machine has, and this one has not: 4 or 12 devices in a mesh, kernels of a TPU or GPU.
+# Settings of other machines: 4 or 12 devices in a mesh, kernels of a TPU or GPU.
 TRAINED = {
     "4 devices": {"mesh": Mesh(data=2, fsdp=2, tensor=1)},
     "12 devices": {"mesh": Mesh(data=2, fsdp=2, tensor=3)},
@@ -57,6 +46,7 @@ def _trained_on(where):
     return dataclasses.replace(CONFIG, mesh=mesh, model=dataclasses.replace(CONFIG.model, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", TRAINED)
 def test_a_run_is_evaluated_and_loaded_on_other_devices(untrained, tmp_path, capsys, where):
     config = _trained_on(where)
@@ -78,6 +68,7 @@ def test_a_run_is_evaluated_and_loaded_on_other_devices(untrained, tmp_path, cap
     np.testing.assert_array_equal(*(np.asarray(model(images).logits) for model in models))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_back_end_that_was_removed_is_evaluated_and_the_name_is_refused(
     untrained, run_here, monkeypatch, tmp_path
 ):
@@ -97,7 +88,7 @@ def test_a_run_of_a_back_end_that_was_removed_is_evaluated_and_the_name_is_refus
     assert start_settings(InitFrom(path=str(tmp_path)))[0].attention == "xla"
 
 
-@pytest.mark.parametrize("where", ["12 devices", "TPUs"])
+@parametrize_quick("where", ["12 devices", "TPUs"])
 def test_a_run_is_analysed_and_converted_on_other_devices(run_here, untrained, tmp_path, where):
     untrained(tmp_path / "run", _trained_on(where))
     run, out = f"--checkpoint={tmp_path}/run", f"--out={tmp_path}/out"
@@ -111,6 +102,7 @@ def test_a_run_is_analysed_and_converted_on_other_devices(run_here, untrained, t
     assert "equal bit for bit" in out
 
 
+@pytest.mark.slow
 def test_devices_and_batches_that_are_asked_for_are_taken_or_refused(untrained, run_here, tmp_path):
     untrained(tmp_path, _trained_on("4 devices"))
     checkpoint = f"--checkpoint={tmp_path}"

@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends where one that never stopped ends, bit for bit."""
+"""A run that is killed and resumed ends with the state of a run that never stopped, bit for bit."""
 
 import json
 import random
@@ -23,7 +23,7 @@ ARGS = (
     "--config.run.eval_every_steps=40",
     "--config.run.log_every_steps=5",
     "--config.model.drop_path=0.1",
-    # For other numbers of devices: a size that divides, and an epsilon that does not blow rounding up.
+    # For other numbers of devices: a size that divides, and an epsilon that does not amplify rounding.
     "--config.data.eval_batch_size=360",
     "--config.optimizer.eps=1e-4",
 )
@@ -72,16 +72,16 @@ def _is_saving(run):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of this module's runs, of which some serve several tests."""
+    """The folder of the runs that several tests of this module use."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
-def whole(run, runs):
-    """whole(loader) -> (the arguments of a run, its folder), which never stopped. Each is made once."""
+def whole(run, runs, digits_tfds):
+    """whole(loader) -> (arguments, folder) of a run that never stopped. Each is trained once."""
 
     def whole(loader):
-        folder, args = runs / loader, (*ARGS, *LOADERS[loader], f"--config.data.data_dir={runs}/tfds")
+        folder, args = runs / loader, (*ARGS, *LOADERS[loader], f"--config.data.data_dir={digits_tfds}")
         if not (folder / "result.json").exists():
             code, _, err = run("train", *args, f"--workdir={folder}")
             assert code == 0, err

@@ -15,7 +15,8 @@ from vit_registers.data.batch import Batch
 from vit_registers.errors import ConfigError
 from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
-from vit_registers.training.sharding import batch_sharding, make_mesh
+from vit_registers.runtime.mesh import make_mesh
+from vit_registers.training.sharding import batch_sharding
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96  # px of the weights; their crop is 0.9 of the short side
@@ -60,6 +61,7 @@ def _images(opened):
     return np.asarray(batch.views["image"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["model.image_size", "data.image_size"])
 @pytest.mark.parametrize("which", ["run", "weights"])
 def test_the_part_that_is_shown_follows_the_image_size(place, converted, which, setting):
@@ -87,6 +89,7 @@ def test_settings_of_the_user_win(place, converted, which):
             opening.open_all([_given(place, which)], str(place / "data"), wrong, num_images=2)
 
 
+@pytest.mark.slow
 def test_assumed_normalisation_is_said(place, converted, run_here):
     """By evaluate and analyze, unless mean and deviation are given; and kept by a second conversion."""
     line = "normalisation assumed for timm: mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5"
@@ -108,6 +111,7 @@ def test_assumed_normalisation_is_said(place, converted, run_here):
     assert loading.open_run(str(place / "again"), 0).normalisation_origin == "assumed for timm"
 
 
+@pytest.mark.slow
 def test_the_report_says_what_each_model_saw(place, converted, run_here):
     """Two models, one of which was converted for a smaller size with another way of resizing."""
     other = place / "other"

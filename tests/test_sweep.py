@@ -123,7 +123,7 @@ def _timeless_table(work):
     return tabulate.markdown(rows, cells[0].labels, title="test top-1 in % (last)")
 
 
-# --- with a stand-in for training ------------------------------------------------------------
+# --- with a replacement for training ------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -143,6 +143,7 @@ def test_nothing_runs_twice_and_nothing_is_lost_whatever_is_killed(launch, make,
     assert [_steps(run) for run in work.runs] == [list(range(1, 21))] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_is_passed_on_and_exits_with_0(launch, make, command, number):
     work = make()
@@ -158,6 +159,7 @@ def test_stop_is_passed_on_and_exits_with_0(launch, make, command, number):
     assert not work.runs[2].folder.exists()
 
 
+@pytest.mark.slow
 def test_index_runs_one_and_another_config_is_refused(launch, make, command):
     work = make()
     program = launch(*command, "--index=2")
@@ -182,13 +184,14 @@ def test_index_runs_one_and_another_config_is_refused(launch, make, command):
 
 @pytest.fixture
 def stand_in(fake, monkeypatch):
-    """In this process too, the stand-in is what trains."""
+    """The replacement for train is used in this process too."""
     monkeypatch.setattr(sweep, "TRAIN", (sys.executable, str(fake)))
     monkeypatch.setattr(sweep, "LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(sweep, "POLL_S", 0.02)
     return fake
 
 
+@pytest.mark.slow
 def test_sweeps_at_once_share_the_runs(make, stand_in, capsys):
     work = make()
     failures = []
@@ -206,6 +209,7 @@ def test_sweeps_at_once_share_the_runs(make, stand_in, capsys):
     assert "is running elsewhere" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_without_a_sweep_is_left_for_later(make, stand_in, capsys):
     work = make()
     folder = work.runs[1].folder

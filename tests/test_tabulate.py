@@ -121,7 +121,7 @@ def test_missing_runs_are_counted_and_never_invented(make, finish):
     assert lines[3] == ["learned", "2", "50.00 ± -", "1 of 2", "+0.00", "-", "3,882", "10.0"]
     assert lines[4] == ["none", "0", "-", "0 of 2", "-", "-", "3,770", "-"]
     notes = tabulate.notes(cells, base, [], config="configs/x.py", which="last")
-    assert "3 of 8 runs finished; 31 s of training in all" in notes
+    assert "3 of 8 runs finished; 31 s of training in total" in notes
     (work.runs[2].folder / "checkpoints" / "4").mkdir(parents=True)
     (work.runs[2].folder / "config.json").write_text(json.dumps(to_dict(work.runs[3].config)))
     with pytest.raises(ConfigError, match=r"holds a run of another config: model\.num_registers"):
@@ -142,8 +142,12 @@ def test_config_file_says_labels_baseline_and_published_numbers(work, config, ma
     notes = tabulate.notes(cells, base, make().call("published", []), config="c", which="last")
     assert "Published, but no cell of this sweep: positions=X: 3 (a book)" in notes
     for before, after, message in (
-        ('"R": "0"}', '"R": "1"}', r"baseline\(\) says positions=NONE, R=1, which no cell is"),
-        ('point["model.positions"].upper()', '"same"', r"label\(\) says positions=same, R=0 of two cells"),
+        ('"R": "0"}', '"R": "1"}', r"baseline\(\) returns positions=NONE, R=1, which no cell has"),
+        (
+            'point["model.positions"].upper()',
+            '"same"',
+            r"label\(\) returns positions=same, R=0 for two cells",
+        ),
     ):
         other = config.read_text()
         assert before in other
@@ -201,7 +205,7 @@ def test_command_line(work, launch, config, tmp_path):
     assert "| none | 2 | 50.00 ± - | 1 of 2 | -12.50 | - | 3,802 | 10.0 |" in out
     assert "sqrt((s² + s_baseline²) / 2)" in out
     for line in (
-        f"Config: {config}; 7 of 8 runs finished; 73 s of training in all.",
+        f"Config: {config}; 7 of 8 runs finished; 73 s of training in total.",
         "Commit: abc+changes",
         "Devices: 1 x cpu (cpu)",
         "Versions: jax 1.2.3, python 3.11.0",
@@ -221,5 +225,5 @@ def test_two_commits_are_told_with_their_counts(make, finish):
     cells = sweep_cells.read_cells(work)
     text = tabulate.notes(cells, cells[0], [], config="c", which="best")
     assert "Commit: abc+changes (1 runs); unknown (1 runs)" in text
-    assert "chosen on that very split" in text
+    assert "chosen on the same split" in text
     assert sweeps.read_result(work.runs[2]) is None

@@ -9,13 +9,16 @@ from vit_registers import startup
 
 startup.begin(__name__)
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from vit_registers import cli
-from vit_registers.analysis.report import figures
+from vit_registers.analysis.report.figures import draw_mask
 from vit_registers.errors import ConfigError
 from vit_registers.models.masks import build_mask, owners
 from vit_registers.models.tokens import TokenLayout
@@ -41,8 +44,32 @@ def main() -> None:
     for i, grid in enumerate(layout.grids):
         colors = _colors(layout, mask_TxT, reference, i)
         levels.append(("patches" if grid == layout.patch_grid else "summaries", colors.reshape(grid)))
-    figures.save(figures.draw_layout(levels, mask_TxT, layout.level_groups), Path(flags.FLAGS.out))
+    figure = _draw(levels, mask_TxT, layout.level_groups)
+    FigureCanvasAgg(figure)
+    figure.savefig(Path(flags.FLAGS.out), dpi=130, bbox_inches="tight", facecolor="white")
     print(flags.FLAGS.out)
+
+
+def _draw(
+    levels: Sequence[tuple[str, np.ndarray]], mask_TxT: np.ndarray, groups: Mapping[str, slice]
+) -> Figure:
+    """The token sequence group by group, cells that may attend to each other in one colour, and the mask.
+
+    `levels` holds a name and a 2-D array of colour numbers per group, in the order of the sequence.
+    """
+    figure = Figure(figsize=(7.6, 8.0), layout="constrained")
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 3), squeeze=False))
+    for axes, (name, values) in zip(top.subplots(1, len(levels)), levels, strict=True):
+        rows, columns = values.shape
+        axes.imshow(values, cmap="tab20", vmin=0, vmax=19)
+        axes.set_xticks(np.arange(-0.5, columns), minor=True)
+        axes.set_yticks(np.arange(-0.5, rows), minor=True)
+        axes.grid(which="minor", color="white", lw=1.5)
+        axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+        axes.spines[:].set_visible(False)
+        axes.set_title(f"{name}\n{rows} x {columns}", fontsize=9)
+    draw_mask(bottom.subplots(), mask_TxT, groups)
+    return figure
 
 
 def _colors(layout: TokenLayout, mask_TxT: np.ndarray, reference: int, level: int) -> np.ndarray:

@@ -21,10 +21,11 @@ from absl import flags
 from jax.sharding import AbstractMesh
 
 from vit_registers import cli
-from vit_registers.config import Config, override
+from vit_registers.config import MESH_AXES, Config, override
 from vit_registers.errors import ConfigError
 from vit_registers.models.paths import leaf_of, path_text
 from vit_registers.objectives.catalog import make_objective
+from vit_registers.runtime.mesh import mesh_shape
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
@@ -63,8 +64,8 @@ CARDS: dict[str, Card] = {
 
 def table(config: Config, num_devices: int) -> str:
     """The overview of `config` on `num_devices` devices, which need not exist. Raises ConfigError."""
-    shape = sharding.mesh_shape(config.mesh, num_devices)
-    mesh = AbstractMesh(shape, sharding.AXES)
+    shape = mesh_shape(config.mesh, num_devices)
+    mesh = AbstractMesh(shape, MESH_AXES)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
     durations = Durations(total_steps=100, warmup_steps=10, eval_every_steps=10, steps_per_epoch=10.0)
     optimizer = make_optimizer(config.optimizer, durations)

@@ -5,9 +5,9 @@
     python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
 A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, or
-weights in another format. --data is a folder of images (the folders that they lie in are their classes),
-NAME:SPLIT of TFDS, or digits:test. Several checkpoints are compared with each other. Features
-are kept in OUT/features and read again while nothing has changed; a stopped command resumes where it was.
+weights in another format. --data is a folder of images (subfolders are classes), NAME:SPLIT of TFDS, or
+digits:test. Several checkpoints are compared with each other. Features are stored in OUT/features and read
+again while nothing has changed; a command that was stopped resumes.
 """
 
 from vit_registers import startup
@@ -41,9 +41,9 @@ ALL = "all"
 def analyze(
     names: list[str], opened: list[opening.OpenedModel], options: Options, out: Path
 ) -> list[write.ReportEntry]:
-    """The results of the experiments, on all models that can answer them; each is written to out/<name>.
+    """The results of the experiments, on all models that have what they need; each is written to out/<name>.
 
-    DataError of one experiment is a gap of its result where there are several experiments.
+    Where there are several experiments, a DataError of one becomes a gap of its result.
     """
     found = {}
     for one in opened:
@@ -71,27 +71,26 @@ def analyze(
 
 
 def show_list() -> None:
-    """Prints all experiments, with the figures and tables of the papers that they answer."""
+    """Prints all experiments, with the figures and tables of the papers that they correspond to."""
     width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
 
 
 def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
-    """The four numbers of --energy, or None."""
     if not given:
         return None
     try:
-        numbers = tuple(float(text) for text in given)
+        hours, watts, pue, intensity = map(float, given)
+        is_valid = all(0 <= number < math.inf for number in (hours, watts, pue, intensity))
     except ValueError:
-        numbers = ()
-    if len(numbers) != 4 or not all(0 <= number < math.inf for number in numbers):
+        is_valid = False
+    if not is_valid:
         raise ConfigError(
             f"--energy={','.join(given)}: must be HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
             "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
             "--energy=66,400,1.2,0.4"
         )
-    hours, watts, pue, intensity = numbers
     return hours, watts, pue, intensity
 
 
@@ -156,28 +155,17 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
     )
-    flags.DEFINE_integer(
-        "num_images", None, "The number of images, the first ones; all by default.", lower_bound=1
-    )
     flags.DEFINE_string("out", None, "Folder for results; RUN/analysis by default.")
     flags.DEFINE_string(
         "rule", Options.rule, "Rule for outliers: absolute:150, quantile:0.98, std:3 or valley."
     )
-    flags.DEFINE_integer(
-        "examples", Options.num_examples, "The number of images that pictures show.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "lost_blocks",
-        Options.num_blocks,
-        "For lost: the number of last blocks whose features are used.",
-        lower_bound=1,
-    )
-    flags.DEFINE_integer(
-        "edited_images",
-        Options.num_edited,
-        "The number of images that edited models are shown, at most.",
-        lower_bound=1,
-    )
+    for name, default, text in (
+        ("num_images", None, "The number of images, the first ones; all by default."),
+        ("examples", Options.num_examples, "The number of images that pictures show."),
+        ("lost_blocks", Options.num_blocks, "For lost: the number of last blocks whose features are used."),
+        ("edited_images", Options.num_edited, "The number of images that edited models are shown, at most."),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=1)
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print all experiments and exit.")
     cli.define_settings()

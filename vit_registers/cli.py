@@ -44,12 +44,9 @@ def _parse(argv: list[str]) -> list[str]:
         print(sys.modules["__main__"].__doc__)
         print(flags.FLAGS.get_help() if "--helpfull" in argv else flags.FLAGS.main_module_help())
         sys.exit(0)
-    try:
+    with _one_line(), _quiet(logging.get_absl_logger()):  # its warnings are errors here
         _check_empty(argv)
-        with _quiet(logging.get_absl_logger()):  # its warnings are errors here
-            rest = flags.FLAGS(argv)
-    except Exception as error:
-        fail(flag.explain(error))
+        rest = flags.FLAGS(argv)
     if len(rest) > 1:
         fail(ConfigError(f"'{rest[1]}' is not a flag: settings are written --name=value"))
     return rest
@@ -102,7 +99,7 @@ def define_settings() -> None:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Reports errors of flags of ml_collections, which read the command line when they are defined."""
+    """Reports errors of flags in one line; those of ml_collections are parsed when they are defined."""
     try:
         yield
     except Exception as error:
@@ -121,19 +118,18 @@ def config_of_flags() -> Config:
     return flag.read_flag(flags.FLAGS["config"])
 
 
-def _show_unraisable(error: "sys.UnraisableHookArgs") -> None:
-    """sys.unraisablehook, without the remains of failed saves that were reported already."""
-    if str(error.exc_value) != "Event loop is closed" and not inspect.iscoroutine(error.object):
-        sys.__unraisablehook__(error)
-
-
 def _hush_failed_saves() -> None:
     """Suppresses messages about the remains of a failed save.
 
     If one array cannot be saved, Orbax raises its error and abandons the other writes. This program prints
     the error in one line. Python would report some of the abandoned writes too, depending on timing.
     """
-    sys.unraisablehook = _show_unraisable
+
+    def show(error: "sys.UnraisableHookArgs") -> None:
+        if str(error.exc_value) != "Event loop is closed" and not inspect.iscoroutine(error.object):
+            sys.__unraisablehook__(error)
+
+    sys.unraisablehook = show
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     standard_logging.getLogger("asyncio").addFilter(lambda record: record.levelno > standard_logging.ERROR)
     # Orbax logs stack traces of errors that it also raises.
@@ -190,9 +186,8 @@ def _end_interrupted() -> NoReturn:
 def writable_folder(path: str, flag: str) -> Path:
     """The folder, which is created if needed. Raises ConfigError if it is not writable."""
     if "://" in path:
-        raise ConfigError(
-            f"{flag}={path} is not a folder of a file system: mount the bucket, or copy the output afterwards"
-        )
+        cure = "mount the bucket, or copy the output afterwards"
+        raise ConfigError(f"{flag}={path} is not a folder of a file system: {cure}")
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

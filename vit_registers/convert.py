@@ -4,10 +4,10 @@
     python -m vit_registers.convert --input=runs/mine --output=exported --to=transformers
     python -m vit_registers.convert --input=weights.safetensors --dry-run
 
-In: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal paper's code, as
-safetensors, npz or torch files or as folders of them. Out (--to): run (a folder for evaluate, analyze and
-init_from), or one of those formats. The output is read again and compared. --dry-run prints which tensor
-becomes which parameter, and writes nothing.
+Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal
+paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
+(a folder for evaluate, analyze and init_from), or one of these formats. The output is read again and
+compared. --dry-run prints which tensor becomes which parameter, and writes nothing.
 """
 
 from vit_registers import startup
@@ -31,10 +31,9 @@ from vit_registers import config as config_lib
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
-from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.export import targets
 from vit_registers.interop.hints import Hints, make_hints
-from vit_registers.interop.opened import OpenedWeights
+from vit_registers.interop.opened import OpenedWeights, describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.tensor_map import TensorRule
 from vit_registers.interop.values import check_leaves
@@ -45,11 +44,11 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
-from vit_registers.runs.run_checkpoint import RunCheckpoint
+from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import write_parameter_overview
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.strict_json import dumps
-from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -65,14 +64,13 @@ class Input:
     checkpoint: OpenedWeights | RunCheckpoint  # of another code base, or of a run folder
     params: str | None
     path: str
-    normalisation: str | None  # where its mean and deviation come from
+    normalisation: str | None  # the origin of its mean and deviation
 
     def read(self) -> dict[str, Any]:
         """The parameters, nested. Raises CheckpointError if one is not finite."""
         if isinstance(self.checkpoint, OpenedWeights):
             return reading.read_leaves(self.checkpoint)
-        mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, params = loading.read_model(self.checkpoint, mesh, params=self.params)
+        params = _read_run(self.checkpoint, self.params)
         check_leaves(leaves_of(params), f"{self.path}, step {self.checkpoint.step}")
         return params
 
@@ -81,6 +79,11 @@ class Input:
         if isinstance(self.checkpoint, OpenedWeights):
             return reading.iter_leaves(self.checkpoint)
         return leaves_of(self.read()).items()
+
+
+def _read_run(checkpoint: RunCheckpoint, params: str | None = None) -> dict[str, Any]:
+    mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
+    return loading.read_model(checkpoint, mesh, params=params)[1]
 
 
 def open_input(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Input:
@@ -169,10 +172,8 @@ def compare_parameters(
 def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
     """Reads the output and compares every parameter; returns their number."""
     if exported is None:
-        mesh = sharding.make_mesh(Mesh(), devices=jax.local_devices()[:1])
-        _, there = loading.read_model(loading.open_run(output), mesh)
-        others = leaves_of(there)
-        return compare_parameters(source.leaves(), others, np.float32, output)
+        written = leaves_of(_read_run(loading.open_run(output)))
+        return compare_parameters(source.leaves(), written, np.float32, output)
     model = exported.model
     hints = Hints(
         image_size=model.image_size,
@@ -181,8 +182,7 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
         pooling=model.pooling,
         mask=model.mask if model.summary_factor else None,
     )
-    family = exported.target.split("/")[0]
-    opened = reading.open_path(output, source=family, hints=hints)
+    opened = reading.open_path(output, source=exported.target.split("/")[0], hints=hints)
     expected = leaves_of(exported.params)
     return compare_parameters(reading.iter_leaves(opened), expected, DTYPES[dtype], output)
 
@@ -197,7 +197,7 @@ def convert_to(source: Input, output: str, target: str, dtype: str) -> int:
         stack.enter_context(no_new_folders_on_failure(path))
         if target == "run":
             stack.enter_context(RunLock(cli.writable_folder(output, "--output")))
-            check_output(output, source.path, target=target)  # again, as the lock excludes other writers now
+            check_output(output, source.path, target=target)  # again: the lock now excludes other writers
         stack.enter_context(nothing_new_on_failure(path))
         exported = None
         if target == "run":
@@ -216,13 +216,14 @@ def return_freed_memory() -> None:
 def main() -> None:
     """The command line."""
     values = flags.FLAGS
+    is_dry_run = values["dry-run"].value
     return_freed_memory()
     lookup(dict.fromkeys(("run", *targets.TARGETS)), values.to, "--to")
     if values.to == "run" and values.dtype != "float32":
         raise ConfigError(
             f"--dtype={values.dtype}: parameters of a run are float32; --dtype is for other formats"
         )
-    if not values.output and not values["dry-run"].value:
+    if not values.output and not is_dry_run:
         raise ConfigError("--output: give the folder or file to write, or --dry-run")
     hints = make_hints(
         parse_size(values.image_size),
@@ -235,12 +236,12 @@ def main() -> None:
         values.leave_out,
         values.channels,
     )
-    if not values["dry-run"].value:
+    if not is_dry_run:
         check_output(values.output, values.input, target=values.to)
     source = open_input(
         values.input, source=values.source, hints=hints, step=values.step, params=values.params
     )
-    if values["dry-run"].value:
+    if is_dry_run:
         if isinstance(opened := source.checkpoint, OpenedWeights):
             print_table(opened.tensor_map, opened.native, opened.found.in_file)
         if values.to != "run":

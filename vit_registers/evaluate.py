@@ -36,9 +36,10 @@ from vit_registers.data.loaders import EvalSplit, check_classes, open_data
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
-from vit_registers.interop.description import describe_normalisation
-from vit_registers.runs.ranking import find_non_finite
-from vit_registers.runs.run_checkpoint import RunCheckpoint, trained_config
+from vit_registers.interop.opened import describe_normalisation
+from vit_registers.objectives.base import find_non_finite
+from vit_registers.runs.reading import RunCheckpoint, trained_config
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -52,7 +53,7 @@ def evaluate(
     config, origin = checkpoint.config, checkpoint.normalisation_origin
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
         print(describe_normalisation(config.data, origin), file=sys.stderr)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     data = sharding.fit_evaluation(config.data, config.model, mesh, is_size_given=is_size_given)
     config = dataclasses.replace(config, data=data)

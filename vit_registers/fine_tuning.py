@@ -25,8 +25,8 @@ from vit_registers.data.class_names import match, some
 from vit_registers.errors import ConfigError, UserError
 from vit_registers.interop import reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
-from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.unwrap import SOURCES
 from vit_registers.interop.values import check_leaves
@@ -34,7 +34,7 @@ from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 
 
 def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
@@ -64,7 +64,7 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         loading.refuse_hints(path, settings.source, _hints(settings))
         checkpoint = loading.open_run(path)
         source, data = checkpoint.config.model, checkpoint.config.data
-        _, params = loading.read_model(checkpoint, sharding.make_mesh(Mesh()), params=settings.params)
+        _, params = loading.read_model(checkpoint, make_mesh(Mesh()), params=settings.params)
         params = jax.device_get(params)
         check_leaves(leaves_of(params), f"{path}, step {checkpoint.step}")
     else:
@@ -134,6 +134,5 @@ def _hints(settings: InitFrom) -> Hints:
 
 
 def _open_external(settings: InitFrom) -> reading.OpenedWeights:
-    """The checkpoint of another code base that training starts from."""
     hints = dataclasses.replace(_hints(settings), params=settings.params)
     return reading.open_path(_path(settings), source=settings.source, hints=hints)

@@ -1,4 +1,4 @@
-"""Loads a run folder, or a checkpoint of another code base: its config, its parameters, or its model."""
+"""Loads the config, the parameters or the model of a run folder or of a checkpoint of another code base."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from vit_registers.config import (
 )
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
-from vit_registers.interop.description import describe_normalisation, describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
 from vit_registers.models.checks import attention_obstacle
@@ -31,18 +31,18 @@ from vit_registers.models.vit import ViT
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
-from vit_registers.runs.run_checkpoint import RunCheckpoint, trained_config
-from vit_registers.training import sharding
+from vit_registers.runs.reading import RunCheckpoint, trained_config
+from vit_registers.runtime.mesh import make_mesh
 
-PARAMS = ("params", "ema")  # trained, or averaged
+PARAMS = ("params", "ema")  # trained, averaged
 
 
 def open_run(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> RunCheckpoint:
-    """A checkpoint of a run, by default the newest intact one; its config has `overrides`.
+    """A checkpoint of a run, by default the newest intact one, whose config has `overrides`.
 
-    The mesh has all devices of this machine, whatever the run was sharded over. An attention back end that
-    they do not support is replaced by "xla", and a line is printed. See `with_overrides`. Raises
-    CheckpointError if there is no intact checkpoint, and ConfigError.
+    The mesh has all devices of this machine, for any sharding of the run. An attention back end that they do
+    not support is replaced by "xla", and a line is printed. Raises CheckpointError if there is no intact
+    checkpoint, and ConfigError as `with_overrides` does.
     """
     check_free(overrides or {})
     step = checkpoint_folder.find_step(run, step)
@@ -69,10 +69,9 @@ def check_free(overrides: Mapping[str, Any]) -> None:
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """The config of a checkpoint with overrides of settings that may change when it is read.
 
-    The parameters keep their model: model.image_size sets the size of the images, like data.image_size, and
+    The model does not change: model.image_size sets the size of the images, like data.image_size, and
     positions are resampled to it. At another size data.eval_ops is scaled to show the same part of an image,
-    unless it is overridden as well. Raises ConfigError for other settings, and if data.eval_ops cannot be
-    scaled.
+    unless it is overridden too. Raises ConfigError for other settings, and if data.eval_ops cannot be scaled.
     """
     check_free(overrides)
     given = dict(overrides)
@@ -83,7 +82,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
                 "--config.model.image_size and --config.data.image_size differ: give one of them"
             )
         given["data.image_size"] = size
-    # Other sections are not checked: an older version may have trained with other values.
+    # Other sections are not checked: an older version may have allowed other values.
     changed = override(to_dict(config), given, checked=("model", "data", "mesh"))
     if "data.eval_ops" in given:
         return changed
@@ -92,7 +91,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def _runnable(model: Model, run: str) -> Model:
-    """The model with an attention back end that these devices support. Prints a line if it changes."""
+    """The model with an attention back end that these devices support. Prints a line if it differs."""
     obstacle = attention_obstacle(model)
     if obstacle is None:
         return model
@@ -112,9 +111,9 @@ def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
     """The model of a checkpoint of a run, on all devices.
 
     `params` is "params" for the trained parameters, "ema" for their average, or None for those to evaluate.
-    Raises CheckpointError.
+    Raises CheckpointError if they are missing.
     """
-    return build_model(*read_model(checkpoint, sharding.make_mesh(Mesh()), params=params))
+    return build_model(*read_model(checkpoint, make_mesh(Mesh()), params=params))
 
 
 def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
@@ -132,7 +131,7 @@ def is_run(path: str) -> bool:
 
 
 def load_model(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
-    """The model of a run folder, or of a checkpoint of another code base, which is described in a line."""
+    """The model of a run folder, or of a checkpoint of another code base. A line describes the latter."""
     if params is not None:
         lookup(dict.fromkeys(PARAMS), params, "params")
     if is_run(path):

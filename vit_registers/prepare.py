@@ -58,9 +58,8 @@ def main() -> None:
     except DataError:
         raise
     except KeyboardInterrupt:
-        raise DataError(
-            f"{name} was not prepared: interrupted; run the same command to start again"
-        ) from None
+        line = f"{name} was not prepared: interrupted; run the same command to start again"
+        raise DataError(line) from None
     # BaseException: builders are other people's code, which may call sys.exit
     except BaseException as error:
         where = "" if script is None else _line(error, Path(script).resolve())
@@ -81,16 +80,10 @@ class _SayOnce(logging.Filter):
 
 
 def _of_name(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that TFDS knows."""
     data, config, _ = tfds_location.parse_name(name, "--name")
     known = tfds.list_builders(with_community_datasets=False)
     if data not in known:
-        hint = nearest(data, known)
-        hint = (
-            hint
-            if len(hint) < 200
-            else "see the catalog of tensorflow.org/datasets, or give a builder's path"
-        )
+        hint = tfds_location.hint_at_name(data, known)
         raise DataError(f"--name={name} is not known to TFDS: {hint}")
     configs = tfds.builder_cls(data).builder_configs
     if config is not None and config not in configs:
@@ -100,22 +93,16 @@ def _of_name(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _of_script(script: Path, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder of a Python file."""
     if not script.is_file():
         raise DataError(f"--name={script} does not exist: give a Python file with a builder")
     module = _import(script)
     if Path(module.__file__ or "").resolve() != script:
         raise DataError(f"--name={script} has the name of the module {module.__file__}: rename the file")
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, tfds.core.DatasetBuilder)
-        and value.__module__ == module.__name__
-    ]
-    builders = [
-        one for one in found if not any(issubclass(other, one) for other in found if other is not one)
-    ]
+    classes = [value for value in vars(module).values() if inspect.isclass(value)]
+    own = [value for value in classes if value.__module__ == module.__name__]
+    found = [value for value in own if issubclass(value, tfds.core.DatasetBuilder)]
+    bases = {base for value in found for base in value.__mro__[1:]}
+    builders = [value for value in found if value not in bases]
     if len(builders) != 1:
         names = ", ".join(builder.__name__ for builder in builders) or "none"
         raise DataError(
@@ -158,10 +145,8 @@ def _check(folder: epath.Path) -> None:
             tfds_prepared.find_parts(builder, split)
     kind = "unknown" if builder.info.file_format is None else builder.info.file_format.value
     if kind != "array_record":
-        raise DataError(
-            f"{folder} holds {kind} files: delete the folder to prepare it as "
-            "array_record, or give another --data_dir"
-        )
+        cure = "delete the folder to prepare it as array_record, or give another --data_dir"
+        raise DataError(f"{folder} holds {kind} files: {cure}")
 
 
 if __name__ == "__main__":

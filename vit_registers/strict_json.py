@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -26,3 +28,18 @@ def as_plain(value: Any) -> Any:
 def dumps(value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> str:
     """The JSON text of `value`, with null for every number that is not finite. See `as_plain`."""
     return json.dumps(as_plain(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as `write_text` does."""
+    write_text(path, dumps(value) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` atomically: the file is complete or unchanged, even if the process is killed."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -21,7 +21,6 @@ startup.begin(__name__)
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shlex
 import signal
@@ -54,6 +53,7 @@ from vit_registers.runs.sweeps import (
 TRAIN = (sys.executable, "-m", "vit_registers.train")
 POLL_S = 0.2
 LOOK_AGAIN_S = 1.0
+LOCK = ".lock"  # the file of the sweeps' lock in a run folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,18 +70,18 @@ class Failure:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """The file descriptor that holds the sweeps' lock of a run folder; None if another program works there.
+    """The descriptor that holds the sweeps' lock of a run folder; None if another program uses the folder.
 
-    Processes that inherit the descriptor hold the lock too. It is free when all of them have closed it or
-    ended, so it is only closed here, and never released.
+    Processes that inherit the descriptor hold the lock too, until all of them have closed it or ended. It is
+    therefore only closed here, not unlocked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        file = (folder / LOCK).open("a")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from error
     with file:
-        if not run_lock.try_lock(file.fileno(), folder / ".lock") or run_lock.lock_holder(folder) is not None:
+        if not run_lock.try_lock(file.fileno(), folder / LOCK) or run_lock.lock_holder(folder) is not None:
             yield None
         else:
             os.ftruncate(file.fileno(), 0)
@@ -89,15 +89,8 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 
 def holder(folder: Path) -> str | None:
-    """The program that works in a run folder, in a sweep or not; None if there is none. Writes nothing."""
-    if (trains := run_lock.lock_holder(folder)) is not None:
-        return trains
-    with contextlib.suppress(OSError), (folder / ".lock").open() as file:  # no such file, or no locks
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read().strip() or "another program"
-    return None
+    """The program that uses a run folder, in a sweep or not; None if there is none. Writes no file."""
+    return run_lock.lock_holder(folder) or run_lock.lock_holder(folder, LOCK)
 
 
 # --- one run ---------------------------------------------------------------------------------
@@ -112,7 +105,7 @@ class Screen:
     def say(self, run: SweepRun, text: str, *, end: str = "\n") -> None:
         """Prints a permanent line."""
         clear = "\r\x1b[K" if self._is_live else ""
-        with contextlib.suppress(OSError):  # the output is closed, which is no reason to stop
+        with contextlib.suppress(OSError):  # the output is closed
             print(f"{clear}[{run.index + 1}/{self._total}] {run.name}: {text}", end=end, flush=True)
 
     def show(self, run: SweepRun, text: str) -> None:
@@ -146,14 +139,13 @@ def watch(child: subprocess.Popen, run: SweepRun, stop: StopRequest, screen: Scr
             return child.wait(POLL_S)
         screen.show(run, steps_text(run))
         if stop and not is_told:
-            # Not SIGINT: ctrl-C on a terminal has reached the child too, and a second one would end it at
-            # once.
+            # Not SIGINT: ctrl-C on a terminal sends it to the child too, and a second one ends it at once.
             child.terminate()
             is_told = True
 
 
 def last_line(path: Path) -> str:
-    """The last line that a run printed to its log."""
+    """The last line of the output of a run."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
     printed = (line for line in reversed(lines) if line and not line.startswith("$ "))
     return next(printed, "it printed nothing")[:300]
@@ -209,8 +201,8 @@ def work_off(runs: Sequence[SweepRun], total: int, stop: StopRequest) -> list[Fa
 
 
 def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
-    """Raises ConfigError for the first run with an invalid model, settings that no flag can set, or a folder
-    of another config."""
+    """Raises ConfigError for the first run with an invalid model, settings that no flag can set, or a run
+    folder of another config."""
     jax.config.update("jax_platforms", "cpu")  # the accelerator's memory is for the runs
     models = set()
     for run in runs:
@@ -229,7 +221,7 @@ def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
 
 def print_runs(runs: Sequence[SweepRun]) -> None:
     """Prints a line with the state of each run, and the number of runs in each state."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently if the reader does, as `| head`
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `| head`
     width = max(len(run.name) for run in runs)
     counts = collections.Counter()
     for run in runs:

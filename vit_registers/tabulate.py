@@ -3,10 +3,9 @@
     python -m vit_registers.tabulate --config=configs/digits.py --workdir=runs/sweep [--csv=table.csv]
 
 Prints Markdown. --which=best takes the best evaluation of each run instead of the last, --metric another
-evaluator than the first. Give the settings that the sweep was given. A config file may say more:
+evaluator than the first. Give the same settings as to the sweep. A config file may define functions:
 `label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the labels of the cell that
-others are compared with; `published(arg)`, a list of (labels, value, source). It can be printed before any
-run is finished.
+others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished.
 """
 
 from vit_registers import startup
@@ -34,9 +33,7 @@ from vit_registers.runs.sweep_cells import (
     make_rows,
     read_cells,
 )
-from vit_registers.runs.sweeps import (
-    read_sweep,
-)
+from vit_registers.runs.sweeps import read_sweep
 
 
 def _show(value: float | None, form: str) -> str:
@@ -44,7 +41,7 @@ def _show(value: float | None, form: str) -> str:
 
 
 def column_title(cells: Sequence[Cell], metric: str, which: str) -> str:
-    """What the means of the table are, such as 'test top-1 in % (last)'."""
+    """The title of the column of means, such as 'test top-1 in % (last)'."""
     ranked = cells[0].runs[0].best
     return f"{metric} {ranked.label}{' in %' if ranked.is_fraction else ''} ({which})"
 
@@ -62,12 +59,11 @@ def markdown(rows: Sequence[Row], baseline: Labels, *, title: str) -> str:
     lines = [[*head, "published", "source"] if has_published else head]
     lines.append(["---" if i < len(names) else "---:" for i in range(len(lines[0]))])
     for row in rows:
-        is_base = row.labels == baseline
-        is_whole = row.num_runs == row.num_wanted
+        is_base, runs = row.labels == baseline, str(row.num_runs)
         line = [
             *(row.labels.get(name, "") for name in names),
             "-" if row.mean is None else f"{row.mean:.2f} ± {_show(row.std, '.2f')}",
-            str(row.num_runs) if is_whole else f"{row.num_runs} of {row.num_wanted}",
+            runs if row.num_runs == row.num_wanted else f"{runs} of {row.num_wanted}",
             "baseline" if is_base else _show(row.difference, "+.2f"),
             "" if is_base else _show(row.difference_std, "+.2f"),
             f"{row.parameters:,}",
@@ -78,7 +74,6 @@ def markdown(rows: Sequence[Row], baseline: Labels, *, title: str) -> str:
 
 
 def _counted(values: Sequence[str]) -> str:
-    """The distinct values, with how many runs have each where there are several."""
     counts = collections.Counter(values)
     return "; ".join(f"{value} ({n} runs)" if len(counts) > 1 else value for value, n in counts.items())
 
@@ -91,7 +86,7 @@ def notes(
     config: str,
     which: str,
 ) -> str:
-    """What has to be known to read the table: definitions, and what the runs were made with."""
+    """The paragraphs below the table: definitions, and the code, devices and versions of the runs."""
     results = [result for cell in cells for result in cell.results]
     wanted = sum(len(cell.runs) for cell in cells)
     platforms = [result["platform"] for result in results]
@@ -99,29 +94,29 @@ def notes(
     ranked = cells[0].runs[0].best
     best = (
         f" Best is the {'highest' if ranked.is_higher_better else 'lowest'} {ranked.label} of a run's "
-        "evaluations by its first evaluator, chosen on that very split."
+        "evaluations by its first evaluator, chosen on the same split."
     )
     lines = [
         "± is the sample standard deviation s over runs of different seeds (n - 1)."
         + (best if which == "best" else " Last is the evaluation after the last step."),
         f"Difference: mean minus that of the baseline ({label_text(baseline.labels)}), in points; in std: "
-        "divided by sqrt((s² + s_baseline²) / 2). -: undefined, for want of runs or of spread.",
+        "divided by sqrt((s² + s_baseline²) / 2). -: undefined, as there are too few runs or no spread.",
         f"Config: {config}; {len(results)} of {wanted} runs finished; "
-        f"{sum(result['time_s'] for result in results):,.0f} s of training in all.",
+        f"{sum(result['time_s'] for result in results):,.0f} s of training in total.",
         "Commit: " + _counted([result["commit"] or "unknown" for result in results]),
         "Devices: " + _counted([f"{p['count']} x {p['device_kind']} ({p['platform']})" for p in platforms]),
         "Versions: " + _counted(versions),
     ]
+    there = [cell.labels for cell in cells]
     for labels, percent, source in published:
-        if all(cell.labels != labels for cell in cells):
-            lines.append(
-                f"Published, but no cell of this sweep: {label_text(labels)}: {percent:g} ({source})"
-            )
+        if labels not in there:
+            found = f"{label_text(labels)}: {percent:g} ({source})"
+            lines.append(f"Published, but no cell of this sweep: {found}")
     return "\n\n".join(lines)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes the rows with all digits; what is undefined is empty."""
+    """Writes the rows with all digits; undefined values are empty."""
     names = columns(rows)
     fields = [field.name for field in dataclasses.fields(Row) if field.name != "labels"]
     with path.open("w", newline="") as file:

@@ -36,7 +36,7 @@ from vit_registers.data.batch import LABEL
 from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
 from vit_registers.data.prefetch import ahead
 from vit_registers.digests import text_digest
-from vit_registers.errors import TrainingError
+from vit_registers.errors import TrainingError, UserError
 from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.models.masks import resolve
 from vit_registers.models.paths import leaves_of, path_text
@@ -50,10 +50,12 @@ from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import MetricWriter, Progress, say, write_parameter_overview
-from vit_registers.runtime import distributed
+from vit_registers.runtime import distributed, rendezvous
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
+from vit_registers.strict_json import write_json
 from vit_registers.training import averages, sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
@@ -79,7 +81,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
     loader, splits, data = open_splits(config)
     check_memory(config.model, config.data, mesh, training=config.optimizer)
@@ -175,7 +177,7 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
     names = loader.class_names
     digest = text_digest("\n".join(names))[:8]
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
-    distributed.require_same(
+    rendezvous.require_same(
         {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
     )
     splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
@@ -187,7 +189,7 @@ def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -
     try:
         if not is_finished:
             (run / results.FILE).unlink(missing_ok=True)  # its checkpoints were removed
-        results.write_json(run / "config.json", config_lib.to_dict(config))
+        write_json(run / "config.json", config_lib.to_dict(config))
         write_mask_file(config.model, run)
         write_parameter_overview(setup.abstract.params, run / "parameters.txt")
     except OSError as error:
@@ -259,18 +261,27 @@ def state_evaluators(
 
 def main() -> None:
     """The command line."""
-    given, config = flags.FLAGS, cli.config_of_flags()
+    given, config, refused = flags.FLAGS, None, None
+    try:
+        config = cli.config_of_flags()
+    except UserError as error:
+        if not given.distributed and given.coordinator is None:
+            raise
+        refused = error  # the other processes, whose config may be another, would wait for this one
+    lost_timeout_s = (Run() if config is None else config.run).lost_timeout_s
     distributed.join(
         is_cluster=given.distributed,
         coordinator=given.coordinator,
         num_processes=given.num_processes,
         process_id=given.process_id,
         connect_timeout_s=given.connect_timeout_s,
-        lost_timeout_s=config.run.lost_timeout_s,
+        lost_timeout_s=lost_timeout_s,
     )
+    if config is None:
+        distributed.end_all(str(refused), distributed.FIXABLE)
     settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
     del settings["data.data_dir"]  # hosts may have the data in different places
-    with distributed.together(config.run.lost_timeout_s, settings):
+    with distributed.together(lost_timeout_s, settings):
         train(config, given.workdir)
 
 

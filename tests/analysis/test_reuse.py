@@ -1,35 +1,29 @@
-"""Features that were damaged on the disk are computed again, whichever they are; numbers stay the same."""
-
-import dataclasses
+"""Damaged features on the disk are computed again, and the numbers stay equal."""
 
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.fixtures.digits import make_config
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.subject import Options
-from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
 from vit_registers.models.vit import ViT
 
 OPTIONS = Options(rule="quantile:0.9", num_edited=12)
-MODEL = Model(
-    width=32, depth=1, num_heads=4, mlp_dim=32, patch_size=2, image_size=(8, 8), channels=1, num_classes=10
+CONFIG = make_config(
+    model={"width": 32, "num_heads": 4, "mlp_dim": 32, "patch_size": 2}, data={"eval_batch_size": 8}
 )
 NAMES = ("norms_LxT", "image_HxWxC", "logits_Y")
 
 
 @pytest.fixture(scope="module")
 def opened():
-    data = Data(
-        loader="memory", name="digits", eval_split="test", train_ops="", eval_ops="", mean=(0.5,), std=(0.5,)
-    )
-    config = dataclasses.replace(Config(), model=MODEL, data=dataclasses.replace(data, eval_batch_size=8))
-    model, loader = ViT(MODEL, rngs=nnx.Rngs(0)), open_data(config)
+    model, loader = ViT(CONFIG.model, rngs=nnx.Rngs(0)), open_data(CONFIG)
     return opening.OpenedModel(
-        name="a", path="a", step=None, sha256="a", model=model, config=config, loader=loader, num_images=12
+        name="a", path="a", step=None, sha256="a", model=model, config=CONFIG, loader=loader, num_images=12
     )
 
 
@@ -44,6 +38,7 @@ def _measured(opened, root):
     return [table.rows for result in results for table in result.tables]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, "is_valid", "label", "edited"])
 def test_a_damaged_feature_is_computed_again(opened, root, capfd, name):
     """Of an edited model as well."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.loaders import open_data
 from vit_registers.errors import DataError
 
@@ -35,6 +36,7 @@ def settings(broken_dir):
     return {"data_dir": broken_dir, "name": "folder", "image_size": (16, 16), "channels": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOADERS)
 def test_stopping_names_the_file(kind, make_loader, settings, device):
     for use in (lambda x: x.train_batches(0, device), lambda x: x.eval_batches("test", device)):
@@ -64,6 +66,7 @@ def test_skipping_masks_and_counts_them(kind, make_loader, settings, device, sma
     assert "left out: train/a/007.jpg cannot be decoded as an image" in lines
 
 
+@pytest.mark.slow
 def test_the_other_images_are_not_touched_by_a_broken_one(make_loader, settings, device, small):
     crop = "inception_crop"
     skipping = make_loader("folder", on_broken="skip", train_ops=crop, **settings)
@@ -90,7 +93,7 @@ def test_tfds_records_are_named_by_number(kind, make_loader):
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "array_record", "folder"])
-@pytest.mark.parametrize("ops", ["", "central_crop", "resize_small(12) | flip"])
+@parametrize_quick("ops", ["", "central_crop", "resize_small(12) | flip"])
 def test_a_wrong_size_is_refused_by_name(kind, ops, make_loader, device):
     loader = make_loader(kind, image_size=(16, 12), eval_ops=ops)
     with pytest.raises(DataError, match=r"is (8 x 8|12 x 12) after data.eval_ops.*16 x 12") as error:
@@ -181,7 +184,7 @@ UNREADABLE = {
     "link_to_nothing": ("before", lambda path: _link_to(path, "nothing"), "it is a link to nothing"),
     "link_to_itself": ("before", lambda path: _link_to(path, path.name), "it is a link to nothing"),
     "forbidden": ("before", _hide, "Permission denied"),
-    # a regular file that nobody can read from its start
+    # a regular file that cannot be read from its start
     "unreadable": ("before", lambda path: _link_to(path, "/proc/self/mem"), "Input/output error"),
     "gone": ("after", _replace, "No such file or directory"),
     "link_that_breaks": ("after", lambda path: _link_to(path, "nothing"), "No such file or directory"),
@@ -212,6 +215,7 @@ def unreadable(request, tmp_path, make_config):
     return open_damaged, message
 
 
+@pytest.mark.slow
 def test_unreadable_images_stop_both_loaders_with_the_same_line(unreadable, device, small):
     open_damaged, message = unreadable
     lines = []
@@ -225,6 +229,7 @@ def test_unreadable_images_stop_both_loaders_with_the_same_line(unreadable, devi
     assert "\n" not in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOADERS)
 def test_unreadable_images_are_left_out_and_counted_by_both_loaders(kind, unreadable, device, small, caplog):
     open_damaged, _ = unreadable

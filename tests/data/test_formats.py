@@ -235,9 +235,7 @@ def test_parts_are_of_the_same_pixels(name, files):
 
 @pytest.mark.parametrize("name", ["png_16", "tif_16", "pgm_16", "jpg_cmyk", "png_palette_key"])
 def test_images_with_boxes_are_decoded_alike(name):
-    record = BoxImage(
-        name="a", path=None, encoded=GOOD[name][0], box_xyxy_px=np.zeros((0, 4)), is_hard=np.zeros(0, bool)
-    )
+    record = BoxImage(name="a", path=None, encoded=GOOD[name][0], box_xyxy_px=np.zeros((0, 4)))
     np.testing.assert_array_equal(read_image(record), expected(name, 3))
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_registers.config import Config, Data, Model
+from tests.fixtures.digits import make_config as digits_config
 from vit_registers.data.loaders import open_data
 from vit_registers.data.ops.on_device import MEMORY_OPS
 from vit_registers.data.ops.strings import Target
@@ -108,19 +108,11 @@ def test_bad_operations(settings, message, make_config):
     assert message in str(error.value)
 
 
-def test_digits_are_the_same_in_both_loaders(tmp_path, device, small):
+def test_digits_are_the_same_in_both_loaders(digits_tfds, device, small):
     both = []
     for loader in ("memory", "tfdata"):
-        data = Data(
-            loader=loader,
-            name="digits",
-            data_dir=str(tmp_path),
-            batch_size=100,
-            eval_batch_size=100,
-            train_ops="",
-            eval_ops="",
-        )
-        config = Config(model=Model(image_size=(8, 8), channels=1, num_classes=10), data=data)
+        data = {"loader": loader, "data_dir": str(digits_tfds), "batch_size": 100, "eval_batch_size": 100}
+        config = digits_config(data=data)
         opened = open_data(config)
         assert opened.num_classes == 10
         assert opened.class_names == tuple("0123456789")
@@ -139,13 +131,11 @@ def test_digits_are_the_same_in_both_loaders(tmp_path, device, small):
     assert image_NxHxWxC.max() == 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["digits", "memory_folder", "memory_array_record"])
 def test_no_tensorflow(kind, make_config):
     if kind == "digits":
-        config = Config(
-            model=Model(image_size=(8, 8), channels=1),
-            data=Data(loader="memory", name="digits", batch_size=8, train_ops="flip", eval_ops=""),
-        )
+        config = digits_config(data={"batch_size": 8, "train_ops": "flip"})
     else:
         config = make_config(kind, train_ops="flip", batch_size=8)
     program = f"""

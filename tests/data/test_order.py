@@ -9,14 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data import order
 from vit_registers.errors import ConfigError, DataError
 
 KINDS = ("tfrecord", "array_record", "folder", "memory_folder", "memory_array_record")
 RANDOM_ACCESS = ("array_record", "folder")
+# The loaders in memory are quick.
+MEMORY_FIRST = ("memory_folder", "memory_array_record", "array_record", "folder", "tfrecord")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@parametrize_quick("kind", MEMORY_FIRST, number=2)
 def test_resuming_in_any_epoch_is_exact(kind, make_loader, device, small):
     ops = "random_crop(2) | flip"
     straight = small.take(make_loader(kind, train_ops=ops).train_batches(0, device), 20)  # 3.5 epochs
@@ -42,7 +45,7 @@ def test_each_epoch_is_a_permutation_of_its_own(kind, make_loader, device, small
     assert batch.views["image"].dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@parametrize_quick("kind", MEMORY_FIRST, number=2)
 def test_seeds_change_the_order_and_the_augmentation(kind, make_loader, device, small):
     first = small.take(make_loader(kind, seed=1).train_batches(0, device), 5)
     other = small.take(make_loader(kind, seed=2).train_batches(0, device), 5)
@@ -59,7 +62,7 @@ def test_all_random_access_loaders_have_the_same_order(make_loader, device, smal
     small.assert_equal(of["folder"], of["memory_folder"])
 
 
-@pytest.mark.parametrize("kind", RANDOM_ACCESS)
+@parametrize_quick("kind", RANDOM_ACCESS)
 def test_two_processes_train_on_the_batches_of_one(kind, make_loader, small):
     loader = make_loader(kind, train_ops="random_crop(2)")
     one = small.take(loader.host_train_batches(4, process_index=0, process_count=1), 8)
@@ -80,8 +83,8 @@ def test_two_processes_share_tfrecords_without_overlap(make_loader, small):
     assert sorted(seen) == list(range(small.NUM_TRAIN))
 
 
-@pytest.mark.parametrize("size", [4, 12])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@parametrize_quick("size", [4, 12])
+@parametrize_quick("count", [1, 2, 4], number=2)
 @pytest.mark.parametrize("kind", ["tfrecord", *RANDOM_ACCESS])
 def test_evaluation_sees_each_image_once(kind, count, size, make_loader, small):
     loader = make_loader(kind, eval_batch_size=size)
@@ -116,6 +119,7 @@ def test_parts_of_splits(kind, make_loader, device, small):
     assert sorted(small.numbers(evaluated)[evaluated.mask_B]) == list(range(50, 57))
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_set(make_loader, device, small):
     for kind in KINDS:
         batches = make_loader(kind, batch_size=130).train_batches(1, device)
@@ -140,6 +144,7 @@ def test_batches_that_do_not_divide(kind, make_loader):
         loader.host_eval_batches("test", process_index=0, process_count=2)
 
 
+@pytest.mark.slow
 def test_fewer_records_than_processes(make_loader):
     loader = make_loader("tfrecord", train_split="train[:1]")
     with pytest.raises(DataError, match="fewer records than there are processes"):
@@ -150,6 +155,7 @@ def test_fewer_records_than_processes(make_loader):
     ] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_program_ends_with_batches_still_open(make_config):
     program = f"""
 import jax

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_registers.config import Config, Data, Model
+from tests.fixtures.digits import make_config
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.data.loaders import open_data
 from vit_registers.data.prefetch import ahead
@@ -87,9 +87,7 @@ def test_negative_number():
 
 
 def test_batches_on_the_device_are_those_of_their_steps_after_a_restart_too():
-    model = Model(image_size=(8, 8), patch_size=4, channels=1, num_classes=10)
-    data = Data(loader="memory", name="digits", train_ops="random_crop(padding=1)", eval_ops="", batch_size=8)
-    config = Config(model=model, data=data)
+    config = make_config(data={"batch_size": 8, "train_ops": "random_crop(padding=1)"})
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def from_memory(start):

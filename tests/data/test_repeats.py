@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.order import Order
 from vit_registers.errors import ConfigError
 
@@ -10,7 +11,7 @@ from vit_registers.errors import ConfigError
 def sampled(permutation, *, world, batch, repeats):
     """What each process of DeiT's distributed sampler sees in one epoch, batch by batch, [rank, step, batch].
 
-    The rule: every index so many times in a row; process r takes each world-th from r on; of these the
+    The rule: every index `repeats` times in a row; process r takes each world-th from r on; of these the
     first floor(n // 256 * 256 / world), cut to whole batches.
     """
     n = len(permutation)
@@ -62,7 +63,7 @@ def test_loaders_keep_to_the_order(kind, make_loader, device, small):
     np.testing.assert_array_equal(small.numbers(batch), order.records(np.arange(2 * 12, 9 * 12)))
 
 
-@pytest.mark.parametrize("num_processes", [1, 3])
+@parametrize_quick("num_processes", [1, 3])
 @pytest.mark.parametrize("settings", [{}, {"repeats": 2, "mix_groups": 2}, {"drop_last": True}])
 def test_processes_share_the_batches_that_the_memory_has(settings, num_processes, make_loader, device, small):
     common = {"batch_size": 12, "train_split": "train[-20:]+test[:3]", **settings}

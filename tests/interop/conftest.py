@@ -83,7 +83,7 @@ def run_hf(theirs, images: np.ndarray, **arguments):
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     with torch.no_grad():
         encoded = encoder(x, **arguments)
-        if theirs.config.model_type == "clip":  # the whole, which wants texts too
+        if theirs.config.model_type == "clip":  # the whole model, which requires texts too
             return theirs.visual_projection(encoded.pooler_output), encoded
         whole = theirs(x, **arguments)
     return getattr(whole, "logits", getattr(whole, "image_embeds", None)), encoded
@@ -175,7 +175,7 @@ class _TorchLayers(dict):
         return self.torch.nn.functional.layer_norm(x, x.shape[-1:], *parts, self.eps)
 
     def attend(self, x, joint, out, mask=None):
-        """torch's own attention; {} in the names of its two layers stands for weight and bias."""
+        """The attention layer of torch; {} in the names of its two layers is replaced by weight and bias."""
         parts = [self[name.format(part)] for name in (joint, out) for part in ("weight", "bias")]
         names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
         module = self.torch.nn.MultiheadAttention(x.shape[-1], self.heads, batch_first=True)

@@ -185,7 +185,7 @@ def test_model_args_that_are_not_those_of_the_tensors(name, timm_folder):
 def test_model_args_of_another_type_or_of_no_meaning(name, timm_folder):
     folder, config = timm_folder
     path = edited(folder, config, model_args=config["model_args"] | {name: TIMM_TYPES[name]})
-    with pytest.raises(CheckpointError, match=rf"model_args.{name}=.*: (want|not supported)"):
+    with pytest.raises(CheckpointError, match=rf"model_args.{name}=.*: (must be|not supported)"):
         vit_registers.load(path)
 
 
@@ -261,7 +261,7 @@ def test_a_config_json_of_transformers_that_is_not_of_the_tensors(kind, name, va
 def test_a_setting_of_another_type(kind, name, hf_folder):
     folder, config = hf_folder(kind)
     path = edited(folder, config, **changed(kind, config, name, WRONG[name]))
-    with pytest.raises(CheckpointError, match=f"{name}={WRONG[name]!r}: want"):
+    with pytest.raises(CheckpointError, match=f"{name}={WRONG[name]!r}: must be"):
         vit_registers.load(path)
 
 
@@ -273,11 +273,11 @@ def test_a_setting_of_another_type(kind, name, hf_folder):
         ({"model_type": "siglip_vision_model"}, "model.*: .*model_type='siglip_vision_model': known are"),
         ({"model_type": "deit"}, "'deit' in config.json, and no distillation token is in the tensors"),
         ({"hidden_act": "relu"}, "model.safetensors: hidden_act='relu' is unknown"),
-        ({"model_type": 5}, "model_type=5: want"),
+        ({"model_type": 5}, "model_type=5: must be"),
         ({"model_type": None, "architecture": "vit_small_patch16_224"}, "of timm, but the tensors have"),
         ({"model_cfg": {}}, "model_cfg.vision_cfg=None"),
-        ({"model_args": [1]}, r"model_args=\[1\]: want"),
-        ({"pretrained_cfg": {"input_size": 224}}, "input_size=224: want"),
+        ({"model_args": [1]}, r"model_args=\[1\]: must be"),
+        ({"pretrained_cfg": {"input_size": 224}}, "input_size=224: must be"),
     ],
 )
 def test_a_config_json_of_another_model(changes, match, hf_folder):
@@ -340,7 +340,7 @@ def test_a_config_of_open_clip_that_is_not_of_the_tensors(name, noise, tmp_path)
 @pytest.mark.parametrize("name", OPEN_CLIP_TYPES)
 def test_a_setting_of_open_clip_of_another_type(name, noise, tmp_path):
     path = open_clip_folder(tmp_path, noise, **{name: OPEN_CLIP_TYPES[name]})
-    with pytest.raises(CheckpointError, match=f"{name}.*=.*: want"):
+    with pytest.raises(CheckpointError, match=f"{name}.*=.*: must be"):
         vit_registers.load(path)
 
 

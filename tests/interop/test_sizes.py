@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.interop import containers, reading
 from vit_registers.interop.hints import Hints
 from vit_registers.models.blocks import dims
@@ -146,7 +147,7 @@ def opened(monkeypatch):
     return opened
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@parametrize_quick("name", PUBLISHED)
 def test_published_models_are_inferred_at_full_size(name, opened):
     source, shapes, published, expected = PUBLISHED[name]
     hints = {"image_size": (224, 224)} if source == "big_vision" else {}  # sincos2d: not in the tensors

@@ -1,4 +1,4 @@
-"""Training that starts from other weights: what is taken, what starts anew, what is refused."""
+"""Training that starts from other weights: what is loaded, what is initialized, what fails."""
 
 import dataclasses
 

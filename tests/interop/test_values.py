@@ -234,7 +234,7 @@ def test_convert_leaves_nothing_of_what_it_made(what, is_there, state, run_here,
 )
 def test_hints_that_are_no_numbers_of_something(hint, state):
     ((name, value),) = hint.items()
-    with pytest.raises(ConfigError, match=re.escape(f"{name}={value!r}: want")):
+    with pytest.raises(ConfigError, match=re.escape(f"{name}={value!r}: must be")):
         from_state_dict(state, source="timm", **{"num_heads": 4} | hint)
 
 

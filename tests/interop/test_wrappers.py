@@ -11,9 +11,9 @@ from vit_registers import fine_tuning
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export import targets
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
@@ -385,7 +385,7 @@ def test_what_is_left_out_need_be_no_array(state, params, assert_same):
     model = from_state_dict(odd, source="timm", num_heads=4, leave_out=["args", "epoch", "arch"])
     expected = from_state_dict(state, source="timm", num_heads=4)
     assert_same(*(dict(leaves_of(params(m))) for m in (model, expected)))
-    with pytest.raises(ConfigError, match="want patterns of names"):
+    with pytest.raises(ConfigError, match="must be patterns of names"):
         from_state_dict(state, source="timm", leave_out=[3])
 
 

@@ -143,6 +143,7 @@ def test_sizes_that_are_set_replace_those_of_the_variant(tiny):
         dims(tiny(variant="S", width=100, num_heads=None))
 
 
+@pytest.mark.slow
 def test_computing_blocks_again_changes_nothing(build, images):
     """Loss and gradients, with drop path, whose keys have to be the same both times."""
     settings = {"depth": 3, "drop_path": 0.5, "summary_factor": 2, "mask": "fractal"}

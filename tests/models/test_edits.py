@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.api import attention_weights, open_to_more
 from vit_registers.models.edits import Edits, append_key
@@ -67,7 +68,7 @@ def test_a_key_of_every_query_takes_its_share(build, images, settings):
     np.testing.assert_allclose(out.taps["middle"][0], plain.taps["resid"][0] + branch, atol=1e-4)
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     "settings",
     [
         {},

@@ -151,6 +151,7 @@ def test_big_vision_gives_zero_logits_at_first(tiny, images):
     np.testing.assert_array_equal(logits, np.zeros((2, 5)))
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_parameters_and_the_same_seed_the_same(tiny):
     model = tiny(num_registers=2, init="deit3")
     one, again, other = (fresh(model, quick_key(seed)) for seed in (0, 0, 1))

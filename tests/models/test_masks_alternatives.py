@@ -160,10 +160,10 @@ def empty_rows(matrix):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m[:, :6], "has shape (7, 6): want (7, 7), for 1 cls, 2 registers, 4 patches"),
-        (lambda m: m[None], "has shape (1, 7, 7): want (7, 7)"),
+        (lambda m: m[:, :6], "has shape (7, 6): must be (7, 7), for 1 cls, 2 registers, 4 patches"),
+        (lambda m: m[None], "has shape (1, 7, 7): must be (7, 7)"),
         (lambda m: m.astype(np.uint8), "has dtype uint8: save a matrix of bool, True = may attend"),
-        (empty_rows, "has 2 rows without a True, first row 2: want one in each"),
+        (empty_rows, "has 2 rows without a True, first row 2: each row requires one"),
         (lambda m: m.astype(object), "is not a .npy file of an array: Object arrays cannot be loaded"),
     ],
 )
@@ -202,6 +202,7 @@ def test_masks_are_the_same_if_their_arguments_or_files_are(tmp_path, matrix):
     assert resolve(dataclasses.replace(a, mask="shifted(-1)")).mask == "shifted(offset=-1)"
 
 
+@pytest.mark.slow
 def test_a_model_keeps_the_matrix_that_it_was_built_with(build, forward, images, tmp_path):
     matrix = np.eye(17, dtype=bool)
     matrix[0] = True
@@ -209,7 +210,7 @@ def test_a_model_keeps_the_matrix_that_it_was_built_with(build, forward, images,
     model = build(mask=f"file('{tmp_path}/m.npy')")
     assert "sha256='" in model.model.mask
     gap = forward(model, images()).patches
-    with pytest.raises(ConfigError, match=r"has shape \(17, 17\): want \(65, 65\)"):
+    with pytest.raises(ConfigError, match=r"has shape \(17, 17\): must be \(65, 65\)"):
         model(images(size=(32, 32)))
     np.save(tmp_path / "m.npy", np.ones((17, 17), bool))
     dense = forward(build(mask=f"file('{tmp_path}/m.npy')"), images()).patches

@@ -29,7 +29,7 @@ def test_sincos2d_of_a_single_cell_is_0_for_sines_and_1_for_cosines():
 
 @pytest.mark.parametrize("width", [4, 6, 18, 2])
 def test_sincos2d_refuses_a_width_that_it_cannot_fill(width):
-    with pytest.raises(ConfigError, match=f"width={width}: want a multiple of 4"):
+    with pytest.raises(ConfigError, match=f"width={width}: the width must be a multiple of 4"):
         sincos2d((2, 2), width)
 
 

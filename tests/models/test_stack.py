@@ -27,6 +27,7 @@ def _gradient(model, x):
     return jax.grad(lambda model: (model(x).logits ** 2).sum())(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "block"])
 def test_all_that_comes_out_is_as_from_blocks_one_by_one(build, images, forward, remat):
     """The first block's rate is 0, where an array of rates must drop nothing and scale nothing."""

@@ -72,6 +72,7 @@ def test_flops_of_the_logits_are_the_matrix_products_and_little_more(build, imag
     assert by_hand < flops(compiled(model, logits_only, images(2, (32, 32)))) < 1.3 * by_hand
 
 
+@pytest.mark.slow
 def test_memory_of_the_logits_does_not_grow_with_depth_but_that_of_all_taps_does(build, images):
     x = images(2, (32, 32))
     shallow, deep = build(**SHAPE), build(**SHAPE | {"depth": 6})

@@ -116,8 +116,8 @@ def test_pooling_is_float32_whatever_the_compute_dtype(build, images, forward, p
         ({"image_size": (0, 16)}, "model.image_size=(0, 16): must be >= 1"),
         ({"width": 30}, "model.width=30 is not a multiple of the 4 heads"),
         ({"width": 36, "num_heads": 6, "positions": "sincos2d", "patch_size": 0}, "patch_size=0: must be"),
-        ({"width": 18, "num_heads": 3, "positions": "sincos2d"}, "width=18: want a multiple of 4"),
-        ({"width": 18, "num_heads": 3, "extra_positions": "sincos2d"}, "width=18: want a multiple of 4"),
+        ({"width": 18, "num_heads": 3, "positions": "sincos2d"}, "width must be a multiple of 4"),
+        ({"width": 18, "num_heads": 3, "extra_positions": "sincos2d"}, "width must be a multiple of 4"),
         ({"num_registers": -1}, "num_registers=-1: must be >= 0"),
         ({"num_classes": -1}, "num_classes=-1: must be >= 0"),
         ({"depth": -1}, "depth=-1: must be >= 0"),
@@ -131,7 +131,7 @@ def test_pooling_is_float32_whatever_the_compute_dtype(build, images, forward, p
         ({"mask": "fractal"}, "requires summary tokens"),
         ({"mask": "fractel", "summary_factor": 2}, "did you mean 'fractal'?"),
         ({"mask": "window"}, "model.mask: window requires 'radius', as in window(radius=...)"),
-        ({"mask": "window(radius=-1)"}, "model.mask='window(radius=-1)': want radius >= 0"),
+        ({"mask": "window(radius=-1)"}, "model.mask='window(radius=-1)': radius must be >= 0"),
         ({"mask": "window(size=1)"}, "model.mask: window has no argument 'size'"),
         ({"mask": "window(1.0)"}, "model.mask: window(radius=...): 1.0 is of type float: must be int"),
         ({"mask": "fractal(2)", "summary_factor": 2}, "model.mask: fractal takes 0 arguments at most"),
@@ -168,8 +168,8 @@ def test_settings_that_cannot_work_are_refused_when_the_model_is_made(tiny, sett
     ("shape", "message"),
     [
         ((2, 16, 18, 3), "16 x 18 px does not divide into patches of 4 px"),
-        ((2, 16, 16, 1), "images of shape (2, 16, 16, 1): want [batch, height, width, 3]"),
-        ((16, 16, 3), "images of shape (16, 16, 3): want [batch, height, width, 3]"),
+        ((2, 16, 16, 1), "images of shape (2, 16, 16, 1): must be [batch, height, width, 3]"),
+        ((16, 16, 3), "images of shape (16, 16, 3): must be [batch, height, width, 3]"),
     ],
     ids=str,
 )
@@ -197,6 +197,7 @@ def test_a_mesh_of_devices_lays_out_the_batch_and_changes_no_number(build, image
     assert {shard.data.shape[0] for shard in shards} == {2}
 
 
+@pytest.mark.slow
 def test_building_a_model_imports_no_other_framework():
     program = """
 import sys

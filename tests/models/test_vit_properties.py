@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import ConfigError
 from vit_registers.models.pooling import pool
 from vit_registers.models.vit import static_attention
@@ -12,7 +13,9 @@ from vit_registers.models.vit import static_attention
 MASKS = ["none", "fractal", "fractal_released", "fractal_local"]
 
 
-@pytest.mark.parametrize(("mask", "positions"), [*((mask, "none") for mask in MASKS), ("fractal", "alibi2d")])
+@parametrize_quick(
+    ("mask", "positions"), [*((mask, "none") for mask in MASKS), ("fractal", "alibi2d")], number=2
+)
 def test_a_masked_pair_has_exactly_zero_gradient_through_a_block(build, mask, positions):
     sizes = {"width": 8, "num_heads": 2, "mlp_dim": 8, "depth": 1}
     model = build(**sizes, num_registers=2, summary_factor=2, mask=mask, positions=positions)
@@ -29,6 +32,7 @@ def test_a_masked_pair_has_exactly_zero_gradient_through_a_block(build, mask, po
     np.testing.assert_array_equal(depends_TxT, expected)
 
 
+@pytest.mark.slow
 def test_pixels_reach_just_the_patches_that_the_mask_lets_them_reach(build, images):
     """Through the whole model of one block, without the tokens that everybody sees."""
     model = build(depth=1, use_cls=False, pooling="gap", summary_factor=2, mask="fractal_local")
@@ -44,7 +48,7 @@ def test_pixels_reach_just_the_patches_that_the_mask_lets_them_reach(build, imag
     np.testing.assert_array_equal((by_patch != 0).any(axis=-1), mask_TxT[where, where])
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     "settings", [{}, {"summary_factor": 2, "mask": "fractal"}, {"positions": "alibi2d"}], ids=str
 )
 def test_permuting_registers_permutes_their_outputs_and_nothing_else(build, images, forward, settings):
@@ -96,6 +100,7 @@ def test_cls_pools_the_cls_token(build, images, forward):
     np.testing.assert_array_equal(outputs.pooled, outputs.cls)
 
 
+@pytest.mark.slow
 def test_map_pooling_does_not_mind_the_order_of_patches(build):
     model = build(pooling="map", use_cls=False, num_registers=2)
     tokens_BxTxD = np.random.default_rng(0).normal(size=(2, 18, 32)).astype(np.float32)
@@ -108,7 +113,7 @@ def test_map_pooling_does_not_mind_the_order_of_patches(build):
     np.testing.assert_allclose(pool("map", shuffled, model.layout, model.map_pool), pooled, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["gap", "map"])
+@parametrize_quick("pooling", ["gap", "map"])
 def test_without_positions_the_order_of_patches_does_not_matter(build, images, forward, pooling):
     model = build(pooling=pooling, positions="none", num_registers=1)
     x = images(2)
@@ -120,6 +125,7 @@ def test_without_positions_the_order_of_patches_does_not_matter(build, images, f
     )
 
 
+@pytest.mark.slow
 def test_with_positions_the_order_of_patches_matters(build, images, forward):
     x = images(2)
     for positions in ("learned", "sincos2d", "alibi2d"):

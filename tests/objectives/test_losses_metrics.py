@@ -10,9 +10,8 @@ from vit_registers.analysis.experiments.accuracy import score_head
 from vit_registers.config import ClassificationSettings
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classification import classification_metrics, classification_sums
-from vit_registers.objectives.base import add_sums
+from vit_registers.objectives.base import add_sums, find_non_finite
 from vit_registers.objectives.losses import LOSSES, make_loss_per_example
-from vit_registers.runs.ranking import find_non_finite
 
 
 def _logits_and_labels(num_examples=64, num_classes=12):

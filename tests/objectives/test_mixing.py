@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import ClassificationSettings
 from vit_registers.errors import ConfigError
 from vit_registers.objectives.losses import LOSSES
@@ -41,6 +42,7 @@ def test_cutmix_pastes_one_box_and_weights_labels_by_its_area():
         assert is_foreign.sum() == rows * columns
 
 
+@pytest.mark.slow
 def test_mean_of_mixup_weights_is_that_of_the_beta_law():
     settings = ClassificationSettings(mixup_alpha=0.2)
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -78,7 +80,7 @@ def box_of(image, partner):
 
 @pytest.mark.parametrize("noise", ["global", "per_group"])
 @pytest.mark.parametrize("partner", ["roll", "flip"])
-@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@parametrize_quick("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)], number=2)
 def test_batches_equal_a_restatement_group_by_group(alphas, partner, noise):
     """The draws are read off the result, once for each group, and must then explain all of it."""
     batch, groups, size = 12, 3, 4
@@ -95,8 +97,9 @@ def test_batches_equal_a_restatement_group_by_group(alphas, partner, noise):
     check_mixing(settings, batch)
     logits = rng.normal(size=(batch, batch)).astype(np.float32)
     draws = set()
+    draw = jax.jit(lambda key: mix(key, settings, image, label, jnp.ones(batch, bool)))
     for seed in range(6):
-        mixed, mixed_label, _ = mix(jax.random.key(seed), settings, image, label, jnp.ones(batch, bool))
+        mixed, mixed_label, _ = draw(jax.random.key(seed))
         mixed, mixed_label = np.asarray(mixed), np.asarray(mixed_label)
         of_groups = []
         for start in range(0, batch, size):
@@ -128,6 +131,7 @@ def test_folded_mixup_keeps_the_larger_share_for_itself():
         assert float(label[0, 0]) >= 0.5
 
 
+@pytest.mark.slow
 def test_share_of_cutmix_is_half_and_its_boxes_follow_the_law_of_timm():
     """The area kept on 2,000 draws, against the same rule with numpy's: two-sample Kolmogorov-Smirnov."""
     from scipy.stats import ks_2samp

@@ -1,4 +1,4 @@
-"""The Objective contract with a second user: plain DINO (arXiv:2104.14294) on digits, at its smallest.
+"""A second objective: minimal DINO (arXiv:2104.14294) on digits.
 
 A student matches the soft-maxed, centred outputs of its exponential average, each of two crops against the
 other. The teacher and the centre are `extra`. The crops are made on the device, from the one view that the
@@ -16,8 +16,9 @@ import pytest
 from flax import nnx
 
 import vit_registers
+from tests.fixtures.digits import make_config
 from vit_registers import evaluate
-from vit_registers.config import Checkpoint, Config, Data, Mesh, Model, ObjectiveSettings, Optimizer, Run
+from vit_registers.config import Mesh, Optimizer
 from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, synthetic_batches, to_device
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation import catalog as evaluators
@@ -26,6 +27,7 @@ from vit_registers.models.params import abstract_model, build_model, init_params
 from vit_registers.objectives import catalog as objectives
 from vit_registers.objectives.base import BACKBONE, Best
 from vit_registers.runs import checkpoint_folder
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.train import train
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -34,34 +36,15 @@ from vit_registers.training.setup import set_up
 MOMENTUM, CENTRE_MOMENTUM = 0.99, 0.5
 PROTOTYPES, STUDENT_TEMPERATURE, STEPS = 32, 0.1, 120
 
-CONFIG = Config(
-    model=Model(
-        width=32,
-        depth=2,
-        num_heads=2,
-        patch_size=2,
-        image_size=(8, 8),
-        channels=1,
-        num_classes=0,
-        num_registers=2,
-        pooling="gap",
-    ),
-    data=Data(
-        loader="memory",
-        name="digits",
-        eval_split="test",
-        batch_size=64,
-        eval_batch_size=360,
-        train_ops="",
-        eval_ops="",
-        mean=(0.5,),
-        std=(0.5,),
-    ),
-    objective=ObjectiveSettings(name="dino"),
-    optimizer=Optimizer(learning_rate=2e-3, warmup_steps=10),
-    checkpoint=Checkpoint(every_steps=40, keep_last=4),
-    run=Run(total_steps=STEPS, eval_every_steps=40, log_every_steps=1, use_tensorboard=False),
+CONFIG = make_config(
+    model={"width": 32, "depth": 2, "patch_size": 2, "num_classes": 0, "num_registers": 2, "pooling": "gap"},
+    objective={"name": "dino"},
+    optimizer={"learning_rate": 2e-3, "warmup_steps": 10},
+    checkpoint={"every_steps": 40, "keep_last": 4},
+    run={"total_steps": STEPS, "eval_every_steps": 40, "log_every_steps": 1},
 )
+# For tests of single steps, which do not have to learn.
+SHALLOW = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, depth=1))
 
 
 def teacher_temperature(step):
@@ -168,7 +151,7 @@ def _nearest_neighbour(objective, model, data, splits, mesh):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    """All that there is to register."""
+    """The objective and its evaluator are registered for the tests of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(objectives.OBJECTIVES, "dino", Dino)
         kind = EvaluatorKind(lambda objective, model: objective.name == "dino", _nearest_neighbour)
@@ -177,8 +160,8 @@ def registered():
 
 
 @pytest.fixture(scope="module")
-def run(registered, tmp_path_factory):
-    """A finished run folder."""
+def run(registered, compiled_once, tmp_path_factory):
+    """The folder of a finished run."""
     path = tmp_path_factory.mktemp("runs") / "dino"
     train(CONFIG, str(path))
     return path
@@ -189,7 +172,7 @@ def _records(run):
 
 
 def _state(run, step):
-    mesh = sharding.make_mesh(Mesh())
+    mesh = make_mesh(Mesh())
     params, extra = jax.eval_shape(Dino(CONFIG).init, jax.random.key(0))
     tree = {"params": params, "extra": extra}
     target = jax.tree.map(sharding.place, tree, sharding.parameter_shardings(tree, mesh))
@@ -200,6 +183,7 @@ def _assert_equal(found, want):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(want))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_teacher_does_not_collapse(run):
     losses = [record["train/loss"] for record in _records(run) if "train/loss" in record]
     assert len(losses) == STEPS
@@ -211,7 +195,7 @@ def test_the_loss_falls_and_the_teacher_does_not_collapse(run):
 
 
 def _steps(config, number, num_devices=1):
-    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:num_devices])
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:num_devices])
     lengths = Durations(total_steps=9, warmup_steps=2, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     states = []
@@ -225,8 +209,9 @@ def _steps(config, number, num_devices=1):
     return state, states
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_average_of_the_students_and_starts_as_their_copy():
-    _, states = _steps(CONFIG, 4)
+    _, states = _steps(SHALLOW, 4)
     _assert_equal(states[0].extra["teacher"], states[0].params)
     for t, state in enumerate(states):
         weights = [MOMENTUM**t, *((1 - MOMENTUM) * MOMENTUM ** (t - i) for i in range(1, t + 1))]
@@ -238,9 +223,10 @@ def test_the_teacher_is_the_average_of_the_students_and_starts_as_their_copy():
     assert np.abs(states[1].extra["centre_K"]).max() > 0 == np.abs(states[0].extra["centre_K"]).max()
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_leaves_extra_unchanged():
     config = dataclasses.replace(
-        CONFIG, optimizer=Optimizer(learning_rate=1e30, grad_clip_norm=None, warmup_steps=0)
+        SHALLOW, optimizer=Optimizer(learning_rate=1e30, grad_clip_norm=None, warmup_steps=0)
     )
     _, states = _steps(config, 2)  # the rate of the first is 0
     assert int(states[2].step) == 2
@@ -248,8 +234,9 @@ def test_a_step_that_is_not_finite_leaves_extra_unchanged():
     _assert_equal(states[2].params, states[1].params)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_sharded_as_the_student():
-    config = dataclasses.replace(CONFIG, mesh=Mesh(fsdp=2, tensor=2))
+    config = dataclasses.replace(SHALLOW, mesh=Mesh(fsdp=2, tensor=2))
     state, _ = _steps(config, 1, num_devices=8)
     same = jax.tree.map(
         lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), state.params, state.extra["teacher"]
@@ -259,6 +246,7 @@ def test_the_teacher_is_sharded_as_the_student():
     assert kernel.sharding.shard_shape(kernel.shape) == (16, 3, 1, 16)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
@@ -271,6 +259,7 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
     assert a == b
 
 
+@pytest.mark.slow
 def test_evaluate_and_load_take_the_teacher(run):
     state = _state(run, STEPS)
     teacher, student = state["extra"]["teacher"]["vit"], state["params"]["vit"]
@@ -288,6 +277,6 @@ def test_evaluate_and_load_take_the_teacher(run):
 
 
 def test_gradient_accumulation_is_refused():
-    config = dataclasses.replace(CONFIG, optimizer=Optimizer(accumulation_steps=2))
+    config = dataclasses.replace(SHALLOW, optimizer=Optimizer(accumulation_steps=2))
     with pytest.raises(ConfigError, match=r"accumulation_steps=2: .*'dino' is not a sum"):
         _steps(config, 1)

@@ -16,12 +16,13 @@ from vit_registers.runs.checkpoint_folder import find_step, newest_intact_step
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.manifest import find_damage
 from vit_registers.runs.retention import Keep
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
 
 def _state(step, num_devices=1):
-    mesh = sharding.make_mesh(Mesh(), devices=jax.devices()[:num_devices])
+    mesh = make_mesh(Mesh(), devices=jax.devices()[:num_devices])
     rng = np.random.default_rng(step)
     values = {"kernel": rng.normal(size=(64, 32)).astype(np.float32)}
     layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

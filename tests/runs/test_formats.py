@@ -15,7 +15,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.evaluate import evaluate
 from vit_registers.runs.checkpoint_folder import read_meta
 from vit_registers.runs.formats import from_format, in_format
-from vit_registers.runs.run_checkpoint import trained_config
+from vit_registers.runs.reading import trained_config
 from vit_registers.train import train
 
 GOLDEN = Path(__file__).parents[1] / "golden/format1"
@@ -64,6 +64,7 @@ def test_it_is_evaluated(run, params, name):
         assert found[key] == pytest.approx(expected[f"{name}/{key}"], abs=3 / 359)
 
 
+@pytest.mark.slow
 def test_it_is_resumed_and_saved_in_the_current_format(run):
     train(trained_config(str(run), 10), str(run))
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

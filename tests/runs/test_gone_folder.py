@@ -1,4 +1,4 @@
-"""A run folder that is removed, renamed or replaced under a run, and evaluations that went missing."""
+"""A run folder that is removed, renamed or replaced during a run, and evaluations that are missing."""
 
 import json
 import shutil
@@ -9,15 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+from tests.fixtures.digits import flags
 from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
 from vit_registers.runs.checkpoint_folder import find_step_damage, list_steps
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.run_lock import FILE, RunLock, lock_holder
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
-# Writes that are given up are reported once more, to an event loop that is closed (see cli.py).
+# Cancelled writes are reported once more, to an event loop that is closed (see cli.py).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0))
@@ -25,7 +27,7 @@ GONE = "was removed, renamed, replaced or emptied while this run was writing in 
 
 
 def _state(step):
-    whole = sharding.replicated(sharding.make_mesh(Mesh(), devices=jax.devices()[:1]))
+    whole = sharding.replicated(make_mesh(Mesh(), devices=jax.devices()[:1]))
     params = {"kernel": np.full((8, 8), step, np.float32)}
     values = {"step": np.int32(step), "params": params, "opt_state": ()}
     return TrainState(**jax.device_put(values, whole), ema=None)
@@ -33,7 +35,7 @@ def _state(step):
 
 @pytest.fixture
 def saver(tmp_path):
-    """The checkpoints of a run that is under way: step 1 is saved."""
+    """The Checkpoints of a running run, with step 1 saved."""
     run = tmp_path / "run"
     run.mkdir()
     with RunLock(run) as lock, Checkpoints(str(run), CONFIG, lock) as saver:
@@ -92,7 +94,7 @@ def test_checkpoints_that_are_removed_are_said_and_saved_again(tmp_path, saver, 
     saver.save_surely(_state(2), None)
     assert find_step_damage(str(run), 2) is None
     out = capsys.readouterr().out.splitlines()
-    assert [line.split(" was removed while the run was under way")[0] for line in out] == [
+    assert [line.split(" was removed during the run")[0] for line in out] == [
         f"checkpoint {run}/checkpoints/{step}" for step in (1, 2)
     ]
 
@@ -110,15 +112,7 @@ def test_a_lock_that_is_removed_is_taken_again(tmp_path, saver):
 
 # --- runs ------------------------------------------------------------------------------------
 
-ARGS = (
-    "--config=configs/digits.py:registers=0,steps=12",
-    "--config.model.depth=1",
-    "--config.optimizer.warmup_steps=2",
-    "--config.run.eval_every_steps=3",
-    "--config.checkpoint.every_steps=3",
-    "--config.checkpoint.keep_last=5",
-    "--config.run.use_tensorboard=False",
-)
+ARGS = flags("steps=12", run={"eval_every_steps": 3}, checkpoint={"every_steps": 3, "keep_last": 5})
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +121,8 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def whole(run_here, runs):
-    """A run that was left alone; it is made once."""
+def whole(compiled_once, run_here, runs):
+    """A run that nothing interrupts. It is trained once."""
     if not (runs / "whole" / "result.json").exists():
         code, _, err = run_here("train", *ARGS, f"--workdir={runs / 'whole'}")
         assert code == 0, err
@@ -136,10 +130,12 @@ def whole(run_here, runs):
 
 
 def _remove(run):
-    while run.exists():  # a save that is under way puts files into it
+    while run.exists():  # a running save writes files into it
         shutil.rmtree(run, ignore_errors=True)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("end", [_remove, _rename])
 def test_a_run_whose_folder_is_gone_ends_with_a_line(run_here, tmp_path, end):
     run = tmp_path / "run"
@@ -174,6 +170,7 @@ def _cut(run):
     (run / "metrics.jsonl").write_text("".join(lines[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shorten", "lost", "taken"), [(_remove_file, [6], [3, 9]), (_cut, [], [6, 9])], ids=["removed", "cut"]
 )

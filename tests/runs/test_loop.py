@@ -13,18 +13,19 @@ from vit_registers.errors import ConfigError, TrainingError
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.writers import Progress
 from vit_registers.runtime import watchdog as watchdog_lib
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
-from vit_registers.training.sharding import make_mesh
 
 
 def _assert_equal(found, want):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), want)
 
 
+@pytest.mark.slow
 def test_a_step_with_nan_in_its_batch_changes_nothing_but_the_step(tiny, change):
     config = change(tiny, model={"depth": 1}, optimizer={"ema_decay": 0.5})
     lengths = Durations(total_steps=40, warmup_steps=2, eval_every_steps=40, steps_per_epoch=10.0)
@@ -193,7 +194,7 @@ def test_a_step_that_does_not_come_back_ends_the_process_and_says_where_it_was(w
         for step in (1, 2, 3):
             watchdog.started(step, _Result(step < 3))
         assert ended.wait(10)
-    assert "no step has come back for 0 s (the last was step 2; run.hang_timeout_s=0.3)" in lines[0]
+    assert "no step has finished for 0 s (the last was step 2; run.hang_timeout_s=0.3)" in lines[0]
     assert "at training" in lines[0]
 
 
@@ -224,7 +225,7 @@ def test_one_process_has_no_limit_unless_it_is_set(watch):
 
 @pytest.mark.parametrize("text", ["10", "0:3", "5:4", "a:b", "-1:2", "1:2:3"])
 def test_steps_to_trace_that_cannot_be_are_refused(text):
-    with pytest.raises(ConfigError, match="want 'first:last'"):
+    with pytest.raises(ConfigError, match="must be 'first:last'"):
         parse_steps(text, 20)
 
 

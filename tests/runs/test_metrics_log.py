@@ -106,10 +106,10 @@ def test_a_resume_keeps_the_records_up_to_its_step_and_the_damaged_file(content,
 
 def test_a_named_pipe_in_its_place_is_one_line(tmp_path):
     os.mkfifo(tmp_path / FILE)
-    with pytest.raises(DataError, match=rf"{FILE} is not a regular file"):
+    with pytest.raises(DataError, match=rf"{FILE} cannot be read: it is not a regular file"):
         read_records(tmp_path)
     assert _curves(tmp_path).gaps == [
-        f"{tmp_path.name}: {tmp_path / FILE} is not a regular file: move it away"
+        f"{tmp_path.name}: {tmp_path / FILE} cannot be read: it is not a regular file; move it away"
     ]
     assert sweeps.last_step(types.SimpleNamespace(folder=tmp_path)) == 0
 
@@ -155,7 +155,7 @@ def test_metrics_that_are_removed_are_written_again(run, capsys):
         writer.write(2, {"loss": 1.0})
         assert _steps(run) == [1, 2]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == f"while the run was under way, {run / FILE} was removed: it is written again"
+    assert line == f"during the run, {run / FILE} was removed: it is written again"
 
 
 def test_metrics_that_are_removed_shortly_before_the_end_are_written_again(run, monkeypatch):
@@ -175,7 +175,7 @@ def test_metrics_that_an_editor_replaced_are_appended_to(run, capsys):
         os.replace(run / "new", run / FILE)
         writer.write(2, {"loss": 1.0})
     assert _steps(run) == [1, 2]
-    assert "was replaced: lines go into the new file" in capsys.readouterr().out
+    assert "was replaced: lines are written to the new file" in capsys.readouterr().out
 
 
 def test_metrics_of_a_folder_that_is_gone_are_not_put_into_the_one_in_its_place(run):

@@ -17,6 +17,7 @@ from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.checkpoint_folder import find_step, list_steps, read_meta, read_state
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.manifest import find_damage
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 
@@ -24,7 +25,7 @@ CONFIG = Config(checkpoint=Checkpoint(keep_last=2, keep_best=0))
 
 
 def _state(step):
-    whole = sharding.replicated(sharding.make_mesh(Mesh(), devices=jax.devices()[:1]))
+    whole = sharding.replicated(make_mesh(Mesh(), devices=jax.devices()[:1]))
     params = {"kernel": np.random.default_rng(step).normal(size=(64, 32)).astype(np.float32)}
     values = {"step": np.int32(step), "params": params, "opt_state": ()}
     return TrainState(**jax.device_put(values, whole), ema=None)
@@ -139,7 +140,7 @@ def test_a_copy_as_another_step_is_refused_by_name_and_says_so(run, capsys):
 def test_the_only_checkpoint_under_another_name_is_not_moved_away(run):
     shutil.rmtree(run / "checkpoints" / "20")
     os.rename(run / "checkpoints" / "33", run / "checkpoints" / "0033")
-    with pytest.raises(CheckpointError, match=r"0033 has a manifest and no name of a step"):
+    with pytest.raises(CheckpointError, match=r"0033 has a manifest, but is not named by its step"):
         Checkpoints(str(run), CONFIG)
     os.rename(run / "checkpoints" / "0033", run / "checkpoints" / "34")
     with pytest.raises(CheckpointError, match="no checkpoint is intact"):
@@ -303,8 +304,8 @@ DAMAGE = {
         "is missing",
     ),
     "meta is no JSON": (_other_meta("{"), "its meta cannot be read"),
-    "meta is a list": (_other_meta("[]"), "does not say of which step"),
-    "meta without step": (_other_meta('{"data_position": {}}'), "does not say of which step"),
+    "meta is a list": (_other_meta("[]"), "its meta has no step"),
+    "meta without step": (_other_meta('{"data_position": {}}'), "its meta has no step"),
     "meta of another step": (_other_meta('{"data_position": {"next_step": "33"}}'), "is that of step 33"),
 }
 
@@ -389,9 +390,9 @@ def test_a_state_that_cannot_be_read_in_spite_of_its_manifest_is_one_line(run, d
 
 def test_parameters_that_a_checkpoint_does_not_have_are_named(run):
     abstract = _abstract(_state(33).params)
-    with pytest.raises(CheckpointError, match="state holds no ema of this model: kernel is missing"):
+    with pytest.raises(CheckpointError, match="state has no ema of this model: kernel is missing"):
         read_state(str(run), 33, {"ema": abstract})
-    with pytest.raises(CheckpointError, match="state holds no params of this model: other is missing"):
+    with pytest.raises(CheckpointError, match="state has no params of this model: other is missing"):
         read_state(str(run), 33, {"params": {"other": abstract["kernel"]}})
 
 

@@ -41,6 +41,8 @@ def test_last_and_best_of_the_first_evaluator(tmp_path):
         params=params,
         best=TOP1,
         made=results.made_with(),
+        steps=(),
+        known={},
     )
     result = json.loads((tmp_path / "result.json").read_text())
     last = {"test/loss": 0.5, "test/top1": 0.25, "test/images": 9}
@@ -71,7 +73,9 @@ def test_an_evaluation_that_is_not_finite_is_never_best(tmp_path, broken):
     best = results.summarize_records(records, evaluators=["test", "real"], total_steps=14, best=TOP1)["best"]
     assert (best["top1"], best["step"]) == (0.5, 8)
     _write(tmp_path, records[-1:])
-    results.write_result(tmp_path, evaluators=["test"], total_steps=14, params={}, best=TOP1, made={})
+    results.write_result(
+        tmp_path, evaluators=["test"], total_steps=14, params={}, best=TOP1, made={}, steps=(), known={}
+    )
     result = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
     assert result["best"] is None and result["metrics"]["test/loss"] in (None, 0.0)
 

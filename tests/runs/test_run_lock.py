@@ -1,4 +1,4 @@
-"""One program at a time writes in a run folder; a lock that was left behind blocks nobody."""
+"""One program at a time writes in a run folder; the lock of a program that has ended blocks no other."""
 
 import errno
 import fcntl
@@ -118,7 +118,7 @@ def test_where_the_file_system_has_no_locks_a_line_says_so(tmp_path, monkeypatch
     with RunLock(tmp_path):
         assert lock_holder(tmp_path) is None
     (line,) = capsys.readouterr().out.splitlines()
-    assert f"{tmp_path} is not protected against a second start: its file system has no locks" in line
+    assert f"{tmp_path} is not protected against a second program: its file system has no locks" in line
     assert os.strerror(code) in line
 
 

@@ -28,6 +28,7 @@ def test_lines_after_the_step_that_a_run_goes_on_from_are_taken_out(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_tensorboard_gets_the_same_scalars(tmp_path):
     writer = MetricWriter(tmp_path, start_step=0, use_tensorboard=True)
     writer.write(5, {"train/loss": 0.25})

@@ -1,4 +1,4 @@
-"""Several real processes, over loopback: they train as one does, stop together, and end when one fails.
+"""Several real processes, over loopback: they train as one process does, stop together, and end if one fails.
 
 This file is also the program that those processes run: see `_work`.
 """
@@ -15,50 +15,30 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
 
+from tests.fixtures.digits import make_config
 from vit_registers import train as train_lib
-from vit_registers.config import Checkpoint, Config, Data, Mesh, Model, Optimizer, Run
+from vit_registers.config import Mesh
 from vit_registers.errors import ConfigError
 from vit_registers.runs.checkpoint_folder import list_steps, newest_intact_step
 from vit_registers.runtime import distributed, rendezvous, stopping
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 
+ROOT = Path(__file__).parents[2]
 TOTAL = 16
 LOST_S = 10.0
 # A large epsilon: the gradient of the key bias is zero but for rounding, which Adam would blow up.
-CONFIG = Config(
-    model=Model(
-        width=16,
-        depth=1,
-        num_heads=2,
-        patch_size=4,
-        image_size=(8, 8),
-        channels=1,
-        num_classes=10,
-        num_registers=2,
-    ),
-    data=Data(
-        loader="memory",
-        name="digits",
-        eval_split="test",
-        batch_size=64,
-        eval_batch_size=64,
-        train_ops="random_crop(padding=1)",
-        eval_ops="",
-        mean=(0.5,),
-        std=(0.5,),
-    ),
-    optimizer=Optimizer(learning_rate=1e-2, warmup_steps=2, eps=1e-3),
-    checkpoint=Checkpoint(every_steps=4),
-    run=Run(
-        total_steps=TOTAL, eval_every_steps=8, log_every_steps=2, stop_every_steps=2, use_tensorboard=False
-    ),
+CONFIG = make_config(
+    model={"num_registers": 2},
+    data={"eval_batch_size": 64, "train_ops": "random_crop(padding=1)"},
+    optimizer={"eps": 1e-3},
+    run={"total_steps": TOTAL, "eval_every_steps": 8, "log_every_steps": 2, "stop_every_steps": 2},
 )
 by_hand = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="long: set LONG_TESTS=1")
 
@@ -67,7 +47,7 @@ by_hand = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="long: set L
 
 
 def _at_step(step, act):
-    """Has `act` called in this process when the loop is at `step`, once."""
+    """Calls `act` once in this process, when the loop is at `step`."""
     ask = stopping.Agreement.is_reached
     done = []
 
@@ -85,7 +65,7 @@ def _signal_myself(number):
 
 
 def _train(folder):
-    """All that several processes do in one life, as starting them takes most of the time."""
+    """Several runs in one start of the processes, because starting them takes most of the time."""
     from jax.experimental import multihost_utils
 
     is_last = jax.process_index() == jax.process_count() - 1
@@ -99,7 +79,7 @@ def _train(folder):
     train_lib.train(CONFIG, f"{folder}/stopped")
     print("killing", flush=True)
     if is_last:
-        # The save of step 4 is done when that of step 8 begins, which is perhaps not.
+        # The save of step 4 is complete when the save of step 8 begins, which may not complete.
         _at_step(9, functools.partial(_signal_myself, signal.SIGKILL))
     train_lib.train(CONFIG, f"{folder}/killed")
 
@@ -109,7 +89,7 @@ def _go_on(folder):
 
 
 def _fill_up(folder):
-    """In a first run the last process cannot write its part of two saves, in a second one process 0."""
+    """The last process cannot write its part of two saves in a first run, process 0 in a second run."""
     mine, limits = jax.process_index(), resource.getrlimit(resource.RLIMIT_FSIZE)
     model = dataclasses.replace(CONFIG.model, width=64)
     config = dataclasses.replace(CONFIG, model=model, mesh=Mesh(data=1, fsdp=jax.process_count()))
@@ -127,7 +107,7 @@ def _refuse(folder):
 
 
 def _vanish(folder):
-    """Process 0 is gone, and with it what the others wait on."""
+    """Process 0 ends, and with it the coordinator that the others wait for."""
     time.sleep(1)
     if distributed.jax_distributed.global_state.process_id == 0:
         _signal_myself(signal.SIGKILL)
@@ -135,7 +115,7 @@ def _vanish(folder):
 
 
 def _fail_last(folder):
-    """Process 0 has done its work when the other fails, and the other way round."""
+    """One process has completed its work when the other one fails."""
     failing = int(os.environ["FAILING"])
     if distributed.jax_distributed.global_state.process_id == failing:
         time.sleep(1.5)
@@ -143,9 +123,9 @@ def _fail_last(folder):
 
 
 def _disagree(folder):
-    """They agree once, and then one has other data."""
-    distributed.require_same({"classes": 2})
-    distributed.require_same({"classes": 2 + distributed.jax_distributed.global_state.process_id})
+    """The processes agree once, and then one has other data."""
+    rendezvous.require_same({"classes": 2})
+    rendezvous.require_same({"classes": 2 + distributed.jax_distributed.global_state.process_id})
 
 
 def _finish(folder):
@@ -176,18 +156,19 @@ def _free_port():
 
 @pytest.fixture
 def job(compilation_cache, tmp_path):
-    """job("_train", 2) -> [(exit code, standard output, standard error), ...] of so many processes."""
+    """job("_train", 2) -> [(exit code, standard output, standard error), ...] of 2 processes."""
     running = []
 
     def job(what, count=2, timeout_s=600):
         environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
         port = str(_free_port())
-        # Into files, as a pipe that nobody reads yet would hold up who writes much, and so all.
+        # Files, because a full pipe would block its writer, and so all processes.
         logs = [[tmp_path / f"{me}.{name}" for name in ("out", "err")] for me in range(count)]
         for me, (out, err) in enumerate(logs):
             command = [sys.executable, __file__, port, str(count), str(me), str(tmp_path), what]
@@ -234,26 +215,18 @@ def _assert_same_end(run, other, atol):
 
 
 @pytest.fixture
-def train_here(monkeypatch, compilation_cache):
-    """train_here(run, num_devices, stop_at=None): goes on with a run in this one process."""
-    settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in settings]
-    for name, value in zip(settings, (str(compilation_cache), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache_lib.reset_cache()
+def train_here(monkeypatch, compiled_once):
+    """train_here(run, num_devices, stop_at=None): resumes a run in this one process."""
 
     def train_here(run, num_devices, stop_at=None):
-        make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:num_devices])
+        make_small = functools.partial(make_mesh, devices=jax.devices()[:num_devices])
         with monkeypatch.context() as patch:
-            patch.setattr(train_lib.sharding, "make_mesh", make_mesh)
+            patch.setattr(train_lib, "make_mesh", make_small)
             if stop_at is not None:
                 patch.setattr(stopping.Agreement, "is_reached", lambda self, step, request: step >= stop_at)
             train_lib.train(CONFIG, str(run))
 
-    yield train_here
-    for name, value in zip(settings, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache_lib.reset_cache()
+    return train_here
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -272,19 +245,19 @@ def test_several_processes_train_as_one_stop_together_and_do_not_outlive_one(
         assert f"no sign of life from process {count - 1} for 10 s" in err
         assert f"this process ({me}) ends too" in err
         assert ("top1" in out) == ("parameters: " in out) == (me == 0)  # only process 0 speaks
-    assert "stop asked for on another process: saved at step 8 of 16" in results[0][1]
-    # The same layout: the same bits, though all were stopped by a signal to one of them.
+    assert "stop requested on another process: saved at step 8 of 16" in results[0][1]
+    # The same layout gives the same bits, although a signal to one process stopped all of them.
     assert list_steps(str(tmp_path / "moved"))[0] == 8
     _assert_same_end(tmp_path / "stopped", tmp_path / "whole", atol=0.0)
-    # Other layouts go on, with the same training: one process with one device, then four devices.
+    # Other layouts resume with the same results: one process with one device, then four devices.
     train_here(tmp_path / "moved", 1, stop_at=11)
     assert list_steps(str(tmp_path / "moved"))[0] == 11
     train_here(tmp_path / "moved", 4)
     _assert_same_end(tmp_path / "moved", tmp_path / "whole", atol=2e-5)
-    # Their evaluation is the same too, and counts each image once: 359 do not divide over the devices.
+    # Their evaluations are equal too and count each image once: 359 do not divide over the devices.
     ends = [_metrics(tmp_path / name)[-1] for name in ("moved", "whole")]
     assert [end["test/images"] for end in ends] == [359, 359]
-    # What a killed job left is gone on with by half of it, and by all with the same bits.
+    # Half of the processes resume what a killed job left; all of them do so with the same bits.
     assert list_steps(str(tmp_path / "killed"))[0] in (4, 8)
     shutil.copytree(tmp_path / "killed", tmp_path / "halved")
     train_here(tmp_path / "halved", count // 2)
@@ -301,7 +274,9 @@ def test_a_process_that_cannot_write_its_part_of_a_save_does_not_hold_up_the_oth
         for me, (_, out, _) in enumerate(results):
             who = "" if me == failed else f"process {failed} could not write its part: "
             for step in (4, 8):
-                line = f"{run}/checkpoints/{step} could not be written: {who}File too large; the run goes on"
+                line = (
+                    f"{run}/checkpoints/{step} could not be written: {who}File too large; the run continues"
+                )
                 assert (line in out) == (me in (0, failed)), out
         assert list_steps(str(tmp_path / run)) == [16, 12]
         assert newest_intact_step(str(tmp_path / run)) == 16
@@ -321,6 +296,7 @@ def test_an_error_of_one_process_ends_the_other_with_its_cause(job):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, pytest.param(1, marks=by_hand)])
 def test_a_process_that_is_done_hears_of_one_that_fails_after_it(job, monkeypatch, failing):
     monkeypatch.setenv("FAILING", str(failing))
@@ -332,6 +308,7 @@ def test_a_process_that_is_done_hears_of_one_that_fails_after_it(job, monkeypatc
         assert (code, err.strip().splitlines()) == (2, [line])
 
 
+@pytest.mark.slow
 def test_processes_with_different_data_refuse_each_other(job):
     (code_0, _, err_0), (code_1, _, err_1) = job("_disagree")
     assert (code_0, code_1) == (2, 2)
@@ -340,6 +317,7 @@ def test_processes_with_different_data_refuse_each_other(job):
     assert line_0.startswith("error: process 1 of 2 failed: ") and line_1[7:] in line_0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -347,7 +325,7 @@ def test_processes_with_different_data_refuse_each_other(job):
             ("--config.model.num_registers=3", "--config.run.seed=7"),
             "data: model.num_registers (3 on process 1, 0 on process 0); run.seed (7 on process 1, 0",
         ),
-        pytest.param(("--config.run.lost_timeout_s=-1",), "run.lost_timeout_s=-1: want > 0", marks=by_hand),
+        (("--config.run.lost_timeout_s=-1",), "run.lost_timeout_s=-1.0: must be > 0"),
     ],
 )
 def test_processes_with_different_settings_refuse_each_other(start, tmp_path, other, message):
@@ -363,6 +341,7 @@ def test_processes_with_different_settings_refuse_each_other(start, tmp_path, ot
     assert not list(tmp_path.glob("*"))
 
 
+@pytest.mark.slow
 def test_without_process_0_the_others_end_and_say_so(job):
     started = time.monotonic()
     (code_0, _, _), (code_1, _, err) = job("_vanish")
@@ -370,9 +349,10 @@ def test_without_process_0_the_others_end_and_say_so(job):
     assert code_0 == -signal.SIGKILL
     # JAX aborts the process at the same moment; whichever of the two is first, the line is the same.
     assert code_1 == distributed.LOST
-    assert _errors(err) == ["error: process 0 is gone; this one (1 of 2) ends with it"]
+    assert _errors(err) == ["error: process 0 is gone, so this process (1 of 2) ends"]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_done_ends_at_once(job):
     assert [(code, out) for code, out, _ in job("_finish")] == [(0, "done\n")] * 2
 
@@ -415,7 +395,7 @@ def test_numbers_that_do_not_fit_are_told_to_all():
 
 def test_who_is_missing_is_named():
     for found in _meet((0, 4), (2, 4)):
-        assert "of 4 processes, 1, 3 did not come" in found
+        assert "of 4 processes, 1, 3 did not connect" in found
     (found,) = _meet((1, 2))
     assert "cannot be reached within 1 s" in found
     assert "Connection refused" in found
@@ -448,9 +428,9 @@ def test_strangers_at_the_port_are_not_counted():
     [
         ({"coordinator": "host"}, "requires --num_processes and --process_id"),
         ({"num_processes": 2}, "require --coordinator=host:port"),
-        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "want host:port"),
-        ({"coordinator": "host:99999", "num_processes": 2, "process_id": 0}, "want host:port"),
-        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "want 0 to 1"),
+        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "must be host:port"),
+        ({"coordinator": "host:99999", "num_processes": 2, "process_id": 0}, "must be host:port"),
+        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "must be 0 to 1"),
         ({"coordinator": "host:1", "num_processes": 0, "process_id": 0}, "--num_processes=0"),
         ({"is_cluster": True, "connect_timeout_s": 0.0}, "--connect_timeout_s=0"),
     ],

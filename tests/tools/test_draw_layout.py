@@ -36,6 +36,7 @@ def test_cells_have_the_colour_of_the_block_that_the_mask_links_them_to():
     assert (alone == EVERYWHERE).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "code"),
     [

@@ -45,6 +45,7 @@ def test_lay_out(images, root, tmp_path):
         assert contents[0] == contents[1] and len(contents[0]) == 10
 
 
+@pytest.mark.slow
 def test_both_sides_deliver_all_images(root):
     for batches in (
         bench_input.bare_evaluation(root, bench_input.decode_whole),
@@ -54,6 +55,7 @@ def test_both_sides_deliver_all_images(root):
         batches.close()
 
 
+@pytest.mark.slow
 def test_what_is_printed(root, capsys):
     args = types.SimpleNamespace(seconds=0.05, rounds=2, warmup=0.0)
     bench_input.compare(bench_input.plain(root, args), args)

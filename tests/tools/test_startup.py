@@ -40,6 +40,7 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # the caller's own, which must not count
 
 
+@pytest.mark.slow
 def test_starts_and_restarts(tmp_path):
     times = bench_startup.measure(["--config=x"], tmp_path, None)
     slow = ["first start, no cache", "first start, cache empty", "restart, no cache"]

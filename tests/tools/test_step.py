@@ -17,6 +17,7 @@ from vit_registers.config import from_mapping
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import abstract_model
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +105,7 @@ def test_goals_and_ratios_are_taken_within_rounds(small):
 
 
 def test_what_is_timed_trains(small):
-    mesh = sharding.make_mesh(small.mesh, devices=jax.devices()[:1])
+    mesh = make_mesh(small.mesh, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         program = bench_programs.prepare(bench_programs.Variant("train", "train", small), mesh)
         metrics = [jax.device_get(program.call()) for _ in range(3)]
@@ -114,9 +115,10 @@ def test_what_is_timed_trains(small):
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
 def test_the_flax_model_is_the_same_model_and_learns(small):
-    mesh = sharding.make_mesh(small.mesh, devices=jax.devices()[:2])
+    mesh = make_mesh(small.mesh, devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
         state, step = bench_models.linen_step(small, sharding.replicated(mesh))
         assert number_of_parameters(state.params) == number_of_parameters(abstract_model(small.model)[1])
@@ -128,6 +130,7 @@ def test_the_flax_model_is_the_same_model_and_learns(small):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_timm_runs_in_its_own_process(small, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     if importlib.util.find_spec("timm") is None:
@@ -165,6 +168,7 @@ def test_why_timm_cannot_run_is_one_line(small, tmp_path, monkeypatch, script, m
         bench_models.TimmProcess(small, compile_mode="off")
 
 
+@pytest.mark.slow
 def test_runs_without_tensorflow(tmp_path, quick):
     flags = ["--small", "--steps=train", "--masks=", "--backends=cudnn", "--rounds=2", "--seconds=0.01"]
     flags += ["--registers=", "--compare=", f"--json={tmp_path}/out.json", "--config.optimizer.ema_decay=0.9"]

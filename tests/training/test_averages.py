@@ -9,42 +9,29 @@ import pytest
 from flax import nnx
 
 import vit_registers
+from tests.fixtures.digits import make_config
 from vit_registers import convert, evaluate, fine_tuning
-from vit_registers.config import Checkpoint, Config, Data, InitFrom, Mesh, Model, Optimizer, Run
+from vit_registers.config import InitFrom, Mesh
 from vit_registers.interop.hints import Hints
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.writers import Progress
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.train import first_state, train
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
 
 SCHEDULE_FREE = {"name": "schedule_free_adamw", "schedule": "constant"}
-DIGITS = Config(
-    model=Model(width=16, depth=1, num_heads=2, patch_size=4, image_size=(8, 8), channels=1, num_classes=10),
-    data=Data(
-        loader="memory",
-        name="digits",
-        eval_split="test",
-        batch_size=64,
-        eval_batch_size=360,
-        train_ops="",
-        eval_ops="",
-        mean=(0.5,),
-        std=(0.5,),
-    ),
-    optimizer=Optimizer(learning_rate=1e-2, warmup_steps=2, **SCHEDULE_FREE),
-    checkpoint=Checkpoint(every_steps=4),
-    run=Run(total_steps=8, eval_every_steps=4, log_every_steps=4, use_tensorboard=False),
-)
+DIGITS = make_config(optimizer=SCHEDULE_FREE)
 
 
 def _assert_equal(found, want):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(want))
 
 
+@pytest.mark.slow
 def test_the_average_follows_z_and_its_weights(tiny, change, run_steps):
     config = change(tiny, optimizer=SCHEDULE_FREE)
     state, _ = run_steps(config, 0)
@@ -64,7 +51,7 @@ def test_the_average_follows_z_and_its_weights(tiny, change, run_steps):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(compiled_once, tmp_path_factory):
     """A run folder of a few steps on digits."""
     path = tmp_path_factory.mktemp("runs") / "schedule_free"
     train(DIGITS, str(path))
@@ -74,7 +61,7 @@ def run(tmp_path_factory):
 def _saved(run, name):
     """The parameters of the last checkpoint by their name in it."""
     abstract = {"vit": abstract_model(DIGITS.model)[1]}
-    layout = sharding.parameter_shardings(abstract, sharding.make_mesh(Mesh()))
+    layout = sharding.parameter_shardings(abstract, make_mesh(Mesh()))
     target = jax.tree.map(sharding.place, abstract, layout)
     return jax.device_get(checkpoint_folder.read_state(str(run), 8, {name: target}))[name]["vit"]
 
@@ -111,9 +98,10 @@ def test_the_average_is_what_is_converted_and_what_others_start_from(run, tmp_pa
     assert convert.check_written(source, str(tmp_path / "converted"), None, "float32") == len(leaves_of(ema))
 
 
+@pytest.mark.slow
 def test_the_average_and_the_optimizer_start_from_given_weights_too(run, change):
     config = change(DIGITS, init_from={"path": str(run), "keep_head": True}, mesh={"fsdp": 2, "tensor": 2})
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     lengths = Durations(total_steps=9, warmup_steps=2, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     progress = Progress(start_step=0, total_steps=9, batch_size=64, is_quiet=True)

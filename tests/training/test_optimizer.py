@@ -10,6 +10,7 @@ import pytest
 
 from vit_registers.config import Mesh, Optimizer
 from vit_registers.errors import ConfigError
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import decay_mask, make_optimizer
@@ -200,10 +201,11 @@ def test_schedule_free_equals_its_recurrences(toy, clip):
     _assert_close(_flat(optax.contrib.schedule_free_eval_params(opt_state[-1], params)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lamb", "schedule_free_adamw"])
 def test_sharded_weights_get_the_same_updates(toy, name):
     """The norms, over all and of each kernel, are of whole arrays, whatever device has which part."""
-    mesh = sharding.make_mesh(Mesh(data=1, fsdp=4, tensor=2))
+    mesh = make_mesh(Mesh(data=1, fsdp=4, tensor=2))
 
     def place(flat):
         tree = _nested(flat)

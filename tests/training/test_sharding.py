@@ -10,6 +10,7 @@ from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.models import partition
 from vit_registers.models.attention.mesh import on_own_share
 from vit_registers.models.vit import token_layout
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
@@ -40,6 +41,7 @@ def _assert_same_run(ours, reference, what):
         np.testing.assert_allclose(a, b, atol=TOLERANCE, err_msg=f"{what}: {jax.tree_util.keystr(path)}")
 
 
+@pytest.mark.slow
 def test_20_steps_are_the_same_on_every_mesh_with_scan_and_with_remat(tiny, change, run_steps):
     """Devices add up in another order, so what is left is float32's rounding."""
     config = change(tiny, model={"drop_path": 0.3}, optimizer={"ema_decay": 0.9})
@@ -49,6 +51,7 @@ def test_20_steps_are_the_same_on_every_mesh_with_scan_and_with_remat(tiny, chan
         _assert_same_run(ours, reference, (mesh, model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_scan", [False, True])
 def test_with_fsdp_weights_travel_and_activations_do_not(tiny, change, use_scan):
     """Forward and backward gathering, and gradients: thrice the parameters; an activation would be more."""
@@ -58,7 +61,7 @@ def test_with_fsdp_weights_travel_and_activations_do_not(tiny, change, use_scan)
         data={"batch_size": 512},
         model={"remat": "block", "use_scan": use_scan, "init": "big_vision"},
     )
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     batch = to_device(next(synthetic_batches(config.data, config.model)), sharding.batch_sharding(mesh))
@@ -73,7 +76,7 @@ def test_with_fsdp_weights_travel_and_activations_do_not(tiny, change, use_scan)
 
 def test_what_the_partitioner_cannot_split_sees_its_own_share_only():
     """A layout constraint, which a TPU's attention has, would else bring the whole batch to every device."""
-    mesh, seen = sharding.make_mesh(MIXED), []
+    mesh, seen = make_mesh(MIXED), []
 
     def function(x):
         seen.append(x.shape)
@@ -92,7 +95,7 @@ def test_what_the_partitioner_cannot_split_sees_its_own_share_only():
 def test_without_a_mesh_or_fsdp_nothing_is_moved():
     params = {"attn": {"qkv": {"kernel": np.ones((8, 3, 2, 4), np.float32)}}}
     assert partition.gathered(params, np.float16) is params
-    with jax.set_mesh(sharding.make_mesh(Mesh(data=4, tensor=2))):
+    with jax.set_mesh(make_mesh(Mesh(data=4, tensor=2))):
         kept = jax.jit(lambda p: partition.gathered(p, np.float16))(params)
     assert kept["attn"]["qkv"]["kernel"].dtype == np.float32
 
@@ -103,7 +106,7 @@ def test_gathered_weights_are_whole_along_fsdp_in_the_dtype_asked_and_gradients_
     def use(params):
         return partition.gathered(params, np.float16)["attn"]["qkv"]["kernel"]
 
-    with jax.set_mesh(sharding.make_mesh(MIXED)):
+    with jax.set_mesh(make_mesh(MIXED)):
         whole = jax.jit(use)(params)
         gradient = jax.jit(jax.grad(lambda p: (use(p) ** 2).sum().astype(np.float32)))(params)
     assert whole.dtype == np.float16

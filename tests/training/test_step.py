@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.batch import labelled_batch, synthetic_batches, to_device
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import abstract_model
 from vit_registers.objectives.catalog import make_objective
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
@@ -29,6 +31,7 @@ def test_loss_falls_on_batches_that_repeat(tiny, change, run_steps):
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
+@pytest.mark.slow
 def test_parameters_and_moments_are_really_sharded(tiny, change, run_steps):
     state, _ = run_steps(change(tiny, mesh={"fsdp": 2, "tensor": 2}), 1, num_devices=8)
     kernel = state.params["vit"]["blocks"][0]["attn"]["qkv"]["kernel"]
@@ -39,6 +42,7 @@ def test_parameters_and_moments_are_really_sharded(tiny, change, run_steps):
     assert all(x.sharding == kernel.sharding for x in moments)
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_whole_batch(tiny, change, run_steps):
     whole, whole_history = run_steps(tiny, 5)
     parts, parts_history = run_steps(change(tiny, optimizer={"accumulation_steps": 4}), 5)
@@ -46,6 +50,7 @@ def test_micro_batches_add_up_to_the_whole_batch(tiny, change, run_steps):
     _assert_close(whole_history, parts_history, 1e-5)
 
 
+@pytest.mark.slow
 def test_average_follows_its_recurrence(tiny, change, run_steps):
     config = change(tiny, optimizer={"ema_decay": 0.5})
     state, _ = run_steps(config, 0)
@@ -59,7 +64,7 @@ def test_average_follows_its_recurrence(tiny, change, run_steps):
 
 def test_examples_left_out_have_no_influence(tiny, change):
     config = change(tiny, classification={"mixup_alpha": 0.0})
-    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     batch = next(synthetic_batches(config.data, config.model))
@@ -78,13 +83,13 @@ OVERFLOW = {"ema_decay": 0.5, "learning_rate": 1e30, "grad_clip_norm": None}
 
 
 # Of finite losses and gradients: products that overflow.
-@pytest.mark.parametrize(
+@parametrize_quick(
     "optimizer",
     [{}, {"name": "lamb"}, {"name": "schedule_free_adamw", "schedule": "constant", "ema_decay": None}],
 )
 def test_an_update_that_is_not_finite_changes_nothing_but_the_step(tiny, change, optimizer):
     config = change(tiny, classification={"mixup_alpha": 0.0}, optimizer=OVERFLOW | optimizer)
-    mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:1])
     lengths = Durations(total_steps=9, warmup_steps=0, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
     batch = next(synthetic_batches(config.data, config.model))
@@ -100,6 +105,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(tiny, change,
     )
 
 
+@pytest.mark.slow
 def test_update_norm_is_that_of_what_is_added(tiny, change, run_steps):
     before, _ = run_steps(tiny, 2)
     before = jax.device_get(before.params)
@@ -123,6 +129,7 @@ def test_an_example_whose_logits_are_not_finite_is_not_right(tiny, change, value
     assert sums["top1"] == (0, 2)
 
 
+@pytest.mark.slow
 def test_drop_path_differs_from_step_to_step_and_repeats_with_the_seed(tiny, change, run_steps):
     config = change(tiny, model={"drop_path": 0.5, "depth": 2})
     first, _ = run_steps(config, 3)
@@ -133,6 +140,7 @@ def test_drop_path_differs_from_step_to_step_and_repeats_with_the_seed(tiny, cha
     assert max(jax.tree.leaves(gap)) > 1e-4
 
 
+@pytest.mark.slow
 def test_parameters_stay_float32_when_computing_in_bfloat16(tiny, change, run_steps):
     state, history = run_steps(change(tiny, model={"dtype": "bfloat16"}), 2)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}

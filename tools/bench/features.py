@@ -29,6 +29,7 @@ from vit_registers.config import Config, Data, Model
 from vit_registers.data.batch import normalize
 from vit_registers.data.loaders import open_data
 from vit_registers.models.vit import ViT
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 
 BATCH = 50
@@ -52,7 +53,7 @@ def names(model: ViT) -> tuple[str, ...]:
 def extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
     """Seconds to extract the features of the first `number` images, decoding included."""
     store = Store(folder, "bench", {"num_images": number})
-    mesh = sharding.make_mesh(cfg.mesh)
+    mesh = make_mesh(cfg.mesh)
     batches = open_data(cfg).eval_batches("all", sharding.batch_sharding(mesh))
     started = time.monotonic()
     compute.extract_features(

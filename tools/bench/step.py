@@ -39,8 +39,8 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.attention.api import BACKENDS
 from vit_registers.models.blocks import DTYPES, VARIANTS
 from vit_registers.models.masks import parse_mask
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.strict_json import dumps
-from vit_registers.training import sharding
 
 SMALL = {"width": 64, "depth": 1, "num_heads": 2, "image_size": (64, 64), "num_classes": 10}
 ALL_MASKS = (
@@ -243,7 +243,7 @@ def main() -> None:
     """The command line."""
     choices = read_choices()
     base, seconds = chosen(cli.config_of_flags(), choices), choices.seconds
-    mesh, num_devices = sharding.make_mesh(base.mesh), jax.device_count()
+    mesh, num_devices = make_mesh(base.mesh), jax.device_count()
     is_cpu = jax.devices()[0].platform == "cpu"
     print(f"{machine()}; batch {base.data.batch_size}; {choices.rounds} rounds of {seconds} s", flush=True)
     with contextlib.ExitStack() as stack:

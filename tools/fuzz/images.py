@@ -12,6 +12,7 @@ from PIL import Image
 from vit_registers.config import Config, Data, Mesh, Model
 from vit_registers.data.batch import IMAGE
 from vit_registers.data.loaders import open_data
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 
 SIZE = 16
@@ -75,7 +76,7 @@ def check(folder: Path, number: int, seed: int) -> list[tuple[str, str]]:
         )
         config = Config(model=Model(image_size=(SIZE, SIZE), num_classes=1), data=data)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=3))
-        mesh = sharding.make_mesh(Mesh(), devices=jax.devices()[:1])
+        mesh = make_mesh(Mesh(), devices=jax.devices()[:1])
         opened = open_data(config)
         (batch,) = opened.eval_batches("val", sharding.batch_sharding(mesh))
         read[loader] = np.asarray(batch.views[IMAGE], np.int32), np.asarray(batch.mask_B)

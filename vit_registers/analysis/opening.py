@@ -18,13 +18,13 @@ from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop.description import describe_normalisation
+from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import Shown, shown_part
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
 from vit_registers.runs.manifest import MANIFEST
-from vit_registers.training import sharding
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.memory import check_memory
 
 ALL_STEPS = "all"
@@ -160,7 +160,7 @@ def _open(
         digest = files_digest(_files(Path(path).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
-    check_memory(config.model, config.data, sharding.make_mesh(Mesh()), training=None)
+    check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
@@ -210,7 +210,7 @@ def open_boxes(given: str) -> Sequence[BoxImage]:
     where, split = _name_and_split(given)
     folder = Path(where).expanduser()
     if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
-        return boxes.open_voc(folder, split=split or None).records
+        return boxes.open_voc(folder, split=split or None)
     if not split:
         raise ConfigError(
             f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"
@@ -259,7 +259,6 @@ def differences(opened: Sequence[OpenedModel]) -> str | None:
 
 
 def _short_names(given: Sequence[str]) -> list[str]:
-    """The shortest last parts of the paths that differ."""
     parts = [[_printable(part) for part in Path(checkpoint.rstrip("/")).parts] for checkpoint in given]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-length:]).strip("/") for p in parts]

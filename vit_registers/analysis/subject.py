@@ -18,12 +18,12 @@ from vit_registers.models.tokens import Grid, TokenLayout
 # {("q", block), ...} of the last blocks for one image of any size, uint8, heads joined, PxD each; the grid
 Native = tuple[Mapping[tuple[str, int], np.ndarray], Grid]
 
-
+FULL = "full"  # the name of the sum in `cls_parts`
 _PART = 256
 
 
 def in_parts(num_images: int) -> Iterator[slice]:
-    """Slices that cover `num_images` images in order, each of a size that fits the memory."""
+    """Slices that cover `num_images` images in order, each of a size that fits into memory."""
     for start in range(0, num_images, _PART):
         yield slice(start, min(start + _PART, num_images))
 
@@ -53,14 +53,14 @@ class Subject:
     store: Store
     layout: TokenLayout
     class_names: tuple[str, ...]  # of the images
-    head_names: tuple[str, ...] | None  # that the head was trained on; None: not known, so compared by number
+    head_names: tuple[str, ...] | None  # classes of the head; None: unknown, matched by number
     example_NxHxWxC: np.ndarray  # the first images, uint8
     mean: tuple[float, ...]  # of pixel values in [0, 1], per channel
     std: tuple[float, ...]
     native: Callable[[np.ndarray, int], Native]  # of an image and the number of blocks
-    # reports progress to the user: what, images done, images in all
+    # prints progress: what is computed, images done, images in all
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    # features of the model under an intervention, on the first images, whose number is the last argument;
+    # features of the model under an intervention, on the first images; the last argument is their number;
     # requires image_HxWxC in the store
     rerun: Callable[[Intervention, tuple[str, ...], int], Store]
 
@@ -108,3 +108,32 @@ class Subject:
     def term_names(self) -> tuple[str, ...]:
         """The terms of terms_ExD: one for each token group, the bias, the skip connection."""
         return (*self.layout.groups, "bias", "skip")
+
+
+def patches_first(subject: Subject) -> dict[str, slice]:
+    """The slices of the token groups, with the patches first."""
+    groups = subject.layout.groups
+    return {"patches": groups.pop("patches"), **groups}
+
+
+def queries(subject: Subject) -> list[str]:
+    """The names of the E queries of attention_NxExT: cls and each register."""
+    return [token for token in subject.tokens() if token not in ("patches", "summaries")]
+
+
+def mean_maps(subject: Subject, images: slice | np.ndarray) -> np.ndarray:
+    """Attention of each query to the patches in the last block, mean over heads: BxExHxW."""
+    return head_maps(subject, images).mean(axis=1)
+
+
+def head_maps(subject: Subject, images: slice | np.ndarray) -> np.ndarray:
+    """Attention of each query to the patches in the last block, of each head: BxNxExHxW."""
+    weights = subject.store.read("attention_NxExT")[images][..., subject.layout.patches]
+    return weights.reshape(*weights.shape[:-1], *subject.layout.patch_grid)
+
+
+def cls_parts(subject: Subject, images: slice | np.ndarray) -> dict[str, np.ndarray]:
+    """What cls gets from each token group by the attention of the last block, and FULL, the sum: BxD each."""
+    names = tuple(subject.layout.groups)
+    terms_BxExD = subject.store.read("terms_ExD")[images][:, : len(names)].astype(np.float64)
+    return {FULL: terms_BxExD.sum(axis=1)} | {name: terms_BxExD[:, i] for i, name in enumerate(names)}

@@ -22,6 +22,7 @@ from vit_registers.config.convert import (
     to_dict,
 )
 from vit_registers.config.core import (
+    MESH_AXES,
     READ,
     RESUME,
     TRANSFER,
@@ -39,6 +40,7 @@ from vit_registers.config.core import (
 from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
 
 __all__ = [
+    "MESH_AXES",
     "READ",
     "RESUME",
     "TRANSFER",

@@ -170,7 +170,6 @@ _UNSET = {
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """What is wrong with the value of a setting, in one line; None if it is valid."""
     values = value if isinstance(value, tuple) else () if value is None else (value,)
     condition = next(filter(None, map(RULES[name], values)), None)
     if condition is None:

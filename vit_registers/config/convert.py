@@ -59,7 +59,6 @@ def section_values(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _like(key: str, names: list[str]) -> list[str]:
-    """The settings among `names` whose last part is most similar to `key`."""
     last = {name: name.rpartition(".")[2] for name in names}
     initials = {name: "".join(part[:1] for part in last[name].split("_")) for name in names}
     close = difflib.get_close_matches(key, last.values(), n=1, cutoff=0.7 if len(key) > 3 else 0.75)

@@ -16,12 +16,10 @@ _ALWAYS = (RESUME, READ, TRANSFER)  # the setting selects how a model is compute
 
 
 def _may_change(*occasions: str) -> dict[str, tuple[str, ...]]:
-    """The metadata of a field that may differ on `occasions`."""
     return {"may_change": occasions}
 
 
 def _setting(default: typing.Any, *occasions: str) -> typing.Any:
-    """A field with a default that may differ on `occasions`."""
     return dataclasses.field(default=default, metadata=_may_change(*occasions))
 
 
@@ -143,6 +141,9 @@ class Mesh:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+
+MESH_AXES = tuple(field.name for field in dataclasses.fields(Mesh))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,6 @@ def explain(error: BaseException, path: str = "") -> UserError:
 
 
 def _line(error: BaseException, path: str) -> int | None:
-    """The line of the config file in which an error was raised; None if it was raised elsewhere."""
     file = Path(path).expanduser().resolve()
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == file:
         return error.lineno
@@ -132,6 +131,5 @@ def _problem(error: BaseException) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """The first line of the message of an error, shortened."""
     line = next(iter(str(error).strip().splitlines()), "").strip()
     return f"{line[:_MAX_TEXT]} ..." if len(line) > _MAX_TEXT else line

@@ -42,10 +42,7 @@ class BrokenImages:
         return None
 
     def report(self, name: str, reason: str = "") -> None:
-        """Records an image that cannot be decoded, and logs one line for each name.
-
-        Raises DataError with on_broken='stop'.
-        """
+        """Records and logs an image that cannot be decoded; raises DataError with on_broken='stop'."""
         what = f"cannot be decoded as an image{f' ({reason})' if reason else ''}"
         if self._is_stopping:
             raise DataError(f"{name} {what}: repair or delete it, or {_SKIP}")

@@ -1,9 +1,9 @@
 """The loader for data sets that fit on the accelerator and are augmented there. No TensorFlow.
 
-The order of examples is that of the tf.data loader for random-access data (order.py). The random draws of the
-augmentation are not.
+It has the order of the tf.data loader for random-access data (order.py), but other draws of augmentation.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.catalog import open_data_source
 from vit_registers.errors import ConfigError, DataError
 
+_SETTINGS = ("train_ops", "eval_ops")
 _CROPS = ("random_crop", "central_crop")
 _FOR_EVALUATION = ([], ["resize"], ["central_crop"])
 
@@ -41,9 +42,8 @@ class MemoryLoader:
     def __init__(self, data: Data, target: Target, *, seed: int, groups: int) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
-        self._train_ops = _build(data.train_ops, target, where="data.train_ops")
-        self._eval_ops = _build(data.eval_ops, target, where="data.eval_ops")
-        if [name for name, _ in self._eval_ops] not in _FOR_EVALUATION:
+        self._ops = {name: _build(getattr(data, name), target, where=f"data.{name}") for name in _SETTINGS}
+        if [name for name, _ in self._ops["eval_ops"]] not in _FOR_EVALUATION:
             raise ConfigError(
                 f"data.eval_ops={data.eval_ops!r}: with data.loader='memory', it must be '', 'resize' or "
                 "'central_crop'"
@@ -54,16 +54,14 @@ class MemoryLoader:
         self.name = data.name
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
-        self._train_steps: dict[jax.sharding.Sharding, Callable[..., Batch]] = {}
+        self._steps: dict[tuple[str, jax.sharding.Sharding], Callable[..., Batch]] = {}
         self._resident: dict[tuple[str, bool, bool, jax.sharding.Sharding], _Images] = {}
 
     @property
     def num_broken(self) -> int:
-        """The number of different images left out so far, which is the same for every process."""
         return self._broken.count
 
     def num_examples(self, split: str) -> int:
-        """The number of examples in the split."""
         return self._source.num_examples(split)
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
@@ -71,75 +69,82 @@ class MemoryLoader:
         data = self._data
         check_divides(data.batch_size, sharding, where="data.batch_size")
         images = self._images(data.train_split, sharding, setting="train_ops")
-        take = self._train_step(sharding)
+        take = self._step(sharding, setting="train_ops")
         training = order.training_order(data, len(images.label_N), seed=self._seed, groups=self._groups)
 
-        def batches() -> Iterator[Batch]:
-            step = start_step
-            while True:
-                position_B = step * data.batch_size + np.arange(data.batch_size)
-                yield take(images, training.records(position_B).astype(np.int32), np.uint32(step))
-                step += 1
+        def batch(step: int) -> Batch:
+            position_B = step * data.batch_size + np.arange(data.batch_size)
+            return take(images, training.records(position_B).astype(np.int32), np.uint32(step))
 
-        return batches()
+        return (batch(step) for step in itertools.count(start_step))
 
-    def _train_step(self, sharding: jax.sharding.Sharding) -> Callable[..., Batch]:
-        """The compiled function (images, record_B, step) -> augmented batch."""
-        if sharding in self._train_steps:
-            return self._train_steps[sharding]
-        ops, seed = [op for _, op in self._train_ops], self._seed
+    def _step(self, sharding: jax.sharding.Sharding, *, setting: str) -> Callable[..., Batch]:
+        if (setting, sharding) in self._steps:
+            return self._steps[setting, sharding]
+        ops, seed = [op for _, op in self._ops[setting]], self._seed
 
         def augment(images: _Images, record_B: jax.Array, step: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             key = jax.random.fold_in(jax.random.key(seed), step)
-            image_BxHxWxC = batch.views[IMAGE]
             for place, op in enumerate(ops):
-                image_BxHxWxC = op(image_BxHxWxC, jax.random.fold_in(key, place))
-            return batch._replace(views={IMAGE: image_BxHxWxC})
+                image_BxHxWxC = op(batch.views[IMAGE], jax.random.fold_in(key, place))
+                batch = batch._replace(views={IMAGE: image_BxHxWxC})
+            return batch
 
-        self._train_steps[sharding] = jax.jit(augment, out_shardings=sharding)
-        return self._train_steps[sharding]
+        self._steps[setting, sharding] = jax.jit(augment, out_shardings=sharding)
+        return self._steps[setting, sharding]
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Global batches on the devices with each image of the split once, in order; the last is padded."""
         size = self._data.eval_batch_size
         check_divides(size, sharding, where="data.eval_batch_size")
         images = self._images(split, sharding, setting="eval_ops")
-
-        def take(images: _Images, record_B: jax.Array) -> Batch:
-            batch = _gather(images, record_B)
-            for _, op in self._eval_ops:
-                batch = batch._replace(views={IMAGE: op(batch.views[IMAGE], jax.random.key(0))})
-            return batch
-
-        gather = jax.jit(take, out_shardings=sharding)
+        take = self._step(sharding, setting="eval_ops")  # which draw nothing
         starts = range(0, len(images.label_N), size)
-        return (gather(images, np.arange(start, start + size, dtype=np.int32)) for start in starts)
+        return (take(images, np.arange(i, i + size, dtype=np.int32), np.uint32(0)) for i in starts)
 
     def _images(self, split: str, sharding: jax.sharding.Sharding, *, setting: str) -> _Images:
-        """The split as arrays on every device of the sharding, loaded once."""
-        text = getattr(self._data, setting)
-        names = [name for name, _ in _build(text, self._target, where=f"data.{setting}")]
+        names = [name for name, _ in self._ops[setting]]
         is_resized, is_cropped = "resize" in names, not set(names).isdisjoint(_CROPS)
         if isinstance(sharding, jax.sharding.NamedSharding):
             sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         key = (split, is_resized, is_cropped, sharding)
         if key not in self._resident:
-            images = _load(
-                self._source,
-                split,
-                self._target,
-                self._broken,
-                is_resized=is_resized,
-                is_cropped=is_cropped,
-                setting=f"data.{setting}",
-            )
+            size = None if is_cropped and not is_resized else (self._target.height, self._target.width)
+            images = self._load(split, size, is_resized=is_resized, setting=setting)
             self._resident[key] = jax.tree.map(lambda x: _replicate(x, sharding), images)
         return self._resident[key]
 
+    def _load(self, split: str, size: tuple[int, int] | None, *, is_resized: bool, setting: str) -> _Images:
+        """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
+
+        They must have `size`; if it is None, as they are cropped later, any size that is the same for all.
+        Raises DataError for an image of another size, with the `setting` to change, and for one that cannot
+        be read or decoded if data.on_broken says so.
+        """
+        source, target = self._source, self._target
+        label_N, read = source.labels(split), source.image_reader(split)
+        image_N: list[np.ndarray | None] = []
+        for i in range(len(label_N)):
+            image_HxWxC = self._broken.decode(source, split, i, read, channels=target.channels)
+            if image_HxWxC is not None and is_resized:
+                image_HxWxC = _resized(image_HxWxC, target)
+            image_N.append(image_HxWxC)
+            if image_HxWxC is None:
+                continue
+            height, width = image_HxWxC.shape[:2]
+            size = size or (height, width)
+            if (height, width) != size:
+                raise DataError(
+                    f"{source.describe(split, i)} is {height} x {width}, not {size[0]} x {size[1]}: begin "
+                    f"data.{setting} with 'resize'"
+                )
+        blank_HxWxC = np.zeros((*(size or (target.height, target.width)), target.channels), np.uint8)
+        image_NxHxWxC = np.stack([blank_HxWxC if image is None else image for image in image_N])
+        return _Images(image_NxHxWxC, label_N, np.array([image is not None for image in image_N], bool))
+
 
 def _check_source(source: DataSource, name: str) -> None:
-    """Raises DataError for a data set that this loader cannot read."""
     if source.tfrecords is not None:
         raise DataError(
             f"data.name='{name}' is prepared as TFRecord files, which data.loader='memory' cannot read: "
@@ -147,47 +152,6 @@ def _check_source(source: DataSource, name: str) -> None:
         )
     if source.has_several_labels:
         raise DataError(f"data.name='{name}' has several labels for an image: set data.loader='tfdata'")
-
-
-def _load(
-    source: DataSource,
-    split: str,
-    target: Target,
-    broken: BrokenImages,
-    *,
-    is_resized: bool,
-    is_cropped: bool,
-    setting: str,
-) -> _Images:
-    """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
-
-    If they are cropped later, they may have any size, the same for all; otherwise it must be the target's.
-    Raises DataError for an image of another size, with the `setting` to change, and for one that cannot be
-    read or decoded if data.on_broken says so.
-    """
-    label_N, read = source.labels(split), source.image_reader(split)
-    size = None if is_cropped and not is_resized else (target.height, target.width)
-    image_N: list[np.ndarray | None] = []
-    for i in range(len(label_N)):
-        image_HxWxC = broken.decode(source, split, i, read, channels=target.channels)
-        if image_HxWxC is not None and is_resized:
-            image_HxWxC = _resized(image_HxWxC, target)
-        image_N.append(image_HxWxC)
-        if image_HxWxC is None:
-            continue
-        height, width = image_HxWxC.shape[:2]
-        size = size or (height, width)
-        if (height, width) != size:
-            raise DataError(
-                f"{source.describe(split, i)} is {height} x {width}, not {size[0]} x {size[1]}: begin "
-                f"{setting} with 'resize'"
-            )
-    height, width = size or (target.height, target.width)
-    image_NxHxWxC = np.zeros((len(label_N), height, width, target.channels), np.uint8)
-    for i, image_HxWxC in enumerate(image_N):
-        if image_HxWxC is not None:
-            image_NxHxWxC[i] = image_HxWxC
-    return _Images(image_NxHxWxC, label_N, np.array([image is not None for image in image_N], bool))
 
 
 def _resized(image_HxWxC: np.ndarray, target: Target) -> np.ndarray:

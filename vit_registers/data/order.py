@@ -26,10 +26,9 @@ class Order:
     """The order of a training split. Every epoch has its own uniform permutation.
 
     With `repeats` > 1 (repeated augmentation, arXiv:1902.05509, as in DeiT's code), an image occurs `repeats`
-    times in a row. An epoch still has as many examples as the split, so it covers only the first part of its
-    permutation. Within a batch, the copies are dealt to `groups` in turn, the equal parts that are mixed
-    separately, as that code deals them to processes. With `drop_last`, an epoch ends with its last whole
-    batch.
+    times in a row, and an epoch, which is no longer, covers only the first part of its permutation. The
+    copies in a batch are dealt to `groups` in turn, the equal parts that are mixed separately, as that code
+    deals them to processes. With `drop_last`, an epoch ends with its last whole batch.
     """
 
     seed: int
@@ -93,18 +92,3 @@ def share(batch_size: int, process_count: int, *, where: str) -> int:
             f"{where}={batch_size}: must be a positive multiple of the {process_count} processes"
         )
     return batch_size // process_count
-
-
-def num_positions(num_examples: int, batch_size: int, *, process_index: int, process_count: int) -> int:
-    """The number of positions in [0, num_examples) that lie in this process's slices of the batches."""
-    local_size = batch_size // process_count
-    full_batches, rest = divmod(num_examples, batch_size)
-    return full_batches * local_size + min(max(rest - process_index * local_size, 0), local_size)
-
-
-def share_of_records(num_examples: int, *, process_index: int, process_count: int) -> tuple[int, int]:
-    """The records [start, stop) of a process that reads one part; sizes of parts differ by at most one."""
-    return (
-        num_examples * process_index // process_count,
-        num_examples * (process_index + 1) // process_count,
-    )

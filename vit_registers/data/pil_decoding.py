@@ -3,8 +3,10 @@
 The tf.data loader decodes plain JPEG and PNG with TensorFlow, to the same pixels, and the rest with PIL.
 """
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,41 +35,36 @@ def decode_image(data: bytes, *, channels: int) -> np.ndarray:
     chroma is added and clipped. A rotation in EXIF is not applied, as in torchvision's ImageFolder; PIL
     applies that of TIFF, where it is part of the format. Raises BrokenImageError.
     """
-    try:
-        with _open(io.BytesIO(data)) as image:
-            _check_end(data, image)
-            if channels == 1 and image.format in ("JPEG", "MPO"):
-                image.draft("L", image.size)
-            image.load()
-            image_HxWxC = np.asarray(_to_8_bits(image).convert("L" if channels == 1 else "RGB"))
-    except BrokenImageError:
-        raise
-    except (
-        Exception
-    ):  # PIL raises many types for damaged bytes: OSError, SyntaxError, struct.error, KeyError ...
-        raise BrokenImageError from None
+    with _opened(io.BytesIO(data)) as image:
+        _check_end(data, image)
+        if channels == 1 and image.format in ("JPEG", "MPO"):
+            image.draft("L", image.size)
+        image.load()
+        image_HxWxC = np.asarray(_to_8_bits(image).convert("L" if channels == 1 else "RGB"))
     return image_HxWxC.reshape(*image_HxWxC.shape[:2], channels)
 
 
 def read_size(source: bytes | Path) -> tuple[int, int]:
     """(width, height) of an encoded image, from its header. Raises OSError and BrokenImageError."""
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        try:
-            with _open(file) as image:
-                return image.size
-        except BrokenImageError:
-            raise
-        except Exception:
-            raise BrokenImageError from None
+    file = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    with file, _opened(file) as image:
+        return image.size
 
 
-def _open(file: BinaryIO) -> Image.Image:
+@contextlib.contextmanager
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    """The opened image. All errors, those of the block included, become BrokenImageError."""
     try:
-        return Image.open(file, formats=_FORMATS)
+        with Image.open(file, formats=_FORMATS) as image:
+            yield image
+    except BrokenImageError:
+        raise
     except Image.UnidentifiedImageError:
         raise BrokenImageError(f"it is in none of the formats {', '.join(_FORMATS)}") from None
     except Image.DecompressionBombError:
         raise BrokenImageError(f"it has more than {MAX_PIXELS:,} pixels") from None
+    except Exception:  # PIL raises many types for damaged bytes: OSError, SyntaxError, struct.error ...
+        raise BrokenImageError from None
 
 
 def _check_end(data: bytes, image: Image.Image) -> None:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from vit_registers.data import order
 from vit_registers.data.order import Order
 from vit_registers.data.sources.base import DataSource, RecordFile, TFRecordSource
 from vit_registers.data.sources.tf_readers import CHUNK
@@ -31,11 +30,21 @@ class Share(NamedTuple):
     process_index: int
     process_count: int
 
+    @property
+    def local_size(self) -> int:
+        """The number of examples of a batch that this process has."""
+        return self.batch_size // self.process_count
+
     def positions(self, local_N: tf.Tensor) -> tf.Tensor:
         """The global positions of this process's local positions."""
-        local_size = self.batch_size // self.process_count
-        place_N = tf.math.floormod(local_N, local_size)
-        return local_N // local_size * self.batch_size + self.process_index * local_size + place_N
+        place_N = tf.math.floormod(local_N, self.local_size)
+        return local_N // self.local_size * self.batch_size + self.process_index * self.local_size + place_N
+
+    def num_positions(self, num_examples: int) -> int:
+        """The number of this process's positions in [0, num_examples)."""
+        full_batches, rest = divmod(num_examples, self.batch_size)
+        mine = min(max(rest - self.process_index * self.local_size, 0), self.local_size)
+        return full_batches * self.local_size + mine
 
 
 def train_stream(
@@ -46,7 +55,7 @@ def train_stream(
     TFRecord files are shuffled by file and through `buffer` examples. Raises ConfigError if `training` asks
     for an order that they cannot be read in.
     """
-    start = start_step * (share.batch_size // share.process_count)
+    start = start_step * share.local_size
     tfrecords = source.tfrecords
     if tfrecords is None:
         return _by_record(source, split, share, tf.data.Dataset.range(start, _MAX), training.records)
@@ -66,13 +75,8 @@ def eval_stream(source: DataSource, split: str, share: Share) -> tf.data.Dataset
         local = tf.data.Dataset.range(sum(file.take for file in files))
         examples = tf.data.Dataset.zip(local, _read_files(files, tf.range(len(files)), cycle=1))
         return _parse(examples, tfrecords, share)
-    number = order.num_positions(
-        source.num_examples(split),
-        share.batch_size,
-        process_index=share.process_index,
-        process_count=share.process_count,
-    )
-    return _by_record(source, split, share, tf.data.Dataset.range(number), lambda position_N: position_N)
+    local = tf.data.Dataset.range(share.num_positions(source.num_examples(split)))
+    return _by_record(source, split, share, local, lambda position_N: position_N)
 
 
 def num_eval_batches(source: DataSource, split: str, share: Share) -> int:
@@ -81,20 +85,18 @@ def num_eval_batches(source: DataSource, split: str, share: Share) -> int:
     if source.tfrecords is None:
         return math.ceil(number / share.batch_size)
     largest_part = math.ceil(number / share.process_count)
-    return math.ceil(largest_part / (share.batch_size // share.process_count))
+    return math.ceil(largest_part / share.local_size)
 
 
 # --- random access -----------------------------------------------------------------------------
 
 
+Records = Callable[[np.ndarray], np.ndarray]  # from global positions
+
+
 def _by_record(
-    source: DataSource,
-    split: str,
-    share: Share,
-    local: tf.data.Dataset,
-    records: Callable[[np.ndarray], np.ndarray],
+    source: DataSource, split: str, share: Share, local: tf.data.Dataset, records: Records
 ) -> tf.data.Dataset:
-    """The stream of the examples at the local positions; `records` maps global positions to records."""
     read = source.tf_reader(split)
 
     def chunk(local_N: tf.Tensor) -> Chunk:
@@ -136,10 +138,9 @@ def _train_files(
 
 
 def _own_files(source: TFRecordSource, split: str, share: Share) -> list[RecordFile]:
-    start, stop = order.share_of_records(
-        source.num_examples(split), process_index=share.process_index, process_count=share.process_count
-    )
-    return source.record_files(split, start=start, stop=stop)
+    """The files of this process's part of the split; the sizes of parts differ by at most one record."""
+    number, index, count = source.num_examples(split), share.process_index, share.process_count
+    return source.record_files(split, start=number * index // count, stop=number * (index + 1) // count)
 
 
 def _read_files(files: list[RecordFile], order_F: tf.Tensor, *, cycle: int) -> tf.data.Dataset:
@@ -156,16 +157,11 @@ def _read_files(files: list[RecordFile], order_F: tf.Tensor, *, cycle: int) -> t
         return tf.data.Dataset.zip(tf.data.Dataset.range(first, first + take), records)
 
     return tf.data.Dataset.from_tensor_slices(order_F).interleave(
-        read,
-        cycle_length=cycle,
-        num_parallel_calls=cycle,
-        deterministic=True,
+        read, cycle_length=cycle, num_parallel_calls=cycle, deterministic=True
     )
 
 
 def _parse(examples: tf.data.Dataset, source: TFRecordSource, share: Share) -> tf.data.Dataset:
-    """Chunks, from (local position, (record, serialized example))."""
-
     def chunk(local_N: tf.Tensor, numbered: tuple[tf.Tensor, tf.Tensor]) -> Chunk:
         record_N, serialized_N = numbered
         data_N, label_N = source.parse(serialized_N)

@@ -31,9 +31,7 @@ from vit_registers.errors import ConfigError, DataError
 _OK, _BROKEN, _WRONG_SIZE = 0, 1, 2  # status of an image
 
 # What TensorFlow adds to the reason for an error.
-_NOT_THE_REASON = re.compile(
-    r"\{\{[^}]*\}\}|Error in user-defined function.* iterator: \S+:|\[Op:.*| name: $"
-)
+_ADDED = re.compile(r"\{\{[^}]*\}\}|Error in user-defined function.* iterator: \S+:|\[Op:.*| name: $")
 
 
 class TfdataLoader:
@@ -43,8 +41,10 @@ class TfdataLoader:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
-        self._train_ops = catalog.compose(data.train_ops, target, where="data.train_ops")
-        self._eval_ops = catalog.compose(data.eval_ops, target, where="data.eval_ops")
+        self._process = {
+            setting: catalog.compose(getattr(data, setting), target, where=f"data.{setting}")
+            for setting in ("train_ops", "eval_ops")
+        }
         self._broken = BrokenImages(data)
         self._open: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
         # TensorFlow's threads call Python to read array_record files: if left running, they block its exit
@@ -57,15 +57,12 @@ class TfdataLoader:
 
     @property
     def num_broken(self) -> int:
-        """The number of different images that this process has left out so far."""
         return self._broken.count
 
     def num_examples(self, split: str) -> int:
-        """The number of examples in the split, over all processes."""
         return self._source.num_examples(split)
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
-        """Endless global batches on the devices, from step `start_step` on."""
         batch_lib.check_divides(self._data.batch_size, sharding, where="data.batch_size")
         batches = self.host_train_batches(
             start_step, process_index=jax.process_index(), process_count=jax.process_count()
@@ -73,7 +70,6 @@ class TfdataLoader:
         return (batch_lib.to_device(batch, sharding) for batch in batches)
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
-        """Global batches on the devices with each image of the split once; the last is padded."""
         batch_lib.check_divides(self._data.eval_batch_size, sharding, where="data.eval_batch_size")
         batches = self.host_eval_batches(
             split, process_index=jax.process_index(), process_count=jax.process_count()
@@ -86,23 +82,19 @@ class TfdataLoader:
         """The shares of one process of the training batches, as numpy."""
         data = self._data
         if self._source.has_several_labels:
-            raise ConfigError(
-                f"data.name={data.name!r} has several labels for an image: it is for evaluation only"
-            )
+            what = f"data.name={data.name!r} has several labels for an image"
+            raise ConfigError(f"{what}: it is for evaluation only")
         local_size = order.share(data.batch_size, process_count, where="data.batch_size")
+        split, number = data.train_split, self.num_examples(data.train_split)
         chunks = streams.train_stream(
             self._source,
-            data.train_split,
+            split,
             Share(data.batch_size, process_index, process_count),
-            order.training_order(
-                data, self.num_examples(data.train_split), seed=self._seed, groups=self._groups
-            ),
+            order.training_order(data, number, seed=self._seed, groups=self._groups),
             start_step=start_step,
             buffer=data.shuffle_buffer,
         )
-        batches = self._batches(
-            chunks, self._train_ops, local_size, split=data.train_split, setting="train_ops"
-        )
+        batches = self._batches(chunks, local_size, split=split, setting="train_ops")
         self._open.add(batches)
         return batches
 
@@ -113,7 +105,7 @@ class TfdataLoader:
         share = Share(size, process_index, process_count)
         number = streams.num_eval_batches(self._source, split, share)
         chunks = streams.eval_stream(self._source, split, share)
-        batches = self._batches(chunks, self._eval_ops, local_size, split=split, setting="eval_ops")
+        batches = self._batches(chunks, local_size, split=split, setting="eval_ops")
         self._open.add(batches)
         return self._padded(batches, number, local_size)
 
@@ -124,19 +116,10 @@ class TfdataLoader:
             yield batch_lib.pad_batch(next(batches, empty), local_size)
 
     def _batches(
-        self,
-        chunks: tf.data.Dataset,
-        process: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-        local_size: int,
-        *,
-        split: str,
-        setting: str,
+        self, chunks: tf.data.Dataset, local_size: int, *, split: str, setting: str
     ) -> Generator[Batch]:
-        decoded = chunks.map(
-            _guarded(process, self._target, self._seed),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        process_all = _guarded(self._process[setting], self._target, self._seed)
+        decoded = chunks.map(process_all, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         options.deterministic = True
         options.threading.max_intra_op_parallelism = 1  # parallel over images, not within one
@@ -178,8 +161,7 @@ class TfdataLoader:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """The reason for an error of TensorFlow, in one line."""
-    return " ".join(_NOT_THE_REASON.sub("", str(error).splitlines()[0]).split())
+    return " ".join(_ADDED.sub("", str(error).splitlines()[0]).split())
 
 
 def _close(generators: weakref.WeakSet[Generator[Batch]]) -> None:
@@ -193,8 +175,8 @@ def _guarded(
 ) -> Callable[[Chunk], Chunk]:
     """A function from encoded to decoded chunks, in which an image that fails is zero and has a status.
 
-    tf.data can ignore errors, but only those of a Dataset's elements, so a Dataset processes each chunk. A
-    Dataset for each image would serialize the decoding.
+    tf.data ignores errors only of a Dataset's elements, so a Dataset processes each chunk. A Dataset for each
+    image would serialize the decoding.
     """
     blank_HxWxC = tf.zeros(target, tf.uint8)
 
@@ -203,12 +185,8 @@ def _guarded(
         size = tf.shape(image_HxWxC)[:2]
         fits = tf.reduce_all(size == [target.height, target.width])
         image_HxWxC = tf.ensure_shape(tf.cond(fits, lambda: image_HxWxC, lambda: blank_HxWxC), target)
-        return {
-            "place": place,
-            "image": image_HxWxC,
-            "size": size,
-            "status": tf.where(fits, _OK, _WRONG_SIZE),
-        }
+        status = tf.where(fits, _OK, _WRONG_SIZE)
+        return {"place": place, "image": image_HxWxC, "size": size, "status": status}
 
     blank = {"place": -1, "image": blank_HxWxC, "size": tf.zeros([2], tf.int32), "status": _BROKEN}
 

@@ -1,4 +1,4 @@
-"""The contract of an evaluator, and what evaluators are made from."""
+"""The interface of an evaluator, and that of a kind of evaluators."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -10,15 +10,15 @@ from vit_registers.data.loaders import EvalSplit
 
 
 class Evaluator(Protocol):
-    """Measures parameters, with the backbone under objectives.base.BACKBONE. Used by train and evaluate."""
+    """Computes metrics of parameters, with the backbone under objectives.base.BACKBONE."""
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """{name: value} of the parameters, the same on all processes."""
+        """{metric: value} of the parameters, equal on all processes."""
         ...
 
 
 class EvaluatorKind(NamedTuple):
-    """A kind of evaluators: which configs have it, and how its evaluators are made."""
+    """A kind of evaluators: which configs have it, and the function that makes them."""
 
     is_for: Callable[[ObjectiveSettings, Model], bool]
     # (objective, model, data, {name: split}, mesh) -> {name in metrics.jsonl: evaluator}

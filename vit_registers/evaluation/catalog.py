@@ -1,4 +1,4 @@
-"""The kinds of evaluators, and which of them a config has."""
+"""The kinds of evaluators, and the evaluators of a config."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ EVALUATORS: dict[str, EvaluatorKind] = {"classification": CLASSIFICATION}
 
 
 def has_evaluators(objective: ObjectiveSettings, model: Model) -> bool:
-    """Whether make_evaluators returns any."""
+    """Whether make_evaluators returns any evaluators."""
     return any(kind.is_for(objective, model) for kind in EVALUATORS.values())
 
 
@@ -25,7 +25,7 @@ def make_evaluators(
     splits: Mapping[str, EvalSplit],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, Evaluator]:
-    """All evaluators for these settings on `splits`, by their name in metrics.jsonl."""
+    """{name in metrics.jsonl: evaluator} for these settings, on `splits`."""
     made: dict[str, Evaluator] = {}
     for kind in EVALUATORS.values():
         if kind.is_for(objective, model):

@@ -1,4 +1,4 @@
-"""Loss, top-1 and top-5 over a split, each image once; several correct labels for an image too."""
+"""Loss, top-1 and top-5 over a split, each image once. An image may have several correct labels."""
 
 import functools
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ MOST_CLASSES_WITHOUT_TOP5 = 5  # with five classes or fewer, top-5 would always 
 def classification_sums(
     logits_BxY: jax.Array, label_BxK: jax.Array, mask_B: jax.Array, loss_B: jax.Array
 ) -> Sums:
-    """loss, top1, top5 (only with more than five classes) and non_finite of the examples in mask_B.
+    """Sums of loss, top1, top5 (only with more than five classes) and non_finite over mask_B.
 
-    Any of the labels of an example is correct; -1 is none. An example without any label does not count
+    Each label of an example is correct; -1 is padding. Examples without a label do not count
     (arXiv:2006.07159, section 4). The rank of a label is the number of classes with a higher logit, plus that
-    of earlier classes with an equal one. An example with a logit that is not finite is wrong, and counted in
+    of earlier classes with an equal one. An example with a non-finite logit is wrong, and counts in
     non_finite.
     """
     num_classes = logits_BxY.shape[-1]
@@ -35,7 +35,7 @@ def classification_sums(
     logits_Bx1xY = logits_BxY[:, None]
     is_before_BxKxY = jnp.arange(num_classes)[None, None] < label_BxKx1
     is_ahead_BxKxY = (logits_Bx1xY > own_BxKx1) | ((logits_Bx1xY == own_BxKx1) & is_before_BxKxY)
-    is_class_BxK = (label_BxK >= 0) & (label_BxK < num_classes)  # beyond the last, `own` is NaN as well
+    is_class_BxK = (label_BxK >= 0) & (label_BxK < num_classes)  # beyond the last class, `own` is NaN
     rank_B = jnp.where(is_class_BxK, is_ahead_BxKxY.sum(axis=-1), num_classes).min(axis=-1)
     mask_B &= (label_BxK >= 0).any(axis=-1)
     ranked_B = mask_B & is_finite(logits_BxY)
@@ -52,8 +52,7 @@ def classification_sums(
 
 
 def classification_metrics(sums: Sums) -> dict[str, float]:
-    """Means of loss, top1 and top5, then "images", the number of examples, and "non_finite", of those whose
-    logits are not finite."""
+    """The means of loss, top1 and top5, the number of "images", and the number of "non_finite" ones."""
     non_finite, count = sums["non_finite"]
     names = [name for name in ("loss", "top1", "top5") if name in sums]
     means = {name: float(sums[name][0]) / max(int(count), 1) for name in names}
@@ -61,7 +60,7 @@ def classification_metrics(sums: Sums) -> dict[str, float]:
 
 
 class ClassificationEvaluator:
-    """An Evaluator: classification_metrics of the model's head on a split.
+    """The Evaluator that computes classification_metrics of a model with a head on a split.
 
     The loss is that of training, against the uniform distribution over the correct labels of an image.
     """
@@ -74,7 +73,7 @@ class ClassificationEvaluator:
         split: EvalSplit,
         mesh: jax.sharding.Mesh,
     ) -> None:
-        """Raises ConfigError for a loss that does not exist or does not fit."""
+        """Raises ConfigError for an unknown loss, or one that does not fit the classes."""
         self._split, self._layout = split, batch_sharding(mesh)
         self._sums = _make_sums(settings, model, data, mesh)
 
@@ -95,7 +94,7 @@ def _make_sums(settings: ClassificationSettings, model: Model, data: Data, mesh:
     def sums(backbone: Any, batch: Batch) -> Sums:
         image = normalize(batch.views[IMAGE], mean=data.mean, std=data.std)
         logits_BxY = build_model(graphdef, backbone)(image).logits
-        assert logits_BxY is not None  # has_evaluators asks for a head
+        assert logits_BxY is not None  # has_evaluators requires a head
         label_BxK = batch.targets[LABEL].reshape(len(batch.mask_B), -1)
         label_BxY = jax.nn.one_hot(label_BxK, model.num_classes).sum(axis=1)
         label_BxY /= jnp.maximum(label_BxY.sum(axis=-1, keepdims=True), 1.0)
@@ -116,7 +115,6 @@ def _make(
     splits: Mapping[str, EvalSplit],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, Evaluator]:
-    """One evaluator for each split, under the name of the split."""
     return {
         name: ClassificationEvaluator(objective.classification, model, data, split, mesh)
         for name, split in splits.items()

@@ -1,8 +1,8 @@
 """Compares config.json with the tensors. A checkpoint that disagrees is not loaded.
 
 Each vocabulary (transformers, timm's model_args, open_clip's vision_cfg) has a table of its settings: the
-JSON type, and the value that a Model implies. Absent settings, and those that do not affect
-outputs, are not compared.
+JSON type, and the value that a Model implies. Settings that are absent or do not affect outputs are not
+compared.
 """
 
 import dataclasses
@@ -15,27 +15,38 @@ from vit_registers.errors import CheckpointError
 from vit_registers.interop.hints import Hints
 from vit_registers.models.vit import patch_grid
 
-_SIZE = "an integer or two"
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    sides: Any = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    return all(_is_integer(side) and side > 0 for side in sides)
+
+
 _TYPES: dict[str, Callable[[Any], bool]] = {
-    "an integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "a number": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
-    "true or false": lambda v: isinstance(v, bool),
-    "a string": lambda v: isinstance(v, str),
-    "an object": lambda v: isinstance(v, dict),
+    "an integer": _is_integer,
+    "a positive integer": lambda value: _is_integer(value) and value > 0,
+    "a positive integer or two": _is_size,
+    "a number": _is_number,
+    "a positive number": lambda value: _is_number(value) and value > 0,
+    "true or false": lambda value: isinstance(value, bool),
+    "a string": lambda value: isinstance(value, str),
+    "an object": lambda value: isinstance(value, dict),
 }
-_TYPES[_SIZE] = lambda v: (
-    _TYPES["an integer"](v)
-    or (isinstance(v, list | tuple) and len(v) == 2 and all(map(_TYPES["an integer"], v)))
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
     """A setting: its JSON type, and the value that the tensors imply, given the value in config.json."""
 
-    json: str
+    json: str  # a key of _TYPES
     have: Callable[[Model, Any], Any] | None = None  # None: any value of that type
-    is_positive: bool = False
 
 
 def _as_said(have: tuple[int, int], said: Any) -> Any:
@@ -74,17 +85,17 @@ def _dinov2_ratio(model: Model, said: float) -> float:
 
 
 def _heads(model: Model, said: Any) -> Any:
-    return said if said > 0 and model.width % said == 0 else f"a width of {model.width}"
+    return said if model.width % said == 0 else f"a width of {model.width}"
 
 
-_WIDTH = _Rule("an integer", lambda m, _: m.width, is_positive=True)
-_DEPTH = _Rule("an integer", lambda m, _: m.depth, is_positive=True)
-_HEADS = _Rule("an integer", _heads, is_positive=True)
-_IMAGE = _Rule(_SIZE, _image_size, is_positive=True)
-_PATCH = _Rule(_SIZE, lambda m, said: _as_said((m.patch_size, m.patch_size), said), is_positive=True)
-_CHANNELS = _Rule("an integer", lambda m, _: m.channels, is_positive=True)
+_WIDTH = _Rule("a positive integer", lambda m, _: m.width)
+_DEPTH = _Rule("a positive integer", lambda m, _: m.depth)
+_HEADS = _Rule("a positive integer", _heads)
+_IMAGE = _Rule("a positive integer or two", _image_size)
+_PATCH = _Rule("a positive integer or two", lambda m, said: _as_said((m.patch_size, m.patch_size), said))
+_CHANNELS = _Rule("a positive integer", lambda m, _: m.channels)
 _BIAS = _Rule("true or false", lambda m, _: m.use_qkv_bias)
-_EPS = _Rule("a number", is_positive=True)
+_EPS = _Rule("a positive number")
 _ACT = _Rule("a string")
 
 _TRANSFORMERS = {
@@ -97,20 +108,18 @@ _TRANSFORMERS = {
     "hidden_act": _ACT,
     "layer_norm_eps": _EPS,
 }
-_HIDDEN = _Rule("an integer", lambda m, _: m.mlp_dim, is_positive=True)
+_HIDDEN = _Rule("a positive integer", lambda m, _: m.mlp_dim)
+_OUTPUTS = _Rule("a positive integer", lambda m, said: m.num_classes or said)
 _LABELS = {
     "id2label": _Rule("an object"),
     "num_labels": _Rule("an integer", lambda m, said: m.num_classes or said),
 }
 _BY_KIND = {
-    "clip": {
-        "intermediate_size": _HIDDEN,
-        "projection_dim": _Rule("an integer", lambda m, said: m.num_classes or said, is_positive=True),
-    },
+    "clip": {"intermediate_size": _HIDDEN, "projection_dim": _OUTPUTS},
     "vit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
     "deit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
     "dinov2": {
-        "mlp_ratio": _Rule("a number", _dinov2_ratio, is_positive=True),
+        "mlp_ratio": _Rule("a positive number", _dinov2_ratio),
         "use_swiglu_ffn": _Rule("true or false", lambda m, _: m.mlp == "swiglu"),
         "num_register_tokens": _Rule("an integer", lambda m, _: m.num_registers),
         "qkv_bias": _BIAS,
@@ -126,7 +135,7 @@ def _layer_scale(model: Model, said: Any) -> Any:
 
 
 def _is(value: Any) -> Callable[[Model, Any], Any]:
-    """A rule for a setting that has one value in all models of this project."""
+    """The value of a setting that is the same in all models of this project."""
     return lambda model, said: value
 
 
@@ -139,10 +148,6 @@ def _no_embed_class(model: Model, said: bool) -> bool:
     if not model.use_cls and not model.num_registers:
         return said
     return model.extra_positions == "none" and not (model.use_cls and model.has_cls_position)
-
-
-def _fc_norm(model: Model, said: bool) -> bool:
-    return model.use_norm_after_pool
 
 
 def _prefix_pooled(model: Model, said: bool) -> bool:
@@ -158,14 +163,14 @@ _TIMM = {
     "in_chans": _CHANNELS,
     "num_classes": _Rule("an integer", lambda m, _: m.num_classes),
     "reg_tokens": _Rule("an integer", lambda m, _: m.num_registers),
-    "mlp_ratio": _Rule("a number", lambda m, said: _ratio(m, said, fused=2), is_positive=True),
+    "mlp_ratio": _Rule("a positive number", lambda m, said: _ratio(m, said, fused=2)),
     "class_token": _Rule("true or false", lambda m, _: m.use_cls),
     "no_embed_class": _Rule("true or false", _no_embed_class),
     "qkv_bias": _BIAS,
     "proj_bias": _Rule("true or false", _is(True)),
     "pre_norm": _Rule("true or false", lambda m, _: m.use_norm_pre),
     "final_norm": _Rule("true or false", _is(True)),
-    "fc_norm": _Rule("true or false", _fc_norm),
+    "fc_norm": _Rule("true or false", lambda m, _: m.use_norm_after_pool),
     "pool_include_prefix": _Rule("true or false", _prefix_pooled),
     "init_values": _Rule("a number", _layer_scale),
     "global_pool": _Rule("a string", _global_pool),
@@ -183,12 +188,10 @@ _TIMM_TRAINING |= {"pretrained", "checkpoint_path", "pretrained_cfg", "scriptabl
 _OPEN_CLIP = {
     "width": _WIDTH,
     "layers": _DEPTH,
-    "head_width": _Rule(
-        "an integer", lambda m, said: said if said and m.width % said == 0 else m.width, True
-    ),
+    "head_width": _Rule("a positive integer", lambda m, said: said if m.width % said == 0 else m.width),
     "image_size": _IMAGE,
     "patch_size": _PATCH,
-    "mlp_ratio": _Rule("a number", _ratio, is_positive=True),
+    "mlp_ratio": _Rule("a positive number", _ratio),
     "ls_init_value": _Rule("a number", _layer_scale),
     "no_ln_pre": _Rule("true or false", lambda m, _: not m.use_norm_pre),
     "attentional_pool": _Rule("true or false", _is(False)),
@@ -196,30 +199,30 @@ _OPEN_CLIP = {
     "pos_embed_type": _Rule("a string", _is("learnable")),
 }
 
-Said = tuple[str, _Rule, Any]  # the setting, its rule, and its value in config.json
 
-
-def _said(settings: Mapping[str, Any]) -> list[Said]:
-    """The settings of config.json that have a rule."""
+def _said(settings: Mapping[str, Any]) -> list[tuple[str, _Rule, Any]]:
+    """(name, rule, value) of the settings of config.json that have a rule."""
     if "model_cfg" in settings:
         config = settings["model_cfg"]
         vision = config["vision_cfg"]
         if "timm_model_name" in vision:
             return []
-        rows = [
-            (f"vision_cfg.{name}", rule, vision[name]) for name, rule in _OPEN_CLIP.items() if name in vision
+        sections = [
+            ("vision_cfg.", _OPEN_CLIP, vision),
+            ("norm_kwargs.", {"eps": _EPS}, vision.get("norm_kwargs") or {}),
+            ("model_cfg.", {"embed_dim": _OUTPUTS}, config),
         ]
-        norm = vision.get("norm_kwargs") or {}
-        rows += [(f"norm_kwargs.{name}", _EPS, norm[name]) for name in ("eps",) if name in norm]
-        output = _Rule("an integer", lambda m, said: m.num_classes or said, True)
-        return rows + [("model_cfg.embed_dim", output, config[n]) for n in ("embed_dim",) if n in config]
-    if "architecture" in settings:
-        args = settings.get("model_args") or {}
-        rows = [(f"model_args.{name}", rule, args[name]) for name, rule in _TIMM.items() if name in args]
+    elif "architecture" in settings:
         top = {name: _TIMM[name] for name in ("num_classes", "global_pool")}
-        return rows + [(name, rule, settings[name]) for name, rule in top.items() if name in settings]
-    rules = _TRANSFORMERS | _BY_KIND.get(_kind(settings), {})
-    return [(name, rule, settings[name]) for name, rule in rules.items() if name in settings]
+        sections = [("model_args.", _TIMM, settings.get("model_args") or {}), ("", top, settings)]
+    else:
+        sections = [("", _TRANSFORMERS | _BY_KIND.get(_kind(settings), {}), settings)]
+    return [
+        (prefix + name, rule, values[name])
+        for prefix, rules, values in sections
+        for name, rule in rules.items()
+        if name in values
+    ]
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
@@ -228,31 +231,27 @@ def _kind(settings: Mapping[str, Any]) -> str:
 
 
 def check_types(where: str, settings: Mapping[str, Any]) -> None:
-    """Raises CheckpointError with every setting of the wrong JSON type, or not positive."""
+    """Raises CheckpointError with every setting of the wrong JSON type."""
     problems = []
     for name, rule, said in _said(settings):
-        if said is None:
-            continue
-        sides = said if isinstance(said, list | tuple) else [said]
-        if not _TYPES[rule.json](said):
-            problems.append(f"{name}={said!r}: want {rule.json}")
-        elif rule.is_positive and min(sides) <= 0:
-            problems.append(f"{name}={said!r}: want more than 0")
+        if said is not None and not _TYPES[rule.json](said):
+            problems.append(f"{name}={said!r}: must be {rule.json}")
     args = settings.get("model_args") or {} if "architecture" in settings else {}
-    unknown = [
-        name for name in args if name not in _TIMM and name not in _TIMM_TRAINING and args[name] is not None
-    ]
-    problems += [f"model_args.{name}={args[name]!r}: not supported" for name in unknown]
+    for name, value in args.items():
+        if name not in _TIMM and name not in _TIMM_TRAINING and value is not None:
+            problems.append(f"model_args.{name}={value!r}: not supported")
     if problems:
         raise CheckpointError(f"{where}: config.json cannot be used: " + "; ".join(problems))
 
 
-def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hinted: set[str]) -> None:
+def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hints: Hints) -> None:
     """Raises CheckpointError with every setting of config.json that disagrees with `model`.
 
-    `model` is inferred from the tensors. `hinted` are settings of the user, which are not compared.
+    `model` is inferred from the tensors. Settings that hints override are not compared.
     """
     problems = []
+    hinted = {"num_attention_heads", "num_heads", "head_width"} if hints.num_heads is not None else set()
+    hinted |= {"global_pool", "pool_type"} if hints.pooling is not None else set()
     for name, rule, said in _said(settings):
         is_told = said is not None or name.endswith(("init_values", "ls_init_value"))  # None: no LayerScale
         if not is_told or rule.have is None or name.split(".")[-1] in hinted:
@@ -260,11 +259,9 @@ def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hinte
         have = rule.have(model, said)
         if (list(said) if isinstance(said, tuple) else said) != have:
             problems.append(f"{name} is {said!r} in config.json, and {have!r} in the tensors")
-    labels = settings.get("id2label")
-    if labels and model.num_classes and _kind(settings) != "clip" and len(labels) != model.num_classes:
-        problems.append(
-            f"id2label has {len(labels)} classes in config.json, and {model.num_classes} in the tensors"
-        )
+    labels, classes = settings.get("id2label"), model.num_classes
+    if labels and classes and _kind(settings) != "clip" and len(labels) != classes:
+        problems.append(f"id2label has {len(labels)} classes in config.json, and {classes} in the tensors")
     if settings.get("model_type") == "dinov2" and model.num_registers:
         registers = f"{model.num_registers} registers in the tensors"
         problems.append(f"model_type is 'dinov2', without registers, in config.json, and {registers}")
@@ -272,9 +269,3 @@ def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hinte
         problems.append("model_type is 'deit' in config.json, and no distillation token is in the tensors")
     if problems:
         raise CheckpointError(f"{where} disagrees with the config.json beside it: " + "; ".join(problems))
-
-
-def hinted(hints: Hints) -> set[str]:
-    """The settings that the user has given, by their names in all vocabularies."""
-    names = {"num_attention_heads", "num_heads", "head_width"} if hints.num_heads is not None else set()
-    return names | ({"global_pool", "pool_type"} if hints.pooling is not None else set())

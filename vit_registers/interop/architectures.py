@@ -1,10 +1,12 @@
 """Refuses architectures with layers that this project lacks, by their name in config.json and by tensors."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vit_registers.errors import CheckpointError
+from vit_registers.interop.hints import Hints
+from vit_registers.interop.left_out import search
 
 _ROTARY = "rotary positions"
 _RELATIVE = "relative positions (a bias of the attention)"
@@ -70,8 +72,7 @@ def check_architecture(where: str, settings: Mapping[str, Any]) -> None:
     if "architecture" in settings:
         name = settings["architecture"]
         bare = name.split(".")[0]
-        feature = next((f for pattern, f in _LACKING.items() if re.fullmatch(pattern, bare)), None)
-        if feature is not None:
+        if feature := search(_LACKING, bare):
             raise _refusal(where, f"'{name}' of timm", feature)
         if not _SUPPORTED.fullmatch(bare):
             raise CheckpointError(
@@ -82,27 +83,23 @@ def check_architecture(where: str, settings: Mapping[str, Any]) -> None:
         kind = settings["model_type"]
         if kind in MODEL_TYPES:
             return
-        feature = next((f for pattern, f in _LACKING_TYPES.items() if re.fullmatch(pattern, kind)), None)
-        if feature is not None:
+        if feature := search(_LACKING_TYPES, kind):
             refusal = _refusal(where, f"model_type='{kind}' of transformers", feature)
             raise CheckpointError(f"{refusal}; {_KNOWN}")
         raise CheckpointError(f"{where}: config.json says model_type='{kind}': {_KNOWN}")
 
 
-def check_tensors(where: str, names: Iterable[str], file_names: Mapping[str, str]) -> None:
-    """Raises CheckpointError if a tensor is evidence of unsupported layers."""
-    for name in names:
-        for pattern, feature in _EVIDENCE.items():
-            if re.fullmatch(pattern, name):
-                raise _refusal(where, f"a model with '{file_names.get(name, name)}'", feature)
+def check_tensors(where: str, file_names: Mapping[str, str]) -> None:
+    """Raises CheckpointError if unsupported layers have one of the names; {plain name: name in the file}."""
+    for name, in_file in file_names.items():
+        if feature := search(_EVIDENCE, name):
+            raise _refusal(where, f"a model with '{in_file}'", feature)
 
 
-def check_told(
-    where: str, source: str, shapes: Mapping[str, Any], *, num_heads: int | None, hidden_act: str | None
-) -> None:
+def check_told(where: str, source: str, shapes: Mapping[str, Any], hints: Hints) -> None:
     """Raises CheckpointError if tensors of timm fit several models, some with unsupported layers.
 
-    `shapes` are those of tensors without config.json, by plain names; the others are the user's hints.
+    `shapes` are by plain names, of tensors without config.json.
     """
     if source != "timm":
         return
@@ -115,13 +112,13 @@ def check_told(
         )
     width, _, patch, _ = shapes["patch_embed.proj.weight"]
     is_plain = "cls_token" not in shapes and "reg_token" not in shapes
-    if is_plain and not has_pool and (width, patch) == (768, 16) and num_heads is None:
+    if is_plain and not has_pool and (width, patch) == (768, 16) and hints.num_heads is None:
         raise CheckpointError(
             f"{where} pools the mean without a cls token, and its tensors do not tell timm's "
             "vit_base_patch16_gap_224 (16 heads) and vit_base_patch16_rpn_224 (other norms, not supported) "
             "from others: give architecture, timm's name of the model, or num_heads if it is not the latter"
         )
-    if is_plain and has_pool and (width, patch) in _TANH_SIGLIPS and hidden_act is None:
+    if is_plain and has_pool and (width, patch) in _TANH_SIGLIPS and hints.hidden_act is None:
         raise CheckpointError(
             f"{where} is a SigLIP image tower, of which some of this width and patch have another GELU: give "
             "architecture, timm's name of the model, or hidden_act ('gelu_tanh' or 'gelu')"

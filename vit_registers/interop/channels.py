@@ -1,4 +1,4 @@
-"""Patch embeddings for images with other channels, as by timm's models.adapt_input_conv."""
+"""Patch embeddings for images with other channels, as in timm's models.adapt_input_conv."""
 
 import math
 
@@ -16,8 +16,8 @@ def check_channels(there: int, here: int, where: str) -> None:
     """Raises CheckpointError if the patch kernel of `where` cannot be adapted to `here` channels."""
     if not can_adapt(there, here):
         raise CheckpointError(
-            f"{where} has patch embeddings of images with {there} channels, and {here} are asked for: only "
-            "3 channels are made other numbers, and 1 is made more"
+            f"{where} has patch embeddings of images with {there} channels, and {here} are asked for: 3 "
+            "channels can be adapted to any number, and 1 channel to a larger number"
         )
 
 

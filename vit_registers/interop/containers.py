@@ -101,7 +101,6 @@ def _facts(value: Any, name: str, where: str) -> Facts:
 
 
 def _to_numpy(value: Any, dtype: np.dtype) -> np.ndarray:
-    """The array, without a copy if possible."""
     if not hasattr(value, "detach"):
         return np.asarray(value, dtype)
     import torch  # pyright: ignore[reportMissingImports]  # already imported, as the tensor is one of torch
@@ -130,7 +129,6 @@ def open_weights(path: str | Path) -> Weights:
 
 
 def _open_index(path: Path) -> Weights:
-    """The tensors that an index names, each from its shard."""
     files = read_index(path)
     shards: dict[Path, Weights] = {}
     for name, file in files.items():
@@ -187,7 +185,6 @@ def _open_safetensors(path: Path) -> Weights:
 
 
 def _open_zip(path: Path) -> Weights:
-    """The tensors of an npz file, or of a torch file in the zip format."""
     facts: dict[str, Facts] = {}
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with zipfile.ZipFile(path) as archive:

@@ -45,17 +45,17 @@ def make_hints(
     """The Hints of a user: one number is a square image, one text is one pattern. Raises ConfigError."""
     patterns = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ConfigError(f"leave_out={leave_out!r}: want patterns of names, such as ['head.*']")
+        raise ConfigError(f"leave_out={leave_out!r}: must be patterns of names, such as ['head.*']")
     size = None
     if image_size is not None:
         sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
         if not (len(sides) == 2 and all(map(_is_positive, sides))):
-            raise ConfigError(f"image_size={image_size!r}: want pixels, as 224 or (height, width)")
+            raise ConfigError(f"image_size={image_size!r}: must be pixels, as 224 or (height, width)")
         size = (int(sides[0]), int(sides[1]))
     if num_heads is not None and not _is_positive(num_heads):
-        raise ConfigError(f"num_heads={num_heads!r}: want an integer, 1 or more")
+        raise ConfigError(f"num_heads={num_heads!r}: must be an integer, 1 or more")
     if channels is not None and not isinstance(channels, numbers.Integral):
-        raise ConfigError(f"channels={channels!r}: want an integer")
+        raise ConfigError(f"channels={channels!r}: must be an integer")
     return Hints(
         leave_out=patterns,
         channels=channels,

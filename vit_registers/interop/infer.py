@@ -1,4 +1,4 @@
-"""Infers the Model of a checkpoint from tensor shapes, config.json and the hints of the user."""
+"""Infers the Model of a checkpoint from tensor shapes, config.json and the user's hints."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.interop.hints import HIDDEN_ACTS
 from vit_registers.interop.names.torch import TorchNames
 from vit_registers.interop.recognize import RecognizedWeights
 
@@ -17,9 +17,9 @@ _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 140
 _NUM_HEADS |= {256: 4, 320: 5, 640: 10, 832: 13, 896: 14}  # widths of timm's models
 _NUM_HEADS_1536 = {"swiglu": 24, "mlp": 16}  # DINOv2's g, big_vision's g-opt
 
-# Settings that shapes do not determine, by source; for transformers by model_type.
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "dinov2": {"init": "dinov2"},
+# Settings that shapes do not determine, by family; those that are absent have the defaults of Model.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "dinov2": {"init": "dinov2", "position_resampling": "bicubic_offset"},  # bicubic_aa with registers
     "deit": {"init": "deit3", "position_resampling": "bicubic"},
     "dino": {"init": "deit3", "position_resampling": "bicubic_offset"},
     "clip": {"init": "dinov2", "norm_eps": 1e-5, "activation": "quick_gelu"},
@@ -27,7 +27,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "timm": {"init": "dinov2"},
     "big_vision": {"activation": "gelu_tanh", "position_resampling": "linear"},
     "mup_vit": {},
-    "transformers/dinov2": {"init": "dinov2"},
+    "transformers/dinov2": {"init": "dinov2", "position_resampling": "bicubic"},  # as above
     "transformers/vit": {"init": "dinov2", "norm_eps": 1e-12, "position_resampling": "bicubic"},
     "transformers/deit": {"init": "deit3", "norm_eps": 1e-12, "position_resampling": "bicubic"},
     "transformers/clip": {
@@ -39,17 +39,10 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def family_settings(found: RecognizedWeights) -> dict[str, Any]:
-    """The settings of the family that shapes do not determine."""
-    return _FAMILIES[f"transformers/{found.kind}" if found.kind else found.source]
-
-
-def infer_model(
-    names: TorchNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
-) -> Model:
+def infer_model(names: TorchNames, found: RecognizedWeights) -> Model:
     """The Model of a torch family, at the image size of its position table.
 
-    Raises CheckpointError if neither shapes nor `settings` nor `hints` determine a setting.
+    Raises CheckpointError if neither shapes nor config.json nor hints determine a setting.
     """
     shapes, where = found.weights.shapes, found.weights.where
     width, channels, patch_size, patch_columns = shapes[names.patch.format("weight")]
@@ -61,14 +54,14 @@ def infer_model(
     num_registers = shapes.get(names.registers or "", (0, 0))[-2]
     block = names.block.format(0)
     mlp, mlp_dim = _mlp(names, found, block)
-    rows, grid = _positions(names, found, settings, hints, use_cls, num_registers, patch_size)
+    rows, grid = _positions(names, found, patch_size, use_cls=use_cls, num_registers=num_registers)
     has_layer_scale = names.layer_scale is not None and block + names.layer_scale[0] in shapes
     model = Model(
         width=width,
         depth=count_blocks(names.block, shapes),
         mlp=mlp,
         mlp_dim=mlp_dim,
-        num_heads=num_heads(width, mlp, settings, hints, where),
+        num_heads=num_heads(width, mlp, found),
         channels=channels,
         patch_size=patch_size,
         image_size=(grid[0] * patch_size, grid[1] * patch_size),
@@ -81,14 +74,13 @@ def infer_model(
         use_qkv_bias=block + names.qkv[0].format("bias") in shapes,
         use_patch_bias=names.patch.format("bias") in shapes,
         use_norm_pre=names.norm_pre is not None and names.norm_pre.format("weight") in shapes,
-        **_pooling(names, shapes, use_cls, settings, hints),
+        **_pooling(names, found),
         **_head(names, shapes),
     )
-    return with_family_settings(model, found, settings, hints)
+    return with_family_settings(model, found)
 
 
 def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, int]:
-    """(mlp or swiglu, its hidden size) of the first block."""
     shapes = found.weights.shapes
     first, gate = block + names.fc1.format("weight"), block + names.w12[0].format("weight")
     second = block + names.fc2.format("weight")
@@ -102,13 +94,12 @@ def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, 
     return "swiglu", hidden // 2 if len(names.w12) == 1 else hidden
 
 
-def with_family_settings(
-    model: Model, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
-) -> Model:
+def with_family_settings(model: Model, found: RecognizedWeights) -> Model:
     """The model with the settings of its family, overridden by config.json, overridden by the hints."""
-    values = dict(family_settings(found))
-    if found.source == "dinov2" or found.kind == "dinov2":
-        values["position_resampling"] = _dinov2_resampling(found, model)
+    settings, hints = found.settings, found.hints
+    values = dict(FAMILIES[found.family])
+    if model.num_registers and "dinov2" in (found.source, found.kind):
+        values["position_resampling"] = "bicubic_aa"
     if found.source == "timm" and model.use_norm_pre:
         values |= {"norm_eps": 1e-5, "activation": None}  # CLIP's image towers
     if "layer_norm_eps" in settings:
@@ -133,12 +124,6 @@ def with_family_settings(
     return dataclasses.replace(model, **values)
 
 
-def _dinov2_resampling(found: RecognizedWeights, model: Model) -> str:
-    if model.num_registers:
-        return "bicubic_aa"
-    return "bicubic_offset" if found.source == "dinov2" else "bicubic"
-
-
 def count_blocks(template: str, shapes: Mapping[str, Any]) -> int:
     """The number of blocks: one more than the largest number in a name."""
     pattern = re.escape(template).replace(r"\{\}", r"(\d+)")
@@ -146,8 +131,9 @@ def count_blocks(template: str, shapes: Mapping[str, Any]) -> int:
     return max(numbers, default=-1) + 1
 
 
-def num_heads(width: int, mlp: str, settings: Mapping[str, Any], hints: Hints, where: str) -> int:
+def num_heads(width: int, mlp: str, found: RecognizedWeights) -> int:
     """The number of heads: from the hints, config.json, or published models of this width."""
+    settings, hints = found.settings, found.hints
     if hints.num_heads is not None:
         return hints.num_heads
     if "num_attention_heads" in settings:
@@ -157,8 +143,8 @@ def num_heads(width: int, mlp: str, settings: Mapping[str, Any], hints: Hints, w
     count = _NUM_HEADS_1536[mlp] if width == 1536 else _NUM_HEADS.get(width)
     if count is None:
         raise CheckpointError(
-            f"{where}: the number of heads is not in the tensors, and no published model has width {width}: "
-            "give num_heads"
+            f"{found.weights.where}: the number of heads is not in the tensors, and no published model has "
+            f"width {width}: give num_heads"
         )
     return count
 
@@ -175,15 +161,8 @@ def native_grid(cells: int, patch_size: int, image_size: Any) -> tuple[int, int]
 
 
 def _positions(
-    names: TorchNames,
-    found: RecognizedWeights,
-    settings: Mapping[str, Any],
-    hints: Hints,
-    use_cls: bool,
-    num_registers: int,
-    patch_size: int,
+    names: TorchNames, found: RecognizedWeights, patch_size: int, *, use_cls: bool, num_registers: int
 ) -> tuple[int, tuple[int, int]]:
-    """(rows of the position table before those of the patches, the grid of the patches)."""
     shapes, where = found.weights.shapes, found.weights.where
     if names.positions not in shapes:
         raise CheckpointError(
@@ -191,7 +170,7 @@ def _positions(
             "relative positions are not supported yet"
         )
     total = math.prod(shapes[names.positions][:-1])
-    image_size = settings.get("image_size")
+    image_size = found.settings.get("image_size")
     if found.source == "timm" or found.source == "deit":
         options = [use_cls + num_registers, int(use_cls), 0]
     elif names.registers is not None and ("dist" in names.registers):
@@ -202,7 +181,7 @@ def _positions(
     # A table that is not square belongs to the size in the settings, or else to the size that the user gives.
     grids = {
         rows: native_grid(total - rows, patch_size, image_size)
-        or native_grid(total - rows, patch_size, hints.image_size)
+        or native_grid(total - rows, patch_size, found.hints.image_size)
         for rows in options
     }
     fitting = {rows: grid for rows, grid in grids.items() if grid is not None}
@@ -224,9 +203,9 @@ def _positions(
     return next(iter(fitting.items()))
 
 
-def _pooling(
-    names: TorchNames, shapes: Mapping[str, Any], use_cls: bool, settings: Mapping[str, Any], hints: Hints
-) -> dict[str, Any]:
+def _pooling(names: TorchNames, found: RecognizedWeights) -> dict[str, Any]:
+    shapes, settings = found.weights.shapes, found.settings
+    use_cls = names.cls in shapes
     is_after = (
         names.norm_after_pool is not None
         and names.norm_after_pool.format("weight") in shapes
@@ -246,7 +225,7 @@ def _pooling(
         width = shapes[names.norm.format("weight")][0] if names.norm.format("weight") in shapes else 0
         if shapes[names.head[0].format("weight")][1] == 2 * width:
             pooling = "cls_gap"  # transformers' Dinov2ForImageClassification
-    return {"pooling": hints.pooling or pooling, "use_norm_after_pool": is_after}
+    return {"pooling": found.hints.pooling or pooling, "use_norm_after_pool": is_after}
 
 
 def _head(names: TorchNames, shapes: Mapping[str, Any]) -> dict[str, Any]:

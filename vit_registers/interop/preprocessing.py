@@ -1,6 +1,5 @@
-"""The preprocessing of a family's images, from its files or else as its authors did it."""
+"""The preprocessing of images for a checkpoint: from its files, or the one of its authors."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.channels import adapt_statistics
 from vit_registers.interop.opened import OpenedWeights
+from vit_registers.interop.settings import read_json
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -34,12 +34,12 @@ _BY_FAMILY = {
 def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
     """(Data settings for evaluation, the origin of mean and standard deviation).
 
-    Resizing and cropping are those of the family, at the image size of the model. A mean, a deviation and
-    timm's crop_pct are taken from the files beside the weights if they have them. Raises CheckpointError.
+    Resizing and cropping are those of the family, at the image size of the model. Mean, deviation and timm's
+    crop_pct are read from the files beside the weights if they have them. Raises CheckpointError.
     """
     said = _said(opened, path)
     found = opened.found
-    (mean, std), share, method = _BY_FAMILY[f"transformers/{found.kind}" if found.kind else found.source]
+    (mean, std), share, method = _BY_FAMILY[found.family]
     origin, share = f"assumed for {found.source}", said.get("crop_pct", share)
     own_mean, own_std = said.get("mean", said.get("image_mean")), said.get("std", said.get("image_std"))
     if own_mean and own_std:
@@ -70,18 +70,11 @@ def eval_ops(image_size: tuple[int, int], share: float, method: str) -> str:
 
 
 def _said(opened: OpenedWeights, path: Path) -> dict[str, Any]:
-    """The image settings in the files beside the weights."""
     folder = path if path.is_dir() else path.parent
-    if "model_type" in opened.settings and (folder / "preprocessor_config.json").is_file():
-        return _read(folder / "preprocessor_config.json")
-    return opened.settings.get("pretrained_cfg", {}) | opened.settings.get("preprocess_cfg", {})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(said, dict):
-        raise CheckpointError(f"{path} holds a {type(said).__name__}: it has to hold settings by name")
-    return said
+    file = folder / "preprocessor_config.json"
+    if "model_type" in opened.found.settings and file.is_file():
+        said = read_json(file)
+        if not isinstance(said, dict):
+            raise CheckpointError(f"{file} holds a {type(said).__name__}: it must hold settings by name")
+        return said
+    return opened.found.settings.get("pretrained_cfg", {}) | opened.found.settings.get("preprocess_cfg", {})

@@ -15,25 +15,24 @@ from flax import nnx
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError, UserError
 from vit_registers.interop import containers
-from vit_registers.interop.agreement import check_agreement, check_types, hinted
+from vit_registers.interop.agreement import check_agreement, check_types
 from vit_registers.interop.architectures import check_architecture, check_told
 from vit_registers.interop.channels import adapt_kernel, check_channels
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.infer import infer_model
 from vit_registers.interop.names.big_vision import big_vision_map, infer_big_vision
 from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_map
 from vit_registers.interop.names.torch import BigVisionNames, MupVitNames, TensorNames
 from vit_registers.interop.names.torch_map import torch_map
-from vit_registers.interop.opened import OpenedWeights
+from vit_registers.interop.opened import OpenedWeights, describe_weights
 from vit_registers.interop.recognize import RecognizedWeights, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
 from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.unwrap import NEEDED, is_matched
 from vit_registers.interop.values import as_float32, is_floating, refuse_quantised
 from vit_registers.models.params import abstract_model
-from vit_registers.models.paths import Leaf, leaf_of, leaves_of, lookup_leaf
+from vit_registers.models.paths import Leaf, leaf_of, leaves_of
 from vit_registers.models.resampling import resample
 from vit_registers.models.vit import ViT, patch_grid
 
@@ -51,13 +50,21 @@ def tensor_map_of(names: TensorNames, model: Model, source: str) -> list[TensorR
     return torch_map(names, model, source)
 
 
-def _infer(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) -> Model:
+def _infer(found: RecognizedWeights) -> Model:
     names = found.names
-    if isinstance(names, BigVisionNames):
-        return infer_big_vision(names, found, settings, hints)
-    if isinstance(names, MupVitNames):
-        return infer_mup_vit(names, found, settings, hints)
-    return infer_model(names, found, settings, hints)
+    try:
+        if isinstance(names, BigVisionNames):
+            return infer_big_vision(names, found)
+        if isinstance(names, MupVitNames):
+            return infer_mup_vit(names, found)
+        return infer_model(names, found)
+    except (IndexError, ZeroDivisionError) as error:
+        shapes = found.weights.shapes
+        odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
+        raise CheckpointError(
+            f"{found.weights.where} was read as '{found.source}', and a tensor has an impossible shape"
+            + "".join(odd[:1])
+        ) from error
 
 
 def understand(
@@ -71,19 +78,18 @@ def understand(
     settings = with_architecture(settings or {}, hints.architecture, weights.where)
     check_types(weights.where, settings)
     check_architecture(weights.where, settings)
-    found = recognize(
-        weights, source=source, settings=settings, params=hints.params, leave_out=hints.leave_out
-    )
-    _refuse_quantised(found)
+    found = recognize(weights, source=source, settings=settings, hints=hints)
+    dtypes = found.weights.dtypes
+    values = {found.in_file(name): dtypes[name] for name in dtypes if name != found.names.mask}
+    refuse_quantised(values, weights.where)  # except a stored mask, which may be boolean
     if hints.leave_out:
-        _check_left_out(found, weights, source, hints, settings)
+        _check_left_out(found, weights, source)
     if not settings:
-        told = {"num_heads": hints.num_heads, "hidden_act": hints.hidden_act}
-        check_told(weights.where, found.source, found.weights.shapes, **told)
-    native = _understand(found, hints, settings)
+        check_told(weights.where, found.source, found.weights.shapes, hints)
+    native = _infer(found)
     if isinstance(found.names, MupVitNames):
-        found = dataclasses.replace(found, note=assumed(found.names, found, hints, native))
-    check_agreement(weights.where, settings, native, hinted(hints))
+        found = dataclasses.replace(found, note=assumed(found.names, found, native))
+    check_agreement(weights.where, settings, native, hints)
     tensor_map = tensor_map_of(found.names, native, found.source)
     _check_names(found, native, tensor_map)
     model = native
@@ -98,31 +104,15 @@ def understand(
             )
         patch_grid(hints.image_size, native.patch_size)
         model = dataclasses.replace(model, image_size=hints.image_size)
-    return OpenedWeights(
-        found=found, native=native, model=model, tensor_map=tuple(tensor_map), settings=settings
-    )
+    return OpenedWeights(found=found, native=native, model=model, tensor_map=tuple(tensor_map))
 
 
-def _understand(found: RecognizedWeights, hints: Hints, settings: Mapping[str, Any]) -> Model:
-    """The Model of a checkpoint."""
-    try:
-        return _infer(found, hints, settings)
-    except (IndexError, ZeroDivisionError) as error:
-        shapes = found.weights.shapes
-        odd = [f": '{found.in_file(n)}' is {shape}" for n, shape in shapes.items() if math.prod(shape) < 2]
-        raise CheckpointError(
-            f"{found.weights.where} was read as '{found.source}', and a tensor has an impossible shape"
-            + "".join(odd[:1])
-        ) from error
-
-
-def _check_left_out(
-    found: RecognizedWeights, weights: Weights, source: str, hints: Hints, settings: Mapping[str, Any]
-) -> None:
+def _check_left_out(found: RecognizedWeights, weights: Weights, source: str) -> None:
     """Raises CheckpointError if leave_out matches tensors other than heads and the mask token."""
     try:
-        whole = recognize(weights, source=source, settings=settings, params=hints.params, leave_out=())
-        tensor_map = tensor_map_of(whole.names, _understand(whole, hints, settings), whole.source)
+        hints = dataclasses.replace(found.hints, leave_out=())
+        whole = recognize(weights, source=source, settings=found.settings, hints=hints)
+        tensor_map = tensor_map_of(whole.names, _infer(whole), whole.source)
     except UserError:  # such as several networks, of which leave_out selects one
         return
     needed = [
@@ -140,29 +130,21 @@ def _check_left_out(
         )
 
 
-def _refuse_quantised(found: RecognizedWeights) -> None:
-    dtypes = {  # a stored mask may be boolean
-        found.in_file(name): d for name, d in found.weights.dtypes.items() if name != found.names.mask
-    }
-    refuse_quantised(dtypes, found.weights.where)
-
-
 def _check_names(found: RecognizedWeights, model: Model, tensor_map: list[TensorRule]) -> None:
     """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
     _, abstract = abstract_model(model)
     leaves = leaves_of(abstract)
     covered = [leaf for rule in tensor_map for leaf in rule.leaves]
     assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without a rule, or with two"
-    there, problems, known = found.weights.shapes, [], set()
+    there, dtypes, problems, known = found.weights.shapes, found.weights.dtypes, [], set()
     for rule in tensor_map:
         shapes = rule.shapes([leaves[leaf].shape for leaf in rule.leaves])
         for name, shape in zip(rule.names, shapes, strict=True):
             known.add(name)
             if name not in there:
                 problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
-            elif rule.leaves and not is_floating(found.weights.dtypes[name]):
-                dtype = found.weights.dtypes[name].name
-                problems.append(f"'{found.in_file(name)}' is {dtype}, not floating point")
+            elif rule.leaves and not is_floating(dtypes[name]):
+                problems.append(f"'{found.in_file(name)}' is {dtypes[name].name}, not floating point")
             elif tuple(there[name]) != tuple(shape):
                 problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, not {tuple(shape)}")
     extra = [name for name in there if name not in known]
@@ -197,30 +179,17 @@ def iter_leaves(opened: OpenedWeights) -> Iterator[tuple[Leaf, np.ndarray]]:
 
 
 def _read(found: RecognizedWeights, name: str, *, is_fixed: bool) -> np.ndarray:
-    """The tensor in float32. A fixed one, such as a mask of -inf, may hold infinities."""
+    """The tensor in float32. A fixed one keeps its dtype, and may hold infinities."""
     array = found.weights[name]
-    if is_fixed:
-        return np.asarray(array, np.float32)
-    return as_float32(array, found.in_file(name), found.weights.where)
+    return np.asarray(array) if is_fixed else as_float32(array, found.in_file(name), found.weights.where)
 
 
 def read_leaves(opened: OpenedWeights) -> dict:
     """The parameters of `opened.model` as nested dicts of float32 jax arrays."""
-    tree: dict = {}
-    for leaf, value in iter_leaves(opened):  # one by one: two copies of the model would need twice the memory
-        _put(tree, leaf, jnp.asarray(value))
-    return _like(abstract_model(opened.model)[1], tree)
-
-
-def _put(tree: dict, leaf: Leaf, value: jax.Array) -> None:
-    for key in leaf[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[leaf[-1]] = value
-
-
-def _like(abstract: Any, tree: Any) -> Any:
-    """The tree in the structure of `abstract`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: lookup_leaf(tree, leaf_of(path)), abstract)
+    # One by one: a second copy of the model would need twice the memory.
+    leaves = {leaf: jnp.asarray(value) for leaf, value in iter_leaves(opened)}
+    _, abstract = abstract_model(opened.model)
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[leaf_of(path)], abstract)
 
 
 def load_opened(opened: OpenedWeights) -> ViT:
@@ -245,27 +214,18 @@ def from_state_dict(
 ) -> ViT:
     """The model of a mapping of tensor names to numpy arrays.
 
-    `source` is the family of the names (interop.SOURCES, or "auto"). Settings that shapes do not determine
-    are inferred from the family unless they are given: `image_size` in pixels, to which learned positions are
-    resampled; `num_heads`; `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation` of positions
-    (models/resampling.py: RESAMPLINGS); `pooling`; `mask`, for variants of the fractal code that do not store
-    it; `architecture`, the name of a timm model.
-
-    Of several copies of the network, `params` selects the trained one ("params") or the averaged one ("ema").
-    `leave_out` has fnmatch patterns of names that are not read; their values need not be arrays. `channels`
-    are the channels of the images, for which the patch kernel is summed or repeated. Their effect is
-    printed. Raises CheckpointError with all tensors that do not fit the model.
+    `source` is the family of the names (interop.SOURCES, or "auto"). The other arguments are those of
+    `vit_registers.load`; the effect of `params`, `leave_out` and `channels` is printed. Values of names that
+    `leave_out` matches need not be arrays. Raises CheckpointError with all tensors that do not fit the model.
     """
     hints = make_hints(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
     )
     hints = dataclasses.replace(hints, params=params)
-    nothing = np.zeros(0, np.float32)
-    is_left_out = lambda name: any(is_matched(name, pattern) for pattern in hints.leave_out)  # noqa: E731
-    state = {
-        name: value if hasattr(value, "__array__") or not is_left_out(name) else nothing
-        for name, value in state.items()
-    }
+    state = dict(state)
+    for name, value in state.items():
+        if not hasattr(value, "__array__") and any(is_matched(name, text) for text in hints.leave_out):
+            state[name] = np.zeros(0, np.float32)
     opened = understand(containers.from_arrays(state), source=source, hints=hints)
     if params is not None or hints.leave_out or channels is not None:
         print(describe_weights(opened), flush=True)

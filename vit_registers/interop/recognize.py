@@ -1,29 +1,37 @@
 """Recognizes the family of a checkpoint by its tensor names, and by config.json if there is one."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_registers.config import nearest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.hints import Hints
 from vit_registers.interop.names import torch as nt
 from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecognizedWeights:
-    """A checkpoint whose family is known, and its tensors by plain names."""
+    """A checkpoint whose family is known: its tensors by plain names, and what describes them."""
 
     source: str
     kind: str | None  # transformers: clip, deit, dinov2 or vit
     names: nt.TensorNames
     weights: Weights  # by plain names, without prefix
+    settings: Mapping[str, Any]  # of config.json; empty without one
+    hints: Hints
     file_names: dict[str, str]  # plain names -> names in the file
     prefix: str
     left_out: dict[str, str]  # names in the file -> what they are
     note: str = ""  # assumptions
+
+    @property
+    def family(self) -> str:
+        """The source; for transformers with the kind of model."""
+        return f"{self.source}/{self.kind}" if self.kind else self.source
 
     def in_file(self, name: str) -> str:
         """The name in the file of a tensor; also of one that the file does not have."""
@@ -31,21 +39,16 @@ class RecognizedWeights:
 
 
 def recognize(
-    weights: Weights,
-    *,
-    source: str,
-    settings: Mapping[str, Any],
-    params: str | None,
-    leave_out: Sequence[str],
+    weights: Weights, *, source: str, settings: Mapping[str, Any], hints: Hints
 ) -> RecognizedWeights:
-    """The family of `weights`. `settings` is the content of config.json beside it, or empty.
+    """The family of `weights`. `settings` is the content of the config.json beside it, or empty.
 
-    For `params` and `leave_out` see unwrap.pick_network. Raises CheckpointError if the family is none of
-    SOURCES, or another one than `source`.
+    Of the hints, `params` and `leave_out` are used: see unwrap.pick_network. Raises CheckpointError if the
+    family is none of SOURCES, or not `source`.
     """
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"source='{source}' is unknown: {nearest(source, ('auto', *SOURCES))}")
-    network = pick_network(weights, params=params, leave_out=leave_out)
+    network = pick_network(weights, params=hints.params, leave_out=hints.leave_out)
     patch = network.patch
     candidates = PATCH_NAMES[patch]
     if source != "auto" and source not in candidates:
@@ -57,7 +60,7 @@ def recognize(
             f"{weights.where}: the config.json beside it is of {' or '.join(sorted(told))}, but the tensors "
             f"have the names of {' or '.join(candidates)}"
         )
-    check_tensors(weights.where, network.file_names, network.file_names)
+    check_tensors(weights.where, network.file_names)
     note = ""
     if source == "auto":  # tensors that are left out are evidence too
         names = {*network.file_names, *network.asked}
@@ -68,6 +71,8 @@ def recognize(
         kind=kind,
         names=table,
         weights=weights.select(network.file_names),
+        settings=settings,
+        hints=hints,
         file_names=network.file_names,
         prefix=network.prefix,
         left_out=network.left_out,
@@ -76,7 +81,7 @@ def recognize(
 
 
 def _told_family(settings: Mapping[str, Any]) -> set[str]:
-    """The sources that config.json can belong to; empty without config.json."""
+    """The sources whose config.json has these settings; empty without config.json."""
     if "model_type" in settings:
         return {"transformers"}
     if "architecture" in settings:
@@ -85,7 +90,6 @@ def _told_family(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str, Any]) -> tuple[str, str]:
-    """(source, the assumption that it rests on)."""
     candidates = PATCH_NAMES[patch]
     if len(candidates) == 1:
         return candidates[0], ""
@@ -110,19 +114,14 @@ def _guess(patch: str, names: set[str], weights: Weights, settings: Mapping[str,
         return "deit", ""
     if has(".gamma_1"):
         if any(name.startswith("model.") for name in weights.shapes):
-            return (
-                "deit",
-                "a checkpoint of DeiT's training code is assumed to be DeiT-III, without rotary positions",
-            )
+            note = "a checkpoint of DeiT's training code is assumed to be DeiT-III, without rotary positions"
+            return "deit", note
         raise CheckpointError(
             f"{weights.where} may be DeiT-III, iBOT, or timm's vit_*_rope_ape_*: rotary positions are in no "
             "tensor, and are not supported yet. Give source='deit' or source='dino' if it is one of these"
         )
     if weights.container == "torch" and not has("head.") and not has("fc_norm") and not has(".ls1."):
-        return (
-            "dino",
-            "a headless .pth without LayerScale is assumed to be DINO; source='timm' otherwise",
-        )
+        return "dino", "a headless .pth without LayerScale is assumed to be DINO; source='timm' otherwise"
     return "timm", ""
 
 
@@ -145,29 +144,13 @@ def _names(
         is_flex = any(name.endswith("out_proj_weight") for name in names)
         return (nt.MUP_VIT_FLEX if is_flex else nt.MUP_VIT), None
     if "dist_token" in names:
-        has_heads = "head_dist.weight" in names
-        return (nt.DEIT_1 if has_heads else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)), None
-    tables = {
-        "timm": nt.TIMM,
-        "dinov2": nt.DINOV2,
-        "deit": nt.DEIT,
-        "dino": nt.DINO,
-        "clip": nt.CLIP,
-        "open_clip": nt.CLIP,
-    }
-    return tables[source], None
+        return (nt.DEIT_1 if "head_dist.weight" in names else nt.DEIT_1_ONE_HEAD), None
+    return nt.WRITTEN_NAMES[source], None
 
 
 def _transformers_names(
     patch: str, names: set[str], settings: Mapping[str, Any]
-) -> tuple[nt.TorchNames, str]:
-    in_memory = any(".q_proj." in name for name in names)
-    kinds = {
-        "clip": (nt.HF_CLIP, nt.HF_CLIP),
-        "deit": (nt.HF_DEIT, nt.HF_DEIT_MEMORY),
-        "dinov2": (nt.HF_DINOV2, nt.HF_DINOV2_MEMORY),
-        "vit": (nt.HF_VIT, nt.HF_VIT_MEMORY),
-    }
+) -> tuple[nt.TensorNames, str]:
     if "model_type" in settings:
         kind = MODEL_TYPES[settings["model_type"]]
     elif patch == "embeddings.patch_embedding.weight":
@@ -181,7 +164,8 @@ def _transformers_names(
         kind = "deit"
     else:
         kind = "dinov2" if any("layer_scale1" in name for name in names) else "vit"
-    table = kinds[kind][in_memory]
+    is_in_memory = any(".q_proj." in name for name in names)
+    table = nt.IN_MEMORY[kind] if is_in_memory else nt.WRITTEN_NAMES[f"transformers/{kind}"]
     if "cls_classifier.weight" in names:
         table = dataclasses.replace(table, head=nt.HF_DEIT_HEADS)
     return table, kind

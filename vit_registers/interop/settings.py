@@ -16,10 +16,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            values = json.loads(file.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        values = read_json(file)
         if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
             values = {name: value for name, value in values.items() if value is not None}
             _check_objects(file, values)
@@ -27,34 +24,37 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {}
 
 
+def read_json(file: Path) -> Any:
+    """The value in a JSON file. Raises CheckpointError if it cannot be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
 def _check_objects(file: Path, values: dict[str, Any]) -> None:
     """Raises CheckpointError if names or sections of settings have the wrong type."""
-    vision = (
-        (values.get("model_cfg") or {}).get("vision_cfg") if _is_object(values.get("model_cfg")) else None
-    )
-    wrong = [
-        f"{n}={values[n]!r}" for n in ("model_type", "architecture") if not isinstance(values.get(n, ""), str)
-    ]
-    nested = ("vision_config", "model_args", "pretrained_cfg", "preprocess_cfg")
-    wrong += [f"{n}={values[n]!r}" for n in nested if not _is_object(values.get(n) or {})]
-    if "model_cfg" in values and not _is_object(vision):
-        wrong.append(f"model_cfg.vision_cfg={vision!r}")
-    elif vision:
-        parts = ("act_kwargs", "norm_kwargs")
-        wrong += [f"vision_cfg.{n}={vision[n]!r}" for n in parts if not _is_object(vision.get(n) or {})]
-    size = values["pretrained_cfg"].get("input_size") if _is_object(values.get("pretrained_cfg")) else None
-    if size is not None and not (
-        isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
-    ):
+    named = [(name, values.get(name, ""), str) for name in ("model_type", "architecture")]
+    sections = ("vision_config", "model_args", "pretrained_cfg", "preprocess_cfg")
+    named += [(name, values.get(name) or {}, dict) for name in sections]
+    if "model_cfg" in values:
+        config = values["model_cfg"]
+        vision = config.get("vision_cfg") if isinstance(config, dict) else None
+        named.append(("model_cfg.vision_cfg", vision, dict))
+        if isinstance(vision, dict):
+            parts = ("act_kwargs", "norm_kwargs")
+            named += [(f"vision_cfg.{name}", vision.get(name) or {}, dict) for name in parts]
+    wrong = [f"{name}={value!r}" for name, value, kind in named if not isinstance(value, kind)]
+    pretrained = values.get("pretrained_cfg")
+    size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
+    is_size = isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
+    if size is not None and not is_size:
         wrong.append(f"pretrained_cfg.input_size={size!r}")
     if wrong:
         raise CheckpointError(
-            f"{file} cannot be used: {'; '.join(wrong)}: want names, objects of settings, and a size of three"
+            f"{file} cannot be used: {'; '.join(wrong)}: must be names, objects of settings, and a size of "
+            "three numbers"
         )
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def with_architecture(settings: Mapping[str, Any], architecture: str | None, where: str) -> Mapping[str, Any]:

@@ -1,11 +1,14 @@
 """The part of an image that data.eval_ops show to a model: at another image size, and in words."""
 
-import ast
+import re
 from typing import NamedTuple
 
 from vit_registers.errors import ConfigError
 
 _RESIZE_SMALL, _CROP, _RESIZE = "resize_small", "central_crop", "resize"
+_CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(\(.*\))?\s*")
+_PIXELS = re.compile(r"\bresize_small\((?:[^()]*\bsize\s*=)?\s*([1-9]\d*)(?=\s*[,)])")
+_METHOD = re.compile(r"""['"](\w+)['"]""")
 
 
 class Shown(NamedTuple):
@@ -26,81 +29,46 @@ def eval_ops_at(ops: str, *, old: tuple[int, int], new: tuple[int, int]) -> str:
     calls = _calls(ops)
     if old == new or _RESIZE in calls or not calls.keys() & {_RESIZE_SMALL, _CROP}:
         return ops
-    size = _pixels(calls.get(_RESIZE_SMALL))
+    size = _PIXELS.search(ops)
     if size is None:
         raise ConfigError(
             f"data.eval_ops={ops!r} cannot be scaled from images of {_px(old)} to {_px(new)}, as it has no "
             "resize_small(PIXELS): give --config.data.eval_ops as well"
         )
-    scaled = size.value * max(new) // max(old)
-    return f"{ops[: size.start]}{scaled}{ops[size.end :]}"
+    scaled = int(size[1]) * max(new) // max(old)
+    return f"{ops[: size.start(1)]}{scaled}{ops[size.end(1) :]}"
 
 
 def shown_part(ops: str, image_size: tuple[int, int]) -> Shown:
     """The part of an image that the chain `ops` keeps, for a model of `image_size`."""
-    calls = _calls(ops)
     if not ops.strip():
         return Shown(1.0, None, "whole images, not resized")
+    calls = _calls(ops)
+    method = _METHOD.search(calls.get(_RESIZE, "") + calls.get(_RESIZE_SMALL, ""))
+    name = None if method is None else method[1]
     if set(calls) == {_RESIZE}:
-        method = _method(calls[_RESIZE], 0)
-        return Shown(1.0, method, f"whole images, resized to {_px(image_size)} of any aspect")
-    size = _pixels(calls.get(_RESIZE_SMALL))
-    if size is None or not set(calls) <= {_RESIZE_SMALL, _CROP}:
+        return Shown(1.0, name, f"whole images, resized to {_px(image_size)} of any aspect")
+    size = _PIXELS.search(ops)
+    if size is None or not calls or set(calls) - {_RESIZE_SMALL, _CROP}:
         return Shown(None, None, f"what data.eval_ops={ops!r} leaves")
-    height, width = (side / size.value for side in image_size)
-    method = _method(calls[_RESIZE_SMALL], 1)
+    height, width = (side / int(size[1]) for side in image_size)
     text = f"{100 * min(height, width):.1f} % of the short side"
     text += f" ({100 * height * width:.1f} % of a square image)"
-    return Shown(min(height, width), method, text)
+    return Shown(min(height, width), name, text)
 
 
-def _calls(ops: str) -> dict[str, ast.Call | None]:
-    """The operations of a chain by name, with their call if they have arguments.
+def _calls(ops: str) -> dict[str, str]:
+    """The operations of a chain by name, with the text of their arguments.
 
     Empty for text that is not a chain: the data pipeline reports it.
     """
-    try:
-        node = ast.parse(ops.strip(), mode="eval").body if ops.strip() else None
-    except SyntaxError:
-        return {}
-    calls: dict[str, ast.Call | None] = {}
-    while node is not None:
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-            last, node = node.right, node.left
-        else:
-            last, node = node, None
-        name = last.func if isinstance(last, ast.Call) else last
-        if isinstance(name, ast.Name):
-            calls[name.id] = last if isinstance(last, ast.Call) else None
+    calls: dict[str, str] = {}
+    for part in ops.split("|"):
+        call = _CALL.fullmatch(part)
+        if call is None:
+            return {}
+        calls.setdefault(call[1], call[2] or "")
     return calls
-
-
-class _Pixels(NamedTuple):
-    value: int
-    start: int  # first and last place in the text of the chain
-    end: int
-
-
-def _pixels(call: ast.Call | None) -> _Pixels | None:
-    """The number of pixels of resize_small."""
-    if call is None:
-        return None
-    named = [keyword.value for keyword in call.keywords if keyword.arg == "size"]
-    for node in (*call.args[:1], *named):
-        if isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value > 0:
-            end = node.end_col_offset
-            return None if end is None or node.value is True else _Pixels(node.value, node.col_offset, end)
-    return None
-
-
-def _method(call: ast.Call | None, place: int) -> str | None:
-    if call is None:
-        return None
-    named = [keyword.value for keyword in call.keywords if keyword.arg == "method"]
-    for node in (*call.args[place : place + 1], *named):
-        if isinstance(node, ast.Constant):
-            return str(node.value)
-    return None
 
 
 def _px(size: tuple[int, int]) -> str:

@@ -67,26 +67,23 @@ def taken_leaves(
 
 def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, settings: InitFrom) -> None:
     """Replaces registers, summaries and their positions in `there` by those that `target` keeps."""
-    before, after = (_num_extra(model) for model in (source, target))
-    kept = [
-        0 if how == "fresh" else min(old, new)
-        for how, old, new in zip((settings.registers, settings.summaries), before, after, strict=True)
-    ]
-    # For each leaf: the first token of each kind there and here, and how many are kept.
+    before, after = _num_extra(source), _num_extra(target)
+    how = (settings.registers, settings.summaries)
+    kept = tuple(0 if how[i] == "fresh" else min(before[i], after[i]) for i in range(2))
+    if before == after == kept:
+        return
+    # For each leaf: its size, and for each kind the first token there and here and the number of kept ones.
     runs = {
-        ("registers",): [(0, 0, kept[0])],
-        ("summaries",): [(0, 0, kept[1])],
-        ("extra_pos",): [(0, 0, kept[0]), (before[0], after[0], kept[1])],
+        ("registers",): (after[0], [(0, 0, kept[0])]),
+        ("summaries",): (after[1], [(0, 0, kept[1])]),
+        ("extra_pos",): (sum(after), [(0, 0, kept[0]), (before[0], after[0], kept[1])]),
     }
-    sizes = {("registers",): after[0], ("summaries",): after[1], ("extra_pos",): sum(after)}
     for leaf in runs.keys() & there.keys():
+        size, pieces = runs[leaf]
         value_1xExD = np.asarray(there[leaf])
-        if tuple(before) == tuple(after) == tuple(kept):
-            continue
-        part_1xExD = np.ma.MaskedArray(
-            np.zeros((1, sizes[leaf], value_1xExD.shape[-1]), value_1xExD.dtype), mask=True
-        )
-        for old, new, number in runs[leaf]:
+        zeros_1xExD = np.zeros((1, size, value_1xExD.shape[-1]), value_1xExD.dtype)
+        part_1xExD = np.ma.MaskedArray(zeros_1xExD, mask=True)
+        for old, new, number in pieces:
             part_1xExD[:, new : new + number] = value_1xExD[:, old : old + number]
         if part_1xExD.mask.all():
             del there[leaf]
@@ -95,7 +92,6 @@ def _select_extra_tokens(there: dict[Leaf, Any], source: Model, target: Model, s
 
 
 def _num_extra(model: Model) -> tuple[int, int]:
-    """(number of registers, number of summaries)."""
     layout = token_layout(model)
     return layout.num_registers, layout.num_summaries
 

@@ -88,7 +88,6 @@ def is_matched(name: str, pattern: str) -> bool:
 
 
 def _matched(weights: Weights, leave_out: Sequence[str]) -> dict[str, str]:
-    """{name: the first pattern that matches it}."""
     matched: dict[str, str] = {}
     for pattern in leave_out:
         names = [name for name in weights.shapes if is_matched(name, pattern)]
@@ -117,7 +116,6 @@ def _unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
-    """{prefix: name} of every patch embedding."""
     found: dict[str, str] = {}
     for name, in_file in names.items():
         for patch in PATCH_NAMES:
@@ -213,7 +211,6 @@ def _shown(prefix: str) -> str:
 
 
 def _note(prefix: str, others: Sequence[str]) -> str:
-    """Which copy is loaded, and how to select another one."""
     if not others:
         return f"{_shown(prefix)} is read, an average" if _is_averaged(prefix) else ""
     choice = "params" if _is_averaged(prefix) else "ema"
@@ -256,9 +253,6 @@ def _strip(
             left_out[in_file] = what
         else:
             plain[inner] = in_file
-    return _unchunked(plain), left_out
-
-
-def _unchunked(names: dict[str, str]) -> dict[str, str]:
-    """Renames blocks.<chunk>.<i>.x of DINOv2's training checkpoints to blocks.<i>.x; i counts all blocks."""
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in names.items()}
+    # DINOv2's training checkpoints have blocks.<chunk>.<i>.x for blocks.<i>.x; i counts all blocks.
+    plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in plain.items()}
+    return plain, left_out

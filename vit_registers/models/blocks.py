@@ -50,8 +50,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def dims(model: Model) -> Dims:
     """The sizes of `model`: those of its variant, replaced by the settings that are not None.
 
-    If only the width is set, mlp_dim keeps the variant's ratio to the width. Raises ConfigError if the number
-    of heads does not divide the width.
+    A width that is set alone scales mlp_dim. Raises ConfigError if the heads do not divide the width.
     """
     base = lookup(VARIANTS, model.variant, "model.variant")
     width = model.width or base.width
@@ -79,19 +78,12 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused qkv projection, kernel DxQxNxK with Q = q, k, v."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        dtype = DTYPES[model.dtype]
         heads = (sizes.num_heads, sizes.width // sizes.num_heads)
-        self.qkv = nnx.LinearGeneral(
-            sizes.width,
-            (3, *heads),
-            use_bias=model.use_qkv_bias,
-            kernel_init=init.attention,
-            dtype=dtype,
-            rngs=rngs,
+        layer = functools.partial(
+            nnx.LinearGeneral, kernel_init=init.attention, dtype=DTYPES[model.dtype], rngs=rngs
         )
-        self.out = nnx.LinearGeneral(
-            heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=dtype, rngs=rngs
-        )
+        self.qkv = layer(sizes.width, (3, *heads), use_bias=model.use_qkv_bias)
+        self.out = layer(heads, sizes.width, axis=(-2, -1))
         self.backend, self.is_rematerialized = model.attention, model.remat == "attention"
 
     def __call__(

@@ -35,16 +35,13 @@ def check_model(model: Model) -> None:
             "set model.remat to none or block"
         )
     check_section("model", model)
+    pooling = f"model.pooling='{model.pooling}'"
     if model.pooling in ("cls", "cls_gap") and not model.use_cls:
-        raise ConfigError(
-            f"model.pooling='{model.pooling}' requires model.use_cls=True: set it, or pooling to gap or map"
-        )
+        raise ConfigError(f"{pooling} requires model.use_cls=True: set it, or pooling to gap or map")
     if model.pooling == "cls_registers" and not model.use_cls + model.num_registers:
-        raise ConfigError("model.pooling='cls_registers' requires cls or registers: set pooling to gap")
+        raise ConfigError(f"{pooling} requires cls or registers: set pooling to gap")
     if model.pooling == "summary" and model.summary_factor is None:
-        raise ConfigError(
-            "model.pooling='summary' requires summaries: set model.summary_factor, or pooling to gap"
-        )
+        raise ConfigError(f"{pooling} requires summaries: set model.summary_factor, or pooling to gap")
     if model.use_norm_after_pool and model.pooling not in ("cls", "gap"):
         raise ConfigError(f"model.use_norm_after_pool requires pooling cls or gap, not '{model.pooling}'")
     if model.position_resampling == "none" and POSITIONS[model.positions].is_learned:
@@ -57,8 +54,8 @@ def check_model(model: Model) -> None:
 def attention_obstacle(model: Model) -> str | None:
     """Why the back end of `model.attention` cannot run on the available devices; None if it can.
 
-    The back end is traced with one head of the model; nothing is computed. A back end that an earlier version
-    had, such as "structured", is unavailable on all devices.
+    The back end is traced with one head of the model; nothing is computed. Back ends of earlier versions,
+    such as "structured", run on no device.
     """
     if model.attention not in BACKENDS:
         return f"model.attention='{model.attention}' is not in this version, which has {', '.join(BACKENDS)}"

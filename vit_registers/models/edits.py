@@ -22,9 +22,7 @@ class Edits(NamedTuple):
     keys, which all queries see. The defaults change nothing.
     """
 
-    resid: Callable[[int, jax.Array], jax.Array] = (
-        _same  # resid_BxTxD before block i; i = depth: after the last
-    )
+    resid: Callable[[int, jax.Array], jax.Array] = _same  # BxTxD before block i; i = depth: after the last
     hidden: Callable[[int, jax.Array], jax.Array] = _same  # hidden_BxTxF, activations of the MLP
     keys_values: Callable[[int, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = _same_pair  # BxTxNxK
 

@@ -43,7 +43,6 @@ class Inits:
 
 def big_vision(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
     """The initializers of big_vision's ViT, also used by the code of arXiv:2601.15506; the head is zero."""
-    del patch_fan_in
     return Inits(
         patch=lecun_normal(),
         patch_bias=zeros,
@@ -62,9 +61,8 @@ def big_vision(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
 def deit3(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
     """The initializers of DeiT-III: normal(0.02), and torch's default for the patch embedding.
 
-    Torch truncates these normals at +-2 absolute, which is a hundred standard deviations, so not truncated.
+    Torch truncates these normals at +-2, a hundred standard deviations; here they are not truncated.
     """
-    del width, mlp_dim
     small, patch = normal(0.02), uniform(1 / math.sqrt(patch_fan_in))
     return Inits(
         patch=patch,

@@ -22,11 +22,10 @@ from vit_registers.models.tokens import Grid, TokenLayout
 def owners(coarse: Grid, fine: Grid) -> np.ndarray:
     """For each cell of grid `fine`, row-major, the flat index of the cell of grid `coarse` that contains it.
 
-    Fine cell (r, c) lies in coarse cell (floor(r * s / t), floor(c * s / t)), with s and t the coarse and
-    fine sides, also where t is not a multiple of s: 14 on 3 gives blocks of 5, 5 and 4.
+    Row r of t fine rows lies in row floor(r * s / t) of s coarse rows, and columns likewise, also where t is
+    not a multiple of s: 14 on 3 gives blocks of 5, 5 and 4.
     """
-    rows = np.arange(fine[0]) * coarse[0] // fine[0]
-    columns = np.arange(fine[1]) * coarse[1] // fine[1]
+    rows, columns = (np.arange(t) * s // t for s, t in zip(coarse, fine, strict=True))
     return (rows[:, None] * coarse[1] + columns).ravel()
 
 
@@ -47,14 +46,13 @@ def _frame(layout: TokenLayout) -> np.ndarray:
 
 def none(layout: TokenLayout) -> None:
     """No mask: all tokens attend to all tokens."""
-    del layout
 
 
 def fractal(layout: TokenLayout) -> np.ndarray:
     """The fractal mask: a summary token and each finer cell inside it, of every finer level, see each other.
 
-    Each level sees all of itself, patches included; there are no other pairs across levels. The geometry
-    described in arXiv:2601.15506, for any grids. `fractal_released` is what the code of that paper computes.
+    Each level sees all of itself, patches included; there are no other pairs across levels. This is the
+    geometry of arXiv:2601.15506, for any grids; the code of that paper computes `fractal_released`.
     """
     _require_summaries(layout, "fractal")
     mask_TxT = _frame(layout)
@@ -68,10 +66,7 @@ def fractal(layout: TokenLayout) -> np.ndarray:
 
 
 def fractal_local(layout: TokenLayout) -> np.ndarray:
-    """The fractal mask, in which a patch sees only the patches of its finest summary cell.
-
-    An ablation of arXiv:2601.15506, which reports that it destroys performance.
-    """
+    """The fractal mask, but a patch sees only patches of its finest cell: an ablation of arXiv:2601.15506."""
     _require_summaries(layout, "fractal_local")
     mask_TxT = fractal(layout)
     owner_P = owners(layout.summary_grids[-1], layout.patch_grid)
@@ -116,10 +111,8 @@ def shifted(layout: TokenLayout, offset: int) -> np.ndarray:
     """The fractal mask with all summary grids displaced by `offset` patches, down and to the right.
 
     A summary and the patch in (row, column) see each other if the fractal mask allows the summary and the
-    patch in (row - offset, column - offset), with rows and columns modulo the sides of the patch grid. The
-    grids wrap around, so that each patch still sees one summary of each level and the number of pairs is that
-    of the fractal mask; only the position of the cells differs. Summaries of two levels see each other as in
-    the fractal mask. A negative offset displaces up and to the left.
+    patch in (row - offset, column - offset), modulo the sides of the patch grid: each patch still sees one
+    summary of each level. All other pairs are those of the fractal mask. The offset may be negative.
     """
     _require_summaries(layout, f"shifted(offset={offset})")
     mask_TxT = fractal(layout)
@@ -132,11 +125,7 @@ def shifted(layout: TokenLayout, offset: int) -> np.ndarray:
 
 
 def one_way(layout: TokenLayout) -> np.ndarray:
-    """The fractal mask without its pairs from patches to summaries.
-
-    Summaries attend to the patches of their cells and to each other as in the fractal mask. Patches attend
-    to patches, cls and registers, and so read summaries only through cls and registers.
-    """
+    """The fractal mask, but patches do not attend to summaries: they read them through cls and registers."""
     _require_summaries(layout, "one_way")
     mask_TxT = fractal(layout)
     mask_TxT[layout.patches, layout.summaries] = False
@@ -146,11 +135,11 @@ def one_way(layout: TokenLayout) -> np.ndarray:
 def window(layout: TokenLayout, radius: int) -> np.ndarray:
     """A patch attends to the patches within a Chebyshev distance of `radius`; all other pairs are allowed.
 
-    The distance of two patches is max(|row - row'|, |column - column'|), so the window is a square of
-    2 * radius + 1 patches. Requires no summaries. Raises ConfigError for radius < 0.
+    The window is a square of 2 * radius + 1 patches; no summaries are required. Raises ConfigError if
+    radius < 0.
     """
     if radius < 0:
-        raise ConfigError(f"model.mask='window(radius={radius})': want radius >= 0")
+        raise ConfigError(f"model.mask='window(radius={radius})': radius must be >= 0")
     mask_TxT = np.ones((layout.num_tokens, layout.num_tokens), bool)
     cells_2xP = np.mgrid[: layout.patch_grid[0], : layout.patch_grid[1]].reshape(2, -1)
     distance_PxP = np.abs(cells_2xP[:, :, None] - cells_2xP[:, None]).max(axis=0)
@@ -177,9 +166,8 @@ def cls_through_registers(layout: TokenLayout) -> np.ndarray:
 def file(layout: TokenLayout, path: str, sha256: str = "") -> np.ndarray:
     """The boolean matrix [T, T] of a .npy file: rows attend, columns are attended to, tokens in our order.
 
-    `sha256` is the SHA-256 of the file, in hex; `resolve` inserts it where it is missing. Raises ConfigError
-    if the file cannot be read or has another digest, and for a matrix of another shape or dtype or with a row
-    that has no True.
+    `sha256` is that of the file, in hex; `resolve` inserts it where it is missing. Raises ConfigError if the
+    file cannot be read or has another digest, and for another shape or dtype, or a row without True.
     """
     where, content = f"model.mask: {path}", read_mask_file(path, sha256)
     try:
@@ -192,12 +180,11 @@ def file(layout: TokenLayout, path: str, sha256: str = "") -> np.ndarray:
     shape = (layout.num_tokens, layout.num_tokens)
     if mask_TxT.shape != shape:
         groups = ", ".join(f"{at.stop - at.start} {name}" for name, at in layout.groups.items())
-        raise ConfigError(f"{where} has shape {mask_TxT.shape}: want {shape}, for {groups}")
+        raise ConfigError(f"{where} has shape {mask_TxT.shape}: must be {shape}, for {groups}")
     empty = np.flatnonzero(~mask_TxT.any(axis=1))
     if empty.size:
-        raise ConfigError(
-            f"{where} has {empty.size} rows without a True, first row {empty[0]}: want one in each"
-        )
+        rows = f"{empty.size} rows without a True, first row {empty[0]}"
+        raise ConfigError(f"{where} has {rows}: each row requires one")
     return mask_TxT
 
 
@@ -220,10 +207,7 @@ def parse_mask(mask: str) -> Call:
 
 
 def build_mask(mask: str, layout: TokenLayout) -> np.ndarray | None:
-    """The mask_TxT of model.mask, or None for full attention.
-
-    Raises ConfigError for text that is not a known mask, and for arguments that do not fit the layout.
-    """
+    """The mask_TxT of model.mask; None for full attention. Raises ConfigError if it does not fit."""
     call = parse_mask(mask)
     mask_TxT = MASKS[call.name](layout, **call.arguments)
     assert mask_TxT is None or mask_TxT.any(axis=1).all(), "a token that sees no token"
@@ -231,10 +215,7 @@ def build_mask(mask: str, layout: TokenLayout) -> np.ndarray | None:
 
 
 def read_mask_file(path: str, sha256: str = "") -> bytes:
-    """The content of the file of a `file` mask.
-
-    Raises ConfigError if it cannot be read, or has another SHA-256 than `sha256`, where that is given.
-    """
+    """The content of a mask's file. Raises ConfigError if it is unreadable or its SHA-256 is not `sha256`."""
     try:
         if not (at := Path(path).expanduser()).is_file():  # a pipe would wait for a writer
             raise ConfigError(f"model.mask: {path} is {'not a file' if at.exists() else 'missing'}")

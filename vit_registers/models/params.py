@@ -1,12 +1,15 @@
 """Models and their parameters as two things: a graph definition, and nested dicts of arrays."""
 
+import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 from flax import nnx
 
 from vit_registers.config import Model
+from vit_registers.models.blocks import dims
 from vit_registers.models.vit import ViT
 
 
@@ -19,6 +22,18 @@ def abstract_model(model: Model) -> tuple[nnx.GraphDef, Any]:
     abstract = nnx.eval_shape(lambda: ViT(model, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(abstract, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
+
+
+@functools.cache
+def count_parameters(model: Model) -> int:
+    """The number of parameters of a model, from the shapes of one and of two of its equal blocks."""
+
+    def count(depth: int) -> int:
+        shapes = abstract_model(dataclasses.replace(model, depth=depth))[1]
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+    depth, one = dims(model).depth, count(1)
+    return one + (depth - 1) * (count(2) - one) if depth else count(0)
 
 
 def build_model(graphdef: nnx.GraphDef, params: Any) -> ViT:

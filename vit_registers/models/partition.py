@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """The PartitionSpec by RULES of the parameter with that path, on a mesh with those sizes by axis name.
+    """The PartitionSpec by RULES of the parameter at that path, on a mesh with those sizes by axis name.
 
     An axis of the parameter that the mesh axis does not divide is not split.
     """

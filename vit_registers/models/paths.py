@@ -17,19 +17,10 @@ def leaf_of(path: tuple[Any, ...]) -> Leaf:
 
 
 def path_text(leaf: Leaf) -> str:
-    """The leaf as it is printed: blocks/0/attn/qkv/kernel."""
+    """The leaf as text: blocks/0/attn/qkv/kernel."""
     return "/".join(map(str, leaf))
 
 
 def leaves_of(params: Mapping) -> dict[Leaf, Any]:
     """The arrays of nested dicts by leaf, in the order of `jax.tree.leaves`."""
     return {leaf_of(path): value for path, value in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def lookup_leaf(tree: Mapping, leaf: Leaf) -> Any | None:
-    """The array of that leaf, or None where the nested dicts have none."""
-    for key in leaf:
-        if tree is None or key not in tree:
-            return None
-        tree = tree[key]
-    return tree

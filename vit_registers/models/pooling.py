@@ -21,15 +21,11 @@ class MapPool(nnx.Module):
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
         heads = (sizes.num_heads, sizes.width // sizes.num_heads)
-        project = functools.partial(
-            nnx.LinearGeneral, sizes.width, kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
-        )
+        layer = functools.partial(nnx.LinearGeneral, kernel_init=init.attention, dtype=jnp.float32, rngs=rngs)
         self.probe = nnx.Param(init.probe(rngs.params(), (1, 1, sizes.width), jnp.float32))
-        self.q = project(heads)
-        self.kv = project((2, *heads))
-        self.out = nnx.LinearGeneral(
-            heads, sizes.width, axis=(-2, -1), kernel_init=init.attention, dtype=jnp.float32, rngs=rngs
-        )
+        self.q = layer(sizes.width, heads)
+        self.kv = layer(sizes.width, (2, *heads))
+        self.out = layer(heads, sizes.width, axis=(-2, -1))
         self.norm = LayerNorm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.mlp = Mlp(model, sizes, init, rngs=rngs)
 

@@ -1,8 +1,4 @@
-"""Positions of tokens: fixed tables, learned tables and attention biases over grids.
-
-A position rule is a table that is added to the tokens (fixed, or learned by the model), a bias that is added
-to the attention logits, or neither.
-"""
+"""Positions of tokens over grids: fixed tables, learned tables and attention biases."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +16,9 @@ def sincos2d(grid: Grid, width: int) -> np.ndarray:
     MoCo v3 and big_vision. Raises ConfigError unless width is a multiple of 4, at least 8.
     """
     if width % 4 or width < 8:
-        raise ConfigError(f"positions='sincos2d' with model.width={width}: want a multiple of 4, at least 8")
+        raise ConfigError(
+            f"positions='sincos2d' with model.width={width}: the width must be a multiple of 4, at least 8"
+        )
     omega = 10_000.0 ** -(np.arange(width // 4) / (width // 4 - 1))
     y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * omega
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

@@ -15,7 +15,6 @@ from vit_registers.models.tokens import Grid
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel with parameter a."""
     x = np.abs(x)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)
@@ -50,10 +49,7 @@ def bicubic_to_size(size: int, new_size: int) -> np.ndarray:
 
 
 def bicubic_offset(size: int, new_size: int) -> np.ndarray:
-    """torch's bicubic with scale_factor = (new_size + 0.1) / size.
-
-    Used by DINO, iBOT and DINOv2 without registers.
-    """
+    """torch's bicubic with scale_factor=(new_size + 0.1) / size; of DINO, iBOT, DINOv2 without registers."""
     return _bicubic(size, new_size, (new_size + 0.1) / size)
 
 
@@ -74,10 +70,7 @@ Table = jax.Array | np.ndarray
 
 
 def resample(table_PxD: Table, source: Grid, target: Grid, method: str) -> Table:
-    """The table of grid `source` resampled to grid `target`; the same table if both have the same shape.
-
-    A grid with the same number of cells in another shape is resampled.
-    """
+    """The table of grid `source` resampled to grid `target`; the same table if both have the same shape."""
     if source == target:
         return table_PxD
     matrix = lookup(RESAMPLINGS, method, "model.position_resampling")

@@ -97,7 +97,7 @@ def summary_grids(patch_grid: Grid, factor: int | None) -> tuple[Grid, ...]:
     if not 2 <= factor <= min(patch_grid):
         raise ConfigError(
             f"model.summary_factor={factor} does not fit the patch grid of {rows} x {columns}: "
-            f"want 2 <= k <= {min(patch_grid)}, or None for no summaries"
+            f"it must be 2 to {min(patch_grid)}, or None for no summaries"
         )
     grids = []
     while min(rows := rows // factor, columns := columns // factor) > 0:

@@ -157,9 +157,8 @@ class ViT(nnx.Module):
         `edits` change the inner values, and with them taps and outputs.
         """
         if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
-            raise ConfigError(
-                f"images of shape {images_BxHxWxC.shape}: want [batch, height, width, {self.model.channels}]"
-            )
+            expected = f"[batch, height, width, {self.model.channels}]"
+            raise ConfigError(f"images of shape {images_BxHxWxC.shape}: must be {expected}")
         layout = self.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
@@ -172,20 +171,19 @@ class ViT(nnx.Module):
             drop_key=drop_key,
             edits=edits,
         )
-        if self.model.use_norm_after_pool:
-            tokens_BxTxD = taps["resid"][-1].astype(jnp.float32)
-            pooled_BxD = self.norm(pool(self.model.pooling, tokens_BxTxD, layout, self.map_pool))
-        else:
-            tokens_BxTxD = self.norm(taps["resid"][-1])
-            pooled_BxD = pool(self.model.pooling, tokens_BxTxD, layout, self.map_pool)
-        has_registers, has_summaries = layout.num_registers > 0, layout.num_summaries > 0
+        is_normed_later, last_BxTxD = self.model.use_norm_after_pool, taps["resid"][-1]
+        tokens_BxTxD = last_BxTxD.astype(jnp.float32) if is_normed_later else self.norm(last_BxTxD)
+        pooled_BxD = pool(self.model.pooling, tokens_BxTxD, layout, self.map_pool)
+        if is_normed_later:
+            pooled_BxD = self.norm(pooled_BxD)
+        groups = {name: tokens_BxTxD[:, where] for name, where in layout.groups.items()}
         return Outputs(
             logits=self.classify(pooled_BxD),
             pooled=pooled_BxD,
-            cls=tokens_BxTxD[:, layout.cls.start] if layout.has_cls else None,
-            registers=tokens_BxTxD[:, layout.registers] if has_registers else None,
-            summaries=tokens_BxTxD[:, layout.summaries] if has_summaries else None,
-            patches=tokens_BxTxD[:, layout.patches],
+            cls=groups["cls"][:, 0] if layout.has_cls else None,
+            registers=groups.get("registers"),
+            summaries=groups.get("summaries"),
+            patches=groups["patches"],
             taps={"embed": embed_BxPxD} | taps,
         )
 
@@ -200,12 +198,10 @@ class ViT(nnx.Module):
         patches_BxPxD = embed_BxPxD
         if masked_BxP is not None:
             if self.mask_token is None:
-                raise ConfigError(
-                    "masked_BxP requires a mask token, which the model lacks: set model.use_mask_token=True"
-                )
-            patches_BxPxD = jnp.where(
-                masked_BxP[..., None], self.mask_token[...].astype(dtype), patches_BxPxD
-            )
+                what = "masked_BxP requires a mask token, which the model lacks"
+                raise ConfigError(f"{what}: set model.use_mask_token=True")
+            token_1x1xD = self.mask_token[...].astype(dtype)
+            patches_BxPxD = jnp.where(masked_BxP[..., None], token_1x1xD, patches_BxPxD)
         position = self._patch_positions(layout, width)
         if position is not None:
             patches_BxPxD += position.astype(dtype)
@@ -235,20 +231,16 @@ class ViT(nnx.Module):
         return jnp.asarray(resample(table_PxD, self.layout.patch_grid, layout.patch_grid, method))[None]
 
     def _extra_tokens(self, width: int) -> jax.Array:
-        """Registers and summaries with their positions, [1, R + S, D]."""
-        parts = []
-        for learned, count in (
-            (self.registers, self.layout.num_registers),
-            (self.summaries, self.layout.num_summaries),
-        ):
-            parts.append(jnp.zeros((1, count, width)) if learned is None else learned[...])
+        layout = self.layout
+        tables = ((self.registers, layout.num_registers), (self.summaries, layout.num_summaries))
+        parts = [jnp.zeros((1, count, width)) if table is None else table[...] for table, count in tables]
         extra_1xExD = jnp.concatenate(parts, axis=1)
         if self.extra_pos is not None:
             extra_1xExD += self.extra_pos[...]
         elif self.model.extra_positions == "sincos2d":
-            tables = [np.zeros((self.layout.num_registers, width), np.float32)]
-            tables += [sincos2d(grid, width) for grid in self.layout.summary_grids]
-            extra_1xExD += np.concatenate(tables)[None]
+            fixed = [np.zeros((layout.num_registers, width), np.float32)]
+            fixed += [sincos2d(grid, width) for grid in layout.summary_grids]
+            extra_1xExD += np.concatenate(fixed)[None]
         return extra_1xExD
 
     def classify(self, pooled_BxD: jax.Array) -> jax.Array | None:

@@ -13,9 +13,9 @@ from vit_registers.models.vit import ViT
 def add_zero_registers(vit: ViT, count: int) -> ViT:
     """A model with `count` more registers of zeros, without positions, after the registers of `vit`.
 
-    arXiv:2506.08010, algorithm 2. The paper appends them to the sequence; without a mask the order of tokens
-    does not matter. All other parameters are those of `vit`, which is unchanged. Raises ConfigError if the
-    head reads the registers, and for a mask from a file, which has no rows for them.
+    arXiv:2506.08010, algorithm 2, which appends them to the sequence: without a mask the order of tokens does
+    not matter. `vit` is unchanged, and shares its parameters. Raises ConfigError if the head reads the
+    registers, and for a mask from a file, which has no rows for them.
     """
     if vit.model.pooling == "cls_registers":
         raise ConfigError("model.pooling='cls_registers': the head has no inputs for more registers")

@@ -1,6 +1,7 @@
-"""The contract of an objective: what is minimised, and what is kept beside the trained parameters."""
+"""The interface of an objective: its loss, and its state beside the trained parameters."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
@@ -9,14 +10,28 @@ import jax
 
 from vit_registers.data.batch import Batch
 
-# {name: (sum, count)}: the mean of `name` is sum / count. Sums of parts add up to those of the whole.
+# {name: (sum, count)}: the mean of `name` is sum / count. The sums of parts add to those of the whole.
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 BACKBONE = "vit"  # the key of the Vision Transformer in the parameters of every objective
 
 
 def add_sums(a: Sums, b: Sums) -> Sums:
-    """The sums over the examples of both."""
+    """The sums over the examples of both arguments."""
     return jax.tree.map(operator.add, a, b)
+
+
+def find_non_finite(metrics: Mapping[str, float | None]) -> str | None:
+    """A text that names what is not finite in an evaluation; None if all metrics are finite.
+
+    `metrics` are those of one evaluator; None is a number that is not finite, as in JSON. "non_finite", if
+    present, is how many of the "images" have outputs that are not finite.
+    """
+    if number := metrics.get("non_finite"):
+        return f"the logits of {number:g} of {metrics['images']:g} images are not finite; they count as wrong"
+    for name, value in metrics.items():
+        if value is None or not math.isfinite(value):
+            return f"the {name} is not finite"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,43 +41,46 @@ class Best:
     metric: str  # of the first evaluator
     label: str  # in tables
     is_higher_better: bool = True
-    is_fraction: bool = False  # tables have it in percent
+    is_fraction: bool = False  # tables show it in percent
 
     def score(self, metrics: Mapping[str, float | None]) -> float | None:
-        """The score of an evaluation, higher is better; None if it has no number for the metric."""
+        """The score of an evaluation, where higher is better.
+
+        None if it lacks the metric, or if any of its metrics is not finite: it is then never the best.
+        """
         value = metrics.get(self.metric)
-        if value is None:
+        if value is None or find_non_finite(metrics):
             return None
         return value if self.is_higher_better else -value
 
 
 class Objective(Protocol):
-    """One way to train a backbone. Built once from a Config; pure functions of arrays from then on.
+    """A way to train a backbone. Built once from a Config; its methods are pure functions of arrays.
 
-    `params` is a nested dict of float32 arrays with the backbone under BACKBONE; heads and other modules lie
-    beside it. `extra` is a dict of arrays that no gradient trains, such as a momentum teacher or a centre; {}
-    if there are none. It is saved, restored and, where it has the structure of parameters, sharded like them.
+    `params` is a nested dict of float32 arrays with the backbone under BACKBONE; heads and other modules are
+    beside it. `extra` is a dict of arrays without gradients, such as a momentum teacher or a centre; {} if
+    there are none. It is saved and restored. Parts with the structure of parameters are sharded like them.
     """
 
     best: ClassVar[Best]
     views: ClassVar[tuple[str, ...]]  # names of the views that a batch must have
     targets: ClassVar[tuple[str, ...]]  # names of the targets that it must have
-    is_additive: ClassVar[bool]  # the loss of a batch is the sum of those of its parts; else no accumulation
+    is_additive: ClassVar[bool]  # the loss of a batch is the sum over its parts; accumulation requires it
 
     def __init__(self, config: Any) -> None:
-        """From a Config. Checks nothing: the config of a checkpoint is of the past."""
+        """From a Config, without checks: an older version may have trained with it."""
         ...
 
     def check(self) -> None:
-        """Raises ConfigError for settings that cannot be trained with."""
+        """Raises ConfigError for settings with which training is not possible."""
         ...
 
     def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:
-        """(params, extra) before the first step. With `backbone`, its parameters are those."""
+        """(params, extra) before the first step. `backbone`, if given, has the parameters of the backbone."""
         ...
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
-        """The batch as `loss` takes it: normalised, mixed or cropped on the device.
+        """The input of `loss`: the batch, normalised, mixed or cropped on the device.
 
         Called once for a whole batch, before it is split into the micro-batches of gradient accumulation.
         """
@@ -71,7 +89,7 @@ class Objective(Protocol):
     def loss(
         self, params: Any, extra: Any, batch: Batch, step: jax.Array, key: jax.Array
     ) -> tuple[Sums, Any]:
-        """The sums of a prepared batch over the examples of mask_B, and the new `extra`.
+        """(sums over the examples of a prepared batch in mask_B, new `extra`).
 
         The gradient is that of sums["loss"]; the other entries are reported as means. `step` is the number of
         steps before this one, int32.
@@ -79,9 +97,9 @@ class Objective(Protocol):
         ...
 
     def after_update(self, params: Any, extra: Any, step: jax.Array) -> Any:
-        """The `extra` after the optimiser has changed the parameters to `params` in that step."""
+        """The `extra` after that step, in which the optimiser has changed the parameters to `params`."""
         ...
 
     def eval_params(self, params: Any, extra: Any) -> Any:
-        """The parameters that are evaluated, loaded and exported: the given ones or, say, the teacher's."""
+        """The parameters to evaluate, load and export: the given ones or, for example, those of a teacher."""
         ...

@@ -14,7 +14,7 @@ from vit_registers.objectives.losses import is_finite, make_loss_per_example
 
 
 class Classification:
-    """The Objective (base.py) for objective.name='classification'. It keeps nothing beside the parameters."""
+    """The Objective (base.py) for objective.name='classification'. Its `extra` is empty."""
 
     best: ClassVar[Best] = Best("top1", label="top-1", is_fraction=True)
     views: ClassVar[tuple[str, ...]] = (IMAGE,)
@@ -26,16 +26,16 @@ class Classification:
         self._settings = config.objective.classification
 
     def check(self) -> None:
-        """Raises ConfigError for a loss or a way of mixing that does not exist or does not fit."""
+        """Raises ConfigError for an unknown loss or mixing, and for settings that do not fit the data."""
         mixing.check_mixing(self._settings, self._data.batch_size)
         make_loss_per_example(self._settings, self._model.num_classes)
 
     def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:
-        """({"vit": ...}, {}): the model with its head, by its initializers or as given."""
+        """({"vit": ...}, {}): the model with its head, from its initializers or from `backbone`."""
         return {BACKBONE: init_params(self._model, key=key) if backbone is None else backbone}, {}
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
-        """Normalised, mixed images, label distributions BxY, and the mask of the examples that count."""
+        """Normalised, mixed images, label distributions BxY, and the mask of valid examples."""
         image = normalize(batch.views[IMAGE], mean=self._data.mean, std=self._data.std)
         label_BxY = jax.nn.one_hot(batch.targets[LABEL], self._model.num_classes)
         image, label_BxY, mask_B = mixing.mix(key, self._settings, image, label_BxY, batch.mask_B)
@@ -53,7 +53,7 @@ class Classification:
         label_BxY, mask_B = batch.targets[LABEL], batch.mask_B
         loss_B = loss_per_example(logits_BxY, label_BxY)
         is_right_B = logits_BxY.argmax(axis=-1) == label_BxY.argmax(axis=-1)
-        is_right_B &= is_finite(logits_BxY)  # argmax takes NaN for the highest
+        is_right_B &= is_finite(logits_BxY)  # argmax ranks NaN highest
         count = mask_B.sum()
         return {
             "loss": (jnp.where(mask_B, loss_B, 0.0).sum(), count),

@@ -23,8 +23,8 @@ def sigmoid(logits_BxY: jax.Array, label_BxY: jax.Array) -> jax.Array:
 def multi_hot(logits_BxY: jax.Array, label_BxY: jax.Array) -> jax.Array:
     """loss_B: binary cross entropy against label > 0, averaged over the classes.
 
-    Each class that a mixed image was made of counts in full, whatever its share: the loss of DeiT-III
-    (arXiv:2204.07118, section 3) as its code has it.
+    Each class of a mixed image has label 1, for any share: the loss of the code of DeiT-III
+    (arXiv:2204.07118, section 3).
     """
     target_BxY = (label_BxY > 0).astype(jnp.float32)
     return optax.sigmoid_binary_cross_entropy(logits_BxY, target_BxY).mean(axis=-1)
@@ -55,7 +55,7 @@ def make_loss_per_example(settings: ClassificationSettings, num_classes: int) ->
 def is_finite(logits_BxY: jax.Array) -> jax.Array:
     """is_finite_B: whether all logits of an example are finite.
 
-    An example with a logit that is not finite is wrong, whatever its label: NaN compares as neither higher
-    nor lower, so that no class would rank above the label.
+    An example with a non-finite logit counts as wrong. NaN compares as neither higher nor lower, so that no
+    class would rank above the label.
     """
     return jnp.isfinite(logits_BxY).all(axis=-1)

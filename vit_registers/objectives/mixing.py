@@ -1,8 +1,9 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899), on the device.
 
-The original codes of the recipes mix separately on each device or in each process. Here the global batch has
-mix_groups equal, consecutive parts, and partners come from the same part. All parts share one draw
-(mix_noise="global", as big_vision's mixup), or each has one (mix_noise="per_group", as timm and torch).
+The original code of the recipes mixes on each device or in each process. Here the global batch is split into
+mix_groups equal, consecutive parts, and partners are from the same part. All parts share one draw
+(mix_noise="global", as in the mixup of big_vision), or each has one (mix_noise="per_group", as in timm and
+torchvision).
 """
 
 from collections.abc import Callable
@@ -14,11 +15,11 @@ from vit_registers.config import ClassificationSettings, check_section, lookup
 from vit_registers.errors import ConfigError
 
 Mixed = tuple[jax.Array, jax.Array, jax.Array]  # image_BxHxWxC, label_BxY, mask_B
-Partner = Callable[[jax.Array], jax.Array]  # x -> the x of each one's partner
+Partner = Callable[[jax.Array], jax.Array]  # x -> the x of the partner of each example
 
 PARTNERS: dict[str, Partner] = {
-    "roll": lambda x: jnp.roll(x, 1, axis=0),  # the example before
-    "flip": lambda x: x[::-1],  # as far from the end as the example is from the start
+    "roll": lambda x: jnp.roll(x, 1, axis=0),  # the previous example
+    "flip": lambda x: x[::-1],  # the example at the mirrored index
 }
 NOISES = ("global", "per_group")
 
@@ -26,9 +27,9 @@ NOISES = ("global", "per_group")
 def mixup(
     key: jax.Array, alpha: float, partner: Partner, image: jax.Array, label: jax.Array, *, is_folded: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """lam times each image and label plus 1 - lam times its partner's, with lam ~ Beta(alpha, alpha).
+    """(image, label) times lam plus those of the partner times 1 - lam, with lam ~ Beta(alpha, alpha).
 
-    With `is_folded` the larger of lam and 1 - lam is the example's own (big_vision).
+    With `is_folded` the larger of lam and 1 - lam weights the example, not its partner (big_vision).
     """
     lam = jax.random.beta(key, alpha, alpha)
     if is_folded:
@@ -42,11 +43,11 @@ def mixup(
 def cutmix(
     key: jax.Array, alpha: float, partner: Partner, image: jax.Array, label: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Images with one box of their partner's, labels weighted by the area that is each one's.
+    """Images with one box from their partner, and labels weighted by the areas of both.
 
-    The box has sides int(H * sqrt(1 - lam)) and int(W * sqrt(1 - lam)), odd ones one less, round a
-    uniform centre, and is clipped to the image; lam ~ Beta(alpha, alpha) is then what the clipped box
-    leaves, as in timm.
+    With lam ~ Beta(alpha, alpha) the box has sides int(H * sqrt(1 - lam)) and int(W * sqrt(1 - lam)), odd
+    ones reduced by one, around a uniform centre. It is clipped to the image. As in timm, the weight of the
+    label is then the area outside the clipped box.
     """
     height, width = image.shape[1:3]
     key_lam, key_y, key_x = jax.random.split(key, 3)
@@ -65,7 +66,7 @@ def cutmix(
 
 
 def check_mixing(settings: ClassificationSettings, batch_size: int) -> None:
-    """Raises ConfigError for settings of mixing that do not exist or do not fit the batch size."""
+    """Raises ConfigError for unknown settings of mixing, and for those that do not fit the batch size."""
     section = "objective.classification"
     lookup(PARTNERS, settings.mix_partner, f"{section}.mix_partner")
     lookup(dict.fromkeys(NOISES), settings.mix_noise, f"{section}.mix_noise")
@@ -79,9 +80,9 @@ def check_mixing(settings: ClassificationSettings, batch_size: int) -> None:
 def mix(
     key: jax.Array, settings: ClassificationSettings, image: jax.Array, label: jax.Array, mask_B: jax.Array
 ) -> Mixed:
-    """The batch without mixing, with mixup, with CutMix, or with one of the two drawn with equal chance.
+    """(image, label, mask) without mixing, with mixup, with CutMix, or with one of them at equal odds.
 
-    One draw for each group, or for all. An example mixed with one that is left out is left out too.
+    Each group has one draw, or all share one. An example is masked if its partner is.
     """
     if settings.mixup_alpha == 0.0 and settings.cutmix_alpha == 0.0:
         return image, label, mask_B

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax underneath, a SHA-256 manifest on top.
+"""Saves and restores the checkpoints of a run, with Orbax and a SHA-256 manifest.
 
 RUN/checkpoints/<step>/state/...      the TrainState
 RUN/checkpoints/<step>/meta/...       format version, resolved config, data position, what was trained on
@@ -7,13 +7,11 @@ RUN/checkpoints/<step>/manifest.json  size and SHA-256 of every file, written be
 
 import contextlib
 import dataclasses
-import os
 import time
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError, ConfigError
@@ -28,28 +26,23 @@ from vit_registers.runs.checkpoint_folder import (
     trained_on,
 )
 from vit_registers.runs.compatibility import check_same_config, check_same_data
+from vit_registers.runs.folders import remove
 from vit_registers.runs.formats import FORMAT_VERSION, from_format, in_format
 from vit_registers.runs.manifest import find_damage, write_manifest
-from vit_registers.runs.retention import (
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
-    Barrier,
-    FailedSaves,
-    Keep,
-    is_any,
-    reason,
-)
+from vit_registers.runs.retention import FailedSaves, Keep, is_any, reason
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import say
+from vit_registers.runtime.barrier import Barrier
 from vit_registers.strict_json import as_plain
 from vit_registers.training.state import TrainState
 
-# Orbax holds a data file in memory until it is full; its own size, 2 GB, doubles what a save needs.
+# Orbax holds a data file in memory until it is full. Its default, 2 GB, doubles the memory of a save.
 DATA_FILE_BYTES = 1 << 24
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries of the last save; each is twice the one before
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The parts of a state that it has: without an average or an `extra`, these are not saved."""
+    """The parts of a state that are saved: all but a missing average and an empty `extra`."""
     return {
         name: value
         for name, value in vars(state).items()
@@ -57,20 +50,12 @@ def _items(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _remove(path: epath.Path) -> None:
-    """Removes a folder or a file; of a link only itself."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        path.rmtree()
-    else:
-        os.unlink(path)
+class Checkpoints(contextlib.AbstractContextManager):
+    """Saves and restores the states of one run. A context manager: its exit waits for an unfinished save.
 
-
-class Checkpoints:
-    """Saves and restores the states of one run. A context manager: leaving it waits for a save under way.
-
-    A save that fails is reported, and the run may go on; checkpoint.max_failed_saves in a row raise. What
-    is said of a save holds on all processes: it has failed where one of them could not write its part. With
-    the `lock` of the run folder, which process 0 has, a save raises CheckpointError where the folder is gone.
+    A save that fails is printed, and the run continues; checkpoint.max_failed_saves in a row raise. A save
+    fails on all processes if one of them cannot write its part. With the `lock` of the run folder, which
+    process 0 has, a save raises CheckpointError if the folder is gone.
     """
 
     def __init__(
@@ -81,7 +66,10 @@ class Checkpoints:
         *,
         data: TrainedOn | None = None,
     ):
-        """`data` is what is trained on; None for converted weights; errors as in compatibility.py."""
+        """`data` describes the training data; None for converted weights.
+
+        Raises CheckpointError for a folder that cannot be used, and ConfigError as compatibility.py does.
+        """
         config_lib.check_section("checkpoint", config.checkpoint)
         every, keep_every = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
         if keep_every is not None and keep_every % every:
@@ -92,15 +80,15 @@ class Checkpoints:
         self._run, self._config, self._lock, self._data = run, config, lock, data
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
-        self._barrier = Barrier() if jax.process_count() > 1 else None
-        self._saving_step: int | None = None  # that was started and not yet waited for
-        self._error: Exception | None = None  # what starting it raised
+        self._barrier = Barrier(reason) if jax.process_count() > 1 else None
+        self._saving_step: int | None = None  # started, not yet waited for
+        self._error: Exception | None = None  # raised when it was started
         self.restorable_step, self.skipped = self._prepare_folder()
         self.last_saved_step = self.restorable_step
         self._keep = Keep(config.checkpoint, best_metric(config.objective.name))
-        self.evaluations: dict[int, dict[str, float]] = {}  # of the first evaluator, of what was saved
+        self.evaluations: dict[int, dict[str, float]] = {}  # by the first evaluator, of saved steps
         for step in list_steps(run):
-            with contextlib.suppress(Exception):  # a damaged checkpoint has no say
+            with contextlib.suppress(Exception):  # damaged checkpoints are not ranked
                 self._note(step, read_meta(run, step)["metrics"])
         self._manager = self._open()
 
@@ -122,51 +110,47 @@ class Checkpoints:
         )
 
     def _prepare_folder(self) -> tuple[int | None, tuple[int, int]]:
-        """The step to go on from, after what cannot be used has been moved out of the way; and its skips."""
+        """(step to resume from, its (total, consecutive) skipped steps). Moves damaged entries away."""
         if jax.process_index() == 0:
             try:
                 self._root.mkdir(parents=True, exist_ok=True)
                 for unfinished in self._root.glob("*.orbax-checkpoint-tmp*"):
-                    _remove(unfinished)
+                    remove(unfinished)
             except OSError as error:
-                raise CheckpointError(
-                    f"{error.filename or self._root} cannot be used: {error.strerror}"
-                ) from error
+                where = error.filename or self._root
+                raise CheckpointError(f"{where} cannot be used: {error.strerror}") from error
         step = newest_intact_step(self._run, set_aside=True)
         if not (self._root if step is None else self._root / str(step)).is_dir():
             raise CheckpointError(
-                f"{self._root} is not what process 0 has there: want one --workdir for all processes"
+                f"{self._root} differs from that of process 0: all processes require the same --workdir"
             )
         if step is None:
             return None, (0, 0)
         meta = read_meta(self._run, step)
         if meta["origin"] is not None:
             raise ConfigError(
-                f"{self._run} holds converted weights ({meta['origin']}), not a run to go on with: "
-                f"start one in another --workdir, with --config.init_from.path={self._run}"
+                f"{self._run} holds converted weights ({meta['origin']}), which cannot be resumed: "
+                f"start a run in another --workdir, with --config.init_from.path={self._run}"
             )
         check_same_config(meta["config"], self._config, self._run)
         check_same_data(trained_on(meta), self._data, self._run)
-        skipped = meta.get("skipped", {"total": 0, "in_a_row": 0})  # which early checkpoints do not have
+        skipped = meta.get("skipped", {"total": 0, "in_a_row": 0})  # early checkpoints lack it
         return step, (skipped["total"], skipped["in_a_row"])
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
     def __exit__(self, kind: type | None, *_: object) -> None:
-        # An error that is under way is the one to show, not what it did to a save.
+        # The first error is the one to show, not its effect on a save.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.wait()
-        with contextlib.suppress(Exception):  # it waits once more, and raises what has been dealt with
+        with contextlib.suppress(Exception):  # it raises the errors of saves once more
             self._manager.close()
 
     def check_folder(self) -> None:
-        """Raises CheckpointError where the run folder is no longer the one that this run began in."""
+        """Raises CheckpointError if the run folder is no longer the one in which this run was started."""
         if self._lock is not None:
             self._lock.check()
 
     def _notice_loss(self) -> None:
-        """Says where the last checkpoint is gone, and lets Orbax look at the folder anew."""
+        """Prints a line if the last checkpoint was removed, and lets Orbax read the folder again."""
         self.check_folder()
         step = self.last_saved_step
         is_gone = jax.process_index() == 0 and step is not None and not (self._root / str(step)).is_dir()
@@ -174,18 +158,27 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             say(
-                f"checkpoint {self._root / str(step)} was removed while the run was under way; "
-                "the run goes on and saves again"
+                f"checkpoint {self._root / str(step)} was removed during the run; the run continues "
+                "and saves again"
             )
         self.last_saved_step = None
+        self._reopen()
+
+    def _reopen(self, *, failed_step: int | None = None) -> None:
+        """Opens a new manager, which reads the folder, after removing the files of a save that failed."""
         with contextlib.suppress(Exception):
             self._manager.close()
+        if failed_step is not None and jax.process_index() == 0:
+            unfinished = self._root.glob(f"{failed_step}.orbax-checkpoint-tmp*")
+            for path in [*unfinished, self._root / str(failed_step)]:
+                with contextlib.suppress(OSError):
+                    remove(path)
         self._manager = self._open()
 
     def restore(self, abstract: TrainState) -> TrainState:
-        """The state of `restorable_step`, laid out as the shardings of `abstract` say.
+        """The state of `restorable_step`, with the shardings of `abstract`.
 
-        Raises CheckpointError where it cannot be read, or is that of another step.
+        Raises CheckpointError if it cannot be read, or is that of another step.
         """
         step = self.restorable_step
         assert step is not None, "there is no checkpoint to restore"
@@ -212,12 +205,12 @@ class Checkpoints:
         normalisation: str | None = None,
         skipped: tuple[int, int] = (0, 0),
     ) -> None:
-        """Starts to save the state; the write goes on behind the steps that follow.
+        """Starts to save the state; the write continues during the following steps.
 
-        `metrics` are the evaluation's, where this step had one; `origin` says where parameters come from
-        that no run has trained, and `normalisation` where the mean and deviation of their images come from;
-        `skipped` are the steps that were not finite, in all and the last in a row. That the save before this
-        one could not be written is printed. Raises CheckpointError where it was one too many.
+        `metrics` are those of the evaluation at this step, if any. `origin` and `normalisation` are the
+        origins of converted parameters, and of the mean and deviation of their images. `skipped` is the
+        (total, consecutive) number of non-finite steps. Prints if the save before has failed, and raises
+        CheckpointError if that reaches checkpoint.max_failed_saves.
         """
         step = int(state.step)
         meta = {
@@ -245,9 +238,9 @@ class Checkpoints:
     def save_surely(
         self, state: TrainState, metrics: dict[str, float] | None, *, skipped: tuple[int, int] = (0, 0)
     ) -> None:
-        """Returns when the state is saved, if need be after further tries with growing pauses.
+        """Saves the state and waits for it. Tries again, with growing pauses, if the save fails.
 
-        Raises CheckpointError where too many in a row could not be written.
+        Raises CheckpointError if checkpoint.max_failed_saves in a row fail.
         """
         step, pause_s = int(state.step), FIRST_PAUSE_S
         self._finish()
@@ -260,13 +253,12 @@ class Checkpoints:
             self._finish()
 
     def wait(self) -> None:
-        """Returns when no save is under way. Raises CheckpointError where the last could not be written."""
+        """Waits for an unfinished save. Raises CheckpointError if the last save failed."""
         self._finish()
         if self._failed:
             raise self._failed.error(self.last_saved_step)
 
     def _finish(self) -> None:
-        """Waits for the save under way, and takes down what became of it."""
         if self._saving_step is None:
             return
         error, self._error = self._error, None
@@ -275,33 +267,22 @@ class Checkpoints:
         except Exception as late:
             error = error or late
         step = self._saving_step
-        if is_any(error is not None) and not is_any(self._is_written(step)):
-            self._start_over(step)
+        # A checkpoint that is intact counts as saved: the error came later, as when deleting another.
+        if is_any(error is not None) and not is_any(
+            jax.process_index() == 0 and find_damage(self._root / str(step)) is None
+        ):
+            self.check_folder()
+            self._reopen(failed_step=step)
             self._saving_step = None
             self._failed.note(step, error, self.last_saved_step)
         else:
             self._saving_step, self.last_saved_step = None, step
             self._failed.clear()
 
-    def _is_written(self, step: int) -> bool:
-        """Whether process 0 finds the checkpoint whole: what failed came after it, as deleting another."""
-        return jax.process_index() == 0 and find_damage(self._root / str(step)) is None
-
-    def _start_over(self, step: int) -> None:
-        """A manager that knows nothing of a save that failed, nor has its files."""
-        self.check_folder()
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        if jax.process_index() == 0:
-            for unfinished in [*self._root.glob(f"{step}.orbax-checkpoint-tmp*"), self._root / str(step)]:
-                with contextlib.suppress(OSError):
-                    _remove(unfinished)
-        self._manager = self._open()
-
     def _before_commit(self) -> None:
-        """Runs in Orbax's thread, when all files are written and the folder still has its temporary name."""
+        """Writes the manifest. Orbax calls it in its thread before it renames the temporary folder."""
         if jax.process_index() != 0:
             return
-        self.check_folder()  # TensorStore makes folders that are gone again, with what it still has to write
+        self.check_folder()  # TensorStore creates removed folders again for the files that it still writes
         unfinished = list(self._root.glob(f"{self._saving_step}.orbax-checkpoint-tmp*"))
         write_manifest(unfinished[0] if unfinished else self._root / str(self._saving_step))

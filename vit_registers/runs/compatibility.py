@@ -1,4 +1,4 @@
-"""Whether a run folder belongs to a config, and to the data that are there."""
+"""Checks that a run folder matches a config and its data."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from vit_registers.runs.writers import say
 
 
 def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -> None:
-    """Raises ConfigError with the differing settings where a run folder belongs to another config."""
+    """Raises ConfigError, which names the differing settings, if a run folder has another config."""
     free = config_lib.may_change(config_lib.RESUME)
-    # Read back first, so that settings which are newer than the run have their defaults on both sides.
+    # from_saved gives settings that are newer than the run their defaults on both sides.
     saved_config = config_lib.from_saved(saved)
     there, here = (config_lib.flatten(config_lib.to_dict(c)) for c in (saved_config, now))
     differing = [
@@ -28,15 +28,15 @@ def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -
     if differing:
         raise ConfigError(
             f"{run} holds a run of another config: {'; '.join(differing)}. "
-            "Use another --workdir, or that config"
+            "Use another --workdir, or the config of the run"
         )
 
 
 def check_same_data(saved: TrainedOn | None, now: TrainedOn | None, run: str) -> None:
-    """Raises ConfigError where the data set has other classes than the run was trained on.
+    """Raises ConfigError if the data set has other classes than those that the run was trained on.
 
-    Another number of training examples is printed: the run goes on, but not with the same bits. `saved` is
-    None in checkpoints of early versions.
+    If the number of training examples differs, a line is printed: the resumed run differs from an
+    uninterrupted one. `saved` is None for checkpoints of early versions.
     """
     if saved is None or now is None:
         return
@@ -49,5 +49,5 @@ def check_same_data(saved: TrainedOn | None, now: TrainedOn | None, run: str) ->
     if saved.num_examples != now.num_examples and jax.process_index() == 0:
         say(
             f"{run} was trained on {saved.num_examples} examples, and data.train_split now has "
-            f"{now.num_examples}: it goes on, but not with the bits of a run that never stopped"
+            f"{now.num_examples}: it resumes, but its results differ from those of an uninterrupted run"
         )

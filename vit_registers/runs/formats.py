@@ -1,4 +1,4 @@
-"""The formats of checkpoints, and how a state is read from one of an earlier format.
+"""The formats of checkpoints, and the conversion of a state from an earlier format.
 
 1  params are those of the ViT: {"blocks": ..., "head": ...}
 2  params are those of the objective, with the ViT under "vit"; the state may have "extra"
@@ -19,9 +19,9 @@ def _is_of_objective(node: Any) -> bool:
 
 
 def in_format(tree: Any, version: int) -> Any:
-    """The state `tree`, or a part of it, as a checkpoint of that format has it.
+    """The state `tree`, or a part of it, in the structure of a checkpoint of that format.
 
-    Format 1 has the ViT's parameters in the place of {"vit": ...}; moments and averages alike.
+    Format 1 has the parameters of the ViT in place of {"vit": ...}, also in moments and averages.
     """
     if version >= 2:
         return tree
@@ -31,7 +31,7 @@ def in_format(tree: Any, version: int) -> Any:
 
 
 def from_format(read: Any, version: int, like: Any) -> Any:
-    """What was read in the structure of in_format(like, version), in the structure of `like`."""
+    """The tree `read`, which has the structure of in_format(like, version), in the structure of `like`."""
     if version >= 2:
         return read
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""The training loop: steps, logging, evaluation, checkpoints, and an orderly stop."""
+"""The training loop: steps, logging, evaluation, checkpoints and stop requests."""
 
 import dataclasses
 import math
@@ -9,8 +9,8 @@ import jax
 from vit_registers.config import Checkpoint, Run, check_section
 from vit_registers.data.batch import Batch
 from vit_registers.errors import CheckpointError, TrainingError
+from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import MetricWriter, Progress
 from vit_registers.runtime.profiling import Profile
 from vit_registers.runtime.stopping import Agreement, StopRequest
@@ -22,10 +22,10 @@ from vit_registers.training.step import Step
 
 @dataclasses.dataclass
 class Loop:
-    """Runs a train step over batches until the last step. One use.
+    """Runs the train step over batches until the last step. An object can be used once.
 
-    `evaluators` are called with the state; the metrics of the first one rank the checkpoints.
-    Names in metrics.jsonl: train/loss, ... and <evaluator>/<metric>, ...
+    `evaluators` are called with the state; the metrics of the first one rank the checkpoints. The names in
+    metrics.jsonl are train/loss, ... and <evaluator>/<metric>, ...
     """
 
     settings: Run
@@ -45,12 +45,12 @@ class Loop:
     def __post_init__(self) -> None:
         check_section("run", self.settings)
         self._skipped, self._skipped_in_a_row = self.checkpoints.skipped
-        self._skipped_before = self._skipped  # at the last line that says so
+        self._skipped_before = self._skipped  # when the number was last printed
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
-        """The state after the last step, or after the step in which a stop was asked for; both are saved.
+        """The state after the last step, or after the step with a stop request. It is saved.
 
-        Raises TrainingError where too many steps in a row are not finite.
+        Raises TrainingError if more than run.max_skipped_steps consecutive steps are not finite.
         """
         total, log_every = self.durations.total_steps, self.settings.log_every_steps
         step, evaluated = int(state.step), None
@@ -64,7 +64,7 @@ class Loop:
                 self.profile.after(step, metrics["loss"])
                 if step % log_every == 0 or step == total:
                     self._log()
-                if self._is_evaluation(step):
+                if step % self.durations.eval_every_steps == 0 or step == total:
                     evaluated = self._evaluate(step, state)
                     self._save(step, state, evaluated)
                 elif self._is_save_due or step % self.checkpoint.every_steps == 0:
@@ -73,20 +73,16 @@ class Loop:
                 self._fetch()
                 self.checkpoints.save_surely(state, evaluated, skipped=self._skips())
         if step < total:
-            self.progress.say(f"{stop}: saved at step {step} of {total}; the same command goes on from there")
+            self.progress.say(f"{stop}: saved at step {step} of {total}; the same command resumes")
         return state
-
-    def _is_evaluation(self, step: int) -> bool:
-        return step % self.durations.eval_every_steps == 0 or step == self.durations.total_steps
 
     def _skips(self) -> tuple[int, int]:
         return self._skipped, self._skipped_in_a_row
 
     def _fetch(self) -> tuple[int, dict[str, float]] | None:
-        """The newest metrics, after a look at those of every step since the last look."""
+        """(step, metrics) of the newest step, after counting the non-finite steps since the last call."""
         newest = None
-        steps, metrics_of_steps = zip(*self._pending, strict=True) if self._pending else ((), ())
-        for step, metrics in zip(steps, jax.device_get(metrics_of_steps), strict=True):
+        for step, metrics in jax.device_get(self._pending):
             newest = step, {name: float(value) for name, value in metrics.items()}
             if all(map(math.isfinite, newest[1].values())):
                 self._skipped_in_a_row = 0
@@ -125,7 +121,7 @@ class Loop:
                 f"update was not finite; in all {self._skipped}"
             )
             self._skipped_before = self._skipped
-        # Apart, as times are not functions of the step and these lines are to be comparable.
+        # A separate record: times differ between equal runs, and the records above do not.
         self._write(step, {"images_per_s": self.progress.images_per_s, "time_s": self.progress.time_s})
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float] | None:
@@ -143,8 +139,10 @@ class Loop:
         return dict(next(iter(results.values()))) if results else None
 
     def _save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
-        """Starts a save. After a skipped step it is put off to the next that is not: a run that is lost would
-        otherwise save the same state until nothing before it was kept."""
+        """Starts a save, or after a skipped step delays it to the next step that is not skipped.
+
+        A run whose steps are all skipped would otherwise replace all checkpoints by the same state.
+        """
         with self.watchdog.slow("a save"):
             self._fetch()
             self._is_save_due = self._skipped_in_a_row > 0 and step < self.durations.total_steps

@@ -1,4 +1,4 @@
-"""The SHA-256 manifest of a checkpoint folder, which says whether it is whole and unchanged."""
+"""The SHA-256 manifest of a checkpoint folder, which shows whether the folder is complete and unchanged."""
 
 import json
 import os
@@ -11,19 +11,20 @@ from typing import Any
 from etils import epath
 
 from vit_registers.digests import files_digest
+from vit_registers.runs.folders import read_file
 from vit_registers.strict_json import dumps
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-ITEMS = ("state", "meta")  # folders that every checkpoint has; nothing else of it is read
-UNHASHED = {MANIFEST, "_CHECKPOINT_METADATA"}  # Orbax stamps the latter after the manifest is written
+ITEMS = ("state", "meta")  # folders of every checkpoint; nothing else is read
+UNHASHED = {MANIFEST, "_CHECKPOINT_METADATA"}  # Orbax changes the latter after the manifest is written
 
-_LATE = "commit_success.txt"  # which some versions of Orbax write after the manifest
+_LATE = "commit_success.txt"  # some versions of Orbax write it after the manifest
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def _files(folder: epath.Path) -> Iterator[str]:
-    """The files below `folder`, as paths relative to it; links to folders are not followed."""
+    """The files below `folder`, as paths relative to it. Links to folders are not followed."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
@@ -41,17 +42,15 @@ def write_manifest(folder: epath.Path) -> None:
 
 
 def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
-    """What is wrong with a checkpoint folder, in a few words; None where it matches its manifest.
+    """A text that describes the damage of a checkpoint folder; None if it matches its manifest.
 
-    The manifest has to list every file of state/ and meta/, and neither may be empty. With `is_quick` the
-    sizes of the files are compared, and not their contents.
+    The manifest must list every file of state/ and meta/, and neither may be empty. With `is_quick` only the
+    sizes of the files are compared, not their contents.
     """
     if not os.path.isdir(folder):
         return "it is not a folder"
     try:
-        if not stat.S_ISREG(mode := os.stat(folder / MANIFEST).st_mode) and not stat.S_ISDIR(mode):
-            return "its manifest cannot be read: it is not a regular file"  # a pipe would wait for a writer
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_file(folder / MANIFEST))
     except FileNotFoundError:
         return "it has no manifest, so it was never finished"
     except OSError as error:
@@ -69,7 +68,7 @@ def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
             return f"{name} {damage}"
     for item in ITEMS:
         for path in _files(folder / item):
-            # File systems and file managers leave hidden files, which nothing reads.
+            # File systems and file managers create hidden files, which nothing reads.
             is_read = not os.path.basename(path).startswith(".") and os.path.basename(path) != _LATE
             if is_read and f"{item}/{path}" not in entries:
                 return f"its manifest does not list {item}/{path}"
@@ -77,10 +76,9 @@ def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
 
 
 def _find_wrong_entry(manifest: Any) -> str | None:
-    """What is wrong with the form of a manifest; None where nothing is."""
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
-        return 'there is no object "files"'
+        return 'it has no object "files"'
     for name, entry in files.items():
         path = PurePosixPath(name)
         if str(path) != name or path.is_absolute() or ".." in path.parts or "\0" in name or name == ".":
@@ -92,7 +90,6 @@ def _find_wrong_entry(manifest: Any) -> str | None:
 
 
 def _compare(path: epath.Path, entry: dict[str, Any], is_quick: bool) -> str | None:
-    """How a file differs from its entry; None where it does not."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -103,6 +100,6 @@ def _compare(path: epath.Path, entry: dict[str, Any], is_quick: bool) -> str | N
             return "has changed since it was written (SHA-256 differs)"
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
-    except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system allows
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
     return None

@@ -1,4 +1,4 @@
-"""The copy of the file of a `file` mask in the run folder: a run is loaded without the file of the user."""
+"""The copy of the file of a `file` mask in the run folder. A run is loaded without the original file."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ FILE = "mask.npy"
 
 
 def write_mask_file(model: Model, run: Path) -> None:
-    """Copies the file of the mask of `model` into the run folder; nothing for other masks.
+    """Copies the file of a `file` mask of `model` into the run folder.
 
     Raises ConfigError if the file is missing or has changed.
     """
@@ -22,9 +22,9 @@ def write_mask_file(model: Model, run: Path) -> None:
 
 
 def with_run_mask(model: Model, run: Path) -> Model:
-    """The model of a run, with the path of a `file` mask replaced by that of the copy in the run folder.
+    """The model of a run, with the path of a `file` mask replaced by that of its copy in the run folder.
 
-    Unchanged for other masks, and without a copy. The SHA-256 stays in the mask, and refuses a changed copy.
+    It is unchanged for other masks, or without a copy. The SHA-256 in the mask detects a changed copy.
     """
     call = parse_mask(model.mask)
     if call.name != "file" or not (run / FILE).exists():

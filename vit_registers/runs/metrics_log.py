@@ -1,49 +1,45 @@
-"""RUN/metrics.jsonl as records: its one reader. Imports no JAX."""
+"""Reads RUN/metrics.jsonl as records. Imports no JAX."""
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vit_registers.errors import DataError
+from vit_registers.runs.folders import read_file
 
 FILE = "metrics.jsonl"
-_BEGINNING = b'{"step"'  # of all lines that are written
+_BEGINNING = b'{"step"'  # of all lines of MetricWriter
 
 
 class Records(NamedTuple):
-    """What a metrics.jsonl holds."""
+    """The contents of a metrics.jsonl."""
 
-    records: list[dict[str, Any]]  # in the order in which they were written; each has an int "step"
-    damage: str | None  # which lines were left out
+    records: list[dict[str, Any]]  # in the order of the file; each has an int "step"
+    damage: str | None  # a text that names the lines that are left out
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
-    """The record of a line: a JSON object of numbers with a step. None where it is something else."""
+    """The record of a line, a JSON object of numbers with a step. None if the line is not a record."""
     try:
-        record = json.loads(line.decode())  # of bytes, it would guess the encoding
+        record = json.loads(line.decode())  # json.loads guesses the encoding of bytes
     except (ValueError, RecursionError):  # UnicodeDecodeError is one
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    return record if all(map(_is_value, record.values())) else None
-
-
-def _is_value(value: Any) -> bool:
+    integers = [value for value in record.values() if value is not None and type(value) is not float]
     # Not every int of JSON has a float.
-    return value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
+    return record if all(type(value) is int and abs(value) < 2**63 for value in integers) else None
 
 
 def read_records(run: Path) -> Records:
-    """The records of RUN/metrics.jsonl, none where there is no such file.
+    """The records of RUN/metrics.jsonl; none if the file does not exist.
 
-    A last line that a kill cut off is left out without a word; other lines that are no records are counted
-    in `damage`. Raises DataError where the file cannot be read.
+    An incomplete last line, as a killed process leaves, is ignored. `damage` counts other lines that are not
+    records. Raises DataError if the file cannot be read.
     """
     path = run / FILE
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would wait for a writer
-            raise DataError(f"{path} is not a regular file: move it away")
-        *lines, last = path.read_bytes().split(b"\n")
+        *lines, last = read_file(path).split(b"\n")
     except FileNotFoundError:
         return Records([], None)
     except OSError as error:
@@ -51,7 +47,7 @@ def read_records(run: Path) -> Records:
     parsed = [parse_record(line) for line in lines]
     records = [record for record in parsed if record is not None]
     wrong = [number for number, record in enumerate(parsed, start=1) if record is None]
-    if (record := parse_record(last)) is not None:  # whole, but for its end of line
+    if (record := parse_record(last)) is not None:  # complete, without the end of the line
         records.append(record)
     elif not last.startswith(_BEGINNING[: len(last)]):
         wrong.append(len(lines) + 1)

@@ -1,17 +1,15 @@
-"""RUN/result.json: what a finished run came to, and what it was made with.
+"""RUN/result.json: the metrics of a finished run, and the devices and versions that it used.
 
-Its numbers are read from metrics.jsonl, so that a run which was stopped and gone on with has the result of
-one that was not. A run folder has the file if and only if all steps are done.
+Its numbers are read from metrics.jsonl, so that a resumed run has the result of an uninterrupted one. A run
+folder has the file if and only if all steps are done.
 """
 
 import importlib.metadata
-import os
 import platform
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,32 +17,21 @@ import jax
 from vit_registers.errors import TrainingError
 from vit_registers.objectives.base import Best
 from vit_registers.runs.metrics_log import read_records
-from vit_registers.runs.ranking import find_non_finite
-from vit_registers.strict_json import dumps
+from vit_registers.strict_json import write_json
 
 FILE = "result.json"
 Evaluations = dict[int, dict[str, float | None]]
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Writes `values` so that the file is there as a whole or not at all, whenever the process is killed."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(dumps(values) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def trained_s(run: Path) -> float:
-    """Seconds of training that the run has behind it, counting only work that was kept."""
+    """Seconds of training of a run, without steps that were lost when it was killed."""
     return max((record["time_s"] for record in read_records(run).records if "time_s" in record), default=0.0)
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit of the checkout that a package folder lies in, None where there is none.
+    """The git commit of the checkout that has a package folder, None if there is none.
 
-    "+changes" is added where tracked files differ from it, or the folder has files that git does not know.
+    "+changes" is added if tracked files differ from it, or if the folder has untracked files.
     """
 
     def git(*arguments: str) -> str:
@@ -53,7 +40,7 @@ def commit(folder: Path) -> str | None:
         return done.stdout.strip()
 
     try:
-        # An installed package may lie within a checkout of something else.
+        # An installed package may lie in a checkout of another project.
         git("ls-files", "--error-unmatch", "__init__.py")
         head = git("rev-parse", "HEAD")
         is_changed = git("status", "--porcelain", "--untracked-files=no") or git(
@@ -65,26 +52,22 @@ def commit(folder: Path) -> str | None:
 
 
 def made_with() -> dict[str, Any]:
-    """The devices, the versions and the commit of this very process."""
-    devices = jax.devices()
+    """The devices, the versions of libraries and the commit that this process uses."""
+    first, count = jax.devices()[0], jax.device_count()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
     return {
-        "platform": {
-            "platform": devices[0].platform,
-            "device_kind": devices[0].device_kind,
-            "count": len(devices),
-        },
+        "platform": {"platform": first.platform, "device_kind": first.device_kind, "count": count},
         "versions": {**versions, "python": platform.python_version()},
         "commit": commit(Path(__file__).parents[1]),
     }
 
 
 def evaluations(records: Sequence[dict[str, Any]], evaluators: Sequence[str]) -> Evaluations:
-    """The values of each evaluation, by step: {"<evaluator>/<metric>": ...}, None where not finite."""
+    """The values of each evaluation, by step: {"<evaluator>/<metric>": value}; None: not finite."""
     names = tuple(f"{name}/" for name in evaluators)
     found: Evaluations = {}
     for record in records:
-        # A split may be called "train" as well, as the metrics of training steps are.
+        # A split may be called "train", which also prefixes the metrics of training steps.
         if "train/grad_norm" not in record:
             values = {key: value for key, value in record.items() if key.startswith(names)}
             if values:
@@ -92,16 +75,8 @@ def evaluations(records: Sequence[dict[str, Any]], evaluators: Sequence[str]) ->
     return found
 
 
-def non_finite_of(values: Mapping[str, float | None], evaluator: str) -> str | None:
-    """What is not finite in the evaluation by `evaluator`, None where nothing is; see find_non_finite.
-
-    `values` are those of one step, of all evaluators.
-    """
-    return find_non_finite(metrics_of(values, evaluator))
-
-
 def metrics_of(values: Mapping[str, float | None], evaluator: str) -> dict[str, float | None]:
-    """{name: value} of one evaluator, from {"<evaluator>/<name>": value} of all."""
+    """{metric: value} of one evaluator, from {"<evaluator>/<metric>": value} of all of them."""
     start = f"{evaluator}/"
     return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
@@ -113,10 +88,10 @@ def complete_evaluations(
     steps: Iterable[int],
     known: Mapping[int, Mapping[str, float]],
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """Records of the evaluations at `steps` that `records` lack, and the steps where one is still missing.
+    """(records of evaluations at `steps` that `records` lack, steps of evaluations that are lost).
 
-    `known` has values of the first evaluator, as checkpoints do. Of the others only the average of the same
-    split is looked for, as data.also_eval may change while a run goes on.
+    `known` has the values of the first evaluator, from checkpoints. Of the others only its exponential
+    average is required, as data.also_eval may change when a run is resumed.
     """
     if not evaluators:
         return [], []
@@ -136,21 +111,17 @@ def complete_evaluations(
 def summarize_records(
     records: Sequence[dict[str, Any]], *, evaluators: Sequence[str], total_steps: int, best: Best
 ) -> dict[str, Any]:
-    """The numbers of a run that is done, from its metrics.
+    """The numbers of a finished run, from its metrics.
 
-    "metrics" are those of the last evaluation; "best" is the evaluation of the first evaluator that `best`
-    ranks first, the later of equals, as with checkpoints. An evaluation that is not finite, see
-    `find_non_finite`, does not count; "best" is None where no other is left. "time_s" lasts from the making
-    of the state to the last step, with compilation, evaluations and saves, over all starts; "images_per_s" is
-    the median of what was logged.
+    "metrics" are those of the last evaluation. "best" is the evaluation by the first evaluator that `best`
+    ranks first, the later of equals, as for checkpoints; None if it ranks none. "time_s" is the time from the
+    initial state to the last step, with compilation, evaluations and saves, over all starts. "images_per_s"
+    is the median of the logged rates.
     """
     found = evaluations(records, evaluators)
     first = evaluators[0] if evaluators else ""
-    ranked = [
-        (score, step)
-        for step, values in found.items()
-        if (score := best.score(metrics_of(values, first))) is not None and not non_finite_of(values, first)
-    ]
+    scores = {step: best.score(metrics_of(values, first)) for step, values in found.items()}
+    ranked = [(score, step) for step, score in scores.items() if score is not None]
     best_evaluation = None
     if ranked:
         _, step = max(ranked)
@@ -176,14 +147,14 @@ def write_result(
     params: Any,
     best: Best,
     made: dict[str, Any],
-    steps: Iterable[int] = (),
-    known: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
+    steps: Iterable[int],
+    known: Mapping[int, Mapping[str, float]],
 ) -> None:
-    """Writes RUN/result.json of a run that has done all its steps; `made` is of made_with().
+    """Writes RUN/result.json of a finished run; `made` is the result of made_with().
 
-    `steps` are those of the evaluations that the run had. Where metrics.jsonl lacks one, `known` counts,
-    which has values of the first evaluator; the steps that are in neither are "missing_evaluations", a key
-    that is there only then. Raises TrainingError where it cannot be written.
+    `steps` are those of the evaluations of the run. For one that metrics.jsonl lacks, the values of the first
+    evaluator are taken from `known`. Steps that are in neither are listed under "missing_evaluations", a key
+    that exists only then. Raises TrainingError if the file cannot be written.
     """
     records = read_records(run).records
     restored, lost = complete_evaluations(records, evaluators=evaluators, steps=steps, known=known)

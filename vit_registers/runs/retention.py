@@ -1,10 +1,6 @@
-"""What a run keeps of its checkpoints, and what it does when they cannot be written."""
+"""Which checkpoints a run keeps, and how it handles saves that fail."""
 
-import collections
-import itertools
 import re
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,25 +11,22 @@ from jax.experimental import multihost_utils
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError
 from vit_registers.objectives.base import Best
-from vit_registers.runs.ranking import find_non_finite
 from vit_registers.runs.writers import say
-from vit_registers.runtime import distributed
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to save what the run ends with; each twice as long
+from vit_registers.runtime.barrier import FailedElsewhere
 
 
 def is_any(flag: bool) -> bool:
-    """Whether the flag is set on any process. All have to ask."""
+    """Whether the flag is set on any process. All processes must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 class Keep:
-    """Orbax's preservation policy: the last checkpoints, the best of those that have been evaluated, and the
-    multiples of checkpoint.keep_every_steps.
+    """Orbax's preservation policy: the last checkpoints, the best evaluated ones, and the multiples of
+    checkpoint.keep_every_steps.
 
-    Orbax's own policy for the best knows no metrics after a restart unless it may also delete the newest.
+    Orbax's BestN policy lacks metrics after a restart, unless it may also delete the newest checkpoint.
     """
 
     def __init__(self, settings: config_lib.Checkpoint, best: Best):
@@ -41,14 +34,12 @@ class Keep:
         self._score: dict[int, float] = {}
 
     def note(self, step: int, metrics: Mapping[str, float | None] | None) -> None:
-        """Records what the evaluation at `step` gave. One that is not finite is never among the best."""
-        if metrics is None or find_non_finite(metrics):
-            return
-        if (score := self._best.score(metrics)) is not None:
+        """Records the evaluation at `step`. One that is not finite never ranks among the best."""
+        if metrics is not None and (score := self._best.score(metrics)) is not None:
             self._score[step] = score
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        """Whether to keep each of `checkpoints`, which come oldest first."""
+        """Whether to keep each of `checkpoints`, which are in the order of their steps."""
         del context
         settings, steps = self._settings, [info.step for info in checkpoints]
         score = self._score
@@ -59,69 +50,8 @@ class Keep:
         return [step in kept for step in steps]
 
 
-class FailedElsewhere(Exception):
-    """Another process could not write its part of a save."""
-
-
-class Barrier:
-    """Orbax's barrier_sync_fn, at which nobody waits for a process that could not write its part.
-
-    Orbax's own waits 20 minutes for it. A process whose save has failed comes to a last barrier while the
-    error is on its way up; there it says so, and all that wait at any barrier of that save raise
-    FailedElsewhere. Process 0 counts who is there, as it is the one that holds the keys.
-    """
-
-    _saves = itertools.count()  # of all runs of this process, which are those of the others too
-    _poll_s, _look_s = 0.05, 1.0
-
-    def __init__(self):
-        self._save, self._calls = "", collections.Counter()
-
-    def begin(self) -> None:
-        """A save begins, and the one before it has ended on all processes. All have to call it."""
-        client = distributed.key_value_store()
-        if self._save and jax.process_index() == 0:
-            client.key_value_delete(self._save)
-        self._save = f"{distributed.KEYS}saves/{next(self._saves)}/"
-        self._calls.clear()
-
-    def __call__(self, *, key: str, timeout_ms: int) -> None:
-        """Returns when all processes are here. Raises FailedElsewhere, or TimeoutError."""
-        client, me = distributed.key_value_store(), jax.process_index()
-        if (error := sys.exc_info()[1]) is not None:
-            if not isinstance(error, FailedElsewhere):
-                client.key_value_set(f"{self._save}failed/{me}", reason(error), True)
-            return
-        self._calls[key] += 1
-        here = f"{self._save}{key}/{self._calls[key]}/"
-        client.key_value_set(f"{here}there/{me}", "")
-        deadline = time.monotonic() + timeout_ms / 1000
-        while time.monotonic() < deadline:
-            if self._is_open(client, here):
-                return
-            for path, why in client.key_value_dir_get(f"{self._save}failed/"):
-                raise FailedElsewhere(f"process {path.rpartition('/')[2]} could not write its part: {why}")
-        raise TimeoutError(f"not all processes were there within {timeout_ms / 1000:.0f} s")
-
-    def _is_open(self, client: Any, here: str) -> bool:
-        """Whether all are there, after a while of waiting for that."""
-        if jax.process_index() != 0:
-            try:
-                client.blocking_key_value_get(f"{here}open", int(1000 * self._look_s))
-            except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
-                return False
-            return True
-        if len(client.key_value_dir_get(f"{here}there/")) < jax.process_count():
-            time.sleep(self._poll_s)
-            return False
-        client.key_value_set(f"{here}open", "")
-        return True
-
-
 class FailedSaves:
-    """The saves that failed since the last one that did not. So many in a row as `limit` end the run."""
+    """The consecutive saves that failed, up to now. `limit` of them end the run."""
 
     def __init__(self, root: Any, limit: int):
         self._root, self._limit = root, limit
@@ -131,13 +61,12 @@ class FailedSaves:
         return bool(self._failed)
 
     def clear(self) -> None:
-        """A save was written."""
         self._failed = []
 
     def note(self, step: int, error: Exception | None, last_saved_step: int | None) -> None:
-        """Takes down and prints that the save of `step` failed; `error` is None where it failed elsewhere.
+        """Records and prints that the save of `step` failed; `error` is None if it failed elsewhere.
 
-        Raises CheckpointError where it was the last that may.
+        Raises CheckpointError if the limit is reached.
         """
         self._failed.append((step, reason(error)))
         if len(self._failed) >= self._limit:
@@ -146,19 +75,19 @@ class FailedSaves:
             left = self._limit - len(self._failed)
             say(
                 f"checkpoint {self._root / str(step)} could not be written: {self._failed[-1][1]}; the run "
-                f"goes on, {_good(last_saved_step)}; {left} more in a row end it "
+                f"continues, {_good(last_saved_step)}; {left} more in a row end it "
                 "(checkpoint.max_failed_saves)"
             )
 
     def error(self, last_saved_step: int | None) -> CheckpointError:
-        """What to raise where the run cannot go on without a save."""
+        """The error to raise if the run cannot continue without a save."""
         (first, why), (last, last_why) = self._failed[0], self._failed[-1]
         more = ""
         if len(self._failed) > 1:
             more = f"; nor could {len(self._failed) - 1} more, up to step {last} ({last_why})"
         return CheckpointError(
             f"checkpoint {self._root / str(first)} could not be written: {why}{more}; "
-            f"{_good(last_saved_step)}. Once there is room and access the same command goes on from there"
+            f"{_good(last_saved_step)}. Free space or restore access; the same command then resumes the run"
         )
 
 
@@ -166,16 +95,16 @@ def _good(step: int | None) -> str:
     return "there is no earlier checkpoint" if step is None else f"the last good checkpoint is step {step}"
 
 
-# What operating systems say, which TensorStore has somewhere in a line that also has all its paths.
+# Messages of operating systems. TensorStore puts them into a line with all its paths.
 _CAUSES = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|Permission denied"
     "|Input/output error|Stale file handle|Connection timed out|No such file or directory"
 )
-_SPEC = "See full TensorStore details"  # what precedes 60 lines on how an array is stored
+_SPEC = "See full TensorStore details"  # 60 lines on how an array is stored follow
 
 
 def reason(error: BaseException | None) -> str:
-    """Why reading or writing a checkpoint failed, in one line: Orbax's and TensorStore's errors have many."""
+    """The reason why reading or writing a checkpoint failed, in one line; errors of TensorStore have many."""
     if error is None:
         return "another process could not write its part"
     if isinstance(error, FailedElsewhere):

@@ -1,7 +1,7 @@
-"""Who may write in a run folder: one program at a time.
+"""The lock of a run folder: only one program at a time may write there.
 
-The lock is the kernel's (flock) on RUN/.writer.lock. It ends with the process, however that ends, so what a
-killed one leaves behind blocks nobody. The file names the process for others to read.
+It is a lock of the kernel (flock) on RUN/.writer.lock, which is released when the process ends, even if it is
+killed. The file names the process that holds it.
 """
 
 import contextlib
@@ -13,22 +13,20 @@ import time
 from pathlib import Path
 
 from vit_registers.errors import CheckpointError
-from vit_registers.runs.open_folder import OpenFolder, is_same
+from vit_registers.runs.folders import OpenFolder, is_same
 from vit_registers.runs.writers import say
 
 FILE = ".writer.lock"
-_WITNESS = "config.json"  # which is there before a run saves anything
-
-_PAUSES_S = (0.05, 0.1)  # between tries, as lock_holder() has the lock for a moment
-# What flock fails with where a file system has no locks.
+_WITNESS = "config.json"  # a run writes it before anything else
+_PAUSES_S = (0.05, 0.1)  # between tries, as lock_holder() holds the lock for a moment
+# Errors of flock on file systems without locks.
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 def try_lock(file: int, path: Path) -> bool:
-    """Locks an open file: whether it did, and no other process holds the lock.
+    """Locks an open file. Returns False if another process holds the lock.
 
-    Where the file system has no locks, a line says so, and the answer is True. Raises CheckpointError where
-    it fails otherwise.
+    If the file system has no locks, prints a line and returns True. Raises CheckpointError for other errors.
     """
     for pause_s in (*_PAUSES_S, None):
         try:
@@ -41,18 +39,18 @@ def try_lock(file: int, path: Path) -> bool:
             if error.errno not in _UNSUPPORTED:
                 raise CheckpointError(f"{path} cannot be locked: {error.strerror}") from error
             say(
-                f"{path.parent} is not protected against a second start: its file system has no locks "
+                f"{path.parent} is not protected against a second program: its file system has no locks "
                 f"({error.strerror})"
             )
         return True
     return False
 
 
-class RunLock:
+class RunLock(contextlib.AbstractContextManager):
     """The lock of a run folder, held until it is closed or the process ends. A context manager.
 
-    Raises CheckpointError where another program holds it, or the file cannot be made. Processes that this one
-    starts do not hold it, unless they are forks without exec.
+    Child processes do not hold it, except forks without exec. Raises CheckpointError if another program holds
+    it, or if the file cannot be created.
     """
 
     def __init__(self, run: Path):
@@ -61,7 +59,6 @@ class RunLock:
         self._folder = OpenFolder(run)
 
     def _lock(self) -> int:
-        """The open and locked file."""
         while True:
             try:
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -71,21 +68,22 @@ class RunLock:
                 unless_locked.callback(os.close, file)
                 if not try_lock(file, self._path):
                     raise CheckpointError(
-                        f"{self._run} is in use by {_name(file)}. "
-                        "Wait until that has ended, or use another folder"
+                        f"{self._run} is in use by {_name(file)}. Wait until it ends, or use another folder"
                     )
-                if not is_same(file, self._path):  # who had the lock has removed its file meanwhile
+                if not is_same(file, self._path):  # the last holder has removed its file in the meantime
                     continue
-                with contextlib.suppress(OSError):  # a full disk: only the name is missing
+                with contextlib.suppress(OSError):  # on a full disk only the name is missing
+                    since = time.strftime("%Y-%m-%d %H:%M:%S")
+                    name = f"process {os.getpid()} on {socket.gethostname()} (since {since})\n"
                     os.ftruncate(file, 0)
-                    os.write(file, f"{_me()}\n".encode())
+                    os.write(file, name.encode())
                 unless_locked.pop_all()
                 return file
 
     def check(self) -> None:
-        """Raises CheckpointError where the folder was removed, renamed, replaced or emptied since.
+        """Raises CheckpointError if the folder was removed, renamed, replaced or emptied.
 
-        Where only the lock's file was removed, it is made and locked again.
+        If only the lock file was removed, it is created and locked again.
         """
         if self._folder.is_there():
             if is_same(self._file, self._path):
@@ -96,19 +94,16 @@ class RunLock:
                 return
         raise CheckpointError(
             f"{self._run} was removed, renamed, replaced or emptied while this run was writing in it, so "
-            "nothing more can be saved there. Where it has another name now, the same command with that "
+            "nothing more can be saved there. If it has another name now, the same command with that "
             "--workdir resumes from its last checkpoint"
         )
-
-    def __enter__(self) -> "RunLock":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Releases the lock and removes its file."""
-        folder = self._folder.file  # by whichever name, and not one that took its place
+        folder = self._folder.file  # not the path, which may lead to another folder now
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(FILE, dir_fd=folder), os.fstat(self._file)):
                 os.unlink(FILE, dir_fd=folder)
@@ -116,10 +111,10 @@ class RunLock:
         self._folder.close()
 
 
-def lock_holder(run: Path) -> str | None:
-    """Who holds the lock of a run folder, None where nobody does. Makes nothing."""
+def lock_holder(run: Path, name: str = FILE) -> str | None:
+    """The program that holds the lock on a file of a run folder, None if there is none. Creates no file."""
     try:
-        file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(run / name, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -133,14 +128,8 @@ def lock_holder(run: Path) -> str | None:
     return None
 
 
-def _me() -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"process {os.getpid()} on {socket.gethostname()} (since {since})"
-
-
 def _name(file: int) -> str:
-    """Who the lock's file names."""
     with contextlib.suppress(OSError):
-        lines = os.pread(file, 500, 0).decode(errors="replace").split("\n")
-        return lines[0].strip() or "another process"
-    return "another process"
+        if name := os.pread(file, 500, 0).decode(errors="replace").partition("\n")[0].strip():
+            return name
+    return "another program"

@@ -1,4 +1,4 @@
-"""The cells of a sweep: runs that differ in their seed alone, and statistics of their results."""
+"""The cells of a sweep, whose runs differ only in their seed, and statistics of their results."""
 
 import dataclasses
 import statistics
@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_registers.errors import ConfigError
-from vit_registers.runs.results import non_finite_of
-from vit_registers.runs.sweeps import SEED, Sweep, SweepRun, count_parameters, read_result, short_keys
+from vit_registers.models.params import count_parameters
+from vit_registers.objectives.base import find_non_finite
+from vit_registers.runs.results import metrics_of
+from vit_registers.runs.sweeps import SEED, Sweep, SweepRun, read_result, short_keys
 
 Labels = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The runs of a sweep that differ in their seed alone, and the results of those that are finished."""
+    """Runs of a sweep that differ only in their seed, and the results of the finished ones."""
 
     labels: Labels
     runs: tuple[SweepRun, ...]
@@ -23,7 +25,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What the table says of a cell. None: undefined, such as a deviation of one run."""
+    """The row of a cell in the table. None: undefined, such as the deviation of one run."""
 
     labels: Labels
     mean: float | None  # percent where the metric is a fraction
@@ -38,11 +40,8 @@ class Row:
     source: str | None
 
 
-# --- reading ---------------------------------------------------------------------------------
-
-
 def read_cells(sweep: Sweep) -> list[Cell]:
-    """The cells of a sweep, in its order. Raises ConfigError where labels do not tell two of them apart."""
+    """The cells of a sweep, in its order. Raises ConfigError if two of them have the same labels."""
     short = short_keys([run.point for run in sweep.runs])
     label = getattr(sweep.module, "label", None) or (
         lambda point, arg: {short[key]: str(value) for key, value in point.items()}
@@ -50,16 +49,17 @@ def read_cells(sweep: Sweep) -> list[Cell]:
     grouped: list[tuple[dict[str, Any], list[SweepRun]]] = []
     for run in sweep.runs:
         point = {key: value for key, value in run.point.items() if key != SEED}
-        found = next((runs for other, runs in grouped if other == point), None)
-        if found is None:
-            grouped.append((point, [run]))
+        for other, runs in grouped:
+            if other == point:
+                runs.append(run)
+                break
         else:
-            found.append(run)
+            grouped.append((point, [run]))
     cells = []
     for point, runs in grouped:
         labels = dict(label(point, sweep.arg))
         if any(cell.labels == labels for cell in cells):
-            raise ConfigError(f"{sweep.config}: label() says {label_text(labels)} of two cells")
+            raise ConfigError(f"{sweep.config}: label() returns {label_text(labels)} for two cells")
         results = [result for run in runs if (result := read_result(run)) is not None]
         cells.append(Cell(labels=labels, runs=tuple(runs), results=tuple(results)))
     return cells
@@ -71,61 +71,54 @@ def label_text(labels: Labels) -> str:
 
 
 def find_cell(cells: Sequence[Cell], labels: Labels | None, config: str) -> Cell:
-    """The cell with these labels, the first for None. Raises ConfigError where there is none."""
+    """The cell with these labels, by default the first. Raises ConfigError if there is none."""
     if labels is None:
         return cells[0]
     found = [cell for cell in cells if cell.labels == labels]
     if not found:
         known = "; ".join(label_text(cell.labels) for cell in cells)
-        raise ConfigError(f"{config}: baseline() says {label_text(labels)}, which no cell is: {known}")
+        raise ConfigError(f"{config}: baseline() returns {label_text(labels)}, which no cell has: {known}")
     return found[0]
 
 
 def default_metric(cells: Sequence[Cell]) -> str:
     """The name of the first evaluator."""
-    for cell in cells:
-        for result in cell.results:
-            if result["best"] is not None:
-                return result["best"]["evaluator"]
-    return cells[0].runs[0].config.data.eval_split
+    found = [result["best"] for cell in cells for result in cell.results if result["best"] is not None]
+    return found[0]["evaluator"] if found else cells[0].runs[0].config.data.eval_split
 
 
 def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
-    """The metric that ranks checkpoints, of each finished run of a cell whose evaluation is finite.
+    """The metric that ranks checkpoints, of each finished run of a cell with a finite evaluation.
 
-    A fraction is in percent. `metric` is the evaluator, `which` its last or its best evaluation.
-
-    Raises ConfigError for an unknown evaluator.
+    A fraction is in percent. `metric` is the evaluator; `which` is "last" or "best", its evaluation. Raises
+    ConfigError for an unknown evaluator.
     """
     values, ranked = [], cell.runs[0].best
+    end = f"/{ranked.metric}"
     for result in cell.results:
         last, best = result["metrics"], result["best"]
-        if f"{metric}/{ranked.metric}" not in last:
-            end = f"/{ranked.metric}"
+        if f"{metric}{end}" not in last:
             known = ", ".join(key.removesuffix(end) for key in last if key.endswith(end))
             raise ConfigError(f"--metric={metric}: {label_text(cell.labels)} has only {known or 'none'}")
-        metrics = last if which == "last" else best and best["metrics"]
-        if metrics and not non_finite_of(metrics, metric):
-            values.append((100.0 if ranked.is_fraction else 1.0) * metrics[f"{metric}/{ranked.metric}"])
+        metrics = metrics_of(last if which == "last" else best["metrics"] if best else {}, metric)
+        value = metrics.get(ranked.metric)
+        if value is not None and not find_non_finite(metrics):
+            values.append((100.0 if ranked.is_fraction else 1.0) * value)
     return values
 
 
 def left_out(cells: Sequence[Cell], metric: str, which: str) -> list[str]:
-    """A line for each cell with finished runs of which the evaluation is not finite."""
-    numbers = [len(cell.results) - len(metric_values(cell, metric, which)) for cell in cells]
+    """A line for each cell that has finished runs with an evaluation that is not finite."""
     return [
         f"Left out, as the evaluation is not finite: {number} of {len(cell.results)} runs of "
         f"{label_text(cell.labels)}"
-        for cell, number in zip(cells, numbers, strict=True)
-        if number
+        for cell in cells
+        if (number := len(cell.results) - len(metric_values(cell, metric, which)))
     ]
 
 
-# --- statistics ------------------------------------------------------------------------------
-
-
 def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    """Mean and sample standard deviation (n - 1); None for too few values."""
     return (
         statistics.fmean(values) if values else None,
         statistics.stdev(values) if len(values) > 1 else None,
@@ -133,7 +126,7 @@ def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def compare(values: Sequence[float], baseline: Sequence[float]) -> tuple[float | None, float | None]:
-    """The difference of the means, and the same over sqrt((s1^2 + s2^2) / 2); None where undefined."""
+    """The difference of the means, and that difference over sqrt((s1^2 + s2^2) / 2); None: undefined."""
     (mean, std), (base_mean, base_std) = mean_std(values), mean_std(baseline)
     if mean is None or base_mean is None:
         return None, None
@@ -174,6 +167,3 @@ def make_rows(
             )
         )
     return rows
-
-
-# --- rendering -------------------------------------------------------------------------------

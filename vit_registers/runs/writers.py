@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard through clu, and a live line on a terminal."""
+"""Writers of the metrics of a run: metrics.jsonl, TensorBoard through clu, and a live line on a terminal."""
 
 import contextlib
 import math
@@ -13,30 +13,25 @@ from typing import Any, BinaryIO, TextIO
 import jax
 
 from vit_registers.errors import TrainingError
+from vit_registers.runs.folders import OpenFolder, damaged_path
 from vit_registers.runs.metrics_log import FILE, read_records
-from vit_registers.runs.open_folder import OpenFolder
-from vit_registers.strict_json import dumps
+from vit_registers.strict_json import dumps, write_text
 
-_REMOVAL_S = 1.0  # that removing a folder may take
+_REMOVAL_S = 1.0  # allowed for the removal of a folder
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
     """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
 
-    A context manager. First, lines of steps after `start_step`, which a killed run left behind, are taken out
-    and the records `restored` put in: the file is that of a run that never stopped. Where lines are not
-    records, the whole file is copied to RUN/damaged, and a line says so. Only process 0 should write. Lines
-    that cannot be written wait, and are tried again with the next; a file that is removed is written again.
-    Raises TrainingError where the file cannot be made, or lines still wait at the end.
+    A context manager. It first removes the lines of steps after `start_step`, which a killed run has left,
+    and adds the records `restored`. The file then equals that of an uninterrupted run. If lines are not
+    records, the file is copied to RUN/damaged and a line is printed. Only process 0 should write. Lines that
+    cannot be written are written with the next. A file that is removed is written again. Raises TrainingError
+    if the file cannot be created, or if lines are unwritten at the end.
     """
 
     def __init__(
-        self,
-        run: Path,
-        *,
-        start_step: int,
-        use_tensorboard: bool,
-        restored: Sequence[Mapping[str, Any]] = (),
+        self, run: Path, *, start_step: int, use_tensorboard: bool, restored: Sequence[Mapping[str, Any]] = ()
     ):
         self._path = run / FILE
         self._waiting = b""
@@ -45,12 +40,11 @@ class MetricWriter:
             with self._path.open("ab"):
                 records, damage = read_records(run)
             if damage is not None:
-                say(f"{damage}; the whole file is {self._set_aside()}")
+                copy = shutil.copy(self._path, damaged_path(run, FILE))
+                say(f"{damage}; the whole file is {copy}")
             kept = [record for record in records if record["step"] <= start_step]
             kept = sorted([*kept, *restored], key=lambda record: record["step"])
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{dumps(record, indent=None)}\n" for record in kept))
-            os.replace(temporary, self._path)
+            write_text(self._path, "".join(f"{dumps(record, indent=None)}\n" for record in kept))
             self._folder = OpenFolder(run)
             self._file = self._open()
         except OSError as error:
@@ -61,35 +55,26 @@ class MetricWriter:
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"))
 
-    def __enter__(self) -> "MetricWriter":
-        return self
-
     def __exit__(self, kind: type | None, *_: object) -> None:
-        # An error that is under way is the one to show.
+        # The first error is the one to show.
         with contextlib.suppress(TrainingError) if kind else contextlib.nullcontext():
             self.close()
 
     def _open(self) -> BinaryIO:
-        # In the folder that the run began in, not in one that has its name now.
+        # In the folder that the run was started in, not in one that has taken its name.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         return os.fdopen(os.open(FILE, flags, 0o666, dir_fd=self._folder.file), "ab", buffering=0)
 
-    def _set_aside(self) -> Path:
-        """Where a copy of the file is."""
-        folder = self._path.parent / "damaged"
-        folder.mkdir(exist_ok=True)
-        return Path(shutil.copy(self._path, folder / f"{FILE}-{int(time.time())}"))
-
     def _follow(self, is_last: bool) -> bool:
-        """Whether the open file is the one in the folder, if need be after opening it again.
+        """Whether the open file is the one in the folder, after opening it again where needed.
 
-        What a removed file held is put before the lines that wait. A file is not made again at once, as the
-        whole folder may be in removal.
+        The contents of a removed file are put before the waiting lines. The file is not created again at
+        once, as the whole folder may be under removal.
         """
         try:
             if os.path.samestat(os.stat(FILE, dir_fd=self._folder.file), os.fstat(self._file.fileno())):
                 return True
-            earlier, what = b"", "replaced: lines go into the new file"
+            earlier, what = b"", "replaced: lines are written to the new file"
         except FileNotFoundError:
             self._missing_since = self._missing_since or time.monotonic()
             if not is_last and time.monotonic() < self._missing_since + _REMOVAL_S:
@@ -99,23 +84,22 @@ class MetricWriter:
         opened = self._open()
         self._file.close()
         self._file, self._waiting, self._missing_since = opened, earlier + self._waiting, None
-        say(f"while the run was under way, {self._path} was {what}")
+        say(f"during the run, {self._path} was {what}")
         return True
 
     def _error(self, error: OSError) -> TrainingError:
         return TrainingError(f"{self._path} cannot be written: {error.strerror}")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One record, on disk when this returns. What is not finite is null, as JSON has no other word."""
-        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        """Writes one record. A number that is not finite is null, as JSON requires."""
         if error := self._append(dumps({"step": step, **scalars}, indent=None).encode() + b"\n"):
-            say(f"{self._path} cannot be written: {error.strerror}; the lines wait for the next")
+            say(f"{self._path} cannot be written: {error.strerror}; the lines are written with the next")
         if self._tensorboard is not None:
+            finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
             self._tensorboard.write_scalars(step, finite)
             self._tensorboard.flush()
 
     def _append(self, line: bytes) -> OSError | None:
-        """Writes what waits and the line. What went wrong, if it did; then the file is as it was."""
         is_first, self._waiting = not self._waiting, self._waiting + line
         size = None
         try:
@@ -134,12 +118,12 @@ class MetricWriter:
         return None
 
     def settle(self) -> None:
-        """Returns when no line waits any more. Raises TrainingError where that cannot be."""
+        """Writes the waiting lines. Raises TrainingError if they cannot be written."""
         if self._waiting and (error := self._append(b"")):
             raise self._error(error)
 
     def close(self) -> None:
-        """Closes the files, after a last try."""
+        """Writes the waiting lines and closes the files."""
         try:
             self.settle()
         finally:
@@ -150,17 +134,17 @@ class MetricWriter:
 
 
 def say(line: str) -> None:
-    """Prints a line. A log that cannot be written, or whose reader is gone, does not end a run."""
+    """Prints a line. Ignores errors of the output, such as a full disk or a closed pipe."""
     encoding = sys.stdout.encoding or "utf-8"
-    with contextlib.suppress(OSError):  # a name of a file may have characters that no encoding has
+    with contextlib.suppress(OSError):  # file names may have characters that the encoding lacks
         print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 class Progress:
-    """A live line with step, images/s, time to go and loss; silent where `out` is no terminal.
+    """A live line with step, loss, images/s and remaining time, if `out` is a terminal.
 
-    With `is_quiet` nothing is shown at all: for all processes but the first. `time_s` are the seconds of the
-    run up to the last update, with `earlier_s` of earlier starts.
+    With `is_quiet`, for all processes but the first, nothing is printed. `time_s` is the training time up to
+    the last update, including `earlier_s` of earlier starts.
     """
 
     def __init__(
@@ -171,16 +155,18 @@ class Progress:
         batch_size: int,
         earlier_s: float = 0.0,
         is_quiet: bool = False,
-        out: TextIO = sys.stderr,
+        out: TextIO | None = None,
     ):
-        self._total, self._batch_size, self._out = total_steps, batch_size, out
-        self._is_quiet, self._is_live = is_quiet, out.isatty() and not is_quiet
+        """`out` is sys.stderr by default."""
+        self._out: TextIO = sys.stderr if out is None else out
+        self._total, self._batch_size = total_steps, batch_size
+        self._is_quiet, self._is_live = is_quiet, self._out.isatty() and not is_quiet
         self._mark = (start_step, time.monotonic())
         self._started = self._mark[1] - earlier_s
         self.images_per_s, self.time_s = 0.0, earlier_s
 
     def update(self, step: int, loss: float) -> None:
-        """Shows the state after `step`; the rate is that since the last update."""
+        """Shows the state after `step`, with the rate since the last update."""
         last_step, last_time = self._mark
         now = time.monotonic()
         self.images_per_s = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
@@ -195,11 +181,11 @@ class Progress:
             self._out.flush()
 
     def restart(self, step: int) -> None:
-        """Leaves the time since the last update out of the rate: it went into something else than steps."""
+        """Excludes the time since the last update from the rate, as after an evaluation."""
         self._mark = (step, time.monotonic())
 
     def say(self, line: str) -> None:
-        """Prints a line that stays, terminal or not."""
+        """Prints a permanent line."""
         if self._is_live:
             self._out.write("\r\x1b[K")
             self._out.flush()
@@ -214,7 +200,7 @@ def _clock(seconds: float) -> str:
 
 
 def write_parameter_overview(params: Any, path: Path) -> None:
-    """Writes the table of all parameters and prints how many there are."""
+    """Writes the table of all parameters and prints their number."""
     from clu import parameter_overview
 
     table = parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -1,45 +1,63 @@
-"""Processes that were started with plain addresses find each other, or learn why not, in one line.
+"""How the processes of a job meet, and compare their settings.
 
-JAX's own meeting aborts the process, with a stack trace and no word of who is missing, so we meet before it
-does: process 0 listens on the coordinator's port, each other one says who it is and of how many, and none
-goes on before all are there. Then JAX takes over the port.
+If a process is missing, JAX aborts the others with a stack trace that does not name it. So the processes meet
+before JAX is initialized: process 0 listens on the coordinator's port, each other process sends its number
+and the number of processes, and all wait until all have connected. Then JAX takes over the port.
 """
 
 import contextlib
+import itertools
 import json
 import socket
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from jax._src import distributed as jax_distributed  # for its key-value store, which has no public name
+
 from vit_registers.errors import ConfigError
 
+KEYS = "vit_registers/"  # the prefix of all keys in the key-value store
 _GREETING = "vit_registers"
 _ALL_HERE = "all here"
 _LINE_BYTES = 1000
 _RETRY_S = 0.2
-_HELLO_S = 10.0  # for a caller to say who it is; anything may call at an open port
+_HELLO_S = 10.0  # the time for a caller to send its number; any program may connect to an open port
+_AGREE_S = 3600.0  # the time for all processes to open their data, which takes minutes for large data sets
+_rounds = itertools.count()  # of require_same; the same on all processes
+
+
+def key_value_store() -> Any:
+    """JAX's store of strings that all processes of a job share; None if this process is alone."""
+    return jax_distributed.global_state.client
+
+
+def is_alone() -> bool:
+    """Whether this process is the only one of its job."""
+    return key_value_store() is None or jax_distributed.global_state.num_processes == 1
 
 
 def split_address(coordinator: str) -> tuple[str, int]:
     """(host, port) of "host:port". Raises ConfigError for anything else."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--coordinator={coordinator}: want host:port, as in 10.0.0.1:8476")
+        raise ConfigError(f"--coordinator={coordinator}: must be host:port, as in 10.0.0.1:8476")
     return host.strip("[]"), int(port)
 
 
 def meet(coordinator: str, *, num_processes: int, process_id: int, timeout_s: float) -> None:
-    """Returns on every process when all `num_processes` are there.
+    """Returns on every process when all `num_processes` have connected.
 
-    Raises ConfigError, on all that are there, where the coordinator cannot be reached, the numbers do not fit
-    together, or one has not come in time.
+    Raises ConfigError, on all connected processes, if the coordinator cannot be reached, if the numbers of
+    the processes contradict each other, or if a process has not connected in time.
     """
     host, port = split_address(coordinator)
     if num_processes < 1:
-        raise ConfigError(f"--num_processes={num_processes}: want >= 1")
+        raise ConfigError(f"--num_processes={num_processes}: must be >= 1")
     if not 0 <= process_id < num_processes:
-        raise ConfigError(f"--process_id={process_id}: want 0 to {num_processes - 1} (--num_processes - 1)")
+        raise ConfigError(
+            f"--process_id={process_id}: must be 0 to {num_processes - 1} (--num_processes - 1)"
+        )
     deadline = time.monotonic() + timeout_s
     if process_id == 0:
         _receive(port, num_processes, deadline, timeout_s)
@@ -47,15 +65,17 @@ def meet(coordinator: str, *, num_processes: int, process_id: int, timeout_s: fl
         _call(host, port, f"{_GREETING} {process_id} {num_processes}", deadline, timeout_s)
 
 
-def agree(
-    client: Any, settings: Mapping[str, Any], *, me: int, count: int, keys: str, timeout_s: float
-) -> None:
-    """Returns when all processes have compared what they were given with what process 0 was.
+def require_same(settings: Mapping[str, Any]) -> None:
+    """Returns when all processes, each of which has to call it, have compared `settings` with process 0.
 
-    `client` is JAX's key-value store, `keys` what the names in it begin with, which are used once. Raises
-    ConfigError where this process counts others than process 0 does, or has other settings.
+    Raises ConfigError on a process with other settings, or another number of processes. Call it in the block
+    of distributed.together, which ends the wait if a process fails before its call.
     """
-    timeout_ms, mine = int(1000 * timeout_s), {name: repr(value) for name, value in settings.items()}
+    if is_alone():
+        return
+    state, client = jax_distributed.global_state, key_value_store()
+    me, count, keys = state.process_id, state.num_processes, f"{KEYS}same/{next(_rounds)}/"
+    timeout_ms, mine = int(1000 * _AGREE_S), {name: repr(value) for name, value in settings.items()}
     if me == 0:
         client.key_value_set(f"{keys}job", json.dumps([count, mine]))
         for other in range(1, count):
@@ -87,13 +107,8 @@ def _listener(port: int) -> socket.socket:
 
 
 def _read_line(connection: socket.socket) -> str:
-    data = b""
-    while not data.endswith(b"\n") and len(data) < _LINE_BYTES:
-        part = connection.recv(_LINE_BYTES)
-        if not part:
-            break
-        data += part
-    return data.decode(errors="replace").strip()
+    with connection.makefile("rb") as file:
+        return file.readline(_LINE_BYTES).decode(errors="replace").strip()
 
 
 def _send_line(connection: socket.socket, line: str) -> None:
@@ -102,7 +117,7 @@ def _send_line(connection: socket.socket, line: str) -> None:
 
 
 def _receive(port: int, num_processes: int, deadline: float, timeout_s: float) -> None:
-    """Process 0's part: waits for all, then tells all how it went."""
+    """The part of process 0: waits for all, then sends the result to all."""
     there: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listener(port))
@@ -113,13 +128,12 @@ def _receive(port: int, num_processes: int, deadline: float, timeout_s: float) -
                     missing = [i for i in range(1, num_processes) if i not in there]
                     names = ", ".join(map(str, missing[:20])) + (" and more" if len(missing) > 20 else "")
                     raise ConfigError(
-                        f"of {num_processes} processes, {names} did not come to port {port} of process 0 "
+                        f"of {num_processes} processes, {names} did not connect to port {port} of process 0 "
                         f"within {timeout_s:g} s (--connect_timeout_s)"
                     )
                 stack.enter_context(connection)
-                who = _who(connection)
-                if who is None:
-                    continue  # not one of ours
+                if (who := _who(connection)) is None:
+                    continue  # another program
                 process_id, count = who
                 there.setdefault(process_id, connection)
                 if count != num_processes:
@@ -146,7 +160,7 @@ def _accept(listener: socket.socket, deadline: float) -> socket.socket | None:
 
 
 def _who(connection: socket.socket) -> tuple[int, int] | None:
-    """(process_id, num_processes) as the caller has it."""
+    """(process_id, num_processes) of the caller; None if it is another program."""
     connection.settimeout(_HELLO_S)
     try:
         greeting, process_id, count = _read_line(connection).split()
@@ -156,7 +170,7 @@ def _who(connection: socket.socket) -> tuple[int, int] | None:
 
 
 def _call(host: str, port: int, hello: str, deadline: float, timeout_s: float) -> None:
-    """The part of all others: calls until process 0 answers, and waits for its word."""
+    """The part of all other processes: calls until process 0 answers, and waits for the result."""
     while True:
         try:
             connection = socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1))
@@ -166,16 +180,16 @@ def _call(host: str, port: int, hello: str, deadline: float, timeout_s: float) -
                 reason = error.strerror or str(error)
                 raise ConfigError(
                     f"--coordinator={host}:{port} cannot be reached within {timeout_s:g} s "
-                    f"(--connect_timeout_s): {reason}; process 0 has to run there"
+                    f"(--connect_timeout_s): {reason}; process 0 must run there"
                 ) from None
             time.sleep(_RETRY_S)
     with connection:
         _send_line(connection, hello)
-        # Process 0 may have begun to wait as late as we gave up on it.
+        # process 0 may have started just before this process would have given up
         connection.settimeout(max(deadline - time.monotonic(), 0.0) + timeout_s + _HELLO_S)
         try:
             answer = _read_line(connection)
         except OSError as error:
             answer = error.strerror or str(error)
     if answer != _ALL_HERE:
-        raise ConfigError(answer or f"process 0 at {host}:{port} went away before all processes were there")
+        raise ConfigError(answer or f"process 0 at {host}:{port} ended before all processes had connected")

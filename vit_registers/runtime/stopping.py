@@ -1,7 +1,8 @@
-"""An orderly stop: a signal asks for it, and all processes agree on the step after which it comes."""
+"""An orderly stop: a signal requests it, and all processes agree on the step after which they stop."""
 
+import contextlib
 import signal
-from typing import Any
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vit_registers.config import check_value
 
 
-class StopRequest:
-    """True once SIGTERM or SIGINT has come, inside its `with` block; a second SIGINT stops at once."""
+class StopRequest(contextlib.ExitStack):
+    """True after SIGTERM or SIGINT was received in its `with` block; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._name = ""
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+            self.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: object) -> None:
         if self._name and number == signal.SIGINT:
@@ -36,15 +33,15 @@ class StopRequest:
         return bool(self._name)
 
     def __str__(self) -> str:
-        return self._name or "stop asked for on another process"
+        return self._name or "stop requested on another process"
 
 
 class Agreement:
-    """Whether any process wants to stop: the same answer on all of them at the same step.
+    """Whether a stop was requested on any process: the same answer on all of them at the same step.
 
-    Asked every `every_steps` steps, it starts a reduction over the devices and returns the answer of the one
-    before, which has long been there: no step waits for it. So all stop at most twice as many steps after a
-    signal. One process needs no agreement, and is answered at every step.
+    Every `every_steps` steps it starts a reduction over the devices and returns the result of the one before,
+    which is available by then, so that no step waits for it. All processes stop at most 2 * every_steps steps
+    after a signal. A process that is alone stops at once.
     """
 
     def __init__(self, mesh: jax.sharding.Mesh, every_steps: int):
@@ -55,7 +52,7 @@ class Agreement:
         self._asked: jax.Array | None = None
 
     def is_reached(self, step: int, request: StopRequest) -> bool:
-        """Whether to stop after `step`. All processes ask for the same steps, in order."""
+        """Whether to stop after `step`. All processes call it for the same steps, in order."""
         if self._is_alone:
             return bool(request)
         if step % self._every_steps:

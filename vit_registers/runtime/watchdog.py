@@ -1,4 +1,4 @@
-"""Ends a process whose steps do not come back any more: a hung host, device, file system or data source."""
+"""Ends a process whose steps no longer finish, as of a hung host, device, file system or data source."""
 
 import contextlib
 import sys
@@ -13,14 +13,14 @@ import jax
 
 from vit_registers.config import check_value
 
-SEVERAL_PROCESSES_S = 1800.0  # the limit where none is set and there are several processes
-SLOW_FACTOR = 10  # evaluations, saves and the first step, which is compiled, may take so many times longer
+SEVERAL_PROCESSES_S = 1800.0  # the default limit with several processes
+SLOW_FACTOR = 10  # of the limit, for evaluations, saves and the first step, which is compiled
 
 
 class Watchdog:
-    """A thread that calls `end` with a line when no step has come back for `limit_s`. A context manager.
+    """A context manager with a thread that calls `end` with a line if no step has finished for `limit_s`.
 
-    It asks the devices whether steps are done, without waiting for them, so that the loop is not held up.
+    It asks the devices whether steps are done, without waiting for them, so that the loop is not delayed.
     `limit_s` None: 1800 s with several processes, no limit with one. 0: no limit.
     """
 
@@ -43,13 +43,13 @@ class Watchdog:
         self._closing.set()
 
     def started(self, step: int, result: jax.Array) -> None:
-        """Takes down that a step was started; `result` is an output of it that the next does not use up."""
+        """Records that a step has started; `result` is one of its outputs that is not donated to the next."""
         if self._limit_s:
             self._under_way.append((step, result))
 
     @contextlib.contextmanager
     def slow(self, what: str) -> Iterator[None]:
-        """A block that may last longer than a step."""
+        """A context for `what`, which may take longer than a step."""
         before = self._doing, self._factor
         self._doing, self._factor, self._since = what, SLOW_FACTOR, time.monotonic()
         try:
@@ -69,7 +69,7 @@ class Watchdog:
             if waited_s > self._limit_s * self._factor and not self._closing.is_set():
                 last = "none has yet" if self._last_step is None else f"the last was step {self._last_step}"
                 self._end(
-                    f"no step has come back for {waited_s:.0f} s ({last}; run.hang_timeout_s="
+                    f"no step has finished for {waited_s:.0f} s ({last}; run.hang_timeout_s="
                     f"{self._limit_s:g}); this process was at {self._doing}, in {_place()}"
                 )
                 return

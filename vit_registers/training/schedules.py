@@ -77,7 +77,6 @@ SCHEDULES: dict[str, Callable[[Optimizer, Durations], tuple[np.ndarray, int]]] =
 
 
 def _check(optimizer: Optimizer) -> None:
-    """Raises ConfigError for rates that contradict each other."""
     check_section("optimizer", optimizer)
     peak = optimizer.learning_rate
     for name in ("warmup_learning_rate", "min_learning_rate"):

@@ -1,50 +1,21 @@
-"""The device mesh, and how what the step reads and writes is laid over it."""
+"""How the arrays that a step reads and writes are laid over the device mesh."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_registers.config import Data, Mesh, Model, Optimizer, check_section
+from vit_registers.config import Data, Model, Optimizer
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention.mesh import AXES
 from vit_registers.models.blocks import dims
 from vit_registers.models.partition import parameter_spec
 from vit_registers.models.paths import leaf_of, path_text
 
 
-def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, ...]:
-    """The sizes of AXES that the config asks for. Raises ConfigError where they do not fit the devices."""
-    shape = [getattr(mesh, axis) for axis in AXES]
-    asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-    check_section("mesh", mesh)
-    if shape.count(-1) > 1:
-        raise ConfigError(f"config.mesh {asked}: want at most one -1")
-    if -1 in shape:
-        shape[shape.index(-1)] = num_devices // math.prod(size for size in shape if size != -1)
-    if math.prod(shape) != num_devices:
-        raise ConfigError(
-            f"config.mesh {asked} does not use the {num_devices} devices that there are: give "
-            f"sizes whose product is {num_devices}, as --config.mesh.data=-1 --config.mesh.fsdp=1 "
-            "--config.mesh.tensor=1"
-        )
-    return tuple(shape)
-
-
-def make_mesh(mesh: Mesh, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """All devices, or the given ones, in the shape that the config asks for.
-
-    Raises ConfigError where it does not fit them.
-    """
-    shape = mesh_shape(mesh, jax.device_count() if devices is None else len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
 def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError if the devices do not divide a batch, or the tensor axis not the model."""
+    """Raises ConfigError if a batch does not divide over the devices, or heads over the tensor axis."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulation = optimizer.accumulation_steps
     what = f"{shards} devices (data x fsdp)"
@@ -69,8 +40,7 @@ def _check_tensor_axis(model: Model, mesh: jax.sharding.Mesh) -> None:
 def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size_given: bool) -> Data:
     """The settings with eval_batch_size rounded up to a multiple of the devices, unless `is_size_given`.
 
-    Raises ConfigError if the devices do not divide a given size, or the tensor axis does not divide the
-    model.
+    Raises ConfigError if a given size does not divide over them, or the model over the tensor axis.
     """
     _check_tensor_axis(model, mesh)
     shards, size = mesh.shape["data"] * mesh.shape["fsdp"], data.eval_batch_size
@@ -81,12 +51,12 @@ def fit_evaluation(data: Data, model: Model, mesh: jax.sharding.Mesh, *, is_size
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of batches: examples are split over data and fsdp."""
+    """The sharding of examples over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of an array that is whole on every device."""
+    """The sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -100,5 +70,5 @@ def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """The shape with a sharding, which a checkpoint is restored to."""
+    """The shape with that sharding, to which a checkpoint is restored."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

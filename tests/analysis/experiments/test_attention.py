@@ -12,8 +12,8 @@ from vit_registers.analysis.experiments import (
     over_training,
     positional_focus,
 )
+from vit_registers.analysis.experiments.over_training import by_run
 from vit_registers.analysis.experiments.positional_focus import MIDDLE
-from vit_registers.analysis.experiments.run_steps import by_run
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.measures.severity import attention_entropy

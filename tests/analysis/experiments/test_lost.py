@@ -13,7 +13,7 @@ from PIL import Image
 from vit_registers.analysis.experiments import lost as module
 from vit_registers.analysis.experiments.lost import EXPERIMENT
 from vit_registers.analysis.features import compute, extract
-from vit_registers.analysis.measures.lost import discover
+from vit_registers.analysis.measures.lost import sweep_cells
 from vit_registers.analysis.subject import Options
 from vit_registers.config import Model
 from vit_registers.data.sources.boxes import BoxImage, open_voc, read_image
@@ -22,6 +22,13 @@ from vit_registers.models.vit import ViT
 
 PATCH = 4
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def discover(feature_PxD, grid, *, use_center=False, use_norm=False, bias=0.0, **where):
+    """What LOST finds with one setting."""
+    for cell, found in sweep_cells({("k", 1): feature_PxD}, grid, biases=[bias], **where):
+        if (cell.use_center, cell.use_norm) == (use_center, use_norm):
+            return found
 
 
 def looked_at(image_HxWx3, num_blocks, *, depth=3, scale=1.0):
@@ -57,8 +64,7 @@ def image_with(size, box=None, *, truths=None, name="one"):
     Image.fromarray(pixels).save(stream, "PNG")
     truths = ([] if box is None else [box]) if truths is None else truths
     boxes = np.array(truths, np.float64).reshape(-1, 4)
-    is_hard = np.zeros(len(boxes), bool)
-    return BoxImage(name=name, path=None, encoded=stream.getvalue(), box_xyxy_px=boxes, is_hard=is_hard)
+    return BoxImage(name=name, path=None, encoded=stream.getvalue(), box_xyxy_px=boxes)
 
 
 def rows_of(result, name="fake"):
@@ -221,7 +227,7 @@ def test_a_folder_with_an_image_that_breaks_off(tmp_path):
         sides = "".join(f"<{side}>{n}</{side}>" for side, n in zip(SIDES, "1199", strict=True))
         text = f"<annotation><object><bndbox>{sides}</bndbox></object></annotation>"
         (tmp_path / "annotations" / f"{name}.xml").write_text(text)
-    records = open_voc(tmp_path).records
+    records = open_voc(tmp_path)
     path = tmp_path / "images" / "b.png"
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match=r"b.png cannot be decoded as an image"):

@@ -16,7 +16,7 @@ from PIL import Image
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments import (
     attention_bias,
-    neuron_search,
+    edited_models,
     norms,
     norms_by_layer,
     probe_position,
@@ -140,9 +140,10 @@ def test_norms_by_layer_show_the_block_where_they_begin(planted):
     assert flagged == {0: 0.0, 1: 0.0, 2: share, 3: share}
 
 
+@pytest.mark.slow
 def test_the_register_neuron_is_found(planted):
     subject, is_bright_BxP = planted
-    found = neuron_search.find_neurons(subject, OPTIONS)
+    found = edited_models.find_neurons(subject, OPTIONS)
     assert found.last_block == BLOCK
     assert found.neuron_Ex2[0].tolist() == [BLOCK, NEURON]
     assert found.num_images == is_bright_BxP[: OPTIONS.num_edited].any(1).sum()
@@ -157,7 +158,7 @@ def test_the_register_neuron_is_found(planted):
 def test_scores_are_the_mean_activations_worked_by_hand(planted):
     """The planted neuron's activation, from the stream before its block, in numpy."""
     subject, is_bright_BxP = planted
-    found = neuron_search.find_neurons(subject, OPTIONS)
+    found = edited_models.find_neurons(subject, OPTIONS)
     model = _planted()
     image = np.asarray(subject.store.read("image_HxWxC")[: OPTIONS.num_edited], np.float32)
     out = nnx.jit(lambda model, x: model(x))(model, (image / 255 - 0.5) / 0.5)
@@ -167,6 +168,7 @@ def test_scores_are_the_mean_activations_worked_by_hand(planted):
     np.testing.assert_allclose(found.score_LxF[BLOCK, NEURON], np.mean(means), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_test_time_register_takes_the_outliers(planted):
     subject, is_bright_BxP = planted
     result = test_time_registers.EXPERIMENT.result([subject], OPTIONS)
@@ -200,6 +202,7 @@ def test_an_attention_bias_does_what_the_register_does(planted):
     assert abs(register - biased) <= abs(register - silent) + 1e-6
 
 
+@pytest.mark.slow
 def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
     """Before block 2 the patches are bright: zero is not, so that the neuron stays silent."""
     subject, is_bright_BxP = planted
@@ -226,6 +229,7 @@ def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
         assert (largest < 30).all() != others
 
 
+@pytest.mark.slow
 def test_planted_positions_are_recovered_and_absent_ones_are_not(folder, planted):
     rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([planted[0]], OPTIONS))}
     assert rows["normal"]["top-1, %"] == 100.0

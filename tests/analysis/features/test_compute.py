@@ -175,6 +175,7 @@ def test_only_the_first_images_and_only_what_is_missing(case, tmp_path):
     assert (few.folder / "norms_LxT.npy").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_attention_equals_that_of_transformers(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

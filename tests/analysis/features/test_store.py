@@ -1,4 +1,4 @@
-"""Features on disk: what is written is read, stopped at any batch and gone on with, whatever is missing."""
+"""Features on disk are read as written; extraction stops at any batch and resumes with what is missing."""
 
 import hashlib
 import json

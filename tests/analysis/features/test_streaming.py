@@ -1,18 +1,16 @@
-"""Every experiment in small parts against the same in one piece: 200 images, nothing but memory differs."""
-
-import dataclasses
+"""Every experiment in small parts equals the experiment in one part, on 200 images."""
 
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.fixtures.digits import make_config
 from vit_registers.analysis import opening
 from vit_registers.analysis import subject as subject_file
 from vit_registers.analysis.experiments import probe_global
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.subject import Options
-from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
 from vit_registers.models.vit import ViT
 
@@ -20,41 +18,27 @@ pytestmark = pytest.mark.slow
 
 NUM_IMAGES = 200
 OPTIONS = Options(rule="quantile:0.97", num_edited=NUM_IMAGES, num_examples=2)
-MODEL = Model(
-    width=32,
-    depth=1,
-    num_heads=4,
-    mlp_dim=32,
-    patch_size=2,
-    image_size=(8, 8),
-    channels=1,
-    num_classes=10,
-    num_registers=2,
-    summary_factor=2,
-    mask="fractal",
-    pooling="cls",
-)
+MODEL = {
+    "width": 32,
+    "num_heads": 4,
+    "mlp_dim": 32,
+    "patch_size": 2,
+    "num_registers": 2,
+    "summary_factor": 2,
+    "mask": "fractal",
+    "pooling": "cls",
+}
 
 
 def _measured(root, batch_size):
     """All experiments on a random model, whose features came in batches of that size."""
-    data = Data(
-        loader="memory",
-        name="digits",
-        eval_split="test",
-        train_ops="",
-        eval_ops="",
-        mean=(0.5,),
-        std=(0.5,),
-        eval_batch_size=batch_size,
-    )
-    config = dataclasses.replace(Config(), model=MODEL, data=data)
+    config = make_config(model=MODEL, data={"eval_batch_size": batch_size})
     opened = opening.OpenedModel(
         name="random",
         path="random",
         step=None,
         sha256="0",
-        model=ViT(MODEL, rngs=nnx.Rngs(0)),
+        model=ViT(config.model, rngs=nnx.Rngs(0)),
         config=config,
         loader=open_data(config),
         num_images=NUM_IMAGES,
@@ -65,8 +49,8 @@ def _measured(root, batch_size):
 
 
 def test_parts_give_what_the_whole_gives(tmp_path, monkeypatch):
-    """In one test, because its two passes over all experiments take their time."""
-    monkeypatch.setattr(probe_global, "_SEEDS", (0,))  # more of them have nothing to do with parts
+    """One test, because two passes over all experiments take long."""
+    monkeypatch.setattr(probe_global, "_SEEDS", (0,))  # more seeds do not test parts
     results = []
     for size in (24, NUM_IMAGES):
         monkeypatch.setattr(subject_file, "_PART", size)

@@ -10,13 +10,12 @@ from sklearn.linear_model import Ridge
 from vit_registers.analysis.measures.reconstruction import (
     Pairs,
     _apply_mlp,
-    _initial_mlp,
     fit_linear,
     fit_mean,
     fit_mlp,
+    initial_mlp,
     patchify,
     score_reconstruction,
-    unpatchify,
 )
 from vit_registers.errors import ConfigError, DataError
 
@@ -51,15 +50,6 @@ def test_patches_are_row_major_and_hold_rows_columns_channels():
     for index in range(6):
         top, left = 2 * (index // 3), 2 * (index % 3)
         np.testing.assert_array_equal(patches[1, index], image[1, top : top + 2, left : left + 2].ravel())
-
-
-@pytest.mark.parametrize(
-    ("shape", "size"), [((3, 8, 8, 1), 4), ((2, 6, 9, 3), 3), ((1, 5, 7, 2), 1), ((0, 4, 4, 3), 2)]
-)
-def test_unpatchify_undoes_patchify(shape, size):
-    image = np.random.default_rng(0).normal(size=shape)
-    grid = (shape[1] // size, shape[2] // size)
-    np.testing.assert_array_equal(unpatchify(patchify(image, size), size, grid=grid), image)
 
 
 def test_images_that_are_not_made_of_patches_are_refused():
@@ -144,12 +134,13 @@ def test_no_images_have_no_scores():
 
 
 def test_the_mlp_is_that_of_the_formula():
-    parameters = _initial_mlp(np.random.default_rng(0), (5, 20, 7))
+    pairs = make_pairs(0, 1, width=5)
+    parameters = initial_mlp(np.random.default_rng(0), pairs)
     assert {name: value.shape for name, value in parameters.items()} == {
         "weight0": (5, 20),
         "bias0": (1, 20),
-        "weight1": (20, 7),
-        "bias1": (1, 7),
+        "weight1": (20, 48),
+        "bias1": (1, 48),
     }
     assert 0.9 * 5**-0.5 < abs(parameters["weight0"]).max() <= 5**-0.5
     assert 0.9 * 20**-0.5 < abs(parameters["weight1"]).max() <= 20**-0.5

@@ -154,20 +154,16 @@ def test_density_of_a_large_group_is_of_a_seeded_draw():
     )  # uniform on width 1
 
 
-def test_smoothness_is_the_mean_over_pairs():
-    feature = RNG.normal(size=(2, 6, 4))
-    edges = [(0, 1), (1, 2), (3, 4), (4, 5), (0, 3), (1, 4), (2, 5)]  # of 2 x 3
-    expected = [np.mean([angle(image[i], image[j]) for i, j in edges]) for image in feature]
-    np.testing.assert_allclose(severity.smoothness(feature, (2, 3)), expected, rtol=1e-12)
-    checkerboard = np.array([1.0, -1, 1, -1, 1, -1])[None, :, None]
-    assert severity.smoothness(checkerboard, (2, 3)) == pytest.approx(-1)
-    assert np.isnan(severity.smoothness(np.ones((1, 1, 4)), (1, 1))).all()
+def variance(feature, is_outlier):
+    sums = severity.VarianceSums()
+    sums.add(feature, is_outlier)
+    return sums.result()
 
 
 def test_variance_is_numpys_and_shares_sum_to_one():
     feature, is_outlier = RNG.normal(size=(4, 10, 3)) + 50, RNG.random((4, 10)) < 0.25
     feature[is_outlier] = feature[is_outlier] * 3 + 7
-    found = severity.feature_variance(feature, is_outlier)
+    found = variance(feature, is_outlier)
     outliers, background, every = feature[is_outlier], feature[~is_outlier], feature.reshape(-1, 3)
     assert found.num_outliers == len(outliers) and found.num_background == len(background)
     assert found.variance_outliers == pytest.approx(np.trace(np.cov(outliers.T, bias=True)))
@@ -185,18 +181,18 @@ def test_variance_in_batches_is_that_in_one_beside_a_large_mean():
     sums = severity.VarianceSums()
     for part in (slice(0, 2), slice(2, 2), slice(2, 3), slice(3, 9)):
         sums.add(feature[part], is_outlier[part])
-    np.testing.assert_allclose(sums.result(), severity.feature_variance(feature, is_outlier), rtol=1e-9)
+    np.testing.assert_allclose(sums.result(), variance(feature, is_outlier), rtol=1e-9)
     expected = feature[is_outlier].astype(float).var(axis=0).sum()
     assert sums.result().variance_outliers == pytest.approx(expected, rel=1e-9)
 
 
 def test_variance_without_outliers_or_without_any():
     feature = RNG.normal(size=(2, 5, 3))
-    found = severity.feature_variance(feature, np.zeros((2, 5), bool))
+    found = variance(feature, np.zeros((2, 5), bool))
     assert found.variance_outliers is None and found.num_outliers == 0
     assert found[4:] == (0, 1, 0)
     is_outlier = np.eye(2, 5, dtype=bool)
-    same = severity.feature_variance(np.full((2, 5, 3), 0.1), is_outlier)
+    same = variance(np.full((2, 5, 3), 0.1), is_outlier)
     assert same.variance_outliers == pytest.approx(0) and same[4:] == (None, None, None)
     assert severity.VarianceSums().result() == (0, 0) + (None,) * 5
 
@@ -204,7 +200,7 @@ def test_variance_without_outliers_or_without_any():
 def test_values_that_are_not_finite_are_refused():
     feature = np.ones((1, 4, 2))
     feature[0, 0, 0] = np.inf
-    with pytest.raises(DataError, match="patch features holds values that are not finite"):
+    with pytest.raises(DataError, match="rows of the patch features are not finite"):
         severity.neighbour_cosine(feature, (2, 2))
     with pytest.raises(DataError, match="attention weights"):
         severity.attention_entropy(np.array([np.nan, 1]))

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from vit_registers.analysis.report.finding import counted, labels, number, sentence
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.report.finding import labels, sentence
+from vit_registers.analysis.report.result import Rows, counted, number
 
 
 def _rows(name, share, *, count="196 images"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
-from vit_registers.analysis.published.tables import SMALL, published_tables, read_rows
+from vit_registers.analysis.experiments.experiment import SMALL
+from vit_registers.analysis.published.tables import published_tables, read_rows
 
 ROOT = Path(__file__).parents[3]
 TABLES = [table for tables in published_tables().values() for table in tables]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.ops import catalog, color, pixel_ops, randaugment
 from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError
@@ -139,7 +140,7 @@ CLOSE = {  # to PIL, by at most one level
 }
 
 
-@pytest.mark.parametrize("source", ["drawn", "photos"])
+@parametrize_quick("source", ["drawn", "photos"])
 @pytest.mark.parametrize("name", EXACT)
 def test_operation_is_exact(name, source, compiled, request):
     for image in request.getfixturevalue(source):
@@ -159,7 +160,7 @@ def test_operation_is_within_one_level_of_pil(name, source, compiled, request):
 
 
 @pytest.mark.parametrize("source", ["drawn", "photos"])
-@pytest.mark.parametrize("name", MOVED)
+@parametrize_quick("name", MOVED)
 def test_pixels_are_moved_as_by_tensorflow(name, source, compiled, request):
     for image in request.getfixturevalue(source):
         for draw, sign in ((PLUS, 1), (MINUS, -1)):
@@ -175,6 +176,7 @@ def test_cutout(source, compiled, request):
             np.testing.assert_array_equal(out, cutout(image, draw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["drawn", "photos"])
 def test_contrast_from_the_mean(source, compiled, request):
     for image in request.getfixturevalue(source):
@@ -255,13 +257,14 @@ def test_operations_and_signs_are_drawn_evenly_and_independently():
 
 
 def test_one_compilation_serves_all_images_and_draws():
-    # what XLA needs as a constant is missing from the parameters, and compiled anew for each value
+    # what XLA needs as a constant is missing from the parameters, and is compiled again for each value
     op = randaugment.randaugment(Target(16, 16, 3))
     function = tf.function(op.apply, jit_compile=True, autograph=False)
     ir = function.experimental_get_compiler_ir(tf.zeros([16, 16, 3], tf.uint8), tf.zeros([6]))
     assert "{(u8[16,16,3]{2,1,0}, f32[6]{0})->" in ir(stage="hlo").splitlines()[0]
 
 
+@pytest.mark.slow
 def test_images_are_a_function_of_the_seed(drawn):
     images = np.stack(drawn * 8)
     text = "decode | central_crop | flip | randaugment(1)"

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.crops import random_resized_box, random_resized_crop
 from vit_registers.data.ops.decode import decode
@@ -46,7 +47,7 @@ def box_of_torchvision(size, rng, areas=AREAS, aspects=ASPECTS):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@pytest.mark.parametrize("size", [(375, 500), (800, 200)])
+@parametrize_quick("size", [(375, 500), (800, 200)])
 def test_boxes_have_the_law_of_torchvisions(size):
     rng = np.random.default_rng(0)
     expected = np.array([box_of_torchvision(size, rng) for _ in range(DRAWS)])
@@ -107,6 +108,7 @@ def test_only_the_part_of_a_jpeg_is_decoded(imagenet_paths, monkeypatch):
     assert abs(part - whole).mean() < 1.0  # chroma at the border of the part is interpolated differently
 
 
+@pytest.mark.slow
 def test_recipe_b_is_a_function_of_the_seed(imagenet_paths):
     text = "random_resized_crop | flip | three_augment | color_jitter(0.3, 0.3, 0.3)"
     function = tf.function(catalog.compose(text, Target(64, 64, 3), where="x"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.resize import METHODS
 from vit_registers.data.ops.strings import Target
@@ -57,6 +58,7 @@ def noise(*shape, contrast=1):
     return levels.clip(0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FILTERS)
 def test_noise_is_resized_exactly_as_by_pil(resize, method):
     for size, sides in [*SIZES, *EXTREMES]:
@@ -67,7 +69,7 @@ def test_noise_is_resized_exactly_as_by_pil(resize, method):
             )
 
 
-@pytest.mark.parametrize("method", FILTERS)
+@parametrize_quick("method", FILTERS)
 def test_photographs_are_resized_exactly_as_by_pil(resize, photos, method):
     for size, sides in SIZES:
         parts = [image[-size[0] :, -size[1] :] for image in photos]
@@ -90,6 +92,7 @@ def test_the_same_size_changes_nothing(resize, method):
     np.testing.assert_array_equal(resize(image, (37, 64), method), image)
 
 
+@pytest.mark.slow
 def test_bilinear_is_within_a_level_of_torch(resize):
     """What torchvision calls for 8-bit tensors with antialias=True."""
     torch = pytest.importorskip("torch")
@@ -140,6 +143,7 @@ def test_bad_settings(text, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_evaluation_chain_of_deit3_is_pils(imagenet_paths):
     """From the files: TensorFlow's decoder and PIL's agree on them, so the whole chain is exact."""
     text = "resize_small(224, method='pil_bicubic') | central_crop(rounding='half_even')"

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.ops import catalog, three_augment
 from vit_registers.data.ops.pixel_ops import compiled, draw
 from vit_registers.data.ops.strings import Target
@@ -94,7 +95,7 @@ def test_blur_of_small_images(size):
     np.testing.assert_array_equal(three_augment.gaussian_blur(tf.constant(image), tf.constant(1.9)), expected)
 
 
-@pytest.mark.parametrize("which", range(3))
+@parametrize_quick("which", range(3))
 def test_single_changes_are_exactly_pils(images, jit, which):
     """At random factors, as in training, and at short decimals, where factor * (level - flat level) is whole
     but for its rounding: were it rounded together with the sum that follows, a level would be lost."""
@@ -150,6 +151,7 @@ def results(op, image, number=DRAWS):
     return run(draws_NxD).numpy()
 
 
+@pytest.mark.slow
 def test_the_three_are_equally_likely():
     image = np.full((1, 2, 3), [10, 130, 250], np.uint8)
     image[0, 1] = 40
@@ -188,6 +190,7 @@ def test_radii_are_uniform(monkeypatch):
     assert stats.kstest(radii, "uniform", (0.1, 1.9)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_in_a_chain():
     """Each of the three comes about, from a file."""
     image = noise(24, 24)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vit_registers.analysis.opening import open_boxes
-from vit_registers.data.sources.boxes import from_tfds, open_tfds_boxes, open_voc, read_image, without_hard
+from vit_registers.data.sources.boxes import from_tfds, open_tfds_boxes, open_voc, read_image
 from vit_registers.errors import DataError
 
 RACCOONS = Path(__file__).parents[4] / "shared" / "data" / "raccoon-voc.zip"
@@ -59,16 +59,14 @@ def test_records(tmp_path, folders, suffix):
     (tmp_path / folders[1] / "._a.xml").write_bytes(b"\x00")
     (tmp_path / folders[1] / "notes.txt").write_text("")
     found = open_voc(tmp_path)
-    assert [record.name for record in found.records] == ["a", "b", "c", "d"]
-    assert found.num_dropped == 0
-    a, b, c, d = found.records
+    assert [record.name for record in found] == ["a", "b", "c", "d"]
+    a, b, c, d = found
     assert a.path == tmp_path / folders[0] / f"a{suffix}"
     assert b.box_xyxy_px.tolist() == [[0, 1, 20, 10], [2, 3, 5, 6]]
-    assert b.is_hard.tolist() == [True, False]
-    assert a.box_xyxy_px.tolist() == [[1.5, 0, 9, 9]] and a.is_hard.tolist() == [True]
-    assert c.box_xyxy_px.shape == (0, 4) and c.is_hard.shape == (0,)
-    assert d.box_xyxy_px.tolist() == [[3, 3, 4, 4]] and d.is_hard.tolist() == [False]
-    assert all(r.box_xyxy_px.dtype == np.float64 and r.is_hard.dtype == bool for r in found.records)
+    assert a.box_xyxy_px.tolist() == [[1.5, 0, 9, 9]]
+    assert c.box_xyxy_px.shape == (0, 4)
+    assert d.box_xyxy_px.tolist() == [[3, 3, 4, 4]]
+    assert all(r.box_xyxy_px.dtype == np.float64 for r in found)
     image = read_image(b)
     assert image.shape == (10, 20, 3) and image.dtype == np.uint8
 
@@ -76,16 +74,7 @@ def test_records(tmp_path, folders, suffix):
 def test_boxes_of_parts_are_no_objects(tmp_path):
     part = voc_object((5, 5, 6, 6)).replace("object>", "part>")
     write_voc(tmp_path, {"a": voc_object((1, 1, 9, 9), part=part)})
-    assert open_voc(tmp_path).records[0].box_xyxy_px.tolist() == [[0, 0, 9, 9]]
-
-
-def test_only_easy(tmp_path):
-    write_voc(tmp_path, ANNOTATIONS)
-    found = open_voc(tmp_path, only_easy=True)
-    assert found.num_dropped == 1  # a; c had no object before either
-    assert [record.name for record in found.records] == ["b", "c", "d"]
-    assert found.records[0].box_xyxy_px.tolist() == [[2, 3, 5, 6]]
-    assert not found.records[0].is_hard.any()
+    assert open_voc(tmp_path)[0].box_xyxy_px.tolist() == [[0, 0, 9, 9]]
 
 
 def test_splits(tmp_path):
@@ -101,7 +90,7 @@ def test_splits(tmp_path):
         ("no", "\n"),
     ):
         (lists / f"{name}.txt").write_text(text)
-    assert [record.name for record in open_voc(tmp_path, split="trainval").records] == ["d", "b"]
+    assert [record.name for record in open_voc(tmp_path, split="trainval")] == ["d", "b"]
     for split, message in (
         (None, "has lists of images: name a split, such as trainval"),
         ("trainvall", "has no split 'trainvall': did you mean 'trainval'"),
@@ -151,7 +140,7 @@ def test_annotations_that_cannot_be_read(tmp_path, text, message):
 
 def test_images_that_are_missing_broken_or_twice_there(tmp_path):
     write_voc(tmp_path, ANNOTATIONS)
-    record = open_voc(tmp_path).records[0]
+    record = open_voc(tmp_path)[0]
     record.path.write_bytes(record.path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"a.jpg cannot be decoded as an image"):
         read_image(record)
@@ -171,7 +160,7 @@ def test_boxes_outside_of_their_image(tmp_path):
     """Those over the edge stay as they are; those that share no pixel with the image cannot be meant."""
     over = voc_object((0, 0, 21, 11)) + voc_object((20, 10, 90, 90))
     write_voc(tmp_path, {"a": over})
-    assert open_voc(tmp_path).records[0].box_xyxy_px.tolist() == [[-1, -1, 21, 11], [19, 9, 90, 90]]
+    assert open_voc(tmp_path)[0].box_xyxy_px.tolist() == [[-1, -1, 21, 11], [19, 9, 90, 90]]
     for box in ((21, 1, 30, 5), (1, 11, 5, 30), (-8, 1, 0, 5), (1, -3.5, 5, 0)):
         (tmp_path / "Annotations" / "a.xml").write_text(
             f"<annotation>{voc_object((1, 1, 5, 5))}{voc_object(box)}</annotation>"
@@ -204,7 +193,7 @@ def test_kinds_of_images(tmp_path):
         Image.fromarray(np.stack([grey] * 3 + [grey // 2], axis=-1)),  # with alpha, which is left out
     ):
         image.save(path)
-        found = read_image(open_voc(tmp_path).records[0])
+        found = read_image(open_voc(tmp_path)[0])
         np.testing.assert_array_equal(found, np.stack([grey] * 3, axis=-1), err_msg=image.mode)
 
 
@@ -221,17 +210,14 @@ def test_raccoons(tmp_path):
         pytest.skip(f"{RACCOONS.name} is not there: real annotations are tested only where they are")
     zipfile.ZipFile(RACCOONS).extractall(tmp_path)
     found = open_voc(tmp_path)
-    assert len(found.records) == 200
+    assert len(found) == 200
     # counted apart from any XML parser
-    texts = [(tmp_path / "annotations" / f"{record.name}.xml").read_text() for record in found.records]
-    for record, text in zip(found.records, texts, strict=True):
+    texts = [(tmp_path / "annotations" / f"{record.name}.xml").read_text() for record in found]
+    for record, text in zip(found, texts, strict=True):
         sides = np.array(re.findall(r"<(?:x|y)(?:min|max)>(\d+)<", text), float).reshape(-1, 4)
         np.testing.assert_array_equal(record.box_xyxy_px, sides - (1, 1, 0, 0))
-    assert sum(len(record.box_xyxy_px) for record in found.records) == 217
-    easy = open_voc(tmp_path, only_easy=True)
-    assert easy.num_dropped == sum("<truncated>0" not in text for text in texts) == 55
-    assert sum(len(record.box_xyxy_px) for record in easy.records) == 158
-    grey = next(record for record in found.records if record.name == "raccoon-150")
+    assert sum(len(record.box_xyxy_px) for record in found) == 217
+    grey = next(record for record in found if record.name == "raccoon-150")
     with Image.open(grey.path) as image:
         assert image.mode == "L"
         np.testing.assert_array_equal(read_image(grey)[..., 1], np.asarray(image))
@@ -270,11 +256,7 @@ def test_tfds_voc_is_the_same_as_the_folder():
         )
         assert record.name == "000012" and record.path is None
         np.testing.assert_array_equal(record.box_xyxy_px, boxes - (1, 1, 0, 0))
-        np.testing.assert_array_equal(record.is_hard, is_difficult | is_truncated)
     assert read_image(record).shape == (height, width, 3)
-    easy = without_hard(record)
-    np.testing.assert_array_equal(easy.box_xyxy_px, record.box_xyxy_px[~(is_difficult | is_truncated)])
-    assert easy.is_hard.tolist() == [False] * len(easy.box_xyxy_px)
 
 
 def test_tfds_coco_without_crowds_and_rounded():
@@ -284,7 +266,6 @@ def test_tfds_coco_without_crowds_and_rounded():
     assert record.name == "record 3"
     # halves to even, as Python rounds
     assert record.box_xyxy_px.tolist() == [[117, 306, 402, 450], [10, 12, 20, 22]]
-    assert record.is_hard.tolist() == [False, False]
     empty = {"bbox": np.zeros((0, 4), np.float32), "is_crowd": np.zeros(0, bool)}
     assert from_tfds({"image": encode(4, 4), "objects": empty}, record=0).box_xyxy_px.shape == (0, 4)
     with pytest.raises(DataError, match="record 7 cannot be decoded"):
@@ -323,6 +304,7 @@ def write_tfds(path, file_format, *, has_boxes=True):
     return str(path)
 
 
+@pytest.mark.slow
 def test_prepared_tfds(tmp_path):
     data = open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "a", "array_record"))
     assert len(data) == 3

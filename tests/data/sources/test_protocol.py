@@ -90,6 +90,7 @@ def test_both_loaders_read_it_alike(open_with, device, small):
     small.assert_equal(batches[0].trained, batches[1].trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOADERS)
 def test_broken_images_have_its_names(kind, open_with, device, small, caplog):
     source = Shards(damaged=(30,))
@@ -104,6 +105,7 @@ def test_broken_images_have_its_names(kind, open_with, device, small, caplog):
         small.take(open_with(kind, source).eval_batches("test", device), None)
 
 
+@pytest.mark.slow
 def test_invalid_labels_have_its_names(open_with, device, small):
     loader = open_with("folder", Shards(labels=[3] * NUM))
     with pytest.raises(DataError, match="image 0 of shard 0 has the label 3, which is none of the 3 classes"):

@@ -10,7 +10,7 @@ from vit_registers.data.loaders import EvalSplit, open_data
 from vit_registers.errors import ConfigError, DataError
 from vit_registers.evaluation.classification import CLASSIFICATION
 from vit_registers.models.vit import ViT
-from vit_registers.training.sharding import make_mesh
+from vit_registers.runtime.mesh import make_mesh
 
 SETS = [[0, 2], [], [1], [0, 1, 2], [2], [], [1, 0]]
 
@@ -52,6 +52,7 @@ def real(request, tmp_path_factory):
     return Config(model=model, data=data)
 
 
+@pytest.mark.slow
 def test_any_right_label_counts_and_images_without_one_do_not(real):
     mesh = make_mesh(real.mesh, devices=jax.devices()[:1])
     model = ViT(real.model, rngs=nnx.Rngs(0))
@@ -60,7 +61,7 @@ def test_any_right_label_counts_and_images_without_one_do_not(real):
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     with jax.set_mesh(mesh):
         split = EvalSplit(open_data(real), "validation")
-        evaluators = CLASSIFICATION.make(real, {"validation": split}, mesh)
+        evaluators = CLASSIFICATION.make(real.objective, real.model, real.data, {"validation": split}, mesh)
         result = evaluators["validation"]({"vit": params})
     image_BxHxWxC = np.stack([np.full((8, 8, 1), 30 * i / 127.5 - 1, np.float32) for i in range(7)])
     logits = np.asarray(model(image_BxHxWxC).logits, np.float64)

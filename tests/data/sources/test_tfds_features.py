@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
 from vit_registers.errors import ConfigError, DataError
@@ -79,7 +80,7 @@ def make(request, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     ("image_key", "label_key", "first", "labels"),
     [
         ("picture", "kind", 0, [0, 1, 2, 0, 1, 2, 0]),

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.loaders import open_data
 from vit_registers.data.sources.boxes import open_tfds_boxes
 from vit_registers.errors import DataError
@@ -27,7 +28,7 @@ def refusal(config):
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-@pytest.mark.parametrize(
+@parametrize_quick(
     ("name", "data_dir"),
     [
         *(("toy", ""), ("Toy", ""), ("toy:1.0.0", ""), ("toy:1.*.*", "")),
@@ -36,6 +37,7 @@ def refusal(config):
         *(("{}/code/toy.py", ""), ("{}/code/toy.py", "toy/1.0.0"), ("{}/code/other.py", "")),
         *(("{}/toy_code/toy", ""), ("{}/toy_code/toy/toy_dataset_builder.py", "")),
     ],
+    number=2,
 )
 def test_one_data_set_by_all_its_names(kind, name, data_dir, make_config, root, device, small):
     (root / "code").mkdir()

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.data.loaders import open_also_eval, open_data
 from vit_registers.data.sources.tfds_splits import parse_split
 from vit_registers.errors import DataError
@@ -102,7 +103,7 @@ def test_what_is_refused_for_training_and_evaluation(kind, make_config, device):
         next(open_data(make_config(kind, train_split="train[50:1000]")).train_batches(0, device))
 
 
-@pytest.mark.parametrize("kind", ["array_record", "memory_array_record", "tfrecord"])
+@parametrize_quick("kind", ["memory_array_record", "array_record", "tfrecord"])
 def test_parts_hold_their_examples(kind, make_config, device, small):
     loader = open_data(make_config(kind))
     for split, expected in {

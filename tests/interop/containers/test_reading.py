@@ -206,6 +206,7 @@ def test_which_file_of_a_folder(arrays, write, save, error_of, tmp_path):
         assert open_weights(tmp_path).where == str(tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["safetensors", "npz", "pth"])
 def test_memory_does_not_grow_with_the_file(write, to_torch, save_torch, kind, tmp_path):

@@ -164,6 +164,7 @@ print(peak_mb() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_grow_with_what_is_written(kind, tmp_path):
@@ -246,6 +247,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("items, limit", [(5_000, 100_000), (50, 3_000)])  # few wait in buffers till the end
 def test_a_full_disk(items, limit, kind, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
@@ -77,7 +78,7 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("name", OURS)
+@parametrize_quick("name", OURS)
 def test_ours_as_timm_reads_it(name, make, params, as_theirs, images, forward, tokens, assert_close):
     ours = make(**OURS[name])
     theirs = as_theirs(targets.export(ours.model, params(ours), "timm"))
@@ -171,8 +172,8 @@ THEIRS = {
 }
 
 
-@pytest.mark.parametrize("name", THEIRS)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@parametrize_quick("name", THEIRS, number=3)
+@parametrize_quick("dtype", ["float32", "float16"])
 def test_there_and_back_every_bit(
     name, dtype, timm_model, numpy_state, params, as_theirs, assert_same, tmp_path
 ):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
@@ -106,7 +107,7 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("name", OURS)
+@parametrize_quick("name", OURS)
 def test_ours_as_they_read_it(name, make, write, images, forward, tokens, run_hf, from_folder, assert_close):
     """At the size that the model is made for, and at another where both resample positions alike."""
     kind, settings = OURS[name]
@@ -212,8 +213,8 @@ LEFT_OUT = ("pooler.", "text_", "logit_scale")
 TWO_BIASES = ("cls_classifier.bias", "distillation_classifier.bias")
 
 
-@pytest.mark.parametrize(("kind", "settings"), THEIRS)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@parametrize_quick(("kind", "settings"), THEIRS, number=2)
+@parametrize_quick("dtype", ["float32", "float16"])
 def test_there_and_back_every_bit_and_setting(kind, settings, dtype, hf_model, write, from_folder, tmp_path):
     """The same names, shapes, dtype and bits, and a config.json that says the same.
 

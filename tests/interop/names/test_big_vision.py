@@ -8,11 +8,12 @@ import pytest
 import scipy.ndimage
 from flax import linen, traverse_util
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE, HIDDEN, OUT = 48, 2, 4, 4, 4, 80, 7
 NATIVE = (SIDE * PATCH, SIDE * PATCH)
@@ -159,7 +160,7 @@ def zoomed(reference, state, size):
     return state | {name: np.concatenate([first, grid.reshape(-1, WIDTH)])[None]}
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     ("name", "size"),
     [(name, NATIVE) for name in CASES]
     + [(name, size) for name in ("gap", "tok sincos2d", "original") for size in ((24, 24), (12, 28))],
@@ -173,6 +174,7 @@ def test_answer_and_tokens_are_those_of_the_origin(name, size, made, images, for
     assert (outputs.logits is None) == (not reference.has_head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gap", "tok sincos2d"])
 def test_other_sizes_in_the_call_are_those_at_load(name, made, images, forward, tokens, assert_close):
     reference, state = made(name)
@@ -214,8 +216,10 @@ def open_npz(path, state, source="auto", **hints):
     return reading.open_path(path, source=source, hints=Hints(**hints))
 
 
-@pytest.mark.parametrize(
-    ("name", "is_stacked"), [(n, False) for n in CASES] + [(n, True) for n in CASES if "original" not in n]
+@parametrize_quick(
+    ("name", "is_stacked"),
+    [(n, False) for n in CASES] + [(n, True) for n in CASES if "original" not in n],
+    number=4,
 )
 def test_round_trip_is_bitwise(name, is_stacked, tmp_path, made, dump, assert_same):
     reference, state = made(name)

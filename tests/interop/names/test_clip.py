@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.export.targets import export
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -92,9 +93,7 @@ def clip(torch_layers):
     return lambda state, images, **settings: reference(torch_layers(state, HEADS, 1e-5), images, **settings)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [(n, size) for n in CLIPS for size in SIZES[: 1 if CLIPS[n][2] else 3]]
-)
+@parametrize_quick(("name", "size"), [(n, size) for n in CLIPS for size in SIZES[: 1 if CLIPS[n][2] else 3]])
 def test_clip_is_the_origin(name, size, noise, images, forward, tokens, clip, assert_close):
     source, is_quick, settings = CLIPS[name]
     state = noise(shapes_of(**settings))
@@ -183,7 +182,7 @@ def test_the_config_of_open_clip_tells_heads_and_gelu(
     assert_close(forward(reading.load_opened(opened), images(NATIVE)).logits, expected)
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     ("vision", "eps", "settings"),
     [
         ({"pool_type": "avg"}, 1e-5, {"pool": "avg"}),

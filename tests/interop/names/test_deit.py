@@ -4,10 +4,11 @@ import argparse
 
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -85,7 +86,7 @@ DEITS = {
 }
 
 
-@pytest.mark.parametrize(
+@parametrize_quick(
     ("name", "size"), [(n, size) for n in DEITS for size in SIZES[: 1 if "without" in n else 3]]
 )
 def test_deit_is_the_origin(name, size, noise, images, forward, tokens, torch_layers, assert_close):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
@@ -120,7 +121,7 @@ def made(noise):
     return made
 
 
-@pytest.mark.parametrize("name", ALL)
+@parametrize_quick("name", ALL)
 def test_tokens_are_those_of_the_origin_at_all_sizes(
     name, made, images, forward, tokens, origin, assert_close
 ):
@@ -144,7 +145,7 @@ def test_masked_patches_are_those_of_the_origin(name, made, images, forward, tok
     assert_close(tokens(outputs), origin(state, images((28, 12)), resize=resize, masked=masked))
 
 
-@pytest.mark.parametrize("name", ["plain", "registers", "dino"])
+@parametrize_quick("name", ["plain", "registers", "dino"])
 @pytest.mark.parametrize("size", [(12, 12), (28, 12)], ids=str)
 def test_positions_resampled_at_load_are_those_of_the_origin(
     name, size, made, images, forward, tokens, origin, assert_close

@@ -3,13 +3,15 @@
 import math
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import from_state_dict, reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 from vit_registers.models.paths import leaves_of
 
 torch = pytest.importorskip("torch")
@@ -200,7 +202,7 @@ def made(noise):
     return lambda name: (*checkpoint(noise, **CASES[name]), hints[name].copy())
 
 
-@pytest.mark.parametrize("name", CASES)
+@parametrize_quick("name", CASES, number=2)
 def test_the_answer_is_that_of_the_origin_and_buffers_stay_fixed(
     name, made, images, forward, tokens, params, torch_layers, assert_close
 ):
@@ -246,6 +248,20 @@ def test_buffers_come_out_as_they_went_in_once_they_are_ours(name, made, load, d
     assert_same(dump(*load(once, "mup_vit", **hints), "mup_vit"), once)
 
 
+@pytest.mark.parametrize("name", ["no tokens", "masked summaries", "alibi"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_buffers_of_half_precision_are_compared_as_such(name, dtype, made, load, assert_same):
+    state, _, hints = made(name)
+    half = {key: value.astype(dtype) for key, value in state.items()}
+    model, tree = load(half, "mup_vit", **hints)
+    whole, expected = load(
+        {key: value.astype(np.float32) for key, value in state.items()}, "mup_vit", **hints
+    )
+    assert model == whole
+    rounded = {leaf: value.astype(dtype).astype(np.float32) for leaf, value in leaves_of(expected).items()}
+    assert_same(leaves_of(tree), rounded)
+
+
 @pytest.mark.parametrize("side", [4, 14, 16])
 def test_the_mask_is_known_also_where_its_runs_are_no_blocks_of_the_image(side, noise, load):
     state, _ = checkpoint(noise, summary=2, is_masked=True, positions="none", heads=6)
@@ -284,7 +300,7 @@ def test_sincos_tables_are_made_anew_for_other_sizes(name, made, images, forward
         assert_close(forward(model, images((24, 24))).logits, logits)
 
 
-@pytest.mark.parametrize("name", ["masked summaries", "learned masked summaries", "summaries"])
+@parametrize_quick("name", ["masked summaries", "learned masked summaries", "summaries"])
 def test_the_variant_that_does_not_store_its_mask_asks_for_it(
     name, made, images, forward, torch_layers, assert_close
 ):

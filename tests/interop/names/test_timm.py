@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
 from vit_registers.interop.containers import Weights
@@ -81,7 +82,7 @@ def assert_same_model(ours, other, params):
     jax.tree.map(np.testing.assert_array_equal, params(ours), params(other))
 
 
-@pytest.mark.parametrize("name", ORIGINS)
+@parametrize_quick("name", ORIGINS)
 def test_answers_and_tokens_at_every_size(name, origin, numpy_state, agree):
     """Within 1e-5 of numbers around 4, but for tokens without norm; below 4e-6 is measured."""
     ours = from_memory(name, origin(name), numpy_state)
@@ -89,12 +90,13 @@ def test_answers_and_tokens_at_every_size(name, origin, numpy_state, agree):
         agree(ours, origin(name), size)
 
 
-@pytest.mark.parametrize("name", [n for n in ORIGINS if "distilled" not in n])
+@parametrize_quick("name", [n for n in ORIGINS if "distilled" not in n], number=4)
 def test_names_tell_timm(name, origin, numpy_state, params):
     there = from_memory(name, origin(name), numpy_state, source="auto")
     assert_same_model(there, from_memory(name, origin(name), numpy_state), params)
 
 
+@pytest.mark.slow
 def test_a_distillation_token_tells_deit(origin, numpy_state, agree):
     """Which resamples positions otherwise than timm does; at the size of training they are the same."""
     theirs = origin("deit distilled")
@@ -107,17 +109,17 @@ def test_a_distillation_token_tells_deit(origin, numpy_state, agree):
     agree(ours, theirs, (24, 56))
 
 
-@pytest.mark.parametrize("name", ["dinov2 with registers", "augreg", "registers with positions", "clip"])
-@pytest.mark.parametrize("size", [(24, 56), (16, 64)])
+@parametrize_quick("name", ["dinov2 with registers", "augreg", "registers with positions", "clip"])
+@parametrize_quick("size", [(24, 56), (16, 64)])
 def test_loading_at_an_image_size_is_their_interpolation(name, size, origin, numpy_state, agree):
     ours = from_memory(name, origin(name), numpy_state, image_size=size)
     assert ours.model.image_size == size
     agree(ours, origin(name), size)
 
 
-@pytest.mark.parametrize("name", ORIGINS)
+@parametrize_quick("name", ORIGINS, number=4)
 def test_a_folder_of_the_hub_tells_all(name, timm, origin, numpy_state, params, tmp_path, from_folder):
-    """Where arguments differ from those that the architecture stands for, config.json has model_args."""
+    """config.json has model_args where arguments differ from those of the architecture."""
     arguments = ORIGINS[name][1] | {"num_heads": 4, "img_size": 32}
     with_args = {"model_args": arguments, "safe_serialization": True}
     timm.models.save_for_hf(origin(name), tmp_path, **with_args)
@@ -137,7 +139,7 @@ def test_a_table_that_is_no_square(timm, timm_model, numpy_state, params, tmp_pa
     assert_same_model(from_folder(tmp_path), ours, params)
 
 
-@pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "quick_gelu"])
+@parametrize_quick("act", ["gelu", "gelu_tanh", "quick_gelu"])
 def test_the_activation_of_a_folder(act, timm, timm_model, tmp_path, from_folder, agree):
     theirs = timm_model("vit_small_patch16_224", act_layer=act)
     arguments = {"num_heads": 4, "img_size": 32, "act_layer": act}
@@ -145,6 +147,7 @@ def test_the_activation_of_a_folder(act, timm, timm_model, tmp_path, from_folder
     agree(from_folder(tmp_path), theirs, (32, 32))
 
 
+@pytest.mark.slow
 def test_the_size_of_a_folder_tells_positions_from_patches(
     timm, timm_model, numpy_state, tmp_path, from_folder, agree
 ):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import vit_registers
+from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
-from vit_registers.interop.description import describe_weights
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.opened import describe_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -78,7 +79,7 @@ def assert_same_model(ours, other, params):
     jax.tree.map(np.testing.assert_array_equal, params(ours), params(other))
 
 
-@pytest.mark.parametrize("name", ORIGINS)
+@parametrize_quick("name", ORIGINS)
 def test_answers_tokens_and_pooled_at_every_size(name, origin, numpy_state, agree, assert_close):
     """All within 1e-5, of numbers up to 20; below 5e-6 is measured."""
     theirs = origin(name)
@@ -92,7 +93,7 @@ def test_answers_tokens_and_pooled_at_every_size(name, origin, numpy_state, agre
             assert_close(outputs.pooled, encoded.pooler_output)
 
 
-@pytest.mark.parametrize("name", ORIGINS)
+@parametrize_quick("name", ORIGINS, number=4)
 def test_a_folder_tells_all_and_gives_the_same_model(
     name, origin, numpy_state, params, tmp_path, from_folder
 ):
@@ -117,8 +118,8 @@ def test_a_torch_file_in_the_folder(name, origin, numpy_state, params, tmp_path,
     assert_same_model(from_folder(tmp_path), from_memory(theirs, numpy_state), params)
 
 
-@pytest.mark.parametrize("name", ["registers classifier", "dinov2", "vit", "deit distilled", "clip"])
-@pytest.mark.parametrize("size", [(24, 40), (16, 64)])
+@parametrize_quick("name", ["registers classifier", "dinov2", "vit", "deit distilled", "clip"])
+@parametrize_quick("size", [(24, 40), (16, 64)])
 def test_loading_at_an_image_size_is_their_interpolation(name, size, origin, numpy_state, agree):
     ours = from_memory(origin(name), numpy_state, image_size=size)
     assert ours.model.image_size == size
@@ -126,7 +127,7 @@ def test_loading_at_an_image_size_is_their_interpolation(name, size, origin, num
     agree(ours, origin(name), size)
 
 
-@pytest.mark.parametrize("name", ["registers", "dinov2 swiglu"])
+@parametrize_quick("name", ["registers", "dinov2 swiglu"])
 def test_masked_patches(name, origin, numpy_state, agree):
     theirs = origin(name)
     ours = from_memory(theirs, numpy_state)

@@ -12,7 +12,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.attention import auto, cudnn, splash
 from vit_registers.models.attention.api import BACKENDS
 from vit_registers.models.attention.mesh import over_mesh, platform
-from vit_registers.training.sharding import make_mesh
+from vit_registers.runtime.mesh import make_mesh
 
 BFLOAT16 = jnp.bfloat16
 

@@ -1,21 +1,16 @@
 """accuracy: how often the model's own head is right, by the number of registers. No JAX."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name
-from vit_registers.analysis.report.finding import counted, number, percent
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name, new_axes
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
-_COLORS = (BLUE, ORANGE, GREEN, RED)
-_MARKERS = "osD^v"
-_MOST_CLASSES_WITHOUT_TOP5 = 5  # there the first five are all of them
+_STYLES = [(marker, color) for marker in "osD^v" for color in (BLUE, ORANGE, GREEN, RED)]
+_MOST_CLASSES_WITHOUT_TOP5 = 5  # with so few classes top-5 is always 1
 _SLOT = 0.7  # the part of the distance between two register counts that models of one count take up
 
 
@@ -30,16 +25,16 @@ class Accuracy(NamedTuple):
 
     @property
     def top1_error(self) -> float:
-        """The standard error of top1, as of images drawn at random, in [0, 1]."""
+        """The standard error of top1 for images drawn at random, in [0, 1]."""
         return float(np.sqrt(self.top1 * (1 - self.top1) / self.num_images))
 
 
 def score_head(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
     """Top-1, top-5 and cross-entropy of the images that have a label (>= 0); None where none has.
 
-    A label is among the first k where fewer than k classes are ahead of it: those with a higher logit, and of
-    equal ones those that come before it. An image with a logit that is NaN or infinite is wrong. Top-5 is
-    None for 5 classes or fewer. The cross-entropy is that of the softmax, whatever the loss of training was.
+    A label is among the first k where fewer than k classes precede it: those of a higher logit, and those of
+    an equal logit and a lower index. An image with a logit that is NaN or infinite is wrong. Top-5 is None
+    for 5 classes or fewer. The cross-entropy is that of the softmax, whatever the loss of training was.
     """
     num_classes = logits_BxY.shape[1]
     count, first, among, broken, loss = 0, 0, 0, 0, 0.0
@@ -50,13 +45,12 @@ def score_head(logits_BxY: np.ndarray, label_B: np.ndarray) -> Accuracy | None:
         logits = np.asarray(logits_BxY[images], np.float64)[is_labelled_B]
         own_Bx1 = np.take_along_axis(logits, label_Bx1, axis=1)
         is_tie_before = (logits == own_Bx1) & (np.arange(num_classes)[None] < label_Bx1)
-        rank_B = ((logits > own_Bx1) | is_tie_before).sum(1)
         is_finite_B = np.isfinite(logits).all(1)
-        rank_B = np.where(is_finite_B, rank_B, num_classes)
+        rank_B = np.where(is_finite_B, ((logits > own_Bx1) | is_tie_before).sum(1), num_classes)
         first += int((rank_B < 1).sum())
         among += int((rank_B < 5).sum())
         broken += int((~is_finite_B).sum())
-        with np.errstate(invalid="ignore"):  # of logits that are not finite: neither is their loss
+        with np.errstate(invalid="ignore"):  # a loss of logits that are not finite is not finite
             loss += float((np.logaddexp.reduce(logits, axis=1) - own_Bx1[:, 0]).sum())
         count += len(logits)
     if not count:
@@ -73,42 +67,34 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     one = score_head(subject.store.read("logits_Y"), label_B)
     if one is None:
         return Gap(f"{subject.name}: no image has a label")
+    registers, top1, error = subject.layout.num_registers, 100 * one.top1, 100 * one.top1_error
     if one.num_non_finite:
         return Gap(
             f"{subject.name}: the head gives numbers that are not finite for {one.num_non_finite} of "
-            f"{one.num_images} images; with these as wrong, top-1 is {100 * one.top1:.4g} %"
+            f"{one.num_images} images; with these as wrong, top-1 is {top1:.4g} %"
         )
-    registers, top5 = subject.layout.num_registers, percent(one.top5)
-    scores = (one.num_images, 100 * one.top1, 100 * one.top1_error, top5, one.cross_entropy)
+    row = (registers, one.num_images, top1, error, percent(one.top5), one.cross_entropy)
     return Rows(
-        tables={"Accuracy of the own head": [(subject.name, registers, *scores)]},
-        text=f"the head is right on {number(100 * one.top1, '%')} of the images (standard error "
-        f"{number(100 * one.top1_error, '%')})",
-        compared=100 * one.top1,
+        tables={"Accuracy of the own head": [row]},
+        text=f"the head is right on {number(top1, '%')} of the images (standard error {number(error, '%')})",
+        compared=top1,
         count=counted(one.num_images, "image"),
-        values=(registers, one),
+        values=(registers, top1, error),
     )
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
+def _draw(found: Found) -> Pictures:
     counts = sorted({one.values[0] for one in found})
-    figure = Figure(figsize=(max(5.0, 0.9 * len(counts) + 1), 2.8 + 0.2 * len(found)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes(max(5.0, 0.9 * len(counts) + 1), 2.8 + 0.2 * len(found))
     means, shown = [], 0
     for slot, count in enumerate(counts):
-        here = [(one.name, one.values[1]) for one in found if one.values[0] == count]
-        means.append(100 * np.mean([one.top1 for _, one in here]))
-        for place, (name, one) in enumerate(here):
-            axes.errorbar(
-                slot + _SLOT * ((place + 0.5) / len(here) - 0.5),
-                100 * one.top1,
-                100 * one.top1_error,
-                fmt=_MARKERS[shown // len(_COLORS) % len(_MARKERS)],
-                color=_COLORS[shown % len(_COLORS)],
-                ms=5,
-                capsize=3,
-                label=legend_name(f"{name}: {100 * one.top1:.2f} %"),
-            )
+        here = [(one.name, *one.values[1:]) for one in found if one.values[0] == count]
+        means.append(np.mean([top1 for _, top1, _ in here]))
+        for place, (name, top1, error) in enumerate(here):
+            x = slot + _SLOT * ((place + 0.5) / len(here) - 0.5)
+            marker, color = _STYLES[shown % len(_STYLES)]
+            label = legend_name(f"{name}: {top1:.2f} %")
+            axes.errorbar(x, top1, error, fmt=marker, color=color, ms=5, capsize=3, label=label)
             shown += 1
     axes.plot(range(len(counts)), means, "-", color=GREY, lw=1, zorder=0)
     axes.set_xticks(range(len(counts)), map(str, counts))
@@ -133,7 +119,7 @@ EXPERIMENT = Experiment(
     tables={
         "Accuracy of the own head": (
             "model | registers | images | top-1, % | standard error | top-5, % | cross-entropy, nats"
-        ),
+        )
     },
     measure=_measure,
     features=("logits_Y",),

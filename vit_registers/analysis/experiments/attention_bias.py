@@ -4,65 +4,41 @@ import numpy as np
 
 from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.neuron_moves import (
-    OUTCOME,
-    Outcome,
-    Trial,
-    chosen_count,
-    outliers_clause,
-    start_trial,
-    sweep_counts,
-)
-from vit_registers.analysis.features.interventions import Intervention, add_key
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, add_key
 from vit_registers.analysis.measures.neurons import as_mask
-from vit_registers.analysis.report.finding import counted, percent
-from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.report.result import Gap, Rows, counted, percent
 from vit_registers.analysis.subject import Options, Subject
 
 _UNEDITED, _BIASED = "as it is", "and a key and value"  # variants, as the table names them
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
-    trial = start_trial(subject, options)
+    trial = edited_models.start_trial(subject, options)
     if isinstance(trial, Gap):
         return trial
-    count = chosen_count(sweep_counts(trial))
-    found = _biased(trial, count)
+    _, count = trial.sweep_counts()
+    neuron_Ex2 = trial.found.neuron_Ex2[:count]
+    register, silent = trial.moved(neuron_Ex2), trial.moved(neuron_Ex2, num_registers=0)
+    store = subject.rerun(register, ("register_kv_LxCxNxK",), options.num_edited)
+    mean_CxLxNxK = np.moveaxis(store.read("register_kv_LxCxNxK").mean(0, dtype=np.float64), 1, 0)
+    key, value = mean_CxLxNxK.astype(np.float32)
+    is_neuron_LxF = as_mask(neuron_Ex2, trial.found.score_LxF.shape)
+    values = {"is_neuron_LxF": is_neuron_LxF, "key_LxNxK": key, "value_LxNxK": value}
+    biased = Intervention(name="bias", edits=add_key, values=values, rows={})
+    outputs = subject.rerun(biased, edited_models.outputs_of(subject), options.num_edited)
+    found = {
+        _UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
+        "neurons silent": trial.measure(silent)[1],
+        _BIASED: trial.outcome(outputs, biased),
+        "test-time register": trial.measure(register)[1],
+    }
+    what = f"a key and a value instead of {counted(count, 'neuron')}"
     return Rows(
-        tables={"Attention bias": [(subject.name, name, *one.cells()) for name, one in found.items()]},
-        text=outliers_clause(
-            found[_UNEDITED], found[_BIASED], f"a key and a value instead of {counted(count, 'neuron')}"
-        ),
+        tables={"Attention bias": [(name, *one.cells()) for name, one in found.items()]},
+        text=edited_models.outliers_clause(found[_UNEDITED], found[_BIASED], what),
         compared=percent(found[_BIASED].share),
         count=counted(trial.num_images, "image"),
     )
-
-
-def _biased(trial: Trial, count: int) -> dict[str, Outcome]:
-    neuron_Ex2 = trial.found.neuron_Ex2[:count]
-    register = trial.moved(neuron_Ex2)
-    taken = edited_models.edited(trial.subject, trial.options, register[0], ("register_kv_LxCxNxK",))
-    key, value = np.moveaxis(taken.read("register_kv_LxCxNxK").mean(0, dtype=np.float64), 1, 0)
-    biased = Intervention(
-        name="bias",
-        edits=add_key,
-        values={
-            "is_neuron_LxF": as_mask(neuron_Ex2, trial.found.score_LxF.shape),
-            "key_LxNxK": key.astype(np.float32),
-            "value_LxNxK": value.astype(np.float32),
-        },
-        rows={},
-    )
-    nobody = np.zeros((trial.num_images, trial.subject.layout.num_tokens), bool)
-    names = edited_models.outputs_of(trial.subject)
-    stores = {
-        _UNEDITED: edited_models.unedited(trial.subject, trial.options, trial.names),
-        "neurons silent": trial.run(trial.moved(neuron_Ex2, num_registers=0)[0]),
-        _BIASED: edited_models.edited(trial.subject, trial.options, biased, names),
-    }
-    outcomes = {name: trial.outcome(store, nobody, 0) for name, store in stores.items()}
-    outcomes["test-time register"] = trial.measure(register)[1]
-    return outcomes
 
 
 EXPERIMENT = Experiment(
@@ -73,7 +49,7 @@ EXPERIMENT = Experiment(
         "gets one more key and value for each head: the means, over images, of those of the test-time "
         f"register (section A.2 of the paper). On the first {options.num_edited} images."
     ),
-    tables={"Attention bias": f"model | variant | {OUTCOME}"},
+    tables={"Attention bias": f"model | variant | {edited_models.OUTCOME}"},
     measure=_measure,
     features=edited_models.BASE,
     compares="share of patches above the threshold with the key and value, %",

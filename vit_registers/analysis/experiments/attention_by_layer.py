@@ -3,12 +3,9 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import SEVERITY
-from vit_registers.analysis.report.figures import integer_ticks
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.experiments.experiment import SEVERITY, Experiment
+from vit_registers.analysis.report.figures import integer_ticks, panels_picture
+from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 
@@ -21,8 +18,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
         for i, group in enumerate(groups):
             mass = dict(zip(groups, map(float, mass_LxGxG[layer, i]), strict=True))
             to = (mass.get(name) for name in ("cls", "registers", "summaries", "patches"))
-            nats = float(entropy_G[i])
-            rows.append((subject.name, layer + 1, group, nats, float(entropy_G[i] / uniform), *to))
+            rows.append((layer + 1, group, float(entropy_G[i]), float(entropy_G[i] / uniform), *to))
     share_L = entropy_LxG[:, groups.index("patches")] / uniform
     return Rows(
         tables={"Attention by layer": rows},
@@ -48,10 +44,8 @@ EXPERIMENT = Experiment(
     definition="Entropy of the softmax weights of a query, mean over heads, the group's queries and "
     "images; a mask lowers it. Mass: the weights that a group's queries send to each group.",
     tables={
-        "Attention by layer": (
-            "model | block | queries | entropy, nats | / uniform | mass to cls"
-            " | to registers | to summaries | to patches"
-        ),
+        "Attention by layer": "model | block | queries | entropy, nats | / uniform | mass to cls"
+        " | to registers | to summaries | to patches"
     },
     measure=_measure,
     features=("entropy_LxG", "mass_LxGxG"),

@@ -1,17 +1,12 @@
 """cls-by-layer: when cls becomes what it is after the last block. No JAX."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import layer_similarity
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.published.tables import DECOUPLING
-from vit_registers.analysis.report.figures import legend_name
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Picture, Rows
+from vit_registers.analysis.report.figures import lines_picture
+from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
@@ -21,24 +16,13 @@ def _measure(subject: Subject, options: Options) -> Rows:
     found = [summarize_values(column) for column in np.concatenate(parts).T]
     means = [one.mean for one in found]
     return Rows(
-        tables={"cls by layer": [(subject.name, i, one.mean, one.std) for i, one in enumerate(found)]},
+        tables={"cls by layer": [(i, one.mean, one.std) for i, one in enumerate(found)]},
         text=f"the cosine of cls with cls after the last block is {number(means[0])} before the first block "
         f"and {number(means[-2])} before the last",
         compared=means[-2],
         count=counted(len(cls_BxLxD), "image"),
-        values=means,
+        values=(np.linspace(0, 1, len(means)), means),
     )
-
-
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    figure = Figure(figsize=(5.0, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for one in found:
-        depth = np.linspace(0, 1, len(one.values))
-        axes.plot(depth, one.values, "o-", ms=3, label=legend_name(one.name))
-    axes.set(xlabel="block / depth", ylabel="cosine with cls after the last block")
-    axes.legend(frameon=False, fontsize=8)
-    return [Picture(name="layers", caption="Likeness of cls to its last value, by block.", figure=figure)]
 
 
 EXPERIMENT = Experiment(
@@ -49,6 +33,11 @@ EXPERIMENT = Experiment(
     tables={"cls by layer": "model | block | cosine | std"},
     measure=_measure,
     features=("cls_LxD",),
-    draw=_draw,
+    draw=lines_picture(
+        "layers",
+        "Likeness of cls to its last value, by block.",
+        "block / depth",
+        "cosine with cls after the last block",
+    ),
     compares="cosine before the last block",
 )

@@ -1,59 +1,45 @@
 """cls-patches-only: whether the part of cls from patches points where all of it does. No JAX."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.attention_grids import mean_maps
-from vit_registers.analysis.experiments.cls_sources import FULL, cls_parts
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
-from vit_registers.analysis.published.tables import DECOUPLING
-from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import hide_axes, panels, show_image
-from vit_registers.analysis.report.result import Picture, Rows
-from vit_registers.analysis.subject import Options, Subject, in_parts
+from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, new_grid, panels, show_image
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
+from vit_registers.analysis.subject import FULL, Options, Subject, cls_parts, in_parts, mean_maps
 
 _COLORS = {"patches": BLUE, "registers": ORANGE, "summaries": GREEN}
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
-    cosines, rows, gaps = _cosines(subject), [], []
+    found: dict[str, list[np.ndarray]] = {}
+    for images in in_parts(subject.store.num_read()):
+        parts = cls_parts(subject, images)
+        for name in parts.keys() - {FULL, "cls"}:
+            found.setdefault(name, []).append(cosine_similarity(parts[name], parts[FULL]))
+    cosines = {name: np.concatenate(found[name]) for name in _COLORS if name in found}  # NaN: a part is zero
+    rows, gaps = [], []
     for part, cosine_B in cosines.items():
         summary = summarize_values(cosine_B)
         kept = cosine_B[~np.isnan(cosine_B)]
         if summary.num_undefined:
             gaps.append(f"{subject.name}: nothing comes from {part} in {summary.num_undefined} images")
         low, high = map(float, np.quantile(kept, [0.05, 0.95])) if len(kept) else (None, None)
-        rows.append((subject.name, part, summary.mean, summary.std, low, summary.median, high))
-    parts = ", ".join(f"{number(mean)} for {part}" for _, part, mean, *_ in rows)
+        rows.append((part, summary.mean, summary.std, low, summary.median, high))
+    means = ", ".join(f"{number(mean)} for {part}" for part, mean, *_ in rows)
     return Rows(
         tables={"Cosine with the attention's output": rows},
-        text=f"the mean cosine with all that attention brings to cls is {parts}",
-        compared=rows[0][2],
+        text=f"the mean cosine with all that attention brings to cls is {means}",
+        compared=rows[0][1],
         count=counted(len(cosines["patches"]), "image"),
         values=(cosines, _lowest(subject, cosines["patches"], options.num_examples)),
         gaps=gaps,
     )
 
 
-def _cosines(subject: Subject) -> dict[str, np.ndarray]:
-    """cosine_B with the full output of each token group but cls; NaN where a part is zero."""
-    found: dict[str, list[np.ndarray]] = {}
-    for images in in_parts(subject.store.num_read()):
-        parts = cls_parts(subject, images)
-        for name in parts.keys() - {FULL, "cls"}:
-            found.setdefault(name, []).append(cosine_similarity(parts[name], parts[FULL]))
-    return {name: np.concatenate(found[name]) for name in _COLORS if name in found}
-
-
-def _lowest(
-    subject: Subject, cosine_B: np.ndarray, most: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(images, maps, cosines) of the images of lowest cosine, with the attention of cls; None: no cosine."""
+def _lowest(subject: Subject, cosine_B: np.ndarray, most: int) -> tuple[np.ndarray, ...] | None:
+    """(images, maps of the attention of cls, cosines) of the images of lowest cosine; None: no cosine."""
     stored = subject.store.read("image_HxWxC")
     cosine_B = cosine_B[: len(stored)]
     count = min(most, int(np.count_nonzero(~np.isnan(cosine_B))))
@@ -71,39 +57,32 @@ def _panel(axes: Axes, values: tuple) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
+def _draw(found: Found) -> Pictures:
     figure = panels(found, _panel, width=4.0)
-    pictures = [Picture(name="cosines", caption="The cosine over images.", figure=figure)]
+    yield Picture(name="cosines", caption="The cosine over images.", figure=figure)
     for one in found:
-        if one.values[1] is not None:
-            caption = (
-                f"{one.name}: the images where the cosine of patches is lowest, and the attention of cls to "
-                "their patches."
-            )
-            figure = _draw_lowest(*one.values[1])
-            pictures.append(Picture(name=f"lowest-{one.name}", caption=caption, figure=figure))
-    return pictures
-
-
-def _draw_lowest(images: np.ndarray, maps_BxHxW: np.ndarray, cosine_B: np.ndarray) -> Figure:
-    figure = Figure(figsize=(1.6 * len(images) + 0.3, 3.7), layout="constrained")
-    grid = figure.subplots(2, len(images), squeeze=False)
-    hide_axes(grid)
-    for (top, below), image, values, value in zip(grid.T, images, maps_BxHxW, cosine_B, strict=True):
-        show_image(top, image)
-        top.set_title(f"cosine {value:.3f}", fontsize=9)
-        below.imshow(values, cmap="inferno", vmin=0)
-        below.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
-    return figure
+        if one.values[1] is None:
+            continue
+        images, *_ = one.values[1]
+        figure, grid = new_grid(2, len(images), (1.6 * len(images) + 0.3, 3.7))
+        for (top, below), image, values, cosine in zip(grid.T, *one.values[1], strict=True):
+            show_image(top, image)
+            top.set_title(f"cosine {cosine:.3f}", fontsize=9)
+            below.imshow(values, cmap="inferno", vmin=0)
+            below.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
+        caption = (
+            f"{one.name}: the images where the cosine of patches is lowest, and the attention of cls to "
+            "their patches."
+        )
+        yield Picture(name=f"lowest-{one.name}", caption=caption, figure=figure)
 
 
 EXPERIMENT = Experiment(
     question="Does what cls takes from the patches point where all that it takes does?",
     answers=f"{DECOUPLING}, figure 4",
-    definition="Cosine between what the attention of cls brings in the last block from one token group, "
-    "and from all of them (cls itself among them; without the bias of the projection and the skip "
-    "connection). Where the cosine of patches is low, a map of attention over patches does not show what "
-    "cls is made of.",
+    definition="Cosine between what the attention of cls brings in the last block from one token group, and "
+    "from all of them (cls itself among them; without the bias of the projection and the skip connection). "
+    "Where the cosine of patches is low, a map of attention over patches does not show what cls is made of.",
     tables={"Cosine with the attention's output": "model | part | mean | std | 5 % | median | 95 %"},
     measure=_measure,
     features=("terms_ExD", "attention_NxExT", "image_HxWxC"),

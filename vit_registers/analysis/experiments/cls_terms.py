@@ -2,13 +2,10 @@
 
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import CkaSums, NormTable, norm_table
-from vit_registers.analysis.published.tables import DECOUPLING
-from vit_registers.analysis.report.figures import BLUE
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.report.figures import BLUE, panels_picture
+from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 _NOT_ATTENTION = ("skip", "bias")
@@ -29,7 +26,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
         norm, cosine = table["norm"][name], table["cosine"][name]
         own = to_attention[name] if name in attention else None
         size = (norm.mean, norm.std) if norm.mean else (None, None)  # 0: there is no such term
-        rows.append((subject.name, name, *size, cosine.mean, own, to_all[name]))
+        rows.append((name, *size, cosine.mean, own, to_all[name]))
     shown = {name: to_attention[name] for name in attention if to_attention[name] is not None}
     parts = ", ".join(f"{number(cka)} for {name}" for name, cka in shown.items())
     return Rows(
@@ -56,9 +53,8 @@ EXPERIMENT = Experiment(
     "of each term with the attention's output (the sum without skip and bias) and with the whole sum. "
     "A term that is zero in every image, such as the bias of a model that has none, has no numbers.",
     tables={
-        "Terms of cls": (
-            "model | term | norm | std | cosine with the sum | CKA with attention | CKA with the sum"
-        ),
+        "Terms of cls": "model | term | norm | std | cosine with the sum | CKA with attention"
+        " | CKA with the sum"
     },
     measure=_measure,
     features=("terms_ExD",),

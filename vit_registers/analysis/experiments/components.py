@@ -1,30 +1,25 @@
 """components: principal components of the patches after the last block. No JAX."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from sklearn.decomposition import PCA
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import images_and_maps
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.report.figures import images_and_maps
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
-_PCA_TOKENS = 50_000  # tokens that components are fitted to, at most
-_PCA_SIGMA = 3.0
+_MOST_TOKENS = 50_000  # that components are fitted to
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
     patches_BxPxD = subject.store.read("patches_PxD")
     num_images, num_patches, width = patches_BxPxD.shape
-    fitted_images = min(num_images, max(_PCA_TOKENS // num_patches, 1))
+    fitted_images = min(num_images, max(_MOST_TOKENS // num_patches, 1))
     tokens = np.asarray(patches_BxPxD[:fitted_images]).reshape(-1, width)
     count = min(3, *tokens.shape)
     if (tokens == tokens[0]).all():
         return Gap(f"{subject.name}: its patches are all the same, so that they have no components")
-    size = float(np.abs(tokens).max())  # whose square may be too large for float32
+    size = float(np.abs(tokens).max())  # its square may overflow float32
     pca = PCA(count, whiten=True, svd_solver="covariance_eigh").fit(tokens / size)
     shares = [float(share) for share in pca.explained_variance_ratio_]
     shown = np.asarray(patches_BxPxD[: options.num_examples])
@@ -32,9 +27,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     maps_BxHxWxM = maps.reshape(len(shown), *subject.layout.patch_grid, count)
     first = "the first component has" if count == 1 else f"the first {count} components have"
     return Rows(
-        tables={
-            "Variance of the components": [(subject.name, len(tokens), *shares, *[None] * (3 - count))],
-        },
+        tables={"Variance of the components": [(len(tokens), *shares, *[None] * (3 - count))]},
         text=f"{first} {', '.join(number(100 * share, '%') for share in shares)} of the variance of "
         f"{len(tokens):,} patches",
         compared=100 * shares[0],
@@ -43,23 +36,17 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    pictures = []
+def _draw(found: Found) -> Pictures:
     for one in found:
         images, maps_BxMxHxW = one.values
         count = maps_BxMxHxW.shape[1]
         titles = [f"component {i + 1}" for i in range(count)]
-        pictures.append(
-            Picture(
-                name=f"components-{one.name}",
-                caption=f"{one.name}: the image, then components 1 to {count}, in standard deviations from "
-                "-3 to 3.",
-                figure=images_and_maps(
-                    images, maps_BxMxHxW, titles, cmap="coolwarm", limits=(-_PCA_SIGMA, _PCA_SIGMA)
-                ),
-            )
+        yield Picture(
+            name=f"components-{one.name}",
+            caption=f"{one.name}: the image, then components 1 to {count}, in standard deviations from "
+            "-3 to 3.",
+            figure=images_and_maps(images, maps_BxMxHxW, titles, cmap="coolwarm", limits=(-3.0, 3.0)),
         )
-    return pictures
 
 
 EXPERIMENT = Experiment(

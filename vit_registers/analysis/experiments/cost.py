@@ -1,21 +1,24 @@
 """cost: parameters and floating-point operations with registers, and the energy of a training run."""
 
 import dataclasses
-from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import legend_name
-from vit_registers.analysis.report.finding import number
-from vit_registers.analysis.report.result import Picture, Rows
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.report.figures import lines_picture
+from vit_registers.analysis.report.result import Rows, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.config import Model
 from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout
 
 _COUNTS = (0, 1, 2, 4, 8, 16)  # of registers
+_OPERATIONS = (
+    "Operations of the matrix products of a forward pass at the size of the images, a multiplication and an "
+    "addition counted as two; summary tokens, a mask and learned positions of registers as in the model."
+)
+_ENERGY = (
+    " Energy in kWh = hours of all devices x watts of one x power usage effectiveness (PUE) / 1000; kg of CO2"
+    " = kWh x kg for each kWh. The four factors are those given with --energy."
+)
 
 
 def forward_flops(model: Model, layout: TokenLayout) -> int:
@@ -49,51 +52,27 @@ def _measure(subject: Subject, options: Options) -> Rows:
     for count in _COUNTS:
         flops = forward_flops(model, dataclasses.replace(subject.layout, num_registers=count))
         more, parameters = 100 * (flops / plain - 1), subject.num_parameters + (count - own) * learned
-        rows.append((subject.name, count, flops / 1e9, more, parameters))
+        rows.append((count, flops / 1e9, more, parameters))
     given = [] if options.energy is None else [(*options.energy, *energy(*options.energy))]
     return Rows(
         tables={"Cost of registers": rows, "Energy": given},
-        text=f"{rows[-1][1]} registers add {number(rows[-1][3], '%')} to the {number(rows[0][2])} GFLOP of a "
+        text=f"{_COUNTS[-1]} registers add {number(more, '%')} to the {number(plain / 1e9)} GFLOP of a "
         "forward pass",
-        compared=rows[-1][3],
+        compared=more,
         count=f"{subject.layout.num_patches:,} patches",
-        values=[row[3] for row in rows],
-    )
-
-
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    figure = Figure(figsize=(5.0, 3.0), layout="constrained")
-    axes = figure.subplots()
-    for one in found:
-        axes.plot(_COUNTS, one.values, "o-", ms=3, label=legend_name(one.name))
-    axes.set(xlabel="registers", ylabel="more operations, %")
-    axes.legend(frameon=False, fontsize=8)
-    return [Picture(name="cost", caption="Operations against none.", figure=figure)]
-
-
-def _define(options: Options) -> str:
-    operations = (
-        "Operations of the matrix products of a forward pass at the size of the images, a multiplication and "
-        "an addition counted as two; summary tokens, a mask and learned positions of registers as in the "
-        "model."
-    )
-    if options.energy is None:
-        return operations
-    return (
-        f"{operations} Energy in kWh = hours of all devices x watts of one x power usage effectiveness (PUE) "
-        "/ 1000; kg of CO2 = kWh x kg for each kWh. The four factors are those given with --energy."
+        values=(_COUNTS, [row[2] for row in rows]),
     )
 
 
 EXPERIMENT = Experiment(
     question="What do registers cost?",
     answers=f"{REGISTERS}, figure 12; {SMALL}, table 6",
-    definition=_define,
+    definition=lambda options: _OPERATIONS + ("" if options.energy is None else _ENERGY),
     tables={
         "Cost of registers": "model | registers | GFLOP per image | more, % | parameters",
         "Energy": "hours | watts | PUE | kg CO2 per kWh | kWh | kg CO2",
     },
     measure=_measure,
-    draw=_draw,
+    draw=lines_picture("cost", "Operations against none.", "registers", "more operations, %", height=3.0),
     compares="share of operations that 16 registers add, %",
 )

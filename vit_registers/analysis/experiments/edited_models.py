@@ -1,16 +1,31 @@
-"""Features of edited models, and how far they are from those of the unedited model."""
+"""Edited models: what changes in their output, the neurons that make outliers, and those neurons moved.
 
+The neurons are those of arXiv:2506.08010, algorithms 1 and 2.
+"""
+
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, move_neurons, nothing
 from vit_registers.analysis.features.store import Store
+from vit_registers.analysis.measures.neurons import as_mask, first_block, highest, neuron_scores
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
+from vit_registers.analysis.report.result import Gap, number, percent
 from vit_registers.analysis.subject import Options, Subject
+from vit_registers.models.blocks import dims
+from vit_registers.models.masks import parse_mask
+from vit_registers.models.tokens import TokenLayout
 
 BASE = ("norms_LxT", "image_HxWxC")  # features that the store of a subject needs for its edited models
 NO_CHOICE = -2  # neither a class nor a label: -1 is that of images without one
+GONE = 0.05  # the share of the outliers below which they count as gone
+OUTCOME = (
+    "patches above threshold, % | largest patch | norm of the target | attention of cls to it | cosine of cls"
+    " | same choice, % | accuracy, %"
+)
+_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # neurons to try
 
 
 class Change(NamedTuple):
@@ -21,8 +36,12 @@ class Change(NamedTuple):
 
     cls_cosine: float | None
     registers_cosine: float | None  # of its own registers, mean over them
-    agreement: float | None  # how often the head's first choice stays
+    agreement: float | None  # the share of images whose first choice of the head stays
     accuracy: float | None  # of the head, where the images' classes are its own
+
+    def cells(self) -> tuple[float | None, ...]:
+        """The numbers, shares in %."""
+        return self.cls_cosine, self.registers_cosine, percent(self.agreement), percent(self.accuracy)
 
 
 def outputs_of(subject: Subject) -> tuple[str, ...]:
@@ -31,46 +50,191 @@ def outputs_of(subject: Subject) -> tuple[str, ...]:
     return ("norms_LxT", *extras, *(["logits_Y"] if subject.model.num_classes else []))
 
 
-def unedited(subject: Subject, options: Options, names: tuple[str, ...]) -> Store:
-    """Features of the unedited model, on the images that edited ones are shown."""
-    return subject.rerun(NO_INTERVENTION, names, options.num_edited)
-
-
-def flagged(subject: Subject, options: Options) -> tuple[np.ndarray, float | None]:
-    """(is_outlier_BxP of these images, the threshold), by the rule over all images."""
-    found = subject.outliers(options.rule)
-    return found.is_outlier_BxP[: options.num_edited], found.threshold
-
-
-def edited(subject: Subject, options: Options, intervention: Intervention, names: tuple[str, ...]) -> Store:
-    """Features of the model under an intervention, on the same images."""
-    return subject.rerun(intervention, names, options.num_edited)
-
-
 def change(subject: Subject, before: Store, after: Store, images: np.ndarray) -> Change:
     """The effect of an intervention on cls, registers and the head's choice, on images of those indices."""
     layout, own = subject.layout, subject.layout.registers.stop
     cls = registers = agreement = accuracy = None
     if own:
-        cosine_BxE = cosine_similarity(
-            before.read("extras_ExD")[images], after.read("extras_ExD")[images][:, :own]
-        )
+        old, new = (store.read("extras_ExD")[images][:, :own] for store in (before, after))
+        cosine_BxE = cosine_similarity(old, new)
         cls = summarize_values(cosine_BxE[:, layout.cls]).mean
         registers = summarize_values(cosine_BxE[:, layout.registers]).mean
     if subject.model.num_classes:
         first, then = (choices(store.read("logits_Y")[images]) for store in (before, after))
         agreement = float(((first == then) & (then != NO_CHOICE)).mean())
-        accuracy = accuracy_of(subject, then, images)
+        label_B = subject.head_labels()
+        accuracy = None if label_B is None else float((then == label_B[images]).mean())
     return Change(cls, registers, agreement, accuracy)
 
 
 def choices(logits_BxY: np.ndarray) -> np.ndarray:
-    """The class with the highest logit of each image; NO_CHOICE where a logit is not finite, as argmax would
-    take NaN for the highest."""
+    """The class with the highest logit of each image; NO_CHOICE where a logit is not finite."""
     return np.where(np.isfinite(logits_BxY).all(1), logits_BxY.argmax(1), NO_CHOICE)
 
 
-def accuracy_of(subject: Subject, choice_B: np.ndarray, images: np.ndarray) -> float | None:
-    """How often the head's choice is right, None where the images' classes are not the head's."""
-    label_B = subject.head_labels()
-    return None if label_B is None else float((choice_B == label_B[images]).mean())
+class RegisterNeurons(NamedTuple):
+    """The neurons of one model that are most active on outliers. Blocks and neurons count from 0."""
+
+    threshold: float
+    is_outlier_BxP: np.ndarray
+    num_images: int  # with outliers
+    last_block: int  # where outliers begin; neurons after it are not looked at
+    score_LxF: np.ndarray
+    others_LxF: np.ndarray | None  # None: all patches are outliers
+    neuron_Ex2: np.ndarray  # the highest score first
+
+
+def find_neurons(subject: Subject, options: Options) -> RegisterNeurons | None:
+    """The neurons, ranked by their activation on outliers; None where there are no outliers."""
+    outliers = subject.outliers(options.rule)
+    is_outlier_BxP = outliers.is_outlier_BxP[: options.num_edited]
+    has_outlier_B, has_other_B = np.asarray(is_outlier_BxP.any(1)), np.asarray((~is_outlier_BxP).any(1))
+    if outliers.threshold is None or not has_outlier_B.any():
+        return None
+    rows = {"is_outlier_BxP": is_outlier_BxP}
+    intervention = Intervention(name="neurons", edits=nothing, values={}, rows=rows)
+    store = subject.rerun(intervention, ("neurons_2xLxF",), options.num_edited)
+    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
+    norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
+    last_block = first_block(norm_BxLxP, is_outlier_BxP, outliers.threshold)
+    return RegisterNeurons(
+        threshold=outliers.threshold,
+        is_outlier_BxP=is_outlier_BxP,
+        num_images=int(has_outlier_B.sum()),
+        last_block=last_block,
+        score_LxF=score_LxF,
+        others_LxF=others_LxF,
+        neuron_Ex2=highest(score_LxF, last_block),
+    )
+
+
+class Outcome(NamedTuple):
+    """The outcome of a variant, means over images; the target is the token that got the neurons."""
+
+    share: float | None  # of patches above the model's own threshold, without the target; None: no other
+    largest: float  # norm of a patch
+    target: float | None  # its norm
+    attention: float | None  # of cls in the last block to it
+    change: Change
+
+    def cells(self) -> tuple[float | None, ...]:
+        """The columns OUTCOME."""
+        cosine, _, *shares = self.change.cells()
+        return percent(self.share), self.largest, self.target, self.attention, cosine, *shares
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One model whose neurons are moved, and the unedited model that it is compared with."""
+
+    subject: Subject
+    options: Options
+    found: RegisterNeurons
+    names: tuple[str, ...]  # of the features that are compared
+    before: Store  # of the unedited model
+
+    @property
+    def num_images(self) -> int:
+        """The number of images that edited models are shown."""
+        return len(self.found.is_outlier_BxP)
+
+    def layout(self, num_registers: int) -> TokenLayout:
+        """The tokens with `num_registers` registers added."""
+        own = self.subject.layout
+        return dataclasses.replace(own, num_registers=own.num_registers + num_registers)
+
+    def moved(
+        self,
+        neuron_Ex2: np.ndarray,
+        *,
+        num_registers: int = 1,
+        is_target_BxP: np.ndarray | None = None,
+        use_layer_max: bool = False,
+        start_D: np.ndarray | None = None,
+        use_mean_start: bool = False,
+    ) -> Intervention:
+        """The neurons moved to the added registers, or to the patches `is_target_BxP`."""
+        layout = self.layout(num_registers)
+        is_target_BxT = np.zeros((self.num_images, layout.num_tokens), bool)
+        if is_target_BxP is not None:
+            is_target_BxT[:, layout.patches] = is_target_BxP
+        else:
+            is_target_BxT[:, layout.registers.stop - num_registers : layout.registers.stop] = True
+        width = dims(self.subject.model).width
+        return Intervention(
+            name="move",
+            edits=move_neurons,
+            values={
+                "is_neuron_LxF": as_mask(neuron_Ex2, self.found.score_LxF.shape),
+                "use_layer_max": np.bool_(use_layer_max),
+                "num_added": np.int32(num_registers),
+                "start_D": np.zeros(width, np.float32) if start_D is None else start_D.astype(np.float32),
+                "use_mean_start": np.bool_(use_mean_start),
+            },
+            rows={"is_target_BxT": is_target_BxT},
+            num_registers=num_registers,
+        )
+
+    def measure(self, intervention: Intervention) -> tuple[Store, Outcome]:
+        """The features and the outcome of the model under the intervention."""
+        store = self.subject.rerun(intervention, self.names, self.options.num_edited)
+        return store, self.outcome(store, intervention)
+
+    def outcome(self, store: Store, intervention: Intervention) -> Outcome:
+        """The outcome of a variant, from its features."""
+        patches = self.layout(intervention.num_registers).patches
+        norm_BxT = np.asarray(store.read("norms_LxT")[:, -1], np.float64)
+        is_target_BxT = intervention.rows.get("is_target_BxT", np.zeros(norm_BxT.shape, bool))
+        is_other_BxP = ~is_target_BxT[:, patches]
+        norm_BxP = np.where(is_other_BxP, norm_BxT[:, patches], 0.0)
+        num_others, has_target = is_other_BxP.sum(), is_target_BxT.any()
+        attention = None
+        if has_target and self.subject.layout.has_cls:
+            weights_BxT = store.read("attention_NxExT")[:, :, 0].mean(1, dtype=np.float64)
+            attention = float((weights_BxT * is_target_BxT).sum(1).mean())
+        return Outcome(
+            share=float((norm_BxP > self.found.threshold).sum() / num_others) if num_others else None,
+            largest=float(norm_BxP.max(1).mean()),
+            target=float(norm_BxT[is_target_BxT].mean()) if has_target else None,
+            attention=attention,
+            change=change(self.subject, self.before, store, np.arange(self.num_images)),
+        )
+
+    def sweep_counts(self) -> tuple[dict[int, Outcome], int]:
+        """The outcomes of moving 1, 2, 5, ... neurons to a register, until the outliers are gone.
+
+        Also the number of neurons that leaves fewest outliers; the smallest of equals.
+        """
+        outcomes: dict[int, Outcome] = {}
+        for count in _COUNTS:
+            if count > len(self.found.neuron_Ex2):
+                break
+            _, outcomes[count] = self.measure(self.moved(self.found.neuron_Ex2[:count]))
+            share = outcomes[count].share
+            if share is None or share <= GONE * self.found.is_outlier_BxP.mean():
+                break
+        left = {count: np.inf if one.share is None else one.share for count, one in outcomes.items()}
+        return outcomes, min(left, key=lambda count: (left[count], count))
+
+
+def start_trial(subject: Subject, options: Options) -> Trial | Gap:
+    """A trial on a model; a gap if it has no outliers, or no register can be added."""
+    found = find_neurons(subject, options)
+    if found is None:
+        return Gap(f"{subject.name}: no outliers by {options.rule}")
+    if subject.model.pooling == "cls_registers":
+        return Gap(f"{subject.name}: its head reads the registers, so that none can be added")
+    if parse_mask(subject.model.mask).name == "file":
+        return Gap(f"{subject.name}: the matrix of its mask has no rows for more registers")
+    names = (*(["attention_NxExT"] if subject.layout.has_cls else []), *outputs_of(subject))
+    before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    return Trial(subject=subject, options=options, found=found, names=names, before=before)
+
+
+def outliers_clause(before: Outcome, after: Outcome, what: str) -> str:
+    """The clause of a finding on the outliers and the largest patch norm before and after `what`."""
+    return (
+        f"{what} changes the share of patches above the threshold from {number(percent(before.share), '%')} "
+        f"to {number(percent(after.share), '%')}, and the largest norm of a patch from "
+        f"{number(before.largest)} to {number(after.largest)}"
+    )

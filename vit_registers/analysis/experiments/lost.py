@@ -4,30 +4,18 @@ import csv
 import dataclasses
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.measures.lost import (
-    HIT_IOU,
-    CorLoc,
-    Discovery,
-    SweepCell,
-    corloc,
-    iou,
-    summarize_sweep,
-    sweep_cells,
-)
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import ORANGE, RED
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import hide_axes
-from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.measures import lost
+from vit_registers.analysis.report.figures import ORANGE, RED, new_grid, set_titles
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
 from vit_registers.errors import ConfigError
@@ -39,6 +27,7 @@ _MAX_SHOWN_PX = 480  # longer side of an image in the picture
 _MAX_ASPECT = 2.5  # of a row of the picture, and 1 / it
 _COLUMNS = "of | block | centred | normalised | bias"
 _SCORES = "CorLoc, % | seed in background | images | without boxes"
+Cell = lost.SweepCell
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -50,31 +39,32 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         found = _sweep(subject, options)
     except ConfigError as error:  # such as a table of positions that cannot be resampled
         return Gap(f"{subject.name}: cannot be shown images of their own size: {error}")
-    table = {cell: corloc(found.box_xyxy_px[cell], found.truths) for cell in found.box_xyxy_px}
-    best, no_sweep = summarize_sweep(table, feature="k", block=max(cell.block for cell in table))
+    truths = [record.box_xyxy_px for record in options.boxes]
+    table = {cell: lost.corloc(boxes, truths) for cell, boxes in found.box_xyxy_px.items()}
+    best, no_sweep = lost.summarize_sweep(table, feature="k", block=max(cell.block for cell in table))
     chosen = {"best of the sweep": best, "no sweep": no_sweep}
     return Rows(
         tables={
-            "CorLoc": [(subject.name, name, *_row(cell, table, found)) for name, cell in chosen.items()],
-            "All cells": [(subject.name, *_row(cell, table, found)) for cell in table],
+            "CorLoc": [(name, *_row(cell, table, found)) for name, cell in chosen.items()],
+            "All cells": [_row(cell, table, found) for cell in table],
         },
         text=f"LOST without a sweep has a CorLoc of {number(table[no_sweep].percent, '%')}, and "
         f"{number(table[best].percent, '%')} at the best of {len(table)} settings",
         compared=float(table[no_sweep].percent),
         count=f"{counted(table[no_sweep].num_images, 'image')} with boxes",
-        values=found.examples[no_sweep],
+        values=found.examples,
         gaps=_gaps(subject, options, found),
-        files={f"boxes-{subject.name}.csv": _boxes_csv(found, chosen)},
+        files={f"boxes-{subject.name}.csv": _boxes_csv(found, chosen, options.boxes)},
     )
 
 
 class _Example(NamedTuple):
-    """An image of the picture, with what was found in it."""
+    """An image of the picture, with the object found in it."""
 
-    image_HxWx3: np.ndarray  # perhaps made smaller
-    size_px: Grid  # of the image itself; all that follows is in its pixels
+    image_HxWx3: np.ndarray  # may be made smaller
+    size_px: Grid  # of the original image; all that follows is in its pixels
     cell_px: tuple[float, float]  # of a patch
-    found: Discovery
+    found: lost.Discovery
     box_xyxy_px: np.ndarray
     true_xyxy_px: np.ndarray
 
@@ -83,54 +73,44 @@ class _Example(NamedTuple):
 class _Found:
     """What LOST found in all images with one model, by cell."""
 
-    box_xyxy_px: dict[SweepCell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
-    num_fallbacks: dict[SweepCell, int] = dataclasses.field(default_factory=dict)
-    examples: dict[SweepCell, list[_Example]] = dataclasses.field(default_factory=dict)  # of the first images
-    names: list[str] = dataclasses.field(default_factory=list)
-    truths: list[np.ndarray] = dataclasses.field(default_factory=list)
+    box_xyxy_px: dict[Cell, np.ndarray] = dataclasses.field(default_factory=dict)  # int [images, 4]
+    num_fallbacks: Counter[Cell] = dataclasses.field(default_factory=Counter)
+    examples: list[_Example] = dataclasses.field(default_factory=list)  # the first images, without a sweep
     num_shrunk: int = 0
-    num_over_edge: int = 0  # images of which a true box is not all inside
+    num_over_edge: int = 0  # images with a true box that is not all inside
 
 
 def _sweep(subject: Subject, options: Options) -> _Found:
-    """All cells for all images, each of which is read once."""
-    found, total = _Found(), len(options.boxes)
+    found, total, patch_size = _Found(), len(options.boxes), subject.model.patch_size
     for i, record in enumerate(options.boxes):
         native = read_image(record)
-        size_px = native.shape[:2]
-        image = _shrunk(native, subject.model.patch_size)
-        found.names.append(record.name)
-        found.truths.append(record.box_xyxy_px)
-        found.num_shrunk += image.shape != native.shape
-        found.num_over_edge += _is_over_edge(record, size_px)
-        shown = _thumbnail(native) if i < options.num_examples else None
+        image = _shrunk(native, patch_size)
+        native_px, size_px = native.shape[:2], image.shape[:2]
+        found.num_shrunk += size_px != native_px
+        boxes, (height, width) = record.box_xyxy_px, native_px
+        found.num_over_edge += bool((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any())
         features, grid = subject.native(image, options.num_blocks)
-        cells = sweep_cells(
-            features,
-            grid,
-            patch_size_px=subject.model.patch_size,
-            image_size_px=image.shape[:2],
-            biases=_BIASES,
+        shown = Cell("k", max(block for _, block in features), use_center=False, use_norm=False, bias=0.0)
+        cells = lost.sweep_cells(
+            features, grid, patch_size_px=patch_size, image_size_px=size_px, biases=_BIASES
         )
         for cell, one in cells:
             if cell not in found.box_xyxy_px:
                 found.box_xyxy_px[cell] = np.zeros((total, 4), np.int32)
-                found.num_fallbacks[cell] = 0
-                found.examples[cell] = []
-            box = found.box_xyxy_px[cell][i] = _scaled(one.box_xyxy_px, image.shape[:2], size_px)
+            box = found.box_xyxy_px[cell][i] = _scaled(one.box_xyxy_px, size_px, native_px)
             found.num_fallbacks[cell] += one.is_fallback
-            if shown is not None:
-                cell_px = tuple(
-                    subject.model.patch_size * side / small
-                    for side, small in zip(size_px, image.shape[:2], strict=True)
-                )
-                found.examples[cell].append(_Example(shown, size_px, cell_px, one, box, record.box_xyxy_px))
+            if i < options.num_examples and cell == shown:
+                small = Image.fromarray(native)
+                small.thumbnail((_MAX_SHOWN_PX, _MAX_SHOWN_PX))
+                cell_px = patch_size * native_px[0] / size_px[0], patch_size * native_px[1] / size_px[1]
+                example = _Example(np.asarray(small), native_px, cell_px, one, box, record.box_xyxy_px)
+                found.examples.append(example)
         subject.progress("lost", i + 1, total)
     return found
 
 
 def _shrunk(image_HxWx3: np.ndarray, patch_size: int) -> np.ndarray:
-    """The image, made smaller where it has more than _MAX_PATCHES, whose squares have to be held."""
+    """The image, made smaller where it has more than _MAX_PATCHES: memory grows with their square."""
     sides = image_HxWx3.shape[:2]
     rows, columns = (-(-side // patch_size) for side in sides)
     if rows * columns <= _MAX_PATCHES:
@@ -143,106 +123,75 @@ def _shrunk(image_HxWx3: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def _scaled(box_xyxy_px: np.ndarray, size_px: Grid, native_px: Grid) -> np.ndarray:
-    """The box of an image of `size_px` in whole pixels of one of `native_px`; it loses nothing by that."""
+    """The box of an image of `size_px` in whole pixels of one of `native_px`, rounded outward."""
     size_2, native_2 = np.array(size_px[::-1]), np.array(native_px[::-1])
     low = box_xyxy_px[:2] * native_2 // size_2
     high = -(-box_xyxy_px[2:] * native_2 // size_2)
     return np.concatenate([low, high])
 
 
-def _is_over_edge(record: BoxImage, size_px: Grid) -> bool:
-    boxes, (height, width) = record.box_xyxy_px, size_px
-    return bool((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any())
-
-
 def _gaps(subject: Subject, options: Options, found: _Found) -> list[str]:
-    total, gaps = len(options.boxes), []
-    num_blocks = len({cell.block for cell in found.box_xyxy_px})
-    if num_blocks < options.num_blocks:
-        gaps.append(
-            f"{subject.name}: the model has {num_blocks} of the {options.num_blocks} blocks asked for"
-        )
-    if found.num_shrunk:
-        gaps.append(
-            f"{subject.name}: {found.num_shrunk} of {total} images had to be shrunk to {_MAX_PATCHES} patches"
-        )
-    if found.num_over_edge:
-        gaps.append(
-            f"{found.num_over_edge} of {total} images: a true box goes over the edge of the image; it is "
-            "not changed (VOC counts pixels from 1)"
-        )
-    return gaps
+    total, num_blocks = len(options.boxes), len({cell.block for cell in found.box_xyxy_px})
+    blocks = f"the model has {num_blocks} of the {options.num_blocks} blocks asked for"
+    shrunk = f"{found.num_shrunk} of {total} images had to be shrunk to {_MAX_PATCHES} patches"
+    over_edge = (
+        f"{found.num_over_edge} of {total} images: a true box goes over the edge of the image; it is not "
+        "changed (VOC counts pixels from 1)"
+    )
+    gaps = [f"{subject.name}: {blocks}"] if num_blocks < options.num_blocks else []
+    gaps += [f"{subject.name}: {shrunk}"] if found.num_shrunk else []
+    return gaps + ([over_edge] if found.num_over_edge else [])
 
 
-def _row(cell: SweepCell, table: Mapping[SweepCell, CorLoc], found: _Found) -> tuple[Value, ...]:
+def _row(cell: Cell, table: Mapping[Cell, lost.CorLoc], found: _Found) -> tuple[Value, ...]:
     one = table[cell]
     switches = ("yes" if on else "no" for on in (cell.use_center, cell.use_norm))
     settings = (cell.feature, cell.block, *switches, cell.bias)
     return (*settings, float(one.percent), found.num_fallbacks[cell], one.num_images, one.num_skipped)
 
 
-def _boxes_csv(found: _Found, chosen: Mapping[str, SweepCell]) -> str:
-    """A line per image and cell; the last two are empty for images without a true box."""
+def _boxes_csv(found: _Found, chosen: Mapping[str, Cell], records: Sequence[BoxImage]) -> str:
+    """A line per image and cell; the last two columns are empty for images without a true box."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("image", "cell", "xmin", "ymin", "xmax", "ymax", "iou", "hit"))
-    for i, (name, truth) in enumerate(zip(found.names, found.truths, strict=True)):
+    for i, record in enumerate(records):
         for title, cell in chosen.items():
-            box = found.box_xyxy_px[cell][i]
-            best = float(iou(box, truth).max()) if len(truth) else None
-            hit = None if best is None else int(best >= HIT_IOU)
-            lines.writerow((name, title, *box.tolist(), best, hit))
+            box, truths = found.box_xyxy_px[cell][i], record.box_xyxy_px
+            best = float(lost.iou(box, truths).max()) if len(truths) else None
+            hit = None if best is None else int(best >= lost.HIT_IOU)
+            lines.writerow((record.name, title, *box.tolist(), best, hit))
     return text.getvalue()
 
 
-def _thumbnail(image_HxWx3: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(image_HxWx3)
-    image.thumbnail((_MAX_SHOWN_PX, _MAX_SHOWN_PX))
-    return np.asarray(image)
-
-
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    return [
-        Picture(
-            name=f"lost-{one.name}",
-            caption=f"{one.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the "
-            "degree, lowest at the seed (cross); the similarity to the seed; the sum over the expansion.",
-            figure=_draw_examples(one.values),
+def _draw(found: Found) -> Pictures:
+    for one in found:
+        aspects = [example.size_px[0] / example.size_px[1] for example in one.values]
+        heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
+        figure, grid = new_grid(len(heights), 4, (7.4, 1.85 * sum(heights) + 0.3), heights=heights)
+        for row, example in zip(grid, one.values, strict=True):
+            _draw_example(row, example)
+        set_titles(grid[0], ("image", "degree", "seed's similarity", "expansion"))
+        caption = (
+            f"{one.name}, keys, no sweep: the box found (solid) and the true ones (dashed); the degree, "
+            "lowest at the seed (cross); the similarity to the seed; the sum over the expansion."
         )
-        for one in found
-    ]
+        yield Picture(name=f"lost-{one.name}", caption=caption, figure=figure)
 
 
-def _draw_examples(examples: Sequence[_Example]) -> Figure:
-    aspects = [one.size_px[0] / one.size_px[1] for one in examples]
-    heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
-    figure = Figure(figsize=(7.4, 1.85 * sum(heights) + 0.3), layout="constrained")
-    titles = ("image", "degree", "seed's similarity", "expansion")
-    grid = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights)
-    hide_axes(grid)
-    for axes, example in zip(grid, examples, strict=True):
-        _draw_example(axes, example)
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=9)
-    return figure
-
-
-def _draw_example(grid: np.ndarray, example: _Example) -> None:
-    height, width = example.size_px
-    rows, columns = example.found.mask.shape
-    cell_y, cell_x = example.cell_px
-    grid[0].imshow(example.image_HxWx3, extent=(0, width, height, 0))
-    for box, style in ((example.box_xyxy_px, "-"), *((box, "--") for box in example.true_xyxy_px)):
-        x0, y0, x1, y1 = box
-        for color, line_width in (("white", 2.4), (ORANGE, 1.2)):
-            grid[0].add_patch(
-                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ls=style, lw=line_width, color=color)
-            )
-    found = example.found
-    for axes, values in zip(grid[1:], (found.degree, found.seed_similarity, found.expansion), strict=True):
+def _draw_example(row: np.ndarray, example: _Example) -> None:
+    (height, width), (cell_y, cell_x), found = example.size_px, example.cell_px, example.found
+    rows, columns = found.mask.shape
+    row[0].imshow(example.image_HxWx3, extent=(0, width, height, 0))
+    boxes = [(example.box_xyxy_px, "-"), *((box, "--") for box in example.true_xyxy_px)]
+    for (x0, y0, x1, y1), style in boxes:
+        for color, lw in (("white", 2.4), (ORANGE, 1.2)):
+            outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ls=style, lw=lw, color=color)
+            row[0].add_patch(outline)
+    for axes, values in zip(row[1:], (found.degree, found.seed_similarity, found.expansion), strict=True):
         axes.imshow(values, cmap="viridis", extent=(0, columns * cell_x, rows * cell_y, 0))
         axes.plot((found.seed[1] + 0.5) * cell_x, (found.seed[0] + 0.5) * cell_y, "+", color=RED)
-    for axes in grid:
+    for axes in row:
         axes.set(xlim=(0, width), ylim=(height, 0))
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.colors import hsv_to_rgb, to_rgb
+from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.report.figures import draw_mask, new_grid
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.masks import owners
 from vit_registers.models.tokens import Grid, TokenLayout
@@ -33,8 +34,8 @@ class Link(NamedTuple):
 def links(mask_TxT: np.ndarray, layout: TokenLayout) -> list[Link]:
     """The links of every pair of grids, coarse to fine: summary levels with each other and with the patches.
 
-    arXiv:2601.15506 describes blocks of the image, as `models.masks.owners` has them. Its code links other
-    cells where a side of a grid is not a power of the second level's: `models.masks.fractal_released`.
+    arXiv:2601.15506 describes blocks of the image, as `models.masks.owners` computes them. Its code links
+    other cells where a side of a grid is not a power of the second level's: `models.masks.fractal_released`.
     """
     levels, found = list(zip(layout.grids, layout.grid_slices, strict=True)), []
     for i, (coarse, at) in enumerate(levels):
@@ -54,15 +55,15 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     groups, kind = subject.layout.level_groups, subject.model.mask
     share = float(np.mean(mask_TxT))
     shares = [
-        (subject.name, a, b, float(np.mean(mask_TxT[first, second])))
+        (a, b, float(np.mean(mask_TxT[first, second])))
         for a, first in groups.items()
         for b, second in groups.items()
     ]
     found = links(mask_TxT, subject.layout)
     return Rows(
         tables={
-            "Mask": [(subject.name, "all", "all", share), *shares],
-            "Links between levels": [(subject.name, *_row(link)) for link in found],
+            "Mask": [("all", "all", share), *shares],
+            "Links between levels": [_row(link) for link in found],
         },
         text=f"mask '{kind}' lets {number(100 * share, '%')} of the pairs of tokens attend",
         compared=100 * share,
@@ -76,30 +77,44 @@ def _row(link: Link) -> tuple[str, str, int, int, float]:
     return coarse, fine, int(link.tokens_S.min()), int(link.tokens_S.max()), 100 * link.agreement
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    pictures = []
+def _draw(found: Found) -> Pictures:
     for one in found:
         title, mask_TxT, groups, of_levels = one.values
-        figure = figures.draw_mask(mask_TxT, groups, title=title)
-        pictures.append(Picture(name=f"mask-{one.name}", caption=title, figure=figure))
+        figure = Figure(figsize=(6.4, 6.4))
+        axes = figure.add_subplot()
+        draw_mask(axes, mask_TxT, groups)
+        axes.set_title(f"{title}: {mask_TxT.mean():.1%} of the pairs may attend", fontsize=9)
+        yield Picture(name=f"mask-{one.name}", caption=title, figure=figure)
         to_blocks = [link for link in of_levels if len(link.tokens_S) > 1]
         if to_blocks:
-            pictures.append(_draw_links(one.name, to_blocks))
-    return pictures
+            yield Picture(
+                name=f"links-{one.name}",
+                caption=f"{one.name}: the cells of the finer grid, coloured by the cell of the coarser grid "
+                "that the mask links them to (above) and that they lie in (below); grey: no link, or "
+                "several.",
+                figure=_draw_links(to_blocks),
+            )
 
 
-def _draw_links(name: str, found: Sequence[Link]) -> Picture:
-    pairs = [
-        (f"{coarse} to {fine}\n{share:.1f} %", link.linked_HxW, link.geometric_HxW)
-        for link in found
-        for coarse, fine, _, _, share in [_row(link)]
-    ]
-    return Picture(
-        name=f"links-{name}",
-        caption=f"{name}: the cells of the finer grid, coloured by the cell of the coarser grid that the "
-        "mask links them to (above) and that they lie in (below); grey: no link, or several.",
-        figure=figures.draw_owners(pairs),
-    )
+def _draw_links(found: Sequence[Link]) -> Figure:
+    """For each pair of levels, two maps of the fine grid: its cells' owners by the mask, and by the image."""
+    figure, grid = new_grid(2, len(found), (1.7 * len(found) + 0.4, 4.0))
+    for (top, below), link in zip(grid.T, found, strict=True):
+        for axes, owner_HxW in ((top, link.linked_HxW), (below, link.geometric_HxW)):
+            axes.imshow(_colors(owner_HxW), interpolation="none")
+        coarse, fine, _, _, percent = _row(link)
+        top.set_title(f"{coarse} to {fine}\n{percent:.1f} %", fontsize=8)
+    grid[0, 0].set_ylabel("linked", fontsize=9)
+    grid[1, 0].set_ylabel("lies in", fontsize=9)
+    return figure
+
+
+def _colors(owner_HxW: np.ndarray) -> np.ndarray:
+    """Hues a golden section apart, in three steps of brightness, so that neighbours differ; grey below 0."""
+    hue_HxW = owner_HxW * 0.618034 % 1
+    value_HxW = np.array([0.9, 0.65, 0.45])[owner_HxW % 3]
+    color_HxWx3 = hsv_to_rgb(np.stack([hue_HxW, np.full(owner_HxW.shape, 0.7), value_HxW], axis=-1))
+    return np.where(owner_HxW[..., None] < 0, to_rgb("#edf2f7"), color_HxWx3)
 
 
 EXPERIMENT = Experiment(

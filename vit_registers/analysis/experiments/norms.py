@@ -4,30 +4,33 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.token_groups import patches_first, zero_norm_gaps
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Rows, Value
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms, panels_picture
+from vit_registers.analysis.report.result import Rows, counted, number
+from vit_registers.analysis.subject import Options, Subject, patches_first
 
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
     norm_BxP, outliers = subject.patch_norms(), subject.outliers(options.rule)
-    norm_BxT = subject.store.read("norms_LxT")[:, -1]
+    norm_BxT, after = subject.store.read("norms_LxT")[:, -1], subject.store.read("final_norms_T")
     groups = zip(patches_first(subject).items(), (BLUE, GREEN, ORANGE, GREY), strict=False)
     shown = {name: (norm_BxT[:, where], color) for (name, where), color in groups}
-    share = 100 * outliers.share
+    share, by_token, by_rule = 100 * outliers.share, [], []
+    for token, where in subject.tokens().items():
+        norm_N = np.asarray(norm_BxT[:, where], np.float64).ravel()
+        median, p99 = map(float, np.quantile(norm_N, [0.5, 0.99]))
+        spread = float(stats.kurtosis(norm_N)) if norm_N.std() > 1e-9 * norm_N.mean() else None
+        numbers = (float(norm_N.mean()), median, p99, float(norm_N.max()), p99 / median if median else None)
+        by_token.append((token, *numbers, spread, float(np.median(after[:, where]))))
+    for rule in dict.fromkeys((options.rule, *RULES)):
+        found = find(norm_BxP, rule)
+        images = float(found.is_outlier_BxP.any(1).mean())
+        by_rule.append((rule, found.threshold, 100 * found.share, 100 * images))
     return Rows(
-        tables={
-            "Norms by token": _by_token(subject),
-            "Outliers by rule": _by_rule(subject.name, norm_BxP, options),
-        },
+        tables={"Norms by token": by_token, "Outliers by rule": by_rule},
         text=f"{number(share, '%')} of {norm_BxP.size:,} patches are outliers by {options.rule}",
         compared=share,
         count=counted(len(norm_BxP), "image"),
@@ -36,26 +39,9 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _by_token(subject: Subject) -> list[tuple[Value, ...]]:
-    rows = []
-    before = subject.store.read("norms_LxT")[:, -1]
-    after = subject.store.read("final_norms_T")
-    for token, where in subject.tokens().items():
-        norm_N = np.asarray(before[:, where], np.float64).ravel()
-        median, p99 = map(float, np.quantile(norm_N, [0.5, 0.99]))
-        spread = float(stats.kurtosis(norm_N)) if norm_N.std() > 1e-9 * norm_N.mean() else None
-        numbers = (float(norm_N.mean()), median, p99, float(norm_N.max()), p99 / median if median else None)
-        rows.append((subject.name, token, *numbers, spread, float(np.median(after[:, where]))))
-    return rows
-
-
-def _by_rule(name: str, norm_BxP: np.ndarray, options: Options) -> list[tuple[Value, ...]]:
-    rows = []
-    for rule in dict.fromkeys((options.rule, *RULES)):
-        found = find(norm_BxP, rule)
-        images = float(found.is_outlier_BxP.any(1).mean())
-        rows.append((name, rule, found.threshold, 100 * found.share, 100 * images))
-    return rows
+def zero_norm_gaps(subject: Subject) -> list[str]:
+    """A gap for a model that gives patches of zeros only, else none."""
+    return [] if subject.patch_norms().any() else [f"{subject.name}: the norms of all patches are 0"]
 
 
 def _panel(axes: Axes, values: tuple) -> None:
@@ -66,13 +52,11 @@ def _panel(axes: Axes, values: tuple) -> None:
 EXPERIMENT = Experiment(
     question="How large are the tokens that the last block leaves, and which are outliers?",
     answers=f"{REGISTERS}, figures 3, 7 and 15; {SMALL}, figure 4",
-    definition="L2 norms of the tokens that the last block leaves, before the final norm, which would "
-    "shrink the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal "
-    "distribution).",
+    definition="L2 norms of the tokens that the last block leaves, before the final norm, which would shrink "
+    "the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal distribution).",
     tables={
-        "Norms by token": (
-            "model | token | mean | median | p99 | max | p99 / median | kurtosis | median after norm"
-        ),
+        "Norms by token": "model | token | mean | median | p99 | max | p99 / median | kurtosis"
+        " | median after norm",
         "Outliers by rule": "model | rule | threshold | patches flagged, % | images with any, %",
     },
     measure=_measure,

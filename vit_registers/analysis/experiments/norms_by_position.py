@@ -3,11 +3,9 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.report.figures import panels_picture
+from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 
@@ -19,7 +17,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     inner = float(100 * share_HxW[~is_border_HxW].mean()) if (~is_border_HxW).any() else None
     highest, border = 100 * float(share_HxW.max()), 100 * float(share_HxW[is_border_HxW].mean())
     return Rows(
-        tables={"Outliers by position": [(subject.name, highest, border, inner)]},
+        tables={"Outliers by position": [(highest, border, inner)]},
         text=f"a position holds an outlier in {number(highest, '%')} of the images at most, in "
         f"{number(border, '%')} at the border and {number(inner, '%')} inside, on average",
         compared=highest,
@@ -39,9 +37,7 @@ EXPERIMENT = Experiment(
     question="Where in the image are outliers?",
     answers=f"{REGISTERS}, figure 10",
     definition="The share of images whose patch at a position is an outlier by the rule chosen.",
-    tables={
-        "Outliers by position": "model | most frequent position, % | at the border, % | inside, %",
-    },
+    tables={"Outliers by position": "model | most frequent position, % | at the border, % | inside, %"},
     measure=_measure,
     features=("norms_LxT",),
     draw=panels_picture("positions", "Where outliers are.", _panel, width=3.4),

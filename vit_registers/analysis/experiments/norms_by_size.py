@@ -1,15 +1,10 @@
 """norms-by-size: the norms of patches by the number of parameters of the model. No JAX."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
-from vit_registers.analysis.report.figures import BLUE, GREY, RED
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Picture, Rows
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.report.figures import BLUE, GREY, RED, new_axes
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 
@@ -18,7 +13,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     median, p99 = map(float, np.quantile(norm_BxP, [0.5, 0.99]))
     size, share = subject.num_parameters, 100 * outliers.share
     return Rows(
-        tables={"Norms by size": [(subject.name, size, median, p99, float(norm_BxP.max()), share)]},
+        tables={"Norms by size": [(size, median, p99, float(norm_BxP.max()), share)]},
         text=f"of {size:,} parameters, {number(share, '%')} of {norm_BxP.size:,} patches are outliers by "
         f"{options.rule}",
         compared=share,
@@ -27,27 +22,18 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _across(found: Sequence[Rows]) -> list[str]:
+def _across(found: Found) -> list[str]:
     is_one_size = found and len({one.values[0] for one in found}) < 2
     return ["all models are of one size; give models of several with --checkpoint"] if is_one_size else []
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    caption = (
-        "Norms of patches, the smallest model first. Widths are log(1 + patches) in a bin, so that few large "
-        "norms are seen too; all patches count. Line: median; dashes: threshold."
-    )
-    return [Picture(name="sizes", caption=caption, figure=_draw_sizes(found))]
-
-
-def _draw_sizes(found: Sequence[Rows]) -> Figure:
+def _draw(found: Found) -> Pictures:
     norms = (one.values[1] for one in found)
     ends = [(norm_BxP[norm_BxP > 0].min(initial=np.inf), norm_BxP.max()) for norm_BxP in norms]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     edges = np.geomspace(low / 1.01, high * 1.01, 120) if 0 < low <= high else np.geomspace(0.1, 10, 120)
     middles, half = np.sqrt(edges[1:] * edges[:-1]), 0.42
-    figure = Figure(figsize=(max(4.5, 1.3 * len(found) + 0.8), 4.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes(max(4.5, 1.3 * len(found) + 0.8), 4.0)
     for place, (_, norm_BxP, threshold) in enumerate(one.values for one in found):
         width = np.log1p(np.histogram(norm_BxP, edges)[0])
         width *= half / max(width.max(), 1.0)
@@ -56,14 +42,17 @@ def _draw_sizes(found: Sequence[Rows]) -> Figure:
         if threshold is not None and edges[0] / 2 < threshold < 2 * edges[-1]:
             axes.hlines(threshold, place - half, place + half, color=RED, ls="--", lw=0.9)
     labels = [f"{one.name}\n{one.values[0]:,}" for one in found]
-    is_long = max(len(one.name) for one in found) > 14
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
-    if is_long:
+    if max(len(one.name) for one in found) > 14:
         axes.tick_params(axis="x", rotation=30)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
     axes.set(yscale="log", ylabel="norm of patches", xlim=(-0.6, len(found) - 0.4))
-    return figure
+    caption = (
+        "Norms of patches, the smallest model first. Widths are log(1 + patches) in a bin, so that few large "
+        "norms are seen too; all patches count. Line: median; dashes: threshold."
+    )
+    return [Picture(name="sizes", caption=caption, figure=figure)]
 
 
 EXPERIMENT = Experiment(

@@ -5,16 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.cls_sources import FULL, cls_parts
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs, one_shot
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.published.tables import DECOUPLING
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
-from vit_registers.analysis.report.finding import number
-from vit_registers.analysis.report.panels import panels
-from vit_registers.analysis.report.result import Gap, Picture, Rows, Value
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, panels
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, number
+from vit_registers.analysis.subject import FULL, Options, Subject, cls_parts
 
 _SEEDS = (0, 1, 2)
 _CLASSIFIERS = {"logistic": BLUE, "nearest": ORANGE}
@@ -26,37 +22,30 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         return Gap(f"{subject.name}: the images have several labels each, one-shot requires one")
     if len(draw_pairs(label, seed=0)[0]) < 2:
         return Gap(f"{subject.name}: fewer than two classes have two images or more")
-    found = _accuracies(subject, label)
-    rows: list[tuple[Value, ...]] = [
-        (subject.name, classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
+    found: dict[str, list[OneShot]] = {classifier: [] for classifier in _CLASSIFIERS}
+    for seed in _SEEDS:
+        train, test = draw_pairs(label, seed=seed)  # only these images are read
+        full, tests = cls_parts(subject, train)[FULL], cls_parts(subject, test)
+        for classifier, scores in found.items():
+            scores.append(one_shot(full, label[train], tests, label[test], seed=seed, classifier=classifier))
+    rows = [
+        (classifier, part, *_over_seeds(scores, part), scores[0].num_classes)
         for classifier, scores in found.items()
         for part in scores[0].top1
     ]
-    classifier, scores = next(iter(found.items()))
-    means = {part: _over_seeds(scores, part)[0] for part in scores[0].top1}
+    first, scores = next(iter(found.items()))
+    means = {part: mean for classifier, part, mean, *_ in rows if classifier == first}
     parts = ", ".join(f"{number(mean, '%')} on {part}" for part, mean in means.items())
     return Rows(
         tables={"One-shot": rows},
-        text=f"the top-1 of the {classifier} classifier is {parts}",
+        text=f"the top-1 of the {first} classifier is {parts}",
         compared=means[FULL],
         count=f"{scores[0].num_classes} classes and {len(_SEEDS)} seeds",
         values=found,
     )
 
 
-def _accuracies(subject: Subject, label: np.ndarray) -> dict[str, list[OneShot]]:
-    """For each classifier the scores of all seeds. Only the images that are drawn are read."""
-    found: dict[str, list[OneShot]] = {classifier: [] for classifier in _CLASSIFIERS}
-    for seed in _SEEDS:
-        train, test = draw_pairs(label, seed=seed)
-        full, tests = cls_parts(subject, train)[FULL], cls_parts(subject, test)
-        for classifier, scores in found.items():
-            scores.append(one_shot(full, label[train], tests, label[test], seed=seed, classifier=classifier))
-    return found
-
-
 def _over_seeds(scores: Sequence[OneShot], part: str) -> list[float | None]:
-    """Mean and standard deviation of top-1, then of top-5, in %."""
     columns = []
     for values in ([one.top1 for one in scores], [one.top5 for one in scores]):
         summary = summarize_values([100 * one[part] for one in values if one is not None])
@@ -77,7 +66,7 @@ def _panel(axes: Axes, found: dict[str, list[OneShot]]) -> None:
     axes.set(ylim=(0, 105), ylabel=f"top-{k}, %")
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
+def _draw(found: Found) -> Pictures:
     figure = panels(found, _panel, width=3.6)
     legend = figure.axes[0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
@@ -93,9 +82,7 @@ EXPERIMENT = Experiment(
     "only (the weights of the others set to zero, not divided again). Images are drawn separately for each "
     f"of {len(_SEEDS)} seeds; standard deviations are over these. The paper does not name its classifier: "
     "'logistic' is multinomial logistic regression, 'nearest' the highest cosine.",
-    tables={
-        "One-shot": "model | classifier | part | top-1, % | std | top-5, % | std of top-5 | classes",
-    },
+    tables={"One-shot": "model | classifier | part | top-1, % | std | top-5, % | std of top-5 | classes"},
     measure=_measure,
     features=("terms_ExD",),
     draw=_draw,

@@ -1,21 +1,16 @@
 """position-resampling: how much each cell of a position table counts once it is resampled."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.published.tables import REGISTERS
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.report.figures import new_grid
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.tokens import Grid
 from vit_registers.models.vit import token_layout
 
-_ANTIALIASED, _PLAIN = "bicubic_aa", "bicubic"
 _SMALLER = 7 / 16  # of the side, as in the paper's 16 x 16 to 7 x 7
 
 Case = tuple[Grid, Grid, tuple[str, ...]]  # from, to, methods
@@ -26,8 +21,8 @@ def counts(source: Grid, target: Grid, method: str) -> np.ndarray:
 
     Each cell of grid `target` gets a gradient of 1, which goes back to the cells that it was made of, as in
     arXiv:2309.16588, appendix A and figure 11 (16 x 16 to 7 x 7, and the gradient back). Ours is divided by
-    its mean. A cell of weight 0 counts for nothing at the other size. Resampling is linear and separable, so
-    that the gradient is the product of how often rows and columns are used.
+    its mean. A cell of weight 0 has no effect at the other size. Resampling is linear and separable, so that
+    the gradient is an outer product of the gradients of rows and of columns.
     """
     matrix = RESAMPLINGS[method]
     row_H, column_W = (matrix(s, t).sum(axis=0) for s, t in zip(source, target, strict=True))
@@ -36,10 +31,10 @@ def counts(source: Grid, target: Grid, method: str) -> np.ndarray:
 
 
 def other_grid(source: Grid, shown: Grid) -> Grid:
-    """The grid of the images where it is not that of training; else 7/16 of each side, rounded, at least 2.
+    """The grid of the images where it differs from that of training; else 7/16 of each side, at least 2.
 
-    One more where that is half of the side: there plain bicubic counts all cells alike, which it does at no
-    other size.
+    It is one larger where that is half of the side, as plain bicubic weights all cells equally at half the
+    side, and at no other size.
     """
     if shown != source:
         return shown
@@ -59,8 +54,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         spread = float(weight_HxW.std() / weight_HxW.mean())
         is_own = "yes" if method == methods[0] else "no"
         ends = float(weight_HxW.min()), float(weight_HxW.max())
-        rows.append((subject.name, _text(source), _text(target), method, is_own, spread, *ends))
-    spread, low, high = rows[0][5:]
+        rows.append((_text(source), _text(target), method, is_own, spread, *ends))
+    *_, spread, low, high = rows[0]
     return Rows(
         tables={"Weight of positions": rows},
         text=f"{methods[0]} from {_text(source)} to {_text(target)} weights positions from {number(low)} to "
@@ -72,7 +67,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _case(subject: Subject) -> Case | str:
-    """The grids and methods of resampling, the model's own method first; or why there are none."""
     model, rule = subject.model, POSITIONS[subject.model.positions]
     if rule.table is None and not rule.is_learned:
         return f"model.positions='{model.positions}' has no table"
@@ -82,42 +76,31 @@ def _case(subject: Subject) -> Case | str:
     target = other_grid(source, subject.layout.patch_grid)
     if source == target:
         return f"a grid of {_text(source)} cannot be made smaller"
-    return source, target, tuple(dict.fromkeys((model.position_resampling, _ANTIALIASED, _PLAIN)))
+    return source, target, tuple(dict.fromkeys((model.position_resampling, "bicubic_aa", "bicubic")))
 
 
 def _text(grid: Grid) -> str:
     return f"{grid[0]} x {grid[1]}"
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    """A picture for each kind of resampling, which several models may share."""
+def _draw(found: Found) -> Pictures:
     cases: dict[Case, list[str]] = {}
     for one in found:
         cases.setdefault(one.values, []).append(one.name)
-    return [
-        Picture(
-            name=f"resampling-{place}",
-            caption=f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it is "
-            f"resampled to {_text(target)}.",
-            figure=_draw_maps({method: counts(source, target, method) for method in methods}),
+    for place, ((source, target, methods), names) in enumerate(cases.items(), start=1):
+        maps = [counts(source, target, method) for method in methods]
+        low, high = min(0.0, *(one.min() for one in maps)), max(one.max() for one in maps)
+        figure, (grid,) = new_grid(1, len(maps), (2.9 * len(maps) + 0.9, 3.1))
+        for axes, method, weight_HxW in zip(grid, methods, maps, strict=True):
+            axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
+            axes.set_title(method if axes is not grid[0] else f"{method}, the model's own", fontsize=9)
+            axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
+        figure.colorbar(grid[0].images[0], ax=list(grid), label="weight / mean", shrink=0.8)
+        caption = (
+            f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it is resampled "
+            f"to {_text(target)}."
         )
-        for place, ((source, target, methods), names) in enumerate(cases.items(), start=1)
-    ]
-
-
-def _draw_maps(maps: dict[str, np.ndarray]) -> Figure:
-    figure = Figure(figsize=(2.9 * len(maps) + 0.9, 3.1), layout="constrained")
-    low = min(0.0, *(weight_HxW.min() for weight_HxW in maps.values()))
-    high = max(weight_HxW.max() for weight_HxW in maps.values())
-    grid = figure.subplots(1, len(maps), squeeze=False)[0]
-    for place, (axes, (method, weight_HxW)) in enumerate(zip(grid, maps.items(), strict=True)):
-        axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
-        axes.set(xticks=[], yticks=[])
-        own = ", the model's own" if place == 0 else ""
-        axes.set_title(f"{method}{own}", fontsize=9)
-        axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
-    figure.colorbar(grid[0].images[0], ax=list(grid), label="weight / mean", shrink=0.8)
-    return figure
+        yield Picture(name=f"resampling-{place}", caption=caption, figure=figure)
 
 
 EXPERIMENT = Experiment(
@@ -129,9 +112,8 @@ EXPERIMENT = Experiment(
     "1 everywhere: all positions count alike; stripes: some hardly count, and others twice. bicubic_aa "
     "is with antialiasing; bicubic, bicubic_offset and linear are without.",
     tables={
-        "Weight of positions": (
-            "model | trained grid | other grid | method | own | coefficient of variation | min | max"
-        ),
+        "Weight of positions": "model | trained grid | other grid | method | own | coefficient of variation"
+        " | min | max"
     },
     measure=_measure,
     draw=_draw,

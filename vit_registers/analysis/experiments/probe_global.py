@@ -1,14 +1,13 @@
 """probe-global: how much of the image's class a single token holds."""
 
+import itertools
+
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.halves import halves_by_class
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.finding import counted, number, percent
-from vit_registers.analysis.report.result import Gap, Rows
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
+from vit_registers.analysis.subject import Options, Subject, queries
 from vit_registers.errors import DataError
 
 _SEEDS = (0, 1, 2)
@@ -19,38 +18,32 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if label.ndim > 1 or len(np.unique(label)) < 2 or np.unique(label, return_counts=True)[1].min() < 2:
         return Gap(f"{subject.name}: the probe requires two classes or more, of two images or more each")
     rows, gaps = [], []
-    for kind, seeds in _kinds(subject):
+    seeds = dict.fromkeys((*queries(subject), "mean patch", "center"), (0,))  # of the draws, by kind of token
+    for kind, own in (seeds | {"normal": _SEEDS, "outlier": _SEEDS}).items():
         try:
-            (row,) = global_probe({kind: [_inputs(subject, options, kind, seed) for seed in seeds]})
+            (row,) = global_probe({kind: [_inputs(subject, options, kind, seed) for seed in own]})
         except DataError as error:
             gaps.append(f"{subject.name}: {error}")
             continue
         if row.accuracy is None:
-            gaps.append(f"{subject.name}: no {row.kind} patches by {options.rule} to train and test on")
+            gaps.append(f"{subject.name}: no {kind} patches by {options.rule} to train and test on")
         scores = percent(row.accuracy), percent(row.std)
-        rows.append((subject.name, row.kind, *scores, row.num_train, row.num_test, row.num_skipped))
+        rows.append((kind, *scores, row.num_train, row.num_test, row.num_skipped))
     if not rows:
         return Gap(gaps[0])
-    found = {row[1]: row for row in rows}
+    accuracies = {kind: accuracy for kind, accuracy, *_ in rows}
     parts = [
-        f"{number(found[kind][2], '%')} from {words}"
+        f"{number(accuracies[kind], '%')} from {words}"
         for kind, words in {"cls": "cls", "outlier": "an outlier", "normal": "another patch"}.items()
-        if kind in found and found[kind][2] is not None
-    ] or [f"{number(rows[0][2], '%')} from {rows[0][1]}"]
+        if accuracies.get(kind) is not None
+    ] or [f"{number(rows[0][1], '%')} from {rows[0][0]}"]
     return Rows(
         tables={"Global information": rows},
         text=f"the accuracy of a linear probe is {', '.join(parts)}",
-        compared=found["normal"][2] if "normal" in found else None,
-        count=counted(max(row[5] for row in rows), "test image"),
+        compared=accuracies.get("normal"),
+        count=counted(max(row[4] for row in rows), "test image"),
         gaps=gaps,
     )
-
-
-def _kinds(subject: Subject) -> list[tuple[str, tuple[int, ...]]]:
-    """The kinds of tokens, and the seeds of the draws of each."""
-    named = [name for name in subject.tokens() if name not in ("patches", "summaries")]
-    drawn = (*named, "mean patch", "center")
-    return [*((name, (0,)) for name in drawn), *((name, _SEEDS) for name in ("normal", "outlier"))]
 
 
 def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeInputs:
@@ -64,7 +57,8 @@ def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeIn
     else:
         flagged = subject.outliers(options.rule).is_outlier_BxP[: len(patches)]
         grid = subject.layout.patch_grid
-        has = choose_tokens(flagged, "outlier", grid=grid, seed=seed)[1] if kind != "center" else has
+        if kind != "center":
+            has = np.asarray(flagged.any(1))
         index, has = choose_tokens(flagged, kind, grid=grid, seed=seed, among_B=has)
         token = np.asarray(patches[np.arange(len(label)), index])
     train, test = (half[has[half]] for half in halves_by_class(label))
@@ -77,6 +71,18 @@ def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeIn
     )
 
 
+def halves_by_class(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of images to train on and to test on, half of each class, without a limit."""
+    mixed = np.random.default_rng(0).permutation(len(label_N))
+    mixed = mixed[np.argsort(label_N[mixed], kind="stable")]
+    train, test = [], []
+    for _, group in itertools.groupby(mixed, key=lambda i: label_N[i]):
+        members = list(group)
+        half = len(members) - len(members) // 2
+        train, test = train + members[:half], test + members[half:]
+    return np.sort(train), np.sort(test)
+
+
 EXPERIMENT = Experiment(
     question="How much of the image's class does a single token hold?",
     answers=f"{REGISTERS}, tables 1, 4 and 6; {SMALL}, tables 2, 4 and 5; arXiv:2506.08010, table 1",
@@ -85,9 +91,8 @@ EXPERIMENT = Experiment(
     "chosen within the first. Patches are drawn separately for each of three seeds; standard deviations "
     "are over these. Images without an outlier are left out of the rows of single patches.",
     tables={
-        "Global information": (
-            "model | token | accuracy, % | std | trained on | tested on | images without one"
-        ),
+        "Global information": "model | token | accuracy, % | std | trained on | tested on"
+        " | images without one"
     },
     measure=_measure,
     features=("norms_LxT", "patches_PxD", "extras_ExD"),

@@ -2,15 +2,20 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.halves import MANY_IMAGES, random_halves
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
-from vit_registers.analysis.published.tables import REGISTERS
-from vit_registers.analysis.report.finding import counted, number, percent
-from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject
 
+MANY_IMAGES = 400  # at most, to train on and to test on, for probes on all patches
 _FEWEST_IMAGES = 4  # two to train on, of which one chooses the strength
+
+
+def random_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of images to train on and to test on, of `count` images; MANY_IMAGES at most each."""
+    mixed = np.random.default_rng(0).permutation(count)
+    half = count - count // 2
+    return np.sort(mixed[:half][:MANY_IMAGES]), np.sort(mixed[half:][:MANY_IMAGES])
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -20,23 +25,17 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         return Gap(f"{subject.name}: the probe requires {_FEWEST_IMAGES} images or more")
     probe = fit_position_probe(np.asarray(patches[train]), seed=0)
     is_outlier = subject.outliers(options.rule).is_outlier_BxP[test]
-    normal, outlier = score_positions(probe, patches[test], is_outlier, grid=subject.layout.patch_grid)
-    gaps = [
-        f"{subject.name}: no {score.kind} patches by {options.rule}"
-        for score in (normal, outlier)
-        if not score.num_tokens
-    ]
+    scores = score_positions(probe, patches[test], is_outlier, grid=subject.layout.patch_grid)
+    rows = [(one.kind, one.num_tokens, percent(one.top1), one.distance_patches) for one in scores]
+    gaps = [f"{subject.name}: no {kind} patches by {options.rule}" for kind, count, *_ in rows if not count]
     if not probe.is_converged:
         gaps.append(f"{subject.name}: the probe did not converge")
-    rows = [
-        (subject.name, score.kind, score.num_tokens, percent(score.top1), score.distance_patches)
-        for score in (normal, outlier)
-    ]
+    (_, num_normal, normal, _), (_, num_outliers, outlier, _) = rows
     return Rows(
         tables={"Position probe": rows},
-        text=f"a linear probe finds the position of {number(rows[0][3], '%')} of {normal.num_tokens:,} "
-        f"normal patches and of {number(rows[1][3], '%')} of {outlier.num_tokens:,} outliers",
-        compared=rows[0][3],
+        text=f"a linear probe finds the position of {number(normal, '%')} of {num_normal:,} normal patches "
+        f"and of {number(outlier, '%')} of {num_outliers:,} outliers",
+        compared=normal,
         count=counted(len(test), "image"),
         gaps=gaps,
     )

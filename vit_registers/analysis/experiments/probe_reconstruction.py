@@ -2,19 +2,11 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.halves import MANY_IMAGES, random_halves
-from vit_registers.analysis.measures.reconstruction import (
-    Pairs,
-    fit_linear,
-    fit_mean,
-    fit_mlp,
-    score_reconstruction,
-)
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.experiments.probe_position import MANY_IMAGES, random_halves
+from vit_registers.analysis.measures import reconstruction
 from vit_registers.analysis.measures.released import fit_released, score_released
-from vit_registers.analysis.published.tables import REGISTERS, SMALL
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.result import Gap, Rows
+from vit_registers.analysis.report.result import Gap, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 
@@ -22,37 +14,37 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     train, test = random_halves(len(subject.store.read("patches_PxD")))
     if not len(test):
         return Gap(f"{subject.name}: the probes require two images or more, one of them to test on")
-    fitted, scored = (_pairs(subject, images) for images in (train, test))
+    fitted, scored = (
+        reconstruction.Pairs(
+            token_BxPxD=np.asarray(subject.store.read("patches_PxD")[images]),
+            image_BxHxWxC=np.asarray(subject.store.read("image_HxWxC")[images]),
+            patch_size=subject.model.patch_size,
+            mean=subject.mean,
+            std=subject.std,
+        )
+        for images in (train, test)
+    )
     is_outlier = subject.outliers(options.rule).is_outlier_BxP[test]
+    score = reconstruction.score_reconstruction
     probes = {
-        "none (mean patch)": (fit_mean(fitted), score_reconstruction),
-        "linear": (fit_linear(fitted), score_reconstruction),
-        "MLP": (fit_mlp(fitted, seed=0), score_reconstruction),
+        "none (mean patch)": (reconstruction.fit_mean(fitted), score),
+        "linear": (reconstruction.fit_linear(fitted), score),
+        "MLP": (reconstruction.fit_mlp(fitted, seed=0), score),
         "MLP, as released": (fit_released(fitted, seed=0), score_released),
     }
     rows = [
-        (subject.name, name, score.kind, score.num_tokens, score.mse, score.l2)
+        (name, one.kind, one.num_tokens, one.mse, one.l2)
         for name, (probe, score_of) in probes.items()
-        for score in score_of(probe, scored, is_outlier)
+        for one in score_of(probe, scored, is_outlier)
     ]
-    normal, outlier = (row for row in rows if row[1] == "linear")
+    normal, outlier = (row for row in rows if row[0] == "linear")
     return Rows(
         tables={"Reconstruction": rows},
-        text=f"the squared error of the linear probe is {number(normal[4])} per pixel value of {normal[3]:,} "
-        f"normal patches and {number(outlier[4])} of {outlier[3]:,} outliers",
-        compared=normal[4],
+        text=f"the squared error of the linear probe is {number(normal[3])} per pixel value of {normal[2]:,} "
+        f"normal patches and {number(outlier[3])} of {outlier[2]:,} outliers",
+        compared=normal[3],
         count=counted(len(test), "image"),
         gaps=[] if is_outlier.any() else [f"{subject.name}: no outliers by {options.rule}"],
-    )
-
-
-def _pairs(subject: Subject, images: np.ndarray) -> Pairs:
-    return Pairs(
-        token_BxPxD=np.asarray(subject.store.read("patches_PxD")[images]),
-        image_BxHxWxC=np.asarray(subject.store.read("image_HxWxC")[images]),
-        patch_size=subject.model.patch_size,
-        mean=subject.mean,
-        std=subject.std,
     )
 
 
@@ -65,7 +57,7 @@ EXPERIMENT = Experiment(
     "'Registers in Small Vision Transformers' computes: targets that are no patches, and sums over "
     "batches of 64 images instead of means, so that its numbers can be compared with each other only.",
     tables={
-        "Reconstruction": "model | probe | patches | tokens | squared error per value | L2 error per patch",
+        "Reconstruction": "model | probe | patches | tokens | squared error per value | L2 error per patch"
     },
     measure=_measure,
     features=("norms_LxT", "patches_PxD", "image_HxWxC"),

@@ -3,14 +3,11 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import register_activations
 from vit_registers.analysis.measures.severity import summarize_values
-from vit_registers.analysis.published.tables import DECOUPLING
-from vit_registers.analysis.report.figures import BLUE, ORANGE, scale_for
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.report.figures import BLUE, ORANGE, panels_picture, scale_for
+from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 
@@ -19,7 +16,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     found = register_activations(hidden[:, 0], hidden[:, 1])
     ratio = None if found.ratio_B is None else summarize_values(found.ratio_B).mean
     percent, norm = 100 * found.consistency, float(found.norm_BxR[:, found.register].mean())
-    row = (subject.name, found.register, percent, norm, ratio, found.cosine_before, found.cosine_after)
+    row = (found.register, percent, norm, ratio, found.cosine_before, found.cosine_after)
     gap = f"{subject.name}: all registers are 0, so that none has the highest norm"
     return Rows(
         tables={"The register of highest norm": [row]},
@@ -47,10 +44,8 @@ EXPERIMENT = Experiment(
     "cosine between images (mean over all pairs), and the sizes of its 100 largest mean activations, "
     "before and after the block's first norm.",
     tables={
-        "The register of highest norm": (
-            "model | register | highest in images, % | mean norm | highest / second"
-            " | cosine between images | after the norm"
-        ),
+        "The register of highest norm": "model | register | highest in images, % | mean norm"
+        " | highest / second | cosine between images | after the norm"
     },
     measure=_measure,
     features=("register_hidden_2xRxD",),

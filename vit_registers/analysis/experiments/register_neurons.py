@@ -1,18 +1,12 @@
 """register-neurons: which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from matplotlib.figure import Figure
 
-from vit_registers.analysis.experiments import edited_models
+from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.neuron_search import RegisterNeurons, find_neurons
-from vit_registers.analysis.features.interventions import Intervention, nothing
-from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, integer_ticks, scale_for
-from vit_registers.analysis.report.finding import counted, number
-from vit_registers.analysis.report.panels import images_and_maps
-from vit_registers.analysis.report.result import Gap, Picture, Rows
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, nothing
+from vit_registers.analysis.report import figures
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Options, Subject
 from vit_registers.strict_json import dumps
 
@@ -24,70 +18,58 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if found is None:
         return Gap(f"{subject.name}: no outliers by {options.rule}")
     layers = _layers(subject, options)
-    neurons = [(subject.name, *_row(found, at)) for at in found.neuron_Ex2[:_LISTED]]
-    block, neuron, on, off, _ = _row(found, found.neuron_Ex2[0])
+    neurons = []
+    for block, neuron in found.neuron_Ex2[:_LISTED].tolist():
+        others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
+        neurons.append((block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images))
+    block, neuron, on, off, _ = neurons[0]
+    file = {
+        "model": subject.name,
+        "rule": options.rule,
+        "threshold": found.threshold,
+        "images": found.num_images,
+        "last_block": found.last_block,
+        "neurons": [
+            {"block": block, "neuron": neuron, "score": float(found.score_LxF[block, neuron])}
+            for block, neuron in found.neuron_Ex2[:_FILED].tolist()
+        ],
+    }
     return Rows(
         tables={
             "Register neurons": neurons,
-            "Largest patch by layer": [
-                (subject.name, i + 1, *layer) for i, layer in enumerate(zip(*layers[1:], strict=True))
-            ],
+            "Largest patch by layer": [(i, *row) for i, row in enumerate(zip(*layers[1:], strict=True), 1)],
         },
         text=f"outliers begin in block {found.last_block + 1}; neuron {neuron} of block {block} is most "
         f"active on them, {number(on)} against {number(off)} on other patches",
         compared=found.last_block + 1,
         count=f"{counted(found.num_images, 'image')} with outliers",
         values=(found.last_block, layers, _maps(subject, options, found)),
-        files={f"neurons-{subject.name}.json": _listed(subject, options, found)},
+        files={f"neurons-{subject.name}.json": dumps(file) + "\n"},
     )
 
 
-def _row(found: RegisterNeurons, at: np.ndarray) -> tuple[int, int, float, float | None, int]:
-    block, neuron = map(int, at)
-    others = None if found.others_LxF is None else float(found.others_LxF[block, neuron])
-    return block + 1, neuron, float(found.score_LxF[block, neuron]), others, found.num_images
-
-
-def _listed(subject: Subject, options: Options, found: RegisterNeurons) -> str:
-    """The file of neurons: JSON, blocks from 0."""
-    neurons = [
-        {"block": int(block), "neuron": int(neuron), "score": float(found.score_LxF[block, neuron])}
-        for block, neuron in found.neuron_Ex2[:_FILED]
-    ]
-    about = {
-        "model": subject.name,
-        "rule": options.rule,
-        "threshold": found.threshold,
-        "images": found.num_images,
-        "last_block": found.last_block,
-        "neurons": neurons,
-    }
-    return dumps(about) + "\n"
-
-
-def _layers(subject: Subject, options: Options) -> tuple[float, list[float], list[float], list[float | None]]:
+def _layers(subject: Subject, options: Options) -> tuple[float, list, list, list]:
     """The largest patch norm of an image, mean over images: before the first block, after each attention and
     after each MLP; and the largest attention of cls to a patch in each block."""
+
+    def means(values_BxL: np.ndarray) -> list[float]:
+        return [float(x) for x in values_BxL.mean(0, dtype=np.float64)]
+
     has_cls, patches = subject.layout.has_cls, subject.layout.patches
     names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
-    store = edited_models.unedited(subject, options, names)
-    first, *after = (float(x) for x in store.read(names[0])[..., patches].max(-1).mean(0, dtype=np.float64))
-    middle = [float(x) for x in store.read(names[1])[..., patches].max(-1).mean(0, dtype=np.float64)]
-    if not has_cls:
-        return first, middle, after, [None] * len(middle)
-    return first, middle, after, [float(x) for x in store.read(names[2]).mean(0, dtype=np.float64)]
+    store = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    first, *after = means(store.read("norms_LxT")[..., patches].max(-1))
+    middle = means(store.read("middle_norms_LxT")[..., patches].max(-1))
+    return first, middle, after, means(store.read("cls_attention_L")) if has_cls else [None] * len(middle)
 
 
-def _maps(
-    subject: Subject, options: Options, found: RegisterNeurons
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _maps(subject: Subject, options: Options, found: RegisterNeurons) -> tuple:
     """(images, maps, titles): norms and activations of the first neurons, on images that have outliers."""
     shown = np.flatnonzero(found.is_outlier_BxP.any(1))[: options.num_examples]
     neurons = found.neuron_Ex2[:_DRAWN]
-    intervention = Intervention(
-        name="maps", edits=nothing, values={"neuron_Ex2": neurons.astype(np.int32)}, rows={}
-    )
-    store = edited_models.edited(subject, options, intervention, ("neuron_maps_ExP",))
+    values = {"neuron_Ex2": neurons.astype(np.int32)}
+    intervention = Intervention(name="maps", edits=nothing, values=values, rows={})
+    store = subject.rerun(intervention, ("neuron_maps_ExP",), options.num_edited)
     norms = subject.store.read("norms_LxT")[shown][:, -1, subject.layout.patches]
     maps = np.concatenate([norms[:, None], store.read("neuron_maps_ExP")[shown]], axis=1)
     titles = ["norm", *(f"block {block + 1}, neuron {neuron}" for block, neuron in neurons)]
@@ -95,39 +77,29 @@ def _maps(
     return images, maps.reshape(*maps.shape[:2], *subject.layout.patch_grid), titles
 
 
-def _draw(found: Sequence[Rows]) -> list[Picture]:
-    pictures = []
+def _draw(found: Found) -> Pictures:
     for one in found:
-        last_block, layers, maps = one.values
+        last_block, (first, middle, after, attention), maps = one.values
+        (figure, axes), block = figures.new_axes(5.2, 3.2), np.arange(1, len(middle) + 1)
+        largest = [first, *after]
+        axes.plot(range(len(largest)), largest, "o-", ms=3, color=figures.BLUE, label="after the MLP")
+        axes.plot(block - 0.5, middle, "o", ms=3, color=figures.GREEN, label="after attention")
+        axes.set(xlabel="block", ylabel="largest norm of a patch", title=one.name)
+        axes.set_yscale(figures.scale_for(np.array(largest)))
+        figures.integer_ticks(axes)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        if None not in attention:
+            other = axes.twinx()
+            other.plot(block, np.array(attention, float), "s--", ms=3, color=figures.ORANGE)
+            other.set_ylabel("largest attention of cls", color=figures.ORANGE)
+            other.set_ylim(bottom=0)
         caption = (
             f"{one.name}: largest patch norm of an image after each attention and each MLP, and largest "
             f"attention of cls to a patch, mean over images. Outliers begin in block {last_block + 1}."
         )
-        pictures.append(
-            Picture(name=f"layers-{one.name}", caption=caption, figure=_curves(one.name, *layers))
-        )
+        yield Picture(name=f"layers-{one.name}", caption=caption, figure=figure)
         caption = f"{one.name}: norms of patches, and the activations of the neurons highest on outliers."
-        pictures.append(Picture(name=f"maps-{one.name}", caption=caption, figure=images_and_maps(*maps)))
-    return pictures
-
-
-def _curves(
-    name: str, first: float, middle: list[float], after: list[float], attention: list[float | None]
-) -> Figure:
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axes, block = figure.subplots(), np.arange(1, len(middle) + 1)
-    axes.plot(np.arange(len(after) + 1), [first, *after], "o-", ms=3, color=BLUE, label="after the MLP")
-    axes.plot(block - 0.5, middle, "o", ms=3, color=GREEN, label="after attention")
-    axes.set(xlabel="block", ylabel="largest norm of a patch", title=name)
-    axes.set_yscale(scale_for(np.array([first, *after])))
-    integer_ticks(axes)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-    if None not in attention:
-        other = axes.twinx()
-        other.plot(block, np.array(attention, float), "s--", ms=3, color=ORANGE)
-        other.set_ylabel("largest attention of cls", color=ORANGE)
-        other.set_ylim(bottom=0)
-    return figure
+        yield Picture(name=f"maps-{one.name}", caption=caption, figure=figures.images_and_maps(*maps))
 
 
 EXPERIMENT = Experiment(
@@ -144,7 +116,7 @@ EXPERIMENT = Experiment(
         "Largest patch by layer": "model | block | norm after attention | after the MLP | attention of cls",
     },
     measure=_measure,
-    features=edited_models.BASE,
+    features=BASE,
     draw=_draw,
     compares="block in which outliers begin",
 )

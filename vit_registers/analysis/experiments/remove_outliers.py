@@ -1,41 +1,53 @@
 """remove-outliers: what is lost when outliers are replaced between blocks, against random patches."""
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments import edited_models
-from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.features.interventions import Intervention, remove
+from vit_registers.analysis.experiments.edited_models import BASE, change, outputs_of
+from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
-from vit_registers.analysis.published.tables import CAUSES
-from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks
-from vit_registers.analysis.report.finding import counted, number, percent
-from vit_registers.analysis.report.panels import panels_picture
-from vit_registers.analysis.report.result import Gap, Rows, Value
+from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, panels_picture
+from vit_registers.analysis.report.result import Gap, Rows, Value, counted, number
 from vit_registers.analysis.subject import Options, Subject
 
 _CUTS = 6  # places between blocks, at most
-_SEED = 0
-
 Points = dict[tuple[str, str], list[tuple[int, float]]]  # (block, likeness), by (what, replaced by)
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
-    is_outlier_BxP, _ = edited_models.flagged(subject, options)
+    is_outlier_BxP = subject.outliers(options.rule).is_outlier_BxP[: options.num_edited]
     images = np.flatnonzero(is_outlier_BxP.any(1))
     if not len(images):
         return Gap(f"{subject.name}: no outliers by {options.rule}")
-    no_head = f"{subject.name}: no accuracy, as the images' classes are not its head's"
-    rows, points = _remove(subject, options, is_outlier_BxP, images)
+    names, num_blocks = outputs_of(subject), subject.store.read("norms_LxT").shape[1] - 1
+    before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    unedited = change(subject, before, before, images)
+    rows: list[tuple[Value, ...]] = [(None, "nothing", None, *unedited.cells())]
+    chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=0)}
+    blocks = np.unique(np.linspace(0, num_blocks - 1, _CUTS).round().astype(int))
+    points: Points = {}
+    for block, instead, what in itertools.product(blocks.tolist(), ("zero", "mean patch"), chosen):
+        values = {"block": np.int32(block), "use_mean": np.bool_(instead != "zero")}
+        is_chosen = {"is_chosen_BxP": chosen[what]}
+        intervention = Intervention(name="remove", edits=remove, values=values, rows=is_chosen)
+        found = change(subject, before, subject.rerun(intervention, names, options.num_edited), images)
+        rows.append((block + 1, what, instead, *found.cells()))
+        height = found.agreement if found.cls_cosine is None else found.cls_cosine
+        if height is not None:
+            points.setdefault((what, instead), []).append((block + 1, height))
     text, lowest = "the model has neither cls nor a head to compare", None
     if points:
         block, lowest = min(points["outliers", "zero"], key=lambda point: point[1])
         other = dict(points["random patches", "zero"])[block]
-        what = "cosine of cls" if subject.layout.has_cls else "share of images whose class stays"
+        output = "cosine of cls" if subject.layout.has_cls else "share of images whose class stays"
         text = (
-            f"zeroing outliers before block {block} lowers the {what} to {number(lowest)}, zeroing as many "
+            f"zeroing outliers before block {block} lowers the {output} to {number(lowest)}, zeroing as many "
             f"random patches to {number(other)}"
         )
+    no_head = f"{subject.name}: no accuracy, as the images' classes are not its head's"
     return Rows(
         tables={"Patches taken away": rows},
         text=text,
@@ -44,39 +56,6 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         values=points,
         gaps=[no_head] if subject.head_labels() is None else [],
     )
-
-
-def _remove(
-    subject: Subject, options: Options, is_outlier_BxP: np.ndarray, images: np.ndarray
-) -> tuple[list[tuple[Value, ...]], Points]:
-    names = edited_models.outputs_of(subject)
-    before = edited_models.unedited(subject, options, names)
-    same = edited_models.change(subject, before, before, images)
-    rows: list[tuple[Value, ...]] = [(subject.name, None, "nothing", None, *_cells(same))]
-    depth = subject.store.read("norms_LxT").shape[1] - 1
-    chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=_SEED)}
-    points: Points = {}
-    for block in np.unique(np.linspace(0, depth - 1, _CUTS).round().astype(int)):
-        for instead in ("zero", "mean patch"):
-            for what, is_chosen_BxP in chosen.items():
-                intervention = Intervention(
-                    name="remove",
-                    edits=remove,
-                    values={"block": np.int32(block), "use_mean": np.bool_(instead != "zero")},
-                    rows={"is_chosen_BxP": is_chosen_BxP},
-                )
-                after = edited_models.edited(subject, options, intervention, names)
-                found = edited_models.change(subject, before, after, images)
-                rows.append((subject.name, int(block) + 1, what, instead, *_cells(found)))
-                height = found.agreement if found.cls_cosine is None else found.cls_cosine
-                if height is not None:
-                    points.setdefault((what, instead), []).append((int(block) + 1, height))
-    return rows, points
-
-
-def _cells(found: edited_models.Change) -> tuple[float | None, ...]:
-    shares = (percent(found.agreement), percent(found.accuracy))
-    return (found.cls_cosine, found.registers_cosine, *shares)
 
 
 def _panel(axes: Axes, points: Points) -> None:
@@ -101,13 +80,11 @@ EXPERIMENT = Experiment(
         f"the first {options.num_edited}."
     ),
     tables={
-        "Patches taken away": (
-            "model | before block | taken away | replaced by | cosine of cls"
-            " | of registers | same choice, % | accuracy, %"
-        ),
+        "Patches taken away": "model | before block | taken away | replaced by | cosine of cls"
+        " | of registers | same choice, % | accuracy, %"
     },
     measure=_measure,
-    features=edited_models.BASE,
+    features=BASE,
     draw=panels_picture(
         "removal",
         "How alike the output stays: cosine of cls, or where there is no cls the share of images whose class "

@@ -1,7 +1,7 @@
 """smoothness: how alike neighbouring patches are after the last block."""
 
-from vit_registers.analysis.experiments.neighbour_panels import cosine_experiment
-from vit_registers.analysis.published.tables import SEVERITY
+from vit_registers.analysis.experiments.experiment import SEVERITY
+from vit_registers.analysis.experiments.neighbours import cosine_experiment
 
 EXPERIMENT = cosine_experiment(
     question="How smooth are the features that come out?",

@@ -2,11 +2,9 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import SEVERITY, Experiment
 from vit_registers.analysis.measures.severity import VarianceSums
-from vit_registers.analysis.published.tables import SEVERITY
-from vit_registers.analysis.report.finding import counted, number, percent
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.report.result import Rows, counted, number, percent
 from vit_registers.analysis.subject import Options, Subject, in_parts
 
 
@@ -20,7 +18,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     shares = percent(found.share_outliers), percent(found.share_between)
     total = found.num_outliers + found.num_background
     return Rows(
-        tables={"Variance": [(subject.name, *found)]},
+        tables={"Variance": [found]},
         text=f"{number(shares[0], '%')} of the variance lies within the {found.num_outliers:,} outliers of "
         f"{total:,} patches, and {number(shares[1], '%')} between them and the others",
         compared=shares[0],
@@ -36,10 +34,8 @@ EXPERIMENT = Experiment(
     "those that the rule flags and of the others; and how the sum of squared distances from the mean of "
     "all splits into that around the outliers' mean, around the others' mean, and between the two.",
     tables={
-        "Variance": (
-            "model | outliers | others | variance of outliers | of others"
-            " | share within outliers | within others | between"
-        ),
+        "Variance": "model | outliers | others | variance of outliers | of others | share within outliers"
+        " | within others | between"
     },
     measure=_measure,
     features=("norms_LxT", "patches_PxD"),

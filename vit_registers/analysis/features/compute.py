@@ -1,4 +1,4 @@
-"""The only file of the analysis that runs a model: images -> features on disk, batch by batch."""
+"""Computes features of images with a model, batch by batch; the only file of the analysis that runs one."""
 
 import functools
 import math
@@ -13,14 +13,14 @@ from PIL import Image
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Arrays, Intervention
 from vit_registers.analysis.features.store import VALID, Store, Writer
 from vit_registers.analysis.features.table import FEATURES, LIMITS, Forward
-from vit_registers.data.batch import IMAGE, LABEL, Batch, labelled_batch, normalize
+from vit_registers.data.batch import IMAGE, LABEL, Batch, labelled_batch, normalize, pad_batch
 from vit_registers.models.edits import Edits
 from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import ViT
 
 
 def size_bytes(model: ViT, names: tuple[str, ...], *, image_size: tuple[int, int], num_images: int) -> int:
-    """How much the features take on the disk. Nothing is computed."""
+    """The size of the features on the disk. Nothing is computed."""
     layout, channels = model.layout_for(image_size), model.model.channels
     compute = _program(names, layout, (0.0,) * channels, (1.0,) * channels, NO_INTERVENTION.edits)
     image = jax.ShapeDtypeStruct((1, *image_size, channels), np.uint8)
@@ -45,14 +45,13 @@ def extract_features(
 ) -> None:
     """Completes the features `names` of the store from all batches of the data set, in its order.
 
-    Each batch is written as soon as it is there, while the next one is computed; what a stopped run has
-    written is not computed again. `progress` is told how many images of how many are done. `model` has the
-    registers that the intervention adds.
+    Each batch is written while the next one is computed; what a stopped run has written is not computed
+    again. `progress` is called with the numbers of images done and in total. `model` has the registers that
+    the intervention adds.
     """
     names = store.missing((VALID, "label", *names))
     if not names:
         return
-
     layout = model.layout_for(image_size)
     compute = _program(names, layout, mean, std, intervention.edits)
     with store.writer(names) as writer:
@@ -84,7 +83,7 @@ def _program(
     std: tuple[float, ...],
     edits: Callable[[Arrays, Arrays, TokenLayout], Edits],
 ) -> Callable[..., dict[str, jax.Array]]:
-    """The compiled computation of features; the same for all interventions of one `edits`."""
+    """The compiled computation of features, shared by all interventions with the same `edits`."""
 
     @nnx.jit
     def compute(model: ViT, image_BxHxWxC: jax.Array, values: Arrays, rows: Arrays) -> dict[str, jax.Array]:
@@ -98,13 +97,11 @@ def _program(
 def stored_batches(
     image_BxHxWxC: np.ndarray, label_B: np.ndarray, batch_size: int, sharding: jax.sharding.Sharding
 ) -> Iterator[Batch]:
-    """Batches of images that are on the disk already; the last one is filled up with zeros."""
+    """Batches of images from the disk; the last one is padded with zeros."""
     for start in range(0, len(image_BxHxWxC), batch_size):
-        batch = slice(start, start + batch_size)
-        parts = (image_BxHxWxC[batch], label_B[batch], np.ones(len(label_B[batch]), bool))
-        missing = batch_size - len(parts[0])
-        filled = (np.pad(part, [(0, missing), *[(0, 0)] * (part.ndim - 1)]) for part in parts)
-        yield jax.device_put(labelled_batch(*filled), sharding)
+        part = slice(start, start + batch_size)
+        batch = labelled_batch(image_BxHxWxC[part], label_B[part], np.ones(len(label_B[part]), bool))
+        yield jax.device_put(pad_batch(batch, batch_size), sharding)
 
 
 def _write(
@@ -114,7 +111,6 @@ def _write(
     layout: TokenLayout,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Appends a batch, without the padding of the last one."""
     size = store.num_images - writer.num_done
     if size > 0:
         arrays = {name: np.asarray(value)[:size] for name, value in computed.items()}
@@ -127,12 +123,12 @@ def _write(
 def native(
     model: ViT, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[np.ndarray, int], tuple[dict[tuple[str, int], np.ndarray], Grid]]:
-    """A function from one image of any size, uint8, to what the last blocks make of its patches; their grid.
+    """A function (image, number of blocks) -> (q, k and v of the patches in the last blocks, the patch grid).
 
-    Its second argument is the number of blocks; there may be fewer. What comes is {("q", 12): PxD}, the same
-    for "k" and "v" and for each block, heads joined; the first block is 1. The image is normalised, then
-    filled up with zeros on the right and below to whole patches, as LOST does it. Each new grid is compiled
-    once.
+    The image is uint8 and of any size. The first result is {("q", 12): PxD}, and so on for "k", "v" and each
+    block, counted from 1, with the heads joined. A model with fewer blocks gives all of them. The image is
+    normalised, then padded with zeros on the right and at the bottom to whole patches, as in LOST. Each new
+    grid is compiled once.
     """
     patch, depth = model.model.patch_size, len(model.blocks)
 
@@ -152,7 +148,7 @@ def native(
         if model.model.channels == 1:
             image_HxWxC = np.asarray(Image.fromarray(image_HxWxC).convert("L"))[..., None]
         height, width = image_HxWxC.shape[:2]
-        # filled up before jit, which then sees one shape for all sizes of a grid
+        # Padded before jit, so that all image sizes with one grid have one shape.
         filled_HxWxC = np.pad(image_HxWxC, ((0, -height % patch), (0, -width % patch), (0, 0)))
         num_blocks = min(num_blocks, depth)
         values = forward(model, filled_HxWxC[None], np.array([height, width]), num_blocks)

@@ -1,4 +1,4 @@
-"""Features on disk of open checkpoints: of the models and of edited models."""
+"""Extracts the features of open checkpoints to the disk: of the models and of edited models."""
 
 import functools
 import itertools
@@ -24,6 +24,7 @@ from vit_registers.data.batch import IMAGE
 from vit_registers.errors import DataError
 from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
+from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 
 
@@ -31,7 +32,7 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
     """The subject, with the features `names` on disk under out/features."""
     data = one.config.data
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
-    mesh = sharding.make_mesh(one.config.mesh)
+    mesh = make_mesh(one.config.mesh)
     progress = _progress(one.name)
     if missing := store.missing((*names, VALID, "label") if names else ()):
         _say_cost(one, missing, store)
@@ -74,7 +75,7 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
 
 
 def _say_cost(one: OpenedModel, names: tuple[str, ...], store: Store) -> None:
-    """Prints the size of the features to compute. Raises DataError where the disk has no room for it."""
+    """Prints the size of the features to compute. Raises DataError if the disk has not enough space."""
     size, number = image_size(one.config), store.num_images
     needed = compute.size_bytes(one.model, names, image_size=size, num_images=number)
     free = shutil.disk_usage(store.folder).free
@@ -91,11 +92,11 @@ def _readable(size_bytes: int) -> str:
 
 
 def _progress(name: str) -> Callable[[str, int, int], None]:
-    """A function that prints progress on stderr: (what, images done, images in all).
+    """A function (what, images done, images in total) that prints progress on stderr.
 
-    On a terminal one line is rewritten; in a log file there is a line for each tenth.
+    On a terminal it rewrites one line; in a log file it adds a line for each tenth.
     """
-    tenths: dict[str, int] = {}  # of each work, that were told
+    tenths: dict[str, int] = {}  # that were printed
 
     def show(what: str, done: int, total: int) -> None:
         line = f"{name}, {what}" if what else name
@@ -112,7 +113,10 @@ def _progress(name: str) -> Callable[[str, int, int], None]:
 def _rerun(
     one: OpenedModel, store: Store, root: Path, progress: Callable[[str, int, int], None]
 ) -> Callable[[Intervention, tuple[str, ...], int], Store]:
-    """A function that extracts features of the model under an intervention, from images in the store."""
+    """A function that extracts features of the model under an intervention, from images in the store.
+
+    It raises NotFiniteError if they are not finite.
+    """
     number = itertools.count(1)
 
     @functools.cache
@@ -123,36 +127,32 @@ def _rerun(
         images, label = store.read("image_HxWxC")[:num_images], store.read("label")[:num_images]
         changed = {"num_images": len(images), "intervention": intervention.provenance()}
         edited = Store(root, f"{one.name}-{intervention.name}", one.provenance() | changed)
-        mesh, data = sharding.make_mesh(one.config.mesh), one.config.data
-        if not edited.missing((*names, VALID, "label")):
-            return _checked(one, edited, intervention, names)
-        what = f"{intervention.name} {next(number)}"
-        with jax.set_mesh(mesh):
-            compute.extract_features(
-                model(intervention.num_registers),
-                compute.stored_batches(images, label, data.eval_batch_size, sharding.batch_sharding(mesh)),
-                edited,
-                names,
-                image_size=image_size(one.config),
-                mean=data.mean,
-                std=data.std,
-                intervention=intervention,
-                progress=lambda done, total: progress(what, done, total) if done == total else None,
-            )
-        return _checked(one, edited, intervention, names)
+        mesh, data = make_mesh(one.config.mesh), one.config.data
+        if edited.missing((*names, VALID, "label")):
+            what = f"{intervention.name} {next(number)}"
+            with jax.set_mesh(mesh):
+                compute.extract_features(
+                    model(intervention.num_registers),
+                    compute.stored_batches(
+                        images, label, data.eval_batch_size, sharding.batch_sharding(mesh)
+                    ),
+                    edited,
+                    names,
+                    image_size=image_size(one.config),
+                    mean=data.mean,
+                    std=data.std,
+                    intervention=intervention,
+                    progress=lambda done, total: progress(what, done, total) if done == total else None,
+                )
+        if flaw := not_finite(edited, names):
+            raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
+        return edited
 
     return rerun
 
 
-def _checked(one: OpenedModel, edited: Store, intervention: Intervention, names: tuple[str, ...]) -> Store:
-    """The features of the edited model. Raises NotFiniteError where they are not finite."""
-    if flaw := not_finite(edited, names):
-        raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")
-    return edited
-
-
 def _native(one: OpenedModel) -> Callable[[np.ndarray, int], Native]:
-    """`compute.native` of the model. Raises NotFiniteError where what it gives is not finite."""
+    """`compute.native` of the model, which raises NotFiniteError for results that are not finite."""
     measure = compute.native(one.model, mean=one.config.data.mean, std=one.config.data.std)
     shown = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""Which features hold values that are not finite: those of a model that cannot be measured."""
+"""Finds features with values that are not finite: such a model cannot be measured."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ class NotFiniteError(DataError):
 
 
 def not_finite(store: Store, names: Iterable[str]) -> str | None:
-    """What to say of those of the features `names` that are not finite in an image; None: all are finite."""
+    """A description of those of the features `names` that are not finite; None if all are finite."""
     is_flawed_B, flawed = np.zeros(store.num_read(), bool), []
     for name in names:
         if name not in store.is_flawed:  # read once, whatever the number of experiments
@@ -33,7 +33,7 @@ def not_finite(store: Store, names: Iterable[str]) -> str | None:
 
 
 def _is_flawed(values: np.ndarray, has_undefined: bool) -> np.ndarray:
-    """Whether each image has a value that is not finite; NaN is none where it marks what is not defined."""
+    """Whether each image has a value that is not finite; NaN is ignored if it marks undefined values."""
     is_flawed_B = np.zeros(len(values), bool)
     for images in in_parts(len(values)):
         part = values[images].reshape(len(values[images]), -1)
@@ -42,5 +42,5 @@ def _is_flawed(values: np.ndarray, has_undefined: bool) -> np.ndarray:
 
 
 def describe_not_finite(names: str, number: int, total: int) -> str:
-    """The words for features that are not finite in `number` of `total` images."""
+    """The description of features that are not finite in `number` of `total` images."""
     return f"the features {names} hold values that are not finite ({number} of {total} images)"

@@ -1,4 +1,4 @@
-"""What can be changed in a forward pass to see what follows: patches removed, neurons moved, keys added."""
+"""Interventions in a forward pass: patches are removed, neurons moved, keys added."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ Arrays = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Intervention:
-    """An edit of a model with what it works on. Interventions of one `edits` are compiled once.
+    """An edit of a model and its arguments. Interventions with the same `edits` are compiled once.
 
-    `values` are for all images, `rows` hold a row for each image. `num_registers` zero registers are added to
+    `values` are for all images, `rows` have a row for each image. `num_registers` zero registers are added to
     the model first; `edits` gets the layout with them.
     """
 
@@ -30,7 +30,7 @@ class Intervention:
     num_registers: int = 0
 
     def rows_of(self, batch: slice) -> dict[str, np.ndarray]:
-        """The rows of a batch, filled up with zeros beyond the last image."""
+        """The rows of a batch, padded with zeros after the last image."""
         parts = {name: array[batch] for name, array in self.rows.items()}
         size = batch.stop - batch.start
         return {
@@ -39,13 +39,9 @@ class Intervention:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What tells it from others: its name, and digests of its arrays."""
-        arrays = {**self.values, **self.rows}
-        return {
-            "edits": self.edits.__name__,
-            "num_registers": self.num_registers,
-            **{name: _digest(array) for name, array in arrays.items()},
-        }
+        """The name of its edits, the number of registers, and digests of its arrays."""
+        digests = {name: _digest(array) for name, array in {**self.values, **self.rows}.items()}
+        return {"edits": self.edits.__name__, "num_registers": self.num_registers, **digests}
 
 
 def _digest(array: np.ndarray | np.generic) -> str:
@@ -55,7 +51,7 @@ def _digest(array: np.ndarray | np.generic) -> str:
 
 
 def nothing(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
-    """Changes nothing: for features that need a row for each image."""
+    """No edits: for features that require a row for each image."""
     return Edits()
 
 
@@ -63,7 +59,7 @@ NO_INTERVENTION = Intervention(name="nothing", edits=nothing, values={}, rows={}
 
 
 def remove(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
-    """Patches taken away from what goes into a block (or, at depth, into the final norm).
+    """Removes patches from the input of a block, or, with block = depth, of the final norm.
 
     values: `block`; `use_mean`, whether they become the mean of the image's other patches, else zero.
     rows: `is_chosen_BxP`.
@@ -83,14 +79,14 @@ def remove(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
 
 
 def move_neurons(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
-    """The activations of some neurons taken from all tokens and given to one (arXiv:2506.08010, algorithm 2).
+    """Moves the activations of some neurons from all tokens to the targets (arXiv:2506.08010, algorithm 2).
 
-    values: `is_neuron_LxF`; `use_layer_max`: False as in the paper: the token gets the largest activation of
-    each neuron over the tokens, all others get zero; True as in the released code: it gets the activation of
-    largest size, with its sign, over the tokens and all chosen neurons of the block, and cls keeps its own.
-    `num_added` registers go into the first block as `start_D`, or as the mean patch of the image where
-    `use_mean_start` is True.
-    rows: `is_target_BxT`, who gets them; without any the neurons are silent.
+    values: `is_neuron_LxF`; `use_layer_max`: if False, as in the paper, a target gets the largest activation
+    of each neuron over the tokens, and all others get zero; if True, as in the released code, it gets the
+    activation of largest size, with its sign, over the tokens and all chosen neurons of the block, and cls
+    keeps its activations. `num_added` registers enter the first block as `start_D`, or as the mean patch of
+    the image if `use_mean_start` is True.
+    rows: `is_target_BxT`; without targets the neurons are silent.
     """
 
     def hidden(block: int, hidden_BxTxF: jax.Array) -> jax.Array:
@@ -110,7 +106,7 @@ def move_neurons(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
 
 
 def _begin_registers(values: Arrays, layout: TokenLayout) -> Callable[[int, jax.Array], jax.Array]:
-    """What the added registers, the last `num_added`, go into the first block with."""
+    """Sets the values with which the added registers, the last `num_added`, enter the first block."""
 
     def edit(block: int, resid_BxTxD: jax.Array) -> jax.Array:
         if block:
@@ -126,7 +122,7 @@ def _begin_registers(values: Arrays, layout: TokenLayout) -> Callable[[int, jax.
 
 
 def add_key(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
-    """Neurons silent everywhere, and one more key and value for all queries (arXiv:2506.08010, section A.2).
+    """Silences neurons, and adds one key and value for all queries (arXiv:2506.08010, section A.2).
 
     values: `is_neuron_LxF`; `key_LxNxK` and `value_LxNxK` of each block.
     """

@@ -1,11 +1,11 @@
-"""Features on disk: one array file for each, filled batch by batch, with what they were made of. No JAX.
+"""Features on disk: one array file each, written batch by batch, with their provenance. No JAX.
 
-A folder holds `provenance.json`, `progress.json` and one .npy file per feature. A file is of its full size in
-its header from the start and grows by appending, so that memory does not grow with the data set, and a run
-that was stopped resumes where progress.json says. A folder of another provenance is another folder.
+A folder has `provenance.json`, `progress.json` and one .npy file per feature. The header of a file has the
+final shape from the start, and the file grows by appending, so memory does not grow with the data set and a
+stopped run resumes. Another provenance has another folder.
 
-progress.json has the number of images of each feature, and under "files" the bytes that they take and their
-SHA-256. A feature is checked against these before it is used; one that differs is computed again.
+progress.json has the number of images of each feature, and under "files" their bytes and SHA-256. A feature
+that differs from these is computed again.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ import numpy as np
 from vit_registers.analysis.file_names import file_name
 from vit_registers.digests import prefix_hash, text_digest
 from vit_registers.errors import DataError
-from vit_registers.strict_json import dumps
+from vit_registers.strict_json import dumps, write_json, write_text
 
 VALID = "is_valid"  # the feature that is False for images that could not be decoded
 _FILES = "files"  # in progress.json, beside the numbers of images: [bytes, SHA-256] by feature
 _BLOCK_BYTES = 1 << 20
-_SAVE_EVERY_S = 5.0  # what is computed between two saves is lost by a kill; each save waits for the disk
+_SAVE_EVERY_S = 5.0  # a killed process loses the images since the last save; each save waits for the disk
 
 
 class Store:
@@ -36,52 +36,49 @@ class Store:
     def __init__(
         self, root: Path, name: str, provenance: Mapping[str, Any], limits: Mapping[str, int] | None = None
     ) -> None:
-        """Opens root/<name>-<digest of provenance>, or makes it.
+        """Opens or creates root/<name>-<digest of provenance>.
 
-        `limits` are numbers of images, for features that are kept of the first ones only. Features of a
-        folder whose provenance.json says something else are not used. Raises DataError where the folder
-        cannot be written to.
+        `limits` are numbers of images, for features that are kept of the first images only. Features are
+        discarded if provenance.json differs. Raises DataError if the folder cannot be written to.
         """
         text = dumps(provenance, sort_keys=True)
         self.folder = root / f"{file_name(name)}-{text_digest(text)[:12]}"
         self.provenance = dict(provenance)
         self.num_images = int(provenance["num_images"])
         self._limits = dict(limits or {})
-        self._checked: dict[str, int] = {}  # of how many images the file was compared with its digest
-        self.is_flawed: dict[
-            str, np.ndarray
-        ] = {}  # see finite.py: of each image that `read` gives, by feature
-        try:
+        self._checked: dict[str, int] = {}  # the number of images that were compared with the digest
+        # By feature, for each image that `read` returns; see finite.py.
+        self.is_flawed: dict[str, np.ndarray] = {}
+        path, progress = self.folder / "provenance.json", self.folder / "progress.json"
+        with _disk_errors(self.folder, "cannot be used"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._discard_others(text + "\n")
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be used: {error.strerror}") from None
-        _replace(self.folder / "provenance.json", text + "\n")
+            if path.exists() and progress.is_file() and path.read_bytes() != f"{text}\n".encode():
+                print(f"{path} is not what was written: all features are computed again", file=sys.stderr)
+                progress.unlink()
+        with _disk_errors(path, "cannot be written"):
+            write_text(path, f"{text}\n")
 
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Those of `names` that are not complete. A damaged one is not, and a line on stderr says so."""
+        """Those of `names` that are not complete. Damaged ones are reported on stderr."""
         return tuple(name for name in names if self._num_done(name) < self.count(name))
 
     def count(self, name: str) -> int:
-        """How many images the feature is kept of, broken ones included."""
+        """The number of images that the feature is kept of, including broken ones."""
         return min(self.num_images, self._limits.get(name, self.num_images))
 
     def read(self, name: str) -> np.ndarray:
-        """The feature, [images, ...], without the images that could not be decoded.
-
-        It is memory-mapped, and copied only where there are such images.
-        """
+        """The feature, [images, ...], of images that could be decoded; a memory map if all could be."""
         values = self._open(name)
         is_valid = np.asarray(self._open(VALID))[: len(values)]
         return values if is_valid.all() else values[is_valid]
 
     def num_read(self) -> int:
-        """How many images `read` gives: those that could be decoded."""
+        """The number of images that could be decoded, which `read` returns."""
         return int(np.count_nonzero(self._open(VALID)))
 
     @contextlib.contextmanager
     def writer(self, names: tuple[str, ...]) -> Iterator["Writer"]:
-        """What features are appended with; it begins where all of `names` have arrived."""
+        """A Writer of the features `names`, from the first image that one of them lacks."""
         writer = Writer(self, names, min(self._num_done(name) for name in names))
         try:
             yield writer
@@ -98,7 +95,6 @@ class Store:
             ) from None
 
     def _num_done(self, name: str) -> int:
-        """The number of images whose feature is on disk and is what was written; 0 for a damaged file."""
         progress = self._progress()
         done = progress.get(name, 0)
         if done and self._checked.get(name) != done:
@@ -113,7 +109,7 @@ class Store:
         return done
 
     def _damage(self, name: str, done: int, num_bytes: int, digest: str) -> str | None:
-        """How the file differs from its first `done` images as they were written; None where it does not."""
+        """The damage of the file with the first `done` images; None if it is intact."""
         path = self.folder / f"{name}.npy"
         if done > self.count(name):
             return f"progress.json counts {done} images of {self.count(name)}"
@@ -135,18 +131,13 @@ class Store:
             return error.strerror
         return None
 
-    def _discard_others(self, text: str) -> None:
-        """Forgets the features where provenance.json does not have that text."""
-        path, progress = self.folder / "provenance.json", self.folder / "progress.json"
-        if path.exists() and progress.is_file() and path.read_bytes() != text.encode():
-            print(f"{path} is not what was written: all features are computed again", file=sys.stderr)
-            progress.unlink()
-
     def _save(self, progress: Mapping[str, Any]) -> None:
-        _replace(self.folder / "progress.json", dumps(progress) + "\n")
+        path = self.folder / "progress.json"
+        with _disk_errors(path, "cannot be written"):
+            write_json(path, progress)
 
     def _progress(self) -> dict[str, Any]:
-        """Numbers of images by feature, and the digests. Raises DataError where the file is damaged."""
+        """Numbers of images by feature, and the digests. Raises DataError if the file is damaged."""
         path = self.folder / "progress.json"
         try:
             progress = json.loads(path.read_text()) if path.exists() else {}
@@ -172,8 +163,8 @@ class Writer:
         self._saved_at = time.monotonic()
 
     def append(self, features: Mapping[str, np.ndarray]) -> None:
-        """One batch, [B, ...] of each name. Raises DataError where it cannot be written."""
-        try:
+        """Appends a batch, [B, ...] of each name. Raises DataError if it cannot be written."""
+        with _disk_errors(self._store.folder, "cannot be written to"):
             for name in self._names:
                 room = self._store.count(name) - self.num_done
                 if room <= 0:
@@ -186,22 +177,18 @@ class Writer:
             self.num_done += len(features[self._names[0]])
             if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
                 self._save()
-        except OSError as error:
-            raise self._failed(error) from None
 
     def close(self) -> None:
-        """Saves what was appended and closes all files. Raises DataError where it cannot be written."""
+        """Saves the features and closes all files. Raises DataError if they cannot be written."""
         try:
-            self._save()
-        except OSError as error:
-            raise self._failed(error) from None
+            with _disk_errors(self._store.folder, "cannot be written to"):
+                self._save()
         finally:
             for file in self._files.values():
                 with contextlib.suppress(OSError):
                     file.close()
 
     def _save(self) -> None:
-        """Makes the features durable, then counts them in progress.json: never the other way round."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -214,11 +201,8 @@ class Writer:
             self._store._checked |= self._done
         self._saved_at = time.monotonic()
 
-    def _failed(self, error: OSError) -> DataError:
-        return DataError(f"{self._store.folder} cannot be written to: {error.strerror}")
-
     def _begin(self, name: str, values: np.ndarray) -> BinaryIO:
-        """The file of a feature with its header, cut after the last row that counts."""
+        """The file of a feature with its header, truncated after the last counted row."""
         path = self._store.folder / f"{name}.npy"
         file = path.open("r+b" if self.num_done else "w+b")
         self._files[name] = file
@@ -226,12 +210,8 @@ class Writer:
             _read_header(file)
             size = file.tell() + self.num_done * values[:1].nbytes
         else:
-            shape = (self._store.count(name), *values.shape[1:])
-            header = {
-                "descr": np.lib.format.dtype_to_descr(values.dtype),
-                "fortran_order": False,
-                "shape": shape,
-            }
+            shape, dtype = (self._store.count(name), *values.shape[1:]), values.dtype
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             size = file.tell()
         file.seek(0)
@@ -242,20 +222,15 @@ class Writer:
 
 
 def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype) of a .npy file that this module wrote; the file is left at its values."""
+    """(shape, dtype) of a .npy file of this module; the file position is then at the values."""
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes the file at once: after a kill it has the old text or the new one."""
+@contextlib.contextmanager
+def _disk_errors(path: Path, what: str) -> Iterator[None]:
     try:
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+        raise DataError(f"{path} {what}: {error.strerror}") from None

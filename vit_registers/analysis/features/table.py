@@ -1,6 +1,6 @@
-"""What features are: functions of one forward pass of a batch, by name."""
+"""The features by name: functions of one forward pass of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from vit_registers.models.vit import Outputs, ViT, static_attention
 
 
 class Forward(NamedTuple):
-    """One forward pass of a batch: what a feature is computed from."""
+    """One forward pass of a batch, from which features are computed."""
 
     model: ViT
     out: Outputs
@@ -26,7 +26,7 @@ class Forward(NamedTuple):
 
     @property
     def resid_LxBxTxD(self) -> tuple[jax.Array, ...]:
-        """What goes into the first block, then what each block leaves; L is depth + 1."""
+        """The input of the first block, then the output of each block; L is depth + 1."""
         return tuple(self.out.taps["resid"])
 
     def weights_BxNxTxT(self, block: int) -> jax.Array:
@@ -36,17 +36,21 @@ class Forward(NamedTuple):
         return attention_weights(q, k, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
 
 
+def _norms(values_LxBxTxD: Iterable[jax.Array]) -> jax.Array:
+    norms = [jnp.linalg.norm(values_BxTxD.astype(jnp.float32), axis=-1) for values_BxTxD in values_LxBxTxD]
+    return jnp.stack(norms, axis=1)
+
+
 def norms_LxT(forward: Forward) -> jax.Array:
     """L2 norms of all tokens, before the first block and after each, before the final norm: BxLxT."""
-    norms = [jnp.linalg.norm(r.astype(jnp.float32), axis=-1) for r in forward.resid_LxBxTxD]
-    return jnp.stack(norms, axis=1)
+    return _norms(forward.resid_LxBxTxD)
 
 
 def final_norms_T(forward: Forward) -> jax.Array:
     """L2 norms of all tokens after the final norm: BxT."""
     out = forward.out
     cls = None if out.cls is None else out.cls[:, None]
-    groups = [g for g in (cls, out.registers, out.summaries, out.patches) if g is not None]
+    groups = [group for group in (cls, out.registers, out.summaries, out.patches) if group is not None]
     return jnp.linalg.norm(jnp.concatenate(groups, axis=1).astype(jnp.float32), axis=-1)
 
 
@@ -58,7 +62,7 @@ def attention_NxExT(forward: Forward) -> jax.Array:
 def center_T(forward: Forward) -> jax.Array:
     """Attention of the middle patch to all tokens in the last block, mean over heads: BxT.
 
-    It is the one below and right of the centre on even sides, as in `probes.choose_tokens`.
+    On even sides it is below and right of the centre, as in `probes.choose_tokens`.
     """
     rows, columns = forward.layout.patch_grid
     middle = forward.layout.patches.start + rows // 2 * columns + columns // 2
@@ -87,7 +91,7 @@ def entropy_LxG(forward: Forward) -> jax.Array:
 
 
 def embed_PxD(forward: Forward) -> jax.Array:
-    """What leaves the patch embedding, before positions are added: BxPxD."""
+    """The output of the patch embedding, before positions are added: BxPxD."""
     return jnp.asarray(forward.out.taps["embed"], jnp.float32)
 
 
@@ -102,12 +106,12 @@ def extras_ExD(forward: Forward) -> jax.Array:
 
 
 def logits_Y(forward: Forward) -> jax.Array:
-    """The scores of the model's own head: BxY."""
+    """The logits of the model's head: BxY."""
     return jnp.asarray(forward.out.logits, jnp.float32)
 
 
 def image_HxWxC(forward: Forward) -> jax.Array:
-    """The images as the model is shown them, before the mean is taken away, uint8."""
+    """The images given to the model, before normalisation, uint8."""
     return forward.image_BxHxWxC
 
 
@@ -117,7 +121,7 @@ def cls_LxD(forward: Forward) -> jax.Array:
 
 
 def register_hidden_2xRxD(forward: Forward) -> jax.Array:
-    """Registers as they go into the last block, before and after its first norm: Bx2xRxD."""
+    """Registers at the input of the last block, before and after its first norm: Bx2xRxD."""
     hidden = forward.resid_LxBxTxD[-2]
     normed = forward.model.blocks[-1].norm1(hidden)
     where = forward.layout.registers
@@ -125,10 +129,9 @@ def register_hidden_2xRxD(forward: Forward) -> jax.Array:
 
 
 def terms_ExD(forward: Forward) -> jax.Array:
-    """What cls is the sum of after the attention of the last block, before its MLP: BxExD, in the order of
-    Subject.term_names.
+    """The terms of cls after the attention of the last block, before its MLP: BxExD, as Subject.term_names.
 
-    One term for each token group that cls attends to (itself among them), after the output projection and
+    One term for each token group that cls attends to, including itself, after the output projection and
     LayerScale; the projection's bias; and the skip connection (arXiv:2505.05892, equations 3 to 6).
     """
     block, layout = forward.model.blocks[-1], forward.layout
@@ -151,8 +154,7 @@ def terms_ExD(forward: Forward) -> jax.Array:
 
 def middle_norms_LxT(forward: Forward) -> jax.Array:
     """L2 norms of all tokens between attention and MLP of each block: BxLxT."""
-    norms = [jnp.linalg.norm(m.astype(jnp.float32), axis=-1) for m in forward.out.taps["middle"]]
-    return jnp.stack(norms, axis=1)
+    return _norms(forward.out.taps["middle"])
 
 
 def cls_attention_L(forward: Forward) -> jax.Array:
@@ -163,9 +165,9 @@ def cls_attention_L(forward: Forward) -> jax.Array:
 
 
 def neurons_2xLxF(forward: Forward) -> jax.Array:
-    """Mean size of the MLPs' activations over the outliers of an image, and over its other patches: Bx2xLxF.
+    """Mean absolute activations of the MLPs on the outliers of an image and on its other patches: Bx2xLxF.
 
-    rows: `is_outlier_BxP`. Zero where an image has no such patches.
+    rows: `is_outlier_BxP`. Zero if an image has no such patches.
     """
     is_outlier_BxP = forward.rows["is_outlier_BxP"]
     blocks = []
@@ -199,11 +201,11 @@ def register_kv_LxCxNxK(forward: Forward) -> jax.Array:
 
 
 class Feature(NamedTuple):
-    """How a feature is computed on the devices, which part of a model it needs, what is made of it after.
+    """The computation of a feature on the devices, and what follows on the host (`finish`).
 
-    `needs` is one of Subject.parts, or "intervention": its values and rows. Of large features only the first
-    `max_images` are kept: 50,000 images of a ViT-L shall fit a laptop's disk. NaN marks what is not defined
-    in features that `has_undefined`; in all others it is a fault of the model.
+    `needs` is the part of a model that it requires, or "intervention": its values and rows. Large features
+    are kept of the first `max_images` only, so that 50,000 images of a ViT-L fit on a laptop's disk. In
+    features that `has_undefined`, NaN marks undefined values; in all others it is an error of the model.
     """
 
     compute: Callable[[Forward], jax.Array]
@@ -214,10 +216,7 @@ class Feature(NamedTuple):
 
 
 def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
-    """`neighbour_cosine` as float32, NaN where there is no neighbour: Bx4xP.
-
-    Infinity for images whose features are not finite.
-    """
+    """`neighbour_cosine` as float32, Bx4xP: NaN without a neighbour, infinity if features are not finite."""
     is_finite_B = np.all(np.isfinite(feature_BxPxD), axis=(1, 2))
     found = neighbour_cosine(np.where(is_finite_B[:, None, None], feature_BxPxD, 0.0), layout.patch_grid)
     cosine_Bx4xP = np.where(found.is_valid_Bx4xP, found.cosine_Bx4xP, np.nan)

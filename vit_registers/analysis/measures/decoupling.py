@@ -1,9 +1,9 @@
-"""What the cls output is made of: patches, registers, cls itself, skip connection (arXiv:2505.05892).
+"""The terms of the cls output: patches, registers, cls itself, skip connection (arXiv:2505.05892).
 
 "Register and [CLS] tokens induce a decoupling of local and global features in large ViTs", Lappe and Giese.
-The caller gives the terms, whose sum is the output of the last attention: a name and term_BxD each. The paper
-does not say whether terms are taken before or after the output projection. All terms have to be in one space,
-and the skip connection, what goes into the block, only is in the space after projection and LayerScale.
+Functions take the terms by name, term_BxD each, whose sum is the output of the last attention. The paper does
+not specify whether terms are taken before or after the output projection. The skip connection is in the space
+after projection and LayerScale, so all terms must be in that space.
 """
 
 import functools
@@ -23,9 +23,7 @@ from vit_registers.analysis.measures.severity import (
     summarize_values,
 )
 
-CLS_GROUP = "cls"  # the group whose attention is the cls token's to itself
-
-# Of a sum of terms that cancel, a variance below this share of theirs is rounding of float32.
+# If terms cancel, a variance of their sum below this share of their own variance is rounding of float32.
 _CANCELLED = 1e-13
 
 
@@ -55,13 +53,12 @@ class NormTable(NamedTuple):
 
 
 class RegisterActivations(NamedTuple):
-    """How alike the register of highest norm is between images, before and after the norm layer."""
+    """How similar the register of highest norm is between images, before and after the norm layer."""
 
     norm_BxR: np.ndarray
-    highest_B: np.ndarray  # index of the register with the highest norm
-    register: int  # the most common of these; all below is of this register
-    consistency: float  # share of the images in which it is the highest
-    ratio_B: np.ndarray | None  # highest norm to second highest norm; None where there is one register
+    register: int  # has the highest norm in the most images; the fields below are of this register
+    consistency: float  # share of the images in which it has the highest norm
+    ratio_B: np.ndarray | None  # highest norm to second highest norm; None for one register
     cosine_before: float | None  # mean over all pairs of images; None: fewer than two images
     cosine_after: float | None
     dimensions: np.ndarray  # of the largest mean activation before the norm, largest first
@@ -69,29 +66,13 @@ class RegisterActivations(NamedTuple):
     mean_after: np.ndarray
 
 
-def linear_cka(x_NxD: np.ndarray, y_NxE: np.ndarray) -> float | None:
-    """Linear centred kernel alignment of two representations of the same N images, from 0 to 1.
-
-    arXiv:2505.05892, equation 4, of column-centred matrices, in the form ||Y'X||^2 / (||X'X|| ||Y'Y||) with
-    Frobenius norms, which is equal and costs O(N D E). Orthogonal maps and scaling of X or Y leave it as it
-    is. It is biased upward: unrelated X and Y have a high CKA unless N is much larger than D. None where X or
-    Y has no variance. DataError: values not finite.
-    """
-    assert len(x_NxD) == len(y_NxE), "the rows have to be the same images"
-    centred = []
-    for values in (finite(x_NxD, "x"), finite(y_NxE, "y")):
-        centred.append(values - values.mean(axis=0, keepdims=True))
-        if np.square(centred[-1]).sum() <= ROUNDING * np.square(values).sum():
-            return None
-    x, y = centred
-    norm = np.linalg.norm
-    return float(norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
-
-
 class CkaSums:
-    """Sums for the linear CKA between sums of terms, from batches; memory O(E^2 D^2), whatever the images.
+    """Sums for the linear CKA between sums of E terms, from batches, in memory O(E^2 D^2).
 
-    Centred sums are merged, as plain sums of products would lose small variances beside large means.
+    Linear centred kernel alignment (arXiv:2505.05892, equation 4) of column-centred X and Y is
+    ||Y'X||^2 / (||X'X|| ||Y'Y||) with Frobenius norms, from 0 to 1. Orthogonal maps and scaling of X or Y do
+    not change it. It is biased upward: unrelated X and Y have a high CKA unless N is much larger than D.
+    Centred sums are merged, since plain sums of products would lose small variances beside large means.
     """
 
     def __init__(self) -> None:
@@ -100,7 +81,7 @@ class CkaSums:
         self._cross: dict[tuple[str, str], np.ndarray] = {}  # DxD, each pair of names in one order
 
     def add(self, terms: Mapping[str, np.ndarray]) -> None:
-        """Counts a batch in: term_BxD by name, the same names and D each time. DataError: not finite."""
+        """Adds a batch: term_BxD by name, the same names and D each time. DataError: not finite."""
         batch = {name: finite(term_BxD, f"the term '{name}'") for name, term_BxD in terms.items()}
         shapes = {term_BxD.shape for term_BxD in batch.values()}
         assert len(shapes) == 1, f"terms of different shapes: {shapes}"
@@ -124,9 +105,9 @@ class CkaSums:
         self.num_images = total
 
     def cka(self, first: Sequence[str], second: Sequence[str]) -> float | None:
-        """Linear CKA between the sum of the terms named first and that of those named second.
+        """Linear CKA between the sum of the terms `first` and the sum of the terms `second`.
 
-        None where a sum has no variance, as a bias, terms that cancel, or a single image.
+        None if a sum has no variance, such as a bias, terms that cancel, or a single image.
         """
         if self._is_constant(first) or self._is_constant(second):
             return None
@@ -154,11 +135,11 @@ def _nan_for_zero(value_B: np.ndarray) -> np.ndarray:
 
 
 def norm_table(terms: Mapping[str, np.ndarray], full: Sequence[str]) -> NormTable:
-    """Norms of term_BxD by name and of their sum over `full`, and each term's cosine with that sum.
+    """Norms of each term_BxD and of the sum of the terms `full`, and each term's cosine with that sum.
 
-    arXiv:2505.05892, figure 5a, compares the norms of patches and skip, and figure 4 gives cos(patches,
-    full). The paper leaves the skip connection out of the sum in section 3 and has it in section 4: `full`
-    says which terms the sum is of. Shares (norm / sum of all terms' norms) are ours; NaN where all are zero.
+    arXiv:2505.05892, figure 5a, compares the norms of patches and skip, and figure 4 has cos(patches, full).
+    The paper's sum excludes the skip connection in section 3 and includes it in section 4. Shares (norm / sum
+    of all terms' norms) are an addition of this project; NaN where all norms are zero.
     """
     assert "full" not in terms, "this name is for the sum"
     values = {name: finite(term_BxD, f"the term '{name}'") for name, term_BxD in terms.items()}
@@ -173,14 +154,13 @@ def norm_table(terms: Mapping[str, np.ndarray], full: Sequence[str]) -> NormTabl
 
 
 def attention_shares(
-    weight_BxNxT: np.ndarray, groups: Mapping[str, slice], *, use_renormalised: bool = True
+    weight_BxNxT: np.ndarray, groups: Mapping[str, slice], *, use_renormalised: bool
 ) -> dict[str, np.ndarray]:
-    """The share of the cls query's attention that goes to each group, share_B; mean over heads.
+    """The share of the cls query's attention that each group gets, share_B; mean over heads.
 
     arXiv:2505.05892, section 3.1 and figure 2a. There the shares of patches and registers sum to 1, while the
-    softmax also has the cls token itself. So, by default, the group named "cls" is left out and the rest
-    divided by its sum, after the mean over heads; with `use_renormalised=False` all groups are given as they
-    are. NaN where nothing goes to the rest. Groups must not overlap.
+    softmax includes cls itself. `use_renormalised` excludes the group "cls" and divides the rest by its sum,
+    after the mean over heads; NaN where cls attends to itself only. Groups must not overlap.
     """
     indices = np.concatenate([np.arange(weight_BxNxT.shape[-1])[where] for where in groups.values()])
     assert len(set(indices)) == len(indices), "a token is in two groups"
@@ -188,7 +168,7 @@ def attention_shares(
     shares = {name: mass_Bx1[:, 0] for name, mass_Bx1 in mass.items()}
     if not use_renormalised:
         return shares
-    shares.pop(CLS_GROUP, None)
+    shares.pop("cls", None)
     total_B = _nan_for_zero(functools.reduce(np.add, shares.values()))
     return {name: share_B / total_B for name, share_B in shares.items()}
 
@@ -205,18 +185,16 @@ def layer_similarity(cls_BxLxD: np.ndarray) -> np.ndarray:
 def register_activations(
     hidden_BxRxD: np.ndarray, normed_BxRxD: np.ndarray, *, num_dimensions: int = 100
 ) -> RegisterActivations:
-    """Norms, likeness between images and largest activations of the registers that enter a block.
+    """Norms, similarity between images and largest activations of the registers that enter a block.
 
-    arXiv:2505.05892, section 3.2 and figure 2b: `hidden` is what goes into the last block, `normed` the same
-    after its first norm layer. The paper's register is the one of highest norm, which was the same for every
-    image; here it is the most common one. Dimensions are ranked by the size of the mean over images before
-    the norm, of either sign (the paper does not say), and are the same after it. Norms are of `hidden`.
-    R may also be all tokens, to see whether a register is the highest of them.
+    arXiv:2505.05892, section 3.2 and figure 2b: `hidden` is the input of the last block, `normed` is `hidden`
+    after the block's first norm. The paper's register has the highest norm in every image; here it has it in
+    the most images. Dimensions are ranked by the absolute mean over images of `hidden` (the paper does not
+    specify the sign), and are the same for `normed`. Norms are of `hidden`.
     """
     assert hidden_BxRxD.shape == normed_BxRxD.shape and hidden_BxRxD.size, "no registers, or other shapes"
     norm_BxR = np.linalg.norm(finite(hidden_BxRxD, "the registers"), axis=-1)
-    highest_B = norm_BxR.argmax(axis=1)
-    counts_R = np.bincount(highest_B, minlength=norm_BxR.shape[1])
+    counts_R = np.bincount(norm_BxR.argmax(axis=1), minlength=norm_BxR.shape[1])
     register = int(counts_R.argmax())
     ratio_B = None
     if norm_BxR.shape[1] > 1:
@@ -228,9 +206,8 @@ def register_activations(
     dimensions = np.argsort(-np.abs(mean_D), kind="stable")[:num_dimensions]
     return RegisterActivations(
         norm_BxR=norm_BxR,
-        highest_B=highest_B,
         register=register,
-        consistency=float(counts_R[register] / len(highest_B)),
+        consistency=float(counts_R[register] / len(norm_BxR)),
         ratio_B=ratio_B,
         cosine_before=mean_pairwise_cosine(before_BxD),
         cosine_after=mean_pairwise_cosine(after_BxD),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from vit_registers.analysis.measures.severity import finite
 from vit_registers.errors import ConfigError, DataError
 from vit_registers.models.tokens import Grid
 
@@ -17,63 +18,19 @@ _NUM_ROWS = 128  # of a Gram matrix at a time: they stay in the cache; at most 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Discovery:
-    """The one object that LOST finds in an image, and what led there; arrays are [rows, columns]."""
+    """The object that LOST finds in an image, with the intermediate results; arrays are [rows, columns]."""
 
-    degree: np.ndarray  # int: to how many other patches a patch is similar; the score, lowest is seed
+    degree: np.ndarray  # int: the number of other patches that a patch is similar to; the lowest is the seed
     seed: Grid  # its cell (row, column)
     seed_similarity: np.ndarray  # float64: of the seed to each patch, with the bias
     expansion: np.ndarray  # float64: m, the similarity to all seeds together; above 0 is foreground
-    mask: np.ndarray  # bool: the component of the foreground that holds the seed
+    mask: np.ndarray  # bool: the component of the foreground that contains the seed
     box_xyxy_px: np.ndarray  # int [4], tight around the mask, inside the image
     is_fallback: bool  # the seed was background, so mask and box are its cell alone
 
 
-def discover(
-    feature_PxD: np.ndarray,
-    grid: Grid,
-    *,
-    patch_size_px: int,
-    image_size_px: Grid,
-    use_center: bool = False,
-    use_norm: bool = False,
-    bias: float = 0.0,
-    num_candidates: int = 100,
-) -> Discovery:
-    """The object of one image, found by LOST in the features of its patches.
-
-    LOST (arXiv:2109.14279), as its authors' code computes it, with A = F F^T. The seed is the patch that is
-    similar (A > 0) to fewest others. Among the `num_candidates` patches of lowest degree those similar to the
-    seed are seeds too, and m is the sum of their rows of A, negative values and diagonal included. The object
-    is the 4-connected component of m > 0 that holds the seed. In float64; of equal degrees the lowest index
-    comes first, which the original leaves open.
-
-    Extensions, none of them in the original: `use_center` takes the mean over the patches from the features;
-    `use_norm` then divides each by its L2 norm (zero stays zero); `bias` is added to all of A
-    (arXiv:2309.16588, Table 3). Where the seed itself is background, as a negative bias can have it, its cell
-    alone is the object, and `is_fallback` says so.
-
-    `feature_PxD` has patches only, row by row. `image_size_px` is (height, width) before it was padded,
-    right and bottom, to whole patches; boxes end there. Memory: 8 bytes x P x P. Raises DataError for
-    features that are not finite, ConfigError for num_candidates < 1.
-    """
-    cells = sweep_cells(
-        {("given", 1): feature_PxD},
-        grid,
-        patch_size_px=patch_size_px,
-        image_size_px=image_size_px,
-        center_options=[use_center],
-        norm_options=[use_norm],
-        biases=[bias],
-        num_candidates=num_candidates,
-    )
-    ((_, found),) = cells
-    return found
-
-
 def _prepared(feature_PxD: np.ndarray, *, use_center: bool, use_norm: bool) -> np.ndarray:
-    feature_PxD = np.asarray(feature_PxD, np.float64)
-    if not np.isfinite(feature_PxD).all():
-        raise DataError("LOST got features that are not finite: look for NaN in the weights of the model")
+    feature_PxD = finite(feature_PxD, "the features of LOST")
     if use_center:
         feature_PxD = feature_PxD - feature_PxD.mean(axis=0, keepdims=True)
     if use_norm:
@@ -83,12 +40,12 @@ def _prepared(feature_PxD: np.ndarray, *, use_center: bool, use_norm: bool) -> n
 
 
 def _fill_gram(gram_PxP: np.ndarray, feature_PxD: np.ndarray, biases: Sequence[float]) -> np.ndarray:
-    """Fills `gram_PxP`; returns for each bias to how many others a patch is similar, int [biases, P].
+    """Fills `gram_PxP`; returns the degree of each patch for each bias, int [biases, P].
 
     A few rows are compared with all biases while they are in the cache. The matrix is symmetric, so columns
-    may be counted: these are sums of whole rows of bytes.
+    are counted instead of rows: these are sums of whole rows of bytes.
     """
-    # by a copy: NumPy makes F F^T of one array from half of it, and mirroring that takes longer than the half
+    # A copy: of one array NumPy computes half of F F^T and mirrors it, which is slower than computing both.
     np.matmul(feature_PxD, feature_PxD.copy().T, out=gram_PxP)
     num_patches = len(gram_PxP)
     degree_VxP = np.zeros((len(biases), num_patches), np.int64)
@@ -97,7 +54,7 @@ def _fill_gram(gram_PxP: np.ndarray, feature_PxD: np.ndarray, biases: Sequence[f
         rows = gram_PxP[start : start + _NUM_ROWS]
         is_similar = buffer[: len(rows)]
         for degree_P, bias in zip(degree_VxP, biases, strict=True):
-            # the same as A + bias > 0 in floating point too, without a second matrix
+            # equal to A + bias > 0 in floating point too, without a second matrix
             np.greater(rows, -bias, out=is_similar)
             degree_P += is_similar.view(np.uint8).sum(axis=0, dtype=np.uint8)
     return degree_VxP - (np.diagonal(gram_PxP) > -np.asarray(biases, np.float64)[:, None])
@@ -126,23 +83,18 @@ def _discover(
         mask[cell] = True
     else:
         mask = label == label[cell]
+    ((rows, columns),) = ndimage.find_objects(mask.astype(int))
+    height, width = image_size_px
+    bottom, right = min(rows.stop * patch_size_px, height), min(columns.stop * patch_size_px, width)
     return Discovery(
         degree=degree_P.reshape(grid),
         seed=cell,
         seed_similarity=(gram_PxP[seed] + bias).reshape(grid),
         expansion=expansion,
         mask=mask,
-        box_xyxy_px=_box(mask, patch_size_px, image_size_px),
+        box_xyxy_px=np.array([columns.start * patch_size_px, rows.start * patch_size_px, right, bottom]),
         is_fallback=is_fallback,
     )
-
-
-def _box(mask: np.ndarray, patch_size_px: int, image_size_px: Grid) -> np.ndarray:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    height, width = image_size_px
-    low = columns[0] * patch_size_px, rows[0] * patch_size_px
-    high = min((columns[-1] + 1) * patch_size_px, width), min((rows[-1] + 1) * patch_size_px, height)
-    return np.array([*low, *high])
 
 
 def iou(box_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
@@ -199,54 +151,60 @@ def sweep_cells(
     *,
     patch_size_px: int,
     image_size_px: Grid,
-    center_options: Sequence[bool] = (False, True),
-    norm_options: Sequence[bool] = (False, True),
     biases: Sequence[float] = (0.0,),
     num_candidates: int = 100,
 ) -> Iterator[tuple[SweepCell, Discovery]]:
-    """(cell, discovery) of one image for each feature, centring, normalising and bias, each cell once.
+    """(cell, discovery) of one image for each feature, with and without centring and normalising, and bias.
 
-    `features` maps a name and a block, such as ("k", 12), to feature_PxD. The similarities are computed once
-    for all biases, in one matrix for all cells. Everything else is as in `discover`.
+    LOST (arXiv:2109.14279), as its authors' code computes it, with A = F F^T. The seed is the patch that is
+    similar (A > 0) to the fewest others. Among the `num_candidates` patches of lowest degree those similar to
+    the seed are seeds too, and m is the sum of their rows of A, negative values and diagonal included. The
+    object is the 4-connected component of m > 0 that contains the seed. In float64; of equal degrees the
+    lowest index comes first, which the original does not define.
+
+    Extensions that the original does not have: `use_center` subtracts the mean over the patches from the
+    features; `use_norm` then divides each by its L2 norm (zero stays zero); the bias is added to all of A
+    (arXiv:2309.16588, Table 3). With a negative bias the seed itself may be background: then its cell alone
+    is the object, and `is_fallback` is True.
+
+    `features` maps a name and a block, such as ("k", 12), to feature_PxD: the patches only, row-major.
+    `image_size_px` is (height, width) before the image was padded, right and bottom, to whole patches; boxes
+    end there. Memory: 8 bytes x P x P; the similarities are computed once for all biases. Raises DataError
+    for features that are not finite, ConfigError for num_candidates < 1.
     """
     if num_candidates < 1:
         raise ConfigError(f"num_candidates={num_candidates}: must be >= 1, such as 100")
     assert grid == tuple(-(-side // patch_size_px) for side in image_size_px)
     biases, num_patches = tuple(dict.fromkeys(biases)), grid[0] * grid[1]
     gram_PxP = np.empty((num_patches, num_patches))
-    options = itertools.product(features.items(), dict.fromkeys(center_options), dict.fromkeys(norm_options))
-    for ((name, block), feature_PxD), use_center, use_norm in options:
+    switches = (False, True)
+    for ((name, block), feature_PxD), use_center, use_norm in itertools.product(
+        features.items(), switches, switches
+    ):
         assert len(feature_PxD) == num_patches
         prepared_PxD = _prepared(feature_PxD, use_center=use_center, use_norm=use_norm)
         degree_VxP = _fill_gram(gram_PxP, prepared_PxD, biases)
         for degree_P, bias in zip(degree_VxP, biases, strict=True):
-            yield (
-                SweepCell(name, block, use_center, use_norm, bias),
-                _discover(
-                    gram_PxP,
-                    degree_P,
-                    grid,
-                    patch_size_px=patch_size_px,
-                    image_size_px=image_size_px,
-                    bias=bias,
-                    num_candidates=num_candidates,
-                ),
+            found = _discover(
+                gram_PxP,
+                degree_P,
+                grid,
+                patch_size_px=patch_size_px,
+                image_size_px=image_size_px,
+                bias=bias,
+                num_candidates=num_candidates,
             )
+            yield SweepCell(name, block, use_center, use_norm, bias), found
 
 
-class SweepSummary(NamedTuple):
-    """The two cells of a sweep to print side by side."""
+def summarize_sweep(
+    table: Mapping[SweepCell, CorLoc], *, feature: str, block: int
+) -> tuple[SweepCell, SweepCell]:
+    """(the cell of most hits, the original LOST on `feature` of `block`: no bias, centring, normalising).
 
-    best: SweepCell
-    no_sweep: SweepCell
-
-
-def summarize_sweep(table: Mapping[SweepCell, CorLoc], *, feature: str, block: int) -> SweepSummary:
-    """The cell of most hits, and the original LOST on `feature` of `block`: no bias, centring, normalising.
-
-    The best cell was chosen on the images that it is judged by, so its CorLoc is optimistic; the other's is
-    not. Of equal cells the original comes first, then the order of the table. Raises ConfigError where the
-    table lacks the original.
+    The best cell is chosen on the images that it is evaluated on, so its CorLoc is optimistic; the other's is
+    not. Of equal cells the original comes first, then the order of the table. Raises ConfigError if the table
+    lacks the original.
     """
     no_sweep = SweepCell(feature, block, use_center=False, use_norm=False, bias=0.0)
     if no_sweep not in table:
@@ -255,5 +213,5 @@ def summarize_sweep(table: Mapping[SweepCell, CorLoc], *, feature: str, block: i
             "add it, since the best cell alone would be optimistic"
         )
     assert len({(result.num_images, result.num_skipped) for result in table.values()}) == 1
-    best = max([no_sweep, *table], key=lambda cell: table[cell].num_hits)  # max keeps the first
-    return SweepSummary(best, no_sweep)
+    best = max([no_sweep, *table], key=lambda cell: table[cell].num_hits)  # max returns the first
+    return best, no_sweep

@@ -1,4 +1,4 @@
-"""Classifiers of one image per class, on parts of what cls is made of (arXiv:2505.05892, section 3.3)."""
+"""Classifiers trained on one image per class, tested on terms of cls (arXiv:2505.05892, section 3.3)."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,7 +16,6 @@ class OneShot(NamedTuple):
     """Accuracies from 0 to 1 per term, over `num_classes` test images."""
 
     num_classes: int
-    num_left_out: int  # classes that have training or test images only
     top1: dict[str, float]
     top5: dict[str, float] | None  # None for 5 classes or fewer, where it would be 1
 
@@ -34,8 +33,7 @@ def _draw(label_N: np.ndarray, num_each: int, rng: np.random.Generator) -> tuple
 def draw_pairs(label_N: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(train_Y, test_Y): two different rows of every class that has two, in the order of the classes.
 
-    arXiv:2505.05892, section 3.3, draws training and test images from one split. With these rows only 2 Y
-    images have to go through the model, and no image is trained on and tested.
+    arXiv:2505.05892, section 3.3, draws training and test images from one split. Here no image is in both.
     """
     _, row_Yx2 = _draw(label_N, 2, np.random.default_rng(seed))
     return row_Yx2[:, 0], row_Yx2[:, 1]
@@ -53,10 +51,10 @@ def one_shot(
     """Top-1 and top-5 of a classifier trained on one full output per class, tested on each term_MxD.
 
     arXiv:2505.05892, section 3.3 and figure 3b. One training and one test image per class are drawn with
-    `seed`; the training and test images must be different ones (`draw_pairs`). The paper does not name the
-    classifier: "logistic" is multinomial logistic regression (C = 1, features divided by the root mean square
-    of the training features, as the scale of models differs), "nearest" the highest cosine. Equal scores go
-    to the lower class, so a term of zeros has the accuracy of chance. Raises DataError for fewer than two
+    `seed` from different images (`draw_pairs`); a class without one of them is excluded. The paper does not
+    specify the classifier: "logistic" is multinomial logistic regression (C = 1, features divided by the root
+    mean square of the training features, as models differ in scale), "nearest" the highest cosine. Of equal
+    scores the lower class wins, so a term of zeros has chance accuracy. Raises DataError for fewer than two
     classes, ConfigError for an unknown classifier.
     """
     scores_of = lookup(_CLASSIFIERS, classifier, "classifier")
@@ -72,12 +70,10 @@ def one_shot(
     }
     rank_Y = {name: _ranks(scores) for name, scores in scores_of(train_YxD, tests).items()}
     top1, top5 = ({name: float((x < k).mean()) for name, x in rank_Y.items()} for k in (1, 5))
-    num_left_out = len(np.union1d(train_label, test_label)) - len(common)
-    return OneShot(len(common), num_left_out, top1, top5 if len(common) > 5 else None)
+    return OneShot(len(common), top1, top5 if len(common) > 5 else None)
 
 
 def _ranks(score_YxY: np.ndarray) -> np.ndarray:
-    """How many classes (columns) come before the right one, which is the diagonal's."""
     order_YxY = np.argsort(-score_YxY, axis=1, kind="stable")
     return np.argmax(order_YxY == np.arange(len(score_YxY))[:, None], axis=1)
 
@@ -85,11 +81,11 @@ def _ranks(score_YxY: np.ndarray) -> np.ndarray:
 def _logistic(train_YxD: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     scale = np.sqrt(np.square(train_YxD).mean()) or 1.0
     with warnings.catch_warnings():
-        # One image per class is the point here, but makes scikit-learn take the labels for a regression's.
+        # With one image per class, scikit-learn warns that the labels look like those of a regression.
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         fitted = LogisticRegression(max_iter=1000).fit(train_YxD / scale, np.arange(len(train_YxD)))
     scores = {name: fitted.decision_function(test_YxD / scale) for name, test_YxD in tests.items()}
-    # Of two classes scikit-learn gives the second one's score only.
+    # For two classes scikit-learn returns the second one's score only.
     return {name: np.stack([-x, x], axis=1) if x.ndim == 1 else x for name, x in scores.items()}
 
 

@@ -1,7 +1,7 @@
-"""Where in the image a token was, read by one linear classifier. numpy only.
+"""The position of a token in the image, predicted by one linear classifier.
 
-Tokens may be memory-mapped: all that is here reads them a few images at a time. The letter N counts
-tokens of several images.
+Tokens may be memory-mapped: they are read a few images at a time. The axis letter N counts tokens of several
+images.
 """
 
 import dataclasses
@@ -15,32 +15,36 @@ from vit_registers.analysis.measures.probes import HELD_OUT
 from vit_registers.errors import DataError
 from vit_registers.models.tokens import Grid
 
-_CHUNK_IMAGES = 16  # read at once where order does not matter
+CHUNK_IMAGES = 16  # read at once
+
+
+def _chunks(token_BxPxD: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(token_BxPxD), CHUNK_IMAGES):
+        yield token_BxPxD[start : start + CHUNK_IMAGES]
 
 
 def feature_moments(token_BxPxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mean_D, scale_D) of the tokens, float64, over images and patches; scale is the standard deviation.
 
-    Two passes, so that large means cost no digits. Features that do not vary have scale 1. Raises
-    DataError where there are no images, and for tokens that are not finite, with the image.
+    Computed in two passes, for precision beside large means. Constant features have scale 1. Raises DataError
+    for no images, and for tokens that are not finite, with the image.
     """
     num_images, num_patches, width = token_BxPxD.shape
     if num_images == 0:
         raise DataError("no images to fit a probe on: take more training images")
     total_D = np.zeros(width)
-    for start in range(0, num_images, _CHUNK_IMAGES):
+    for index, token in enumerate(_chunks(token_BxPxD)):
         with np.errstate(invalid="ignore"):  # inf - inf, which the next lines find
-            sum_BxD = token_BxPxD[start : start + _CHUNK_IMAGES].sum(axis=1, dtype=np.float64)
+            sum_BxD = token.sum(axis=1, dtype=np.float64)
         broken = np.flatnonzero(~np.isfinite(sum_BxD).all(axis=1))
         if len(broken):
-            raise DataError(f"tokens of image {start + broken[0]} are not finite: extract them in float32")
+            image = index * CHUNK_IMAGES + broken[0]
+            raise DataError(f"tokens of image {image} are not finite: extract them in float32")
         total_D += sum_BxD.sum(axis=0)
     mean_D = total_D / (num_images * num_patches)
-    square_D = np.zeros(width)
-    for start in range(0, num_images, _CHUNK_IMAGES):
-        square_D += ((token_BxPxD[start : start + _CHUNK_IMAGES] - mean_D) ** 2).sum(axis=(0, 1))
+    square_D = sum(((token - mean_D) ** 2).sum(axis=(0, 1)) for token in _chunks(token_BxPxD))
     std_D = np.sqrt(square_D / (num_images * num_patches))
-    is_constant_D = std_D <= 1e-7 * np.abs(mean_D)  # what is left of a constant after rounding
+    is_constant_D = std_D <= 1e-7 * np.abs(mean_D)  # a constant, after rounding
     return mean_D, np.where(is_constant_D, 1.0, std_D)
 
 
@@ -52,7 +56,7 @@ class PositionProbe:
     weight_DxP: np.ndarray
     bias_P: np.ndarray
     strength: float  # the chosen C
-    is_converged: bool  # of the final fit; False: stopped at the limit of iterations, or by the line search
+    is_converged: bool  # of the final fit; False: stopped at the iteration limit, or by the line search
 
     def predict(self, token_NxD: np.ndarray) -> np.ndarray:
         """The most likely position of each token, flat and row-major; the first one among equals."""
@@ -69,22 +73,20 @@ def fit_position_probe(
 ) -> PositionProbe:
     """The linear classifier of arXiv:2309.16588, Figure 5b: which of the P positions does a token have?
 
-    One classifier for all kinds of token, trained on the patches of training images; the class is the
-    flat index on the patch grid. The paper states neither solver nor data. Here: softmax with an L2
-    penalty and L-BFGS as in scikit-learn's LogisticRegression, whose gradient is summed over the images a
-    few at a time, so that memory is that of some images and some twenty times the D x P weights.
+    One classifier for all kinds of token, trained on the patches of training images; the class is the flat
+    index on the patch grid. The paper specifies neither solver nor data. Here: softmax with an L2 penalty and
+    L-BFGS as in scikit-learn's LogisticRegression. The gradient is summed over a few images at a time, in
+    memory of these images and about twenty times the D x P weights.
 
-    The penalty is on weights for whitened tokens: those with the identity for a covariance within
-    positions. On standardised tokens the accuracy is mostly a matter of the penalty and of how far the
-    solver came, where few directions hold most of the variance: on synthetic tokens of that kind (150
-    images, P = 196) ten epochs of Adam gave a top-1 of 0.13 to 0.52 with the learning rate, and L-BFGS
-    0.09 to 0.84 with the penalty. (SGDClassifier, moreover, fits one classifier against the rest per
-    position.) C, as in `logistic_probe`, is chosen from `strengths` by top-1 on a fifth of the images,
-    drawn by `seed`; then all images are used. With one strength none is held out.
+    The penalty applies to the weights for whitened tokens, whose covariance within positions is the identity.
+    On standardised tokens with most of the variance in a few directions, the accuracy depends mainly on the
+    penalty and on the progress of the solver: on such synthetic tokens (150 images, P = 196) ten epochs of
+    Adam gave a top-1 of 0.13 to 0.52 over learning rates, and L-BFGS 0.09 to 0.84 over penalties. C, as in
+    `logistic_probe`, is chosen from `strengths` by top-1 on a fifth of the images, drawn by `seed`; then all
+    images are fitted. With one strength none is held out.
 
-    A fit reads all tokens some hundred times: 4 N D P operations each, which for 100 thousand tokens,
-    D = 384 and P = 196 are 30 GFLOP. Raises DataError as `feature_moments` does, and where several
-    strengths are to be compared on one image.
+    A fit reads all tokens about a hundred times, with 4 N D P operations each time. Raises DataError as
+    `feature_moments` does, and for several strengths with one image.
     """
     mean_D, whiten_DxD = _whitening(token_BxPxD)
     everything = _Objective(token_BxPxD, np.arange(len(token_BxPxD)), mean_D, whiten_DxD)
@@ -105,19 +107,14 @@ def fit_position_probe(
 def _whitening(token_BxPxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mean_D, whiten_DxD): (token - mean) @ whiten has the identity for covariance within positions.
 
-    A millionth of each feature's whole variance is added to the covariance, which may be singular.
+    A millionth of each feature's variance is added to the covariance, which may be singular.
     """
     mean_D, scale_D = feature_moments(token_BxPxD)
     num_images, num_patches, width = token_BxPxD.shape
-    starts = range(0, num_images, _CHUNK_IMAGES)
-    mean_PxD = (
-        sum(token_BxPxD[start : start + _CHUNK_IMAGES].sum(axis=0, dtype=np.float64) for start in starts)
-        / num_images
-    )
+    mean_PxD = sum(token.sum(axis=0, dtype=np.float64) for token in _chunks(token_BxPxD)) / num_images
     within_DxD = 1e-6 * np.eye(width)
-    for start in starts:
-        centred = (token_BxPxD[start : start + _CHUNK_IMAGES] - mean_PxD) / scale_D
-        centred_NxD = centred.reshape(-1, width)
+    for token in _chunks(token_BxPxD):
+        centred_NxD = ((token - mean_PxD) / scale_D).reshape(-1, width)
         within_DxD += centred_NxD.T @ centred_NxD / (num_images * num_patches)
     lower_DxD = np.linalg.cholesky(within_DxD)
     return mean_D, solve_triangular(lower_DxD, np.eye(width), lower=True).T / scale_D[:, None]
@@ -145,8 +142,8 @@ class _Objective:
         return np.concatenate([self.whiten_DxD @ weight[:-1], weight[-1:]]).astype(np.float32)
 
     def _chunks(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.images), _CHUNK_IMAGES):
-            token = self.token_BxPxD[self.images[start : start + _CHUNK_IMAGES]]
+        for start in range(0, len(self.images), CHUNK_IMAGES):
+            token = self.token_BxPxD[self.images[start : start + CHUNK_IMAGES]]
             yield token.reshape(-1, self.width).astype(np.float32) - self.mean_D
 
     def value(self, weight: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
@@ -162,13 +159,13 @@ class _Objective:
         return (loss + 0.5 / strength * (weight[:-1] ** 2).sum()) / count, gradient / count
 
     def minimize(self, weight: np.ndarray, strength: float, max_iterations: int) -> tuple[np.ndarray, bool]:
-        """The best weight, from `weight` on, and whether L-BFGS met its tolerance."""
+        """The best weight, starting from `weight`, and whether L-BFGS met its tolerance."""
 
         def flat(flat_weight: np.ndarray) -> tuple[float, np.ndarray]:
             value, gradient = self.value(flat_weight.reshape(weight.shape), strength)
             return value, gradient.ravel()
 
-        # Gradients are of the order of 1 / P to begin with; the sums in float32 are good to some 1e-7.
+        # Gradients are about 1 / P at the start; the sums in float32 have a precision of about 1e-7.
         options = {"maxiter": max_iterations, "maxfun": 10 * max_iterations}
         options |= {"gtol": 1e-3 / self.num_patches, "ftol": 1e-7}
         found = scipy.optimize.minimize(flat, weight.ravel(), jac=True, method="L-BFGS-B", options=options)
@@ -176,12 +173,10 @@ class _Objective:
 
     def top1(self, weight: np.ndarray) -> float:
         """The fraction of tokens whose position has the largest logit."""
-        plain = self.plain(weight)
-        own_P = np.arange(self.num_patches)
-        hits = sum(
-            ((token_NxD @ plain[:-1] + plain[-1]).argmax(axis=1).reshape(-1, self.num_patches) == own_P).sum()
-            for token_NxD in self._chunks()
-        )
+        plain, hits = self.plain(weight), 0
+        for token_NxD in self._chunks():
+            predicted_N = (token_NxD @ plain[:-1] + plain[-1]).argmax(axis=1)
+            hits += (predicted_N == np.arange(len(predicted_N)) % self.num_patches).sum()
         return float(hits / (len(self.images) * self.num_patches))
 
 
@@ -203,7 +198,7 @@ def _cross_entropy(weight: np.ndarray, token_NxD: np.ndarray) -> tuple[np.ndarra
 def _choose_strength(
     everything: _Objective, strengths: Sequence[float], seed: int, max_iterations: int
 ) -> tuple[np.ndarray, float]:
-    """The weights and the C of the best top-1 on held-out images; the smallest C among equals."""
+    """The weights and the C with the best top-1 on held-out images; the smallest C among equals."""
     order_B = np.random.default_rng(seed).permutation(len(everything.images))
     num_held_out = max(1, round(HELD_OUT * len(order_B)))
     if num_held_out == len(order_B):
@@ -213,7 +208,7 @@ def _choose_strength(
     held_out = everything.over(np.sort(order_B[:num_held_out]))
     rest = everything.over(np.sort(order_B[num_held_out:]))
     weight, best = everything.zeros(), (-1.0, everything.zeros(), strengths[0])
-    for strength in strengths:  # from the last solution on, which is near
+    for strength in strengths:  # starting from the last solution, which is near
         weight, _ = rest.minimize(weight, strength, max_iterations)
         if (top1 := held_out.top1(weight)) > best[0]:
             best = (top1, weight, strength)
@@ -222,12 +217,12 @@ def _choose_strength(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PositionScore:
-    """How well the position of one kind of token is known; None where there is no such token."""
+    """How well the position of one kind of token is predicted; None without such tokens."""
 
     kind: str
     num_tokens: int
-    top1: float | None  # fraction of tokens whose position is the most likely one
-    distance_patches: float | None  # mean Euclidean distance from the most likely cell to the true one
+    top1: float | None  # fraction of tokens whose position is predicted
+    distance_patches: float | None  # mean Euclidean distance from the predicted cell to the true one
 
 
 def score_positions(
@@ -235,17 +230,14 @@ def score_positions(
 ) -> tuple[PositionScore, PositionScore]:
     """The scores of normal and of outlier tokens, in this order, for images the probe was not trained on.
 
-    Figure 5b of arXiv:2309.16588: top-1 and "average distance", which is read as the Euclidean distance,
+    Figure 5b of arXiv:2309.16588: top-1 and "average distance", which is taken to be the Euclidean distance,
     in patches, between the cell of the largest logit and the true one. Chance is a top-1 of 1 / P.
     """
     num_patches = grid[0] * grid[1]
     assert token_BxPxD.shape[:2] == is_outlier_BxP.shape and is_outlier_BxP.dtype == bool
     assert is_outlier_BxP.shape[1] == num_patches == len(probe.bias_P)
     true_P = np.arange(num_patches)
-    predicted = [
-        probe.predict(token_BxPxD[start : start + _CHUNK_IMAGES].reshape(-1, token_BxPxD.shape[2]))
-        for start in range(0, len(token_BxPxD), _CHUNK_IMAGES)
-    ]
+    predicted = [probe.predict(token.reshape(-1, token.shape[2])) for token in _chunks(token_BxPxD)]
     predicted_BxP = np.concatenate([np.zeros(0, np.int64), *predicted]).reshape(-1, num_patches)
     rows_BxP = predicted_BxP // grid[1] - true_P // grid[1]
     columns_BxP = predicted_BxP % grid[1] - true_P % grid[1]

@@ -1,18 +1,20 @@
-"""Logistic regression on one token per image: how much a token knows of the whole image. numpy only.
+"""Logistic regression on one token per image: how much information on the image a token has.
 
-Here the letter N counts examples, one token each.
+The axis letter N counts examples, one token each.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from vit_registers.analysis.measures.severity import finite
 from vit_registers.config import lookup
 from vit_registers.errors import DataError
 from vit_registers.models.tokens import Grid
@@ -29,8 +31,7 @@ class ProbeResult:
     strength: float  # the chosen C
     num_train: int
     num_test: int
-    num_unseen: int  # test examples of a class without training examples; they count as wrong
-    is_converged: bool  # of the final fit; False: stopped at the limit of iterations, or by the line search
+    is_converged: bool  # of the final fit; False: stopped at the iteration limit, or by the line search
 
 
 def logistic_probe(
@@ -43,65 +44,48 @@ def logistic_probe(
     seed: int,
     max_iterations: int = 2000,
 ) -> ProbeResult:
-    """The accuracy of multinomial logistic regression on the test part, with what was chosen on the way.
+    """The accuracy of multinomial logistic regression on the test part, and the settings that it chose.
 
-    The probe of arXiv:2309.16588, section 2 and Table 1, which names neither solver nor penalty. Here:
-    scikit-learn's L-BFGS with an L2 penalty; features standardised by the training part; C, the inverse
-    weight of the penalty beside the summed loss, taken from `strengths` by accuracy on a fifth of each
-    class of the training part (drawn by `seed`), then refitted on all of it. Of equal accuracies the one
-    of smaller log loss is taken: a small held-out part often cannot tell by accuracy, and the smallest C
-    may know no more than the commonest class. With one strength nothing is held out. Everything is in
-    float64, and features are held twice.
+    The probe of arXiv:2309.16588, section 2 and Table 1, which specifies neither solver nor penalty. Here:
+    scikit-learn's L-BFGS with an L2 penalty, on features standardised by the training part. C, the inverse
+    weight of the penalty against the summed loss, is the one of `strengths` with the best accuracy on a fifth
+    of each class of the training part (drawn by `seed`); then all of it is fitted. Of equal accuracies the
+    one with the smaller log loss is chosen: a small held-out part often gives equal accuracies. With one
+    strength nothing is held out. Computed in float64.
 
-    A class with one training example stays in the fit and out of the held-out part. Two classes are
-    fitted by one logistic function, the softmax of two with half its penalty. Raises DataError
-    where there are fewer than two classes or no test examples, for features that are not finite, and
-    where several strengths are to be compared but no class has two examples.
+    A class with one training example is fitted and never held out; test examples of a class without training
+    examples count as wrong. Two classes are fitted by one logistic function, the softmax of two with half its
+    penalty. Raises DataError for fewer than two classes, no test examples, features that are not finite, and
+    several strengths if no class has two examples.
     """
-    train_NxD, test_NxD = np.asarray(train_NxD, np.float64), np.asarray(test_NxD, np.float64)
     train_label_N, test_label_N = np.asarray(train_label_N), np.asarray(test_label_N)
-    _check(train_NxD, train_label_N, test_NxD, test_label_N)
-    strengths = sorted(strengths)
-    strength = strengths[0]
-    if len(strengths) > 1:
-        is_held_out_N = _held_out(train_label_N, np.random.default_rng(seed))
-        strength = _choose_strength(train_NxD, train_label_N, is_held_out_N, strengths, max_iterations)
-    scaler = StandardScaler().fit(train_NxD)
-    model, is_converged = _fit(_scaled(scaler, train_NxD), train_label_N, strength, max_iterations)
-    predicted_N = model.predict(_scaled(scaler, test_NxD))
-    return ProbeResult(
-        accuracy=float(np.mean(predicted_N == test_label_N)),
-        strength=strength,
-        num_train=len(train_NxD),
-        num_test=len(test_NxD),
-        num_unseen=int((~np.isin(test_label_N, train_label_N)).sum()),
-        is_converged=is_converged,
-    )
-
-
-def _check(
-    train_NxD: np.ndarray, train_label_N: np.ndarray, test_NxD: np.ndarray, test_label_N: np.ndarray
-) -> None:
     assert train_NxD.ndim == 2 and test_NxD.shape[1:] == train_NxD.shape[1:], (
         train_NxD.shape,
         test_NxD.shape,
     )
     assert train_label_N.shape == train_NxD.shape[:1] and test_label_N.shape == test_NxD.shape[:1]
-    num_classes = len(np.unique(train_label_N))
-    if num_classes < 2:
+    if (num_classes := len(np.unique(train_label_N))) < 2:
         raise DataError(
             f"the {len(train_NxD)} training examples of the probe have {num_classes} class(es): at "
             "least 2 are required; take more images, or shuffle them if they are sorted by class"
         )
     if len(test_NxD) == 0:
         raise DataError("the probe has no test examples: take more test images")
-    for part, token_NxD in (("training", train_NxD), ("test", test_NxD)):
-        broken = np.flatnonzero(~np.isfinite(token_NxD).all(axis=1))
-        if len(broken):
-            raise DataError(
-                f"{len(broken)} of {len(token_NxD)} {part} tokens of the probe are not finite, the first in "
-                f"row {broken[0]}: extract them in float32"
-            )
+    train_NxD = finite(train_NxD, "the training tokens of the probe")
+    test_NxD = finite(test_NxD, "the test tokens of the probe")
+    strengths = sorted(strengths)
+    strength = strengths[0]
+    if len(strengths) > 1:
+        is_held_out_N = _held_out(train_label_N, np.random.default_rng(seed))
+        strength = _choose_strength(train_NxD, train_label_N, is_held_out_N, strengths, max_iterations)
+    model, is_converged = _fit(train_NxD, train_label_N, strength, max_iterations)
+    return ProbeResult(
+        accuracy=float(np.mean(model.predict(test_NxD) == test_label_N)),
+        strength=strength,
+        num_train=len(train_NxD),
+        num_test=len(test_NxD),
+        is_converged=is_converged,
+    )
 
 
 def _held_out(label_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -127,29 +111,23 @@ def _choose_strength(
     strengths: Sequence[float],
     max_iterations: int,
 ) -> float:
-    scaler = StandardScaler().fit(train_NxD[~is_held_out_N])
-    fit_NxD = _scaled(scaler, train_NxD[~is_held_out_N])
-    held_out_NxD = _scaled(scaler, train_NxD[is_held_out_N])
+    held_out_NxD, held_out_label_N = train_NxD[is_held_out_N], label_N[is_held_out_N]
     scores = []
     for strength in strengths:
-        model, _ = _fit(fit_NxD, label_N[~is_held_out_N], strength, max_iterations)
+        model, _ = _fit(train_NxD[~is_held_out_N], label_N[~is_held_out_N], strength, max_iterations)
         probability_NxY = model.predict_proba(held_out_NxD)
-        accuracy = model.score(held_out_NxD, label_N[is_held_out_N])
-        loss = log_loss(label_N[is_held_out_N], probability_NxY, labels=model.classes_)
-        scores.append((accuracy, -loss))
+        loss = log_loss(held_out_label_N, probability_NxY, labels=model.classes_)
+        scores.append((model.score(held_out_NxD, held_out_label_N), -loss))
     return strengths[scores.index(max(scores))]
-
-
-def _scaled(scaler: StandardScaler, token_NxD: np.ndarray) -> np.ndarray:
-    return np.asarray(scaler.transform(token_NxD))
 
 
 def _fit(
     token_NxD: np.ndarray, label_N: np.ndarray, strength: float, max_iterations: int
-) -> tuple[LogisticRegression, bool]:
-    """The fitted model, and whether L-BFGS met its tolerance; that it did not is no warning."""
-    # At 1e-4, the default, rounding decides where a weak penalty stops: accuracies moved by up to 7 points.
-    model = LogisticRegression(tol=1e-8, C=strength, max_iter=max_iterations)
+) -> tuple[Pipeline, bool]:
+    """The fitted model, and whether L-BFGS met its tolerance, about which there is no warning."""
+    # With the default, 1e-4, rounding decides where a weak penalty stops: accuracies moved by up to 7 points.
+    regression = LogisticRegression(tol=1e-8, C=strength, max_iter=max_iterations)
+    model = make_pipeline(StandardScaler(), regression)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(token_NxD, label_N)
@@ -159,41 +137,25 @@ def _fit(
     return model, len(others) == len(caught)
 
 
-def _middle(is_outlier_BxP: np.ndarray, grid: Grid) -> np.ndarray:
-    """The middle patch only; on even sides, the one below and right of the centre."""
-    rows, columns = grid
-    is_middle_P = np.arange(rows * columns) == rows // 2 * columns + columns // 2
-    return np.broadcast_to(is_middle_P, is_outlier_BxP.shape)
-
-
-TOKEN_KINDS: dict[str, Callable[[np.ndarray, Grid], np.ndarray]] = {
-    "outlier": lambda is_outlier_BxP, grid: is_outlier_BxP,
-    "normal": lambda is_outlier_BxP, grid: ~is_outlier_BxP,
-    "center": _middle,
-}
-
-
 def choose_tokens(
     is_outlier_BxP: np.ndarray, kind: str, *, grid: Grid, seed: int, among_B: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(index_B, has_B): one patch of the kind for each image, drawn evenly, and which images have one.
 
     Kinds are "outlier" and "normal" of arXiv:2309.16588, Table 1, and "center" of arXiv:2506.08010,
-    Table 1: the middle patch, below and right of the centre on even sides, whatever its norm.
+    Table 1: the middle patch, below and right of the centre on even sides, of any norm.
 
-    The paper does not say what becomes of images without an outlier. Here they are left out, of the
-    other rows too, so that rows compare the same images: give the has_B of "outlier" as `among_B`,
-
-        index_B, has_B = choose_tokens(is_outlier_BxP, "outlier", grid=grid, seed=0)
-        normal_B, has_both_B = choose_tokens(is_outlier_BxP, "normal", grid=grid, seed=0, among_B=has_B)
-        token_NxD = token_BxPxD[has_both_B, normal_B[has_both_B]]
-
-    `among_B` does not change what is drawn for the images that stay. has_both_B is narrower than has_B
-    only by images that are all outliers. Where has_B is False, index_B is 0 and means nothing. Raises
-    ConfigError for an unknown kind.
+    The paper does not specify what happens to images without an outlier. Here they are excluded, also from
+    the other rows, so that all rows are of the same images: pass the has_B of "outlier" as `among_B`, which
+    does not change the choice for the other images. Where has_B is False, index_B is 0 and has no meaning.
+    Raises ConfigError for an unknown kind.
     """
-    assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape[1] == grid[0] * grid[1]
-    allowed_BxP = lookup(TOKEN_KINDS, kind, "kind")(is_outlier_BxP, grid)
+    rows, columns = grid
+    assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape[1] == rows * columns
+    is_middle_P = np.arange(rows * columns) == rows // 2 * columns + columns // 2
+    is_middle_BxP = np.broadcast_to(is_middle_P, is_outlier_BxP.shape)
+    kinds = {"outlier": is_outlier_BxP, "normal": ~is_outlier_BxP, "center": is_middle_BxP}
+    allowed_BxP = lookup(kinds, kind, "kind")
     place_BxP = allowed_BxP.cumsum(axis=1, dtype=np.int32)  # the rank among the allowed patches, from 1
     count_B = place_BxP[:, -1]
     drawn_B = np.random.default_rng(seed).integers(0, np.maximum(count_B, 1))
@@ -223,11 +185,10 @@ class GlobalProbeRow:
     kind: str
     accuracy: float | None  # mean over seeds, as a fraction; None where no image has such a token
     std: float | None  # sample standard deviation over seeds; None for fewer than two
-    num_seeds: int
     num_train: int
     num_test: int
     num_skipped: int
-    strengths: tuple[float, ...]  # the C of each seed; one at an end of the range says: widen it
+    strengths: tuple[float, ...]  # the C of each seed; at an end of the range, the range is too narrow
     is_converged: bool  # all of them
 
 
@@ -236,15 +197,14 @@ def global_probe(
 ) -> tuple[GlobalProbeRow, ...]:
     """One row per kind of token: mean and standard deviation of `logistic_probe` over the kind's seeds.
 
-    Table 1 of arXiv:2309.16588, whose deviations come from the random choice of patches alone, and the
-    tables of "Registers in Small ViTs", section 4.7, over 3 seeds; accuracies there look like those of
-    training images, here they are of the test part. `inputs` holds one entry per seed of `choose_tokens`,
-    so that a kind without choice (cls, a register, the centre) has one entry and no deviation. Held-out
-    parts are drawn with the place of the entry: the n-th entries of all kinds have the same one where
-    their images are the same.
+    Table 1 of arXiv:2309.16588, whose deviations come from the random choice of patches only, and the tables
+    of "Registers in Small ViTs", section 4.7, over 3 seeds; accuracies there appear to be of training images,
+    here they are of the test part. `inputs` has one entry per seed of `choose_tokens`, so a kind without
+    choice (cls, a register, the centre) has one entry and no deviation. The index of an entry is the seed of
+    its held-out part.
 
-    All seeds of a kind must hold the same images. A kind without training or without test images has
-    neither mean nor deviation. Raises DataError as `logistic_probe` does, with the kind.
+    All seeds of a kind must have the same images. A kind without training or without test images has neither
+    mean nor deviation. Raises DataError as `logistic_probe` does, with the kind.
     """
     return tuple(_row(kind, entries, strengths) for kind, entries in inputs.items())
 
@@ -265,7 +225,6 @@ def _row(kind: str, entries: Sequence[ProbeInputs], strengths: Sequence[float]) 
         kind=kind,
         accuracy=float(np.mean(accuracies)) if results else None,
         std=float(np.std(accuracies, ddof=1)) if len(results) > 1 else None,
-        num_seeds=len(results),
         num_train=num_train,
         num_test=num_test,
         num_skipped=num_skipped,

@@ -1,12 +1,11 @@
 """Reconstruction of the pixels of a patch from its token: by a linear map, a small MLP, or the mean patch.
 
 The only measure that uses JAX, for the MLP. M is the number of pixel values of a patch, patch_size^2 * C;
-N counts tokens of several images. Everything is read a few images at a time.
+N counts tokens of several images. Tokens and images are read a few images at a time.
 """
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -14,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_registers.analysis.measures.position_probe import feature_moments
+from vit_registers.analysis.measures.position_probe import CHUNK_IMAGES, feature_moments
 from vit_registers.errors import ConfigError, DataError
-
-_CHUNK_IMAGES = 16
 
 Predict = Callable[[np.ndarray], np.ndarray]  # token_NxD -> pixel_NxM
 Cut = Callable[[np.ndarray, int], np.ndarray]  # image_BxHxWxC, patch_size -> pixel_BxPxM
@@ -26,7 +23,7 @@ Cut = Callable[[np.ndarray, int], np.ndarray]  # image_BxHxWxC, patch_size -> pi
 def patchify(image_BxHxWxC: np.ndarray, patch_size: int) -> np.ndarray:
     """The patches of the images, pixel_BxPxM: patches row-major, and in each rows, columns, channels.
 
-    Raises DataError where the patches do not fill the image.
+    Raises DataError if the patches do not fill the image.
     """
     num_images, height, width, channels = image_BxHxWxC.shape
     if height % patch_size or width % patch_size:
@@ -39,19 +36,9 @@ def patchify(image_BxHxWxC: np.ndarray, patch_size: int) -> np.ndarray:
     return parts.swapaxes(2, 3).reshape(num_images, rows * columns, patch_size**2 * channels)
 
 
-def unpatchify(pixel_BxPxM: np.ndarray, patch_size: int, *, grid: tuple[int, int]) -> np.ndarray:
-    """The images image_BxHxWxC that patches are of: the inverse of `patchify`."""
-    num_images, num_patches, size = pixel_BxPxM.shape
-    rows, columns = grid
-    channels, rest = divmod(size, patch_size**2)
-    assert num_patches == rows * columns and rest == 0, (pixel_BxPxM.shape, grid, patch_size)
-    parts = pixel_BxPxM.reshape(num_images, rows, columns, patch_size, patch_size, channels)
-    return parts.swapaxes(2, 3).reshape(num_images, rows * patch_size, columns * patch_size, channels)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Tokens, and the images as the model got them: 8-bit, before mean and std. Both may be memory-mapped."""
+    """Tokens, and the 8-bit images that the model was given. Both may be memory-mapped."""
 
     token_BxPxD: np.ndarray
     image_BxHxWxC: np.ndarray  # uint8
@@ -67,7 +54,8 @@ class Pairs:
         """(token_NxD, pixel_NxM) of some images, float32; pixels are (value / 255 - mean) / std."""
         image_BxHxWxC = self.image_BxHxWxC[images]
         assert image_BxHxWxC.dtype == np.uint8, image_BxHxWxC.dtype
-        normal = (image_BxHxWxC / np.float32(255) - _float32(self.mean)) / _float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        normal = (image_BxHxWxC / np.float32(255) - mean) / std
         pixel_BxPxM = self.cut(normal, self.patch_size)
         token_BxPxD = self.token_BxPxD[images]
         assert token_BxPxD.shape[:2] == pixel_BxPxM.shape[:2], (token_BxPxD.shape, pixel_BxPxM.shape)
@@ -76,20 +64,17 @@ class Pairs:
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`take` of all images in their order, a few at a time."""
-        for start in range(0, len(self), _CHUNK_IMAGES):
-            yield self.take(slice(start, start + _CHUNK_IMAGES))
-
-
-def _float32(values: tuple[float, ...]) -> np.ndarray:
-    return np.asarray(values, np.float32)
+        for start in range(0, len(self), CHUNK_IMAGES):
+            yield self.take(slice(start, start + CHUNK_IMAGES))
 
 
 def fit_mean(pairs: Pairs) -> Predict:
-    """The floor: whatever the token, the mean patch of the training images. It looks at no token.
+    """The baseline: the mean patch of the training images for every token.
 
-    Its mean squared error is about the variance of a pixel: near 1 where mean and std are the data's own.
+    Its mean squared error is about the variance of a pixel: near 1 if `mean` and `std` are of these images.
     """
-    _require_images(pairs)
+    if len(pairs) == 0:
+        raise DataError("no images to fit a probe on: take more training images")
     total_M, count = np.zeros(()), 0
     for _, pixel_NxM in pairs.chunks():
         total_M = total_M + pixel_NxM.sum(axis=0, dtype=np.float64)
@@ -101,11 +86,11 @@ def fit_mean(pairs: Pairs) -> Predict:
 def fit_linear(pairs: Pairs, *, penalty: float = 1e-6) -> Predict:
     """The linear probe of arXiv:2309.16588, Figure 5b: ridge regression from a token to its patch's pixels.
 
-    The paper names no solver. Here: least squares in closed form, with a free intercept, from sums over
-    the training images of X^T X and X^T Y in float64, so that memory does not grow with their number.
-    `penalty`, on the squared weights, is in units of the summed variance of a feature (the mean over
-    features): it keeps the equations solvable and does not depend on the scale of the tokens. Raises
-    ConfigError unless it is positive, and DataError where there are no images or tokens are not finite.
+    The paper specifies no solver. Here: least squares in closed form, with a free intercept, from sums of
+    X^T X and X^T Y over the training images in float64, in memory that does not grow with their number.
+    `penalty`, on the squared weights, is relative to the summed variance of a feature (the mean over
+    features): it makes the equations solvable at any scale of the tokens. Raises ConfigError unless it is
+    positive, and DataError for no images or tokens that are not finite.
     """
     if not penalty > 0:
         raise ConfigError(f"penalty={penalty} of the linear reconstruction: must be > 0, such as 1e-6")
@@ -119,7 +104,7 @@ def fit_linear(pairs: Pairs, *, penalty: float = 1e-6) -> Predict:
         count += len(token_NxD)
     width = len(token_mean_D)
     variance = np.trace(gram_DxD) / width
-    ridge = penalty * variance if variance > 0 else 1.0  # tokens that are all the same say nothing
+    ridge = penalty * variance if variance > 0 else 1.0  # for tokens that are all equal
     weight_DxM = np.linalg.solve(gram_DxD + ridge * np.eye(width), cross_DxM)
     pixel_mean_M = pixel_sum_M / count
     return lambda token_NxD: (token_NxD - token_mean_D) @ weight_DxM + pixel_mean_M
@@ -130,11 +115,11 @@ def fit_mlp(
 ) -> Predict:
     """The probe of "Registers in Small ViTs", section 4.2.1: D -> 4 D -> M with GELU, by AdamW.
 
-    As there: batches of 64 images, 5 epochs, learning rate 1e-3, mean squared error, and what torch has
-    for a default (weight decay 0.01 on all, uniform initial values within 1 / sqrt(fan in), exact GELU).
-    Otherwise: tokens are standardised, so that models of any norm can be compared; images are shuffled
-    by `seed`; the last epoch counts, not the best one; the remainder of an epoch that fills no batch is
-    left out of it. With fewer images than a batch, all are one batch. Errors as in `fit_linear`.
+    As there: batches of 64 images, 5 epochs, learning rate 1e-3, mean squared error, and torch's defaults
+    (weight decay 0.01 on all parameters, uniform initial values within 1 / sqrt(fan in), exact GELU).
+    Deviations: tokens are standardised, so that models of any norm can be compared; images are shuffled by
+    `seed`; the last epoch is used, not the best one; an incomplete last batch of an epoch is dropped. Fewer
+    images than a batch form one batch. Errors as in `fit_linear`.
     """
     moments = feature_moments(pairs.token_BxPxD)
     rng = np.random.default_rng(seed)
@@ -154,9 +139,9 @@ def train_mlp(
     batch_images: int,
     learning_rate: float,
 ) -> Predict:
-    """The MLP of `parameters` after an epoch for each of `orders`, which holds all images.
+    """The MLP of `parameters`, trained for one epoch per entry of `orders`, each an order of all images.
 
-    It is given (token - mean_D) / scale_D, with (mean_D, scale_D) = `moments`.
+    Its input is (token - mean_D) / scale_D, with (mean_D, scale_D) = `moments`.
     """
     token_mean_D, scale_D = (x.astype(np.float32) for x in moments)
     state = _optimizer(learning_rate).init(parameters)
@@ -171,14 +156,10 @@ def train_mlp(
 
 
 def initial_mlp(rng: np.random.Generator, pairs: Pairs) -> dict[str, np.ndarray]:
-    """The MLP D -> 4 D -> M that fits `pairs`, before training."""
+    """The initial parameters of the MLP D -> 4 D -> M for `pairs`."""
     width, size = pairs.token_BxPxD.shape[2], pairs.take(slice(0, 1))[1].shape[1]
-    return _initial_mlp(rng, (width, 4 * width, size))
-
-
-def _initial_mlp(rng: np.random.Generator, widths: tuple[int, int, int]) -> dict[str, np.ndarray]:
     parameters = {}
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+    for layer, (fan_in, fan_out) in enumerate(((width, 4 * width), (4 * width, size))):
         for name, shape in ((f"weight{layer}", (fan_in, fan_out)), (f"bias{layer}", (1, fan_out))):
             limit = fan_in**-0.5
             parameters[name] = rng.uniform(-limit, limit, shape).astype(np.float32)
@@ -205,14 +186,9 @@ def _apply_mlp(parameters: dict[str, jax.Array], token_NxD: jax.Array) -> jax.Ar
     return hidden @ parameters["weight1"] + parameters["bias1"]
 
 
-def _require_images(pairs: Pairs) -> None:
-    if len(pairs) == 0:
-        raise DataError("no images to fit a probe on: take more training images")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructionScore:
-    """Errors of one probe on one kind of token, in normalised-pixel units; None where there is none."""
+    """Errors of one probe on one kind of token, in normalised-pixel units; None without such tokens."""
 
     kind: str
     num_tokens: int
@@ -226,18 +202,15 @@ def score_reconstruction(
     """The errors on normal and on outlier tokens, in this order, of images the probe was not fitted on.
 
     `l2` is the measure of arXiv:2309.16588, Figure 5b, `mse` that of "Registers in Small ViTs", section
-    4.2.1. Its text gives 176.54 against 120.02 and calls that an increase of 147.1 %: these are sums of
-    61 batch means, so 2.894 and 1.968 per pixel value, and an increase of 47.1 %. Its targets were a
-    plain reshape of the images, not their patches, which may be why the errors exceed that of the mean
-    patch. So neither its numbers nor its ratio are to be expected here.
+    4.2.1. Its text reports 176.54 against 120.02 as an increase of 147.1 %: these are sums of 61 batch means,
+    so 2.894 and 1.968 per pixel value, and an increase of 47.1 %. Its targets are a plain reshape of the
+    images, not their patches (see released.py). Do not expect its numbers or its ratio here.
     """
     assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape == pairs.token_BxPxD.shape[:2]
-    squares = [np.zeros(0)]
-    size = 0
+    squares, size = [np.zeros(0)], 0
     for token_NxD, pixel_NxM in pairs.chunks():
         size = pixel_NxM.shape[1]
-        error_NxM = predict(token_NxD) - pixel_NxM
-        squares.append(np.square(error_NxM, dtype=np.float64).sum(axis=1))
+        squares.append(np.square(predict(token_NxD) - pixel_NxM, dtype=np.float64).sum(axis=1))
     square_N = np.concatenate(squares)
 
     def score(kind: str, is_kind_N: np.ndarray) -> ReconstructionScore:

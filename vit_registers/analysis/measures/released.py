@@ -1,12 +1,12 @@
 """The probe of section 4.2.1 as the public code of "Registers in Small Vision Transformers" computes it.
 
-Its probe is given the image's values cut into as many pieces as there are patches, whatever their place: with
-channels first in training and with channels last in evaluation. What it prints is a sum over batches of 64
-images of their mean squared errors, which the paper calls mean squared error: 61 batches there.
+Its targets are the image's values cut into runs, as many as there are patches, but not the values of a patch:
+with channels first in training and channels last in evaluation. Its result is a sum over batches of 64 images
+of their mean squared errors (61 batches there), which the paper calls mean squared error.
 
-Left out, as the features do not have it: in evaluation, that code sends the patches through the model without
-cls, and takes them after the final norm. Here they are those of training: with all tokens, before that norm.
-It also chooses its epoch by the error on the images that it is then scored on; here all five count.
+Deviations: in evaluation, that code runs the patches through the model without cls and takes them after the
+final norm; here all tokens are present and patches are taken before that norm, as in training. It also
+selects the epoch by the error on the test images; here the last of the five is used.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ _EPOCHS = 5
 
 
 def cut_channels_first(image_BxHxWxC: np.ndarray, patch_size: int) -> np.ndarray:
-    """The targets of training, BxPxM: the values channel by channel, in runs of M. They are no patches."""
+    """The targets of training, BxPxM: the values channel by channel, in runs of M, not patches."""
     size = patch_size**2 * image_BxHxWxC.shape[3]
     return np.moveaxis(image_BxHxWxC, 3, 1).reshape(len(image_BxHxWxC), -1, size)
 
 
 def cut_channels_last(image_BxHxWxC: np.ndarray, patch_size: int) -> np.ndarray:
-    """The targets of evaluation, BxPxM: the values row by row, in runs of M. They are no patches."""
+    """The targets of evaluation, BxPxM: the values row by row, in runs of M, not patches."""
     return image_BxHxWxC.reshape(len(image_BxHxWxC), -1, patch_size**2 * image_BxHxWxC.shape[3])
 
 
 def fit_released(pairs: Pairs, *, seed: int) -> Predict:
-    """The MLP D -> 4 D -> M after five epochs on tokens that are not standardised, images in their order."""
+    """The MLP D -> 4 D -> M after five epochs on tokens that are not standardised, with images in order."""
     width = pairs.token_BxPxD.shape[2]
     pairs = dataclasses.replace(pairs, cut=cut_channels_first)
     return train_mlp(
@@ -56,9 +56,9 @@ def score_released(
 ) -> tuple[ReconstructionScore, ReconstructionScore]:
     """Normal and outlier tokens, in this order: `mse` is the sum of the means of the batches, `l2` is None.
 
-    As there, images that fill no batch are left out; here fewer than 64 are one batch. A batch without a
-    token of a kind adds nothing (there: the sum is no number). The L2 error of that code is over all tokens
-    together, and along them instead of along the pixels: it has no counterpart here.
+    As there, an incomplete last batch is dropped; here fewer than 64 images are one batch. A batch without
+    tokens of a kind adds nothing (there: the sum is NaN). The L2 error of that code is over all tokens, and
+    along them instead of along the pixels: it has no counterpart here.
     """
     assert is_outlier_BxP.dtype == bool and is_outlier_BxP.shape == pairs.token_BxPxD.shape[:2]
     pairs = dataclasses.replace(pairs, cut=cut_channels_last)

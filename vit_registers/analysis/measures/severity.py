@@ -1,7 +1,6 @@
 """The severity of outliers: entropy of attention, similarity of neighbours, variance of flagged tokens.
 
-Pure numpy and scipy. Per-image values that are not defined (the cosine with a zero vector) are NaN where a
-docstring says so; `summarize_values` leaves them out and counts them.
+Undefined values, such as the cosine with a zero vector, are NaN; `summarize_values` excludes and counts them.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ class Summary(NamedTuple):
     """Mean, median and sample standard deviation of `num_values` values. None: too few values."""
 
     num_values: int
-    num_undefined: int  # NaN, left out
+    num_undefined: int  # NaN, excluded
     mean: float | None
     median: float | None
     std: float | None
@@ -70,12 +69,14 @@ class FeatureVariance(NamedTuple):
 
 
 def finite(values: np.ndarray, what: str) -> np.ndarray:
-    """The values in float64. Raises DataError, which names `what`, where they are not all finite."""
+    """The values in float64. Raises DataError with `what` and the first bad row unless all are finite."""
     values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        bad = np.flatnonzero(~is_finite.reshape(len(values), -1).all(axis=1))
         raise DataError(
-            f"{what} holds values that are not finite: check the checkpoint's parameters and the images, "
-            "or run the model in float32"
+            f"{len(bad)} of {len(values)} rows of {what} are not finite, the first is row {bad[0]}: check "
+            "the checkpoint's parameters and the images, or run the model in float32"
         )
     return values
 
@@ -89,19 +90,19 @@ def cosine_similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def mean_pairwise_cosine(x_NxD: np.ndarray) -> float | None:
-    """Mean cosine over all pairs of rows, in O(N D). Rows of zeros are left out; None for fewer than two."""
+    """Mean cosine over all pairs of rows, in O(N D). Rows of zeros are excluded; None for fewer than two."""
     x_NxD = finite(x_NxD, "x")
     norm_N = np.linalg.norm(x_NxD, axis=1)
     unit_NxD = x_NxD[norm_N > 0] / norm_N[norm_N > 0][:, None]
     count = len(unit_NxD)
     if count < 2:
         return None
-    # The squared sum holds every ordered pair once, and each row with itself.
+    # The squared sum contains every ordered pair once, and each row with itself.
     return float((np.square(unit_NxD.sum(axis=0)).sum() - count) / (count * (count - 1)))
 
 
 def summarize_values(value_B: np.ndarray | Sequence[float]) -> Summary:
-    """Mean, median and sample standard deviation; NaN is left out and counted."""
+    """Mean, median and sample standard deviation; NaN is excluded and counted."""
     value_B = np.asarray(value_B, np.float64)
     kept = value_B[~np.isnan(value_B)]
     return Summary(
@@ -114,10 +115,10 @@ def summarize_values(value_B: np.ndarray | Sequence[float]) -> Summary:
 
 
 def attention_entropy(weight_T: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """(nats, share): entropy of attention over the last axis, and its share of log T, the largest there is.
+    """(nats, share): entropy of attention over the last axis, and its share of the maximum, log T.
 
-    Other axes stay, as in weight_BxNxTxT -> nats_BxNxT. Each row is divided by its sum first, so a row that
-    was cut to the patches is read as a distribution over patches. Rows of zeros give NaN. Share is None where
+    Other axes are kept, as in weight_BxNxTxT -> nats_BxNxT. Each row is divided by its sum first, so a row
+    that was cut to the patches is a distribution over patches. Rows of zeros give NaN. The share is None for
     T = 1.
     """
     weight = finite(weight_T, "the attention weights")
@@ -132,9 +133,9 @@ def attention_entropy(weight_T: np.ndarray) -> tuple[np.ndarray, np.ndarray | No
 def neighbour_cosine(feature_BxPxD: np.ndarray, grid: Grid) -> NeighbourCosine:
     """Cosine of each patch with the patches above, below, to the left and to the right.
 
-    For arXiv:2309.16588 (figure 5a) and "Registers in Small Vision Transformers" (OpenReview 5JflRlCt3Q,
-    figure 6) give what leaves the patch embedding, before positions are added. Pairs over the border, and
-    pairs with a zero vector, are not valid.
+    arXiv:2309.16588 (figure 5a) and "Registers in Small Vision Transformers" (OpenReview 5JflRlCt3Q,
+    figure 6) measure it on the output of the patch embedding, before positions are added. Pairs over the
+    border and pairs with a zero vector are not valid.
     """
     rows, columns = grid
     feature = finite(feature_BxPxD, "the patch features")
@@ -158,12 +159,13 @@ def neighbour_cosine(feature_BxPxD: np.ndarray, grid: Grid) -> NeighbourCosine:
 def split_by_outlier(
     neighbours: NeighbourCosine, is_outlier_BxP: np.ndarray, *, seed: int, max_points: int = 20_000
 ) -> NeighbourSplit:
-    """The cosines around outliers beside those around all other patches.
+    """The cosines around outliers and those around all other patches.
 
-    Every valid pair counts with the kind of its centre, so a pair of two kinds counts once for each, as in
-    the code of "Registers in Small Vision Transformers". That code draws the densities on [0, 1] only, which
-    hides negative cosines; here they are on [-1, 1]. The kernel is Gaussian, with Scott's width, from at most
-    `max_points` pairs drawn with `seed`; some of its mass falls outside of [-1, 1]. All else is of all pairs.
+    A valid pair belongs to the kind of its centre, so a pair of two kinds is in both groups, as in the code
+    of "Registers in Small Vision Transformers". That code plots the densities on [0, 1], which hides negative
+    cosines; here they are on [-1, 1]. The kernel is Gaussian with Scott's width, fitted to at most
+    `max_points` pairs drawn with `seed`; a part of its mass lies outside [-1, 1]. All other values are of all
+    pairs.
     """
     outliers, background = (
         neighbours.cosine_Bx4xP[neighbours.is_valid_Bx4xP & is_kind_BxP[:, None]]
@@ -197,18 +199,6 @@ def _cosine_group(values: np.ndarray, num_tokens: int, *, seed: int, max_points:
     )
 
 
-def smoothness(feature_BxPxD: np.ndarray, grid: Grid) -> np.ndarray:
-    """Mean cosine between neighbours per image, smooth_B, from -1 to 1; each pair counts once.
-
-    For the features that a model puts out. NaN where an image has no valid pair.
-    """
-    neighbours = neighbour_cosine(feature_BxPxD, grid)
-    # Both ends of every pair are in the sums, which does not change the mean.
-    count_B = neighbours.is_valid_Bx4xP.sum(axis=(1, 2))
-    sum_B = (neighbours.cosine_Bx4xP * neighbours.is_valid_Bx4xP).sum(axis=(1, 2))
-    return np.divide(sum_B, count_B, out=np.full(len(sum_B), np.nan), where=count_B > 0)
-
-
 class _Moments:
     """Count, mean and sum of squared distances from the mean of vectors that come in batches."""
 
@@ -235,7 +225,7 @@ class VarianceSums:
         self._outliers, self._background = _Moments(), _Moments()
 
     def add(self, feature_BxPxD: np.ndarray, is_outlier_BxP: np.ndarray) -> None:
-        """Counts a batch in. Raises DataError for features that are not finite."""
+        """Adds a batch. Raises DataError for features that are not finite."""
         feature = finite(feature_BxPxD, "the patch features")
         self._outliers.add(feature[is_outlier_BxP])
         self._background.add(feature[~is_outlier_BxP])
@@ -243,9 +233,9 @@ class VarianceSums:
     def result(self) -> FeatureVariance:
         """The variances of all batches so far.
 
-        Variance is the trace of the covariance over D. The sum of squared distances from the mean of all
-        tokens splits into that around the outliers' mean, that around the others' mean, and that between
-        these means: the shares are these three.
+        Variance is the trace of the covariance over D. The shares are the three parts of the sum of squared
+        distances from the mean of all tokens: around the outliers' mean, around the others' mean, and between
+        these means.
         """
         first, second = self._outliers, self._background
         count, between = first.count + second.count, 0.0
@@ -258,10 +248,3 @@ class VarianceSums:
         shares = [x / total if has_variance else None for x in (first.scatter, second.scatter, between)]
         variances = [m.scatter / m.count if m.count else None for m in (first, second)]
         return FeatureVariance(first.count, second.count, *variances, *shares)
-
-
-def feature_variance(feature_BxPxD: np.ndarray, is_outlier_BxP: np.ndarray) -> FeatureVariance:
-    """Variance over the flagged and over the other patches; see `VarianceSums.result`."""
-    sums = VarianceSums()
-    sums.add(feature_BxPxD, is_outlier_BxP)
-    return sums.result()

@@ -12,11 +12,6 @@ from importlib import resources
 
 from vit_registers.analysis.report.result import Table, Value
 
-REGISTERS, DECOUPLING = "arXiv:2309.16588", "arXiv:2505.05892"
-SMALL = "Registers in Small Vision Transformers"
-SEVERITY = f"what reviewers of {REGISTERS} asked: how severe artifacts are"
-CAUSES = f"what reviewers of {REGISTERS} asked: what artifacts cause"
-
 
 def read_rows() -> list[dict[str, str]]:
     """The rows of all files, by column name: one number each."""

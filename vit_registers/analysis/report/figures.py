@@ -1,23 +1,19 @@
-"""Colours, scales and figures of curves, masks, owners and norms. Imports no JAX."""
+"""Figures that several experiments share, with their colours and scales. Imports no JAX."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vit_registers.analysis.report.result import Found, Picture, Pictures
+
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes the figure as a picture."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+Draw = Callable[[Found], Pictures]  # Experiment.draw
 
 
 def scale_for(values: np.ndarray) -> str:
@@ -26,13 +22,8 @@ def scale_for(values: np.ndarray) -> str:
 
 
 def legend_name(name: str) -> str:
-    """A name as a label that the legend shows: it leaves out those that begin with an underscore."""
+    """A name as a label that the legend shows: matplotlib omits labels that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
-
-
-def wrapped(name: str) -> str:
-    """A name in lines that fit above a small picture."""
-    return "\n".join(textwrap.wrap(name, 30))
 
 
 def integer_ticks(axes: Axes) -> None:
@@ -40,50 +31,106 @@ def integer_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def metric_series(records: Sequence[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each metric of the records of a metrics.jsonl as (steps, values); null is NaN."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    for record in records:
-        for name, value in record.items():
-            if name != "step":
-                series.setdefault(name, []).append((int(record["step"]), value))
-    arrays = {name: np.array(points, float) for name, points in series.items()}
-    return {name: (points_Nx2[:, 0], points_Nx2[:, 1]) for name, points_Nx2 in arrays.items()}
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of that size, in inches, with one pair of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
 
 
-def draw_curves(metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Loss and top-1 against steps: of single training batches in grey, of evaluations as marked lines."""
-    figure = Figure(figsize=(10, 3.6))
-    for place, (kind, label) in enumerate([("loss", "loss"), ("top1", "top-1 accuracy")], start=1):
-        axes = figure.add_subplot(1, 2, place)
-        for name, (steps, values) in metrics.items():
-            group, _, key = name.partition("/")
-            if key != kind:
-                continue
-            if group == "train":
-                axes.plot(steps, values, color=GREY, lw=0.8, alpha=0.7, label="train, single mixed batches")
-            else:
-                color = ORANGE if group.endswith("_ema") else BLUE
-                axes.plot(
-                    steps, values, "o-", color=color, ms=4, label=f"{group}: {values[-1]:.4g} at the end"
-                )
-        axes.set(xlabel="step", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.tight_layout()
+def new_grid(
+    rows: int, columns: int, size: tuple[float, float], *, heights: Sequence[float] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """A figure of that size, in inches, with rows x columns axes without ticks; `heights` are relative."""
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    return figure, grid
+
+
+def set_titles(row: np.ndarray, titles: Sequence[str], *, fontsize: int = 9) -> None:
+    """Sets the titles of the axes of a row."""
+    for axes, title in zip(row, titles, strict=True):
+        axes.set_title(title, fontsize=fontsize)
+
+
+def panels(found: Found, draw: Callable[[Axes, Any], None], *, width: float = 4.2) -> Figure:
+    """A panel for each model, side by side, which `draw` fills from Rows.values."""
+    figure = Figure(figsize=(width * len(found) + 0.5, 3.2), layout="constrained")
+    for axes, one in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        draw(axes, one.values)
+        axes.set_title("\n".join(textwrap.wrap(one.name, 30)), fontsize=9)
     return figure
 
 
-def draw_mask(mask_TxT: np.ndarray, groups: Mapping[str, slice], *, title: str) -> Figure:
-    """The mask with its token groups: row = who attends, column = to whom, dark = may attend."""
-    figure = Figure(figsize=(6.4, 6.4))
-    axes = figure.add_subplot()
-    _draw_mask(axes, mask_TxT, groups)
-    axes.set_title(f"{title}: {mask_TxT.mean():.1%} of the pairs may attend", fontsize=9)
+def panels_picture(name: str, caption: str, draw: Callable[[Axes, Any], None], *, width: float = 4.2) -> Draw:
+    """The `draw` of an experiment whose only picture is `panels`."""
+    return lambda found: [Picture(name=name, caption=caption, figure=panels(found, draw, width=width))]
+
+
+def lines_picture(name: str, caption: str, xlabel: str, ylabel: str, *, height: float = 3.2) -> Draw:
+    """The `draw` of an experiment whose only picture has a line for each model: Rows.values are (x, y)."""
+
+    def draw(found: Found) -> Pictures:
+        figure, axes = new_axes(5.0, height)
+        for one in found:
+            axes.plot(*one.values, "o-", ms=3, label=legend_name(one.name))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(frameon=False, fontsize=8)
+        return [Picture(name=name, caption=caption, figure=figure)]
+
+    return draw
+
+
+def show_image(axes: Axes, image_HxWxC: np.ndarray) -> None:
+    """Draws an image of one channel or three, uint8."""
+    axes.imshow(image_HxWxC.squeeze(), cmap="gray", vmin=0, vmax=255)
+
+
+def images_and_maps(
+    images: Sequence[np.ndarray],
+    maps_BxMxHxW: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    *,
+    cmap: str = "inferno",
+    limits: tuple[float | None, float | None] = (None, None),
+) -> Figure:
+    """A row for each image: the image, then its M maps under their titles."""
+    rows, columns = len(images), 1 + len(titles)
+    figure, grid = new_grid(rows, columns, (1.75 * columns + 0.3, 1.75 * rows + 0.3))
+    for row, image, maps in zip(grid, images, maps_BxMxHxW, strict=True):
+        show_image(row[0], image)
+        for axes, map_HxW in zip(row[1:], maps, strict=True):
+            axes.imshow(map_HxW, cmap=cmap, vmin=limits[0], vmax=limits[1])
+    set_titles(grid[0, 1:], titles, fontsize=8)
     return figure
 
 
-def _draw_mask(axes: Axes, mask_TxT: np.ndarray, groups: Mapping[str, slice]) -> None:
+def maps_over_images(
+    images: np.ndarray, maps_BxExHxW: np.ndarray, names: Sequence[str], labels: Sequence[str] = ()
+) -> Figure:
+    """A row for each map of B: the image, with its label beside it, then the map of each query over it.
+
+    Each map has its own scale, from 0 to the maximum that is written below it.
+    """
+    rows, columns = len(maps_BxExHxW), 1 + len(names)
+    figure, grid = new_grid(rows, columns, (1.6 * columns + 0.5, 1.8 * rows + 0.3))
+    for row, image, maps_ExHxW in zip(grid, images, maps_BxExHxW, strict=True):
+        height, width = image.shape[:2]
+        for axes in row:
+            show_image(axes, image)
+        for axes, values in zip(row[1:], maps_ExHxW, strict=True):
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes.imshow(values, cmap="inferno", vmin=0, alpha=0.75, extent=extent)
+            axes.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
+    set_titles(grid[0, 1:], names)
+    for axes, label in zip(grid[:, 0], labels, strict=False):
+        axes.set_ylabel(label, fontsize=9)
+    return figure
+
+
+def draw_mask(axes: Axes, mask_TxT: np.ndarray, groups: Mapping[str, slice]) -> None:
+    """Draws the mask with its token groups: row = query, column = key, dark = may attend."""
     axes.imshow(mask_TxT, cmap=ListedColormap(["#edf2f7", BLUE]), vmin=0, vmax=1, interpolation="none")
     for where in groups.values():
         axes.axhline(where.start - 0.5, color="white", lw=1.0)
@@ -97,7 +144,7 @@ def _draw_mask(axes: Axes, mask_TxT: np.ndarray, groups: Mapping[str, slice]) ->
 
 
 def _merge_small(groups: Mapping[str, slice], *, smallest: int) -> list[tuple[str, slice]]:
-    """(label, where) of each group; neighbours too small for a label of their own share one."""
+    """(label, slice) of each group; a group of fewer than `smallest` tokens shares the next one's label."""
     labels: list[tuple[str, slice]] = []
     for name, where in groups.items():
         name = f"{name} ({where.stop - where.start})"
@@ -108,54 +155,6 @@ def _merge_small(groups: Mapping[str, slice], *, smallest: int) -> list[tuple[st
     return labels
 
 
-def draw_layout(
-    levels: Sequence[tuple[str, np.ndarray]], mask_TxT: np.ndarray, groups: Mapping[str, slice]
-) -> Figure:
-    """The token sequence group by group, cells that may attend to each other in one colour, and the mask.
-
-    `levels` holds a name and a 2-D array of colour numbers per group, in the order of the sequence.
-    """
-    figure = Figure(figsize=(7.6, 8.0), layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 3), squeeze=False))
-    for axes, (name, values) in zip(top.subplots(1, len(levels)), levels, strict=True):
-        rows, columns = values.shape
-        axes.imshow(values, cmap="tab20", vmin=0, vmax=19)
-        axes.set_xticks(np.arange(-0.5, columns), minor=True)
-        axes.set_yticks(np.arange(-0.5, rows), minor=True)
-        axes.grid(which="minor", color="white", lw=1.5)
-        axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-        axes.spines[:].set_visible(False)
-        axes.set_title(f"{name}\n{rows} x {columns}", fontsize=9)
-    _draw_mask(bottom.subplots(), mask_TxT, groups)
-    return figure
-
-
-def draw_owners(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
-    """For each pair of levels, two maps of the fine grid: its cells' owners by the mask, and by the image.
-
-    `pairs` holds a title and two maps of cell numbers of the coarse grid. Numbers below 0, for no one owner,
-    are grey; numbers that follow each other have unlike colours.
-    """
-    figure = Figure(figsize=(1.7 * len(pairs) + 0.4, 4.0), layout="constrained")
-    grid = figure.subplots(2, len(pairs), squeeze=False)
-    for (top, below), (title, linked_HxW, geometric_HxW) in zip(grid.T, pairs, strict=True):
-        for axes, owner_HxW in ((top, linked_HxW), (below, geometric_HxW)):
-            axes.imshow(_colors(owner_HxW), interpolation="none")
-            axes.set(xticks=[], yticks=[])
-        top.set_title(title, fontsize=8)
-    grid[0, 0].set_ylabel("linked", fontsize=9)
-    grid[1, 0].set_ylabel("lies in", fontsize=9)
-    return figure
-
-
-def _colors(owner_HxW: np.ndarray) -> np.ndarray:
-    """Hues a golden section apart, in three steps of brightness: HxWx3."""
-    hue_HxW = owner_HxW * 0.618034 % 1
-    value_HxW = np.array([0.9, 0.65, 0.45])[owner_HxW % 3]
-    color_HxWx3 = hsv_to_rgb(np.stack([hue_HxW, np.full(owner_HxW.shape, 0.7), value_HxW], axis=-1))
-    return np.where(owner_HxW[..., None] < 0, to_rgb("#edf2f7"), color_HxWx3)
-
-
 def draw_norms(
     axes: Axes,
     norm_BxT: np.ndarray,
@@ -164,7 +163,7 @@ def draw_norms(
     threshold: float | None,
     threshold_label: str,
 ) -> None:
-    """Histograms of norms on logarithmic axes, of each of `groups`: norms and their colour, by label.
+    """Draws a histogram of each of `groups`, (norms, colour) by label, on logarithmic axes.
 
     `norm_BxT` are the norms that the bins cover.
     """

@@ -3,27 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from vit_registers.analysis.report.result import Rows
+from vit_registers.analysis.report.result import Rows, counted, number
 
 _MOST_CLAUSES = 2  # models whose clauses are all given; of more models the lowest and highest are
-
-
-def number(value: float | None, unit: str = "") -> str:
-    """A number with three digits and its unit; "not defined" for None and for what is not finite."""
-    if value is None or not math.isfinite(value):
-        return "not defined"
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{text} {unit}".strip()
-
-
-def counted(count: int, noun: str) -> str:
-    """The count with its noun, as in "1,000 images" and "1 image"."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def percent(share: float | None) -> float | None:
-    """A share as per cent; None stays None."""
-    return None if share is None else 100 * share
 
 
 def labels(num_registers: Mapping[str, int]) -> dict[str, str]:
@@ -33,11 +15,10 @@ def labels(num_registers: Mapping[str, int]) -> dict[str, str]:
     """
     if len(num_registers) < 2 or len(set(num_registers.values())) < len(num_registers):
         return {name: f"for {name}" for name in num_registers}
-    return {name: _registers(count) for name, count in num_registers.items()}
-
-
-def _registers(count: int) -> str:
-    return f"with {count} register{'s' * (count > 1)}" if count else "without registers"
+    return {
+        name: f"with {counted(count, 'register')}" if count else "without registers"
+        for name, count in num_registers.items()
+    }
 
 
 def sentence(found: Sequence[Rows], named: Mapping[str, str], compares: str) -> str:

@@ -1,10 +1,10 @@
-"""What an experiment gives: the rows of one model or a gap, and the result for all models. No JAX."""
+"""The rows of one model or a gap, the result for all models, and the formats of numbers. No JAX."""
 
 import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ Value = str | float | int | None
 
 
 class Gap(NamedTuple):
-    """The reason why a model cannot be measured: one line, which names the model."""
+    """The reason why a model cannot be measured: one line, which starts with the model's name."""
 
     reason: str
 
@@ -25,10 +25,10 @@ class Gap(NamedTuple):
 class Rows:
     """What an experiment measured on one model.
 
-    `tables` are rows by the title of their table. `values` are what the figure shows. `text` is the clause
-    of the finding on this model, without its name; `compared` is the number that models are compared by, and
-    `count` what the numbers are means over, such as "196 images". `files` are written beside the tables, by
-    name.
+    `tables` are rows by the title of their table, without the column "model". `values` are what the figure
+    shows. `text` is the clause of the finding on this model, without its name; `compared` is the number that
+    models are compared by, and `count` what the numbers are means over, such as "196 images". `files` are
+    written beside the tables, by name.
     """
 
     tables: Mapping[str, Sequence[Sequence[Value]]]
@@ -43,7 +43,10 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under named columns; None is printed as '-', floats with four significant digits."""
+    """Rows under named columns. Numbers that are not finite become None.
+
+    The report shows None as "-" and floats with four significant digits.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -51,21 +54,19 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.title
+        rows = [tuple(None if is_not_finite(cell) else cell for cell in row) for row in self.rows]
+        object.__setattr__(self, "rows", rows)
 
     def cells(self) -> list[list[str]]:
-        """The rows as printed."""
-        return [[printed(cell) for cell in row] for row in self.rows]
+        """The rows as the report shows them."""
+        return [["-" if cell is None else _shown(cell) for cell in row] for row in self.rows]
 
     def is_number(self, column: int) -> bool:
         """Whether a column holds numbers only."""
         return all(not isinstance(row[column], str) for row in self.rows)
 
-    def without_not_finite(self) -> list[list[Value]]:
-        """The rows, with None for numbers that are not finite."""
-        return [[None if is_not_finite(cell) else cell for cell in row] for row in self.rows]
-
     def markdown(self) -> str:
-        """The table in Markdown, without its title; a parser shows the cells literally."""
+        """The table in Markdown, without its title; the texts of cells are escaped."""
         rules = ["---:" if self.is_number(i) else "---" for i in range(len(self.columns))]
         lines = [map(inline, self.columns), rules, *(map(inline, line) for line in self.cells())]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -73,12 +74,12 @@ class Table:
     def csv(self) -> str:
         """The table with all digits."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.without_not_finite()])
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
         return text.getvalue()
 
     def numbers(self) -> dict[str, Any]:
-        """The table for a JSON file, which holds no number that is not finite."""
-        return {"title": self.title, "columns": list(self.columns), "rows": self.without_not_finite()}
+        """The table for a JSON file."""
+        return {"title": self.title, "columns": list(self.columns), "rows": [list(row) for row in self.rows]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,10 @@ class Picture:
     name: str
     caption: str
     figure: Figure
+
+
+Found = Sequence[Rows]  # of all models
+Pictures = Iterable[Picture]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -111,13 +116,28 @@ class Result:
         return {"finding": self.finding, "tables": tables, "gaps": list(self.gaps)}
 
 
+def number(value: float | None, unit: str = "") -> str:
+    """A number with three digits and its unit; "not defined" for None, NaN and infinity."""
+    if value is None or not math.isfinite(value):
+        return "not defined"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def counted(count: int, noun: str) -> str:
+    """The count with its noun, as in "1,000 images" and "1 image"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def percent(share: float | None) -> float | None:
+    """A share as per cent; None stays None."""
+    return None if share is None else 100 * share
+
+
 def is_not_finite(cell: Value) -> bool:
-    """Whether it is a number, and NaN or infinite."""
+    """Whether the cell is a number that is NaN or infinite."""
     return isinstance(cell, (float, np.floating)) and not math.isfinite(cell)
 
 
-def printed(cell: Value) -> str:
-    """A cell as printed."""
-    if cell is None or is_not_finite(cell):
-        return "-"
+def _shown(cell: str | float | int) -> str:
     return f"{cell:.4g}" if isinstance(cell, (float, np.floating)) else str(cell)

@@ -1,7 +1,7 @@
 """Results as files: CSV, PNG and JSON of each, and one Markdown and one HTML file of all. No JAX.
 
-The HTML file needs no other file: it holds the pictures, and has no script and no address. It follows the
-reader's choice of light or dark, and fits a phone.
+The HTML file contains the pictures, and has no script and no link to another address. It supports light and
+dark mode and small screens.
 """
 
 import base64
@@ -70,21 +70,21 @@ class ReportEntry(NamedTuple):
 
     def numbers(self) -> dict[str, Any]:
         """All that was measured, and the published numbers, for a JSON file."""
-        theirs = [table.numbers() for table in self.published]
         head = {"experiment": self.name, "question": self.question}
-        return {**head, **self.result.numbers(), "published": theirs}
+        published = [table.numbers() for table in self.published]
+        return {**head, **self.result.numbers(), "published": published}
 
 
 def write_entry(entry: ReportEntry, out: Path) -> Path:
-    """The folder out/<name>/, after writing its files: result.md, numbers.json, a CSV per table, a PNG per
-    picture. Raises DataError where it cannot be written to.
+    """The folder out/<name>, after writing result.md, numbers.json, a CSV per table and a PNG per picture.
+
+    Raises DataError where the folder cannot be written to.
     """
     folder, result = out / entry.name, entry.result
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, table in zip(
-            file_names([_slug(t.title) for t in result.tables]), result.tables, strict=True
-        ):
+        slugs = [re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-") for table in result.tables]
+        for name, table in zip(file_names(slugs), result.tables, strict=True):
             _write(folder / f"{name}.csv", table.csv())
         for name, picture in zip(_picture_names(result), result.pictures, strict=True):
             (folder / f"{name}.png").write_bytes(_png(picture.figure))
@@ -105,19 +105,13 @@ def write_report(entries: Sequence[ReportEntry], out: Path, *, title: str, about
     `about` describes what was analysed, by name, for the head of the report. report.md shows the pictures
     that `write_entry` wrote. Raises DataError where the folder cannot be written to.
     """
-    lines = [
-        f"# {block(title)}",
-        "",
-        *(f"- {block(name)}: {inline(str(value))}" for name, value in about.items()),
-        "",
-        "## Contents",
-        "",
-    ]
-    lines += [
+    head = [f"- {block(name)}: {inline(str(value))}" for name, value in about.items()]
+    contents = [
         f"- [{inline(e.name)}](#{file_name(e.name)}): {inline(e.question)} {inline(e.result.finding)}"
         for e in entries
     ]
-    markdown = "\n".join(lines) + "\n\n" + "\n".join(_markdown(entry, f"{entry.name}/") for entry in entries)
+    lines = [f"# {block(title)}", "", *head, "", "## Contents", "", *contents, "", ""]
+    markdown = "\n".join(lines) + "\n".join(_markdown(entry, f"{entry.name}/") for entry in entries)
     path = out / "report.html"
     try:
         _write(out / "report.md", markdown)
@@ -143,8 +137,7 @@ def _markdown(entry: ReportEntry, folder: str) -> str:
         lines = "\n".join([f"### {_NOT_OURS}\n", *published]).splitlines()
         parts.append("".join(f"> {line}".rstrip() + "\n" for line in lines))
     for name, picture in zip(_picture_names(result), result.pictures, strict=True):
-        caption = picture.caption
-        parts.append(f"![{inline(caption)}]({folder}{name}.png)\n\n{block(caption)}\n")
+        parts.append(f"![{inline(picture.caption)}]({folder}{name}.png)\n\n{block(picture.caption)}\n")
     return "\n".join(parts)
 
 
@@ -184,11 +177,9 @@ def _html_result(entry: ReportEntry) -> str:
         tables = [f"<h4>{text(table.title)}</h4>{_html_table(table)}" for table in entry.published]
         parts.append(f'<div class="published"><h3>{_NOT_OURS}</h3>{"".join(tables)}</div>')
     for picture in result.pictures:
-        data = base64.b64encode(_png(picture.figure)).decode()
-        parts.append(
-            f'<figure><img alt="{text(picture.caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{text(picture.caption)}</figcaption></figure>"
-        )
+        data, caption = base64.b64encode(_png(picture.figure)).decode(), text(picture.caption)
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return "\n".join([*parts, "</section>"])
 
 
@@ -196,10 +187,8 @@ def _html_table(table: Table) -> str:
     kinds = [' class="number"' if table.is_number(i) else "" for i in range(len(table.columns))]
 
     def line(cells: Sequence[str], tag: str) -> str:
-        marked = (
-            f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
-        )
-        return f"<tr>{''.join(marked)}</tr>"
+        pairs = zip(kinds, cells, strict=True)
+        return f"<tr>{''.join(f'<{tag}{kind}>{html.escape(cell)}</{tag}>' for kind, cell in pairs)}</tr>"
 
     rows = "".join(line(cells, "td") for cells in table.cells())
     return f'<div class="scroll"><table>{line(table.columns, "th")}{rows}</table></div>'
@@ -208,7 +197,7 @@ def _html_table(table: Table) -> str:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    for artist in figure.findobj(Text):  # names between dollar signs are not formulas; labels of ticks are
+    for artist in figure.findobj(Text):  # a name between dollar signs is no formula; labels of ticks are
         if "$" in artist.get_text() and "mathdefault" not in artist.get_text():
             artist.set_parse_math(False)
     with warnings.catch_warnings():
@@ -222,9 +211,4 @@ def _write(path: Path, text: str) -> None:
 
 
 def _picture_names(result: Result) -> list[str]:
-    """The names of the files of the pictures, without ending."""
     return file_names([picture.name for picture in result.pictures])
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

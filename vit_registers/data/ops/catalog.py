@@ -35,33 +35,25 @@ PIXEL_OPS: dict[str, Callable[..., PixelOp]] = {
     "color_jitter": color_jitter,
 }
 _DECODING = ("decode", "inception_crop", "random_resized_crop")
-_SIZING = (  # operations whose results have the target's size
-    "inception_crop",
-    "random_resized_crop",
-    "random_crop",
-    "resize",
-    "central_crop",
-)
+# operations whose results have the target's size
+_SIZING = ("inception_crop", "random_resized_crop", "random_crop", "resize", "central_crop")
 
 
 def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """The function (bytes, seed) -> image_HxWxC (uint8) that an operation string describes.
 
     It decodes the image first, unless the first operation does. Each operation draws from the seed folded
-    with the operation's index in the string. Raises ConfigError, which names the setting `where`, for errors
-    in the string.
+    with the operation's index in the string. Raises ConfigError, which names the setting `where`.
     """
     built: list[tuple[str, Any]] = strings.build(text, OPS | PIXEL_OPS, target, where=where)
     names = [name for name, _ in built]
     if "decode" in names[1:]:
         raise ConfigError(f"{where}={text!r}: decode must come first")
     first = [] if names[:1] and names[0] in _DECODING else [decode(target)]
-    stages = _stages(built, target)
+    stages = [*first, *_stages(built, target)]
 
     def apply(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        example = {"bytes": data, "seed": seed}
-        for op in first:
-            example = op(example)
+        example = {"bytes": data}
         for stage in stages:
             example = stage({**example, "seed": seed})
         return example["image"]
@@ -70,12 +62,9 @@ def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf
 
 
 def _stages(built: list[tuple[str, Any]], target: Target) -> list[Op]:
-    """The operations as functions of an example that has the seed of the whole chain.
-
-    Consecutive pixel operations are one compiled function if the image has the target's size before them.
-    """
+    """Functions of an example with the chain's seed; pixel ops in a row are one if the size is known."""
     stages: list[Op] = []
-    row: list[tuple[int, PixelOp]] = []
+    row: list[tuple[int, PixelOp]] = []  # with the size of the target
     has_size = False
     for place, (name, op) in enumerate(built):
         if isinstance(op, PixelOp) and has_size:
@@ -85,13 +74,13 @@ def _stages(built: list[tuple[str, Any]], target: Target) -> list[Op]:
             stages.append(_compiled_stage(row, target))
             row = []
         stages.append(_stage(place, op))
-        has_size = name in _SIZING or (has_size and isinstance(op, PixelOp))
+        has_size = name in _SIZING
     return [*stages, _compiled_stage(row, target)] if row else stages
 
 
 def _stage(place: int, op: Op | PixelOp) -> Op:
     def apply(example: Example) -> Example:
-        seed = _fold(example["seed"], place)
+        seed = fold_in(example["seed"], tf.constant(place, tf.int64))
         if isinstance(op, PixelOp):
             return {**example, "image": op.apply(example["image"], draw(op, seed))}
         return op({**example, "seed": seed})
@@ -103,11 +92,8 @@ def _compiled_stage(row: list[tuple[int, PixelOp]], target: Target) -> Op:
     run = compiled([op for _, op in row], target)
 
     def apply(example: Example) -> Example:
-        draws = [draw(op, _fold(example["seed"], place)) for place, op in row]
+        seed = example["seed"]
+        draws = [draw(op, fold_in(seed, tf.constant(place, tf.int64))) for place, op in row]
         return {**example, "image": run(example["image"], draws)}
 
     return apply
-
-
-def _fold(seed: tf.Tensor, place: int) -> tf.Tensor:
-    return fold_in(seed, tf.constant(place, tf.int64))

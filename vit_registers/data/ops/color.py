@@ -26,10 +26,7 @@ def blend(first: tf.Tensor | float, second: tf.Tensor, factor: float | tf.Tensor
 
 
 def _product(a: tf.Tensor | float, b: tf.Tensor) -> tf.Tensor:
-    """a * b, for products below 1e9.
-
-    The minimum prevents XLA from contracting a * b + c to one rounding (FMA), which can change a level.
-    """
+    """a * b < 1e9. The minimum keeps XLA from contracting a * b + c to one rounding (FMA)."""
     return tf.minimum(a * b, 1e9)
 
 
@@ -45,10 +42,7 @@ def gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
 
 
 def mean_gray(image_HxWx3: tf.Tensor) -> tf.Tensor:
-    """The mean over the image of 0.2989 r + 0.587 g + 0.114 b truncated to integers; a float32 scalar.
-
-    It is the mean that torchvision's adjust_contrast uses for 8-bit tensors.
-    """
+    """The mean of 0.2989 r + 0.587 g + 0.114 b truncated to integers, as in torchvision's adjust_contrast."""
     height, width, _ = static_shape(image_HxWx3)
     r, g, b = tf.unstack(tf.cast(image_HxWx3, tf.float32), axis=-1)
     gray_HxW = tf.cast((2989.0 * r + 5870.0 * g + 1140.0 * b + 0.5) / 10000.0, tf.int32)
@@ -92,7 +86,6 @@ def _histogram(level: tf.Tensor) -> tf.Tensor:
 
 
 def _equalizing(count_CxL: tf.Tensor) -> tf.Tensor:
-    """The new levels, table_CxL, uint8."""
     level_1xL = tf.range(_NUM_LEVELS)[None]
     highest_Cx1 = tf.reduce_max(tf.where(count_CxL > 0, level_1xL, 0), 1, keepdims=True)
     count_below_Cx1 = tf.reduce_sum(tf.where(level_1xL < highest_Cx1, count_CxL, 0), 1, keepdims=True)

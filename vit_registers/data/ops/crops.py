@@ -1,5 +1,6 @@
 """Crops: random parts of images, some resized to the target, and the central part. Imports TensorFlow."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import tensorflow as tf
 from vit_registers.config import lookup
 from vit_registers.data.ops.decode import Example, Op, decode_part
 from vit_registers.data.ops.resize import resize_to
-from vit_registers.data.ops.strings import Target
+from vit_registers.data.ops.strings import Target, check_padding
 from vit_registers.errors import ConfigError
 
 Range = tuple[float, float]  # least, most
@@ -29,9 +30,8 @@ def inception_crop(
     If the image is a JPEG that is not decoded yet, only the part is decoded. `method` (resize.py: METHODS) is
     by default bilinear without antialiasing, as in arXiv:2205.01580.
     """
-    return _crop(
-        "inception_crop", inception_box, target, (area_min, area_max), (aspect_min, aspect_max), method
-    )
+    areas, aspects = (area_min, area_max), (aspect_min, aspect_max)
+    return _crop("inception_crop", inception_box, target, areas, aspects, method)
 
 
 def inception_box(shape: tf.Tensor, seed: tf.Tensor, areas: Range, aspects: Range) -> tf.Tensor:
@@ -67,14 +67,8 @@ def random_resized_crop(
     This is torchvision's RandomResizedCrop, as in DeiT-III (arXiv:2204.07118). If the image is a JPEG that is
     not decoded yet, only the part is decoded. `method` (resize.py: METHODS) is PIL's bicubic by default.
     """
-    return _crop(
-        "random_resized_crop",
-        random_resized_box,
-        target,
-        (area_min, area_max),
-        (aspect_min, aspect_max),
-        method,
-    )
+    areas, aspects = (area_min, area_max), (aspect_min, aspect_max)
+    return _crop("random_resized_crop", random_resized_box, target, areas, aspects, method)
 
 
 def random_resized_box(shape: tf.Tensor, seed: tf.Tensor, areas: Range, aspects: Range) -> tf.Tensor:
@@ -90,11 +84,7 @@ def random_resized_box(shape: tf.Tensor, seed: tf.Tensor, areas: Range, aspects:
 
 @tf.function(jit_compile=True, autograph=False)
 def _fitting_box(
-    height: tf.Tensor,
-    width: tf.Tensor,
-    draws: tf.Tensor,
-    areas: tuple[float, float],
-    aspects: tuple[float, float],
+    height: tf.Tensor, width: tf.Tensor, draws: tf.Tensor, areas: Range, aspects: Range
 ) -> tf.Tensor:
     height, width, draws = (tf.cast(number, tf.float64) for number in (height, width, draws))
     area_A = height * width * (areas[0] + (areas[1] - areas[0]) * draws[:_ATTEMPTS])
@@ -125,22 +115,13 @@ def _crop(name: str, sampler: Callable, target: Target, areas: Range, aspects: R
         raise ConfigError(f"{name}: aspect_min={aspects[0]}, aspect_max={aspects[1]}: must be 0 < min <= max")
     resize = resize_to(target, method)
 
-    def box(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return sampler(shape, seed, areas, aspects)
-
-    def apply(example: Example) -> Example:
-        return {**example, "image": resize(decode_part(example, box, target))}
-
-    return apply
+    box = functools.partial(sampler, areas=areas, aspects=aspects)
+    return lambda example: {**example, "image": resize(decode_part(example, box, target))}
 
 
 def random_crop(target: Target, padding: int = 4) -> Op:
-    """A random part of target size of the image, padded with `padding` pixels of zeros on each side.
-
-    This is the augmentation of CIFAR in arXiv:1512.03385, section 4.2.
-    """
-    if padding < 0:
-        raise ConfigError(f"random_crop: padding={padding}: must be >= 0")
+    """A random part of target size of the image padded with zeros on each side (arXiv:1512.03385, 4.2)."""
+    check_padding(padding)
 
     def apply(example: Example) -> Example:
         image_HxWxC = tf.pad(example["image"], [[padding, padding], [padding, padding], [0, 0]])
@@ -154,11 +135,10 @@ def random_crop(target: Target, padding: int = 4) -> Op:
 
 
 def central_crop(target: Target, rounding: str = "floor") -> Op:
-    """The central part of target size.
+    """The central part of target size; smaller sides are kept, and the loader fails with the image's name.
 
     If the margin is odd, its half above and to the left is rounded down, as in the code of arXiv:2205.01580.
-    rounding="half_even" rounds it to the even neighbour, as torchvision's CenterCrop does. A side that is
-    smaller than the target is kept; the loader then fails with the name of the image.
+    rounding="half_even" rounds it to the even neighbour, as torchvision's CenterCrop does.
     """
     half = lookup({"floor": tf.floor, "half_even": tf.round}, rounding, "central_crop: rounding")
 

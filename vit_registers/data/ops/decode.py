@@ -16,7 +16,6 @@ Example = dict[str, tf.Tensor]
 Op = Callable[[Example], Example]
 Box = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (height, width, ...), seed -> y, x, height, width (int32)
 
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 26  # up to the color type
 _PNG_COLOR = 2  # the bit of the color type that is 0 for grey images
@@ -29,19 +28,12 @@ def decode(target: Target) -> Op:
 
     def apply(example: Example) -> Example:
         data = example["bytes"]
-        image_HxWxC = tf.cond(
+        is_plain = tf.cond(
             tf.io.is_jpeg(data),
-            lambda: tf.cond(
-                _is_plain_jpeg(tf.io.extract_jpeg_shape(data)),
-                lambda: _by_tensorflow(data, target),
-                lambda: _by_pil(data, target),
-            ),
-            lambda: tf.cond(
-                _is_plain_png(data, target),
-                lambda: _by_tensorflow(data, target),
-                lambda: _by_pil(data, target),
-            ),
+            lambda: _is_plain_jpeg(tf.io.extract_jpeg_shape(data)),
+            lambda: _is_plain_png(data, target),
         )
+        image_HxWxC = tf.cond(is_plain, lambda: _by_tensorflow(data, target), lambda: _by_pil(data, target))
         return {**example, "image": image_HxWxC}
 
     return apply
@@ -68,9 +60,10 @@ def decode_part(example: Example, box: Box, target: Target) -> tf.Tensor:
     if "image" in example:
         part_HxWxC = crop_decoded(example["image"])
     else:
+        data = example["bytes"]
         part_HxWxC = tf.cond(
-            tf.io.is_jpeg(example["bytes"]),
-            lambda: crop_jpeg(example["bytes"]),
+            tf.io.is_jpeg(data),
+            lambda: crop_jpeg(data),
             lambda: crop_decoded(decode(target)(example)["image"]),
         )
     part_HxWxC.set_shape([None, None, target.channels])

@@ -1,14 +1,11 @@
-"""Operations of the memory loader: augmentations of whole batches on the accelerator. No TensorFlow.
-
-The names and their meaning are those of the tf.data operations (catalog.py). The random draws differ.
-"""
+"""Operations of the memory loader: those of catalog.py, with other draws, on batches on the accelerator."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from vit_registers.data.ops.strings import Target
+from vit_registers.data.ops.strings import Target, check_padding
 from vit_registers.errors import ConfigError
 
 BatchOp = Callable[[jax.Array, jax.Array], jax.Array]  # (image_BxHxWxC, key) -> image_BxHxWxC
@@ -16,14 +13,12 @@ BatchOp = Callable[[jax.Array, jax.Array], jax.Array]  # (image_BxHxWxC, key) ->
 
 def _resize(target: Target) -> BatchOp:
     """The images unchanged: memory.py resizes them once, when it loads them."""
-    del target
     return lambda image_BxHxWxC, key: image_BxHxWxC
 
 
 def _random_crop(target: Target, padding: int = 4) -> BatchOp:
     """A random part of target size of each image, padded with `padding` pixels of zeros on each side."""
-    if padding < 0:
-        raise ConfigError(f"random_crop: padding={padding}: must be >= 0")
+    check_padding(padding)
 
     def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
         padded_BxHxWxC = jnp.pad(image_BxHxWxC, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
@@ -42,7 +37,6 @@ def _central_crop(target: Target) -> BatchOp:
     """The central part of target size; if the margin is odd, its larger half is below and to the right."""
 
     def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        del key
         room_y, room_x = _room(image_BxHxWxC, target, "central_crop")
         y, x = room_y // 2, room_x // 2
         return image_BxHxWxC[:, y : y + target.height, x : x + target.width]
@@ -51,9 +45,6 @@ def _central_crop(target: Target) -> BatchOp:
 
 
 def _flip(target: Target) -> BatchOp:
-    """Each image or, with probability 1/2, its mirror image (left and right exchanged)."""
-    del target
-
     def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
         is_flipped_Bx1x1x1 = jax.random.bernoulli(key, shape=(len(image_BxHxWxC), 1, 1, 1))
         return jnp.where(is_flipped_Bx1x1x1, image_BxHxWxC[:, :, ::-1], image_BxHxWxC)

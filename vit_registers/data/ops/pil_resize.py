@@ -89,13 +89,9 @@ def bicubic_kernel(distance: tf.Tensor) -> tf.Tensor:
 def _combine(
     words_JxV: tf.Tensor, word_OxCxT: tf.Tensor, shift_OxCxT: tf.Tensor, weight_OxT: tf.Tensor
 ) -> tf.Tensor:
-    """The weighted sums, (O and C)xV, of levels that are bytes in words.
-
-    TensorFlow transposes words far faster than bytes. The places of the bytes are the same for every row.
-    """
-    level_OxCxTxV = (
-        tf.bitwise.right_shift(tf.gather(words_JxV, word_OxCxT), tf.expand_dims(shift_OxCxT, -1)) & 255
-    )
+    """The weighted sums, (O and C)xV, of bytes in words: TensorFlow transposes words far faster."""
+    word_OxCxTxV = tf.gather(words_JxV, word_OxCxT)
+    level_OxCxTxV = tf.bitwise.right_shift(word_OxCxTxV, tf.expand_dims(shift_OxCxT, -1)) & 255
     sum_OxCxV = tf.reduce_sum(level_OxCxTxV * weight_OxT[:, None, :, None], 2) + 2 ** (_BITS - 1)
     level_OxCxV = tf.cast(tf.clip_by_value(tf.bitwise.right_shift(sum_OxCxV, _BITS), 0, 255), tf.uint8)
     return tf.reshape(level_OxCxV, [-1, tf.shape(words_JxV)[1]])

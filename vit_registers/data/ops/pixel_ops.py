@@ -28,7 +28,6 @@ def static_shape(image_HxWxC: tf.Tensor) -> tuple[int, int, int]:
 
 def flip(target: Target) -> PixelOp:
     """The image or, with probability 1/2, its mirror image (left and right exchanged)."""
-    del target
 
     def apply(image_HxWxC: tf.Tensor, draw_1: tf.Tensor) -> tf.Tensor:
         return tf.where(draw_1[0] < 0.5, image_HxWxC[:, ::-1], image_HxWxC)

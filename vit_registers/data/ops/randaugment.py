@@ -7,7 +7,7 @@ import tensorflow as tf
 from vit_registers.config import lookup
 from vit_registers.data.ops import color, warps
 from vit_registers.data.ops.pixel_ops import PixelOp, static_shape
-from vit_registers.data.ops.strings import Target
+from vit_registers.data.ops.strings import Target, check_color
 from vit_registers.data.ops.warps import Affine
 from vit_registers.errors import ConfigError
 
@@ -27,8 +27,7 @@ def randaugment(target: Target, num_ops: int = 2, magnitude: int = 10, contrast:
     sharpness only sharpens, and contrast depends on the size of the image alone. color.py names the roundings
     that differ from that code.
     """
-    if target.channels != 3:
-        raise ConfigError(f"randaugment: the images have {target.channels} channels: must be 3")
+    check_color("randaugment", target)
     if num_ops < 1:
         raise ConfigError(f"randaugment: num_ops={num_ops}: must be >= 1")
     if not 0 <= magnitude <= MAX_MAGNITUDE:
@@ -67,14 +66,12 @@ def contrast_released(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -
     This reproduces an error in the code behind the published numbers, which was meant to use the mean of the
     image (github.com/google-research/big_vision/issues/109).
     """
-    del draw_2
     height, width, _ = static_shape(image_HxWx3)
     return _enhanced(image_HxWx3, min(height * width // 256, 255), level)
 
 
 def contrast_mean(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
     """The contrast changed about the mean of the image's gray, as by torchvision."""
-    del draw_2
     return _enhanced(image_HxWx3, color.mean_gray(image_HxWx3), level)
 
 
@@ -86,16 +83,6 @@ def _branch(
 
 def _enhanced(image_HxWx3: tf.Tensor, dull: tf.Tensor | int, level: float) -> tf.Tensor:
     return color.blend(dull, image_HxWx3, level * 1.8 + 0.1)
-
-
-def _posterize(image_HxWx3: tf.Tensor, level: float) -> tf.Tensor:
-    """The image with max(4 * level, 1) bits: TensorFlow shifts 8-bit numbers by 7 bits at most."""
-    return color.posterize(image_HxWx3, max(int(level * 4), 1))
-
-
-def _solarize(image_HxWx3: tf.Tensor, level: float) -> tf.Tensor:
-    """The image with the levels from 256 * level on inverted; as an 8-bit number, 256 is 0."""
-    return color.solarize(image_HxWx3, int(level * 256) % 256)
 
 
 def _cutout(image_HxWx3: tf.Tensor, level: float, draw_2: tf.Tensor) -> tf.Tensor:
@@ -122,8 +109,10 @@ OPERATIONS: dict[str, Operation] = {
     "equalize": lambda image, level, draw_2: color.equalize(image),
     "invert": lambda image, level, draw_2: 255 - image,
     "rotate": _rotate,
-    "posterize": lambda image, level, draw_2: _posterize(image, level),
-    "solarize": lambda image, level, draw_2: _solarize(image, level),
+    # TensorFlow shifts 8-bit numbers by 7 bits at most, so 1 bit is left
+    "posterize": lambda image, level, draw_2: color.posterize(image, max(int(level * 4), 1)),
+    # as an 8-bit number, 256 is 0
+    "solarize": lambda image, level, draw_2: color.solarize(image, int(level * 256) % 256),
     "color": lambda image, level, draw_2: _enhanced(image, color.gray(image), level),
     "contrast": contrast_released,
     "brightness": lambda image, level, draw_2: _enhanced(image, 0, level),

@@ -49,7 +49,6 @@ def resize_small(target: Target, size: int, method: str = "area") -> Op:
     The longer side is rounded, as in the code of arXiv:2205.01580. With PIL's methods it is truncated, as by
     torchvision's Resize; an image whose shorter side is `size` already is then unchanged.
     """
-    del target
     if size < 1:
         raise ConfigError(f"resize_small: size={size}: must be >= 1")
     resize_image = lookup(METHODS, method, "resize_small: method")

@@ -17,14 +17,25 @@ class Target(NamedTuple):
     channels: int
 
 
+def check_padding(padding: int) -> None:
+    """Raises ConfigError for a negative padding of random_crop."""
+    if padding < 0:
+        raise ConfigError(f"random_crop: padding={padding}: must be >= 0")
+
+
+def check_color(name: str, target: Target) -> None:
+    """Raises ConfigError if the operation `name`, which requires 3 channels, gets images with others."""
+    if target.channels != 3:
+        raise ConfigError(f"{name}: the images have {target.channels} channels: must be 3")
+
+
 def build(
     text: str, table: Mapping[str, Callable[..., Any]], target: Target, *, where: str
 ) -> list[tuple[str, Any]]:
     """(name, built operation) of each operation in `text`.
 
-    `table` maps a name to a builder, whose first parameter is the Target. `where` is the setting that errors
-    name. Raises ConfigError for text that is no chain of known operations, and for arguments that a builder
-    refuses.
+    `table` maps a name to a builder, whose first parameter is the Target. Raises ConfigError, which names the
+    setting `where`, for text that is no chain of known operations and for arguments that a builder refuses.
     """
     built = []
     for call in parse_calls(text, table, where=where, example=EXAMPLE):

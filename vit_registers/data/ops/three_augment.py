@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from vit_registers.data.ops.color import blend, solarize
 from vit_registers.data.ops.pixel_ops import PixelOp
-from vit_registers.data.ops.strings import Target
+from vit_registers.data.ops.strings import Target, check_color
 from vit_registers.errors import ConfigError
 
 _SOLARIZE_FROM = 128
@@ -15,12 +15,11 @@ _ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1
 
 
 def three_augment(target: Target) -> PixelOp:
-    """The image after one of three operations, which are equally likely.
+    """The image after one of three operations, equally likely: gray, solarization, Gaussian blur.
 
-    They are gray (in 3 channels), solarization from level 128 on, and Gaussian blur with a radius uniform in
-    [0.1, 2].
+    Solarization starts at level 128; the radius of the blur is uniform in [0.1, 2].
     """
-    _check_channels("three_augment", target)
+    check_color("three_augment", target)
 
     def apply(image_HxWx3: tf.Tensor, draw_2: tf.Tensor) -> tf.Tensor:
         low, high = _BLUR_RADIUS
@@ -41,12 +40,11 @@ def color_jitter(target: Target, brightness: float, contrast: float, saturation:
     This is torchvision's ColorJitter of PIL images. Each factor is uniform in [max(0, 1 - x), 1 + x], where x
     is the argument; the 6 orders are equally likely.
     """
-    _check_channels("color_jitter", target)
+    check_color("color_jitter", target)
     ranges = np.array([brightness, contrast, saturation])
     if not (np.isfinite(ranges).all() and ranges.min() >= 0):
-        raise ConfigError(
-            f"color_jitter({brightness}, {contrast}, {saturation}): must be finite numbers >= 0"
-        )
+        given = f"color_jitter({brightness}, {contrast}, {saturation})"
+        raise ConfigError(f"{given}: must be finite numbers >= 0")
     low_3 = np.maximum(1 - ranges, 0).astype(np.float32)
     width_3 = (1 + ranges).astype(np.float32) - low_3
 
@@ -127,11 +125,5 @@ def _box_weights(radius: tf.Tensor) -> tf.Tensor:
 
 
 def _mean(gray_HxWx1: tf.Tensor) -> tf.Tensor:
-    """The mean, rounded with halves up, int32."""
     size = tf.size(gray_HxWx1)
     return (tf.reduce_sum(tf.cast(gray_HxWx1, tf.int32)) + size // 2) // size
-
-
-def _check_channels(name: str, target: Target) -> None:
-    if target.channels != 3:
-        raise ConfigError(f"{name}: the images have {target.channels} channels: must be 3")

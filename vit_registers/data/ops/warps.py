@@ -1,7 +1,4 @@
-"""Geometric operations on 8-bit images, and cutout. Imports TensorFlow.
-
-Pixels that come from outside of the image have the level FILL.
-"""
+"""Geometric operations on 8-bit images, and cutout. Imports TensorFlow."""
 
 import math
 
@@ -10,7 +7,7 @@ import tensorflow as tf
 
 from vit_registers.data.ops.pixel_ops import static_shape
 
-FILL = 128
+FILL = 128  # the level of pixels from outside of the image
 Affine = tuple[float, float, float, float, float, float]
 
 
@@ -30,8 +27,7 @@ def affine_source(matrix: Affine, height: int, width: int) -> np.ndarray:
     """source_HxW, int32: the source y' * width + x' of the pixel at (y, x), or height * width for FILL.
 
     For the matrix (a, ..., f), (x', y') = (a x + b y + c, d x + e y + f) in float32, rounded to the nearest,
-    halves away from 0. This is TensorFlow's ImageProjectiveTransformV3, which tfa.image.transform, rotate and
-    translate use.
+    halves away from 0: TensorFlow's ImageProjectiveTransformV3, as in tfa.image.transform.
     """
     a, b, c, d, e, f = np.array(matrix, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -41,10 +37,7 @@ def affine_source(matrix: Affine, height: int, width: int) -> np.ndarray:
 
 
 def rotation(degrees: float, height: int, width: int) -> Affine:
-    """The matrix of a rotation about the centre of the image, counterclockwise for positive degrees.
-
-    It is that of tfa.image.rotate.
-    """
+    """The matrix of tfa.image.rotate: about the centre, counterclockwise for positive degrees."""
     radians = np.float32(degrees) * np.float32(math.pi / 180)
     cos, sin = np.cos(radians), np.sin(radians)
     last_y, last_x = np.float32(height - 1), np.float32(width - 1)

@@ -1,6 +1,6 @@
 """The contract of a data source, which data.name selects (catalog.py). Imports neither JAX nor TensorFlow."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -17,13 +17,13 @@ MAX_LABELS = 32  # K: of one image; ImageNet-ReaL has fewer
 
 
 class DataSource(Protocol):
-    """A data set: splits of encoded images with labels.
+    """A data set: splits of encoded images with labels, which both loaders read.
 
-    A new source subclasses this protocol and implements the methods that have no default; both loaders then
-    read it. A record is the index of an example in its split. Methods raise DataError for a split that does
-    not exist.
+    A new source subclasses this protocol and implements the methods that have no default. A record is the
+    index of an example in its split. Methods raise DataError for a split that does not exist.
     """
 
+    name: str  # as errors name it
     class_names: tuple[str, ...]
     label_name: str = "label"  # as errors name it
     has_several_labels: bool = False  # an image may have any number of right labels; for evaluation only
@@ -39,7 +39,7 @@ class DataSource(Protocol):
 
     def describe(self, split: str, record: int) -> str:
         """The example as errors name it, such as the path of its file."""
-        ...
+        return f"record {record} of split '{split}' of {self.name}"
 
     def labels(self, split: str) -> np.ndarray:
         """label_N, int32, of a source with one label for each image."""
@@ -68,8 +68,6 @@ class RecordFile(NamedTuple):
 class TFRecordSource(DataSource, Protocol):
     """A source in TFRecord files, which are read in order."""
 
-    name: str  # as errors name it
-
     def record_files(self, split: str, *, start: int, stop: int) -> list[RecordFile]:
         """The files that hold the records [start, stop) of the split, in order."""
         ...
@@ -77,6 +75,14 @@ class TFRecordSource(DataSource, Protocol):
     def parse(self, serialized_N: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
         """(encoded_N, label_N or label_NxK) of serialized examples."""
         ...
+
+
+def not_empty(records: Sequence[bytes], record: int) -> bytes:
+    """records[record]. Raises ValueError for empty bytes, which array_record returns for damaged parts."""
+    found = records[record]
+    if not found:
+        raise ValueError(f"record {record} is empty")
+    return found
 
 
 def check_labels(source: DataSource, split: str, record_N: Iterable[int], label_N: Iterable[int]) -> None:

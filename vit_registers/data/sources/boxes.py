@@ -4,12 +4,13 @@ Boxes are xyxy in pixels with exclusive end, float64 [n, 4]. VOC counts pixels f
 its xmin and ymin are lowered by 1 and its xmax and ymax are kept, as in LOST (arXiv:2109.14279).
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -35,24 +36,15 @@ class BoxImage:
     path: Path | None  # None: the image is `encoded`
     encoded: bytes | None = None
     box_xyxy_px: np.ndarray  # float64 [n, 4]
-    is_hard: np.ndarray  # bool [n]: difficult or truncated
 
 
-class VocImages(NamedTuple):
-    """The images of a folder, sorted by name or in the order of the list of their split."""
+def open_voc(root: str | Path, *, split: str | None = None) -> tuple[BoxImage, ...]:
+    """The annotated images of a folder in the layout of PASCAL VOC, in the order of names or of the split.
 
-    records: tuple[BoxImage, ...]
-    num_dropped: int  # by only_easy: images with hard objects only
-
-
-def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = False) -> VocImages:
-    """The annotated images of a folder in the layout of PASCAL VOC. Reads annotations and image headers.
-
-    A split is a list root/ImageSets/Main/<split>.txt. If there are lists, `split` is required, as trainval
-    and test often share a folder; otherwise all annotations are used. Images without annotation are ignored.
-    `only_easy` drops objects that are difficult or truncated, then images that have no others (VOC_all in
-    LOST). Images without objects are kept, and so are boxes that cross the edge of their image. Raises
-    DataError for folders, splits, annotations and images that are missing, for annotations and images that
+    Reads annotations and image headers. A split is a list root/ImageSets/Main/<split>.txt. If there are
+    lists, `split` is required, as trainval and test often share a folder; otherwise all annotations are used.
+    Images without annotation are ignored. Images without objects are kept, and so are boxes that cross the
+    edge of their image. Raises DataError for folders, splits, annotations and images that are missing or
     cannot be read, and for boxes outside of their image.
     """
     root = Path(root).expanduser()
@@ -65,21 +57,10 @@ def open_voc(root: str | Path, *, split: str | None = None, only_easy: bool = Fa
     for name in _names(root, split, xml_files):
         if name not in image_files:
             raise DataError(f"{images} has no image {name} (jpg, jpeg, png) for {xml_files[name]}: add it")
-        box_xyxy_px, is_hard = _read_annotation(xml_files[name])
+        box_xyxy_px = _read_annotation(xml_files[name])
         _check_inside(box_xyxy_px, image_files[name], xml_files[name])
-        records.append(BoxImage(name=name, path=image_files[name], box_xyxy_px=box_xyxy_px, is_hard=is_hard))
-    if not only_easy:
-        return VocImages(tuple(records), 0)
-    easy = [without_hard(record) for record in records if not len(record.is_hard) or not record.is_hard.all()]
-    return VocImages(tuple(easy), len(records) - len(easy))
-
-
-def without_hard(record: BoxImage) -> BoxImage:
-    """The image with the boxes that are not hard; there may be none."""
-    is_easy = ~record.is_hard
-    return dataclasses.replace(
-        record, box_xyxy_px=record.box_xyxy_px[is_easy], is_hard=record.is_hard[is_easy]
-    )
+        records.append(BoxImage(name=name, path=image_files[name], box_xyxy_px=box_xyxy_px))
+    return tuple(records)
 
 
 def read_image(record: BoxImage) -> np.ndarray:
@@ -87,28 +68,23 @@ def read_image(record: BoxImage) -> np.ndarray:
 
     A rotation in EXIF is not applied, as boxes refer to the image without it.
     """
-    what = record.path or record.name
-    try:
+    with _decoding(record.path or record.name):
         data = record.encoded if record.path is None else record.path.read_bytes()
         assert data is not None, record.name
         return pil_decoding.decode_image(data, channels=3)
-    except (OSError, pil_decoding.BrokenImageError) as error:
-        raise _broken(what, error) from None
 
 
-def _read_size(name: str, source: Path | bytes) -> tuple[int, int]:
+@contextlib.contextmanager
+def _decoding(what: Path | str) -> Iterator[None]:
+    """A context that turns errors of reading and decoding the image `what` into DataError."""
     try:
-        return pil_decoding.read_size(source)
+        yield
     except (OSError, pil_decoding.BrokenImageError) as error:
-        raise _broken(source if isinstance(source, Path) else name, error) from None
-
-
-def _broken(what: Path | str, error: Exception) -> DataError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return DataError(
-        f"{what} cannot be decoded as an image{f' ({reason})' if reason else ''}: "
-        "repair it, or delete it with its annotation"
-    )
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(
+            f"{what} cannot be decoded as an image{f' ({reason})' if reason else ''}: "
+            "repair it, or delete it with its annotation"
+        ) from None
 
 
 def _find_folders(root: Path) -> tuple[Path, Path]:
@@ -147,9 +123,7 @@ def _names(root: Path, split: str | None, xml_files: Mapping[str, Path]) -> list
     if not names:
         raise DataError(f"{lists[split]} is empty: use another split")
     if any(len(name.split()) > 1 for name in names):
-        raise DataError(
-            f"{lists[split]} is the list of one class: use a list of all images, such as trainval"
-        )
+        raise DataError(f"{lists[split]} is the list of one class: use one of all images, such as trainval")
     missing = [name for name in names if name not in xml_files]
     if missing:
         raise DataError(
@@ -159,27 +133,22 @@ def _names(root: Path, split: str | None, xml_files: Mapping[str, Path]) -> list
     return names
 
 
-def _read_annotation(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_annotation(path: Path) -> np.ndarray:
     try:
         root = ElementTree.parse(path).getroot()
-    except (
-        ElementTree.ParseError,
-        OSError,
-        ValueError,
-        LookupError,
-    ) as error:  # LookupError: unknown encodings
+    # LookupError: unknown encodings
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise DataError(f"{path} cannot be read as XML ({error}): repair or delete it") from None
     if root.tag != "annotation":
         raise DataError(f"{path} begins with <{root.tag}> instead of <annotation>: it is not in VOC's format")
-    objects = root.findall("object")
-    box_xyxy_px = np.array([_read_box(item, path) for item in objects], np.float64).reshape(-1, 4)
-    is_hard = np.array([_is_set(item, "difficult") or _is_set(item, "truncated") for item in objects], bool)
-    return box_xyxy_px, is_hard
+    boxes = [_read_box(item, path) for item in root.findall("object")]
+    return np.array(boxes, np.float64).reshape(-1, 4)
 
 
 def _check_inside(box_xyxy_px: np.ndarray, image: Path, annotation: Path) -> None:
     """Raises DataError for an image that cannot be opened, and for a box that lies outside of it."""
-    size = _read_size(image.stem, image)
+    with _decoding(image):
+        size = pil_decoding.read_size(image)
     is_outside = (box_xyxy_px[:, 2:] <= 0).any(axis=1) | (box_xyxy_px[:, :2] >= size).any(axis=1)
     if is_outside.any():
         first = ", ".join(f"{side:g}" for side in box_xyxy_px[is_outside][0] + (1, 1, 0, 0))
@@ -187,10 +156,6 @@ def _check_inside(box_xyxy_px: np.ndarray, image: Path, annotation: Path) -> Non
             f"{annotation} has a box with xmin, ymin, xmax, ymax = {first} outside of {image.name}, which "
             f"has {size[0]} x {size[1]} px: repair it; it may belong to another image, or to another size"
         )
-
-
-def _is_set(item: ElementTree.Element, key: str) -> bool:
-    return item.findtext(key, "0").strip() == "1"
 
 
 def _read_box(item: ElementTree.Element, path: Path) -> np.ndarray:
@@ -214,35 +179,26 @@ def from_tfds(example: Mapping[str, Any], *, record: int) -> BoxImage:
     """
     objects = example["objects"]
     file = example.get("image/filename")
-    name = (
-        f"record {record}" if file is None else Path(file.decode() if isinstance(file, bytes) else file).stem
-    )
-    width, height = _read_size(name, example["image"])
+    file = file.decode() if isinstance(file, bytes) else file
+    name = f"record {record}" if file is None else Path(file).stem
+    with _decoding(name):
+        width, height = pil_decoding.read_size(example["image"])
     box_yxyx = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
     box_xyxy_px = box_yxyx[:, [1, 0, 3, 2]] * (width, height, width, height)
     # to thousandths first, so that float32 does not decide in which direction a half is rounded
     box_xyxy_px = np.rint(np.round(box_xyxy_px, 3))
-    none = np.zeros(len(box_yxyx), bool)
     if "is_difficult" in objects:
         box_xyxy_px -= (1, 1, 0, 0)
-    is_hard = np.asarray(objects.get("is_difficult", none)) | np.asarray(objects.get("is_truncated", none))
-    is_kept = ~np.asarray(objects.get("is_crowd", none))
-    return BoxImage(
-        name=name,
-        path=None,
-        encoded=example["image"],
-        box_xyxy_px=box_xyxy_px[is_kept],
-        is_hard=is_hard[is_kept],
-    )
+    is_kept = ~np.asarray(objects.get("is_crowd", np.zeros(len(box_yxyx), bool)))
+    return BoxImage(name=name, path=None, encoded=example["image"], box_xyxy_px=box_xyxy_px[is_kept])
 
 
 class TfdsBoxes(Sequence[BoxImage]):
-    """A split of a prepared TFDS data set. Records are read on access."""
+    """A split of a prepared TFDS data set. Records are read on access, in the context `reading()`."""
 
     def __init__(
         self, examples: Sequence[Mapping[str, Any]], reading: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        """`reading()` is the context in which examples are read; it turns errors into DataError."""
         self._examples, self._reading = examples, reading
 
     def __len__(self) -> int:

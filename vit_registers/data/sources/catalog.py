@@ -16,7 +16,6 @@ def _open_tfds(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     # TFDS takes a second to import, and the other sources do not need it
     from vit_registers.data.sources.tfds_prepared import open_prepared
 
-    del broken
     return open_prepared(data, channels)
 
 
@@ -24,8 +23,5 @@ SOURCES: dict[str, Opener] = {"digits": open_digits, "folder": open_folder, "ima
 
 
 def open_data_source(data: Data, channels: int, broken: BrokenImages) -> DataSource:
-    """The source data.name; a name that is not in SOURCES is a data set of TFDS.
-
-    Raises ConfigError or DataError if it cannot be opened.
-    """
+    """The source data.name, by default one of TFDS. Raises ConfigError or DataError if it does not open."""
     return SOURCES.get(data.name, _open_tfds)(data, channels, broken)

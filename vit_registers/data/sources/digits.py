@@ -22,8 +22,10 @@ def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
 
     The values 0..16 of scikit-learn's load_digits are scaled to 0..255 by round(v * 255 / 16). Every fifth
     example (index % 5 == 4) belongs to the test split. The original order is kept. The arrays are read-only.
+    Raises DataError for another split.
     """
-    assert split in SPLITS, split
+    if split not in SPLITS:
+        raise DataError(f"digits has no split '{split}': {nearest(split, SPLITS)}")
     digits: Any = load_digits()
     image_NxHxWxC = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     is_test_N = np.arange(len(digits.target)) % 5 == 4
@@ -37,32 +39,21 @@ def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
 class DigitsSource(DataSource):
     """The digits as scikit-learn holds them."""
 
+    name = "digits"
     class_names = CLASS_NAMES
 
     def num_examples(self, split: str) -> int:
-        """The number of images in the split."""
         return len(self.labels(split))
 
-    def describe(self, split: str, record: int) -> str:
-        """The example as errors name it."""
-        return f"record {record} of split '{split}' of digits"
-
     def labels(self, split: str) -> np.ndarray:
-        """label_N, int32."""
-        return _load_known(split)[1]
+        return load_split(split)[1]
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
         """A function record -> image as PGM, which is a header and the pixels."""
-        image_NxHxWxC, _ = _load_known(split)
+        image_NxHxWxC, _ = load_split(split)
         height, width, _ = image_NxHxWxC.shape[1:]
         header = f"P5 {width} {height} 255\n".encode()
         return lambda record: header + image_NxHxWxC[record].tobytes()
-
-
-def _load_known(split: str) -> tuple[np.ndarray, np.ndarray]:
-    if split not in SPLITS:
-        raise DataError(f"digits has no split '{split}': {nearest(split, SPLITS)}")
-    return load_split(split)
 
 
 def open_digits(data: Data, channels: int, broken: BrokenImages) -> DataSource:
@@ -70,7 +61,6 @@ def open_digits(data: Data, channels: int, broken: BrokenImages) -> DataSource:
 
     The latter also has parts of splits, such as 'train[:10%]'. It is prepared in data.data_dir on first use.
     """
-    del broken
     if data.loader == "memory":
         check_feature_keys(data, image_key="image", label_key="label")
         return DigitsSource()

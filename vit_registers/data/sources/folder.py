@@ -5,7 +5,7 @@ data.name='folder' reads root/<split>/<class>/**; 'images' reads all images unde
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +29,17 @@ _logger = logging.getLogger(__name__)
 class Folder(DataSource):
     """The data set under `root`, with the layout root/<split>/<class>/**: images at any depth of a class.
 
-    A class has the same label in every split: its index in the sorted class names of the given splits. Names
-    are compared in Unicode's form NFC.
+    The label of a class, in every split, is its index in the sorted names (in Unicode's NFC) of all classes.
     """
+
+    name = "folder"
 
     def __init__(
         self, root: Path, splits: Sequence[str] | None = None, broken: BrokenImages | None = None
     ) -> None:
-        """Lists splits and classes, but no files.
+        """Lists the classes of `splits`, or of all splits, but no files.
 
-        The classes are those of `splits`, or of all splits. Links to nothing are reported to `broken`. Raises
-        DataError if there are no classes, or none of the splits.
+        Links to nothing are reported to `broken`. Raises DataError if there are no classes or no such splits.
         """
         if not root.is_dir():
             raise DataError(f"data.data_dir={str(root)!r} is not a folder: {_LAYOUT}")
@@ -56,11 +56,9 @@ class Folder(DataSource):
         if not names:
             raise DataError(f"no classes under {root}: {_LAYOUT}")
         self.class_names = tuple(sorted(names))
-        unused = [printable(name) for name in self.splits if name not in given]
+        unused = ", ".join(printable(name) for name in self.splits if name not in given)
         if unused:
-            _logger.warning(
-                "%s: folders that no setting names as splits are not read: %s", root, ", ".join(unused)
-            )
+            _logger.warning("%s: folders that no setting names as splits are not read: %s", root, unused)
 
     def files(self, split: str) -> tuple[list[str], np.ndarray]:
         """(paths relative to the root, label_N int32), sorted by class and then by path.
@@ -73,24 +71,19 @@ class Folder(DataSource):
         return self._lists[split]
 
     def num_examples(self, split: str) -> int:
-        """The number of images in the split. Raises DataError as `files` does."""
         return len(self.files(split)[0])
 
     def describe(self, split: str, record: int) -> str:
-        """The image as errors name it: its path relative to the root."""
         return printable(self.files(split)[0][record])
 
     def labels(self, split: str) -> np.ndarray:
-        """label_N, int32. Raises DataError as `files` does."""
         return self.files(split)[1]
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
-        """A function record -> contents of the file. It raises OSError if the file cannot be read."""
         files, _ = self.files(split)
         return lambda record: Path(self.root, files[record]).read_bytes()
 
     def tf_reader(self, split: str) -> "TfReader":
-        """The reader of the tf.data loader, which reads the files in TensorFlow."""
         from vit_registers.data.sources import tf_readers
 
         return tf_readers.from_files(self.root, *self.files(split))
@@ -105,21 +98,12 @@ class Folder(DataSource):
         return DataError(f"{what}: {nearest(printable(split), names)}; {_LAYOUT}")
 
     def _list_classes(self, split: str, left_out: LeftOut) -> dict[str, str]:
-        """{class name: name of its folder}. Counts in `left_out` what else is in the split."""
         found = listing.scan(self.root / split, left_out)
         for _ in found.images:
             left_out.add(listing.OUTSIDE)
         linked = [name for name in found.linked_folders if not self._is_loop(f"{split}/{name}", left_out)]
-        classes: dict[str, str] = {}
-        for folder in sorted([*found.folders, *linked]):
-            name = listing.normalized(folder, what=f"the class folder {self.root / split}/")
-            if name in classes:
-                raise DataError(
-                    f"{self.root / split} has two folders named '{name}', which differ only in their "
-                    "Unicode form: move the images of one into the other"
-                )
-            classes[name] = folder
-        return classes
+        folders, where = [*found.folders, *linked], self.root / split
+        return _folder_by_name(folders, where, what=f"the class folder {where}/")
 
     def _is_loop(self, link: str, left_out: LeftOut) -> bool:
         target = listing.folder_id(self.root / link)
@@ -146,13 +130,11 @@ class Folder(DataSource):
                 "data.eval_split or data.also_eval"
             )
         for name in sorted(classes):
-            own = LeftOut()
-            branch = listing.list_branch(self.root, f"{split}/{classes[name]}", above, own)
+            own, folder = LeftOut(), f"{split}/{classes[name]}"
+            branch = listing.list_branch(self.root, folder, above, own)
             if not branch.images:
-                raise DataError(
-                    f"class folder {self.root / split / classes[name]} has no images"
-                    f"{f' (left out: {own})' if own else ''}: {_LAYOUT}"
-                )
+                more = f" (left out: {own})" if own else ""
+                raise DataError(f"class folder {self.root / folder} has no images{more}: {_LAYOUT}")
             left_out.update(own)
             paths += branch.images
             labels += [number[name]] * len(branch.images)
@@ -170,10 +152,7 @@ class Folder(DataSource):
 
 
 class ImageTree(Folder):
-    """All images under `root`, at any depth, as the split 'all'; for analysis, not for training.
-
-    The class of an image is the path of its folder relative to the root.
-    """
+    """All images under `root`, at any depth, as the split 'all'. Classes are relative paths of folders."""
 
     def __init__(self, root: Path, broken: BrokenImages | None = None) -> None:
         """Lists the images. Raises DataError if there are none."""
@@ -182,34 +161,37 @@ class ImageTree(Folder):
         self.root, self.splits, self._broken = root, [ALL], broken
         left_out, above = LeftOut(), listing.ids_above(root)
         top = listing.scan(root, left_out)
-        branches = [
-            listing.list_branch(root, name, above, left_out) for name in (*top.folders, *top.linked_folders)
-        ]
-        paths = sorted([*top.images, *(path for branch in branches for path in branch.images)])
+        paths, dangling = list(top.images), list(top.dangling)
+        for folder in (*top.folders, *top.linked_folders):
+            branch = listing.list_branch(root, folder, above, left_out)
+            paths += branch.images
+            dangling += branch.dangling
+        paths.sort()
         if not paths:
-            raise DataError(
-                f"no images ({listing.SUFFIXES_TEXT}) under {root}"
-                f"{f' (left out: {left_out})' if left_out else ''}"
-            )
-        names = _tree_classes(root, {os.path.dirname(path) or "." for path in paths})
-        self.class_names = tuple(sorted(names.values()))
-        number = {name: label for label, name in enumerate(self.class_names)}
-        label_N = np.array([number[names[os.path.dirname(path) or "."]] for path in paths], np.int32)
+            more = f" (left out: {left_out})" if left_out else ""
+            raise DataError(f"no images ({listing.SUFFIXES_TEXT}) under {root}{more}")
+        folders = [os.path.dirname(path) or "." for path in paths]
+        classes = _folder_by_name(set(folders), root, what=f"a folder under {root}:")
+        self.class_names = tuple(sorted(classes))
+        label = {classes[name]: label for label, name in enumerate(self.class_names)}
+        label_N = np.array([label[folder] for folder in folders], np.int32)
         self._lists = {ALL: (paths, label_N)}
         _log_left_out(root, left_out)
-        self._report_dangling([*top.dangling, *(p for branch in branches for p in branch.dangling)], ALL)
+        self._report_dangling(dangling, ALL)
 
 
-def _tree_classes(root: Path, folders: set[str]) -> dict[str, str]:
-    """{folder: its name in NFC}. Raises DataError if two names are equal."""
-    names = {folder: listing.normalized(folder, what=f"a folder under {root}:") for folder in sorted(folders)}
-    if len(set(names.values())) < len(names):
-        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
-        raise DataError(
-            f"{root} has two folders named '{twice}', which differ only in their Unicode form: "
-            "move the images of one into the other"
-        )
-    return names
+def _folder_by_name(folders: Iterable[str], where: Path, *, what: str) -> dict[str, str]:
+    """{name in NFC: folder} of the folders, which are in `where`. Raises DataError if two names are equal."""
+    found: dict[str, str] = {}
+    for folder in sorted(folders):
+        name = listing.normalized(folder, what=what)
+        if name in found:
+            raise DataError(
+                f"{where} has two folders named '{name}', which differ only in their Unicode form: "
+                "move the images of one into the other"
+            )
+        found[name] = folder
+    return found
 
 
 def _log_left_out(folder: Path, left_out: LeftOut) -> None:
@@ -222,7 +204,6 @@ def open_folder(data: Data, channels: int, broken: BrokenImages) -> DataSource:
 
     Raises ConfigError if data.data_dir is not set or keys of features are, DataError as Folder does.
     """
-    del channels
     root = _data_dir(data)
     others = (entry.strip().partition(" ") for entry in data.also_eval)
     splits = [data.train_split, data.eval_split, *(split for name, _, split in others if name == data.name)]
@@ -231,7 +212,6 @@ def open_folder(data: Data, channels: int, broken: BrokenImages) -> DataSource:
 
 def open_image_tree(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     """All images under data.data_dir. Raises errors as `open_folder` does."""
-    del channels
     return ImageTree(_data_dir(data), broken)
 
 

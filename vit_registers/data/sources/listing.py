@@ -15,26 +15,20 @@ from vit_registers.errors import DataError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES_TEXT = "jpg, png, webp, bmp, gif, tif, ppm"
 
-# Reasons for leaving something out, with their plurals.
-_HIDDEN_FILE, _HIDDEN_FOLDER = "hidden file", "hidden folder"
-_MACOSX = "__MACOSX folder"
-_MACOSX_NAME = "__MACOSX"  # a folder that macOS adds to zip files
-_OTHER_TYPE = "file of another type"
-_DANGLING = "link to nothing"
-REPEATED = "link to a folder that holds it or is listed already"
-_SPECIAL = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
-_DEVICE = "device file"
-OUTSIDE = "image outside of the class folders"
-_PLURALS = {
-    _HIDDEN_FILE: "hidden files",
-    _HIDDEN_FOLDER: "hidden folders",
-    _MACOSX: "__MACOSX folders",
-    _OTHER_TYPE: "files of another type",
-    _DANGLING: "links to nothing",
-    REPEATED: "links to folders that hold them or are listed already",
-    **{kind: f"{kind}s" for kind in (*_SPECIAL.values(), _DEVICE)},
-    OUTSIDE: "images outside of the class folders",
-}
+# Reasons for leaving something out: one, and several.
+Reason = tuple[str, str]
+_HIDDEN_FILE: Reason = "hidden file", "hidden files"
+_HIDDEN_FOLDER: Reason = "hidden folder", "hidden folders"
+_MACOSX: Reason = "__MACOSX folder", "__MACOSX folders"  # which macOS adds to zip files
+_OTHER_TYPE: Reason = "file of another type", "files of another type"
+_DANGLING: Reason = "link to nothing", "links to nothing"
+_SPECIAL = {stat.S_IFIFO: ("named pipe", "named pipes"), stat.S_IFSOCK: ("socket", "sockets")}
+_DEVICE: Reason = "device file", "device files"
+REPEATED: Reason = (
+    "link to a folder that holds it or is listed already",
+    "links to folders that hold them or are listed already",
+)
+OUTSIDE: Reason = "image outside of the class folders", "images outside of the class folders"
 
 FolderId = tuple[int, int]
 
@@ -43,13 +37,13 @@ class LeftOut:
     """Counts, by reason, of the contents of a folder that are not listed."""
 
     def __init__(self) -> None:
-        self._counts: collections.Counter[str] = collections.Counter()
+        self._counts: collections.Counter[Reason] = collections.Counter()
         self._suffixes: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._counts)
 
-    def add(self, reason: str) -> None:
+    def add(self, reason: Reason) -> None:
         """Counts one entry that is left out for the reason."""
         self._counts[reason] += 1
 
@@ -67,12 +61,10 @@ class LeftOut:
         """All reasons in one line, such as '2 hidden files, 1 file of another type (.txt)'."""
         return ", ".join(self._text(reason, number) for reason, number in sorted(self._counts.items()))
 
-    def _text(self, reason: str, number: int) -> str:
-        text = f"{number} {reason if number == 1 else _PLURALS[reason]}"
-        if reason != _OTHER_TYPE:
-            return text
+    def _text(self, reason: Reason, number: int) -> str:
         shown = sorted(map(printable, self._suffixes))
-        return f"{text} ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})"
+        suffixes = f" ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})"
+        return f"{number} {reason[number > 1]}{suffixes if reason == _OTHER_TYPE else ''}"
 
 
 class Entries(NamedTuple):
@@ -110,50 +102,38 @@ def normalized(name: str, *, what: str) -> str:
 
 def scan(folder: str | Path, left_out: LeftOut, suffixes: tuple[str, ...] = SUFFIXES) -> Entries:
     """The entries of the folder that are not hidden. Raises DataError if it cannot be listed."""
-    images: list[str] = []
-    folders: list[str] = []
-    linked_folders: list[str] = []
-    dangling: list[str] = []
+    found = Entries([], [], [], [])
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                name = entry.name
-                # scandir has read these types with the names, so they need no system call
-                is_link, is_folder = entry.is_symlink(), entry.is_dir(follow_symlinks=False)
+                name, is_folder = entry.name, entry.is_dir(follow_symlinks=False)
                 if name.startswith("."):
                     left_out.add(_HIDDEN_FOLDER if is_folder else _HIDDEN_FILE)
-                elif name == _MACOSX_NAME and is_folder:
+                elif name == "__MACOSX" and is_folder:
                     left_out.add(_MACOSX)
                 elif is_folder:
-                    folders.append(name)
-                elif not is_link and entry.is_file(follow_symlinks=False):
-                    _add_file(name, images, left_out, suffixes)
+                    found.folders.append(name)
+                elif (kind := _kind(entry)) == stat.S_IFDIR:
+                    found.linked_folders.append(name)
+                elif kind == stat.S_IFREG and name.lower().endswith(suffixes):
+                    found.images.append(name)
+                elif kind == stat.S_IFREG:
+                    left_out.add_other_type(name)
+                elif kind is None:
+                    left_out.add(_DANGLING)
+                    if name.lower().endswith(suffixes):
+                        found.dangling.append(name)
                 else:
-                    kind = _kind(entry)
-                    if kind == stat.S_IFDIR:
-                        linked_folders.append(name)
-                    elif kind == stat.S_IFREG:
-                        _add_file(name, images, left_out, suffixes)
-                    elif kind is None:
-                        left_out.add(_DANGLING)
-                        if name.lower().endswith(suffixes):
-                            dangling.append(name)
-                    else:
-                        left_out.add(_SPECIAL.get(kind, _DEVICE))
+                    left_out.add(_SPECIAL.get(kind, _DEVICE))
     except OSError as error:
         raise DataError(f"{printable(str(folder))} cannot be listed: {error.strerror}") from None
-    return Entries(sorted(images), sorted(folders), sorted(linked_folders), sorted(dangling))
-
-
-def _add_file(name: str, images: list[str], left_out: LeftOut, suffixes: tuple[str, ...]) -> None:
-    if name.lower().endswith(suffixes):
-        images.append(name)
-    else:
-        left_out.add_other_type(name)
+    return Entries(*map(sorted, found))
 
 
 def _kind(entry: os.DirEntry[str]) -> int | None:
     """The type of the entry or of its target; None for links to nothing or to themselves."""
+    if entry.is_file(follow_symlinks=False):  # scandir has read this with the name: no system call
+        return stat.S_IFREG
     try:
         return stat.S_IFMT(entry.stat().st_mode)
     except OSError:
@@ -188,9 +168,7 @@ def list_branch(root: Path, start: str, above: Iterable[FolderId], left_out: Lef
     Links to folders are followed, except to those in `above`. Each real folder is listed once: under its real
     path if that is in the branch. Raises DataError for a folder that cannot be listed.
     """
-    seen = set(above)
-    images: list[str] = []
-    dangling: list[str] = []
+    seen, branch = set(above), Branch([], [])
     folders: list[str] = [start]
     links: list[str] = []
     while folders or links:
@@ -202,9 +180,9 @@ def list_branch(root: Path, start: str, above: Iterable[FolderId], left_out: Lef
             continue
         seen.add(found)
         entries = scan(root / path, left_out)
-        images += [f"{path}/{name}" for name in entries.images]
-        dangling += [f"{path}/{name}" for name in entries.dangling]
+        branch.images.extend(f"{path}/{name}" for name in entries.images)
+        branch.dangling.extend(f"{path}/{name}" for name in entries.dangling)
         folders += [f"{path}/{name}" for name in entries.folders]
         for name in entries.linked_folders:
             heapq.heappush(links, f"{path}/{name}")
-    return Branch(sorted(images), sorted(dangling))
+    return Branch(*map(sorted, branch))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from vit_registers.data.sources.base import MAX_LABELS
+from vit_registers.data.sources.base import MAX_LABELS, not_empty
 
 TfReader = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]  # record_N -> encoded_N, label_N or label_NxK
 
@@ -16,31 +16,32 @@ CHUNK = 32  # examples that are read at a time, at most
 
 
 def by_record(read: Callable[[int], bytes], label_N: np.ndarray) -> TfReader:
-    """The reader of any source: `read` gives the encoded image of a record.
-
-    An image whose `read` raises OSError becomes empty bytes, which is a broken image.
-    """
+    """The reader of any source; an image whose `read` raises OSError becomes empty bytes, a broken image."""
     labels = tf.constant(label_N, tf.int32)
 
     def read_or_nothing(record: int) -> bytes:
         try:
-            return read(int(record))
+            return read(record)
         except OSError:
             return b""
 
-    def read_all(record_N: np.ndarray) -> np.ndarray:
-        return np.array([read_or_nothing(record) for record in record_N], dtype=object)
-
     def apply(record_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        encoded_N = tf.numpy_function(read_all, [record_N], tf.string)
-        encoded_N.set_shape([None])
-        return encoded_N, tf.gather(labels, record_N)
+        return _in_python(read_or_nothing, record_N), tf.gather(labels, record_N)
 
     return apply
 
 
+def _in_python(read: Callable[[int], bytes], record_N: tf.Tensor) -> tf.Tensor:
+    def read_all(record_N: np.ndarray) -> np.ndarray:
+        return np.array([read(int(record)) for record in record_N], dtype=object)
+
+    data_N = tf.numpy_function(read_all, [record_N], tf.string)
+    data_N.set_shape([None])
+    return data_N
+
+
 def from_files(root: Path, files: Sequence[str], label_N: np.ndarray) -> TfReader:
-    """The reader of images in files of their own, by TensorFlow, which needs no Python while it reads."""
+    """The reader of images in separate files, by TensorFlow, without Python."""
     folder = os.fsencode(root)
     # bytes: any name is valid
     path_N = tf.constant([os.path.join(folder, os.fsencode(file)) for file in files])
@@ -80,19 +81,8 @@ def from_serialized(
 ) -> TfReader:
     """The reader of serialized examples with random access, such as those of array_record files."""
 
-    def look_up(record_N: np.ndarray) -> np.ndarray:
-        # not __getitems__, which starts new threads for every call: chunks are read in parallel already
-        found = [records[i] for i in record_N]
-        if not all(found):  # array_record returns empty bytes where a part of a file is damaged
-            raise ValueError(f"record {record_N[found.index(b'')]} is empty")
-        return np.array(found, dtype=object)
-
-    def apply(record_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        serialized_N = tf.numpy_function(look_up, [record_N], tf.string)
-        serialized_N.set_shape([None])
-        return parse(serialized_N)
-
-    return apply
+    # not __getitems__, which starts new threads for every call: chunks are read in parallel already
+    return lambda record_N: parse(_in_python(lambda record: not_empty(records, record), record_N))
 
 
 def parse_examples(
@@ -102,15 +92,12 @@ def parse_examples(
 
     With several labels they are label_NxK with K = MAX_LABELS, padded with -1.
     """
-    image = tf.io.FixedLenFeature([], tf.string)
-    if not has_several_labels:
-        label = tf.io.FixedLenFeature([], tf.int64)
-        parsed: Any = tf.io.parse_example(serialized_N, {image_key: image, label_key: label})
-        return parsed[image_key], tf.cast(parsed[label_key], tf.int32)
-    labels = tf.io.RaggedFeature(tf.int64)
-    parsed: Any = tf.io.parse_example(serialized_N, {image_key: image, label_key: labels})
-    label_NxK = parsed[label_key]
-    is_short = tf.reduce_all(label_NxK.row_lengths() <= MAX_LABELS)
-    tf.debugging.Assert(is_short, [f"an image of {name} has more than {MAX_LABELS} labels"])
-    label_NxK = label_NxK.to_tensor(default_value=-1, shape=[None, MAX_LABELS])
-    return parsed[image_key], tf.cast(label_NxK, tf.int32)
+    label = tf.io.RaggedFeature(tf.int64) if has_several_labels else tf.io.FixedLenFeature([], tf.int64)
+    features = {image_key: tf.io.FixedLenFeature([], tf.string), label_key: label}
+    parsed: Any = tf.io.parse_example(serialized_N, features)
+    label = parsed[label_key]
+    if has_several_labels:
+        is_short = tf.reduce_all(label.row_lengths() <= MAX_LABELS)
+        tf.debugging.Assert(is_short, [f"an image of {name} has more than {MAX_LABELS} labels"])
+        label = label.to_tensor(default_value=-1, shape=[None, MAX_LABELS])
+    return parsed[image_key], tf.cast(label, tf.int32)

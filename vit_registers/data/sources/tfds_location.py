@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
@@ -26,7 +27,7 @@ _BUILDER = "_dataset_builder"  # the suffix of the stem of a builder's file
 
 
 class Name(NamedTuple):
-    """A data set as TFDS names it: name, name/config, name:1.2.3 or name/config:1.2.3."""
+    """A data set as TFDS names it, see _NAME."""
 
     data: str
     config: str | None
@@ -93,49 +94,47 @@ def _neither(name: str, setting: str) -> DataError:
 
 
 def _name_in(script: epath.Path) -> str:
-    """The name that TFDS gives to the one builder in the file."""
     try:
         tree = ast.parse(script.read_text())
     except (SyntaxError, ValueError) as error:  # ValueError: not text
         raise DataError(f"{script} cannot be read as Python: {error}") from None
-    bases: dict[str, list[str]] = {}  # of each builder
-    names: dict[str, str] = {}
+    found: dict[str, ast.ClassDef] = {}
+    used: set[str] = set()  # as bases of builders
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            above = [ast.unparse(base) for base in node.bases]
-            if any(base in bases or base.endswith("Builder") for base in above):
-                bases[node.name], names[node.name] = (
-                    above,
-                    _given_name(node) or _usual_name(node.name, script),
-                )
-    used = {base for above in bases.values() for base in above}
-    builders = [name for name in bases if name not in used]
+            bases = [ast.unparse(base) for base in node.bases]
+            if any(base in found or base.endswith("Builder") for base in bases):
+                found[node.name] = node
+                used.update(bases)
+    builders = [name for name in found if name not in used]
     if len(builders) != 1:
         has = f"{len(builders)} builders ({', '.join(builders)})" if builders else "no builder"
         raise DataError(
             f"{script} has {has}: it must have one class that derives from a builder of tfds.core"
         )
-    return names[builders[0]]
+    return _builder_name(found[builders[0]], script)
 
 
-def _given_name(node: ast.ClassDef) -> str | None:
-    """The text that the class assigns to `name`."""
+def _builder_name(node: ast.ClassDef, script: epath.Path) -> str:
+    """The text that the class assigns to `name`, or the name that TFDS makes from class or file."""
     for item in node.body:
         match item:
-            case ast.Assign(targets=[ast.Name(id="name")], value=ast.Constant(value=value)):
+            case ast.Assign(targets=[ast.Name(id="name")], value=ast.Constant(value=value)) if value:
                 return str(value)
-    return None
-
-
-def _usual_name(class_name: str, script: epath.Path) -> str:
-    if class_name != "Builder":
-        return naming.camelcase_to_snakecase(class_name)
+    if node.name != "Builder":
+        return naming.camelcase_to_snakecase(node.name)
     return script.stem.removesuffix(_BUILDER) if script.stem.endswith(_BUILDER) else script.parent.name
 
 
 def full_data_dir(data_dir: str | None) -> epath.Path:
     """The folder of data sets; None gives TFDS's default."""
     return epath.Path(os.path.expanduser(data_dir or str(constants.DATA_DIR)))
+
+
+def hint_at_name(name: str, known: Collection[str]) -> str:
+    """The names of data sets that are near to `name`, or where to find them."""
+    hint = nearest(name, known)
+    return hint if len(hint) < 200 else "see the catalog of tensorflow.org/datasets, or give a builder's path"
 
 
 def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name") -> DataError:
@@ -145,8 +144,7 @@ def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name")
     known = tfds.list_builders(with_community_datasets=False)
     if as_path(name) is None and parse_name(name).data not in known:
         there = [folder for folder in _folders(root) if _versions(root / folder)]
-        hint = nearest(parse_name(name).data, {*known, *there, "digits", "folder"})
-        hint = hint if len(hint) < 200 else "see the catalog of tensorflow.org/datasets"
+        hint = hint_at_name(parse_name(name).data, {*known, *there, "digits", "folder"})
         return DataError(f"{setting}={name!r} is neither prepared in {where} nor known to TFDS: {hint}")
     return DataError(
         f"{setting}={name!r} is not prepared in {where}: run "
@@ -160,8 +158,7 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
     if _is_version(root):
         builder = read_builder(root)
         found = Name(builder.info.name, builder.info.config_name or None, str(builder.info.version))
-        wanted = [(a, b) for a, b in zip(name, found, strict=True) if a is not None]
-        if any(a != b for a, b in wanted):
+        if any(a not in (None, b) for a, b in zip(name, found, strict=True)):
             raise DataError(
                 f"data.data_dir={str(root)!r} holds {found}, not {name}: set {setting}={found}, or set "
                 "data.data_dir to the folder of data sets"
@@ -179,13 +176,17 @@ def _open_name(name: Name, root: epath.Path, setting: str) -> tfds.core.DatasetB
             f"{setting}={str(name)!r} is not prepared in {root}, which has {has}: set {setting} to one of "
             f"them, or run 'python -m vit_registers.prepare --name={name} --data_dir={root}'"
         )
-    _check_unfinished(root / name.data)
+    unfinished = [folder for folder in _folders(root / name.data) if constants.INCOMPLETE_PREFIX in folder]
+    if unfinished:
+        raise DataError(
+            f"{root / name.data} has only {unfinished[0]}, whose preparation is not finished: "
+            "wait until it is, or delete it and run vit_registers.prepare again"
+        )
     _list(root)
     return None
 
 
 def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.DatasetBuilder:
-    """The version, or the newest version of the data set or config, in the folder `name`."""
     if _is_version(path):
         return read_builder(path)
     if not name or not path.is_dir():
@@ -206,7 +207,6 @@ def _is_version(folder: epath.Path) -> bool:
 
 
 def _versions(folder: epath.Path) -> dict[Name, epath.Path]:
-    """The version folders of a data set, those of each config from the oldest to the newest."""
     found: dict[Name, epath.Path] = {}
     for config in ("", *_folders(folder)):
         if not _VERSION.fullmatch(config) and not config.startswith("."):
@@ -221,41 +221,24 @@ def _folders(folder: epath.Path) -> list[str]:
 
 
 def _list(folder: epath.Path) -> list[epath.Path]:
-    """The contents of the folder, if it exists. Raises OSError if it cannot be read."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _choose(versions: dict[Name, epath.Path], name: Name, root: epath.Path) -> epath.Path | None:
-    """The newest of the versions that the name allows."""
     configs, config = {found.config for found in versions}, name.config
     if config is None and None not in configs:
         config = _default_config(root / name.data) or (configs.pop() if len(configs) == 1 else None)
-    pattern = re.escape(name.version or "*.*.*").replace(r"\*", r"\d+")
-    fitting = [
-        folder
-        for found, folder in versions.items()
-        if found.config == config and re.fullmatch(pattern, found.version or "")
-    ]
-    return fitting[-1] if fitting else None
+    version = re.compile(re.escape(name.version or "*.*.*").replace(r"\*", r"\d+"))
+    fitting = [one for one in versions if one.config == config and version.fullmatch(one.version or "")]
+    return versions[fitting[-1]] if fitting else None
 
 
 def _default_config(folder: epath.Path) -> str | None:
-    """The default config, as recorded when the data set was prepared."""
+    file = folder / ".config" / constants.METADATA_FILENAME
     try:
-        return json.loads((folder / ".config" / constants.METADATA_FILENAME).read_text())[
-            "default_config_name"
-        ]
+        return json.loads(file.read_text())["default_config_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _check_unfinished(folder: epath.Path) -> None:
-    unfinished = [name for name in _folders(folder) if constants.INCOMPLETE_PREFIX in name]
-    if unfinished:
-        raise DataError(
-            f"{folder} has only {unfinished[0]}, whose preparation is not finished: wait until it is, or "
-            "delete it and run vit_registers.prepare again"
-        )
 
 
 def read_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:

@@ -13,7 +13,7 @@ from etils import epath
 
 from vit_registers.config import Data, nearest
 from vit_registers.data.sources import tfds_location, tfds_splits
-from vit_registers.data.sources.base import RecordFile, TFRecordSource, check_labels
+from vit_registers.data.sources.base import RecordFile, TFRecordSource, check_labels, not_empty
 from vit_registers.data.sources.tfds_splits import Part
 from vit_registers.errors import DataError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vit_registers.data.sources.tf_readers import TfReader
 
 _logger = logging.getLogger(__name__)
-
 
 _IMAGE = "image"  # the default of data.image_key
 # The default of data.label_key is the first of these that the data set has. real_label is that of data sets
@@ -38,16 +37,15 @@ class TfdsData(TFRecordSource):
 
     Parts such as 'train[:99%]' are splits too (tfds_splits.py). The label is a ClassLabel, or a sequence of
     ClassLabels for any number of right labels. `image_key` and `label_key` are the keys of the two features,
-    'a/b' for b in the dict a. Files are of the format array_record, with random access, or TFRecord.
+    'a/b' for b in the dict a; None is the default. Files are array_record, with random access, or TFRecord.
+    Raises DataError if a feature is missing or has an unfit type.
     """
 
     def __init__(
         self, builder: tfds.core.DatasetBuilder, *, image_key: str | None, label_key: str | None
     ) -> None:
-        """None selects the default key. Raises DataError if a feature is missing or has an unfit type."""
-        self._builder = builder
-        self.name = builder.info.name
         info: Any = builder.info  # whose types allow None everywhere
+        self._builder, self.name = builder, info.name
         features = dict(sorted(_flatten(info.features).items()))
         self.image_key = _IMAGE if image_key is None else image_key
         default = next((key for key in _LABELS if key in features), _LABELS[-1])
@@ -71,15 +69,12 @@ class TfdsData(TFRecordSource):
 
     @property
     def tfrecords(self) -> TFRecordSource | None:
-        """The data set itself if its files are TFRecord; None for array_record."""
         return self if self._format == "tfrecord" else None
 
     def num_examples(self, split: str) -> int:
-        """The number of records. Raises DataError for a split that is unknown, empty or lacks files."""
         return sum(part.stop - part.start for part in self._parts(split))
 
     def record_files(self, split: str, *, start: int, stop: int) -> list[RecordFile]:
-        """The files that hold the records [start, stop) of the split, in order."""
         files, first = [], 0
         for part in self._builder.info.splits[_instruction(self._parts(split))].file_instructions:
             skip = max(start - first, 0)
@@ -89,10 +84,6 @@ class TfdsData(TFRecordSource):
             first += part.take
         return files
 
-    def describe(self, split: str, record: int) -> str:
-        """The example as errors name it. In general, TFDS keeps no file names."""
-        return f"record {record} of split '{split}' of {self.name}"
-
     def labels(self, split: str) -> np.ndarray:
         """label_N, int32. Reads all records; raises DataError for damaged files and for invalid labels."""
         read = self._reader(split, self._label)
@@ -101,20 +92,15 @@ class TfdsData(TFRecordSource):
         return label_N
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
-        """A function record -> encoded image. It raises DataError for damaged files."""
         read = self._reader(split, self._image, {self.image_key: tfds.decode.SkipDecoding()})
         return lambda record: read(record)[self.image_key]
 
     def tf_reader(self, split: str) -> "TfReader":
-        """The reader of the tf.data loader for array_record files, which parses in TensorFlow."""
         from vit_registers.data.sources import tf_readers
 
-        return tf_readers.from_serialized(
-            open_records(self._builder, self._parts(split), raw=True), self.parse
-        )
+        return tf_readers.from_serialized(self._records(split), self.parse)
 
     def parse(self, serialized_N: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
-        """(encoded_N, label_N or label_NxK) of serialized examples."""
         from vit_registers.data.sources import tf_readers
 
         return tf_readers.parse_examples(
@@ -126,17 +112,17 @@ class TfdsData(TFRecordSource):
         )
 
     def _reader(self, split: str, features: Any, decoders: Any = None) -> Callable[[int], Mapping[str, Any]]:
-        """Random access to some of the features of each record."""
-        records = open_records(self._builder, self._parts(split), raw=True)
+        """Random access to some of the features of each record. It raises DataError for damaged files."""
+        records = self._records(split)
 
         def read(record: int) -> Mapping[str, Any]:
             with reading(split, self.name):
-                serialized = records[record]
-                if not serialized:  # array_record returns empty bytes where a part of a file is damaged
-                    raise ValueError(f"record {record} is empty")
-                return features.deserialize_example_np(serialized, decoders=decoders)
+                return features.deserialize_example_np(not_empty(records, record), decoders=decoders)
 
         return read
+
+    def _records(self, split: str) -> Sequence[bytes]:
+        return open_records(self._builder, self._parts(split), raw=True)
 
     def _parts(self, split: str) -> list[Part]:
         return find_parts(self._builder, split)
@@ -191,15 +177,12 @@ def _flatten(features: Any, prefix: str = "") -> dict[str, Any]:
     """Features by the keys that they are stored under. A sequence of dicts becomes sequences."""
     flat: dict[str, Any] = {}
     for key, feature in features.items():
-        if isinstance(feature, tfds.features.FeaturesDict):
-            flat.update(_flatten(feature, f"{prefix}{key}/"))
-        elif isinstance(feature, tfds.features.Sequence) and isinstance(
-            feature.feature, tfds.features.FeaturesDict
-        ):
-            inside = _flatten(feature.feature, f"{prefix}{key}/")
-            flat.update({name: tfds.features.Sequence(one) for name, one in inside.items()})
-        else:
+        inside = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        if not isinstance(inside, tfds.features.FeaturesDict):
             flat[prefix + key] = feature
+            continue
+        for name, one in _flatten(inside, f"{prefix}{key}/").items():
+            flat[name] = one if inside is feature else tfds.features.Sequence(one)
     return flat
 
 
@@ -240,15 +223,11 @@ def open_prepared(data: Data, channels: int) -> TfdsData:
     if builder is None:
         raise tfds_location.not_prepared(data.name, data.data_dir)
     opened = TfdsData(builder, image_key=data.image_key, label_key=data.label_key)
-    if opened.num_channels not in (None, channels):
-        _logger.warning(
-            "%s: its images have %d channels (%s) and become %s, as model.channels=%d",
-            data.name,
-            opened.num_channels,
-            _CHANNELS.get(opened.num_channels, "?"),
-            _CHANNELS[channels],
-            channels,
-        )
+    own = opened.num_channels
+    if own not in (None, channels):
+        given, made = _CHANNELS.get(own, "?"), _CHANNELS[channels]
+        text = "%s: its images have %d channels (%s) and become %s, as model.channels=%d"
+        _logger.warning(text, data.name, own, given, made, channels)
     return opened
 
 

@@ -66,7 +66,6 @@ def _parse_part(text: str, split: str, shard_lengths: Mapping[str, Sequence[int]
 
 
 def _bounds(match: re.Match[str], where: str, lengths: Sequence[int]) -> tuple[int, int]:
-    """The records [start, stop) of a part in brackets."""
     texts = [match["start"], match["stop"]] if match["colon"] else [match["start"]]
     bounds = [_BOUND.fullmatch(text) for text in texts]
     # 0 is the same in all units
@@ -92,7 +91,6 @@ def _bounds(match: re.Match[str], where: str, lengths: Sequence[int]) -> tuple[i
 
 
 def _record(number: float, unit: str | None, where: str, name: str, lengths: Sequence[int]) -> int:
-    """The record at a bound. Raises DataError for a bound past either end of the split."""
     total = sum(lengths)
     if unit == "%":
         if abs(number) > 100:

@@ -3,17 +3,8 @@
 import numpy as np
 
 from vit_registers.config import Model
-from vit_registers.interop.export.rewrites import (
-    Draft,
-    add_cls_position,
-    add_patch_bias,
-    fold_cls_position,
-    fold_patch_bias,
-    fold_register_positions,
-    require_cls_head,
-    store_positions,
-    store_registers,
-)
+from vit_registers.interop.export import rewrites
+from vit_registers.interop.export.rewrites import Draft
 from vit_registers.interop.names.mup_vit import FRACTAL_MASKS
 from vit_registers.models.blocks import dims
 from vit_registers.models.pooling import pooled_width
@@ -48,14 +39,17 @@ def fit_timm_positions(d: Draft) -> None:
     if not d.model.num_registers:
         return
     if d.model.extra_positions == "learned":
-        add_cls_position(d)
+        rewrites.add_cls_position(d)
     else:
-        fold_cls_position(d)
+        rewrites.fold_cls_position(d)
 
 
 def fit_timm_patch_bias(d: Draft) -> None:
     """Fits the bias of the patch embedding, which timm has unless a norm precedes the first block."""
-    (fold_patch_bias if d.model.use_norm_pre else add_patch_bias)(d)
+    if d.model.use_norm_pre:
+        rewrites.fold_patch_bias(d)
+    else:
+        rewrites.add_patch_bias(d)
 
 
 def note_timm_layers(d: Draft) -> None:
@@ -83,19 +77,19 @@ def is_distilled(model: Model) -> bool:
 def fit_deit_positions(d: Draft) -> None:
     """Fits positions: DeiT has them for all tokens, DeiT-III (LayerScale or registers) for patches only."""
     if is_distilled(d.model):
-        add_cls_position(d)
+        rewrites.add_cls_position(d)
         return
-    fold_register_positions(d)
+    rewrites.fold_register_positions(d)
     if d.model.layer_scale_init is not None or d.model.num_registers:
-        fold_cls_position(d)
+        rewrites.fold_cls_position(d)
     else:
-        add_cls_position(d)
+        rewrites.add_cls_position(d)
 
 
 def check_deit_head(d: Draft) -> None:
     """Raises CheckpointError for a head that does not read cls, or cls and the distillation token."""
     if d.model.pooling != "cls_registers" or not is_distilled(d.model):
-        require_cls_head(d)
+        rewrites.require_cls_head(d)
 
 
 def check_big_vision_pooling(d: Draft) -> None:
@@ -109,8 +103,8 @@ def check_big_vision_pooling(d: Draft) -> None:
 def fit_big_vision_positions(d: Draft) -> None:
     """Stores positions: big_vision reads a file without a table as a sincos2d model."""
     if d.model.positions == "none":
-        store_positions(d)
-    fold_cls_position(d)
+        rewrites.store_positions(d)
+    rewrites.fold_cls_position(d)
 
 
 def check_mup_vit_pooling(d: Draft) -> None:
@@ -133,9 +127,9 @@ def fit_mup_vit_tokens(d: Draft) -> None:
             d.refuse("positions='alibi2d' beside cls or registers")
     if d.model.mask not in ("none", *FRACTAL_MASKS):
         d.refuse(f"mask='{d.model.mask}'")
-    fold_cls_position(d)
+    rewrites.fold_cls_position(d)
     if layout.has_cls:
-        store_registers(d)
+        rewrites.store_registers(d)
     name = "summaries" if layout.num_summaries else "registers"
     added = d.params.get("extra_pos")
     if d.model.extra_positions == "sincos2d" and d.model.summaries == "learned" and layout.num_summaries:

@@ -18,34 +18,24 @@ from vit_registers.interop.export.to_family import rewrite_for
 from vit_registers.interop.names import torch as nt
 from vit_registers.interop.reading import tensor_map_of
 from vit_registers.interop.tensor_map import TensorRule, contiguous
+from vit_registers.interop.unwrap import HEADS
 from vit_registers.interop.values import check_finite
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import leaves_of
 from vit_registers.strict_json import dumps
 
-_NAMES: dict[str, nt.TensorNames] = {
-    "dinov2": nt.DINOV2,
-    "deit": nt.DEIT,
-    "dino": nt.DINO,
-    "clip": nt.CLIP,
-    "open_clip": nt.CLIP,
-    "timm": nt.TIMM,
-    "big_vision": nt.BIG_VISION,
-    "mup_vit": nt.MUP_VIT,
-    "transformers/dinov2": nt.HF_DINOV2,
-    "transformers/vit": nt.HF_VIT,
-    "transformers/deit": nt.HF_DEIT,
-    "transformers/clip": nt.HF_CLIP,
+_PREFIXES = {
+    "big_vision": "params/",
+    "clip": "visual.",
+    "open_clip": "visual.",
+    "transformers/clip": "vision_model.",
+    "transformers/vit": "vit.",
+    "transformers/deit": "deit.",
+    "transformers/dinov2": "dinov2.",
 }
 TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit")
 
-_PROCESSORS = {
-    "dinov2": "BitImageProcessor",
-    "vit": "BitImageProcessor",
-    "deit": "DeiTImageProcessor",
-    "clip": "CLIPImageProcessor",
-}
-_TIMM_ACTS = {"gelu": None, "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+_PROCESSORS = {"deit": "DeiTImageProcessor", "clip": "CLIPImageProcessor"}  # others: BitImageProcessor
 _HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
@@ -57,12 +47,12 @@ class Export:
     model: Model  # as the file represents it
     tensor_map: tuple[TensorRule, ...]
     params: Mapping[str, Any]
-    names: Mapping[str, str]  # plain name -> name in the file
+    prefix: str  # of the names in the file, except those of heads
     notes: tuple[str, ...]
 
     def in_file(self, name: str) -> str:
         """The name in the file of a tensor of the family."""
-        return self.names.get(name, name)
+        return name if HEADS.fullmatch(name) else self.prefix + name
 
     def weights(self, dtype: np.dtype) -> Weights:
         """The tensors by their names in the file, each made when it is read.
@@ -108,42 +98,29 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
     lookup(dict.fromkeys(TARGETS), target, "to")
     key = f"transformers/{transformers_kind(model)}" if target == "transformers" else target
     draft = rewrite_for(key, model, jax.tree.map(np.asarray, dict(params)))
-    names = _NAMES[key]
-    if key == "transformers/deit" and draft.model.pooling == "cls_registers":
+    names, has_two_heads = nt.WRITTEN_NAMES[key], draft.model.pooling == "cls_registers"
+    if key == "transformers/deit" and has_two_heads:
         names = dataclasses.replace(names, head=nt.HF_DEIT_HEADS)
     if key == "deit" and is_distilled(draft.model):
-        two = draft.model.pooling == "cls_registers"
-        names = nt.DEIT_1 if two else dataclasses.replace(nt.DEIT_1, head=nt.DEIT.head)
+        names = nt.DEIT_1 if has_two_heads else nt.DEIT_1_ONE_HEAD
     tensor_map = tensor_map_of(names, draft.model, target)
     return Export(
         target=key,
         model=draft.model,
         tensor_map=tuple(tensor_map),
         params=draft.params,
-        names=_prefixed(key, draft.model, tensor_map),
+        prefix=_prefix(key, draft.model),
         notes=tuple(draft.notes),
     )
 
 
-def _prefixed(key: str, model: Model, tensor_map: list[TensorRule]) -> dict[str, str]:
-    """The names in files of the family, by plain name."""
-    plain = [name for rule in tensor_map for name in rule.names]
-    if key == "big_vision":
-        return {name: f"params/{name}" for name in plain}
-    if key in ("clip", "open_clip"):
-        return {name: f"visual.{name}" for name in plain}
-    if not key.startswith("transformers/"):
-        return {}
-    if not model.num_classes:
-        return {}
-    prefix = {
-        "transformers/clip": "vision_model.",
-        "transformers/vit": "vit.",
-        "transformers/deit": "deit.",
-        "transformers/dinov2": "dinov2_with_registers." if model.num_registers else "dinov2.",
-    }[key]
-    heads = ("classifier.", "cls_classifier.", "distillation_classifier.", "visual_projection.")
-    return {name: name if name.startswith(heads) else prefix + name for name in plain}
+def _prefix(key: str, model: Model) -> str:
+    """The text before names in files of the family; transformers has it in models with a head only."""
+    if key.startswith("transformers/") and not model.num_classes:
+        return ""
+    if key == "transformers/dinov2" and model.num_registers:
+        return "dinov2_with_registers."
+    return _PREFIXES.get(key, "")
 
 
 def transformers_config(e: Export) -> dict[str, Any]:
@@ -207,7 +184,7 @@ def timm_arguments(model: Model) -> dict[str, Any]:
     Export.notes has the arguments that are not text.
     """
     sizes = dims(model)
-    is_gap = model.pooling == "gap"
+    activation = "silu" if sizes.mlp == "swiglu" else model.activation
     hidden = sizes.mlp_dim * (2 if sizes.mlp == "swiglu" else 1)
     ratio = hidden / sizes.width
     if int(sizes.width * ratio) != hidden:  # as timm computes it
@@ -228,9 +205,9 @@ def timm_arguments(model: Model) -> dict[str, Any]:
         "no_embed_class": not (model.use_cls and model.has_cls_position) and model.extra_positions == "none",
         "reg_tokens": model.num_registers,
         "pre_norm": model.use_norm_pre,
-        "fc_norm": model.use_norm_after_pool if is_gap else None,
+        "fc_norm": model.use_norm_after_pool if model.pooling == "gap" else None,
         "pool_include_prefix": False,
-        "act_layer": "silu" if sizes.mlp == "swiglu" else _TIMM_ACTS[model.activation],
+        "act_layer": None if activation == "gelu" else activation,
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -239,7 +216,7 @@ def transformers_preprocessor(e: Export, data: Data) -> dict[str, Any]:
     """The preprocessor_config.json that belongs to it: shorter side to 8/7 of the size, crop, normalise."""
     size = e.model.image_size[0]
     return {
-        "image_processor_type": _PROCESSORS[e.target.split("/")[1]],
+        "image_processor_type": _PROCESSORS.get(e.target.split("/")[1], "BitImageProcessor"),
         "do_resize": True,
         "size": {"shortest_edge": round(size * 8 / 7)},
         "resample": 3,  # bicubic

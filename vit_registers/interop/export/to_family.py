@@ -6,186 +6,127 @@ This module lists the rewrites of each format, which are defined in rewrites.py 
 from collections.abc import Callable
 
 from vit_registers.config import Model, lookup
-from vit_registers.interop.export.family_rewrites import (
-    check_big_vision_pooling,
-    check_deit_head,
-    check_mup_vit_pooling,
-    check_timm_head,
-    fit_big_vision_positions,
-    fit_deit_positions,
-    fit_mup_vit_tokens,
-    fit_timm_patch_bias,
-    fit_timm_positions,
-    note_missing_pooler,
-    note_timm_layers,
-    widen_head_to_cls_and_mean,
-)
-from vit_registers.interop.export.rewrites import (
-    Draft,
-    Params,
-    add_cls_position,
-    add_head_bias,
-    add_layer_scale,
-    add_mask_token,
-    add_patch_bias,
-    add_qkv_bias,
-    drop_mask_token,
-    fold_layer_scale,
-    fold_patch_bias,
-    fold_register_positions,
-    move_norm_before_pooling,
-    refuse_masks_and_summaries,
-    refuse_swiglu,
-    require_cls,
-    require_cls_head,
-    store_positions,
-    store_registers,
-)
+from vit_registers.interop.export import family_rewrites, rewrites
+from vit_registers.interop.export.rewrites import Draft, Params
+from vit_registers.interop.infer import FAMILIES
 from vit_registers.models.blocks import dims
 from vit_registers.models.positions import POSITIONS
 
-_FROM_ANY = (refuse_masks_and_summaries, store_positions, store_registers)
-_HF_DINOV2 = (
-    *_FROM_ANY,
-    require_cls,
-    fold_register_positions,
-    add_cls_position,
-    add_patch_bias,
-    add_head_bias,
-    add_layer_scale,
-    add_mask_token,
-    move_norm_before_pooling,
-    widen_head_to_cls_and_mean,
+_FROM_ANY = (rewrites.refuse_masks_and_summaries, rewrites.store_positions, rewrites.store_registers)
+_WITH_CLS = (*_FROM_ANY, rewrites.require_cls)
+_DINOV2 = (
+    *_WITH_CLS,
+    rewrites.fold_register_positions,
+    rewrites.add_cls_position,
+    rewrites.add_patch_bias,
+    rewrites.add_layer_scale,
+    rewrites.add_mask_token,
+)
+_CLIP = (
+    *_WITH_CLS,
+    rewrites.refuse_swiglu,
+    rewrites.require_cls_head,
+    rewrites.add_cls_position,
+    rewrites.fold_patch_bias,
+    rewrites.add_qkv_bias,
 )
 _HF_VIT = (
-    *_FROM_ANY,
-    require_cls,
-    add_cls_position,
-    add_patch_bias,
-    add_head_bias,
-    drop_mask_token,
-    note_missing_pooler,
+    *_WITH_CLS,
+    rewrites.add_cls_position,
+    rewrites.add_patch_bias,
+    rewrites.add_head_bias,
+    rewrites.drop_mask_token,
+    family_rewrites.note_missing_pooler,
 )
-
-_CLIP = (
-    *_FROM_ANY,
-    require_cls,
-    refuse_swiglu,
-    require_cls_head,
-    add_cls_position,
-    fold_patch_bias,
-    add_qkv_bias,
+_WITHOUT_LAYER_SCALE = (
+    rewrites.fold_layer_scale,
+    rewrites.drop_mask_token,
+    rewrites.add_patch_bias,
+    rewrites.move_norm_before_pooling,
+    rewrites.add_head_bias,
 )
 
 REWRITES: dict[str, tuple[Callable[[Draft], None], ...]] = {
-    "dinov2": (
-        *_FROM_ANY,
-        require_cls,
-        fold_register_positions,
-        add_cls_position,
-        add_patch_bias,
-        add_qkv_bias,
-        add_layer_scale,
-        add_mask_token,
-    ),
+    "dinov2": (*_DINOV2, rewrites.add_qkv_bias),
     "deit": (
-        *_FROM_ANY,
-        require_cls,
-        refuse_swiglu,
-        check_deit_head,
-        fit_deit_positions,
-        add_patch_bias,
-        add_qkv_bias,
-        drop_mask_token,
+        *_WITH_CLS,
+        rewrites.refuse_swiglu,
+        family_rewrites.check_deit_head,
+        family_rewrites.fit_deit_positions,
+        rewrites.add_patch_bias,
+        rewrites.add_qkv_bias,
+        rewrites.drop_mask_token,
     ),
-    "dino": (*_FROM_ANY, require_cls, refuse_swiglu, add_cls_position, add_patch_bias, add_qkv_bias),
+    "dino": (
+        *_WITH_CLS,
+        rewrites.refuse_swiglu,
+        rewrites.add_cls_position,
+        rewrites.add_patch_bias,
+        rewrites.add_qkv_bias,
+    ),
     "clip": _CLIP,
     "open_clip": _CLIP,
     "timm": (
         *_FROM_ANY,
-        fit_timm_positions,
-        drop_mask_token,
-        fit_timm_patch_bias,
-        note_timm_layers,
-        move_norm_before_pooling,
-        add_head_bias,
-        check_timm_head,
+        family_rewrites.fit_timm_positions,
+        rewrites.drop_mask_token,
+        family_rewrites.fit_timm_patch_bias,
+        family_rewrites.note_timm_layers,
+        rewrites.move_norm_before_pooling,
+        rewrites.add_head_bias,
+        family_rewrites.check_timm_head,
     ),
     "big_vision": (
-        refuse_masks_and_summaries,
-        check_big_vision_pooling,
-        fit_big_vision_positions,
-        fold_layer_scale,
-        drop_mask_token,
-        add_patch_bias,
-        move_norm_before_pooling,
-        add_head_bias,
+        rewrites.refuse_masks_and_summaries,
+        family_rewrites.check_big_vision_pooling,
+        family_rewrites.fit_big_vision_positions,
+        *_WITHOUT_LAYER_SCALE,
     ),
     "mup_vit": (
-        refuse_swiglu,
-        check_mup_vit_pooling,
-        fit_mup_vit_tokens,
-        fold_layer_scale,
-        drop_mask_token,
-        add_patch_bias,
-        move_norm_before_pooling,
-        add_head_bias,
+        rewrites.refuse_swiglu,
+        family_rewrites.check_mup_vit_pooling,
+        family_rewrites.fit_mup_vit_tokens,
+        *_WITHOUT_LAYER_SCALE,
     ),
-    "transformers/dinov2": _HF_DINOV2,
+    "transformers/dinov2": (
+        *_DINOV2,
+        rewrites.add_head_bias,
+        rewrites.move_norm_before_pooling,
+        family_rewrites.widen_head_to_cls_and_mean,
+    ),
     "transformers/vit": _HF_VIT,
     "transformers/deit": _HF_VIT,
     "transformers/clip": (
-        *_FROM_ANY,
-        require_cls,
-        refuse_swiglu,
-        require_cls_head,
-        fold_register_positions,
-        add_cls_position,
-        drop_mask_token,
-        fold_patch_bias,
-        add_qkv_bias,
-        fold_layer_scale,
+        *_CLIP,
+        rewrites.fold_register_positions,
+        rewrites.drop_mask_token,
+        rewrites.fold_layer_scale,
     ),
-}
-
-# How readers of a format resample learned positions to other image sizes.
-_RESAMPLINGS = {
-    "dinov2": "bicubic_offset",
-    "deit": "bicubic",
-    "dino": "bicubic_offset",
-    "open_clip": "bicubic_aa",
-    "timm": "bicubic_aa",
-    "transformers/dinov2": "bicubic",
-    "transformers/vit": "bicubic",
-    "transformers/deit": "bicubic",
-    "transformers/clip": "bicubic",
 }
 
 
 def set_target_resampling(d: Draft) -> None:
     """Sets the resampling of positions that the target format uses at other image sizes."""
     ours = d.model.position_resampling
-    theirs = _RESAMPLINGS.get(d.target, ours)
-    if d.target in ("dinov2", "transformers/dinov2") and d.model.num_registers:
+    theirs = FAMILIES[d.target].get("position_resampling", Model.position_resampling)
+    if d.target in ("clip", "mup_vit"):
+        theirs = ours  # their code does not resample
+    elif d.target in ("dinov2", "transformers/dinov2") and d.model.num_registers:
         theirs = "bicubic_aa"
-    if d.target == "big_vision":
-        theirs = "linear" if POSITIONS[d.model.positions].is_learned else "none"
+    elif d.target == "big_vision" and not POSITIONS[d.model.positions].is_learned:
+        theirs = "none"
     if theirs != ours:
         d.notes.append(f"at other image sizes, positions are resampled as '{theirs}' there, not as '{ours}'")
         d.set(position_resampling=theirs)
 
 
-# What readers of a format assume, since no tensor records it: GELU and the eps of norms.
-_LAYERS = {
-    **dict.fromkeys(("dinov2", "deit", "dino", "mup_vit"), ("gelu", 1e-6)),
-    **{"clip": ("quick_gelu", 1e-5), "open_clip": ("gelu", 1e-5), "big_vision": ("gelu_tanh", 1e-6)},
-}
-
-
 def set_target_layers(d: Draft) -> None:
-    """Sets the GELU and the norm eps that readers of the target format assume."""
-    model = d.model
-    activation, eps = _LAYERS.get(d.target, (model.activation, model.norm_eps))
+    """Sets the GELU and the norm eps that readers of the target format assume, if no file records them."""
+    if d.target == "timm" or d.target.startswith("transformers/"):
+        return
+    model, family = d.model, FAMILIES[d.target]
+    activation = family.get("activation", Model.activation)
+    eps = family.get("norm_eps", Model.norm_eps)
     if activation != model.activation and dims(model).mlp == "mlp":
         d.notes.append(f"'{activation}' is assumed there: give '{model.activation}' when it is loaded")
     if eps != model.norm_eps:

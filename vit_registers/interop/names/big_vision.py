@@ -5,12 +5,9 @@ stacked along a leading axis (scan).
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.hints import Hints
 from vit_registers.interop.infer import count_blocks, native_grid, with_family_settings
 from vit_registers.interop.names.torch import BIG_VISION_ORIGINAL, BigVisionNames
 from vit_registers.interop.recognize import RecognizedWeights
@@ -101,11 +98,9 @@ def big_vision_map(style: BigVisionNames, model: Model) -> list[TensorRule]:
     return rules
 
 
-def infer_big_vision(
-    style: BigVisionNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
-) -> Model:
+def infer_big_vision(style: BigVisionNames, found: RecognizedWeights) -> Model:
     """The Model of a big_vision checkpoint. Without a position table, positions are sincos2d."""
-    shapes, where = found.weights.shapes, found.weights.where
+    shapes, where, hints = found.weights.shapes, found.weights.where, found.hints
     patch_size, _, channels, width = shapes["embedding/kernel"]
     block = "Transformer/encoderblock" + ("" if style.is_scanned else "_0")
     kernel, lead = f"{block}/{style.mlp}/Dense_0/kernel", int(style.is_scanned)
@@ -151,7 +146,7 @@ def infer_big_vision(
         use_pre_logits="pre_logits/kernel" in shapes,
         num_classes=shapes["head/kernel"][1] if "head/kernel" in shapes else 0,
     )
-    model = with_family_settings(model, found, settings, hints)
+    model = with_family_settings(model, found)
     if not is_learned and hints.interpolation is None:
         model = dataclasses.replace(model, position_resampling="none")  # recomputed for every size
     return model

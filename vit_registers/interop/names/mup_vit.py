@@ -6,9 +6,8 @@ and written on export.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -49,7 +48,6 @@ def _learned_tokens(model: Model) -> tuple[Leaf, ...]:
 
 
 def _buffers(names: MupVitNames, model: Model) -> dict[str, np.ndarray]:
-    """The fixed tensors of a model by name."""
     layout, width = token_layout(model), dims(model).width
     buffers: dict[str, np.ndarray] = {}
     if model.positions == "sincos2d":
@@ -76,15 +74,13 @@ def _mask_buffer(names: MupVitNames, model: Model) -> np.ndarray:
     return additive if bias_NxTxT is None else additive + bias_NxTxT
 
 
-def infer_mup_vit(
-    names: MupVitNames, found: RecognizedWeights, settings: Mapping[str, Any], hints: Hints
-) -> Model:
-    """The Model of a state_dict of that code. It pools patches unless `hints.pooling` is "cls".
+def infer_mup_vit(names: MupVitNames, found: RecognizedWeights) -> Model:
+    """The Model of a state_dict of that code. It pools patches unless the hint `pooling` is "cls".
 
     "cls" is its first token: the first register, or the first summary, whose pooling this project calls
-    "summary". Raises CheckpointError if neither tensors nor `hints` determine a setting.
+    "summary". Raises CheckpointError if neither tensors nor hints determine a setting.
     """
-    shapes, where = found.weights.shapes, found.weights.where
+    shapes, where, hints = found.weights.shapes, found.weights.where, found.hints
     width, channels, patch_size, _ = shapes[names.patch.format("weight")]
     fc1 = names.block.format(0) + names.fc1.format("weight")
     if fc1 not in shapes:
@@ -93,14 +89,14 @@ def infer_mup_vit(
         raise CheckpointError(
             f"{where}: pooling='{hints.pooling}': this code pools patches (gap) or its first token (cls)"
         )
-    grid = _grid(names, found, hints, patch_size)
+    grid = _grid(names, found, patch_size)
     positions = "none"
     if names.positions in shapes:
         positions = "sincos2d" if len(shapes[names.positions]) == 2 else "learned"
     model = Model(
         width=width,
         depth=count_blocks(names.block, shapes),
-        num_heads=num_heads(width, "mlp", settings, hints, where),
+        num_heads=num_heads(width, "mlp", found),
         mlp="mlp",
         mlp_dim=shapes[fc1][0],
         channels=channels,
@@ -113,17 +109,18 @@ def infer_mup_vit(
         use_pre_logits=names.pre_logits.format("weight") in shapes,
         num_classes=shapes.get(names.head[0].format("weight"), (0,))[0],
     )
-    model = with_family_settings(model, found, settings, hints)
+    model = with_family_settings(model, found)
     if positions == "sincos2d" and hints.interpolation is None:
         model = dataclasses.replace(model, position_resampling="none")
-    readings = _readings(model, names, found, hints)
+    readings = _readings(model, names, found)
     if names.mask is not None and names.mask in shapes:
         return _with_stored_mask(readings, names, names.mask, found)
-    return _with_given_mask(readings, names, found, hints)
+    return _with_given_mask(readings, names, found)
 
 
-def assumed(names: MupVitNames, found: RecognizedWeights, hints: Hints, model: Model) -> str:
+def assumed(names: MupVitNames, found: RecognizedWeights, model: Model) -> str:
     """The assumption about settings that no tensor determines; empty if there is none."""
+    hints = found.hints
     if hints.pooling is None and names.registers in found.weights.shapes:
         return "pooling gap was assumed: give pooling='cls' for a run that pools its first token (tok)"
     if model.use_cls and names.mask is None and hints.mask is None:
@@ -131,8 +128,8 @@ def assumed(names: MupVitNames, found: RecognizedWeights, hints: Hints, model: M
     return ""
 
 
-def _grid(names: MupVitNames, found: RecognizedWeights, hints: Hints, patch_size: int) -> Grid:
-    shapes = found.weights.shapes
+def _grid(names: MupVitNames, found: RecognizedWeights, patch_size: int) -> Grid:
+    shapes, hints = found.weights.shapes, found.hints
     if names.positions in shapes:
         cells = math.prod(shapes[names.positions][:-1])
     elif names.mask is not None and names.mask in shapes:
@@ -147,9 +144,9 @@ def _grid(names: MupVitNames, found: RecognizedWeights, hints: Hints, patch_size
     return grid
 
 
-def _readings(model: Model, names: MupVitNames, found: RecognizedWeights, hints: Hints) -> list[Model]:
+def _readings(model: Model, names: MupVitNames, found: RecognizedWeights) -> list[Model]:
     """The models that the extra tokens may belong to: with cls and registers, or with summaries."""
-    shapes, where = found.weights.shapes, found.weights.where
+    shapes, where, hints = found.weights.shapes, found.weights.where, found.hints
     if names.registers not in shapes:
         if hints.pooling in ("cls", "summary"):
             raise CheckpointError(
@@ -186,7 +183,6 @@ def _as_registers(model: Model, count: int, kind: str, hints: Hints) -> Model:
 
 
 def _factor(grid: Grid, count: int) -> int | None:
-    """The smallest summary factor that gives `count` summaries; None if there is none."""
     factors = range(2, min(grid) + 1)
     fitting = (f for f in factors if sum(math.prod(level) for level in summary_grids(grid, f)) == count)
     return next(fitting, None)
@@ -199,13 +195,12 @@ def _with_stored_mask(
     there = found.weights[mask]
     for reading in readings:
         rows, columns = patch_grid(reading.image_size, reading.patch_size)
-        kinds = list(FRACTAL_MASKS) if reading.summary_factor else []
-        if rows != columns:
-            kinds = [kind for kind in kinds if kind != "fractal_released"]
-        biases = [reading.positions] + ["alibi2d"] * (reading.positions == "none")
-        options = [(kind, bias) for kind in kinds for bias in biases]
-        options += [("none", bias) for bias in biases if bias == "alibi2d"]
-        for kind, bias in options:
+        kinds = FRACTAL_MASKS if reading.summary_factor else ()
+        biases = ("none", "alibi2d") if reading.positions == "none" else (reading.positions,)
+        for kind, bias in itertools.product((*kinds, "none"), biases):
+            has_no_mask = kind == "none" and bias != "alibi2d"
+            if has_no_mask or (kind == "fractal_released" and rows != columns):
+                continue
             candidate = dataclasses.replace(reading, mask=kind, positions=bias)
             if is_fixed(there, _mask_buffer(names, candidate)):
                 return candidate
@@ -215,11 +210,9 @@ def _with_stored_mask(
     )
 
 
-def _with_given_mask(
-    readings: list[Model], names: MupVitNames, found: RecognizedWeights, hints: Hints
-) -> Model:
-    """The reading with the mask of `hints`. Without a hint, a mask that is not stored is "none"."""
-    where = found.weights.where
+def _with_given_mask(readings: list[Model], names: MupVitNames, found: RecognizedWeights) -> Model:
+    """The reading with the mask of the hints. Without a hint, a mask that is not stored is "none"."""
+    where, hints = found.weights.where, found.hints
     summaries = next((reading for reading in readings if reading.summary_factor), None)
     is_unknown = hints.mask is None and names.mask is None and not readings[0].use_cls
     if is_unknown and summaries is not None and _is_exact(summaries):

@@ -18,7 +18,6 @@ class TorchNames:
     positions: str = "pos_embed"
     position_axes: int = 3
     registers: str | None = None
-    register_axes: int = 3
     mask_token: str | None = None
     mask_token_axes: int = 2
     norm_pre: str | None = None
@@ -36,9 +35,8 @@ class TorchNames:
     norm_after_pool: str | None = None  # the final norm, if it follows the pooling
     pre_logits: str | None = None
     head: tuple[str, ...] | None = ("head.{}",)  # one head, or two whose logits are averaged
-    projection: str | None = (
-        None  # a head without bias; [outputs, width] if the name has {}, else [width, outputs]
-    )
+    # A head without bias; [outputs, width] if the name has {}, else [width, outputs].
+    projection: str | None = None
     attn_pool: str | None = None
     mask: str | None = None  # a fixed tensor: the attention mask and bias
 
@@ -53,21 +51,15 @@ class MupVitNames(TorchNames):
 
 
 TIMM = TorchNames(
-    registers="reg_token",
-    norm_pre="norm_pre.{}",
-    norm_after_pool="fc_norm.{}",
-    attn_pool="attn_pool.",
+    registers="reg_token", norm_pre="norm_pre.{}", norm_after_pool="fc_norm.{}", attn_pool="attn_pool."
 )
 DINOV2 = TorchNames(
     registers="register_tokens", mask_token="mask_token", w12=("mlp.w12.{}",), w3="mlp.w3.{}", head=None
 )
 DEIT = TorchNames(registers="reg_tokens", layer_scale=("gamma_1", "gamma_2"))
 # DeiT of 2020: its distillation token is a register with its own position.
-DEIT_1 = dataclasses.replace(
-    DEIT,
-    registers="dist_token",
-    head=("head.{}", "head_dist.{}"),
-)
+DEIT_1 = dataclasses.replace(DEIT, registers="dist_token", head=("head.{}", "head_dist.{}"))
+DEIT_1_ONE_HEAD = dataclasses.replace(DEIT_1, head=DEIT.head)
 DINO = TorchNames(mask_token="masked_embed", layer_scale=("gamma_1", "gamma_2"), head=None)
 CLIP = TorchNames(
     patch="conv1.{}",
@@ -205,3 +197,19 @@ BIG_VISION_ORIGINAL = BigVisionNames(
 )
 
 TensorNames = TorchNames | BigVisionNames
+
+WRITTEN_NAMES: dict[str, TensorNames] = {  # by family; other variants are read only
+    "dinov2": DINOV2,
+    "deit": DEIT,
+    "dino": DINO,
+    "clip": CLIP,
+    "open_clip": CLIP,
+    "timm": TIMM,
+    "big_vision": BIG_VISION,
+    "mup_vit": MUP_VIT,
+    "transformers/dinov2": HF_DINOV2,
+    "transformers/vit": HF_VIT,
+    "transformers/deit": HF_DEIT,
+    "transformers/clip": HF_CLIP,
+}
+IN_MEMORY = {"dinov2": HF_DINOV2_MEMORY, "vit": HF_VIT_MEMORY, "deit": HF_DEIT_MEMORY, "clip": HF_CLIP}

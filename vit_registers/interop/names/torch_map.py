@@ -25,7 +25,6 @@ def _norm(leaf: Leaf, name: str) -> list[TensorRule]:
 
 
 def _require(name: T | None, what: str, source: str) -> T:
-    """The name. Raises CheckpointError if the family has no tensor for it."""
     if name is None:
         raise CheckpointError(f"'{source}' checkpoints have no place for {what}")
     return name
@@ -37,7 +36,7 @@ def _tokens(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
         rules.append(same(("cls_token",), names.cls, lead=names.cls_axes))
     if model.num_registers and model.registers == "learned":
         name = _require(names.registers, "registers", source)
-        rules.append(same(("registers",), name, lead=names.register_axes))
+        rules.append(same(("registers",), name, lead=3))
     if model.use_mask_token:
         name = _require(names.mask_token, "a mask token", source)
         rules.append(same(("mask_token",), name, lead=names.mask_token_axes))

@@ -8,14 +8,10 @@ import numpy as np
 from vit_registers.models.attention.mesh import platform
 from vit_registers.models.attention.xla import attend_xla
 
-# The back ends measured to be faster than `xla`, by platform. There are none yet:
-#
-# cpu: `cudnn` and `splash` do not run there.
-# tpu: not measured. The compiler estimates 39.5 ms for a train step of a ViT-S/16 on a v5p with xla, and 40.3
-#   ms with splash, without the time of the splash kernels. Keys are padded to multiples of 128 lanes, so a
-#   row of 198 keys takes as much time as one of 256. Sequences of up to 512 tokens are one block of `splash`,
-#   so no mask makes its kernels faster.
-# gpu: not measured.
+# The back ends measured to be faster than `xla`, by platform. There are none yet: GPUs and TPUs are not
+# measured. On a v5p, the compiler estimates 39.5 ms for a train step of a ViT-S/16 with xla, and 40.3 ms with
+# splash, without the time of its kernels. Keys are padded to multiples of 128 lanes, and sequences of up to
+# 512 tokens are one block of `splash`, so no mask makes its kernels faster.
 FASTER: dict[str, Callable[..., jax.Array]] = {}
 
 

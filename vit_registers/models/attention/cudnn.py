@@ -24,8 +24,7 @@ def attend_cudnn(
     """Attention output out_BxTxNxK in the dtype of v, by cuDNN.
 
     Mask and bias become one bias in the dtype of q; a bfloat16 bias has 8 significant bits. Raises
-    ConfigError on other platforms than GPUs, for floats of other than 16 bits, and for a head size that is
-    not a multiple of 8 or exceeds 128.
+    ConfigError on other platforms than GPUs, for other than 16-bit floats, and for unfit head sizes.
     """
     _check(q_BxTxNxK)
     attend = functools.partial(attend_even, mask_TxT=mask_TxT, implementation="cudnn")
@@ -40,10 +39,8 @@ def _check(q_BxTxNxK: jax.Array) -> None:
     if where != "gpu":
         raise ConfigError(f"model.attention='cudnn' runs on NVIDIA GPUs, and this is a {where}: {cure}")
     if q_BxTxNxK.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ConfigError(
-            f"model.attention='cudnn' requires 16-bit floats, not {q_BxTxNxK.dtype}: "
-            f"set model.dtype='bfloat16', or {cure}"
-        )
+        what = f"model.attention='cudnn' requires 16-bit floats, not {q_BxTxNxK.dtype}"
+        raise ConfigError(f"{what}: set model.dtype='bfloat16', or {cure}")
     size = q_BxTxNxK.shape[-1]
     if size % 8 or size > _MAX_HEAD_SIZE:
         raise ConfigError(

@@ -25,10 +25,7 @@ def attend_splash(
     mask_TxT: np.ndarray | None = None,
     bias_NxTxT: np.ndarray | None = None,
 ) -> jax.Array:
-    """Attention output out_BxTxNxK in the dtype of v, by the splash kernel.
-
-    Raises ConfigError for a bias, which the kernel does not support, and on other platforms than TPUs.
-    """
+    """out_BxTxNxK in the dtype of v. Raises ConfigError for a bias, and on other platforms than TPUs."""
     if bias_NxTxT is not None:
         raise ConfigError(
             "model.attention='splash' supports no attention bias: use model.attention='xla', "
@@ -51,11 +48,10 @@ def attend_blocks(
     mask_TxT: np.ndarray | None,
     is_interpreted: bool,
 ) -> jax.Array:
-    """out_BxTxNxK of the kernel over lengths padded to blocks.
+    """out_BxTxNxK of the kernel over lengths padded to blocks. `is_interpreted`: on any device, slowly.
 
     Keys of the padding are masked. Queries of the padding see the same keys as the last query: a query
-    without keys would compute 0 / 0, also in the gradients of all keys. `is_interpreted` runs the kernel on
-    any device, slowly.
+    without keys would compute 0 / 0, also in the gradients of all keys.
     """
     # Imports Mosaic, which only this back end requires.
     from jax.experimental.pallas.ops.tpu import splash_attention as tpu

@@ -38,8 +38,7 @@ def masked_logits(
 ) -> jax.Array:
     """logits_BxNxTxS of `dtype`: q k^T / sqrt(K) + bias, and bfloat16's lowest number where masked.
 
-    `jnp.asarray` precedes any reshaping, so that all blocks share one copy of mask and bias in the compiled
-    program.
+    `jnp.asarray` precedes reshaping, so that all blocks of a compiled program share one mask and bias.
     """
     logits_BxNxTxS = jnp.einsum("btnk,bsnk->bnts", q_BxTxNxK, k_BxSxNxK, preferred_element_type=dtype)
     logits_BxNxTxS *= jnp.asarray(1.0 / math.sqrt(q_BxTxNxK.shape[-1]), dtype)
@@ -112,10 +111,7 @@ def _keys_last(x_BxNxTxS: jax.Array) -> jax.Array:
 
 
 def tokens_last(qkv_BxTxQxNxK: jax.Array) -> jax.Array:
-    """qkv in the memory layout in which a TPU's products over heads read q, k and v.
-
-    By default XLA copies each of the three twice: to slice it, and to transpose it.
-    """
+    """qkv in the layout in which a TPU's products read q, k and v; by default XLA copies each twice."""
     return _laid_out(qkv_BxTxQxNxK, (2, 0, 3, 4, 1), heads_axis=3)
 
 

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from vit_registers.analysis.experiments import neuron_moves
+from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.report.result import Gap
 from vit_registers.config import Model
 
@@ -17,6 +17,6 @@ from vit_registers.config import Model
     ],
 )
 def test_no_register_can_be_added(settings, reason, monkeypatch):
-    monkeypatch.setattr(neuron_moves, "find_neurons", lambda subject, options: object())
-    found = neuron_moves.start_trial(types.SimpleNamespace(name="a", model=Model(**settings)), None)
+    monkeypatch.setattr(edited_models, "find_neurons", lambda subject, options: object())
+    found = edited_models.start_trial(types.SimpleNamespace(name="a", model=Model(**settings)), None)
     assert isinstance(found, Gap) and reason in str(found)

@@ -1,4 +1,4 @@
-"""One checkpoint of a run folder: what it was trained on, and its parameters."""
+"""A checkpoint of a run folder: its origin, its training data and its parameters."""
 
 import dataclasses
 import functools
@@ -14,17 +14,17 @@ from vit_registers.training import averages, sharding
 
 
 def trained_config(run: str, step: int) -> Config:
-    """The config that a checkpoint was trained with."""
+    """The config with which a checkpoint was trained."""
     return from_saved(checkpoint_folder.read_meta(run, step)["config"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunCheckpoint:
-    """A checkpoint of a run folder, and the config that it is read with; see loading.open_run."""
+    """A checkpoint of a run folder, and the config to read it with. See loading.open_run."""
 
     run: str
     step: int
-    config: Config  # its model can be built here: the trained one may name a mask file that is gone
+    config: Config  # its mask file exists, unlike that of the trained config
 
     @functools.cached_property
     def _meta(self) -> dict[str, Any]:
@@ -36,17 +36,16 @@ class RunCheckpoint:
 
     @functools.cached_property
     def _shapes(self) -> tuple[Any, Any]:
-        """The (params, extra) of the objective."""
         return jax.eval_shape(self._objective.init, jax.random.key(0))
 
     @property
     def is_converted(self) -> bool:
-        """Whether it holds converted weights, which no run has trained."""
+        """Whether its weights were converted from another format, not trained by a run."""
         return self._meta["origin"] is not None
 
     @property
     def trained_on(self) -> checkpoint_folder.TrainedOn | None:
-        """The data that it was trained on; None if it is not recorded, as for converted weights."""
+        """Its training data; None if they are not recorded, as for converted weights."""
         return checkpoint_folder.trained_on(self._meta)
 
     @property
@@ -61,20 +60,19 @@ class RunCheckpoint:
 
     @property
     def eval_params_name(self) -> str:
-        """The name of the parameters that are evaluated.
+        """The name of the parameters to evaluate.
 
-        "params", the trained ones; "ema", the average, after schedule-free training; "eval", those that the
-        objective computes from the state if it keeps more than parameters, such as a teacher.
+        "params" are the trained ones; "ema" is the average, for schedule-free training; "eval" are computed
+        by an objective that has more state than parameters, such as a teacher.
         """
-        if self.is_converted:  # only the model is there
+        if self.is_converted:
             return "params"
         return "eval" if self._shapes[1] else averages.eval_field(self.config.optimizer)
 
     def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
         """The parameters over `mesh`, with the backbone under BACKBONE.
 
-        `name` is "params", "ema", or None for those that the objective evaluates. Raises CheckpointError
-        where they are missing.
+        `name` is "params", "ema", or None for those to evaluate. Raises CheckpointError if they are missing.
         """
         name = name or self.eval_params_name
         shapes, extra = self._shapes
