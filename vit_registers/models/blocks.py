@@ -12,7 +12,7 @@ from flax import nnx
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.models.activations import ACTIVATIONS, silu_gated
-from vit_registers.models.attention.api import BACKENDS, open_to_more, rematerialized, split
+from vit_registers.models.attention.api import BACKENDS, open_to_more, project, rematerialized
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 from vit_registers.models.norm import LayerNorm
@@ -94,7 +94,7 @@ class Attention(nnx.Module):
         edit: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda k, v: (k, v),
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         """The attention output out_BxTxD and (q, k, v), each BxTxNxK, after `edit` of keys and values."""
-        q, k, v = split(self.qkv(x_BxTxD), self.backend)
+        q, k, v = project(self.qkv, x_BxTxD, self.backend)
         k, v = edit(k, v)
         mask_TxT, bias_NxTxT = open_to_more(mask_TxT, bias_NxTxT, k.shape[1])
         attend = functools.partial(

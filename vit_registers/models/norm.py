@@ -52,6 +52,9 @@ def _forward(
 def _backward(epsilon: float, residuals: tuple[jax.Array, ...], d_out: jax.Array) -> tuple[jax.Array, ...]:
     del epsilon
     x, mean, rstd, scale_D = residuals
+    # On a GPU, XLA would otherwise compute both again inside the sums over tokens, which it cannot fuse with
+    # that, and write their terms to memory in float32.
+    mean, rstd = jax.lax.optimization_barrier((mean, rstd))
     normalised = (x.astype(jnp.float32) - mean) * rstd
     tokens = tuple(range(x.ndim - 1))
     d_scale_D, d_bias_D = (d_out * normalised).sum(axis=tokens), d_out.sum(axis=tokens)

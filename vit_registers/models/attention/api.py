@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import nnx
 
 from vit_registers.models.attention.auto import FASTER, attend_auto
 from vit_registers.models.attention.cudnn import attend_cudnn
@@ -53,8 +54,30 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
 KEEP_WEIGHTS = ("xla", "auto")
 
 
-def split(qkv_BxTxQxNxK: jax.Array, backend: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q, k and v, each BxTxNxK, of one array, in the memory layout that the back end reads."""
+def project(
+    qkv: nnx.LinearGeneral, x_BxTxD: jax.Array, backend: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q, k and v, each BxTxNxK, by one projection, in the memory layout that the back end reads.
+
+    On a GPU they are three products, with flat biases that are fused into them: slices of one product would
+    be copied, and a bias of shape QxNxK read as an array of the size of the result.
+    """
+    if platform() != "gpu":
+        return _split(qkv(x_BxTxD), backend)
+    kernel_DxQxNxK, bias_QxNxK = qkv.kernel[...], None if qkv.bias is None else qkv.bias[...]
+    x_BxTxD = x_BxTxD.astype(qkv.dtype)
+
+    def one(i: int) -> jax.Array:
+        kernel_DxF = kernel_DxQxNxK[:, i].reshape(len(kernel_DxQxNxK), -1).astype(qkv.dtype)
+        out_BxTxF = x_BxTxD @ kernel_DxF
+        if bias_QxNxK is not None:
+            out_BxTxF += bias_QxNxK[i].reshape(1, 1, -1).astype(qkv.dtype)
+        return out_BxTxF.reshape(*x_BxTxD.shape[:2], *kernel_DxQxNxK.shape[2:])
+
+    return one(0), one(1), one(2)
+
+
+def _split(qkv_BxTxQxNxK: jax.Array, backend: str) -> tuple[jax.Array, jax.Array, jax.Array]:
     if backend in KEEP_WEIGHTS and not (backend == "auto" and platform() in FASTER):
         qkv_BxTxQxNxK = tokens_last(qkv_BxTxQxNxK)
     q, k, v = (qkv_BxTxQxNxK[:, :, i] for i in range(3))
