@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_registers.models.attention.auto import FASTER, attend_auto
 from vit_registers.models.attention.cudnn import attend_cudnn
 from vit_registers.models.attention.mesh import platform
 from vit_registers.models.attention.splash import attend_splash
@@ -47,7 +46,7 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "xla": attend_xla,
     "cudnn": attend_cudnn,
     "splash": attend_splash,
-    "auto": attend_auto,
+    "auto": attend_xla,  # unless attention_choice.py has chosen another one
 }
 
 # The back ends that store attention weights for the backward pass, unless `rematerialized`.
@@ -78,7 +77,7 @@ def project(
 
 
 def _split(qkv_BxTxQxNxK: jax.Array, backend: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    if backend in KEEP_WEIGHTS and not (backend == "auto" and platform() in FASTER):
+    if backend in KEEP_WEIGHTS:
         qkv_BxTxQxNxK = tokens_last(qkv_BxTxQxNxK)
     q, k, v = (qkv_BxTxQxNxK[:, :, i] for i in range(3))
     return q, k, v
