@@ -22,7 +22,7 @@ from absl import flags
 from jax.experimental import topologies
 
 from tools import hlo
-from tools.aot_step import lower_step
+from tools.aot_step import lower_flax_step, lower_step
 from vit_registers import cli
 from vit_registers.config import Config, lookup
 from vit_registers.errors import ConfigError
@@ -72,6 +72,12 @@ def compile_step(config: Config, chip: str) -> jax.stages.Compiled:
     return lower_step(config, gpu_devices(chip)).compile(OPTIONS)
 
 
+def totals(compiled: jax.stages.Compiled) -> tuple[int, int]:
+    """(bytes of temporaries, bytes that all instructions read and write)."""
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    return temporaries, sum(one.bytes for one in hlo.instructions(compiled.as_text()))
+
+
 def lines(compiled: jax.stages.Compiled) -> list[str]:
     """The report as text."""
     found = hlo.instructions(compiled.as_text())
@@ -105,16 +111,23 @@ def _line(one: hlo.Instruction) -> str:
 
 def main() -> None:
     """The command line."""
-    compiled = compile_step(cli.config_of_flags(), flags.FLAGS.chip)
+    config, chip = cli.config_of_flags(), flags.FLAGS.chip
+    compiled = compile_step(config, chip)
     if flags.FLAGS.hlo:
         with open(flags.FLAGS.hlo, "w") as file:
             file.write(compiled.as_text())
     print("\n".join(lines(compiled)))
+    if flags.FLAGS.flax:
+        flax = totals(lower_flax_step(config, gpu_devices(chip)).compile(OPTIONS))
+        ours = totals(compiled)
+        print(f"plain Flax: temporary {flax[0] / _GIB:.2f} GiB, bytes {flax[1] / 1e9:.2f} GB")
+        print(f"ours / Flax: temporary {ours[0] / flax[0]:.3f}, bytes {ours[1] / flax[1]:.3f}")
 
 
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string("chip", "h200", f"The GPU: {', '.join(CHIPS)}.")
+    flags.DEFINE_bool("flax", False, "Compile the plain Flax ViT of tools.bench.step too, and print ratios.")
     flags.DEFINE_string("hlo", None, "Write the compiled program to this file.")
     flags.mark_flags_as_required(["config"])
     cli.run(main)
