@@ -155,7 +155,7 @@ def test_parameters_stay_float32_when_computing_in_bfloat16(tiny, change, run_st
         ({"optimizer": {"accumulation_steps": 3}}, "x 3 accumulation steps: must be a multiple of 24"),
         ({"mesh": {"tensor": 8}}, "does not divide the model's heads"),
         ({"mesh": {"fsdp": 3}}, "does not use the 8 devices"),
-        ({"mesh": {"fsdp": -1}}, "at most one -1"),
+        ({"mesh": {"fsdp": -1}}, "at most one may be -1"),
     ],
 )
 def test_what_does_not_divide_is_refused(tiny, change, run_steps, sections, message):
