@@ -25,14 +25,10 @@ import jax
 from absl import flags
 from jax.experimental import topologies
 
+from tools.aot_step import lower_step
 from vit_registers import cli
-from vit_registers.config import Config, image_size
-from vit_registers.data.batch import labelled_batch
+from vit_registers.config import Config
 from vit_registers.errors import ConfigError
-from vit_registers.runtime.mesh import make_mesh
-from vit_registers.training import sharding
-from vit_registers.training.durations import Durations
-from vit_registers.training.setup import set_up
 
 # Memory of a chip in GiB, and cores per chip that XLA counts as one device.
 CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
@@ -91,19 +87,7 @@ def compile_step(config: Config, topology: str) -> tuple[jax.stages.Compiled, in
         raise ConfigError(
             f"--topology={topology}: {str(error).splitlines()[0]}; is libtpu installed?"
         ) from None
-    mesh = make_mesh(config.mesh, devices=found.devices)
-    durations = Durations(
-        total_steps=100_000, warmup_steps=1000, eval_every_steps=1000, steps_per_epoch=1000.0
-    )
-    setup = set_up(config, durations, mesh)
-    batch, layout = config.data.batch_size, sharding.batch_sharding(mesh)
-    shapes = labelled_batch(
-        jax.ShapeDtypeStruct((batch, *image_size(config), config.model.channels), "uint8", sharding=layout),
-        jax.ShapeDtypeStruct((batch,), "int32", sharding=layout),
-        jax.ShapeDtypeStruct((batch,), "bool", sharding=layout),
-    )
-    with jax.set_mesh(mesh):
-        return setup.train_step.lower(setup.abstract, shapes).compile(), len(found.devices)
+    return lower_step(config, found.devices).compile(), len(found.devices)
 
 
 def report(compiled: jax.stages.Compiled, chip: str, num_devices: int) -> Report:

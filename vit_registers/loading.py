@@ -25,6 +25,7 @@ from vit_registers.interop.hints import Hints
 from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
+from vit_registers.models.attention_choice import choose_attention
 from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.vit import ViT
@@ -92,6 +93,9 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 def _runnable(model: Model, run: str) -> Model:
     """The model with an attention back end that these devices support. Prints a line if it differs."""
+    model, slow = choose_attention(model)
+    if slow is not None:
+        print(f"{run}: model.attention='auto' is {model.attention}: {slow}", flush=True)
     obstacle = attention_obstacle(model)
     if obstacle is None:
         return model

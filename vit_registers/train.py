@@ -60,7 +60,7 @@ from vit_registers.training import averages, sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.memory import check_memory
-from vit_registers.training.setup import Setup, set_up
+from vit_registers.training.setup import Setup, agree_on_attention, set_up
 from vit_registers.training.state import TrainState, put_parameters
 
 
@@ -84,23 +84,28 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     mesh = make_mesh(config.mesh)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
     loader, splits, data = open_splits(config)
-    check_memory(config.model, config.data, mesh, training=config.optimizer)
+    model, obstacle = agree_on_attention(config.model)
+    if obstacle is not None:
+        say(f"model.attention='auto' is {model.attention}: {obstacle}")
+    computed = dataclasses.replace(config, model=model)
+    check_memory(model, config.data, mesh, training=config.optimizer)
     durations = make_durations(config.run, config.optimizer, config.data, data.num_examples)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
-    setup = set_up(config, durations, mesh)
+    setup = set_up(computed, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data))
+        attention = computed.model.attention
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data, attention=attention))
         if LABEL in setup.objective.targets:
             # For a resumed run, Checkpoints has compared the class names.
             check_classes(loader, config.model.num_classes)
-        evaluators = state_evaluators(config, setup.objective, splits, mesh)
+        evaluators = state_evaluators(computed, setup.objective, splits, mesh)
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
             write_about(config, setup, run, is_finished=start_step >= durations.total_steps)
             writer = stack.enter_context(open_writer(config, run, checkpoints, durations, [*evaluators]))
-            earlier_s, made = results.trained_s(run), results.made_with()
+            earlier_s, made = results.trained_s(run), results.made_with(model.attention)
         progress = Progress(
             start_step=start_step,
             total_steps=durations.total_steps,

@@ -40,7 +40,7 @@ def test_last_and_best_of_the_first_evaluator(tmp_path):
         total_steps=12,
         params=params,
         best=TOP1,
-        made=results.made_with(),
+        made=results.made_with("xla"),
         steps=(),
         known={},
     )

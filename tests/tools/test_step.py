@@ -120,7 +120,8 @@ def test_what_is_timed_trains(small):
 def test_the_flax_model_is_the_same_model_and_learns(small):
     mesh = make_mesh(small.mesh, devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
-        state, step = bench_models.linen_step(small, sharding.replicated(mesh))
+        make_state, step = bench_models.linen_step(small, sharding.replicated(mesh))
+        state = make_state()
         assert number_of_parameters(state.params) == number_of_parameters(abstract_model(small.model)[1])
         batch = to_device(next(synthetic_batches(small.data, small.model)), sharding.batch_sharding(mesh))
         losses = []

@@ -71,8 +71,8 @@ class LinenViT(nn.Module):
 
 def linen_step(
     config: Config, layout: jax.sharding.Sharding
-) -> tuple[TrainState, Callable[[TrainState, Batch], tuple[TrainState, Any]]]:
-    """(the initial state with the sharding `layout`, and the jitted train step that donates it).
+) -> tuple[Callable[[], TrainState], jax.stages.Wrapped]:
+    """(function that makes the initial state with the sharding `layout`, jitted train step that donates it).
 
     A step is forward, loss, backward, clip and AdamW; images are 8-bit before it.
     """
@@ -97,7 +97,7 @@ def linen_step(
         value, grads = jax.value_and_grad(loss)(state.params)
         return state.apply_gradients(grads=grads), value
 
-    return make_state(), step
+    return make_state, step
 
 
 # --- timm -------------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ def forward_pass(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Start
 
 def flax_step(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> Started:
     """The train step of the Flax ViT, compiled, and a function that runs it once. Its state is replicated."""
-    state, step = bench_models.linen_step(config, sharding.replicated(mesh))
+    make_state, step = bench_models.linen_step(config, sharding.replicated(mesh))
+    state = make_state()
     compiled = step.lower(state, batch).compile()
 
     def call() -> Any:

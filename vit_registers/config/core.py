@@ -75,7 +75,7 @@ class Model:
     init: str = _setting("big_vision", TRANSFER)  # models/initializers.py: INITS
     # Of activations: float32 | bfloat16. Parameters are float32.
     dtype: str = _setting("float32", READ, TRANSFER)
-    # xla | cudnn (GPU) | splash (TPU) | auto (models/attention/auto.py).
+    # xla | cudnn (GPU) | splash (TPU) | auto (models/attention_choice.py).
     attention: str = _setting("xla", *_ALWAYS)
     # What is recomputed in the backward pass: none | attention (its weights) | block.
     remat: str = _setting("none", *_ALWAYS)

@@ -11,9 +11,11 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention.api import BACKENDS, open_to_more, rematerialized, split
+from vit_registers.models.activations import ACTIVATIONS, silu_gated
+from vit_registers.models.attention.api import BACKENDS, open_to_more, project, rematerialized
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
+from vit_registers.models.norm import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,6 @@ VARIANTS: dict[str, Dims] = {
     "L": Dims(width=1024, depth=24, num_heads=16, mlp_dim=4096),
     "H": Dims(width=1280, depth=32, num_heads=16, mlp_dim=5120),
     "g": Dims(width=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="swiglu"),
-}
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
 # Policies of jax.checkpoint: which arrays of a block are stored for the backward pass; others are computed
@@ -78,11 +74,6 @@ def inits(model: Model, sizes: Dims) -> Inits:
     return recipe(sizes.width, sizes.mlp_dim, model.channels * model.patch_size**2)
 
 
-def layer_norm(width: int, *, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm over the width, in float32, with two-pass variance, which high-norm tokens require."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
-
-
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused qkv projection, kernel DxQxNxK with Q = q, k, v."""
 
@@ -103,7 +94,7 @@ class Attention(nnx.Module):
         edit: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda k, v: (k, v),
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         """The attention output out_BxTxD and (q, k, v), each BxTxNxK, after `edit` of keys and values."""
-        q, k, v = split(self.qkv(x_BxTxD), self.backend)
+        q, k, v = project(self.qkv, x_BxTxD, self.backend)
         k, v = edit(k, v)
         mask_TxT, bias_NxTxT = open_to_more(mask_TxT, bias_NxTxT, k.shape[1])
         attend = functools.partial(
@@ -151,7 +142,7 @@ class SwiGlu(nnx.Module):
     def hidden(self, x: jax.Array) -> jax.Array:
         """hidden_BxTxF: the gated values."""
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
-        return jax.nn.silu(gate) * value
+        return silu_gated(gate, value)
 
     def project(self, hidden: jax.Array) -> jax.Array:
         """out_BxTxD of hidden_BxTxF."""
@@ -200,9 +191,9 @@ class Block(nnx.Module):
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
         dtype = DTYPES[model.dtype]
-        self.norm1 = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.norm1 = LayerNorm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.attn = Attention(model, sizes, init, rngs=rngs)
-        self.norm2 = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.norm2 = LayerNorm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.mlp = lookup(MLPS, sizes.mlp, "model.mlp")(model, sizes, init, rngs=rngs)
         initial = model.layer_scale_init
         self.ls1 = None if initial is None else LayerScale(sizes.width, initial, dtype)

@@ -4,8 +4,9 @@ import jax
 
 from vit_registers.config import Model, check_section, lookup
 from vit_registers.errors import ConfigError
+from vit_registers.models.activations import ACTIVATIONS
 from vit_registers.models.attention.api import BACKENDS, KEEP_WEIGHTS
-from vit_registers.models.blocks import ACTIVATIONS, DTYPES, REMAT, dims
+from vit_registers.models.blocks import DTYPES, REMAT, dims
 from vit_registers.models.pooling import POOLINGS
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS

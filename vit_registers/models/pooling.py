@@ -8,8 +8,9 @@ from flax import nnx
 
 from vit_registers.config import Model
 from vit_registers.models.attention.api import attend_xla
-from vit_registers.models.blocks import Dims, Mlp, dims, layer_norm
+from vit_registers.models.blocks import Dims, Mlp, dims
 from vit_registers.models.initializers import Inits
+from vit_registers.models.norm import LayerNorm
 from vit_registers.models.tokens import TokenLayout
 
 POOLINGS = ("cls", "gap", "map", "cls_gap", "cls_registers", "summary")
@@ -25,7 +26,7 @@ class MapPool(nnx.Module):
         self.q = layer(sizes.width, heads)
         self.kv = layer(sizes.width, (2, *heads))
         self.out = layer(heads, sizes.width, axis=(-2, -1))
-        self.norm = layer_norm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        self.norm = LayerNorm(sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.mlp = Mlp(model, sizes, init, rngs=rngs)
 
     def __call__(self, patches_BxPxD: jax.Array) -> jax.Array:

@@ -11,11 +11,12 @@ from jax.nn.initializers import zeros
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
-from vit_registers.models.blocks import DTYPES, Block, dims, inits, layer_norm
+from vit_registers.models.blocks import DTYPES, Block, dims, inits
 from vit_registers.models.checks import check_model
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import Init, Inits
 from vit_registers.models.masks import build_mask, resolve
+from vit_registers.models.norm import LayerNorm
 from vit_registers.models.pooling import MapPool, pool, pooled_width
 from vit_registers.models.positions import POSITIONS, sincos2d
 from vit_registers.models.resampling import resample
@@ -103,7 +104,7 @@ class ViT(nnx.Module):
             rngs=rngs,
         )
         self._make_tokens(init, sizes.width, rngs)
-        norm = functools.partial(layer_norm, sizes.width, epsilon=model.norm_eps, rngs=rngs)
+        norm = functools.partial(LayerNorm, sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.norm_pre = norm() if model.use_norm_pre else None
         self.blocks = nnx.List([Block(model, sizes, init, rngs=rngs) for _ in range(sizes.depth)])
         self.norm = norm()

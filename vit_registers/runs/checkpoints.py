@@ -25,7 +25,7 @@ from vit_registers.runs.checkpoint_folder import (
     restore_args,
     trained_on,
 )
-from vit_registers.runs.compatibility import check_same_config, check_same_data
+from vit_registers.runs.compatibility import check_same_config, check_same_data, say_changed_attention
 from vit_registers.runs.folders import remove
 from vit_registers.runs.formats import FORMAT_VERSION, from_format, in_format
 from vit_registers.runs.manifest import find_damage, write_manifest
@@ -65,8 +65,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         lock: RunLock | None = None,
         *,
         data: TrainedOn | None = None,
+        attention: str | None = None,
     ):
-        """`data` describes the training data; None for converted weights.
+        """`data` describes the training data; None for converted weights. `attention` is the back end used.
 
         Raises CheckpointError for a folder that cannot be used, and ConfigError as compatibility.py does.
         """
@@ -77,7 +78,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 f"checkpoint.keep_every_steps={keep_every} is not a multiple of "
                 f"checkpoint.every_steps={every}, so not all of these steps would be saved: set a multiple"
             )
-        self._run, self._config, self._lock, self._data = run, config, lock, data
+        self._run, self._config, self._lock = run, config, lock
+        self._data, self._attention = data, attention
         self._root = checkpoint_root(run)
         self._failed = FailedSaves(self._root, config.checkpoint.max_failed_saves)
         self._barrier = Barrier(reason) if jax.process_count() > 1 else None
@@ -134,6 +136,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             )
         check_same_config(meta["config"], self._config, self._run)
         check_same_data(trained_on(meta), self._data, self._run)
+        say_changed_attention(meta.get("attention"), self._attention, self._run)
         skipped = meta.get("skipped", {"total": 0, "in_a_row": 0})  # early checkpoints lack it
         return step, (skipped["total"], skipped["in_a_row"])
 
@@ -218,6 +221,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             "config": config_lib.to_dict(self._config),
             "data_position": {"seed": self._config.run.seed, "next_step": step},
             "trained_on": None if self._data is None else dataclasses.asdict(self._data),
+            "attention": self._attention,
             "metrics": as_plain(metrics),
             "origin": origin,
             "normalisation": normalisation,

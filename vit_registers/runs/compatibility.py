@@ -51,3 +51,12 @@ def check_same_data(saved: TrainedOn | None, now: TrainedOn | None, run: str) ->
             f"{run} was trained on {saved.num_examples} examples, and data.train_split now has "
             f"{now.num_examples}: it resumes, but its results differ from those of an uninterrupted run"
         )
+
+
+def say_changed_attention(saved: str | None, now: str | None, run: str) -> None:
+    """Prints a line if a run resumes with another attention back end; None: not recorded."""
+    if None not in (saved, now) and saved != now and jax.process_index() == 0:
+        say(
+            f"{run} was trained with model.attention='{saved}' and resumes with '{now}': results differ from "
+            "those of an uninterrupted run by rounding"
+        )

@@ -51,12 +51,13 @@ def commit(folder: Path) -> str | None:
     return head + "+changes" if is_changed else head
 
 
-def made_with() -> dict[str, Any]:
-    """The devices, the versions of libraries and the commit that this process uses."""
+def made_with(attention: str) -> dict[str, Any]:
+    """The devices, attention back end, versions of libraries and commit that this process uses."""
     first, count = jax.devices()[0], jax.device_count()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
     return {
         "platform": {"platform": first.platform, "device_kind": first.device_kind, "count": count},
+        "attention": attention,
         "versions": {**versions, "python": platform.python_version()},
         "commit": commit(Path(__file__).parents[1]),
     }

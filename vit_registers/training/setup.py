@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from vit_registers.config import Config
+from vit_registers.config import Config, Model
 from vit_registers.data.batch import VIEWS
 from vit_registers.errors import ConfigError
+from vit_registers.models.attention.api import BACKENDS
+from vit_registers.models.attention_choice import choose_attention
 from vit_registers.objectives.base import Objective
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.training import sharding
@@ -29,6 +33,20 @@ class Setup:
     make_state: Callable[[], TrainState]  # sharded from the start; no device holds a whole copy
     start_from: Callable[[Any], TrainState]  # the same with a given backbone, which is donated
     train_step: Step  # compiled at its first call; donates its state
+
+
+def agree_on_attention(model: Model) -> tuple[Model, str | None]:
+    """The model with the attention back end that "auto" selects on process 0, for all processes.
+
+    The text says why the fastest back end is not used; None if it is, and on other processes.
+    """
+    if model.attention != "auto":
+        return model, None
+    names, obstacle = list(BACKENDS), None
+    if jax.process_index() == 0:
+        model, obstacle = choose_attention(model)
+    number = multihost_utils.broadcast_one_to_all(np.int32(names.index(model.attention)))
+    return dataclasses.replace(model, attention=names[int(number)]), obstacle
 
 
 def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Setup:

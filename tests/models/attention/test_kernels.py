@@ -9,7 +9,7 @@ import pytest
 
 from vit_registers.config import Mesh
 from vit_registers.errors import ConfigError
-from vit_registers.models.attention import auto, cudnn, splash
+from vit_registers.models.attention import cudnn, splash
 from vit_registers.models.attention.api import BACKENDS
 from vit_registers.models.attention.mesh import over_mesh, platform
 from vit_registers.runtime.mesh import make_mesh
@@ -106,15 +106,6 @@ def test_a_mesh_that_does_not_divide_examples_or_heads_is_refused(mesh, batch, h
     attend = functools.partial(over_mesh, lambda q, k, v, bias: v, bias_NxTxT=None)
     with pytest.raises(ConfigError, match=f"{batch} examples and {heads} heads do not divide"):
         jax.eval_shape(attend, *shapes(batch=batch, heads=heads))
-
-
-def test_auto_goes_by_the_platform_that_is_compiled_for(monkeypatch):
-    monkeypatch.setattr(auto, "platform", lambda: "tpu")
-    monkeypatch.setitem(auto.FASTER, "tpu", lambda q, k, v, **extra: -v)
-    v = np.ones((1, 3, 1, 4), np.float32)
-    np.testing.assert_array_equal(BACKENDS["auto"](v, v, v), -v)
-    monkeypatch.setattr(auto, "platform", lambda: "gpu")
-    np.testing.assert_array_equal(BACKENDS["auto"](v, v, v), BACKENDS["xla"](v, v, v))
 
 
 @pytest.mark.parametrize(("length", "size"), [(197, 64), (201, 80)])

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import nnx
 
-from vit_registers.models.attention.auto import FASTER, attend_auto
 from vit_registers.models.attention.cudnn import attend_cudnn
 from vit_registers.models.attention.mesh import platform
 from vit_registers.models.attention.splash import attend_splash
@@ -46,16 +46,38 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "xla": attend_xla,
     "cudnn": attend_cudnn,
     "splash": attend_splash,
-    "auto": attend_auto,
+    "auto": attend_xla,  # unless attention_choice.py has chosen another one
 }
 
 # The back ends that store attention weights for the backward pass, unless `rematerialized`.
 KEEP_WEIGHTS = ("xla", "auto")
 
 
-def split(qkv_BxTxQxNxK: jax.Array, backend: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q, k and v, each BxTxNxK, of one array, in the memory layout that the back end reads."""
-    if backend in KEEP_WEIGHTS and not (backend == "auto" and platform() in FASTER):
+def project(
+    qkv: nnx.LinearGeneral, x_BxTxD: jax.Array, backend: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q, k and v, each BxTxNxK, by one projection, in the memory layout that the back end reads.
+
+    On a GPU they are three products, with flat biases that are fused into them: slices of one product would
+    be copied, and a bias of shape QxNxK read as an array of the size of the result.
+    """
+    if platform() != "gpu":
+        return _split(qkv(x_BxTxD), backend)
+    kernel_DxQxNxK, bias_QxNxK = qkv.kernel[...], None if qkv.bias is None else qkv.bias[...]
+    x_BxTxD = x_BxTxD.astype(qkv.dtype)
+
+    def one(i: int) -> jax.Array:
+        kernel_DxF = kernel_DxQxNxK[:, i].reshape(len(kernel_DxQxNxK), -1).astype(qkv.dtype)
+        out_BxTxF = x_BxTxD @ kernel_DxF
+        if bias_QxNxK is not None:
+            out_BxTxF += bias_QxNxK[i].reshape(1, 1, -1).astype(qkv.dtype)
+        return out_BxTxF.reshape(*x_BxTxD.shape[:2], *kernel_DxQxNxK.shape[2:])
+
+    return one(0), one(1), one(2)
+
+
+def _split(qkv_BxTxQxNxK: jax.Array, backend: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if backend in KEEP_WEIGHTS:
         qkv_BxTxQxNxK = tokens_last(qkv_BxTxQxNxK)
     q, k, v = (qkv_BxTxQxNxK[:, :, i] for i in range(3))
     return q, k, v

@@ -10,7 +10,7 @@ import numpy as np
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.mesh import over_mesh, platform
 
-_MAX_HEAD_SIZE = 128  # Hopper and later support 256
+MAX_HEAD_SIZE = 128  # Hopper and later support 256
 
 
 def attend_cudnn(
@@ -42,10 +42,10 @@ def _check(q_BxTxNxK: jax.Array) -> None:
         what = f"model.attention='cudnn' requires 16-bit floats, not {q_BxTxNxK.dtype}"
         raise ConfigError(f"{what}: set model.dtype='bfloat16', or {cure}")
     size = q_BxTxNxK.shape[-1]
-    if size % 8 or size > _MAX_HEAD_SIZE:
+    if size % 8 or size > MAX_HEAD_SIZE:
         raise ConfigError(
             f"model.attention='cudnn' requires a head size that is a multiple of 8 and at most "
-            f"{_MAX_HEAD_SIZE}, not {size} (width / heads): set model.num_heads, or {cure}"
+            f"{MAX_HEAD_SIZE}, not {size} (width / heads): set model.num_heads, or {cure}"
         )
 
 

@@ -1,0 +1,67 @@
+"""Bytes by instruction of a program's text: by hand, and of a program that this process compiles."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tools import hlo
+
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%fused_computation (p.0: bf16[8,4], p.1: f32[8]) -> f32[8,4] {
+  %p.0 = bf16[8,4]{1,0} parameter(0)
+  %p.1 = f32[8]{0} parameter(1)
+  %c = f32[8,4]{1,0} convert(%p.0)
+  ROOT %out = f32[8,4]{1,0} add(%c, %c)
+}
+
+%body (b.0: f32[8,4]) -> f32[8,4] {
+  %b.0 = f32[8,4]{1,0} parameter(0)
+  ROOT %copy.9 = f32[8,4]{0,1} copy(%b.0)
+}
+
+ENTRY %main (a: bf16[8,4], b: f32[8]) -> f32[8,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %gemm.1 = (bf16[8,8]{1,0}, s8[33554432]{0}) custom-call(%a, %a), custom_call_target="__cublas$lt$matmul"
+  %part = bf16[8,8]{1,0} get-tuple-element(%gemm.1), index=0
+  %fusion.1 = f32[8,4]{1,0} fusion(%a, %b), kind=kLoop, calls=%fused_computation, metadata={op_name="add"}
+  ROOT %while.1 = f32[8,4]{1,0} while(%fusion.1), condition=%cond, body=%body
+}
+"""
+
+
+def test_by_hand():
+    found = {one.name: one for one in hlo.instructions(PROGRAM)}
+    assert set(found) == {"gemm.1", "fusion.1", "copy.9"}  # the body of the loop, once
+    gemm, fusion = found["gemm.1"], found["fusion.1"]
+    assert (gemm.kind, gemm.read_bytes, gemm.written_bytes) == ("__cublas$lt$matmul", 2 * 64, 128)
+    assert (fusion.kind, fusion.read_bytes, fusion.written_bytes) == ("fusion", 64 + 32, 128)
+    assert (fusion.num_fused, fusion.where) == (4, "add")
+    assert hlo.by_kind(list(found.values())) == {
+        "__cublas$lt$matmul": (1, 256),
+        "copy": (1, 256),
+        "fusion": (1, 224),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[]", 4),
+        ("bf16[3,5]{1,0}", 30),
+        ("(f32[2]{0}, s8[1000]{0})", 8),
+        ("s8[10]{0}", 10),
+        ("token[]", 0),
+    ],
+)
+def test_bytes_of_shapes(shape, size):
+    assert hlo.array_bytes(shape) == size
+
+
+def test_a_compiled_product_reads_its_operands_and_writes_its_result():
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32)
+    compiled = jax.jit(lambda x: x @ x.T).lower(x).compile()
+    total = sum(one.bytes for one in hlo.instructions(compiled.as_text()))
+    assert total >= 4 * (64 * 32 + 64 * 64)
