@@ -1,4 +1,4 @@
-"""Settings with their defaults (core.py, objectives.py), and their checks, conversion and flags.
+"""Settings with their defaults (settings.py, objectives.py), and their checks, conversion and flags.
 
 checks.py holds the valid values, convert.py reads and writes configs, flag.py parses --config, and strings.py
 parses settings that are names with arguments.
@@ -21,7 +21,8 @@ from vit_registers.config.convert import (
     to_config_dict,
     to_dict,
 )
-from vit_registers.config.core import (
+from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
+from vit_registers.config.settings import (
     MESH_AXES,
     READ,
     RESUME,
@@ -37,7 +38,6 @@ from vit_registers.config.core import (
     image_size,
     may_change,
 )
-from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
 
 __all__ = [
     "MESH_AXES",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_registers.config.core import Config
+from vit_registers.config.settings import Config
 from vit_registers.errors import ConfigError
 
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config))
@@ -100,7 +100,7 @@ def _kept(value: int) -> str | None:
 
 
 _epochs = _up_to(MAX_STEPS, has_zero=False)
-# Every value of a tuple is checked. None is valid where core.py allows it.
+# Every value of a tuple is checked. None is valid where settings.py allows it.
 RULES: dict[str, Rule] = {
     "model.width": _at_least(1),
     "model.depth": _at_least(0, _MAX_DEPTH),

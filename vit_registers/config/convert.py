@@ -13,8 +13,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from vit_registers.config import checks
-from vit_registers.config.core import ALTERNATIVES, Config
 from vit_registers.config.objectives import RENAMED
+from vit_registers.config.settings import ALTERNATIVES, Config
 from vit_registers.errors import ConfigError
 
 _MAX_SHOWN = 80  # characters of a value in a message

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_registers.config.convert import check_names, override, section_values, suggestion
-from vit_registers.config.core import Config
+from vit_registers.config.settings import Config
 from vit_registers.errors import ConfigError, UserError
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
