@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy import ndimage, stats
 
@@ -75,6 +76,7 @@ def _panel(axes: Axes, values: tuple[np.ndarray, np.ndarray]) -> None:
     bytes_B, outliers_B = values
     axes.plot(bytes_B, outliers_B, "o", ms=3, alpha=0.5, color=BLUE)
     axes.set(xlabel="bytes as JPEG", ylabel="outliers in the image")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 EXPERIMENT = Experiment(
