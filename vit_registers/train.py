@@ -3,7 +3,7 @@
     python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
     python -m vit_registers.train --config=configs/digits.py --workdir=runs/deep --config.model.depth=6
 
---config.SECTION.NAME=VALUE sets any setting of vit_registers/config/settings.py. The run folder receives
+--config.SECTION.NAME=VALUE sets any setting of vit_registers/config/. The run folder receives
 config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False, TensorBoard
 files. result.json is written at the end. On SIGTERM or ctrl-C the program finishes the step, saves and exits.
 The same command resumes the run.

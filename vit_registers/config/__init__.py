@@ -1,4 +1,4 @@
-"""Settings with their defaults (settings.py, objectives.py), and their checks, conversion and flags.
+"""Settings with their defaults (settings.py, model.py, objectives.py), their checks, conversion and flags.
 
 checks.py holds the valid values, convert.py reads and writes configs, flag.py parses --config, and strings.py
 parses settings that are names with arguments.
@@ -21,18 +21,16 @@ from vit_registers.config.convert import (
     to_config_dict,
     to_dict,
 )
+from vit_registers.config.model import Model
 from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
+from vit_registers.config.occasions import READ, RESUME, TRANSFER
 from vit_registers.config.settings import (
     MESH_AXES,
-    READ,
-    RESUME,
-    TRANSFER,
     Checkpoint,
     Config,
     Data,
     InitFrom,
     Mesh,
-    Model,
     Optimizer,
     Run,
     image_size,

@@ -1,86 +1,13 @@
-"""Every setting and its default, as frozen dataclasses. The settings of objectives are in objectives.py.
+"""All settings with their defaults, as frozen dataclasses. See also model.py and objectives.py.
 
 The metadata of a setting says when it may differ from the config of a run or of weights (`may_change`).
 """
 
 import dataclasses
-import typing
 
+from vit_registers.config.model import Model
 from vit_registers.config.objectives import ObjectiveSettings
-
-# Occasions on which a setting may differ.
-RESUME = "resume"  # a run is resumed: the setting has no effect on its results
-READ = "read"  # a checkpoint is loaded, evaluated or analysed: the parameters keep their meaning
-TRANSFER = "transfer"  # training starts from a checkpoint: the setting adds tokens or depends on the task
-_ALWAYS = (RESUME, READ, TRANSFER)  # the setting selects how a model is computed, not which model it is
-
-
-def _may_change(*occasions: str) -> dict[str, tuple[str, ...]]:
-    return {"may_change": occasions}
-
-
-def _setting(default: typing.Any, *occasions: str) -> typing.Any:
-    return dataclasses.field(default=default, metadata=_may_change(*occasions))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """The Vision Transformer. A size that is None is that of `variant` (models/blocks.py: VARIANTS)."""
-
-    variant: str = _setting("S", TRANSFER)
-    width: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_dim: int | None = None
-    mlp: str | None = None  # mlp | swiglu
-    patch_size: int = 16
-    # (height, width) in pixels; positions are created for its grid of patches.
-    image_size: tuple[int, int] = _setting((224, 224), READ, TRANSFER)
-    channels: int = 3
-    num_classes: int = _setting(1000, TRANSFER)  # 0: no head, and logits are None
-
-    use_cls: bool = True
-    num_registers: int = _setting(0, TRANSFER)
-    registers: str = _setting("learned", TRANSFER)  # learned | zeros (fixed)
-    # k: the summary grids are the patch grid divided by k, rounded down, repeatedly. None: no summary tokens.
-    summary_factor: int | None = _setting(None, TRANSFER)
-    summaries: str = _setting("learned", TRANSFER)  # learned | zeros (fixed)
-    positions: str = "learned"  # sincos2d | learned | alibi2d | none
-    has_cls_position: bool = True  # with positions=learned: the table has a row for cls
-    # Resampling of positions at another image size: bicubic_aa | bicubic | bicubic_offset | linear
-    # (models/resampling.py) | none (a fixed table is computed for that size).
-    position_resampling: str = _setting("bicubic_aa", TRANSFER)
-    # Positions of registers and summaries: none | learned | sincos2d (of summaries only, by grid).
-    extra_positions: str = _setting("none", TRANSFER)
-    # none | fractal | fractal_released | fractal_local | shifted(offset=1) | one_way | window(radius=2) |
-    # cls_through_registers | file(path='m.npy') (models/masks.py: MASKS).
-    mask: str = _setting("none", TRANSFER)
-    use_mask_token: bool = _setting(False, TRANSFER)  # a learned vector replaces masked patches
-
-    use_norm_pre: bool = False  # LayerNorm over all tokens before the first block (CLIP)
-    layer_scale_init: float | None = _setting(None, TRANSFER)
-    drop_path: float = _setting(0.0, TRANSFER)
-    drop_path_schedule: str = _setting("linear", TRANSFER)  # linear | constant
-    activation: str = "gelu"  # gelu (exact) | gelu_tanh | quick_gelu; SwiGLU gates with SiLU
-    norm_eps: float = 1e-6
-    use_qkv_bias: bool = True
-    use_patch_bias: bool = True
-    # cls | gap (mean of patches) | map | cls_gap (both joined) | cls_registers (all of them joined) |
-    # summary (the first summary token, of the coarsest level)
-    pooling: str = _setting("cls", TRANSFER)
-    # The final norm is applied after pooling (CLIP, timm's fc_norm).
-    use_norm_after_pool: bool = _setting(False, TRANSFER)
-    use_pre_logits: bool = _setting(False, TRANSFER)  # a Dense(width) layer and tanh between pooling and head
-    use_head_bias: bool = _setting(True, TRANSFER)
-    init: str = _setting("big_vision", TRANSFER)  # models/initializers.py: INITS
-    # Of activations: float32 | bfloat16. Parameters are float32.
-    dtype: str = _setting("float32", READ, TRANSFER)
-    # xla | cudnn (GPU) | splash (TPU) | auto (models/attention_choice.py).
-    attention: str = _setting("xla", *_ALWAYS)
-    # What is recomputed in the backward pass: none | attention (its weights) | block.
-    remat: str = _setting("none", *_ALWAYS)
-    # Compiles the blocks as one loop, which is faster to compile. Use it with remat=block.
-    use_scan: bool = _setting(False, *_ALWAYS)
+from vit_registers.config.occasions import READ, RESUME, differs_on, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,14 +19,14 @@ class Data:
     # folder or images (data/sources/folder.py).
     name: str = "imagenet2012"
     # TFDS: its data_dir, or the folder of a prepared version; None is the default of TFDS. Folders: the root.
-    data_dir: str | None = _setting(None, RESUME)
+    data_dir: str | None = setting(None, RESUME)
     # Features of a TFDS data set, "a/b" for b in a dict a. None: image, and real_label or else label.
     image_key: str | None = None
     label_key: str | None = None
     train_split: str = "train"
     eval_split: str = "validation"
     batch_size: int = 1024  # global
-    eval_batch_size: int = _setting(1024, RESUME)  # global; the last batch is padded
+    eval_batch_size: int = setting(1024, RESUME)  # global; the last batch is padded
     image_size: tuple[int, int] | None = None  # None: model.image_size
     train_ops: str = "inception_crop | flip"  # data/ops/catalog.py: OPS; on_device.py: MEMORY_OPS
     eval_ops: str = "resize_small(256) | central_crop"
@@ -107,7 +34,7 @@ class Data:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixel values in [0, 1], per channel
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     # Further splits to evaluate, each as "NAME SPLIT", such as "imagenet2012 train[99%:]".
-    also_eval: tuple[str, ...] = _setting((), RESUME)
+    also_eval: tuple[str, ...] = setting((), RESUME)
     repeats: int = 1  # repeated augmentation: copies of each image in a row; an epoch keeps its length
     drop_last: bool = False  # an epoch has whole batches only; the remaining images are left out
     on_broken: str = "stop"  # stop | skip, for an image that cannot be decoded
@@ -164,23 +91,23 @@ class Run:
     total_steps: int | None = None
     total_epochs: float | None = None
     seed: int = 0
-    log_every_steps: int = _setting(50, RESUME)
+    log_every_steps: int = setting(50, RESUME)
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     # TensorBoard files, which import TensorFlow. metrics.jsonl is always written.
-    use_tensorboard: bool = _setting(True, RESUME)
+    use_tensorboard: bool = setting(True, RESUME)
     # Consecutive steps whose loss, gradient or update is not finite: they change nothing. One more ends the
     # run.
-    max_skipped_steps: int = _setting(10, RESUME)
-    profile_steps: str | None = _setting(None, RESUME)  # "first:last", such as "10:15": traced to RUN/profile
+    max_skipped_steps: int = setting(10, RESUME)
+    profile_steps: str | None = setting(None, RESUME)  # "first:last", such as "10:15": traced to RUN/profile
     # With several processes: interval at which they agree to stop. After a signal, all stop at the same step,
     # at most two intervals later.
-    stop_every_steps: int = _setting(5, RESUME)
+    stop_every_steps: int = setting(5, RESUME)
     # If one of several processes sends no heartbeat for this time, the others end.
-    lost_timeout_s: float = _setting(60.0, RESUME)
+    lost_timeout_s: float = setting(60.0, RESUME)
     # If no step finishes within this time, the process ends. 0: no limit. None: 1800 with several processes,
     # else 0. Evaluations, saves and the first step may take ten times as long.
-    hang_timeout_s: float | None = _setting(None, RESUME)
+    hang_timeout_s: float | None = setting(None, RESUME)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,13 +138,13 @@ class InitFrom:
 class Config:
     """One run."""
 
-    model: Model = Model()
+    model: Model = dataclasses.field(default=Model())
     init_from: InitFrom = InitFrom()
-    data: Data = dataclasses.field(default=Data(), metadata=_may_change(READ))
+    data: Data = dataclasses.field(default=Data(), metadata=differs_on(READ))
     objective: ObjectiveSettings = dataclasses.field(default=ObjectiveSettings())
     optimizer: Optimizer = Optimizer()
-    mesh: Mesh = dataclasses.field(default=Mesh(), metadata=_may_change(RESUME, READ))
-    checkpoint: Checkpoint = dataclasses.field(default=Checkpoint(), metadata=_may_change(RESUME))
+    mesh: Mesh = dataclasses.field(default=Mesh(), metadata=differs_on(RESUME, READ))
+    checkpoint: Checkpoint = dataclasses.field(default=Checkpoint(), metadata=differs_on(RESUME))
     run: Run = Run()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from vit_registers.config import Model, lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.hints import HIDDEN_ACTS
-from vit_registers.interop.names.torch import TorchNames
+from vit_registers.interop.names.dinov2_timm_clip import TorchNames
 from vit_registers.interop.recognize import RecognizedWeights
 
 # Heads of the published models by width, for checkpoints without config.json.

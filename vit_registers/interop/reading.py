@@ -22,8 +22,8 @@ from vit_registers.interop.containers import Weights
 from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.infer import infer_model
 from vit_registers.interop.names.big_vision import big_vision_map, infer_big_vision
+from vit_registers.interop.names.dinov2_timm_clip import BigVisionNames, MupVitNames, TensorNames
 from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_map
-from vit_registers.interop.names.torch import BigVisionNames, MupVitNames, TensorNames
 from vit_registers.interop.names.torch_map import torch_map
 from vit_registers.interop.opened import OpenedWeights, describe_weights
 from vit_registers.interop.recognize import RecognizedWeights, recognize

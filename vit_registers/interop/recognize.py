@@ -9,7 +9,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.hints import Hints
-from vit_registers.interop.names import torch as nt
+from vit_registers.interop.names import dinov2_timm_clip as nt
 from vit_registers.interop.unwrap import HEADS, PATCH_NAMES, SOURCES, pick_network
 
 

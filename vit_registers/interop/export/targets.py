@@ -15,7 +15,7 @@ from vit_registers.interop.containers import Weights
 from vit_registers.interop.export.family_rewrites import is_distilled
 from vit_registers.interop.export.files import write_npz, write_safetensors
 from vit_registers.interop.export.to_family import rewrite_for
-from vit_registers.interop.names import torch as nt
+from vit_registers.interop.names import dinov2_timm_clip as nt
 from vit_registers.interop.reading import tensor_map_of
 from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.unwrap import HEADS

@@ -9,7 +9,7 @@ import dataclasses
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.infer import count_blocks, native_grid, with_family_settings
-from vit_registers.interop.names.torch import BIG_VISION_ORIGINAL, BigVisionNames
+from vit_registers.interop.names.dinov2_timm_clip import BIG_VISION_ORIGINAL, BigVisionNames
 from vit_registers.interop.recognize import RecognizedWeights
 from vit_registers.interop.tensor_map import TensorRule, joined, same, scanned, sliced
 from vit_registers.models.blocks import dims

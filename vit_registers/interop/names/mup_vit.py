@@ -15,7 +15,7 @@ from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.hints import Hints
 from vit_registers.interop.infer import count_blocks, native_grid, num_heads, with_family_settings
-from vit_registers.interop.names.torch import MUP_VIT_MAIN, MupVitNames
+from vit_registers.interop.names.dinov2_timm_clip import MUP_VIT_MAIN, MupVitNames
 from vit_registers.interop.names.torch_map import torch_map
 from vit_registers.interop.recognize import RecognizedWeights
 from vit_registers.interop.tensor_map import TensorRule, fixed, is_fixed, joined

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.names.torch import TorchNames
+from vit_registers.interop.names.dinov2_timm_clip import TorchNames
 from vit_registers.interop.tensor_map import TensorRule, conv, dense, joined, mean_heads, same, split_bias
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import Leaf

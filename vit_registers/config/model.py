@@ -1,0 +1,65 @@
+"""The settings of a model: size, tokens, positions, mask, blocks, pooling and how it is computed."""
+
+import dataclasses
+
+from vit_registers.config.occasions import ALWAYS, READ, TRANSFER, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The Vision Transformer. A size that is None is that of `variant` (models/blocks.py: VARIANTS)."""
+
+    variant: str = setting("S", TRANSFER)
+    width: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_dim: int | None = None
+    mlp: str | None = None  # mlp | swiglu
+    patch_size: int = 16
+    # (height, width) in pixels; positions are created for its grid of patches.
+    image_size: tuple[int, int] = setting((224, 224), READ, TRANSFER)
+    channels: int = 3
+    num_classes: int = setting(1000, TRANSFER)  # 0: no head, and logits are None
+
+    use_cls: bool = True
+    num_registers: int = setting(0, TRANSFER)
+    registers: str = setting("learned", TRANSFER)  # learned | zeros (fixed)
+    # k: the summary grids are the patch grid divided by k, rounded down, repeatedly. None: no summary tokens.
+    summary_factor: int | None = setting(None, TRANSFER)
+    summaries: str = setting("learned", TRANSFER)  # learned | zeros (fixed)
+    positions: str = "learned"  # sincos2d | learned | alibi2d | none
+    has_cls_position: bool = True  # with positions=learned: the table has a row for cls
+    # Resampling of positions at another image size: bicubic_aa | bicubic | bicubic_offset | linear
+    # (models/resampling.py) | none (a fixed table is computed for that size).
+    position_resampling: str = setting("bicubic_aa", TRANSFER)
+    # Positions of registers and summaries: none | learned | sincos2d (of summaries only, by grid).
+    extra_positions: str = setting("none", TRANSFER)
+    # none | fractal | fractal_released | fractal_local | shifted(offset=1) | one_way | window(radius=2) |
+    # cls_through_registers | file(path='m.npy') (models/masks.py: MASKS).
+    mask: str = setting("none", TRANSFER)
+    use_mask_token: bool = setting(False, TRANSFER)  # a learned vector replaces masked patches
+
+    use_norm_pre: bool = False  # LayerNorm over all tokens before the first block (CLIP)
+    layer_scale_init: float | None = setting(None, TRANSFER)
+    drop_path: float = setting(0.0, TRANSFER)
+    drop_path_schedule: str = setting("linear", TRANSFER)  # linear | constant
+    activation: str = "gelu"  # gelu (exact) | gelu_tanh | quick_gelu; SwiGLU gates with SiLU
+    norm_eps: float = 1e-6
+    use_qkv_bias: bool = True
+    use_patch_bias: bool = True
+    # cls | gap (mean of patches) | map | cls_gap (both joined) | cls_registers (all of them joined) |
+    # summary (the first summary token, of the coarsest level)
+    pooling: str = setting("cls", TRANSFER)
+    # The final norm is applied after pooling (CLIP, timm's fc_norm).
+    use_norm_after_pool: bool = setting(False, TRANSFER)
+    use_pre_logits: bool = setting(False, TRANSFER)  # a Dense(width) layer and tanh between pooling and head
+    use_head_bias: bool = setting(True, TRANSFER)
+    init: str = setting("big_vision", TRANSFER)  # models/initializers.py: INITS
+    # Of activations: float32 | bfloat16. Parameters are float32.
+    dtype: str = setting("float32", READ, TRANSFER)
+    # xla | cudnn (GPU) | splash (TPU) | auto (models/attention_choice.py).
+    attention: str = setting("xla", *ALWAYS)
+    # What is recomputed in the backward pass: none | attention (its weights) | block.
+    remat: str = setting("none", *ALWAYS)
+    # Compiles the blocks as one loop, which is faster to compile. Use it with remat=block.
+    use_scan: bool = setting(False, *ALWAYS)
