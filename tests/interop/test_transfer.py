@@ -43,7 +43,7 @@ def _all_leaves(model):
         ({"use_scan": True, "remat": "block", "attention": "splash", "dtype": "bfloat16"}, set()),
     ],
 )
-def test_what_the_weights_have_is_taken_and_the_rest_and_the_head_start_anew(source, settings, fresh):
+def test_what_the_weights_have_is_taken_and_the_rest_and_the_head_are_initialised(source, settings, fresh):
     there, values = source
     here = dataclasses.replace(there, **settings)
     taken = taken_leaves(there, values, here, InitFrom(path="x"))

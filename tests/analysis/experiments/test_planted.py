@@ -175,7 +175,7 @@ def test_a_test_time_register_takes_the_outliers(planted):
     rows = {row["variant"]: row for row in _rows(result)}
     above, target = "patches above threshold, %", "norm of the target"
     share = 100 * is_bright_BxP[: OPTIONS.num_edited].mean()
-    assert rows["as it is"][above] == pytest.approx(share)
+    assert rows["unedited"][above] == pytest.approx(share)
     one = rows["1 neurons to a register"]
     assert one[above] == 0.0
     assert one["largest patch"] < 30

@@ -107,13 +107,13 @@ def test_what_has_no_table_is_a_gap():
     subjects = [
         _subject("bias", **square, positions="alibi2d"),
         _subject("none", **square, positions="none"),
-        _subject("anew", **square, positions="sincos2d", position_resampling="none"),
+        _subject("fixed", **square, positions="sincos2d", position_resampling="none"),
         _subject("tiny", image_size=(4, 4)),
     ]
     result = EXPERIMENT.result(subjects, Options())
     assert not result.tables and not result.pictures
-    bias, none, anew, tiny = result.gaps
+    bias, none, fixed, tiny = result.gaps
     assert bias == "bias: model.positions='alibi2d' has no table"
     assert none == "none: model.positions='none' has no table"
-    assert anew.startswith("anew: its table is computed for every size")
+    assert fixed.startswith("fixed: its table is computed for every size")
     assert tiny == "tiny: a grid of 2 x 2 cannot be made smaller"

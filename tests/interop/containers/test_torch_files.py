@@ -47,7 +47,7 @@ def test_views_of_one_storage_are_apart(save_torch, tmp_path):
     assert weights["column"].tolist() == [1, 5, 9] and weights["all"][2, 3] == 11
 
 
-def test_a_mapped_file_is_mapped_anew_and_stays_the_same(save, check_same, tmp_path, monkeypatch):
+def test_a_mapped_file_is_mapped_again_and_stays_the_same(save, check_same, tmp_path, monkeypatch):
     monkeypatch.setattr(containers, "_MAX_MAPPED", 0)
     weights = open_weights(save("pth", tmp_path))
     check_same(weights)

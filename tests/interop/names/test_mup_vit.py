@@ -290,7 +290,7 @@ def test_of_a_checkpoint_of_training_the_state_of_training_is_left_out(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["four registers", "cls"])
-def test_sincos_tables_are_made_anew_for_other_sizes(name, made, images, forward, torch_layers, assert_close):
+def test_sincos_tables_are_computed_for_other_sizes(name, made, images, forward, torch_layers, assert_close):
     state, _, hints = made(name)
     there = state | {"pos_embedding": sincos2d(6).numpy()}
     logits, _ = reference(torch_layers(there, 6), images((24, 24)), tok=name == "cls")

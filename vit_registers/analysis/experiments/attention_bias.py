@@ -9,7 +9,7 @@ from vit_registers.analysis.measures.neurons import as_mask
 from vit_registers.analysis.report.result import Gap, Rows, counted, percent
 from vit_registers.analysis.subject import Options, Subject
 
-_UNEDITED, _BIASED = "as it is", "and a key and value"  # variants, as the table names them
+_UNEDITED, _BIASED = "unedited", "and a key and value"  # variants, as the table names them
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:

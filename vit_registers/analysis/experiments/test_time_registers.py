@@ -14,7 +14,7 @@ from vit_registers.analysis.subject import Options, Subject
 from vit_registers.models.blocks import dims
 
 _SEED = 0
-_UNEDITED = "as it is"  # in the table: the model without an edit
+_UNEDITED = "unedited"  # in the table: the model without an edit
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
