@@ -282,11 +282,13 @@ def main() -> None:
         connect_timeout_s=given.connect_timeout_s,
         lost_timeout_s=lost_timeout_s,
     )
-    if config is None:
-        distributed.end_all(str(refused), distributed.FIXABLE)
-    settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
-    del settings["data.data_dir"]  # hosts may have the data in different places
-    with distributed.together(lost_timeout_s, settings):
+    with distributed.together(lost_timeout_s):
+        if config is None:
+            assert refused is not None
+            raise refused
+        settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
+        del settings["data.data_dir"]  # hosts may have the data in different places
+        rendezvous.require_same(settings)
         train(config, given.workdir)
 
 

@@ -122,6 +122,20 @@ def _fail_last(folder):
         raise ConfigError("the last file cannot be written")
 
 
+def _fail_slowly(folder):
+    """Process 1 fails on a machine so busy that it runs on for two seconds after the others know it."""
+    tell = distributed._tell
+
+    def tell_slowly(client, notice):
+        tell(client, notice)
+        time.sleep(2)
+
+    distributed._tell = tell_slowly
+    if distributed.jax_distributed.global_state.process_id == 1:
+        raise ConfigError("the file cannot be read")
+    time.sleep(60)
+
+
 def _disagree(folder):
     """The processes agree once, and then one has other data."""
     rendezvous.require_same({"classes": 2})
@@ -309,6 +323,16 @@ def test_a_process_that_is_done_hears_of_one_that_fails_after_it(job, monkeypatc
 
 
 @pytest.mark.slow
+def test_a_process_that_fails_slowly_keeps_its_line_and_its_exit_code(job):
+    (code_0, _, err_0), (code_1, _, err_1) = job("_fail_slowly")
+    assert (code_1, err_1) == (2, "error: the file cannot be read\n")
+    assert (code_0, _errors(err_0)) == (
+        2,
+        ["error: process 1 of 2 failed: the file cannot be read; this process (0) ends too"],
+    )
+
+
+@pytest.mark.slow
 def test_processes_with_different_data_refuse_each_other(job):
     (code_0, _, err_0), (code_1, _, err_1) = job("_disagree")
     assert (code_0, code_1) == (2, 2)
@@ -334,7 +358,7 @@ def test_processes_with_different_settings_refuse_each_other(start, tmp_path, ot
     first = start("train", *common, "--process_id=0", f"--workdir={tmp_path}", "--config.data.data_dir=here")
     second = start("train", *common, "--process_id=1", f"--workdir={tmp_path}", *other)
     errors = [process.communicate(timeout=100)[1].strip().splitlines() for process in (first, second)]
-    assert [first.returncode, second.returncode] == [2, 2]
+    assert [first.returncode, second.returncode] == [2, 2], errors
     assert [len(lines) for lines in errors] == [1, 1], errors
     assert errors[0][0].startswith("error: process 1 of 2 failed: ")
     assert message in errors[0][0] and message in errors[1][0]

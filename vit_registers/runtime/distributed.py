@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -21,7 +21,7 @@ from jax._src import distributed as jax_distributed  # for its key-value store, 
 
 from vit_registers.errors import INTERRUPTED, ConfigError, user_line
 from vit_registers.runtime.aborts import on_abort
-from vit_registers.runtime.rendezvous import KEYS, is_alone, meet, require_same, split_address
+from vit_registers.runtime.rendezvous import KEYS, is_alone, meet, split_address
 
 FIXABLE, LOST = 2, 3  # exit codes: the user has to fix something; a process or host is gone or hung: restart
 
@@ -30,6 +30,7 @@ _FAREWELL_S = 5.0  # process 0, which holds the keys, waits for others to read w
 _DONE = "done"
 _LONGEST_S = 1e7  # operating systems limit the length of waits
 _ENDING = threading.Lock()  # held by the thread that prints why this process ends
+_exit_code: int | None = None  # set when that line is printed
 
 
 # --- joining -----------------------------------------------------------------------------------
@@ -99,8 +100,7 @@ def _give_up(how: str, timeout_s: float) -> None:
 
 def end_all(line: str, code: int) -> NoReturn:
     """Prints the line as an error, tells the other processes, and ends this one. Any thread may call it."""
-    _ENDING.acquire()  # the watch may be ending this process because of another, which it has printed
-    _say(line)
+    _say_why(line, code)  # waits for ever if the watch is ending this process because of another
     client = jax_distributed.global_state.client
     if client is not None:
         notice = json.dumps({"process": jax_distributed.global_state.process_id, "line": line, "code": code})
@@ -108,7 +108,8 @@ def end_all(line: str, code: int) -> NoReturn:
         telling = threading.Thread(target=_tell, args=(client, notice), daemon=True)
         telling.start()
         telling.join(_FAREWELL_S)
-        _farewell(client, lost=())
+        if not telling.is_alive():
+            _farewell(client, lost=())
     _exit(code)
 
 
@@ -117,15 +118,28 @@ def _tell(client: Any, notice: str) -> None:
         client.key_value_set(_STOPPED, notice)
 
 
+def _say_why(line: str, code: int, *, is_blocking: bool = True) -> bool:
+    """Prints why this process ends, once; False if another thread has printed another line."""
+    global _exit_code
+    if not _ENDING.acquire(blocking=is_blocking):
+        return False
+    _say(line)
+    _exit_code = code
+    return True
+
+
 def _farewell(client: Any, lost: tuple[int, ...]) -> None:
-    """On process 0, waits until all others have read the notice, but at most _FAREWELL_S."""
+    """Says that this process has printed why it ends. Process 0 waits for this of all others.
+
+    Process 0 waits at most _FAREWELL_S. When it ends, JAX aborts the processes that still run, and
+    _end_on_abort ends them with the exit code of the line that they have printed.
+    """
     state = jax_distributed.global_state
-    if state.process_id != 0:
-        return
     deadline = time.monotonic() + _FAREWELL_S
     with contextlib.suppress(Exception):
-        while time.monotonic() < deadline:
-            if len(client.key_value_dir_get(_SEEN)) >= state.num_processes - 1 - len(lost):
+        client.key_value_set(f"{_SEEN}{state.process_id}", "")
+        while state.process_id == 0 and time.monotonic() < deadline:
+            if len(client.key_value_dir_get(_SEEN)) >= state.num_processes - len(lost):
                 return
             time.sleep(0.05)
 
@@ -142,11 +156,11 @@ def _exit(code: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+def together(lost_timeout_s: float) -> Iterator[None]:
     """A block that every process of the job runs, and in which all processes end when one fails.
 
-    An error that leaves the block ends all processes; each prints the cause. `settings`, by name, that differ
-    from those of process 0 are such an error. A process that is alone just runs the block.
+    An error that leaves the block ends all processes; each prints the cause. A process that is alone just
+    runs the block.
     """
     state = jax_distributed.global_state
     if is_alone():
@@ -158,7 +172,6 @@ def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -
     thread = threading.Thread(target=watch.run, name="peers", daemon=True)
     thread.start()
     try:
-        require_same(settings or {})
         yield
         watch.wait_for_all()  # another process may fail after this one is done
     except BaseException as error:
@@ -170,10 +183,17 @@ def together(lost_timeout_s: float, settings: Mapping[str, Any] | None = None) -
 
 
 def _end_on_abort(state: Any) -> contextlib.ExitStack:
-    """Until it is closed, an abort by JAX, as if process 0 is gone, prints one line, with exit code LOST."""
+    """Until it is closed, an abort by JAX, as if process 0 is gone, prints one line, with exit code LOST.
+
+    If this process has printed why it ends, the abort adds no line and does not change the exit code.
+    """
     who = f"{state.process_id} of {state.num_processes}"
 
     def end() -> None:
+        while _ENDING.locked():
+            if _exit_code is not None:
+                _exit(_exit_code)
+            time.sleep(0.01)
         try:
             socket.create_connection(split_address(state.coordinator_address), timeout=1.0).close()
             _say(f"JAX aborted this process ({who}) while process 0 is running; see the lines above")
@@ -232,8 +252,8 @@ class _Watch:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" in str(error):  # there is no notice
                     continue
-                if not self._closing.is_set():
-                    _say(f"process 0 is gone, so this process ({self._me} of {self._count}) ends")
+                line = f"process 0 is gone, so this process ({self._me} of {self._count}) ends"
+                if not self._closing.is_set() and _say_why(line, LOST, is_blocking=False):
                     _exit(LOST)
                 return
             if not self._closing.is_set():
@@ -266,11 +286,9 @@ class _Watch:
         process = notice["process"]
         if process == self._me:
             return  # end_all is running
-        with contextlib.suppress(Exception):
-            self._client.key_value_set(f"{_SEEN}{self._me}", "")
-        if not _ENDING.acquire(blocking=False):
-            return  # end_all is running here too, with a more specific line
         failed = "" if process is None else f"process {process} of {self._count} failed: "
-        _say(f"{failed}{notice['line']}; this process ({self._me}) ends too")
+        line = f"{failed}{notice['line']}; this process ({self._me}) ends too"
+        if not _say_why(line, notice["code"], is_blocking=False):
+            return  # end_all is running here too, with a more specific line
         _farewell(self._client, lost=tuple(notice.get("lost", ())))
         _exit(notice["code"])
