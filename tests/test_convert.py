@@ -62,6 +62,7 @@ def _one_line(result, *messages):
         assert message in err
 
 
+@pytest.mark.slow
 def test_in_out_and_in_again(run, run_here, tmp_path, folder):
     code, out, err = run("convert", f"--input={folder}", f"--output={tmp_path}/run")
     assert code == 0, err

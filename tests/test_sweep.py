@@ -233,6 +233,7 @@ def test_a_run_that_trains_without_a_sweep_is_left_for_later(make, stand_in, cap
     assert _steps(work.runs[1]) == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_runs_that_fail_do_not_stop_the_others(make, stand_in, capsys):
     work = make()
     names = [run.name for run in work.runs]

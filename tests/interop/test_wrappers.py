@@ -288,6 +288,7 @@ def test_the_average_of_moco(bare, opened, assert_read):
     assert_read(opened(_moco(bare, _mlp_head()), params="ema"), _other(bare, 1))
 
 
+@pytest.mark.slow
 def test_the_masked_autoencoder_of_transformers(hf_model, images, forward, assert_close, tmp_path):
     """Its encoder is read. Nothing is masked here, and patches are in any order."""
     settings = {"mask_ratio": 0.0, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1}

@@ -85,6 +85,7 @@ def test_other_back_ends_are_left_alone(on_gpu):
     assert attention_choice.choose_attention(model) == (model, None)
 
 
+@pytest.mark.slow
 def test_a_run_records_its_choice_and_says_if_it_resumes_with_another(on_gpu, tmp_path, capfd):
     model = {"attention": "auto", "dtype": "bfloat16", "width": 16, "num_heads": 2}
     train(make_config(model=model, run={"total_steps": 4}), str(tmp_path))

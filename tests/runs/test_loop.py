@@ -198,6 +198,7 @@ def test_a_step_that_does_not_come_back_ends_the_process_and_says_where_it_was(w
     assert "at training" in lines[0]
 
 
+@pytest.mark.slow
 def test_the_first_step_and_evaluations_have_more_time_but_not_for_ever(watch):
     watchdog, lines, ended = watch(0.4)
     with watchdog:

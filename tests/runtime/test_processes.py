@@ -299,6 +299,7 @@ def test_a_process_that_cannot_write_its_part_of_a_save_does_not_hold_up_the_oth
 # --- ending together ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other_with_its_cause(job):
     started = time.monotonic()
     (code_0, _, err_0), (code_1, _, err_1) = job("_refuse")
@@ -417,6 +418,7 @@ def test_numbers_that_do_not_fit_are_told_to_all():
         assert found == "two processes have --process_id=1"
 
 
+@pytest.mark.slow
 def test_who_is_missing_is_named():
     for found in _meet((0, 4), (2, 4)):
         assert "of 4 processes, 1, 3 did not connect" in found

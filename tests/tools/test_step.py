@@ -104,6 +104,7 @@ def test_goals_and_ratios_are_taken_within_rounds(small):
     assert len(lines) == 6 and "200.0" in lines[1] and "0.400" in lines[1] and " 0.980" in lines[2]
 
 
+@pytest.mark.slow
 def test_what_is_timed_trains(small):
     mesh = make_mesh(small.mesh, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):

@@ -71,6 +71,7 @@ def _loaded(run, **settings):
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_evaluated_and_loaded(run):
     ema, trained = (_saved(run, name) for name in ("ema", "params"))
     gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), ema, trained)
