@@ -106,13 +106,17 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(updates_made(state.opt_state)),
         }
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # A finite gradient may give an update that is not finite: 0 / 0 in the optimiser, or an overflow.
+        updates, _ = optimizer.update(grads, state.opt_state, state.params)
         metrics["update_norm"] = optax.tree.norm(updates)
+        is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
+        # Behind the barrier the update is computed again, in the pass that writes the new state. Otherwise
+        # a TPU writes it to memory for its norm, reads it here, and updates each array in a pass of its own.
+        grads, state, is_finite = jax.lax.optimization_barrier((grads, state, is_finite))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = objective.after_update(params, extra, state.step)
         ema = average(state.ema, params, opt_state)
-        is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
         # XLA fuses this select into the update, which reads and writes these arrays anyway.
         params, extra, opt_state, ema = jax.tree.map(
             functools.partial(jnp.where, is_finite),
