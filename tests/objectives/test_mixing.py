@@ -1,5 +1,7 @@
 """Mixup and CutMix against a numpy restatement, by their laws and by their properties."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import ClassificationSettings
 from vit_registers.errors import ConfigError
+from vit_registers.objectives import mixing
 from vit_registers.objectives.losses import LOSSES
-from vit_registers.objectives.mixing import PARTNERS, check_mixing, cutmix, mix, mixup
+from vit_registers.objectives.mixing import check_mixing
 
-ROLL = PARTNERS["roll"]
+mix = functools.partial(mixing.mix, normalize=lambda image: image)
 
 
 def test_nothing_is_mixed_unless_asked():
@@ -24,7 +27,8 @@ def test_mixup_is_the_same_convex_combination_of_images_and_labels():
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.normal(size=(6, 3, 3, 2)), jnp.float32)
     label = jnp.eye(6)
-    mixed_image, mixed_label = mixup(jax.random.key(3), 0.4, ROLL, image, label, is_folded=False)
+    settings = ClassificationSettings(mixup_alpha=0.4)
+    mixed_image, mixed_label, _ = mix(jax.random.key(3), settings, image, label, jnp.ones(6, bool))
     lam = float(mixed_label[0, 0])
     assert 0.0 < lam < 1.0
     np.testing.assert_allclose(mixed_image, lam * image + (1 - lam) * image[jnp.arange(6) - 1], atol=1e-6)
@@ -33,8 +37,9 @@ def test_mixup_is_the_same_convex_combination_of_images_and_labels():
 
 def test_cutmix_pastes_one_box_and_weights_labels_by_its_area():
     image = jnp.broadcast_to(jnp.arange(6.0)[:, None, None, None], (6, 8, 10, 1))
+    settings = ClassificationSettings(cutmix_alpha=1.0)
     for seed in range(8):
-        mixed, label = cutmix(jax.random.key(seed), 1.0, ROLL, image, jnp.eye(6))
+        mixed, label, _ = mix(jax.random.key(seed), settings, image, jnp.eye(6), jnp.ones(6, bool))
         is_foreign = np.asarray(mixed[3, :, :, 0]) != 3.0
         assert np.all(np.asarray(mixed[3, :, :, 0])[is_foreign] == 2.0)
         assert label[3, 3] == pytest.approx(1.0 - is_foreign.mean(), abs=1e-6)

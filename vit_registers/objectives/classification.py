@@ -1,5 +1,6 @@
 """Supervised classification: a loss of logits against labels, with mixup and CutMix."""
 
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -36,9 +37,15 @@ class Classification:
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         """Normalised, mixed images, label distributions BxY, and the mask of valid examples."""
-        image = normalize(batch.views[IMAGE], mean=self._data.mean, std=self._data.std)
         label_BxY = jax.nn.one_hot(batch.targets[LABEL], self._model.num_classes)
-        image, label_BxY, mask_B = mixing.mix(key, self._settings, image, label_BxY, batch.mask_B)
+        image, label_BxY, mask_B = mixing.mix(
+            key,
+            self._settings,
+            batch.views[IMAGE],
+            label_BxY,
+            batch.mask_B,
+            normalize=functools.partial(normalize, mean=self._data.mean, std=self._data.std),
+        )
         return Batch(views={IMAGE: image}, targets={LABEL: label_BxY}, mask_B=mask_B)
 
     def loss(

@@ -6,7 +6,9 @@ mix_groups equal, consecutive parts, and partners are from the same part. All pa
 torchvision).
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,32 +26,37 @@ PARTNERS: dict[str, Partner] = {
 NOISES = ("global", "per_group")
 
 
-def mixup(
-    key: jax.Array, alpha: float, partner: Partner, image: jax.Array, label: jax.Array, *, is_folded: bool
-) -> tuple[jax.Array, jax.Array]:
-    """(image, label) times lam plus those of the partner times 1 - lam, with lam ~ Beta(alpha, alpha).
+class Draw(NamedTuple):
+    """How examples are mixed with their partners: inside a box as own * x + other * partner, outside as x.
+
+    Arrays of one draw, or with an axis of draws in front.
+    """
+
+    own: jax.Array
+    other: jax.Array
+    rows_H: jax.Array  # bool: the rows of the box
+    columns_W: jax.Array  # bool
+    own_label: jax.Array  # the weight of the example's label; the partner's has 1 - own_label
+
+
+def draw_mixup(key: jax.Array, alpha: float, height: int, width: int, *, is_folded: bool) -> Draw:
+    """Weights lam of the example and 1 - lam of its partner, in all of the image, lam ~ Beta(alpha, alpha).
 
     With `is_folded` the larger of lam and 1 - lam weights the example, not its partner (big_vision).
     """
     lam = jax.random.beta(key, alpha, alpha)
     if is_folded:
         lam = jnp.maximum(lam, 1.0 - lam)
-    return (
-        lam * image + (1.0 - lam) * partner(image),
-        lam * label + (1.0 - lam) * partner(label),
-    )
+    return Draw(lam, 1.0 - lam, jnp.ones(height, bool), jnp.ones(width, bool), lam)
 
 
-def cutmix(
-    key: jax.Array, alpha: float, partner: Partner, image: jax.Array, label: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Images with one box from their partner, and labels weighted by the areas of both.
+def draw_cutmix(key: jax.Array, alpha: float, height: int, width: int) -> Draw:
+    """A box that is taken from the partner; labels are weighted by the areas of both.
 
     With lam ~ Beta(alpha, alpha) the box has sides int(H * sqrt(1 - lam)) and int(W * sqrt(1 - lam)), odd
     ones reduced by one, around a uniform centre. It is clipped to the image. As in timm, the weight of the
     label is then the area outside the clipped box.
     """
-    height, width = image.shape[1:3]
     key_lam, key_y, key_x = jax.random.split(key, 3)
     side = jnp.sqrt(1.0 - jax.random.beta(key_lam, alpha, alpha))
 
@@ -59,10 +66,9 @@ def cutmix(
         at = jnp.arange(length)
         return (at >= centre - half) & (at < centre + half)
 
-    box_HxW = is_inside(key_y, height)[:, None] & is_inside(key_x, width)[None, :]
-    lam = 1.0 - box_HxW.mean()
-    image = jnp.where(box_HxW[None, :, :, None], partner(image), image)
-    return image, lam * label + (1.0 - lam) * partner(label)
+    rows_H, columns_W = is_inside(key_y, height), is_inside(key_x, width)
+    kept = 1.0 - (rows_H[:, None] & columns_W[None, :]).mean()
+    return Draw(jnp.zeros(()), jnp.ones(()), rows_H, columns_W, kept)
 
 
 def check_mixing(settings: ClassificationSettings, batch_size: int) -> None:
@@ -78,40 +84,47 @@ def check_mixing(settings: ClassificationSettings, batch_size: int) -> None:
 
 
 def mix(
-    key: jax.Array, settings: ClassificationSettings, image: jax.Array, label: jax.Array, mask_B: jax.Array
+    key: jax.Array,
+    settings: ClassificationSettings,
+    image: jax.Array,
+    label: jax.Array,
+    mask_B: jax.Array,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
 ) -> Mixed:
-    """(image, label, mask) without mixing, with mixup, with CutMix, or with one of them at equal odds.
+    """(normalised image, label, mask) without mixing, with mixup, CutMix, or one of them at equal odds.
 
-    Each group has one draw, or all share one. An example is masked if its partner is.
+    Each group has one draw, or all share one. An example is masked if its partner is. Partners are taken
+    from the images before `normalize`, which makes 8-bit images float32: moving these costs a quarter.
     """
     if settings.mixup_alpha == 0.0 and settings.cutmix_alpha == 0.0:
-        return image, label, mask_B
-    groups, is_global = settings.mix_groups, settings.mix_noise == "global"
-    keys = key if is_global else jax.random.split(key, groups)
+        return normalize(image), label, mask_B
+    keys = key[None] if settings.mix_noise == "global" else jax.random.split(key, settings.mix_groups)
+    draws = jax.vmap(lambda key: _draw(key, settings, *image.shape[1:3]))(keys)
+    draw = Draw(*(jnp.repeat(x, len(mask_B) // len(keys), axis=0) for x in draws))  # of each example
 
-    def mix_group(key: jax.Array, image: jax.Array, label: jax.Array, mask: jax.Array) -> Mixed:
-        return _mix_group(key, settings, image, label, mask)
+    def of_partners(x: jax.Array) -> jax.Array:
+        groups = x.reshape(settings.mix_groups, -1, *x.shape[1:])
+        return jax.vmap(PARTNERS[settings.mix_partner])(groups).reshape(x.shape)
 
-    parts = tuple(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]) for x in (image, label, mask_B))
-    mixed = jax.vmap(mix_group, in_axes=(None if is_global else 0, 0, 0, 0))(keys, *parts)
-    image, label, mask_B = (x.reshape(-1, *x.shape[2:]) for x in mixed)
-    return image, label, mask_B
+    float_BxHxWxC = normalize(image)
+    own, other = draw.own[:, None, None, None], draw.other[:, None, None, None]
+    mixed_BxHxWxC = own * float_BxHxWxC + other * normalize(of_partners(image))
+    if settings.cutmix_alpha:
+        box_BxHxW = draw.rows_H[:, :, None] & draw.columns_W[:, None, :]
+        mixed_BxHxWxC = jnp.where(box_BxHxW[..., None], mixed_BxHxWxC, float_BxHxWxC)
+    own_Bx1 = draw.own_label[:, None]
+    label = own_Bx1 * label + (1.0 - own_Bx1) * of_partners(label)
+    return mixed_BxHxWxC, label, mask_B & of_partners(mask_B)
 
 
-def _mix_group(
-    key: jax.Array, settings: ClassificationSettings, image: jax.Array, label: jax.Array, mask: jax.Array
-) -> Mixed:
-    partner = PARTNERS[settings.mix_partner]
+def _draw(key: jax.Array, settings: ClassificationSettings, height: int, width: int) -> Draw:
     key_choice, key = jax.random.split(key)
-
-    def by_mixup() -> tuple[jax.Array, jax.Array]:
-        return mixup(key, settings.mixup_alpha, partner, image, label, is_folded=settings.use_mixup_folding)
-
-    def by_cutmix() -> tuple[jax.Array, jax.Array]:
-        return cutmix(key, settings.cutmix_alpha, partner, image, label)
-
-    if settings.mixup_alpha and settings.cutmix_alpha:
-        image, label = jax.lax.cond(jax.random.bernoulli(key_choice), by_mixup, by_cutmix)
-    else:
-        image, label = by_mixup() if settings.mixup_alpha else by_cutmix()
-    return image, label, mask & partner(mask)
+    folded, draws = settings.use_mixup_folding, []
+    if settings.mixup_alpha:
+        draws.append(draw_mixup(key, settings.mixup_alpha, height, width, is_folded=folded))
+    if settings.cutmix_alpha:
+        draws.append(draw_cutmix(key, settings.cutmix_alpha, height, width))
+    if len(draws) == 1:
+        return draws[0]
+    return jax.tree.map(functools.partial(jnp.where, jax.random.bernoulli(key_choice)), *draws)
