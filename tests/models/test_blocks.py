@@ -74,7 +74,7 @@ def test_attention_and_mlp_branches_and_blocks_are_dropped_independently(build, 
         branch_BxTxD, _ = block.attn(block.norm1(resid[i]), None, None)
         after_attention = {keep: resid[i] + 2 * keep * branch_BxTxD for keep in (0, 1)}
         candidates = {
-            (keep, keep_mlp): after + 2 * keep_mlp * block.mlp(block.norm2(after))
+            (keep, keep_mlp): after + 2 * keep_mlp * block.mlp(block.norm2(after))[0]
             for keep, after in after_attention.items()
             for keep_mlp in (0, 1)
         }
@@ -105,7 +105,7 @@ def test_swiglu_gates_with_the_first_half(build):
     expected = gate / (1 + np.exp(-gate)) * value @ np.asarray(mlp.w3.kernel[...]) + np.asarray(
         mlp.w3.bias[...]
     )
-    np.testing.assert_allclose(mlp(x_BxTxD), expected, atol=1e-5)
+    np.testing.assert_allclose(mlp(x_BxTxD)[0], expected, atol=1e-5)
 
 
 def test_mlp_is_two_layers_around_the_activation(build):
@@ -114,7 +114,7 @@ def test_mlp_is_two_layers_around_the_activation(build):
     hidden = x_BxTxD @ np.asarray(mlp.fc1.kernel[...]) + np.asarray(mlp.fc1.bias[...])
     hidden = hidden / (1 + np.exp(-1.702 * hidden))
     expected = hidden @ np.asarray(mlp.fc2.kernel[...]) + np.asarray(mlp.fc2.bias[...])
-    np.testing.assert_allclose(mlp(x_BxTxD), expected, atol=1e-5)
+    np.testing.assert_allclose(mlp(x_BxTxD)[0], expected, atol=1e-5)
 
 
 def test_layer_norm_stays_exact_where_tokens_are_far_from_zero(build):

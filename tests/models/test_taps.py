@@ -141,7 +141,7 @@ def test_taps_are_what_their_names_say(build, images, forward):
         np.testing.assert_allclose(taps[name][1], qkv_BxTxQxNxK[:, :, i], atol=1e-5)
     before, after = (np.asarray(taps[name][-1]) for name in ("middle", "resid"))
     np.testing.assert_allclose(block.mlp.fc2(taps["hidden"][1]), after - before, atol=1e-5)
-    np.testing.assert_allclose(taps["hidden"][1], block.mlp.hidden(block.norm2(before)), atol=1e-5)
+    np.testing.assert_allclose(taps["hidden"][1], block.mlp(block.norm2(before))[1], atol=1e-5)
     tokens_BxTxD = model.norm(taps["resid"][-1])
     np.testing.assert_allclose(outputs.cls, tokens_BxTxD[:, 0], atol=1e-5)
     np.testing.assert_allclose(outputs.registers, tokens_BxTxD[:, 1:3], atol=1e-5)
@@ -157,6 +157,6 @@ def test_attention_maps_from_q_and_k_rebuild_the_block(build, images, forward):
     out_BxTxNxK = np.einsum("bnts,bsnk->btnk", weights, taps["v"][0])
     block = model.blocks[0]
     middle_BxTxD = taps["resid"][0] + block.attn.out(out_BxTxNxK)
-    expected = middle_BxTxD + block.mlp(block.norm2(middle_BxTxD))
+    expected = middle_BxTxD + block.mlp(block.norm2(middle_BxTxD))[0]
     np.testing.assert_allclose(taps["resid"][1], expected, atol=1e-5)
     assert math.isclose(float(weights[0, 0, 5].sum()), 1.0, rel_tol=1e-5)

@@ -148,7 +148,7 @@ def test_map_pooling_is_its_definition(build):
     weights = np.exp(np.einsum("nk,bpnk->bnp", q_NxK, k) / np.sqrt(8))
     weights /= weights.sum(axis=-1, keepdims=True)
     pooled = np.einsum("bnk,nkd->bd", np.einsum("bnp,bpnk->bnk", weights, v), leaf["out"]) + bias["out"]
-    expected = pooled + map_pool.mlp(map_pool.norm(pooled))
+    expected = pooled + map_pool.mlp(map_pool.norm(pooled))[0]
     np.testing.assert_allclose(map_pool(patches_BxPxD), expected, atol=1e-5)
 
 

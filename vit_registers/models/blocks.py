@@ -13,6 +13,7 @@ from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.models.activations import ACTIVATIONS, silu_gated
 from vit_registers.models.attention.api import BACKENDS, open_to_more, project, rematerialized
+from vit_registers.models.attention.mesh import platform
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 from vit_registers.models.norm import LayerNorm
@@ -104,8 +105,30 @@ class Attention(nnx.Module):
         return self.out(out_BxTxNxK), (q, k, v)
 
 
+Edit = Callable[[jax.Array], jax.Array]
+
+
+def _project(
+    layer: nnx.Module, inner: jax.Array, activate: Edit, edit: Edit, remat: str
+) -> tuple[jax.Array, jax.Array]:
+    """(layer(hidden), hidden) for hidden = edit(activate(inner)).
+
+    On a GPU the backward pass computes `hidden` again: it is a quarter of what a block would store, and
+    costs one more write of it, as the gradient of the activation reads `inner` in any case. Elsewhere XLA
+    fuses the activation into products as it sees fit.
+    """
+
+    def apply(layer: nnx.Module, inner: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = edit(activate(inner))
+        return layer(hidden), hidden
+
+    if platform() == "gpu" and remat != "block":  # which computes all of the block again
+        apply = nnx.remat(apply)
+    return apply(layer, inner)
+
+
 class Mlp(nnx.Module):
-    """fc2(activation(fc1(x))): `project` of `hidden`."""
+    """fc2(activation(fc1(x)))."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
         dtype = DTYPES[model.dtype]
@@ -114,18 +137,12 @@ class Mlp(nnx.Module):
         )
         self.fc1 = layer(sizes.width, sizes.mlp_dim)
         self.fc2 = layer(sizes.mlp_dim, sizes.width)
-        self.activation = model.activation
+        self.activation, self.remat = model.activation, model.remat
 
-    def hidden(self, x: jax.Array) -> jax.Array:
-        """hidden_BxTxF: the activations."""
-        return lookup(ACTIVATIONS, self.activation, "model.activation")(self.fc1(x))
-
-    def project(self, hidden: jax.Array) -> jax.Array:
-        """out_BxTxD of hidden_BxTxF."""
-        return self.fc2(hidden)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(self.hidden(x))
+    def __call__(self, x: jax.Array, edit: Edit = lambda hidden: hidden) -> tuple[jax.Array, jax.Array]:
+        """(out_BxTxD, hidden_BxTxF: the activations after `edit`)."""
+        activate = lookup(ACTIVATIONS, self.activation, "model.activation")
+        return _project(self.fc2, self.fc1(x), activate, edit, self.remat)
 
 
 class SwiGlu(nnx.Module):
@@ -138,18 +155,16 @@ class SwiGlu(nnx.Module):
         )
         self.w12 = layer(sizes.width, 2 * sizes.mlp_dim)
         self.w3 = layer(sizes.mlp_dim, sizes.width)
+        self.remat = model.remat
 
-    def hidden(self, x: jax.Array) -> jax.Array:
-        """hidden_BxTxF: the gated values."""
-        gate, value = jnp.split(self.w12(x), 2, axis=-1)
-        return silu_gated(gate, value)
+    def __call__(self, x: jax.Array, edit: Edit = lambda hidden: hidden) -> tuple[jax.Array, jax.Array]:
+        """(out_BxTxD, hidden_BxTxF: the gated values after `edit`)."""
 
-    def project(self, hidden: jax.Array) -> jax.Array:
-        """out_BxTxD of hidden_BxTxF."""
-        return self.w3(hidden)
+        def activate(inner: jax.Array) -> jax.Array:
+            gate, value = jnp.split(inner, 2, axis=-1)
+            return silu_gated(gate, value)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(self.hidden(x))
+        return _project(self.w3, self.w12(x), activate, edit, self.remat)
 
 
 MLPS: dict[str, type[nnx.Module]] = {"mlp": Mlp, "swiglu": SwiGlu}
@@ -219,8 +234,8 @@ class Block(nnx.Module):
         edit = functools.partial(edits.keys_values, index)
         branch_BxTxD, (q, k, v) = self.attn(self.norm1(resid_BxTxD), mask_TxT, bias_NxTxT, edit)
         middle_BxTxD = resid_BxTxD + drop_path(self._scaled(self.ls1, branch_BxTxD), drop_rate, key1)
-        hidden_BxTxF = edits.hidden(index, self.mlp.hidden(self.norm2(middle_BxTxD)))
-        branch_BxTxD = self.mlp.project(hidden_BxTxF)
+        edit_hidden = functools.partial(edits.hidden, index)
+        branch_BxTxD, hidden_BxTxF = self.mlp(self.norm2(middle_BxTxD), edit_hidden)
         resid_BxTxD = middle_BxTxD + drop_path(self._scaled(self.ls2, branch_BxTxD), drop_rate, key2)
         return resid_BxTxD, dict(zip(BLOCK_TAPS, (q, k, v, middle_BxTxD, hidden_BxTxF), strict=True))
 

@@ -35,7 +35,7 @@ class MapPool(nnx.Module):
         q_BxQxNxK = jnp.broadcast_to(self.q(self.probe[...]), (batch, 1, *self.q.out_features))
         kv_BxPxQxNxK = self.kv(patches_BxPxD)
         pooled = self.out(attend_xla(q_BxQxNxK, kv_BxPxQxNxK[:, :, 0], kv_BxPxQxNxK[:, :, 1]))
-        pooled += self.mlp(self.norm(pooled)).astype(jnp.float32)
+        pooled += self.mlp(self.norm(pooled))[0].astype(jnp.float32)
         return pooled[:, 0]
 
 

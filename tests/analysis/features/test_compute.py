@@ -124,7 +124,7 @@ def test_terms_sum_to_what_the_block_does(case):
     terms_BxExD = store.read("terms_ExD")
     block = model.blocks[-1]
     cls_Bx1xD = jnp.asarray(terms_BxExD.sum(1))[:, None]
-    left = cls_Bx1xD + block.ls2(block.mlp(block.norm2(cls_Bx1xD)))
+    left = cls_Bx1xD + block.ls2(block.mlp(block.norm2(cls_Bx1xD))[0])
     np.testing.assert_allclose(left[:, 0], out.taps["resid"][-1][:, 0], atol=1e-5)
     assert terms_BxExD.shape[1] == len(model.layout.groups) + 2
 
