@@ -31,6 +31,7 @@ from typing import NamedTuple
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as in the entry points
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # likewise
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # as the loader, which is opened after TensorFlow starts
 
 import tensorflow as tf
 

@@ -50,6 +50,9 @@ class Loader(Protocol):
 def _open_tfdata(data: Data, target: Target, seed: int, groups: int) -> Loader:
     # TensorFlow reads this at import. Decoding does not use oneDNN, which would log messages.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # Images are processed in parallel. Otherwise XLA also divides the work on an image among threads, which
+    # wake each other four times per image.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     from vit_registers.data.tfdata import TfdataLoader
 
     return TfdataLoader(data, target, seed=seed, groups=groups)

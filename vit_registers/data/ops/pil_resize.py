@@ -63,9 +63,8 @@ def pil_resize(
         channels = image_HxWxC.shape[-1]
         assert channels is not None
         pad_height, pad_width = tf.unstack(tf.gather(_SIDES, tf.searchsorted(_SIDES, [height, width])))
-        rows = tf.reshape(image_HxWxC, [height, width * channels])
-        rows = tf.concat([rows, tf.zeros([height, (pad_width - width) * channels], tf.uint8)], 1)
-        rows = tf.concat([rows, tf.zeros([pad_height - height, pad_width * channels], tf.uint8)], 0)
+        missing_2x2 = tf.stack([[0, pad_height - height], [0, (pad_width - width) * channels]])
+        rows = tf.pad(tf.reshape(image_HxWxC, [height, width * channels]), missing_2x2)
         columns = resize_columns(rows, channels, width, sides[1])
         rows = resize_columns(columns, 1, height, sides[0])
         return tf.reshape(rows, [tf.shape(rows)[0], -1, channels])[: sides[0], : sides[1]]
