@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -59,7 +58,7 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
         run=None if one.step is None else Path(one.path).expanduser(),
         step=one.step,
         num_parameters=sum(leaf.size for leaf in parameters),
-        num_not_finite=sum(int((~jnp.isfinite(leaf)).sum()) for leaf in parameters),
+        num_not_finite=sum(np.count_nonzero(~np.isfinite(np.asarray(leaf))) for leaf in parameters),
         model=one.config.model,
         store=store,
         layout=one.layout,
