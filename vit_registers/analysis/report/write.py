@@ -177,7 +177,8 @@ def _html_result(entry: ReportEntry, folder: Path) -> str:
         tables = [f"<h4>{text(table.title)}</h4>{_html_table(table)}" for table in entry.published]
         parts.append(f'<div class="published"><h3>{_NOT_OURS}</h3>{"".join(tables)}</div>')
     for name, picture in zip(_picture_names(result), result.pictures, strict=True):
-        data, caption = base64.b64encode((folder / f"{name}.png").read_bytes()).decode(), text(picture.caption)
+        png, caption = (folder / f"{name}.png").read_bytes(), text(picture.caption)
+        data = base64.b64encode(png).decode()
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return "\n".join([*parts, "</section>"])
