@@ -18,8 +18,12 @@ from vit_registers import startup
 
 
 def take_name() -> str:
-    """The first argument, which is removed, if it is the name of an experiment; else ""."""
-    return sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+    """The first argument, which is removed, if it is the name of an experiment; else "".
+
+    One that is not valid text stays, and startup.begin reports it.
+    """
+    is_name = len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1].isprintable()
+    return sys.argv.pop(1) if is_name else ""
 
 
 def define_flags() -> None:
