@@ -155,10 +155,38 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stderr
 
 
+HEAVY = {
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+}
+
+
+def _start(name, *arguments):
+    """The finished program, its messages, and the modules that it imported."""
+    command = [sys.executable, "-X", "importtime", "-m", f"vit_registers.{name}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    return done, [line for line in lines if not line.startswith("import time:")], imported
+
+
 @parametrize_quick("name", ENTRY_POINTS, number=2)
-def test_every_entry_point_answers_help(name):
-    done = subprocess.run(
-        [sys.executable, "-m", f"vit_registers.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_every_entry_point_answers_help_before_its_slow_imports(name):
+    done, messages, imported = _start(name, "--help")
+    assert done.returncode == 0 and not messages, messages
     assert f"python -m vit_registers.{name}" in done.stdout
+    assert "absl.flags" in imported and not HEAVY & imported
+
+
+@parametrize_quick("name", ENTRY_POINTS, number=2)
+def test_errors_of_flags_come_before_the_slow_imports(name):
+    done, messages, imported = _start(name, "--no_such_flag=1")
+    assert done.returncode == 2 and len(messages) == 1 and "no_such_flag" in messages[0], messages
+    assert not HEAVY & imported

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import vit_registers
 from tests.fixtures.quick import parametrize_quick
 from tools.bench.convert import measure
+from vit_registers import convert
 from vit_registers.config import Data, Model
 from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
@@ -60,6 +62,12 @@ def _one_line(result, *messages):
     assert len(err.strip().splitlines()) == 1, err
     for message in messages:
         assert message in err
+
+
+def test_the_help_names_all_output_formats():
+    assert convert.__doc__ is not None
+    words = set(re.findall(r"\w+", convert.__doc__.partition("--to selects")[2]))
+    assert set(targets.TARGETS) <= words
 
 
 @pytest.mark.slow

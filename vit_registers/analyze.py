@@ -10,17 +10,60 @@ digits:test. Several checkpoints are compared with each other. Features are stor
 again while nothing has changed; a command that was stopped resumes.
 """
 
+import sys
+
+from absl import flags
+
 from vit_registers import startup
 
-startup.begin(__name__)
+
+def take_name() -> str:
+    """The first argument, which is removed, if it is the name of an experiment; else "".
+
+    One that is not valid text stays, and startup.begin reports it.
+    """
+    is_name = len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1].isprintable()
+    return sys.argv.pop(1) if is_name else ""
+
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    from vit_registers import cli
+    from vit_registers.analysis.options import Options
+
+    flags.DEFINE_multi_string(
+        "checkpoint", None, "Run folder, RUN@STEP, RUN@all, or weights in another format; may be repeated."
+    )
+    flags.DEFINE_string(
+        "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."
+    )
+    flags.DEFINE_string(
+        "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
+    )
+    flags.DEFINE_string("out", None, "Folder for results; RUN/analysis by default.")
+    flags.DEFINE_string(
+        "rule", Options.rule, "Rule for outliers: absolute:150, quantile:0.98, std:3 or valley."
+    )
+    for name, default, text in (
+        ("num_images", None, "The number of images, the first ones; all by default."),
+        ("examples", Options.num_examples, "The number of images that pictures show."),
+        ("lost_blocks", Options.num_blocks, "For lost: the number of last blocks whose features are used."),
+        ("edited_images", Options.num_edited, "The number of images that edited models are shown, at most."),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=1)
+    flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
+    flags.DEFINE_bool("list", False, "Print all experiments and exit.")
+    cli.define_settings()
+
+
+NAME = take_name() if __name__ == "__main__" else ""  # of the experiment; the other arguments are flags
+startup.begin(__name__, define_flags)
 
 import math
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import config_flags
 
 from vit_registers import cli
@@ -29,9 +72,9 @@ from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import write
 from vit_registers.analysis.report.result import Result
-from vit_registers.analysis.subject import Options
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
 
@@ -146,28 +189,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string(
-        "checkpoint", None, "Run folder, RUN@STEP, RUN@all, or weights in another format; may be repeated."
-    )
-    flags.DEFINE_string(
-        "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."
-    )
-    flags.DEFINE_string(
-        "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
-    )
-    flags.DEFINE_string("out", None, "Folder for results; RUN/analysis by default.")
-    flags.DEFINE_string(
-        "rule", Options.rule, "Rule for outliers: absolute:150, quantile:0.98, std:3 or valley."
-    )
-    for name, default, text in (
-        ("num_images", None, "The number of images, the first ones; all by default."),
-        ("examples", Options.num_examples, "The number of images that pictures show."),
-        ("lost_blocks", Options.num_blocks, "For lost: the number of last blocks whose features are used."),
-        ("edited_images", Options.num_edited, "The number of images that edited models are shown, at most."),
-    ):
-        flags.DEFINE_integer(name, default, text, lower_bound=1)
-    flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
-    flags.DEFINE_bool("list", False, "Print all experiments and exit.")
-    cli.define_settings()
-    first = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
-    cli.run(lambda: main(first))
+    cli.run(lambda: main(NAME))

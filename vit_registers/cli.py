@@ -39,10 +39,21 @@ def check_settings() -> None:
         fail(error)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
+    """The program's name, once the flags are parsed. Prints the help if it is asked for, and exits.
+
+    Errors of flags end the program with one line. Flags that are parsed already stay as they are.
+    """
+    if flags.FLAGS.is_parsed():
+        return argv[:1]
+    app.define_help_flags()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
     if any(arg in ("--help", "-h", "--helpfull") for arg in argv):
-        print(sys.modules["__main__"].__doc__)
-        print(flags.FLAGS.get_help() if "--helpfull" in argv else flags.FLAGS.main_module_help())
+        with _for_reader():
+            print(sys.modules["__main__"].__doc__)
+            print(flags.FLAGS.get_help() if "--helpfull" in argv else flags.FLAGS.main_module_help())
         sys.exit(0)
     with _one_line(), _quiet(logging.get_absl_logger()):  # its warnings are errors here
         _check_empty(argv)
@@ -50,6 +61,20 @@ def _parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         fail(ConfigError(f"'{rest[1]}' is not a flag: settings are written --name=value"))
     return rest
+
+
+@contextlib.contextmanager
+def _for_reader() -> Iterator[None]:
+    """Ends the program with code UNREAD, without a message, if the reader of its output has ended."""
+    try:
+        yield
+    except BrokenPipeError:
+        sys.exit(UNREAD)
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the interpreter would raise and print it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -137,7 +162,7 @@ def _hush_failed_saves() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags, then calls `main`."""
+    """Parses the flags, if they are not parsed yet, then calls `main`."""
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", _OF_JAX) == _OF_JAX:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # errors of TensorFlow are also raised
 
@@ -153,22 +178,13 @@ def run(main: Callable[[], None]) -> None:
                 raise
             fail(UserError(line))
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by startup.begin
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        app.run(guarded, flags_parser=_parse)
-    except KeyboardInterrupt:
-        _end_interrupted()
-    except BrokenPipeError:
-        sys.exit(UNREAD)
-    finally:
+    with _for_reader():
         try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the interpreter would raise and print it again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            app.run(guarded, flags_parser=parse)
+        except KeyboardInterrupt:
+            _end_interrupted()
 
 
 def _end_interrupted() -> NoReturn:

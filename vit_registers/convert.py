@@ -6,13 +6,60 @@
 
 Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal
 paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
-(a folder for evaluate, analyze and init_from), or one of these formats. The output is read again and
-compared. --dry-run prints which tensor becomes which parameter, and writes nothing.
+(a folder for evaluate, analyze and init_from), transformers, timm, big_vision, dinov2, deit, dino, clip,
+open_clip or mup_vit. The output is read again and compared. --dry-run prints which tensor becomes which
+parameter, and writes nothing.
 """
+
+from absl import flags
 
 from vit_registers import startup
 
-startup.begin(__name__)
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    flags.DEFINE_string("input", None, "Run folder, or a file or folder of another code base.")
+    flags.DEFINE_string("output", None, "Run folder, file, or folder (transformers) to write.")
+    flags.DEFINE_string("to", "run", "run, or an output format of those above.")
+    flags.DEFINE_string("source", "auto", "Family of the checkpoint, if it is not recognized.")
+    flags.DEFINE_string("image_size", None, "Image size of the model in pixels, such as 518 or 392x518.")
+    flags.DEFINE_integer(
+        "num_heads", None, "Number of heads, if neither config.json nor the width determine it."
+    )
+    flags.DEFINE_string(
+        "hidden_act", None, "gelu, quick_gelu or gelu_tanh, if the checkpoint does not determine it."
+    )
+    flags.DEFINE_string("interpolation", None, "Resampling of positions; that of the family if not given.")
+    flags.DEFINE_string("pooling", None, "cls, gap, map ...; inferred if not given.")
+    flags.DEFINE_string("mask", None, "Mask of the fractal paper's code, if it is not stored.")
+    flags.DEFINE_string("architecture", None, "Name of a timm model, if no config.json has it.")
+    flags.DEFINE_enum(
+        "dtype",
+        "float32",
+        ["float32", "float16", "bfloat16"],
+        "Dtype of exported tensors; for other formats than run.",
+    )
+    flags.DEFINE_integer("step", None, "Step of a run folder; the newest intact checkpoint if not given.")
+    flags.DEFINE_enum(
+        "params",
+        None,
+        ["params", "ema"],
+        "Trained or averaged parameters; those to evaluate if not given.",
+    )
+    flags.DEFINE_multi_string(
+        "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."
+    )
+    flags.DEFINE_integer(
+        "channels",
+        None,
+        "Channels of the images, if other than those of the weights: 1 sums the patch kernel.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool("dry-run", False, "Print the tensor map and write nothing.")
+    flags.mark_flags_as_required(["input"])
+
+
+startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
@@ -24,7 +71,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
@@ -52,8 +98,6 @@ from vit_registers.strict_json import dumps
 from vit_registers.training.state import TrainState
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +189,7 @@ def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Ex
     exported = targets.export(source.config.model, source.read(), target)
     for note in exported.notes:
         print(f"note: {note}")
-    for path in targets.write(exported, output, DTYPES[dtype], source.config.data):
+    for path in targets.write(exported, output, jnp.dtype(dtype), source.config.data):
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     if target == "timm":
         print(f"timm.models.vision_transformer.VisionTransformer(**{targets.timm_arguments(exported.model)})")
@@ -184,7 +228,7 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
     )
     opened = reading.open_path(output, source=exported.target.split("/")[0], hints=hints)
     expected = leaves_of(exported.params)
-    return compare_parameters(reading.iter_leaves(opened), expected, DTYPES[dtype], output)
+    return compare_parameters(reading.iter_leaves(opened), expected, jnp.dtype(dtype), output)
 
 
 def convert_to(source: Input, output: str, target: str, dtype: str) -> int:
@@ -263,37 +307,4 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "Run folder, or a file or folder of another code base.")
-    flags.DEFINE_string("output", None, "Run folder, file, or folder (transformers) to write.")
-    flags.DEFINE_string("to", "run", f"run, or {', '.join(targets.TARGETS)}.")
-    flags.DEFINE_string("source", "auto", "Family of the checkpoint, if it is not recognized.")
-    flags.DEFINE_string("image_size", None, "Image size of the model in pixels, such as 518 or 392x518.")
-    flags.DEFINE_integer(
-        "num_heads", None, "Number of heads, if neither config.json nor the width determine it."
-    )
-    flags.DEFINE_string(
-        "hidden_act", None, "gelu, quick_gelu or gelu_tanh, if the checkpoint does not determine it."
-    )
-    flags.DEFINE_string("interpolation", None, "Resampling of positions; that of the family if not given.")
-    flags.DEFINE_string("pooling", None, "cls, gap, map ...; inferred if not given.")
-    flags.DEFINE_string("mask", None, "Mask of the fractal paper's code, if it is not stored.")
-    flags.DEFINE_string("architecture", None, "Name of a timm model, if no config.json has it.")
-    flags.DEFINE_enum(
-        "dtype", "float32", list(DTYPES), "Dtype of exported tensors; for other formats than run."
-    )
-    flags.DEFINE_integer("step", None, "Step of a run folder; the newest intact checkpoint if not given.")
-    flags.DEFINE_enum(
-        "params", None, loading.PARAMS, "Trained or averaged parameters; those to evaluate if not given."
-    )
-    flags.DEFINE_multi_string(
-        "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."
-    )
-    flags.DEFINE_integer(
-        "channels",
-        None,
-        "Channels of the images, if other than those of the weights: 1 sums the patch kernel.",
-        lower_bound=1,
-    )
-    flags.DEFINE_bool("dry-run", False, "Print the tensor map and write nothing.")
-    flags.mark_flags_as_required(["input"])
     cli.run(main)

@@ -12,9 +12,29 @@ differ from those of the run, the file name ends with their digest, so that no r
 another one.
 """
 
+from absl import flags
+
 from vit_registers import startup
 
-startup.begin(__name__)
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    from vit_registers import cli
+
+    flags.DEFINE_string("checkpoint", None, "Run folder.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest intact one if not given.")
+    flags.DEFINE_enum(
+        "params",
+        None,
+        ["params", "ema"],
+        "Trained or averaged parameters; those that the objective evaluates if not given.",
+    )
+    flags.DEFINE_string("out", None, "Folder for the JSON file; RUN/evaluation if not given.")
+    cli.define_settings()
+    flags.mark_flags_as_required(["checkpoint"])
+
+
+startup.begin(__name__, define_flags)
 
 import contextlib
 import dataclasses
@@ -26,7 +46,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import config_flags
 
 from vit_registers import cli, loading
@@ -146,15 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "Run folder.")
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest intact one if not given.")
-    flags.DEFINE_enum(
-        "params",
-        None,
-        ["params", "ema"],
-        "Trained or averaged parameters; those that the objective evaluates if not given.",
-    )
-    flags.DEFINE_string("out", None, "Folder for the JSON file; RUN/evaluation if not given.")
-    cli.define_settings()
-    flags.mark_flags_as_required(["checkpoint"])
     cli.run(main)

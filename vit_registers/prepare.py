@@ -8,9 +8,21 @@ that `tfds new` makes. Its code runs here only; training reads the files that it
 archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads/manual first.
 """
 
+from absl import flags
+
 from vit_registers import startup
 
-startup.begin(__name__)
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    flags.DEFINE_string(
+        "name", None, "TFDS name, such as cifar10 or imagenette/160px-v2, or the path of a builder."
+    )
+    flags.DEFINE_string("data_dir", None, "Target folder; TFDS's default if not given.")
+    flags.mark_flags_as_required(["name"])
+
+
+startup.begin(__name__, define_flags)
 
 import importlib
 import inspect
@@ -24,7 +36,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow logs a line about it
 
 import tensorflow_datasets as tfds
-from absl import flags
 from etils import epath
 from tensorflow_datasets.core import registered
 
@@ -150,9 +161,4 @@ def _check(folder: epath.Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "name", None, "TFDS name, such as cifar10 or imagenette/160px-v2, or the path of a builder."
-    )
-    flags.DEFINE_string("data_dir", None, "Target folder; TFDS's default if not given.")
-    flags.mark_flags_as_required(["name"])
     cli.run(main)

@@ -1,13 +1,17 @@
 """What every program does before its slow imports."""
 
 import signal
+import sys
+from collections.abc import Callable
 
 
-def begin(module_name: str) -> None:
+def begin(module_name: str, define_flags: Callable[[], None] | None = None) -> None:
     """Prepares a program, which calls this with its __name__ before its other imports.
 
-    Reports unknown settings before the slow imports. Makes ctrl-C end the process at once until cli.run,
-    because an import of a C extension may ignore the interrupt or raise another error.
+    Reports unknown settings before the slow imports. With `define_flags`, a function that defines the
+    program's flags and imports nothing slow, it also parses the flags, prints the help, and reports errors of
+    flags and of the config file. Makes ctrl-C end the process at once until cli.run, because an import of a C
+    extension may ignore the interrupt or raise another error.
     """
     if module_name != "__main__":
         return
@@ -16,3 +20,6 @@ def begin(module_name: str) -> None:
     from vit_registers import cli  # imported here, as it takes a moment
 
     cli.check_settings()
+    if define_flags is not None:
+        define_flags()
+        cli.parse(sys.argv)

@@ -14,9 +14,23 @@ Exit codes: 0, all runs finished, or a stop was requested; 2, runs failed with e
 runs failed with other errors.
 """
 
+from absl import flags
+
 from vit_registers import startup
 
-startup.begin(__name__)
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    from vit_registers import cli
+
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Folder that holds the run folders.")
+    flags.DEFINE_bool("list", False, "Print the runs with their states, and train nothing.")
+    flags.DEFINE_integer("index", None, "Train only the run with this number, from 0.", lower_bound=0)
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+startup.begin(__name__, define_flags)
 
 import collections
 import contextlib
@@ -32,7 +46,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from vit_registers import cli
 from vit_registers.config import to_config_dict
@@ -279,9 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_string("workdir", None, "Folder that holds the run folders.")
-    flags.DEFINE_bool("list", False, "Print the runs with their states, and train nothing.")
-    flags.DEFINE_integer("index", None, "Train only the run with this number, from 0.", lower_bound=0)
-    flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

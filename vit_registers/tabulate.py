@@ -8,9 +8,24 @@ evaluator than the first. Give the same settings as to the sweep. A config file 
 others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished.
 """
 
+from absl import flags
+
 from vit_registers import startup
 
-startup.begin(__name__)
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    from vit_registers import cli
+
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Folder of all run folders.")
+    flags.DEFINE_string("csv", None, "Also write the table, with all digits, to this file.")
+    flags.DEFINE_enum("which", "last", ["last", "best"], "Which evaluation of a run.")
+    flags.DEFINE_string("metric", None, "Which evaluator; the first, data.eval_split, if not given.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+startup.begin(__name__, define_flags)
 
 import collections
 import csv
@@ -18,8 +33,6 @@ import dataclasses
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-
-from absl import flags
 
 from vit_registers import cli
 from vit_registers.runs.sweep_cells import (
@@ -147,10 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_string("workdir", None, "Folder of all run folders.")
-    flags.DEFINE_string("csv", None, "Also write the table, with all digits, to this file.")
-    flags.DEFINE_enum("which", "last", ["last", "best"], "Which evaluation of a run.")
-    flags.DEFINE_string("metric", None, "Which evaluator; the first, data.eval_split, if not given.")
-    flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

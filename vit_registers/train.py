@@ -13,9 +13,26 @@ Several processes train one run if each is started with --distributed (TPU pods,
 processes stop at the same step, and all of them end if one fails.
 """
 
+from absl import flags
+
 from vit_registers import startup
 
-startup.begin(__name__)
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    from vit_registers import cli
+
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Run folder; created if it does not exist, else resumed.")
+    flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or SLURM job.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on any other cluster.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
+    flags.DEFINE_float("connect_timeout_s", 300.0, "Seconds that processes wait for the others to start.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+startup.begin(__name__, define_flags)
 
 import contextlib
 import dataclasses
@@ -27,7 +44,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
@@ -293,12 +309,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_string("workdir", None, "Run folder; created if it does not exist, else resumed.")
-    flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or SLURM job.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on any other cluster.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
-    flags.DEFINE_float("connect_timeout_s", 300.0, "Seconds that processes wait for the others to start.")
-    flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

@@ -8,7 +8,7 @@ from tests.fixtures.digits import make_config
 from vit_registers.analysis import opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.features.extract import extract
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.data.loaders import open_data
 from vit_registers.models.vit import ViT
 

@@ -10,7 +10,7 @@ import pytest
 
 from tools.bench import startup as bench_startup
 from vit_registers.analysis.experiments import curves
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.errors import DataError, TrainingError
 from vit_registers.objectives.base import Best
 from vit_registers.runs import results, sweeps

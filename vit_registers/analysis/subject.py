@@ -1,7 +1,7 @@
 """One model on one set of images: what experiments measure."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.outliers import Outliers, find
 from vit_registers.config import Model
 from vit_registers.data.class_names import match
-from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.errors import ConfigError
 from vit_registers.models.tokens import Grid, TokenLayout
 
@@ -26,18 +25,6 @@ def in_parts(num_images: int) -> Iterator[slice]:
     """Slices that cover `num_images` images in order, each of a size that fits into memory."""
     for start in range(0, num_images, _PART):
         yield slice(start, min(start + _PART, num_images))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """The settings of the command line that experiments read."""
-
-    rule: str = "std:3"  # outliers.py
-    num_examples: int = 6  # images that pictures show
-    boxes: Sequence[BoxImage] = ()  # the images of lost
-    num_blocks: int = 1  # the last blocks whose features LOST uses
-    num_edited: int = 128  # images that edited models are shown, at most
-    energy: tuple[float, float, float, float] | None = None  # hours, watts, PUE, kg of CO2 for each kWh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

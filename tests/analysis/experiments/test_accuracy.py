@@ -9,7 +9,8 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from vit_registers.analysis import subject
 from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.accuracy import EXPERIMENT, score_head
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.options import Options
+from vit_registers.analysis.subject import Subject
 
 RNG = np.random.default_rng(0)
 

@@ -17,7 +17,8 @@ from vit_registers.analysis.experiments.positional_focus import MIDDLE
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.measures.severity import attention_entropy
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.options import Options
+from vit_registers.analysis.subject import Subject
 from vit_registers.models.tokens import TokenLayout
 
 GRID, HEADS, BATCH = (3, 4), 3, 300  # more images than are read at a time

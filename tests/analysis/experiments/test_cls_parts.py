@@ -7,7 +7,7 @@ import pytest
 
 from vit_registers.analysis.experiments import cls_patches_only, one_shot
 from vit_registers.analysis.measures import one_shot as classifiers
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.models.tokens import TokenLayout
 
 LAYOUT = TokenLayout(has_cls=True, num_registers=2, summary_grids=(), patch_grid=(2, 3))

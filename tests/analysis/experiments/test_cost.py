@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from vit_registers.analysis.experiments.cost import EXPERIMENT, energy, forward_flops
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.config import Model
 from vit_registers.models.vit import ViT, token_layout
 

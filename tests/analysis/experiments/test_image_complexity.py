@@ -8,7 +8,7 @@ from PIL import Image
 
 from vit_registers.analysis.experiments.image_complexity import EXPERIMENT, complexity
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 
 RNG = np.random.default_rng(0)
 

@@ -14,7 +14,7 @@ from vit_registers.analysis.experiments import lost as module
 from vit_registers.analysis.experiments.lost import EXPERIMENT
 from vit_registers.analysis.features import compute, extract
 from vit_registers.analysis.measures.lost import sweep_cells
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.config import Model
 from vit_registers.data.sources.boxes import BoxImage, open_voc, read_image
 from vit_registers.errors import ConfigError, DataError

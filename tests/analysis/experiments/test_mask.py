@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_registers.analysis.experiments.mask import EXPERIMENT, links
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.config import Model
 from vit_registers.models.masks import build_mask
 from vit_registers.models.tokens import TokenLayout

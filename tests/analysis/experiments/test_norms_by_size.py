@@ -6,7 +6,7 @@ import numpy as np
 
 from vit_registers.analysis.experiments.norms_by_size import EXPERIMENT
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 
 RNG = np.random.default_rng(0)
 

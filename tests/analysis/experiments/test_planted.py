@@ -27,7 +27,7 @@ from vit_registers.analysis.experiments import (
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures import neurons
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
 from vit_registers.models.vit import ViT

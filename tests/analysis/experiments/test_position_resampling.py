@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_registers.analysis.experiments.position_resampling import EXPERIMENT, counts, other_grid
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.config import Model
 from vit_registers.models.resampling import RESAMPLINGS, resample
 from vit_registers.models.vit import token_layout

@@ -21,9 +21,9 @@ from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import Intervention
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import write
 from vit_registers.analysis.report.result import Rows, number
-from vit_registers.analysis.subject import Options
 from vit_registers.analyze import analyze
 from vit_registers.data.loaders import open_data
 from vit_registers.data.sources.boxes import BoxImage

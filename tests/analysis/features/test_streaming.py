@@ -10,7 +10,7 @@ from vit_registers.analysis import subject as subject_file
 from vit_registers.analysis.experiments import probe_global
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.features.extract import extract
-from vit_registers.analysis.subject import Options
+from vit_registers.analysis.options import Options
 from vit_registers.data.loaders import open_data
 from vit_registers.models.vit import ViT
 

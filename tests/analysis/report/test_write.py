@@ -1,5 +1,6 @@
 """Tables as Markdown, CSV and HTML; the report as files that need nothing else."""
 
+import base64
 import csv
 import io
 import json
@@ -59,6 +60,13 @@ def test_files(tmp_path):
     for piece in ("T &amp; T", "a&lt;b", "A line &amp; more.", "Gap: c: too few.", "data:image/png;base64,"):
         assert piece in page
     assert "](norms/line.png)" in (tmp_path / "report.md").read_text()
+
+
+def test_the_page_has_the_pictures_of_the_files(tmp_path):
+    """Drawn once: a layout that is computed again may move."""
+    png = (write_entry(_entry(), tmp_path) / "line.png").read_bytes()
+    page = write_report([_entry()], tmp_path, title="T", about={}).read_text()
+    assert base64.b64encode(png).decode() in page
 
 
 def test_the_finding_is_in_every_file(tmp_path):

@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from vit_registers.data.batch import labelled_batch, normalize, pad_batch
 from vit_registers.data.loaders import open_data
+from vit_registers.data.sources.digits import load_split
 from vit_registers.data.sources.folder import Folder
 from vit_registers.errors import ConfigError, DataError
 
@@ -70,6 +72,16 @@ def test_tfds_errors(kind, make_config, tmp_path):
             loader.num_examples(split)
     with pytest.raises(DataError, match="toy has no split 'tset': did you mean 'test'"):
         loader.num_examples("tset")
+
+
+def test_digits_are_those_of_scikit_learn():
+    theirs = load_digits()
+    for split, is_chosen_N in (("train", np.arange(1797) % 5 != 4), ("test", np.arange(1797) % 5 == 4)):
+        image_NxHxWxC, label_N = load_split(split)
+        assert image_NxHxWxC.dtype == np.uint8 and label_N.dtype == np.int32
+        scaled_NxHxW = np.round(theirs.images[is_chosen_N] * (255 / 16))
+        np.testing.assert_array_equal(image_NxHxWxC[..., 0], scaled_NxHxW)
+        np.testing.assert_array_equal(label_N, theirs.target[is_chosen_N])
 
 
 def test_digits_without_a_place(make_config, tmp_path):

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name, new_axes
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
-from vit_registers.analysis.subject import Options, Subject, in_parts
+from vit_registers.analysis.subject import Subject, in_parts
 
 _STYLES = [(marker, color) for marker in "osD^v" for color in (BLUE, ORANGE, GREEN, RED)]
 _MOST_CLASSES_WITHOUT_TOP5 = 5  # with so few classes top-5 is always 1

@@ -6,8 +6,9 @@ from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, add_key
 from vit_registers.analysis.measures.neurons import as_mask
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, percent
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 _UNEDITED, _BIASED = "unedited", "and a key and value"  # variants, as the table names them
 

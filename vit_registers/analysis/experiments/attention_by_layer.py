@@ -4,9 +4,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import SEVERITY, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import integer_ticks, panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 
 def _measure(subject: Subject, options: Options) -> Rows:

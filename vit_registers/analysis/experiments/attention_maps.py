@@ -6,9 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import maps_over_images, new_grid, set_titles, show_image
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number, percent
-from vit_registers.analysis.subject import Options, Subject, head_maps, in_parts, mean_maps, queries
+from vit_registers.analysis.subject import Subject, head_maps, in_parts, mean_maps, queries
 
 
 def _measure(subject: Subject, options: Options) -> Rows:

@@ -5,9 +5,10 @@ import numpy as np
 from vit_registers.analysis.experiments import over_training
 from vit_registers.analysis.experiments.experiment import SMALL, Experiment
 from vit_registers.analysis.measures.focus import focus
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import maps_over_images
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, number
-from vit_registers.analysis.subject import Options, Subject, mean_maps, queries
+from vit_registers.analysis.subject import Subject, mean_maps, queries
 
 _MOST_STEPS = 10  # that a grid of maps shows
 

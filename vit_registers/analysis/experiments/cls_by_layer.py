@@ -5,9 +5,10 @@ import numpy as np
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import layer_similarity
 from vit_registers.analysis.measures.severity import summarize_values
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import lines_picture
 from vit_registers.analysis.report.result import Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject, in_parts
+from vit_registers.analysis.subject import Subject, in_parts
 
 
 def _measure(subject: Subject, options: Options) -> Rows:

@@ -5,9 +5,10 @@ from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, new_grid, panels, show_image
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import FULL, Options, Subject, cls_parts, in_parts, mean_maps
+from vit_registers.analysis.subject import FULL, Subject, cls_parts, in_parts, mean_maps
 
 _COLORS = {"patches": BLUE, "registers": ORANGE, "summaries": GREEN}
 

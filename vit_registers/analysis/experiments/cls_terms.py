@@ -4,9 +4,10 @@ from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import CkaSums, NormTable, norm_table
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject, in_parts
+from vit_registers.analysis.subject import Subject, in_parts
 
 _NOT_ATTENTION = ("skip", "bias")
 

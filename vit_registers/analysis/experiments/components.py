@@ -4,9 +4,10 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import images_and_maps
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 _MOST_TOKENS = 50_000  # that components are fitted to
 

@@ -3,9 +3,10 @@
 import dataclasses
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import lines_picture
 from vit_registers.analysis.report.result import Rows, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.config import Model
 from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout

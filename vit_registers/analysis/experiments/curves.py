@@ -6,9 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.errors import DataError
 from vit_registers.runs.metrics_log import read_records
 

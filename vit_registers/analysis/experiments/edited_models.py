@@ -12,8 +12,9 @@ from vit_registers.analysis.features.interventions import NO_INTERVENTION, Inter
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import as_mask, first_block, highest, neuron_scores
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, number, percent
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.models.blocks import dims
 from vit_registers.models.masks import parse_mask
 from vit_registers.models.tokens import TokenLayout

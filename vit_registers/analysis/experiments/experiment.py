@@ -7,9 +7,10 @@ import numpy as np
 
 from vit_registers.analysis.features.finite import NotFiniteError, not_finite
 from vit_registers.analysis.features.table import FEATURES
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.finding import labels, sentence
 from vit_registers.analysis.report.result import Found, Gap, Pictures, Result, Rows, Table, is_not_finite
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 # What experiments answer.
 REGISTERS, DECOUPLING = "arXiv:2309.16588", "arXiv:2505.05892"

@@ -9,9 +9,10 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, panels_picture
 from vit_registers.analysis.report.result import Gap, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject, in_parts
+from vit_registers.analysis.subject import Subject, in_parts
 
 FEWEST_IMAGES = 4  # of fewer, a rank correlation has no p value
 MEASURES = ("JPEG bytes", "entropy", "edges")

@@ -14,9 +14,10 @@ from PIL import Image
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures import lost
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import ORANGE, RED, new_grid, set_titles
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
 from vit_registers.errors import ConfigError
 from vit_registers.models.tokens import Grid

@@ -8,9 +8,10 @@ from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import draw_mask, new_grid
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.models.masks import owners
 from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import static_attention

@@ -5,9 +5,10 @@ from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures import severity
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, ORANGE, panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 
 def cosine_experiment(*, question: str, answers: str, feature: str, what: str) -> Experiment:

@@ -6,9 +6,10 @@ from scipy import stats
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.outliers import find
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms, panels_picture
 from vit_registers.analysis.report.result import Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject, patches_first
+from vit_registers.analysis.subject import Subject, patches_first
 
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
 

@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.experiments.norms import zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 
 def _measure(subject: Subject, options: Options) -> Rows:

@@ -3,9 +3,10 @@
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, GREY, RED, new_axes
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 
 def _measure(subject: Subject, options: Options) -> Rows:

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs, one_shot
 from vit_registers.analysis.measures.severity import summarize_values
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, panels
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, number
-from vit_registers.analysis.subject import FULL, Options, Subject, cls_parts
+from vit_registers.analysis.subject import FULL, Subject, cls_parts
 
 _SEEDS = (0, 1, 2)
 _CLASSIFIERS = {"logistic": BLUE, "nearest": ORANGE}

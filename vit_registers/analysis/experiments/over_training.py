@@ -8,9 +8,10 @@ from scipy import stats
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.focus import map_similarity
 from vit_registers.analysis.measures.severity import summarize_values
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject, in_parts, mean_maps
+from vit_registers.analysis.subject import Subject, in_parts, mean_maps
 
 _COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.GREY)
 

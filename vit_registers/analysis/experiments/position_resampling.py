@@ -3,9 +3,10 @@
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import new_grid
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.models.tokens import Grid

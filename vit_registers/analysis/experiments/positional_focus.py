@@ -5,9 +5,10 @@ import numpy as np
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.focus import MapSums, focus, map_similarity
 from vit_registers.analysis.measures.severity import summarize_values
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import new_grid, set_titles
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject, in_parts, mean_maps, queries
+from vit_registers.analysis.subject import Subject, in_parts, mean_maps, queries
 
 MIDDLE = "middle patch"
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
-from vit_registers.analysis.subject import Options, Subject, queries
+from vit_registers.analysis.subject import Subject, queries
 from vit_registers.errors import DataError
 
 _SEEDS = (0, 1, 2)

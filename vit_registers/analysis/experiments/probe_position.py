@@ -4,8 +4,9 @@ import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 MANY_IMAGES = 400  # at most, to train on and to test on, for probes on all patches
 _FEWEST_IMAGES = 4  # two to train on, of which one chooses the strength

@@ -6,8 +6,9 @@ from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Expe
 from vit_registers.analysis.experiments.probe_position import MANY_IMAGES, random_halves
 from vit_registers.analysis.measures import reconstruction
 from vit_registers.analysis.measures.released import fit_released, score_released
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:

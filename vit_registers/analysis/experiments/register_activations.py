@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import register_activations
 from vit_registers.analysis.measures.severity import summarize_values
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, ORANGE, panels_picture, scale_for
 from vit_registers.analysis.report.result import Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 
 def _measure(subject: Subject, options: Options) -> Rows:

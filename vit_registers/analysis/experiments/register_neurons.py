@@ -5,9 +5,10 @@ import numpy as np
 from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, nothing
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.strict_json import dumps
 
 _LISTED, _FILED, _DRAWN = 15, 200, 3  # neurons in the table, in the file, in the picture

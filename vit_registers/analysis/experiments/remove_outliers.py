@@ -9,9 +9,10 @@ from vit_registers.analysis.experiments.edited_models import BASE, change, outpu
 from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, panels_picture
 from vit_registers.analysis.report.result import Gap, Rows, Value, counted, number
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 
 _CUTS = 6  # places between blocks, at most
 Points = dict[tuple[str, str], list[tuple[int, float]]]  # (block, likeness), by (what, replaced by)

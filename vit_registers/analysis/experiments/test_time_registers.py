@@ -8,9 +8,10 @@ from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import NO_INTERVENTION
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import random_like
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms, images_and_maps, new_axes
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, percent
-from vit_registers.analysis.subject import Options, Subject
+from vit_registers.analysis.subject import Subject
 from vit_registers.models.blocks import dims
 
 _SEED = 0

@@ -4,8 +4,9 @@ import numpy as np
 
 from vit_registers.analysis.experiments.experiment import SEVERITY, Experiment
 from vit_registers.analysis.measures.severity import VarianceSums
+from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Rows, counted, number, percent
-from vit_registers.analysis.subject import Options, Subject, in_parts
+from vit_registers.analysis.subject import Subject, in_parts
 
 
 def _measure(subject: Subject, options: Options) -> Rows:

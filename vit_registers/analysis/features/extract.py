@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -18,7 +17,8 @@ from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.features.store import VALID, Store
 from vit_registers.analysis.features.table import LIMITS
 from vit_registers.analysis.opening import OpenedModel
-from vit_registers.analysis.subject import Native, Options, Subject
+from vit_registers.analysis.options import Options
+from vit_registers.analysis.subject import Native, Subject
 from vit_registers.config import image_size
 from vit_registers.data.batch import IMAGE
 from vit_registers.errors import DataError
@@ -59,7 +59,7 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
         run=None if one.step is None else Path(one.path).expanduser(),
         step=one.step,
         num_parameters=sum(leaf.size for leaf in parameters),
-        num_not_finite=sum(int((~jnp.isfinite(leaf)).sum()) for leaf in parameters),
+        num_not_finite=sum(int(np.sum(~np.isfinite(np.asarray(leaf)))) for leaf in parameters),
         model=one.config.model,
         store=store,
         layout=one.layout,

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from vit_registers.analysis.measures.severity import finite
+from vit_registers.analysis.measures.threads import threads_for
 from vit_registers.config import lookup
 from vit_registers.errors import DataError
 
@@ -80,7 +81,7 @@ def _ranks(score_YxY: np.ndarray) -> np.ndarray:
 
 def _logistic(train_YxD: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     scale = np.sqrt(np.square(train_YxD).mean()) or 1.0
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threads_for(train_YxD.size * len(train_YxD)):
         # With one image per class, scikit-learn warns that the labels look like those of a regression.
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         fitted = LogisticRegression(max_iter=1000).fit(train_YxD / scale, np.arange(len(train_YxD)))

@@ -12,6 +12,7 @@ import scipy.optimize
 from scipy.linalg import solve_triangular
 
 from vit_registers.analysis.measures.probes import HELD_OUT
+from vit_registers.analysis.measures.threads import threads_for
 from vit_registers.errors import DataError
 from vit_registers.models.tokens import Grid
 
@@ -92,9 +93,10 @@ def fit_position_probe(
     everything = _Objective(token_BxPxD, np.arange(len(token_BxPxD)), mean_D, whiten_DxD)
     strengths = sorted(strengths)
     weight, strength = everything.zeros(), strengths[0]
-    if len(strengths) > 1:
-        weight, strength = _choose_strength(everything, strengths, seed, max_iterations)
-    weight, is_converged = everything.minimize(weight, strength, max_iterations)
+    with threads_for(token_BxPxD.size * token_BxPxD.shape[1]):
+        if len(strengths) > 1:
+            weight, strength = _choose_strength(everything, strengths, seed, max_iterations)
+        weight, is_converged = everything.minimize(weight, strength, max_iterations)
     return PositionProbe(
         mean_D=everything.mean_D,
         weight_DxP=everything.plain(weight)[:-1],

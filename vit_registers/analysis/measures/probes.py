@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vit_registers.analysis.measures.severity import finite
+from vit_registers.analysis.measures.threads import threads_for
 from vit_registers.config import lookup
 from vit_registers.errors import DataError
 from vit_registers.models.tokens import Grid
@@ -75,10 +76,11 @@ def logistic_probe(
     test_NxD = finite(test_NxD, "the test tokens of the probe")
     strengths = sorted(strengths)
     strength = strengths[0]
-    if len(strengths) > 1:
-        is_held_out_N = _held_out(train_label_N, np.random.default_rng(seed))
-        strength = _choose_strength(train_NxD, train_label_N, is_held_out_N, strengths, max_iterations)
-    model, is_converged = _fit(train_NxD, train_label_N, strength, max_iterations)
+    with threads_for(train_NxD.size * num_classes):
+        if len(strengths) > 1:
+            is_held_out_N = _held_out(train_label_N, np.random.default_rng(seed))
+            strength = _choose_strength(train_NxD, train_label_N, is_held_out_N, strengths, max_iterations)
+        model, is_converged = _fit(train_NxD, train_label_N, strength, max_iterations)
     return ProbeResult(
         accuracy=float(np.mean(model.predict(test_NxD) == test_label_N)),
         strength=strength,

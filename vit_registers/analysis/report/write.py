@@ -102,8 +102,8 @@ def write_entry(entry: ReportEntry, out: Path) -> Path:
 def write_report(entries: Sequence[ReportEntry], out: Path, *, title: str, about: Mapping[str, Any]) -> Path:
     """The path of out/report.html, after writing it and out/report.md.
 
-    `about` describes what was analysed, by name, for the head of the report. report.md shows the pictures
-    that `write_entry` wrote. Raises DataError where the folder cannot be written to.
+    `about` describes what was analysed, by name, for the head of the report. Both show the pictures that
+    `write_entry` wrote. Raises DataError where the folder cannot be written to.
     """
     head = [f"- {block(name)}: {inline(str(value))}" for name, value in about.items()]
     contents = [
@@ -115,7 +115,7 @@ def write_report(entries: Sequence[ReportEntry], out: Path, *, title: str, about
     path = out / "report.html"
     try:
         _write(out / "report.md", markdown)
-        _write(path, _html(entries, title, about))
+        _write(path, _html(entries, out, title, about))
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
     return path
@@ -141,7 +141,7 @@ def _markdown(entry: ReportEntry, folder: str) -> str:
     return "\n".join(parts)
 
 
-def _html(entries: Sequence[ReportEntry], title: str, about: Mapping[str, Any]) -> str:
+def _html(entries: Sequence[ReportEntry], out: Path, title: str, about: Mapping[str, Any]) -> str:
     text = html.escape
     head = [f"<li>{text(name)}: {text(str(value))}</li>" for name, value in about.items()]
     contents = [
@@ -157,13 +157,13 @@ def _html(entries: Sequence[ReportEntry], title: str, about: Mapping[str, Any]) 
             f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{text(title)}</h1><ul>{''.join(head)}</ul>",
             f"<nav><h2>Contents</h2><ul>{''.join(contents)}</ul></nav>",
-            *map(_html_result, entries),
+            *[_html_result(entry, out / entry.name) for entry in entries],
             "</body></html>\n",
         ]
     )
 
 
-def _html_result(entry: ReportEntry) -> str:
+def _html_result(entry: ReportEntry, folder: Path) -> str:
     text, result = html.escape, entry.result
     parts = [
         f'<section id="{text(file_name(entry.name))}"><h2>{text(entry.name)}</h2>',
@@ -176,8 +176,9 @@ def _html_result(entry: ReportEntry) -> str:
     if entry.published:
         tables = [f"<h4>{text(table.title)}</h4>{_html_table(table)}" for table in entry.published]
         parts.append(f'<div class="published"><h3>{_NOT_OURS}</h3>{"".join(tables)}</div>')
-    for picture in result.pictures:
-        data, caption = base64.b64encode(_png(picture.figure)).decode(), text(picture.caption)
+    for name, picture in zip(_picture_names(result), result.pictures, strict=True):
+        png, caption = (folder / f"{name}.png").read_bytes(), text(picture.caption)
+        data = base64.b64encode(png).decode()
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return "\n".join([*parts, "</section>"])

@@ -1,11 +1,12 @@
 """Handwritten digits of 8 x 8 pixels from scikit-learn, which need no download. No TensorFlow."""
 
 import functools
+import gzip
+import importlib.util
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from vit_registers.config import Data, nearest
 from vit_registers.data.broken import BrokenImages
@@ -14,6 +15,7 @@ from vit_registers.errors import DataError
 
 SPLITS = ("train", "test")
 CLASS_NAMES = tuple("0123456789")
+_FILE = "datasets/data/digits.csv.gz"  # in scikit-learn: a line for each image, 64 values and the class
 
 
 @functools.cache
@@ -26,14 +28,27 @@ def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if split not in SPLITS:
         raise DataError(f"digits has no split '{split}': {nearest(split, SPLITS)}")
-    digits: Any = load_digits()
-    image_NxHxWxC = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    is_test_N = np.arange(len(digits.target)) % 5 == 4
+    values_Nx65 = _read_digits()
+    image_NxHxWxC = np.round(values_Nx65[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    is_test_N = np.arange(len(values_Nx65)) % 5 == 4
     chosen_N = is_test_N if split == "test" else ~is_test_N
-    image_NxHxWxC, label_N = image_NxHxWxC[chosen_N], digits.target[chosen_N].astype(np.int32)
+    image_NxHxWxC, label_N = image_NxHxWxC[chosen_N], values_Nx65[chosen_N, -1].astype(np.int32)
     image_NxHxWxC.setflags(write=False)
     label_N.setflags(write=False)
     return image_NxHxWxC, label_N
+
+
+def _read_digits() -> np.ndarray:
+    """What load_digits reads. scikit-learn is not imported, which takes a second."""
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise DataError("digits requires scikit-learn, which is not installed")
+    path = Path(found.origin).parent / _FILE
+    try:
+        with gzip.open(path, "rt") as file:
+            return np.loadtxt(file, delimiter=",")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 class DigitsSource(DataSource):
