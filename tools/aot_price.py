@@ -1,4 +1,4 @@
-"""What registers, summaries and masks cost in a compiled train step, on a CPU, a TPU or a GPU, without the device.
+"""What registers, summaries and masks cost in a train step compiled for a CPU, a TPU or a GPU.
 
     python -m tools.aot_price --config=configs/vit_s16_i1k.py --device=h200 --config.model.attention=cudnn \\
       --config.model.dtype=bfloat16 --config.model.depth=2
@@ -48,7 +48,7 @@ class Figures:
 
 
 def compile_step(config: Config, device: str) -> jax.stages.Compiled:
-    """The train step of `config` for `device`: cpu, a chip of tools.aot_gpu, or a topology of tools.aot_tpu."""
+    """The train step of `config` for cpu, a chip of tools.aot_gpu, or a topology of tools.aot_tpu."""
     if device == "cpu":
         return lower_step(config, jax.devices("cpu")[:1]).compile()
     if device in aot_gpu.CHIPS:

@@ -115,7 +115,7 @@ def _instruction(match: re.Match[str], shapes: dict[str, str], bodies: dict[str,
 
 
 def product_flops(text: str) -> int:
-    """FLOPs of the program's matrix products, convolutions and cuDNN attention; the body of a loop counts once.
+    """FLOPs of the matrix products, convolutions and cuDNN attention in a program; a loop's body counts once.
 
     2 for each multiplication and addition. Attention counts two products forward and four backward, without
     those that its kernel computes again. Not for TPUs, where products of batches are written as convolutions
@@ -140,7 +140,8 @@ def _product_flops(match: re.Match[str], shapes: dict[str, str]) -> int:
         return (8 if kind.endswith("Backward") else 4) * math.prod(lhs) * rhs[1]
     if labels := re.search(r"dim_labels=\w+_(\w+)->", rest):
         return 2 * math.prod(_sizes(shape)) * math.prod(rhs) // rhs[labels[1].index("o")]
-    contracted = [int(axis) for axis in re.findall(r"\d+", _CONTRACTED.search(rest)[1])]
+    axes = _CONTRACTED.findall(rest)[0]
+    contracted = [int(axis) for axis in re.findall(r"\d+", axes)]
     return 2 * math.prod(_sizes(shape)) * math.prod(lhs[axis] for axis in contracted)
 
 
