@@ -93,15 +93,10 @@ def lines(compiled: jax.stages.Compiled) -> list[str]:
     fusions = sorted((one for one in found if one.num_fused), key=lambda one: -one.bytes)
     said.append("largest fusions")
     said += [_line(one) for one in fusions[:10]]
-    wide = [one for one in found if _has_large_float32(one.shape)]
+    wide = [one for one in found if hlo.float32_bytes(one.shape) >= _LARGE_BYTES]
     said.append(f"{len(wide)} instructions write float32 arrays of {_LARGE_BYTES >> 20} MiB or more")
     said += [_line(one) for one in sorted(wide, key=lambda one: -one.written_bytes)[:10]]
     return said
-
-
-def _has_large_float32(shape: str) -> bool:
-    arrays = [part for part in shape.replace("(", "").split("f32[")[1:]]
-    return any(hlo.array_bytes(f"f32[{part.partition(']')[0]}]") >= _LARGE_BYTES for part in arrays)
 
 
 def _line(one: hlo.Instruction) -> str:

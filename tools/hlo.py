@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import re
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16}
@@ -9,6 +10,7 @@ _BITS |= {"s16": 16, "u16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "opt-barrier")
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)')
 _CALLED = re.compile(r"(?:calls|body|to_apply|condition)=%?([\w.\-]+)")
 
 
@@ -45,6 +47,11 @@ def array_bytes(shape: str) -> int:
             bits *= int(dim)
         total += bits // 8
     return total
+
+
+def float32_bytes(shape: str) -> int:
+    """Bytes of the largest float32 array of an HLO shape; 0 if it has none."""
+    return max((array_bytes(array) for array in re.findall(r"f32\[[\d,]*\]", shape)), default=0)
 
 
 def computations(text: str) -> dict[str, list[str]]:
@@ -105,6 +112,42 @@ def _instruction(match: re.Match[str], shapes: dict[str, str], bodies: dict[str,
         num_fused=len(bodies.get(called[1], [])) if operation == "fusion" and called else 0,
         where=where[1] if where else "",
     )
+
+
+def product_flops(text: str) -> int:
+    """FLOPs of the matrix products, convolutions and cuDNN attention in a program; a loop's body counts once.
+
+    2 for each multiplication and addition. Attention counts two products forward and four backward, without
+    those that its kernel computes again. Not for TPUs, where products of batches are written as convolutions
+    with padding.
+    """
+    total = 0
+    for body in computations(text).values():
+        parsed = [match for line in body if (match := _INSTRUCTION.match(line))]
+        shapes = {match[1]: match[2] for match in parsed}
+        total += sum(_product_flops(match, shapes) for match in parsed)
+    return total
+
+
+def _product_flops(match: re.Match[str], shapes: dict[str, str]) -> int:
+    _, shape, operation, rest = match.groups()
+    target = re.search(r'custom_call_target="__cu(?:blas|dnn)\$(\w+)', rest)
+    kind = target[1] if target else operation
+    if not re.match("dot$|convolution$|lt$|gemm$|conv[A-Z]|fmha", kind):
+        return 0
+    lhs, rhs = (_sizes(shapes[operand]) for operand in re.findall(r"%([\w.\-]+)", rest)[:2])
+    if kind.startswith("fmha"):  # BxTxNxK
+        return (8 if kind.endswith("Backward") else 4) * math.prod(lhs) * rhs[1]
+    if labels := re.search(r"dim_labels=\w+_(\w+)->", rest):
+        return 2 * math.prod(_sizes(shape)) * math.prod(rhs) // rhs[labels[1].index("o")]
+    axes = _CONTRACTED.findall(rest)[0]
+    contracted = [int(axis) for axis in re.findall(r"\d+", axes)]
+    return 2 * math.prod(_sizes(shape)) * math.prod(lhs[axis] for axis in contracted)
+
+
+def _sizes(shape: str) -> list[int]:
+    """The sizes of the axes of the (first) array."""
+    return [int(size) for size in _SHAPE.search(shape)[2].split(",") if size]
 
 
 def by_kind(found: list[Instruction]) -> dict[str, tuple[int, int]]:

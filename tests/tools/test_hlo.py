@@ -65,3 +65,64 @@ def test_a_compiled_product_reads_its_operands_and_writes_its_result():
     compiled = jax.jit(lambda x: x @ x.T).lower(x).compile()
     total = sum(one.bytes for one in hlo.instructions(compiled.as_text()))
     assert total >= 4 * (64 * 32 + 64 * 64)
+
+
+PRODUCTS = """
+ENTRY %main () -> bf16[2,6,3,8] {
+  %a = bf16[16,12]{1,0} parameter(0)
+  %b = bf16[12,8]{1,0} parameter(1)
+  %i = bf16[4,32,32,3]{3,2,1,0} parameter(2)
+  %k = bf16[5,8,8,3]{3,2,1,0} parameter(3)
+  %q = bf16[2,6,3,8]{3,2,1,0} parameter(4)
+  %CALL
+  %c = bf16[2,6,3,8]{3,2,1,0} convert(%q)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "flops"),
+    [
+        (
+            "d = bf16[16,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+            2 * 16 * 8 * 12,
+        ),
+        (
+            'g = (bf16[16,8]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", '
+            'backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}',
+            2 * 16 * 8 * 12,
+        ),
+        (
+            "v = (bf16[4,4,4,5]{3,2,1,0}, u8[0]{0}) custom-call(%i, %k), window={size=8x8 stride=8x8}, "
+            'dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"',
+            2 * 4 * 4 * 4 * 5 * 8 * 8 * 3,
+        ),
+        (
+            "f = (bf16[2,3,6,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), "
+            'custom_call_target="__cudnn$fmhaSoftmax"',
+            2 * 2 * 2 * 3 * 6 * 6 * 8,
+        ),
+        (
+            "f = (bf16[2,3,6,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), "
+            'custom_call_target="__cudnn$fmhaScaleBiasSoftmaxBackward"',
+            2 * 2 * 2 * 2 * 3 * 6 * 6 * 8,
+        ),
+        ("n = bf16[16,12]{1,0} negate(%a)", 0),
+    ],
+)
+def test_flops_of_products_by_hand(call, flops):
+    assert hlo.product_flops(PRODUCTS.replace("CALL", call)) == flops
+
+
+def test_flops_of_a_compiled_gradient():
+    def loss(w, x):
+        return jnp.einsum("bij,jk->bik", jnp.sin(x), w).sum()
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((32, 16), (4, 8, 32))]
+    text = jax.jit(jax.value_and_grad(loss)).lower(*arrays).compile().as_text()
+    assert hlo.product_flops(text) in (2 * 4 * 8 * 32 * 16, 2 * 2 * 4 * 8 * 32 * 16)  # sums may replace one
+
+
+def test_the_largest_float32_array_of_a_shape():
+    assert hlo.float32_bytes("(f32[2,3]{1,0}, bf16[100]{0}, f32[5]{0})") == 24
+    assert hlo.float32_bytes("bf16[100]{0}") == 0
