@@ -39,9 +39,9 @@ EXPECTED = {
     ("cpu", ""): {"bytes": 2.866, "temporaries": 1.049, "large fusions": 42},
     ("cpu", REGISTERS): {"bytes": 2.861, "temporaries": 1.051, "large fusions": 42},
     ("cpu", FRACTAL): {"bytes": 2.912, "temporaries": 1.069, "large fusions": 44},
-    ("h200", ""): {"bytes": 1.936, "temporaries": 1.002, "large fusions": 5},
-    ("h200", REGISTERS): {"bytes": 1.936, "temporaries": 1.002, "large fusions": 5},
-    ("h200", FRACTAL): {"bytes": 2.153, "temporaries": 1.066, "large fusions": 13},
+    ("h200", ""): {"bytes": 2.004, "temporaries": 0.752, "large fusions": 5},
+    ("h200", REGISTERS): {"bytes": 2.004, "temporaries": 0.752, "large fusions": 5},
+    ("h200", FRACTAL): {"bytes": 2.012, "temporaries": 0.755, "large fusions": 5},
     ("v5p:2x2x1", ""): {"bytes": 2.094, "temporaries": 0.795, "large fusions": 18},
 }
 
@@ -140,10 +140,12 @@ def test_a_block_computes_the_products_of_the_model_and_little_else(case):
 
 
 def test_no_fusion_reads_the_chain_of_residual_gradients(case):
-    _, _, two, four = case
-    # The gradient of the activation reads two arrays of the width of the MLP, and writes one: 12 of BxTxD.
+    device, _, two, four = case
+    # The gradient of the activation reads two arrays of the width of the MLP, and writes one: 12 of BxTxD. On a
+    # GPU it also writes the activations, which it computes again.
+    arrays = 16 if device == "h200" else 12
     for step in (two, four):
-        assert max(one.bytes for one in step.large_fusions) < 12.1 * step.stream_bytes
+        assert max(one.bytes for one in step.large_fusions) < (arrays + 0.1) * step.stream_bytes
     most_fused = [max(one.num_fused for one in step.large_fusions) for step in (two, four)]
     assert most_fused[0] == most_fused[1]  # at any depth
 

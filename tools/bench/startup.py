@@ -59,10 +59,10 @@ def first_step_s(settings: list[str], run: Path, environment: dict[str, str]) ->
     return elapsed
 
 
-def imports_s(environment: dict[str, str]) -> float:
-    """Seconds of the command with --help: Python and its imports."""
+def command_s(command: list[str], environment: dict[str, str]) -> float:
+    """Seconds of a command."""
     started = time.monotonic()
-    subprocess.run([*TRAIN, "--help"], env=environment, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
     return time.monotonic() - started
 
 
@@ -73,7 +73,9 @@ def measure(settings: list[str], folder: Path, min_compile_s: str | None) -> dic
     if min_compile_s is not None:
         cached["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = min_compile_s
     return {
-        "imports": imports_s(plain),
+        "import vit_registers": command_s([sys.executable, "-c", "import vit_registers"], plain),
+        "--help": command_s([*TRAIN, "--help"], plain),
+        "imports of train": command_s([sys.executable, "-c", "import vit_registers.train"], plain),
         "first start, no cache": first_step_s(settings, folder / "plain", plain),
         "first start, cache empty": first_step_s(settings, folder / "cached", cached),
         "restart, no cache": first_step_s(settings, folder / "plain", plain),

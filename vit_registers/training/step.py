@@ -10,6 +10,7 @@ import optax
 
 from vit_registers.config import Optimizer
 from vit_registers.data.batch import Batch
+from vit_registers.models.attention.mesh import platform
 from vit_registers.objectives.base import Objective, Sums, add_sums
 from vit_registers.training.averages import make_average
 from vit_registers.training.state import TrainState
@@ -110,9 +111,10 @@ def make_train_step(
         updates, _ = optimizer.update(grads, state.opt_state, state.params)
         metrics["update_norm"] = optax.tree.norm(updates)
         is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
-        # Behind the barrier the update is computed again, in the pass that writes the new state. Otherwise
-        # a TPU writes it to memory for its norm, reads it here, and updates each array in a pass of its own.
-        grads, state, is_finite = jax.lax.optimization_barrier((grads, state, is_finite))
+        if platform() == "tpu":
+            # The update is computed again in the pass that writes the new state. Otherwise a TPU writes it to
+            # memory for its norm, reads it here, and updates each array in a pass of its own.
+            grads, state, is_finite = jax.lax.optimization_barrier((grads, state, is_finite))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = objective.after_update(params, extra, state.step)
