@@ -141,8 +141,8 @@ def test_a_block_computes_the_products_of_the_model_and_little_else(case):
 
 def test_no_fusion_reads_the_chain_of_residual_gradients(case):
     device, _, two, four = case
-    # The gradient of the activation reads two arrays of the width of the MLP, and writes one: 12 of BxTxD. On a
-    # GPU it also writes the activations, which it computes again.
+    # The gradient of the activation reads two arrays of the width of the MLP, and writes one: 12 of BxTxD.
+    # On a GPU it also writes the activations, which it computes again.
     arrays = 16 if device == "h200" else 12
     for step in (two, four):
         assert max(one.bytes for one in step.large_fusions) < (arrays + 0.1) * step.stream_bytes

@@ -104,14 +104,15 @@ def linen_step(
 
 
 class TimmProcess:
-    """timm's train step in a separate process, which is idle except while `rate` waits for it.
+    """timm's train step or forward pass in a separate process, idle except while `rate` waits for it.
 
     Raises RuntimeError, in one line, if it cannot run.
     """
 
-    def __init__(self, config: Config, *, compile_mode: str):
+    def __init__(self, config: Config, *, step: str, compile_mode: str):
         model, sizes = config.model, dims(config.model)
         settings = {
+            "step": step,
             "batch": config.data.batch_size,
             "width": sizes.width,
             "depth": sizes.depth,
@@ -161,10 +162,10 @@ class TimmProcess:
 
 
 def timm_step(args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], None], dict[str, Any]]:
-    """(a function that runs one train step, one that waits for all steps, facts for the report).
+    """(a function that runs one step, one that waits for all steps, facts for the report).
 
-    A step is forward, loss, backward, clip and AdamW. Images are 8-bit on the device, as those of
-    bench.step are. Requires torch and timm.
+    A train step is forward, loss, backward, clip and AdamW; a forward pass computes logits without gradients.
+    Images are 8-bit on the device, as those of bench.step are. Requires torch and timm.
     """
     import timm
     import torch
@@ -190,22 +191,30 @@ def timm_step(args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[],
     label = torch.randint(0, args.num_classes, (args.batch,), device=device)
     is_half = args.dtype == "bfloat16"
 
-    def forward(image: Any, label: Any) -> Any:
+    def logits_of(image: Any) -> Any:
         with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
-            logits = model(image.float() / 127.5 - 1.0)
-        return torch.nn.functional.cross_entropy(logits.float(), label)
+            return model(image.float() / 127.5 - 1.0)
+
+    def loss_of(image: Any, label: Any) -> Any:
+        return torch.nn.functional.cross_entropy(logits_of(image).float(), label)
 
     if args.compile_mode != "off":
-        forward = torch.compile(forward, mode=args.compile_mode)
+        logits_of, loss_of = (torch.compile(f, mode=args.compile_mode) for f in (logits_of, loss_of))
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            return logits_of(image)
 
     def step() -> Any:
-        loss = forward(image, label)
+        loss = loss_of(image, label)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss
+        return loss.detach()
 
+    if args.step == "forward":
+        model.eval()
     about = {
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -213,7 +222,8 @@ def timm_step(args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[],
         "compile": args.compile_mode,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    return step, torch.cuda.synchronize if has_gpu else lambda: None, about
+    run = forward if args.step == "forward" else step
+    return run, torch.cuda.synchronize if has_gpu else lambda: None, about
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -221,9 +231,10 @@ def serve(args: argparse.Namespace) -> None:
     try:
         step, wait, about = timm_step(args)
         for _ in range(3):
-            loss = step()
+            result = step()
         wait()
-        about["loss"] = float(loss.detach())
+        if args.step == "train":
+            about["loss"] = float(result)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         print(dumps({"error": f"{type(error).__name__}: {lines[0]}"}, indent=None), flush=True)
@@ -254,6 +265,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--step", default="train", choices=["train", "forward"])
     for name, default in (("batch", 256), ("width", 384), ("depth", 12), ("num_heads", 6)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("patch_size", 16), ("image_size", 224), ("num_classes", 1000)):

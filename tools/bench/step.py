@@ -152,21 +152,23 @@ def start(
             print(f"cannot run here: {variant.name}: {_reason(error)}", flush=True)
             if dataclasses.replace(model, attention=base.model.attention) == base.model:
                 failed.add(model.attention)
-    for name in choices.compare:
+    if "flax" in choices.compare:
         try:
-            if name == "flax":
-                yield prepare(Variant("flax", "train flax", base), mesh)
-                continue
+            yield prepare(Variant("flax", "train flax", base), mesh)
+        except Exception as error:
+            print(f"cannot run here: flax: {_reason(error)}", flush=True)
+    for step in choices.steps if "timm" in choices.compare else ():
+        try:
             if jax.device_count() > 1:
                 raise ConfigError("it runs on one device: leave one visible, as with CUDA_VISIBLE_DEVICES=0")
-            process = bench_models.TimmProcess(base, compile_mode=choices.torch_compile)
+            process = bench_models.TimmProcess(base, step=step, compile_mode=choices.torch_compile)
             stack.callback(process.close)
             about = process.about
             memory = f"{about['peak_bytes'] / 2**30:7.3f} device" if "peak_bytes" in about else ""
-            print(f"timm: {', '.join(f'{key} {value}' for key, value in about.items())}", flush=True)
-            yield Other(process, "train timm", base, flops_per_image(base.model, "train"), memory)
+            print(f"{step} timm: {', '.join(f'{key} {value}' for key, value in about.items())}", flush=True)
+            yield Other(process, f"{step} timm", base, flops_per_image(base.model, step), memory)
         except Exception as error:
-            print(f"cannot run here: {name}: {_reason(error)}", flush=True)
+            print(f"cannot run here: {step} timm: {_reason(error)}", flush=True)
 
 
 def ratios(programs: list[Program | Other], own: str, base: str) -> list[float] | None:
