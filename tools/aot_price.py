@@ -14,7 +14,11 @@ from vit_registers import startup
 startup.begin(__name__)
 
 import dataclasses
+import os
 import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX, which would look for a GPU
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 import jax
 from absl import flags
