@@ -208,6 +208,28 @@ assert "jax" not in sys.modules
     assert "did you mean 'optimizer.learning_rate'?" in ended.stderr
 
 
+DROPPED = """
+import gc
+from vit_registers import cli
+
+def interrupt(phase, info):
+    gc.callbacks.remove(interrupt)
+    raise KeyboardInterrupt
+
+def main():
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    print("went on")
+
+cli.run(main)
+"""
+
+
+def test_ctrl_c_that_arrives_in_a_callback_ends_the_program():
+    done = subprocess.run([sys.executable, "-c", DROPPED], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("moment", ["imports", "parameters"])

@@ -143,14 +143,17 @@ def config_of_flags() -> Config:
     return flag.read_flag(flags.FLAGS["config"])
 
 
-def _hush_failed_saves() -> None:
-    """Suppresses messages about the remains of a failed save.
+def _handle_unraisable() -> None:
+    """Obeys ctrl-C where Python would drop it, and suppresses messages about the remains of a failed save.
 
+    Python drops an interrupt that arrives in a callback, such as that of JAX for garbage collection.
     If one array cannot be saved, Orbax raises its error and abandons the other writes. This program prints
     the error in one line. Python would report some of the abandoned writes too, depending on timing.
     """
 
     def show(error: "sys.UnraisableHookArgs") -> None:
+        if isinstance(error.exc_value, KeyboardInterrupt):
+            _end_interrupted()
         if str(error.exc_value) != "Event loop is closed" and not inspect.iscoroutine(error.object):
             sys.__unraisablehook__(error)
 
@@ -169,7 +172,7 @@ def run(main: Callable[[], None]) -> None:
     def guarded(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-            _hush_failed_saves()
+            _handle_unraisable()
         try:
             main()
         except Exception as error:
