@@ -43,12 +43,18 @@ def run_blocks(
     depend on the index of a block during tracing, and require unrolled blocks.
     """
     num_tokens = resid_BxTxD.shape[1]
-    if model.attention in _EVEN and num_tokens % 2 and edits == NO_EDITS:
+    is_padded = model.attention in _EVEN and num_tokens % 2 == 1 and edits == NO_EDITS
+    if is_padded:
         resid_BxTxD = jnp.pad(resid_BxTxD, [(0, 0), (0, 1), (0, 0)])
         mask_TxT, bias_NxTxT = _with_unseen(mask_TxT, bias_NxTxT, num_tokens)
-        taps = _run(model, blocks, resid_BxTxD, mask_TxT, bias_NxTxT, drop_key, edits)
-        return {name: tuple(value[:, :num_tokens] for value in values) for name, values in taps.items()}
-    return _run(model, blocks, resid_BxTxD, mask_TxT, bias_NxTxT, drop_key, edits)
+    constants = {"mask_TxT": mask_TxT, "bias_NxTxT": bias_NxTxT}
+    if model.use_scan and len(blocks) > 1 and edits == NO_EDITS:
+        taps = _scan(model, blocks, resid_BxTxD, constants, drop_key)
+    else:
+        taps = _unrolled(model, blocks, resid_BxTxD, constants, drop_key, edits)
+    if is_padded:
+        taps = {name: tuple(value[:, :num_tokens] for value in values) for name, values in taps.items()}
+    return taps
 
 
 def _with_unseen(
@@ -63,18 +69,14 @@ def _with_unseen(
     return mask_TxT, bias_NxTxT
 
 
-def _run(
+def _unrolled(
     model: Model,
     blocks: Sequence[Block],
     resid_BxTxD: jax.Array,
-    mask_TxT: np.ndarray | None,
-    bias_NxTxT: np.ndarray | None,
+    constants: dict[str, np.ndarray | None],
     drop_key: jax.Array | None,
     edits: Edits,
 ) -> Taps:
-    constants = {"mask_TxT": mask_TxT, "bias_NxTxT": bias_NxTxT}
-    if model.use_scan and len(blocks) > 1 and edits == NO_EDITS:
-        return _scan(model, blocks, resid_BxTxD, constants, drop_key)
     policy = lookup(REMAT, model.remat, "model.remat")
     taps: dict[str, list[jax.Array]] = {name: [] for name in ("resid", *BLOCK_TAPS)}
     taps["resid"].append(shard_batch(edits.resid(0, resid_BxTxD)))

@@ -51,11 +51,11 @@ def draw_mixup(key: jax.Array, alpha: float, height: int, width: int, *, is_fold
 
 
 def draw_cutmix(key: jax.Array, alpha: float, height: int, width: int) -> Draw:
-    """A box that is taken from the partner; labels are weighted by the areas of both.
+    """Weights that replace a box of the image by that of its partner.
 
     With lam ~ Beta(alpha, alpha) the box has sides int(H * sqrt(1 - lam)) and int(W * sqrt(1 - lam)), odd
     ones reduced by one, around a uniform centre. It is clipped to the image. As in timm, the weight of the
-    label is then the area outside the clipped box.
+    example's label is then the area outside the clipped box.
     """
     key_lam, key_y, key_x = jax.random.split(key, 3)
     side = jnp.sqrt(1.0 - jax.random.beta(key_lam, alpha, alpha))
