@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0  # a model of 64 blocks took more than 240 s to compile beside other work
 _MEMORY_BYTES = 12 << 30
 # Text of a traceback, which no message of the package contains.
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^  File \"", re.M)
