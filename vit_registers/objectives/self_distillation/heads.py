@@ -1,0 +1,67 @@
+"""The projection head of DINO (arXiv:2104.14294), for cls tokens and for masked patches (iBOT).
+
+Axis letters beside those of models/tokens.py: M rows (crops or masked patches), E bottleneck width,
+Z prototypes.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import ones, truncated_normal, uniform, zeros
+
+from vit_registers.models.activations import ACTIVATIONS
+
+LAST_LAYER = "last_layer"  # the parameters {"g": Z, "v": ExZ} of the weight-normed layer
+
+
+def init_head(key: jax.Array, *, width: int, hidden: int, bottleneck: int, num_prototypes: int) -> Any:
+    """{"mlp": three layers of kernel and bias, "last_layer": {"g": Z, "v": ExZ}}, float32.
+
+    As in DINOv2's code: the MLP from a truncated normal of 0.02, v from torch's default for linear layers,
+    as it is made after the initializer has run, and g = 1.
+    """
+    sizes = (width, hidden, hidden, bottleneck)
+    keys = jax.random.split(key, 4)
+    small = truncated_normal(0.02, lower=-100.0, upper=100.0)  # torch truncates at +-2, not at 2 deviations
+    layers = [
+        {"kernel": small(key, shape, jnp.float32), "bias": zeros(key, shape[1:], jnp.float32)}
+        for key, shape in zip(keys, itertools.pairwise(sizes), strict=False)
+    ]
+    bound = 1 / math.sqrt(bottleneck)
+    v_ExZ = uniform(2 * bound)(keys[-1], (bottleneck, num_prototypes), jnp.float32) - bound
+    return {"mlp": layers, LAST_LAYER: {"g": ones(key, (num_prototypes,), jnp.float32), "v": v_ExZ}}
+
+
+def bottleneck(head: Any, x_MxD: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Unit vectors MxE, the input of the last layer: the MLP with exact GELUs, then x / max(|x|, 1e-12).
+
+    The products are computed in `dtype`, the norm in float32.
+    """
+    gelu, layers = ACTIVATIONS["gelu"], head["mlp"]
+    x = x_MxD.astype(dtype)
+    for i, layer in enumerate(layers):
+        x = x @ layer["kernel"].astype(dtype) + layer["bias"].astype(dtype)[None]
+        if i < len(layers) - 1:
+            x = gelu(x)
+    return unit(x.astype(jnp.float32))
+
+
+def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """x / max(|x|, eps) over the last axis, as torch.nn.functional.normalize; its gradient is finite at 0."""
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
+
+
+def prototypes(head: Any) -> jax.Array:
+    """The kernel ExZ of the last layer: g * v / |v|, one norm and one g per prototype."""
+    layer = head[LAST_LAYER]
+    norm_1xZ = jnp.sqrt(jnp.square(layer["v"]).sum(axis=0, keepdims=True))
+    return layer["g"][None] * layer["v"] / norm_1xZ
+
+
+def logits(head: Any, x_MxD: jax.Array) -> jax.Array:
+    """The logits MxZ of the head, before any temperature."""
+    return bottleneck(head, x_MxD) @ prototypes(head)
