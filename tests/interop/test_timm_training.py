@@ -1,14 +1,19 @@
 """What DeiT-III is trained with, against timm's own: the rate of each epoch, and LAMB."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from vit_registers.config import Optimizer
+from vit_registers.config import Model, Optimizer
+from vit_registers.models.params import abstract_model
+from vit_registers.models.paths import leaves_of, path_text
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
+from vit_registers.training.parameter_groups import rate_multipliers
 from vit_registers.training.schedules import schedule
 
 
@@ -67,3 +72,26 @@ def test_lamb_is_that_of_timm_with_the_epsilon_of_deit(timm):
     for name, value in theirs.items():
         (found,) = ours[name].values()
         np.testing.assert_allclose(found, value.detach().numpy(), rtol=0, atol=1e-6 * largest)
+
+
+def test_layer_decay_is_that_of_timm(timm):
+    from timm.optim import param_groups_layer_decay
+
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", depth=3, embed_dim=16, num_heads=2, img_size=32, num_classes=5
+    )
+    groups = param_groups_layer_decay(theirs, layer_decay=0.65)
+    names = {id(value): name for name, value in theirs.named_parameters()}
+    want = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    model = Model(width=16, depth=3, num_heads=2, image_size=(32, 32), num_classes=5, positions="learned")
+    rates = rate_multipliers({"vit": abstract_model(model)[1]}, Optimizer(layer_decay=0.65))
+    rates = {path_text(leaf): value for leaf, value in leaves_of(rates).items()}
+    for name, scale in want.items():
+        path = (
+            re.sub(r"\.", "/", name)
+            .replace("attn/proj", "attn/out")
+            .replace("proj/", "")
+            .replace("weight", "kernel")
+        )
+        path = re.sub(r"(norm\d?)/kernel", r"\1/scale", path)
+        assert rates[f"vit/{path}"] == pytest.approx(scale), name

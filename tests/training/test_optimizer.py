@@ -13,7 +13,8 @@ from vit_registers.errors import ConfigError
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
-from vit_registers.training.optimizer import decay_mask, make_optimizer
+from vit_registers.training.optimizer import make_optimizer
+from vit_registers.training.parameter_groups import decay_mask
 
 DURATIONS = Durations(total_steps=1000, warmup_steps=100, eval_every_steps=100, steps_per_epoch=62.5)
 STEPS = 20

@@ -22,7 +22,11 @@ from vit_registers.config.convert import (
     to_dict,
 )
 from vit_registers.config.model import Model
-from vit_registers.config.objectives import ClassificationSettings, ObjectiveSettings
+from vit_registers.config.objectives import (
+    ClassificationSettings,
+    ObjectiveSettings,
+    SelfDistillationSettings,
+)
 from vit_registers.config.occasions import READ, RESUME, TRANSFER
 from vit_registers.config.settings import (
     MESH_AXES,
@@ -52,6 +56,7 @@ __all__ = [
     "ObjectiveSettings",
     "Optimizer",
     "Run",
+    "SelfDistillationSettings",
     "check_config",
     "check_names",
     "check_section",

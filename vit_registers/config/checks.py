@@ -62,6 +62,10 @@ def _share(value: float) -> str | None:
     return None if _float32(value) < 1.0 else "< 1 in float32, such as 0.9999999"
 
 
+def _rate_share(value: float) -> str | None:
+    return None if 0.0 < value <= 1.0 and _float32(value) > 0.0 else "> 0 and <= 1"
+
+
 def _alpha(value: float) -> str | None:
     if value > 0.0 and _float32(value) == 0.0:
         return "0 for no mixing, or >= 1.2e-38"
@@ -141,6 +145,10 @@ RULES: dict[str, Rule] = {
     "optimizer.b2": _share,
     "optimizer.eps": _positive,
     "optimizer.grad_clip_norm": _positive,
+    "optimizer.weight_decay_end": _not_negative,
+    "optimizer.layer_decay": _rate_share,
+    "optimizer.patch_embed_rate": _not_negative,
+    "optimizer.head_rate": _not_negative,
     "optimizer.accumulation_steps": _at_least(1),
     "optimizer.ema_decay": _share,
     "mesh.data": _axis,

@@ -17,11 +17,60 @@ class ClassificationSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SelfDistillationSettings:
+    """Self-distillation as in DINOv2: crops, masks, heads, losses, teacher. Defaults: its short recipe.
+
+    Shares are of the steps of the run, so that all schedules follow its length.
+    """
+
+    # Crops. Global crops have the size of the model's images.
+    num_locals: int = 8
+    local_size: int = 96  # px; must be a multiple of the patch size
+    global_area: tuple[float, float] = (0.32, 1.0)
+    local_area: tuple[float, float] = (0.05, 0.32)
+    flip: float = 0.5  # probabilities
+    jitter: float = 0.8
+    jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue
+    gray: float = 0.2
+    # Of the first global crop, the second one, and local crops. The released models were trained with these
+    # probabilities; (1.0, 0.1, 0.5) are those of the paper.
+    blur: tuple[float, float, float] = (0.0, 0.9, 0.5)
+    solarize: float = 0.2  # of the second global crop
+    # Masks of the student's global crops (data/block_masks.py).
+    masks: str = "exact"  # exact | released
+    mask_share: float = 0.5  # of the crops
+    mask_ratios: tuple[float, float] = (0.1, 0.5)  # of the patches of a masked crop
+    mask_min_patches: int = 4
+    mask_group: int = 64  # images that share the slots of masks
+    # Heads.
+    num_prototypes: int = 65_536
+    head_hidden: int = 2048
+    head_bottleneck: int = 256
+    has_ibot_head: bool = False  # False: patches and cls tokens share one head
+    ibot_prototypes: int = 65_536  # of the head of iBOT, if it has one
+    ibot_bottleneck: int = 256
+    trains_norms: bool = True  # False: the norms g of the prototypes stay 1, as in DINO and iBOT
+    frozen_share: float = 0.01  # of the run, in which the last layers of the heads do not change
+    # Targets.
+    targets: str = "centring"  # centring | sinkhorn
+    temperatures: tuple[float, float] = (0.04, 0.07)  # of the teacher, at the start and after its warm-up
+    temperature_share: float = 0.3  # of the run, over which the temperature changes
+    momentum: tuple[float, float] = (0.992, 1.0)  # of the teacher, at the start and at the end
+    # Losses.
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    koleo_weight: float = 0.1
+    koleo_group: int = 64  # images of one view, among which neighbours are searched
+    chunk_rows: int = 1024  # rows whose logits are in memory at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
     """The objective, which is minimised. Its section has an effect only if `name` selects it."""
 
     name: str = "classification"  # objectives/catalog.py: OBJECTIVES
     classification: ClassificationSettings = ClassificationSettings()
+    self_distillation: SelfDistillationSettings = SelfDistillationSettings()
 
 
 # Renamed settings: {name in earlier versions: name}.

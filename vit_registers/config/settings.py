@@ -51,12 +51,22 @@ class Optimizer:
     min_learning_rate: float = 0.0  # at the end of the cosine
     warmup_steps: int | None = None
     warmup_epochs: float | None = None
-    weight_decay: float = 0.1  # multiplied by the learning rate; kernels only
+    weight_decay: float = 0.1  # multiplied by the learning rate
+    weight_decay_end: float | None = None  # reached by half a cosine over the run; None: constant
+    decayed: str = "kernels"  # kernels | all_but_norms: also tokens, positions, prototypes (as DINOv2)
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     mu_dtype: str = "float32"  # of the first moment: float32 | bfloat16
     grad_clip_norm: float | None = 1.0
+    grad_clip_per: str = "all"  # all | module: the norm is that of the backbone, and of each head
+    # Rates of parts of the model, as multiples of learning_rate (training/parameter_groups.py).
+    layer_decay: float = 1.0  # block i of L: layer_decay ** (L - i); tokens and patch embedding: ** (L + 1)
+    patch_embed_rate: float = 1.0  # of the patch embedding, in addition
+    head_rate: float = 1.0  # of heads: classifier, pooling, prototypes
+    frozen: tuple[
+        str, ...
+    ] = ()  # patterns of parameters that are not trained: ("vit/blocks/*", "vit/norm/*")
     accumulation_steps: int = 1  # micro-batches per step
     ema_decay: float | None = None
 

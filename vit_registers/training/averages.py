@@ -36,8 +36,8 @@ def make_average(optimizer: Optimizer) -> Callable[[Any, Any, Any], Any]:
     """
     decay = optimizer.ema_decay
     if is_schedule_free(optimizer):
-        # The optimiser is a chain; its last element is the schedule-free one.
-        return lambda _, params, opt_state: optax.contrib.schedule_free_eval_params(opt_state[-1], params)
+        # The optimiser is a chain; its second element is the schedule-free one, after clipping.
+        return lambda _, params, opt_state: optax.contrib.schedule_free_eval_params(opt_state[1], params)
     if decay is None:
         return lambda ema, params, opt_state: None
     return lambda ema, params, _: jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)

@@ -1,39 +1,63 @@
-"""Optimisers: AdamW, LAMB and schedule-free AdamW, and the parameters that weight decay applies to."""
+"""Optimisers: AdamW, LAMB and schedule-free AdamW, with rates and weight decay by parameter."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_registers.config import Optimizer, check_section, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import Durations
+from vit_registers.training.parameter_groups import decay_mask, has_groups, rate_multipliers
 from vit_registers.training.schedules import schedule
+from vit_registers.training.tables import cosine_table
 
 MU_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def decay_mask(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: kernels; not biases, norms, positions or tokens."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+class Rates(NamedTuple):
+    """What changes over a run, as functions of the number of updates."""
+
+    learning: optax.Schedule
+    decay: optax.ScalarOrSchedule  # a number if it is constant
 
 
-def adamw(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW: p -= rate * (adam + weight_decay * p), decay on kernels only (arXiv:1711.05101, as in torch)."""
-    return optax.adamw(
-        rates,
-        b1=optimizer.b1,
-        b2=optimizer.b2,
-        eps=optimizer.eps,
-        mu_dtype=lookup(MU_DTYPES, optimizer.mu_dtype, "optimizer.mu_dtype"),
-        weight_decay=optimizer.weight_decay,
-        mask=decay_mask,
+def _decayed(optimizer: Optimizer, rates: Rates) -> optax.GradientTransformation:
+    """Adds weight decay to the leaves of optimizer.decayed."""
+    return optax.add_decayed_weights(rates.decay, functools.partial(decay_mask, decayed=optimizer.decayed))
+
+
+def _scaled(optimizer: Optimizer, rates: Rates) -> list[optax.GradientTransformation]:
+    """Multiplies updates by minus the learning rate, and by the multiple of each parameter."""
+    scale = optax.scale_by_learning_rate(rates.learning)
+    if not has_groups(optimizer):
+        return [scale]
+
+    def multiply(updates: Any, params: Any) -> Any:
+        return jax.tree.map(jnp.multiply, updates, rate_multipliers(params, optimizer))
+
+    return [optax.stateless(multiply), scale]
+
+
+def adamw(optimizer: Optimizer, rates: Rates) -> optax.GradientTransformation:
+    """AdamW: p -= rate * (adam + weight_decay * p) (arXiv:1711.05101, as in torch)."""
+    return optax.chain(
+        optax.scale_by_adam(
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            eps=optimizer.eps,
+            mu_dtype=lookup(MU_DTYPES, optimizer.mu_dtype, "optimizer.mu_dtype"),
+        ),
+        _decayed(optimizer, rates),
+        *_scaled(optimizer, rates),
     )
 
 
-def lamb(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransformation:
+def lamb(optimizer: Optimizer, rates: Rates) -> optax.GradientTransformation:
     """LAMB (arXiv:1904.00962) as in NVIDIA apex's FusedLAMB, which DeiT-III uses.
 
     Kernels: p -= rate * |p| / |u| * u with u = adam + weight_decay * p. The ratio of norms is not clamped,
@@ -55,13 +79,13 @@ def lamb(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransform
             eps=optimizer.eps,
             mu_dtype=lookup(MU_DTYPES, optimizer.mu_dtype, "optimizer.mu_dtype"),
         ),
-        optax.add_decayed_weights(optimizer.weight_decay, decay_mask),
-        optax.masked(optax.scale_by_trust_ratio(), decay_mask),
-        optax.scale_by_learning_rate(rates),
+        _decayed(optimizer, rates),
+        optax.masked(optax.scale_by_trust_ratio(), functools.partial(decay_mask, decayed=optimizer.decayed)),
+        *_scaled(optimizer, rates),
     )
 
 
-def schedule_free_adamw(optimizer: Optimizer, rates: optax.Schedule) -> optax.GradientTransformation:
+def schedule_free_adamw(optimizer: Optimizer, rates: Rates) -> optax.GradientTransformation:
     """Schedule-free AdamW (arXiv:2405.15682). It trains parameters y; the model is their average x.
 
     z -= rate * (g / (sqrt(v) + eps) + weight_decay * y) with Adam's v, bias-corrected, and decay on kernels
@@ -87,14 +111,16 @@ def schedule_free_adamw(optimizer: Optimizer, rates: optax.Schedule) -> optax.Gr
         raise ConfigError("optimizer.b1=0.0: schedule_free_adamw would not use its average: must be > 0")
     step = optax.chain(
         optax.scale_by_rms(decay=optimizer.b2, eps=optimizer.eps, eps_in_sqrt=False, bias_correction=True),
-        optax.add_decayed_weights(optimizer.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(rates),
+        _decayed(optimizer, rates),
+        *_scaled(optimizer, rates),
     )
     # optax counts from 1 here, but from 0 for the step itself. Each z is weighed by the rate that gave it.
-    return optax.contrib.schedule_free(step, learning_rate=lambda count: rates(count - 1), b1=optimizer.b1)
+    return optax.contrib.schedule_free(
+        step, learning_rate=lambda count: rates.learning(count - 1), b1=optimizer.b1
+    )
 
 
-OPTIMIZERS: dict[str, Callable[[Optimizer, optax.Schedule], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[Optimizer, Rates], optax.GradientTransformation]] = {
     "adamw": adamw,
     "lamb": lamb,
     "schedule_free_adamw": schedule_free_adamw,
@@ -102,14 +128,56 @@ OPTIMIZERS: dict[str, Callable[[Optimizer, optax.Schedule], optax.GradientTransf
 
 
 def make_optimizer(optimizer: Optimizer, durations: Durations) -> optax.GradientTransformation:
-    """The optimiser `optimizer.name`, preceded by clipping of the gradients' global norm.
+    """The optimiser `optimizer.name`, preceded by clipping of the gradients' norm.
 
     Raises ConfigError for invalid settings and combinations.
     """
     make = lookup(OPTIMIZERS, optimizer.name, "optimizer.name")
     check_section("optimizer", optimizer)
-    clip = optimizer.grad_clip_norm
-    return optax.chain(
-        optax.identity() if clip is None else optax.clip_by_global_norm(clip),
-        make(optimizer, schedule(optimizer, durations)),
-    )
+    rates = Rates(schedule(optimizer, durations), _decay(optimizer, durations))
+    parts = [_clip(optimizer), make(optimizer, rates)]
+    if optimizer.frozen:  # schedule-free learning computes parameters anew, which rounds
+        parts.append(optax.stateless(functools.partial(_without_frozen, optimizer)))
+    return optax.chain(*parts)
+
+
+def _without_frozen(optimizer: Optimizer, updates: Any, params: Any) -> Any:
+    multiples = rate_multipliers(params, optimizer)
+    return jax.tree.map(lambda u, rate: u if rate else jnp.zeros_like(u), updates, multiples)
+
+
+def _decay(optimizer: Optimizer, durations: Durations) -> optax.ScalarOrSchedule:
+    """The weight decay: a number, or a table over the run where it has an end."""
+    if optimizer.weight_decay_end is None:
+        return optimizer.weight_decay
+    table = cosine_table(
+        start=optimizer.weight_decay, end=optimizer.weight_decay_end, num_steps=durations.total_steps
+    ).astype(np.float32)
+    return lambda count: jnp.take(table, count, mode="clip")
+
+
+def _clip(optimizer: Optimizer) -> optax.GradientTransformation:
+    limit = optimizer.grad_clip_norm
+    make = lookup(_CLIPS, optimizer.grad_clip_per, "optimizer.grad_clip_per")
+    return optax.identity() if limit is None else make(limit)
+
+
+def _clip_modules(limit: float) -> optax.GradientTransformation:
+    """Clips the norm of each module of the parameters: the backbone, and each head."""
+
+    def clip(updates: Mapping[str, Any], params: Any) -> dict[str, Any]:
+        del params
+        return {name: _clipped(module, limit) for name, module in updates.items()}
+
+    return optax.stateless(clip)
+
+
+def _clipped(tree: Any, limit: float) -> Any:
+    scale = jnp.minimum(1.0, limit / jnp.maximum(optax.tree.norm(tree), jnp.finfo(jnp.float32).tiny))
+    return jax.tree.map(lambda g: g * scale, tree)
+
+
+_CLIPS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "all": optax.clip_by_global_norm,
+    "module": _clip_modules,
+}

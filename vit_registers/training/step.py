@@ -13,6 +13,7 @@ from vit_registers.data.batch import Batch
 from vit_registers.models.attention.mesh import platform
 from vit_registers.objectives.base import Objective, Sums, add_sums
 from vit_registers.training.averages import make_average
+from vit_registers.training.parameter_groups import without_frozen_gradients
 from vit_registers.training.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -20,11 +21,14 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 Gradient = Callable[[Any, Any, Batch, jax.Array, jax.Array], tuple[Sums, Any, Any]]
 
 
-def make_gradient(objective: Objective) -> Gradient:
-    """A function that computes the sums of `objective`, its extra, and the gradient of the sum of losses."""
+def make_gradient(objective: Objective, settings: Optimizer) -> Gradient:
+    """A function that computes the sums of `objective`, its extra, and the gradient of the sum of losses.
+
+    Frozen parameters have gradient 0, which XLA does not compute.
+    """
 
     def loss(params: Any, *args: Any) -> tuple[jax.Array, tuple[Sums, Any]]:
-        sums, extra = objective.loss(params, *args)
+        sums, extra = objective.loss(without_frozen_gradients(params, settings), *args)
         return sums["loss"][0], (sums, extra)
 
     def gradient(params: Any, *args: Any) -> tuple[Sums, Any, Any]:
@@ -88,7 +92,7 @@ def make_train_step(
     the step is counted: parameters, extra, optimiser state and average do not change, nor does the
     optimiser's count of updates, which the schedule reads.
     """
-    gradient, average = make_gradient(objective), make_average(settings)
+    gradient, average = make_gradient(objective, settings), make_average(settings)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key_prepare, key_loss = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))

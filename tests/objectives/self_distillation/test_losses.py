@@ -171,7 +171,7 @@ def test_head_check_value():
     shapes = [(5, 4), (5,), (5, 5), (5,), (3, 5), (3,)]
     w = [wave(shape, 0.1 * i, 1.3) for i, shape in enumerate(shapes)]
     g, v = 1 + 0.1 * wave((6, 1), 0.6, 1.3), wave((6, 3), 0.7, 1.3)
-    layers = [{"kernel": w[i].T, "bias": w[i + 1]} for i in (0, 2, 4)]
+    layers = {i: {"kernel": w[2 * i].T, "bias": w[2 * i + 1]} for i in range(3)}
     head = jax.tree.map(jnp.asarray, {"mlp": layers, heads.LAST_LAYER: {"g": g[:, 0], "v": v.T}})
     out = heads.logits(head, wave((1, 4), 0.5, 0.9))
     want = [0.888172, -0.433433, -0.137961, 0.634017, -0.835969, 0.502532]

@@ -18,7 +18,7 @@ LAST_LAYER = "last_layer"  # the parameters {"g": Z, "v": ExZ} of the weight-nor
 
 
 def init_head(key: jax.Array, *, width: int, hidden: int, bottleneck: int, num_prototypes: int) -> Any:
-    """{"mlp": three layers of kernel and bias, "last_layer": {"g": Z, "v": ExZ}}, float32.
+    """{"mlp": {0, 1, 2: kernel and bias}, "last_layer": {"g": Z, "v": ExZ}}, float32.
 
     As in DINOv2's code: the MLP from a truncated normal of 0.02, v from torch's default for linear layers,
     as it is made after the initializer has run, and g = 1.
@@ -26,24 +26,24 @@ def init_head(key: jax.Array, *, width: int, hidden: int, bottleneck: int, num_p
     sizes = (width, hidden, hidden, bottleneck)
     keys = jax.random.split(key, 4)
     small = truncated_normal(0.02, lower=-100.0, upper=100.0)  # torch truncates at +-2, not at 2 deviations
-    layers = [
-        {"kernel": small(key, shape, jnp.float32), "bias": zeros(key, shape[1:], jnp.float32)}
-        for key, shape in zip(keys, itertools.pairwise(sizes), strict=False)
-    ]
+    layers = {
+        i: {"kernel": small(keys[i], shape, jnp.float32), "bias": zeros(key, shape[1:], jnp.float32)}
+        for i, shape in enumerate(itertools.pairwise(sizes))
+    }
     bound = 1 / math.sqrt(bottleneck)
     v_ExZ = uniform(2 * bound)(keys[-1], (bottleneck, num_prototypes), jnp.float32) - bound
     return {"mlp": layers, LAST_LAYER: {"g": ones(key, (num_prototypes,), jnp.float32), "v": v_ExZ}}
 
 
-def bottleneck(head: Any, x_MxD: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Unit vectors MxE, the input of the last layer: the MLP with exact GELUs, then x / max(|x|, 1e-12).
+def bottleneck(head: Any, x_xD: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Unit vectors of width E, the input of the last layer: an MLP with exact GELUs, divided by its norm.
 
     The products are computed in `dtype`, the norm in float32.
     """
     gelu, layers = ACTIVATIONS["gelu"], head["mlp"]
-    x = x_MxD.astype(dtype)
-    for i, layer in enumerate(layers):
-        x = x @ layer["kernel"].astype(dtype) + layer["bias"].astype(dtype)[None]
+    x = x_xD.astype(dtype)
+    for i, layer in sorted(layers.items()):
+        x = x @ layer["kernel"].astype(dtype) + layer["bias"].astype(dtype).reshape(*(1,) * (x.ndim - 1), -1)
         if i < len(layers) - 1:
             x = gelu(x)
     return unit(x.astype(jnp.float32))

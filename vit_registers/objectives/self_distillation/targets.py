@@ -42,9 +42,9 @@ def sinkhorn_offset(
     """offset_Z for Sinkhorn-Knopp over all rows for which is_row_CxM is True.
 
     `chunks` has a leading axis of chunks; logits_of(chunk) are the logits MxZ of one chunk. They are
-    computed again in every iteration, so that only those of one chunk are in memory. All is in logarithms, which is exact
-    where the released code overflows. With B rows and Z prototypes, an iteration makes every prototype's sum
-    1 / Z and then every row's sum 1 / B.
+    computed again in every iteration, so that only those of one chunk are in memory. All is in logarithms,
+    which is exact where the released code overflows. With B rows and Z prototypes, an iteration makes every
+    prototype's sum 1 / Z and then every row's sum 1 / B.
     """
     num_rows = jnp.maximum(is_row_CxM.sum(), 1)
 
