@@ -22,7 +22,15 @@ ALLOWED = {
     "models": {"errors", "digests", "config", "models"},
     "data": {"errors", "config", "data"},
     "runtime": {"errors", "config", "runtime"},
-    "objectives": {"errors", "config", "models", "data", "training.averages", "objectives"},
+    "objectives": {
+        "errors",
+        "config",
+        "models",
+        "data",
+        "training.averages",
+        "training.tables",
+        "objectives",
+    },
     "training": {"errors", "config", "models", "data", "objectives", "training"},
     "runs": {
         "errors",

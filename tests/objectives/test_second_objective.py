@@ -19,7 +19,7 @@ import vit_registers
 from tests.fixtures.digits import make_config
 from vit_registers import evaluate
 from vit_registers.config import Mesh, Optimizer
-from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, synthetic_batches, to_device
+from vit_registers.data.batch import IMAGE, LABEL, Batch, View, normalize, synthetic_batches, to_device
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation import catalog as evaluators
 from vit_registers.evaluation.base import EvaluatorKind
@@ -56,13 +56,13 @@ class Dino:
     """The Objective for objective.name='dino'. The head is an MLP and normalised prototypes."""
 
     best = Best("top1", label="1-NN top-1", is_fraction=True)
-    views = (IMAGE,)
     targets = ()
     is_additive = False  # the centre is a mean over the batch
 
     def __init__(self, config):
         self._config = config
         self._graphdef, _ = abstract_model(config.model)
+        self.views = {IMAGE: View(8, 8, config.data.train_ops, "data.train_ops")}
 
     def check(self):
         pass

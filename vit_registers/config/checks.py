@@ -149,6 +149,7 @@ RULES: dict[str, Rule] = {
     "optimizer.layer_decay": _rate_share,
     "optimizer.patch_embed_rate": _not_negative,
     "optimizer.head_rate": _not_negative,
+    "optimizer.delay_share": _share,
     "optimizer.accumulation_steps": _at_least(1),
     "optimizer.ema_decay": _share,
     "mesh.data": _axis,

@@ -26,16 +26,19 @@ class SelfDistillationSettings:
     # Crops. Global crops have the size of the model's images.
     num_locals: int = 8
     local_size: int = 96  # px; must be a multiple of the patch size
-    global_area: tuple[float, float] = (0.32, 1.0)
-    local_area: tuple[float, float] = (0.05, 0.32)
-    flip: float = 0.5  # probabilities
-    jitter: float = 0.8
-    jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue
-    gray: float = 0.2
-    # Of the first global crop, the second one, and local crops. The released models were trained with these
-    # probabilities; (1.0, 0.1, 0.5) are those of the paper.
-    blur: tuple[float, float, float] = (0.0, 0.9, 0.5)
-    solarize: float = 0.2  # of the second global crop
+    # Operations of each crop (data/ops/catalog.py; on_device.py for data.loader=memory): of the first and of
+    # the second global crop, and of local crops. The released models were trained without blur in the first
+    # crop and with probability 0.9 in the second; the paper has 1.0 and 0.1.
+    global_ops: tuple[str, str] = (
+        "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) "
+        "| grayscale(0.2)",
+        "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) "
+        "| grayscale(0.2) | blur(0.9) | solarize(0.2)",
+    )
+    local_ops: str = (
+        "random_resized_crop(0.05, 0.32) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) "
+        "| grayscale(0.2) | blur(0.5)"
+    )
     # Masks of the student's global crops (data/block_masks.py).
     masks: str = "exact"  # exact | released
     mask_share: float = 0.5  # of the crops
@@ -49,8 +52,6 @@ class SelfDistillationSettings:
     has_ibot_head: bool = False  # False: patches and cls tokens share one head
     ibot_prototypes: int = 65_536  # of the head of iBOT, if it has one
     ibot_bottleneck: int = 256
-    trains_norms: bool = True  # False: the norms g of the prototypes stay 1, as in DINO and iBOT
-    frozen_share: float = 0.01  # of the run, in which the last layers of the heads do not change
     # Targets.
     targets: str = "centring"  # centring | sinkhorn
     temperatures: tuple[float, float] = (0.04, 0.07)  # of the teacher, at the start and after its warm-up

@@ -45,7 +45,7 @@ class Optimizer:
     """How the parameters are updated."""
 
     name: str = "adamw"  # training/optimizer.py: adamw | lamb | schedule_free_adamw
-    schedule: str = "cosine"  # training/schedules.py: cosine | cosine_per_epoch | constant
+    schedule: str = "cosine"  # training/schedules.py: SCHEDULES
     learning_rate: float = 1e-3  # the peak
     warmup_learning_rate: float = 0.0  # at the start of the warm-up
     min_learning_rate: float = 0.0  # at the end of the cosine
@@ -64,9 +64,11 @@ class Optimizer:
     layer_decay: float = 1.0  # block i of L: layer_decay ** (L - i); tokens and patch embedding: ** (L + 1)
     patch_embed_rate: float = 1.0  # of the patch embedding, in addition
     head_rate: float = 1.0  # of heads: classifier, pooling, prototypes
-    frozen: tuple[
-        str, ...
-    ] = ()  # patterns of parameters that are not trained: ("vit/blocks/*", "vit/norm/*")
+    # Patterns of parameters, such as "vit/blocks/*": those that are not trained, and those whose rate is 0
+    # for delay_share of the run.
+    frozen: tuple[str, ...] = ()
+    delayed: tuple[str, ...] = ()
+    delay_share: float = 0.01
     accumulation_steps: int = 1  # micro-batches per step
     ema_decay: float | None = None
 

@@ -25,7 +25,15 @@ class Batch(NamedTuple):
 
 
 IMAGE, LABEL = "image", "label"
-VIEWS = (IMAGE,)  # that the loaders deliver
+
+
+class View(NamedTuple):
+    """How a view of a training batch is made from an image: its size in pixels, and the operations."""
+
+    height: int
+    width: int
+    ops: str  # data/ops/catalog.py: OPS; on_device.py: MEMORY_OPS
+    setting: str  # the name of the setting that has `ops`, for messages
 
 
 def labelled_batch(

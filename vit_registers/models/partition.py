@@ -27,6 +27,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"mlp/w3/kernel", PartitionSpec("tensor", "fsdp")),
     (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
     (r"(head|pre_logits)/kernel", PartitionSpec("fsdp", None)),
+    (r"_head/mlp/\d/kernel", PartitionSpec("fsdp", None)),
+    (r"_head/last_layer/v", PartitionSpec("fsdp", "tensor")),
+    (r"_head/last_layer/g", PartitionSpec("tensor")),
 )
 
 

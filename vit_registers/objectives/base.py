@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from vit_registers.data.batch import Batch
+from vit_registers.data.batch import Batch, View
 
 # {name: (sum, count)}: the mean of `name` is sum / count. The sums of parts add to those of the whole.
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
@@ -63,7 +63,7 @@ class Objective(Protocol):
     """
 
     best: ClassVar[Best]
-    views: ClassVar[tuple[str, ...]]  # names of the views that a batch must have
+    views: Mapping[str, View]  # the views that a batch must have, and how they are made
     targets: ClassVar[tuple[str, ...]]  # names of the targets that it must have
     is_additive: ClassVar[bool]  # the loss of a batch is the sum over its parts; accumulation requires it
 

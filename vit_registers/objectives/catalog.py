@@ -3,8 +3,12 @@
 from vit_registers.config import Config, lookup
 from vit_registers.objectives.base import Best, Objective
 from vit_registers.objectives.classification import Classification
+from vit_registers.objectives.self_distillation.objective import SelfDistillation
 
-OBJECTIVES: dict[str, type[Objective]] = {"classification": Classification}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "classification": Classification,
+    "self_distillation": SelfDistillation,
+}
 
 
 def make_objective(config: Config) -> Objective:

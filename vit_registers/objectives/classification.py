@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from vit_registers.config import Config
-from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize
+from vit_registers.config import Config, image_size
+from vit_registers.data.batch import IMAGE, LABEL, Batch, View, normalize
 from vit_registers.models.params import abstract_model, build_model, init_params
 from vit_registers.objectives import mixing
 from vit_registers.objectives.base import BACKBONE, Best, Sums
@@ -18,13 +18,13 @@ class Classification:
     """The Objective (base.py) for objective.name='classification'. Its `extra` is empty."""
 
     best: ClassVar[Best] = Best("top1", label="top-1", is_fraction=True)
-    views: ClassVar[tuple[str, ...]] = (IMAGE,)
     targets: ClassVar[tuple[str, ...]] = (LABEL,)
     is_additive: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         self._model, self._data = config.model, config.data
         self._settings = config.objective.classification
+        self.views = {IMAGE: View(*image_size(config), config.data.train_ops, "data.train_ops")}
 
     def check(self) -> None:
         """Raises ConfigError for an unknown loss or mixing, and for settings that do not fit the data."""

@@ -12,7 +12,7 @@ import optax
 from vit_registers.config import Optimizer, check_section, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import Durations
-from vit_registers.training.parameter_groups import decay_mask, has_groups, rate_multipliers
+from vit_registers.training.parameter_groups import decay_mask, delayed_mask, has_groups, rate_multipliers
 from vit_registers.training.schedules import schedule
 from vit_registers.training.tables import cosine_table
 
@@ -24,6 +24,7 @@ class Rates(NamedTuple):
 
     learning: optax.Schedule
     decay: optax.ScalarOrSchedule  # a number if it is constant
+    delay_steps: int  # of optimizer.delayed
 
 
 def _decayed(optimizer: Optimizer, rates: Rates) -> optax.GradientTransformation:
@@ -40,7 +41,16 @@ def _scaled(optimizer: Optimizer, rates: Rates) -> list[optax.GradientTransforma
     def multiply(updates: Any, params: Any) -> Any:
         return jax.tree.map(jnp.multiply, updates, rate_multipliers(params, optimizer))
 
-    return [optax.stateless(multiply), scale]
+    parts = [optax.stateless(multiply), scale]
+    if optimizer.delayed:
+        parts.append(_delayed(optimizer, rates.delay_steps))
+    return parts
+
+
+def _delayed(optimizer: Optimizer, delay_steps: int) -> optax.GradientTransformation:
+    """Sets the updates of optimizer.delayed to 0 in the first steps; the moments follow the gradients."""
+    after = optax.scale_by_schedule(lambda count: (count >= delay_steps).astype(jnp.float32))
+    return optax.masked(after, functools.partial(delayed_mask, optimizer=optimizer))
 
 
 def adamw(optimizer: Optimizer, rates: Rates) -> optax.GradientTransformation:
@@ -134,7 +144,8 @@ def make_optimizer(optimizer: Optimizer, durations: Durations) -> optax.Gradient
     """
     make = lookup(OPTIMIZERS, optimizer.name, "optimizer.name")
     check_section("optimizer", optimizer)
-    rates = Rates(schedule(optimizer, durations), _decay(optimizer, durations))
+    delay_steps = round(optimizer.delay_share * durations.total_steps)
+    rates = Rates(schedule(optimizer, durations), _decay(optimizer, durations), delay_steps)
     parts = [_clip(optimizer), make(optimizer, rates)]
     if optimizer.frozen:  # schedule-free learning computes parameters anew, which rounds
         parts.append(optax.stateless(functools.partial(_without_frozen, optimizer)))

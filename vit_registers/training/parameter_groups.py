@@ -50,7 +50,7 @@ def decay_mask(params: Any, decayed: str = "kernels") -> Any:
 def has_groups(optimizer: Optimizer) -> bool:
     """Whether rates differ between parameters."""
     rates = (optimizer.layer_decay, optimizer.patch_embed_rate, optimizer.head_rate)
-    return bool(optimizer.frozen) or any(rate != 1.0 for rate in rates)
+    return bool(optimizer.frozen or optimizer.delayed) or any(rate != 1.0 for rate in rates)
 
 
 def rate_multipliers(params: Any, optimizer: Optimizer) -> Any:
@@ -63,11 +63,11 @@ def rate_multipliers(params: Any, optimizer: Optimizer) -> Any:
     paths = paths_of(params)
     texts = jax.tree.leaves(paths)
     depth = 1 + max((int(found[1]) for text in texts if (found := _BLOCK.match(text))), default=-1)
-    for pattern in optimizer.frozen:
-        if not fnmatch.filter(texts, pattern):
-            raise ConfigError(
-                f"optimizer.frozen={pattern!r} matches no parameter: {nearest(pattern, dict.fromkeys(texts))}"
-            )
+    for name in ("frozen", "delayed"):
+        for pattern in getattr(optimizer, name):
+            if not fnmatch.filter(texts, pattern):
+                known = nearest(pattern, dict.fromkeys(texts))
+                raise ConfigError(f"optimizer.{name}={pattern!r} matches no parameter: {known}")
 
     def multiplier(path: str) -> float:
         if is_frozen(path, optimizer):
@@ -84,7 +84,16 @@ def rate_multipliers(params: Any, optimizer: Optimizer) -> Any:
 
 def is_frozen(path: str, optimizer: Optimizer) -> bool:
     """Whether a pattern of optimizer.frozen matches the path."""
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in optimizer.frozen)
+    return _matches(path, optimizer.frozen)
+
+
+def delayed_mask(params: Any, optimizer: Optimizer) -> Any:
+    """True for the leaves that a pattern of optimizer.delayed matches."""
+    return jax.tree.map(lambda path: _matches(path, optimizer.delayed), paths_of(params))
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def without_frozen_gradients(params: Any, optimizer: Optimizer) -> Any:

@@ -10,6 +10,7 @@ import optax
 from vit_registers.config import Optimizer, check_section, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import Durations
+from vit_registers.training.tables import cosine_table
 
 
 def _warmup(optimizer: Optimizer, length: int) -> np.ndarray:
@@ -35,6 +36,19 @@ def cosine(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, int]
     warmup = durations.warmup_steps
     rates = (_warmup(optimizer, warmup), _half_cosine(optimizer, durations.total_steps - warmup))
     return np.concatenate(rates), 1
+
+
+def cosine_from_peak(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, int]:
+    """As cosine, but the warm-up reaches the peak, which is thus used twice, as in DINOv2's code.
+
+    The warm-up starts from 0. The last rate is one step before min_learning_rate.
+    """
+    return cosine_table(
+        start=optimizer.learning_rate,
+        end=optimizer.min_learning_rate,
+        num_steps=durations.total_steps,
+        warmup_steps=durations.warmup_steps,
+    ), 1
 
 
 def cosine_per_epoch(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, int]:
@@ -71,6 +85,7 @@ def constant(optimizer: Optimizer, durations: Durations) -> tuple[np.ndarray, in
 # Each function returns (rates in float64, number of steps of each rate). The last rate has no end.
 SCHEDULES: dict[str, Callable[[Optimizer, Durations], tuple[np.ndarray, int]]] = {
     "cosine": cosine,
+    "cosine_from_peak": cosine_from_peak,
     "cosine_per_epoch": cosine_per_epoch,
     "constant": constant,
 }

@@ -10,7 +10,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_registers.config import Config, Model
-from vit_registers.data.batch import VIEWS
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.api import BACKENDS
 from vit_registers.models.attention_choice import choose_attention
@@ -52,13 +51,9 @@ def agree_on_attention(model: Model) -> tuple[Model, str | None]:
 def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Setup:
     """The run of `config` on `mesh`. Raises ConfigError if they do not fit, or for invalid combinations."""
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
-    objective = make_objective(config)
+    run = dataclasses.replace(config.run, total_steps=durations.total_steps, total_epochs=None)
+    objective = make_objective(dataclasses.replace(config, run=run))
     objective.check()
-    if missing := [name for name in objective.views if name not in VIEWS]:
-        raise ConfigError(
-            f"objective.name='{config.objective.name}' requires the views {', '.join(missing)}; the loaders "
-            f"deliver {', '.join(VIEWS)}"
-        )
     if config.optimizer.accumulation_steps > 1 and not objective.is_additive:
         raise ConfigError(
             f"optimizer.accumulation_steps={config.optimizer.accumulation_steps}: the loss of "

@@ -9,8 +9,7 @@ import tensorflow as tf
 from vit_registers.config import lookup
 from vit_registers.data.ops.decode import Example, Op, decode_part
 from vit_registers.data.ops.resize import resize_to
-from vit_registers.data.ops.strings import Target, check_padding
-from vit_registers.errors import ConfigError
+from vit_registers.data.ops.strings import Target, check_padding, check_ranges
 
 Range = tuple[float, float]  # least, most
 _ATTEMPTS = 10  # A in names
@@ -109,10 +108,7 @@ def _fitting_box(
 
 def _crop(name: str, sampler: Callable, target: Target, areas: Range, aspects: Range, method: str) -> Op:
     """The operation `name`: parts drawn by `sampler`, resized. Raises ConfigError for impossible ranges."""
-    if not 0 < areas[0] <= areas[1] <= 1:
-        raise ConfigError(f"{name}: area_min={areas[0]}, area_max={areas[1]}: must be 0 < min <= max <= 1")
-    if not 0 < aspects[0] <= aspects[1]:
-        raise ConfigError(f"{name}: aspect_min={aspects[0]}, aspect_max={aspects[1]}: must be 0 < min <= max")
+    check_ranges(name, areas, aspects)
     resize = resize_to(target, method)
 
     box = functools.partial(sampler, areas=areas, aspects=aspects)

@@ -5,7 +5,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vit_registers.data.ops.strings import Target, check_padding
+from vit_registers.config import lookup
+from vit_registers.data.ops.on_device_color import blur, grayscale, jitter, solarize
+from vit_registers.data.ops.on_device_crops import random_box, resized_part
+from vit_registers.data.ops.strings import (
+    Target,
+    check_jitter,
+    check_padding,
+    check_probability,
+    check_ranges,
+    check_sigmas,
+)
 from vit_registers.errors import ConfigError
 
 BatchOp = Callable[[jax.Array, jax.Array], jax.Array]  # (image_BxHxWxC, key) -> image_BxHxWxC
@@ -52,11 +62,82 @@ def _flip(target: Target) -> BatchOp:
     return apply
 
 
+def _random_resized_crop(
+    target: Target,
+    area_min: float = 0.08,
+    area_max: float = 1.0,
+    aspect_min: float = 0.75,
+    aspect_max: float = 1.3333333333333333,
+    method: str = "pil_bicubic",
+) -> BatchOp:
+    """A random part of each image, resized to the target: see on_device_crops.py."""
+    areas, aspects = (area_min, area_max), (aspect_min, aspect_max)
+    check_ranges("random_resized_crop", areas, aspects)
+    kernel = lookup(_KERNELS, method, "random_resized_crop: method")
+
+    def one(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
+        box_4 = random_box(key, *image_HxWxC.shape[:2], areas, aspects)
+        return resized_part(image_HxWxC, box_4, target, kernel)
+
+    return _each(one)
+
+
+def _jitter(
+    target: Target, brightness: float, contrast: float, saturation: float, hue: float, p: float = 1.0
+) -> BatchOp:
+    """Colour jitter with probability p: see on_device_color.py."""
+    strength = (brightness, contrast, saturation, hue)
+    check_jitter(strength)
+    check_probability("jitter", p)
+    return _each(lambda image_HxWxC, key: jitter(image_HxWxC, key, strength), p)
+
+
+def _grayscale(target: Target, p: float = 1.0) -> BatchOp:
+    check_probability("grayscale", p)
+    return _each(lambda image_HxWxC, key: grayscale(image_HxWxC), p)
+
+
+def _blur(target: Target, p: float = 1.0, sigma_min: float = 0.1, sigma_max: float = 2.0) -> BatchOp:
+    """A Gaussian blur of 9 x 9 taps, whose sigma is uniform, with probability p."""
+    check_probability("blur", p)
+    check_sigmas(sigma_min, sigma_max, target)
+
+    def one(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
+        return blur(image_HxWxC, jax.random.uniform(key, (), minval=sigma_min, maxval=sigma_max))
+
+    return _each(one, p)
+
+
+def _solarize(target: Target, p: float = 1.0, threshold: int = 128) -> BatchOp:
+    check_probability("solarize", p)
+    return _each(lambda image_HxWxC, key: solarize(image_HxWxC, threshold), p)
+
+
+def _each(one: Callable[[jax.Array, jax.Array], jax.Array], p: float = 1.0) -> BatchOp:
+    """The operation `one` (image_HxWxC, key) on each image of a batch with probability p."""
+
+    def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
+        draw_key, choice_key = jax.random.split(key)
+        changed = jax.vmap(one)(image_BxHxWxC, jax.random.split(draw_key, len(image_BxHxWxC)))
+        if p == 1.0:
+            return changed
+        is_changed_Bx1x1x1 = jax.random.bernoulli(choice_key, p, (len(image_BxHxWxC), 1, 1, 1))
+        return jnp.where(is_changed_Bx1x1x1, changed, image_BxHxWxC)
+
+    return apply
+
+
+_KERNELS = {"pil_bilinear": "bilinear", "pil_bicubic": "bicubic"}
 MEMORY_OPS: dict[str, Callable[..., BatchOp]] = {
     "resize": _resize,
     "random_crop": _random_crop,
     "central_crop": _central_crop,
     "flip": _flip,
+    "random_resized_crop": _random_resized_crop,
+    "jitter": _jitter,
+    "grayscale": _grayscale,
+    "blur": _blur,
+    "solarize": _solarize,
 }
 
 

@@ -1,5 +1,6 @@
 """From operation strings such as "inception_crop(area_min=0.2) | flip" to functions; for both loaders."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,34 @@ def check_color(name: str, target: Target) -> None:
     """Raises ConfigError if the operation `name`, which requires 3 channels, gets images with others."""
     if target.channels != 3:
         raise ConfigError(f"{name}: the images have {target.channels} channels: must be 3")
+
+
+def check_ranges(name: str, areas: tuple[float, float], aspects: tuple[float, float]) -> None:
+    """Raises ConfigError for ranges of a random part of an image that no part has."""
+    if not 0 < areas[0] <= areas[1] <= 1:
+        raise ConfigError(f"{name}: area_min={areas[0]}, area_max={areas[1]}: must be 0 < min <= max <= 1")
+    if not 0 < aspects[0] <= aspects[1]:
+        raise ConfigError(f"{name}: aspect_min={aspects[0]}, aspect_max={aspects[1]}: must be 0 < min <= max")
+
+
+def check_probability(name: str, p: float) -> None:
+    """Raises ConfigError for a number that is no probability."""
+    if not 0 <= p <= 1:
+        raise ConfigError(f"{name}: p={p}: must be from 0 to 1")
+
+
+def check_jitter(strength: tuple[float, float, float, float]) -> None:
+    """Raises ConfigError for impossible strengths of brightness, contrast, saturation and hue."""
+    if not (all(math.isfinite(x) and x >= 0 for x in strength) and strength[3] <= 0.5):
+        raise ConfigError(f"jitter{strength}: must be numbers >= 0, the hue <= 0.5")
+
+
+def check_sigmas(least: float, most: float, target: Target) -> None:
+    """Raises ConfigError for impossible standard deviations of a blur, or images too small to reflect."""
+    if not 0 < least <= most < math.inf:
+        raise ConfigError(f"blur: sigma_min={least}, sigma_max={most}: must be 0 < min <= max")
+    if min(target.height, target.width) < 5:
+        raise ConfigError(f"blur: images of {target.height} x {target.width} are too small: must be >= 5 px")
 
 
 def build(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import ones, truncated_normal, uniform, zeros
 
 from vit_registers.models.activations import ACTIVATIONS
+from vit_registers.models.partition import gathered
 
 LAST_LAYER = "last_layer"  # the parameters {"g": Z, "v": ExZ} of the weight-normed layer
 
@@ -40,7 +41,7 @@ def bottleneck(head: Any, x_xD: jax.Array, dtype: Any = jnp.float32) -> jax.Arra
 
     The products are computed in `dtype`, the norm in float32.
     """
-    gelu, layers = ACTIVATIONS["gelu"], head["mlp"]
+    gelu, layers = ACTIVATIONS["gelu"], gathered(head["mlp"], dtype, prefix="_head/mlp/")
     x = x_xD.astype(dtype)
     for i, layer in sorted(layers.items()):
         x = x @ layer["kernel"].astype(dtype) + layer["bias"].astype(dtype).reshape(*(1,) * (x.ndim - 1), -1)
@@ -57,7 +58,7 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 
 def prototypes(head: Any) -> jax.Array:
     """The kernel ExZ of the last layer: g * v / |v|, one norm and one g per prototype."""
-    layer = head[LAST_LAYER]
+    layer = gathered(head[LAST_LAYER], jnp.float32, prefix=f"_head/{LAST_LAYER}/")
     norm_1xZ = jnp.sqrt(jnp.square(layer["v"]).sum(axis=0, keepdims=True))
     return layer["g"][None] * layer["v"] / norm_1xZ
 
