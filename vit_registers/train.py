@@ -48,7 +48,7 @@ import numpy as np
 from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Run
-from vit_registers.data.batch import LABEL
+from vit_registers.data.batch import LABEL, Training
 from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
 from vit_registers.data.prefetch import ahead
 from vit_registers.digests import text_digest
@@ -57,6 +57,7 @@ from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.models.masks import resolve
 from vit_registers.models.paths import leaves_of, path_text
 from vit_registers.objectives.base import BACKBONE, Objective
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs import results
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
@@ -191,7 +192,9 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
     different data.
     """
     fine_tuning.check_choices(config.init_from)
-    loader = open_data(config)
+    objective = make_objective(config)
+    objective.check()
+    loader = open_data(config, Training(objective.views, objective.host_targets))
     others = open_also_eval(config, loader)
     loader.num_examples(config.data.eval_split)
     number = loader.num_examples(config.data.train_split)

@@ -56,7 +56,7 @@ class Dino:
     """The Objective for objective.name='dino'. The head is an MLP and normalised prototypes."""
 
     best = Best("top1", label="1-NN top-1", is_fraction=True)
-    targets = ()
+    host_targets, targets = {}, ()
     is_additive = False  # the centre is a mean over the batch
 
     def __init__(self, config):

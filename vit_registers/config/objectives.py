@@ -30,8 +30,7 @@ class SelfDistillationSettings:
     # the second global crop, and of local crops. The released models were trained without blur in the first
     # crop and with probability 0.9 in the second; the paper has 1.0 and 0.1.
     global_ops: tuple[str, str] = (
-        "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) "
-        "| grayscale(0.2)",
+        "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2)",
         "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) "
         "| grayscale(0.2) | blur(0.9) | solarize(0.2)",
     )

@@ -1,6 +1,6 @@
 """The Batch that every loader delivers, and what is done with a batch on the device."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,39 @@ class View(NamedTuple):
     width: int
     ops: str  # data/ops/catalog.py: OPS; on_device.py: MEMORY_OPS
     setting: str  # the name of the setting that has `ops`, for messages
+
+
+# (step, first example of the global batch, number of examples) -> the target of these examples
+MakeTarget = Callable[[int, int, int], np.ndarray]
+
+
+class Training(NamedTuple):
+    """What a training batch has: its views, and targets that are made on the host for each batch."""
+
+    views: Mapping[str, View]
+    targets: Mapping[str, MakeTarget]
+
+
+def default_training(data: Data, target: Any) -> Training:
+    """One view, IMAGE, made by data.train_ops. `target` has the height and width of the images."""
+    return Training({IMAGE: View(target.height, target.width, data.train_ops, "data.train_ops")}, {})
+
+
+def with_targets(
+    batch: Batch,
+    targets: Mapping[str, MakeTarget],
+    step: int,
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+) -> Batch:
+    """The global batch on the devices with the `targets` of a step, of which each process makes its share."""
+    if not targets:
+        return batch
+    number = batch_size // jax.process_count()
+    first = jax.process_index() * number
+    made = {name: make(step, first, number) for name, make in targets.items()}
+    placed = {name: jax.make_array_from_process_local_data(sharding, x) for name, x in made.items()}
+    return batch._replace(targets={**batch.targets, **placed})
 
 
 def labelled_batch(

@@ -94,12 +94,12 @@ class BlockMasks:
 def batch_masks(masks: BlockMasks, *, seed: int, step: int, first: int, number: int) -> np.ndarray:
     """is_masked_Bx2xP for `number` images of the global batch of a step, from image `first` on.
 
-    The masks are a function of the seed, the step and the place in the batch. `first` and `number` must be
-    multiples of the images of a group.
+    The masks are a function of the seed, the step and the place in the batch. A group that is only partly
+    among these images is drawn whole.
     """
     images = masks.num_crops // 2
-    assert first % images == number % images == 0, (first, number, images)
-    groups = range(first // images, (first + number) // images)
+    groups = range(first // images, -(-(first + number) // images))
     drawn = [masks.draw(np.random.default_rng([seed, step, group])) for group in groups]
-    # Crop-major, as the crops are: all first crops of the group, then all second ones.
-    return np.concatenate([one.reshape(2, images, -1).swapaxes(0, 1) for one in drawn])
+    # A group is drawn crop-major: all first crops, then all second ones.
+    whole = np.concatenate([one.reshape(2, images, -1).swapaxes(0, 1) for one in drawn])
+    return whole[first - groups[0] * images :][:number]

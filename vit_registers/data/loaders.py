@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vit_registers.config import Config, Data, check_section, check_value, image_size, lookup
-from vit_registers.data.batch import Batch
+from vit_registers.data.batch import Batch, Training
 from vit_registers.data.class_names import match
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.sources.listing import shortened
@@ -47,7 +47,7 @@ class Loader(Protocol):
         ...
 
 
-def _open_tfdata(data: Data, target: Target, seed: int, groups: int) -> Loader:
+def _open_tfdata(data: Data, target: Target, seed: int, groups: int, training: Training | None) -> Loader:
     # TensorFlow reads this at import. Decoding does not use oneDNN, which would log messages.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Images are processed in parallel. Otherwise XLA also divides the work on an image among threads, which
@@ -55,23 +55,25 @@ def _open_tfdata(data: Data, target: Target, seed: int, groups: int) -> Loader:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     from vit_registers.data.tfdata import TfdataLoader
 
-    return TfdataLoader(data, target, seed=seed, groups=groups)
+    return TfdataLoader(data, target, seed=seed, groups=groups, training=training)
 
 
-def _open_memory(data: Data, target: Target, seed: int, groups: int) -> Loader:
+def _open_memory(data: Data, target: Target, seed: int, groups: int, training: Training | None) -> Loader:
     from vit_registers.data.memory import MemoryLoader
 
-    return MemoryLoader(data, target, seed=seed, groups=groups)
+    return MemoryLoader(data, target, seed=seed, groups=groups, training=training)
 
 
-LOADERS: dict[str, Callable[[Data, Target, int, int], Loader]] = {
+LOADERS: dict[str, Callable[[Data, Target, int, int, Training | None], Loader]] = {
     "tfdata": _open_tfdata,
     "memory": _open_memory,
 }
 
 
-def open_data(config: Config) -> Loader:
-    """The loader data.loader, with its data set opened.
+def open_data(config: Config, training: Training | None = None) -> Loader:
+    """The loader data.loader, with its data set opened; `training` are the views of training batches.
+
+    By default a training batch has one view, made by data.train_ops.
 
     Raises ConfigError for invalid settings, DataError for a data set that is missing or unfit.
     """
@@ -82,7 +84,8 @@ def open_data(config: Config) -> Loader:
     check_value("run.seed", config.run.seed)
     check_section("data", data)
     groups = config.objective.classification.mix_groups
-    return open_loader(data, Target(*image_size(config), model.channels), config.run.seed, groups)
+    target = Target(*image_size(config), model.channels)
+    return open_loader(data, target, config.run.seed, groups, training)
 
 
 def check_classes(

@@ -4,7 +4,7 @@ It has the order of the tf.data loader for random-access data (order.py), but ot
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,16 @@ from PIL import Image
 
 from vit_registers.config import Data
 from vit_registers.data import order
-from vit_registers.data.batch import IMAGE, Batch, check_divides, labelled_batch
+from vit_registers.data.batch import (
+    IMAGE,
+    Batch,
+    Training,
+    View,
+    check_divides,
+    default_training,
+    labelled_batch,
+    with_targets,
+)
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.on_device import MEMORY_OPS
@@ -23,8 +32,7 @@ from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.catalog import open_data_source
 from vit_registers.errors import ConfigError, DataError
 
-_SETTINGS = ("train_ops", "eval_ops")
-_CROPS = ("random_crop", "central_crop")
+_CROPS = ("random_crop", "central_crop", "random_resized_crop")
 _FOR_EVALUATION = ([], ["resize"], ["central_crop"])
 
 
@@ -39,11 +47,17 @@ class _Images(NamedTuple):
 class MemoryLoader:
     """The Loader (loaders.py) for data.loader='memory'."""
 
-    def __init__(self, data: Data, target: Target, *, seed: int, groups: int) -> None:
+    def __init__(
+        self, data: Data, target: Target, *, seed: int, groups: int, training: Training | None = None
+    ) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
-        self._ops = {name: _build(getattr(data, name), target, where=f"data.{name}") for name in _SETTINGS}
-        if [name for name, _ in self._ops["eval_ops"]] not in _FOR_EVALUATION:
+        evaluated = {IMAGE: View(target.height, target.width, data.eval_ops, "data.eval_ops")}
+        trained = default_training(data, target) if training is None else training
+        self._views = {"train": trained.views, "eval": evaluated}
+        self._targets = trained.targets
+        self._ops = {kind: self._build(views) for kind, views in self._views.items()}
+        if [name for name, _ in self._ops["eval"][IMAGE]] not in _FOR_EVALUATION:
             raise ConfigError(
                 f"data.eval_ops={data.eval_ops!r}: with data.loader='memory', it must be '', 'resize' or "
                 "'central_crop'"
@@ -68,52 +82,78 @@ class MemoryLoader:
         """Endless global batches on the devices, from step `start_step` on; the same for any sharding."""
         data = self._data
         check_divides(data.batch_size, sharding, where="data.batch_size")
-        images = self._images(data.train_split, sharding, setting="train_ops")
-        take = self._step(sharding, setting="train_ops")
+        images = self._images(data.train_split, sharding, kind="train")
+        take = self._step(sharding, kind="train")
         training = order.training_order(data, len(images.label_N), seed=self._seed, groups=self._groups)
 
         def batch(step: int) -> Batch:
             position_B = step * data.batch_size + np.arange(data.batch_size)
-            return take(images, training.records(position_B).astype(np.int32), np.uint32(step))
+            taken = take(images, training.records(position_B).astype(np.int32), np.uint32(step))
+            return with_targets(taken, self._targets, step, data.batch_size, sharding)
 
         return (batch(step) for step in itertools.count(start_step))
 
-    def _step(self, sharding: jax.sharding.Sharding, *, setting: str) -> Callable[..., Batch]:
-        if (setting, sharding) in self._steps:
-            return self._steps[setting, sharding]
-        ops, seed = [op for _, op in self._ops[setting]], self._seed
+    def _step(self, sharding: jax.sharding.Sharding, *, kind: str) -> Callable[..., Batch]:
+        if (kind, sharding) in self._steps:
+            return self._steps[kind, sharding]
+        chains, seed = self._ops[kind], self._seed
 
         def augment(images: _Images, record_B: jax.Array, step: jax.Array) -> Batch:
             batch = _gather(images, record_B)
             key = jax.random.fold_in(jax.random.key(seed), step)
-            for place, op in enumerate(ops):
-                image_BxHxWxC = op(batch.views[IMAGE], jax.random.fold_in(key, place))
-                batch = batch._replace(views={IMAGE: image_BxHxWxC})
-            return batch
+            views = {}
+            for number, (name, ops) in enumerate(chains.items()):
+                # The first view draws as a batch with one view does.
+                view_key = jax.random.fold_in(key, 2**31 + number) if number else key
+                views[name] = batch.views[IMAGE]
+                for place, (_, op) in enumerate(ops):
+                    views[name] = op(views[name], jax.random.fold_in(view_key, place))
+            return batch._replace(views=views)
 
-        self._steps[setting, sharding] = jax.jit(augment, out_shardings=sharding)
-        return self._steps[setting, sharding]
+        self._steps[kind, sharding] = jax.jit(augment, out_shardings=sharding)
+        return self._steps[kind, sharding]
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Global batches on the devices with each image of the split once, in order; the last is padded."""
         size = self._data.eval_batch_size
         check_divides(size, sharding, where="data.eval_batch_size")
-        images = self._images(split, sharding, setting="eval_ops")
-        take = self._step(sharding, setting="eval_ops")  # which draw nothing
+        images = self._images(split, sharding, kind="eval")
+        take = self._step(sharding, kind="eval")  # which draws nothing
         starts = range(0, len(images.label_N), size)
         return (take(images, np.arange(i, i + size, dtype=np.int32), np.uint32(0)) for i in starts)
 
-    def _images(self, split: str, sharding: jax.sharding.Sharding, *, setting: str) -> _Images:
-        names = [name for name, _ in self._ops[setting]]
+    def _build(self, views: Mapping[str, View]) -> dict[str, list[tuple[str, Any]]]:
+        """The operations of each view. Raises ConfigError where views disagree on how images are loaded."""
+        channels = self._target.channels
+        built = {
+            name: _build(view.ops, Target(view.height, view.width, channels), where=view.setting)
+            for name, view in views.items()
+        }
+        sizes = {
+            (view.height, view.width) if [name for name, _ in built[key]][:1] == ["resize"] else None
+            for key, view in views.items()
+        }
+        if len(sizes) > 1:
+            settings = ", ".join(dict.fromkeys(view.setting for view in views.values()))
+            raise ConfigError(
+                f"{settings}: with data.loader='memory', all views or none begin with 'resize', to one size"
+            )
+        return built
+
+    def _images(self, split: str, sharding: jax.sharding.Sharding, *, kind: str) -> _Images:
+        names = [name for ops in self._ops[kind].values() for name, _ in ops]
         is_resized, is_cropped = "resize" in names, not set(names).isdisjoint(_CROPS)
         if isinstance(sharding, jax.sharding.NamedSharding):
             sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         key = (split, is_resized, is_cropped, sharding)
         if key not in self._resident:
             size = None if is_cropped and not is_resized else (self._target.height, self._target.width)
-            images = self._load(split, size, is_resized=is_resized, setting=setting)
+            images = self._load(split, size, is_resized=is_resized, setting=self._setting(kind))
             self._resident[key] = jax.tree.map(lambda x: _replicate(x, sharding), images)
         return self._resident[key]
+
+    def _setting(self, kind: str) -> str:
+        return next(iter(self._views[kind].values())).setting
 
     def _load(self, split: str, size: tuple[int, int] | None, *, is_resized: bool, setting: str) -> _Images:
         """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
@@ -137,7 +177,7 @@ class MemoryLoader:
             if (height, width) != size:
                 raise DataError(
                     f"{source.describe(split, i)} is {height} x {width}, not {size[0]} x {size[1]}: begin "
-                    f"data.{setting} with 'resize'"
+                    f"{setting} with 'resize'"
                 )
         blank_HxWxC = np.zeros((*(size or (target.height, target.width)), target.channels), np.uint8)
         image_NxHxWxC = np.stack([blank_HxWxC if image is None else image for image in image_N])

@@ -8,9 +8,10 @@ from vit_registers.config import Data, Model, ObjectiveSettings
 from vit_registers.data.loaders import EvalSplit
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
 from vit_registers.evaluation.classification import CLASSIFICATION
+from vit_registers.evaluation.knn import KNN
 
 # The first evaluator of a config, in this order, ranks the checkpoints.
-EVALUATORS: dict[str, EvaluatorKind] = {"classification": CLASSIFICATION}
+EVALUATORS: dict[str, EvaluatorKind] = {"classification": CLASSIFICATION, "knn": KNN}
 
 
 def has_evaluators(objective: ObjectiveSettings, model: Model) -> bool:

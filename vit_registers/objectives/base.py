@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from vit_registers.data.batch import Batch, View
+from vit_registers.data.batch import Batch, MakeTarget, View
 
 # {name: (sum, count)}: the mean of `name` is sum / count. The sums of parts add to those of the whole.
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
@@ -63,8 +63,9 @@ class Objective(Protocol):
     """
 
     best: ClassVar[Best]
-    views: Mapping[str, View]  # the views that a batch must have, and how they are made
-    targets: ClassVar[tuple[str, ...]]  # names of the targets that it must have
+    views: Mapping[str, View]  # of a training batch, and how they are made
+    host_targets: Mapping[str, MakeTarget]  # targets besides the label that are made on the host
+    targets: ClassVar[tuple[str, ...]]  # names of the targets that a batch must have
     is_additive: ClassVar[bool]  # the loss of a batch is the sum over its parts; accumulation requires it
 
     def __init__(self, config: Any) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_registers.config import Config, image_size
-from vit_registers.data.batch import IMAGE, LABEL, Batch, View, normalize
+from vit_registers.data.batch import IMAGE, LABEL, Batch, MakeTarget, View, normalize
 from vit_registers.models.params import abstract_model, build_model, init_params
 from vit_registers.objectives import mixing
 from vit_registers.objectives.base import BACKBONE, Best, Sums
@@ -24,6 +24,7 @@ class Classification:
     def __init__(self, config: Config) -> None:
         self._model, self._data = config.model, config.data
         self._settings = config.objective.classification
+        self.host_targets: dict[str, MakeTarget] = {}
         self.views = {IMAGE: View(*image_size(config), config.data.train_ops, "data.train_ops")}
 
     def check(self) -> None:

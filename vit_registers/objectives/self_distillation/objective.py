@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_registers.config import Config, image_size
-from vit_registers.data.batch import Batch, View, normalize
-from vit_registers.data.block_masks import BlockMasks
+from vit_registers.data.batch import Batch, MakeTarget, View, normalize
+from vit_registers.data.block_masks import BlockMasks, batch_masks
 from vit_registers.models.params import abstract_model, init_params
 from vit_registers.models.vit import patch_grid
 from vit_registers.objectives.base import BACKBONE, Best, Sums
@@ -51,6 +51,16 @@ class SelfDistillation:
             )
             for i in range(settings.num_locals)
         }
+
+    @property
+    def host_targets(self) -> dict[str, MakeTarget]:
+        """{"masked": is_masked_BxVxP}, a function of the seed, the step and the place in the batch."""
+        masks, seed = self.masks, self._config.run.seed
+
+        def make(step: int, first: int, number: int) -> np.ndarray:
+            return batch_masks(masks, seed=seed, step=step, first=first, number=number)
+
+        return {MASKED: make}
 
     @property
     def masks(self) -> BlockMasks:

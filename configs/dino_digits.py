@@ -1,0 +1,107 @@
+"""Self-distillation (DINOv2's losses) on handwritten digits of 8 x 8 px: a smoke test of minutes on 2 CPU cores.
+
+    python -m vit_registers.train --config=configs/dino_digits.py:registers=4 --workdir=runs/dino
+
+Raw pixels reach a 20-NN accuracy of 97.8 % on these centred digits, so it says whether training works, and
+nothing about the quality of a recipe.
+"""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from vit_registers.config import (
+    Checkpoint,
+    Config,
+    Data,
+    Model,
+    ObjectiveSettings,
+    Optimizer,
+    Run,
+    SelfDistillationSettings,
+    parse_arg,
+    to_config_dict,
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Arguments: registers, steps, seed."""
+    a = parse_arg(arg, registers=4, steps=1200, seed=0)
+    crop = "random_resized_crop({}, {}) | jitter(0.4, 0.4, 0, 0, p=0.8)"
+    config = Config(
+        model=Model(
+            width=64,
+            depth=3,
+            num_heads=4,
+            patch_size=4,
+            image_size=(16, 16),
+            channels=1,
+            num_classes=0,
+            num_registers=a.registers,
+            use_mask_token=True,
+            positions="learned",
+            position_resampling="bicubic_aa",
+            layer_scale_init=1.0,  # with 1e-5, blocks would stay the identity for the whole run
+            init="dinov2",
+            pooling="cls",
+        ),
+        data=Data(
+            loader="memory",
+            name="digits",
+            eval_split="test",
+            batch_size=64,
+            eval_batch_size=360,
+            train_ops="",
+            eval_ops="resize",
+            mean=(0.5,),
+            std=(0.5,),
+        ),
+        objective=ObjectiveSettings(
+            name="self_distillation",
+            self_distillation=SelfDistillationSettings(
+                num_locals=3,
+                local_size=8,
+                global_ops=(crop.format(0.5, 1.0),) * 2,
+                local_ops=crop.format(0.2, 0.5),
+                mask_min_patches=1,
+                num_prototypes=128,
+                head_hidden=128,
+                head_bottleneck=32,
+                has_ibot_head=True,
+                ibot_prototypes=128,
+                ibot_bottleneck=32,
+                targets="sinkhorn",
+                temperatures=(0.04, 0.05),
+                momentum=(0.99, 1.0),
+            ),
+        ),
+        optimizer=Optimizer(
+            schedule="cosine_from_peak",
+            learning_rate=1e-3,
+            min_learning_rate=1e-6,
+            warmup_steps=a.steps // 10,
+            weight_decay=0.01,
+            weight_decay_end=0.05,
+            decayed="all_but_norms",
+            patch_embed_rate=0.2,
+            grad_clip_norm=3.0,
+            grad_clip_per="module",
+            delayed=("*/last_layer/*",),
+        ),
+        checkpoint=Checkpoint(every_steps=max(a.steps // 3, 1)),
+        run=Run(
+            total_steps=a.steps,
+            log_every_steps=10,
+            eval_every_steps=max(a.steps // 3, 1),
+            seed=a.seed,
+            use_tensorboard=False,
+        ),
+    )
+    return to_config_dict(config)
+
+
+def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
+    """0 and 4 registers, with three seeds."""
+    for seed in range(3):
+        for registers in (0, 4):
+            yield {"model.num_registers": registers, "run.seed": seed}
