@@ -1,4 +1,4 @@
-"""Self-distillation (DINOv2's losses) on handwritten digits of 8 x 8 px: a smoke test of minutes on 2 CPU cores.
+"""Self-distillation (the losses of DINOv2) on handwritten digits: a smoke test of minutes on 2 CPU cores.
 
     python -m vit_registers.train --config=configs/dino_digits.py:registers=4 --workdir=runs/dino
 
@@ -27,7 +27,7 @@ from vit_registers.config import (
 def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: registers, steps, seed."""
     a = parse_arg(arg, registers=4, steps=1200, seed=0)
-    crop = "random_resized_crop({}, {}) | jitter(0.4, 0.4, 0, 0, p=0.8)"
+    crop = "resize(16) | random_resized_crop({}, {}) | jitter(0.4, 0.4, 0, 0, p=0.8)"
     config = Config(
         model=Model(
             width=64,

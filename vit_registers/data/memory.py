@@ -26,7 +26,7 @@ from vit_registers.data.batch import (
 )
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import strings
-from vit_registers.data.ops.on_device import MEMORY_OPS
+from vit_registers.data.ops.on_device import MEMORY_OPS, Resize
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.catalog import open_data_source
@@ -34,6 +34,9 @@ from vit_registers.errors import ConfigError, DataError
 
 _CROPS = ("random_crop", "central_crop", "random_resized_crop")
 _FOR_EVALUATION = ([], ["resize"], ["central_crop"])
+
+
+_Size = tuple[int, int] | None  # height, width; None: that of the images
 
 
 class _Images(NamedTuple):
@@ -69,7 +72,7 @@ class MemoryLoader:
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
         self._steps: dict[tuple[str, jax.sharding.Sharding], Callable[..., Batch]] = {}
-        self._resident: dict[tuple[str, bool, bool, jax.sharding.Sharding], _Images] = {}
+        self._resident: dict[tuple[str, _Size, bool, jax.sharding.Sharding], _Images] = {}
 
     @property
     def num_broken(self) -> int:
@@ -129,11 +132,7 @@ class MemoryLoader:
             name: _build(view.ops, Target(view.height, view.width, channels), where=view.setting)
             for name, view in views.items()
         }
-        sizes = {
-            (view.height, view.width) if [name for name, _ in built[key]][:1] == ["resize"] else None
-            for key, view in views.items()
-        }
-        if len(sizes) > 1:
+        if len({_loaded_size(ops) for ops in built.values()}) > 1:
             settings = ", ".join(dict.fromkeys(view.setting for view in views.values()))
             raise ConfigError(
                 f"{settings}: with data.loader='memory', all views or none begin with 'resize', to one size"
@@ -141,22 +140,23 @@ class MemoryLoader:
         return built
 
     def _images(self, split: str, sharding: jax.sharding.Sharding, *, kind: str) -> _Images:
-        names = [name for ops in self._ops[kind].values() for name, _ in ops]
-        is_resized, is_cropped = "resize" in names, not set(names).isdisjoint(_CROPS)
+        chains = [*self._ops[kind].values()]
+        resized = _loaded_size(chains[0])
+        is_cropped = any(name in _CROPS for ops in chains for name, _ in ops)
         if isinstance(sharding, jax.sharding.NamedSharding):
             sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        key = (split, is_resized, is_cropped, sharding)
+        key = (split, resized, is_cropped, sharding)
         if key not in self._resident:
-            size = None if is_cropped and not is_resized else (self._target.height, self._target.width)
-            images = self._load(split, size, is_resized=is_resized, setting=self._setting(kind))
+            size = resized or (None if is_cropped else (self._target.height, self._target.width))
+            images = self._load(split, size, is_resized=resized is not None, setting=self._setting(kind))
             self._resident[key] = jax.tree.map(lambda x: _replicate(x, sharding), images)
         return self._resident[key]
 
     def _setting(self, kind: str) -> str:
         return next(iter(self._views[kind].values())).setting
 
-    def _load(self, split: str, size: tuple[int, int] | None, *, is_resized: bool, setting: str) -> _Images:
-        """All images of the split, resized to the target by PIL's bilinear filter if `is_resized`.
+    def _load(self, split: str, size: _Size, *, is_resized: bool, setting: str) -> _Images:
+        """All images of the split, resized to `size` by PIL's bilinear filter if `is_resized`.
 
         They must have `size`; if it is None, as they are cropped later, any size that is the same for all.
         Raises DataError for an image of another size, with the `setting` to change, and for one that cannot
@@ -168,7 +168,8 @@ class MemoryLoader:
         for i in range(len(label_N)):
             image_HxWxC = self._broken.decode(source, split, i, read, channels=target.channels)
             if image_HxWxC is not None and is_resized:
-                image_HxWxC = _resized(image_HxWxC, target)
+                assert size is not None
+                image_HxWxC = _resized(image_HxWxC, Target(*size, target.channels))
             image_N.append(image_HxWxC)
             if image_HxWxC is None:
                 continue
@@ -198,6 +199,12 @@ def _resized(image_HxWxC: np.ndarray, target: Target) -> np.ndarray:
     image = Image.fromarray(image_HxWxC[..., 0] if target.channels == 1 else image_HxWxC)
     image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(target)
+
+
+def _loaded_size(ops: list[tuple[str, Any]]) -> _Size:
+    """The size to which images are resized when they are loaded; None if they are not."""
+    first = ops[0][1] if ops else None
+    return (first.height, first.width) if isinstance(first, Resize) else None
 
 
 def _build(text: str, target: Target, *, where: str) -> list[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """Operations of the memory loader: those of catalog.py, with other draws, on batches on the accelerator."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,21 @@ from vit_registers.errors import ConfigError
 BatchOp = Callable[[jax.Array, jax.Array], jax.Array]  # (image_BxHxWxC, key) -> image_BxHxWxC
 
 
-def _resize(target: Target) -> BatchOp:
-    """The images unchanged: memory.py resizes them once, when it loads them."""
-    return lambda image_BxHxWxC, key: image_BxHxWxC
+class Resize(NamedTuple):
+    """A BatchOp that returns the images unchanged: memory.py resizes them once, when it loads them."""
+
+    height: int
+    width: int
+
+    def __call__(self, image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
+        return image_BxHxWxC
+
+
+def _resize(target: Target, size: int = 0) -> BatchOp:
+    """Images resized to the target or, with a size, to size x size pixels, from which crops are taken."""
+    if size < 0:
+        raise ConfigError(f"resize: size={size}: must be > 0, or left out for the size of the images")
+    return Resize(size or target.height, size or target.width)
 
 
 def _random_crop(target: Target, padding: int = 4) -> BatchOp:

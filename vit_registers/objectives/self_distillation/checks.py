@@ -28,6 +28,13 @@ def check(config: Config) -> None:
             f"{_SECTION}.local_size={settings.local_size} is not a multiple of model.patch_size="
             f"{model.patch_size}: such as {near}"
         )
+    names = ("num_prototypes", *(["ibot_prototypes"] if settings.has_ibot_head else []))
+    for name in names:
+        if config.mesh.tensor > 1 and getattr(settings, name) % config.mesh.tensor:
+            raise ConfigError(
+                f"{_SECTION}.{name}={getattr(settings, name)} does not divide over mesh.tensor="
+                f"{config.mesh.tensor}"
+            )
     for name in ("koleo_group", "mask_group"):
         group = getattr(settings, name)
         if batch % group:
