@@ -7,7 +7,7 @@ TFRecord files, the examples of the current epoch are read again, but not decode
 import contextlib
 import re
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import tensorflow as tf
 from vit_registers.config import Data
 from vit_registers.data import batch as batch_lib
 from vit_registers.data import order, streams
-from vit_registers.data.batch import Batch
+from vit_registers.data.batch import IMAGE, LABEL, Batch, Training, View, default_training
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.pixel_ops import fold_in
@@ -37,13 +37,18 @@ _ADDED = re.compile(r"\{\{[^}]*\}\}|Error in user-defined function.* iterator: \
 class TfdataLoader:
     """The Loader (loaders.py) for data.loader='tfdata'."""
 
-    def __init__(self, data: Data, target: Target, *, seed: int, groups: int) -> None:
+    def __init__(
+        self, data: Data, target: Target, *, seed: int, groups: int, training: Training | None = None
+    ) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
         tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
+        evaluated = {IMAGE: View(target.height, target.width, data.eval_ops, "data.eval_ops")}
+        trained = default_training(data, target) if training is None else training
+        self._views = {"train": trained.views, "eval": evaluated}
+        self._targets = trained.targets
         self._process = {
-            setting: catalog.compose(getattr(data, setting), target, where=f"data.{setting}")
-            for setting in ("train_ops", "eval_ops")
+            kind: catalog.compose_views(views, target.channels) for kind, views in self._views.items()
         }
         self._broken = BrokenImages(data)
         self._open: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
@@ -67,7 +72,12 @@ class TfdataLoader:
         batches = self.host_train_batches(
             start_step, process_index=jax.process_index(), process_count=jax.process_count()
         )
-        return (batch_lib.to_device(batch, sharding) for batch in batches)
+        return (
+            batch_lib.with_targets(
+                batch_lib.to_device(batch, sharding), self._targets, step, self._data.batch_size, sharding
+            )
+            for step, batch in enumerate(batches, start_step)
+        )
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         batch_lib.check_divides(self._data.eval_batch_size, sharding, where="data.eval_batch_size")
@@ -94,7 +104,7 @@ class TfdataLoader:
             start_step=start_step,
             buffer=data.shuffle_buffer,
         )
-        batches = self._batches(chunks, local_size, split=split, setting="train_ops")
+        batches = self._batches(chunks, local_size, split=split, kind="train")
         self._open.add(batches)
         return batches
 
@@ -105,7 +115,7 @@ class TfdataLoader:
         share = Share(size, process_index, process_count)
         number = streams.num_eval_batches(self._source, split, share)
         chunks = streams.eval_stream(self._source, split, share)
-        batches = self._batches(chunks, local_size, split=split, setting="eval_ops")
+        batches = self._batches(chunks, local_size, split=split, kind="eval")
         self._open.add(batches)
         return self._padded(batches, number, local_size)
 
@@ -116,9 +126,13 @@ class TfdataLoader:
             yield batch_lib.pad_batch(next(batches, empty), local_size)
 
     def _batches(
-        self, chunks: tf.data.Dataset, local_size: int, *, split: str, setting: str
+        self, chunks: tf.data.Dataset, local_size: int, *, split: str, kind: str
     ) -> Generator[Batch]:
-        process_all = _guarded(self._process[setting], self._target, self._seed)
+        targets = {
+            name: Target(view.height, view.width, self._target.channels)
+            for name, view in self._views[kind].items()
+        }
+        process_all = _guarded(self._process[kind], targets, self._seed)
         decoded = chunks.map(process_all, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         options.deterministic = True
@@ -127,27 +141,35 @@ class TfdataLoader:
         try:
             columns: Any
             for columns in dataset.as_numpy_iterator():
-                yield self._to_batch(columns, split, setting)
+                yield self._to_batch(columns, split, kind)
         except tf.errors.OpError as error:
             raise DataError(
                 f"reading split '{split}' of {self._data.name} failed: {_reason(error)}; see that all "
                 "files of data.data_dir are there and whole, or prepare the data set again"
             ) from None
 
-    def _to_batch(self, columns: dict[str, np.ndarray], split: str, setting: str) -> Batch:
+    def _to_batch(self, columns: dict[str, Any], split: str, kind: str) -> Batch:
         status_B = columns["status"]
         for i in np.flatnonzero(status_B):
             record = int(columns["record"][i])
             if status_B[i] == _WRONG_SIZE:
-                height, width = columns["size"][i]
-                raise DataError(
-                    f"{self._source.describe(split, record)} is {height} x {width} after data.{setting}, "
-                    f"instead of the required {self._target.height} x {self._target.width}: resize it there"
-                )
+                raise DataError(self._wrong_size(columns["size"], i, split, record, kind))
             self._report_broken(split, record)
         if not self._source.has_several_labels:
             check_labels(self._source, split, columns["record"], columns["label"])
-        return batch_lib.labelled_batch(columns["image"], columns["label"], status_B == _OK)
+        return Batch(columns["views"], {LABEL: columns["label"]}, status_B == _OK)
+
+    def _wrong_size(
+        self, sizes: dict[str, np.ndarray], place: int, split: str, record: int, kind: str
+    ) -> str:
+        for name, view in self._views[kind].items():
+            height, width = sizes[name][place]
+            if (height, width) != (view.height, view.width):
+                break
+        return (
+            f"{self._source.describe(split, record)} is {height} x {width} after {view.setting}, instead of "
+            f"the required {view.height} x {view.width}: resize it there"
+        )
 
     def _report_broken(self, split: str, record: int) -> None:
         """Reports an image that TensorFlow could not decode, with PIL's reason if it can be read again."""
@@ -170,30 +192,38 @@ def _close(generators: weakref.WeakSet[Generator[Batch]]) -> None:
             generator.close()
 
 
+def _fitted(image_HxWxC: tf.Tensor, fits: tf.Tensor, target: Target) -> tf.Tensor:
+    blank_HxWxC = tf.zeros(target, tf.uint8)
+    return tf.ensure_shape(tf.cond(fits, lambda: image_HxWxC, lambda: blank_HxWxC), target)
+
+
 def _guarded(
-    process: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], target: Target, seed: int
+    process: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
+    targets: Mapping[str, Target],
+    seed: int,
 ) -> Callable[[Chunk], Chunk]:
     """A function from encoded to decoded chunks, in which an image that fails is zero and has a status.
 
     tf.data ignores errors only of a Dataset's elements, so a Dataset processes each chunk. A Dataset for each
     image would serialize the decoding.
     """
-    blank_HxWxC = tf.zeros(target, tf.uint8)
+    blank = {name: tf.zeros(target, tf.uint8) for name, target in targets.items()}
 
     def one(place: tf.Tensor, data: tf.Tensor, position: tf.Tensor) -> Chunk:
-        image_HxWxC = process(data, fold_in(tf.constant([seed, 0], tf.int64), position))
-        size = tf.shape(image_HxWxC)[:2]
-        fits = tf.reduce_all(size == [target.height, target.width])
-        image_HxWxC = tf.ensure_shape(tf.cond(fits, lambda: image_HxWxC, lambda: blank_HxWxC), target)
-        status = tf.where(fits, _OK, _WRONG_SIZE)
-        return {"place": place, "image": image_HxWxC, "size": size, "status": status}
+        made = process(data, fold_in(tf.constant([seed, 0], tf.int64), position))
+        sizes = {name: tf.shape(image_HxWxC)[:2] for name, image_HxWxC in made.items()}
+        fits = {name: tf.reduce_all(sizes[name] == targets[name][:2]) for name in made}
+        views = {name: _fitted(image_HxWxC, fits[name], targets[name]) for name, image_HxWxC in made.items()}
+        status = tf.where(tf.reduce_all([*fits.values()]), _OK, _WRONG_SIZE)
+        return {"place": place, "views": views, "size": sizes, "status": status}
 
-    blank = {"place": -1, "image": blank_HxWxC, "size": tf.zeros([2], tf.int32), "status": _BROKEN}
+    none = {name: tf.zeros([2], tf.int32) for name in targets}
+    broken = {"place": -1, "views": blank, "size": none, "status": _BROKEN}
 
     def apply(chunk: Chunk) -> Chunk:
         number = tf.size(chunk["record"])
         examples = tf.data.Dataset.from_tensor_slices((tf.range(number), chunk["bytes"], chunk["position"]))
-        examples = examples.map(one).ignore_errors().concatenate(tf.data.Dataset.from_tensors(blank))
+        examples = examples.map(one).ignore_errors().concatenate(tf.data.Dataset.from_tensors(broken))
         found = examples.batch(CHUNK + 1).get_single_element()
         place_N = found.pop("place")
         num_good = tf.size(place_N) - 1  # the blank comes last
@@ -202,8 +232,8 @@ def _guarded(
         )
         complete = tf.cond(
             num_good == number,
-            lambda: {key: value[:-1] for key, value in found.items()},
-            lambda: {key: tf.gather(value, index_N) for key, value in found.items()},
+            lambda: tf.nest.map_structure(lambda value: value[:-1], found),
+            lambda: tf.nest.map_structure(lambda value: tf.gather(value, index_N), found),
         )
         return {**complete, "label": chunk["label"], "record": chunk["record"]}
 

@@ -4,14 +4,16 @@ There are two kinds. OPS are functions example -> example (decode.py) and may ch
 PIXEL_OPS keep the size; XLA compiles them wherever the size is known to be that of the target.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from vit_registers.data.batch import View
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.crops import central_crop, inception_crop, random_crop, random_resized_crop
 from vit_registers.data.ops.decode import Example, Op, decode
+from vit_registers.data.ops.multi_crop import blur, grayscale, jitter, random_solarize
 from vit_registers.data.ops.pixel_ops import PixelOp, compiled, draw, flip, fold_in
 from vit_registers.data.ops.randaugment import randaugment
 from vit_registers.data.ops.resize import resize, resize_small
@@ -33,14 +35,46 @@ PIXEL_OPS: dict[str, Callable[..., PixelOp]] = {
     "randaugment": randaugment,
     "three_augment": three_augment,
     "color_jitter": color_jitter,
+    "jitter": jitter,
+    "grayscale": grayscale,
+    "blur": blur,
+    "solarize": random_solarize,
 }
 _DECODING = ("decode", "inception_crop", "random_resized_crop")
 # operations whose results have the target's size
 _SIZING = ("inception_crop", "random_resized_crop", "random_crop", "resize", "central_crop")
 
 
-def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def compose_views(
+    views: Mapping[str, View], channels: int
+) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+    """The function (bytes, seed) -> {view: image_HxWxC (uint8)} that the operations of the views describe.
+
+    The first view draws as `compose` does. For several views an image is decoded once. Raises ConfigError.
+    """
+    targets = {name: Target(view.height, view.width, channels) for name, view in views.items()}
+    chains = {
+        name: compose(view.ops, targets[name], where=view.setting, is_decoded=len(views) > 1)
+        for name, view in views.items()
+    }
+    read = decode(Target(0, 0, channels))
+
+    def apply(data: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        source = read({"bytes": data})["image"] if len(views) > 1 else data
+        return {
+            name: chain(source, fold_in(seed, tf.constant(-number, tf.int64)) if number else seed)
+            for number, (name, chain) in enumerate(chains.items())
+        }
+
+    return apply
+
+
+def compose(
+    text: str, target: Target, *, where: str, is_decoded: bool = False
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """The function (bytes, seed) -> image_HxWxC (uint8) that an operation string describes.
+
+    With `is_decoded`, of (image_HxWxC, seed), and the string must not begin with decode.
 
     It decodes the image first, unless the first operation does. Each operation draws from the seed folded
     with the operation's index in the string. Raises ConfigError, which names the setting `where`.
@@ -49,11 +83,13 @@ def compose(text: str, target: Target, *, where: str) -> Callable[[tf.Tensor, tf
     names = [name for name, _ in built]
     if "decode" in names[1:]:
         raise ConfigError(f"{where}={text!r}: decode must come first")
-    first = [] if names[:1] and names[0] in _DECODING else [decode(target)]
+    if is_decoded and "decode" in names:
+        raise ConfigError(f"{where}={text!r}: images of several views are decoded once: leave out decode")
+    first = [] if is_decoded or (names[:1] and names[0] in _DECODING) else [decode(target)]
     stages = [*first, *_stages(built, target)]
 
     def apply(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        example = {"bytes": data}
+        example = {"image" if is_decoded else "bytes": data}
         for stage in stages:
             example = stage({**example, "seed": seed})
         return example["image"]

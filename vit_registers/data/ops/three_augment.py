@@ -65,7 +65,7 @@ def jitter(image_HxWx3: tf.Tensor, factor_3: tf.Tensor, order_3: tf.Tensor) -> t
     def change(step: tf.Tensor, image_HxWx3: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         branches = [
             lambda: blend(0, image_HxWx3, factor_3[0]),
-            lambda: blend(_mean(pil_gray(image_HxWx3)), image_HxWx3, factor_3[1]),
+            lambda: blend(mean_level(pil_gray(image_HxWx3)), image_HxWx3, factor_3[1]),
             lambda: blend(pil_gray(image_HxWx3), image_HxWx3, factor_3[2]),
         ]
         return step + 1, tf.switch_case(order_3[step], branches)
@@ -124,6 +124,7 @@ def _box_weights(radius: tf.Tensor) -> tf.Tensor:
     return tf.stack([inner, tf.where(whole > 0, inner, outer), tf.where(whole > 0, outer, 0)])
 
 
-def _mean(gray_HxWx1: tf.Tensor) -> tf.Tensor:
+def mean_level(gray_HxWx1: tf.Tensor) -> tf.Tensor:
+    """The mean of the levels, rounded."""
     size = tf.size(gray_HxWx1)
     return (tf.reduce_sum(tf.cast(gray_HxWx1, tf.int32)) + size // 2) // size
