@@ -25,8 +25,8 @@ from vit_registers.config import (
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: registers, steps, seed."""
-    a = parse_arg(arg, registers=4, steps=1200, seed=0)
+    """Arguments: registers, mask, k (0: no summaries), steps, seed."""
+    a = parse_arg(arg, registers=4, mask="none", k=0, steps=1200, seed=0)
     crop = "resize(16) | random_resized_crop({}, {}) | jitter(0.4, 0.4, 0, 0, p=0.8)"
     config = Config(
         model=Model(
@@ -38,6 +38,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             channels=1,
             num_classes=0,
             num_registers=a.registers,
+            summary_factor=a.k or None,
+            mask=a.mask,
             use_mask_token=True,
             positions="learned",
             position_resampling="bicubic_aa",

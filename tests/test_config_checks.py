@@ -27,6 +27,8 @@ def _settings(section, prefix=""):
 
 SETTINGS = _settings(Config)
 TUPLES = {"model.image_size": 2, "data.image_size": 2, "data.mean": 3, "data.std": 3, "data.also_eval": 1}
+PAIRS = ("mask_ratios", "temperatures", "momentum")
+TUPLES |= {f"objective.self_distillation.{name}": 2 for name in PAIRS}
 
 
 def _has(hint, kind):

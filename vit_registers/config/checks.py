@@ -62,6 +62,10 @@ def _share(value: float) -> str | None:
     return None if _float32(value) < 1.0 else "< 1 in float32, such as 0.9999999"
 
 
+def _probability(value: float) -> str | None:
+    return None if 0.0 <= value <= 1.0 else ">= 0 and <= 1"
+
+
 def _rate_share(value: float) -> str | None:
     return None if 0.0 < value <= 1.0 and _float32(value) > 0.0 else "> 0 and <= 1"
 
@@ -135,6 +139,25 @@ RULES: dict[str, Rule] = {
     "objective.classification.mixup_alpha": _alpha,
     "objective.classification.cutmix_alpha": _alpha,
     "objective.classification.mix_groups": _at_least(1),
+    "objective.self_distillation.num_locals": _at_least(0, 64),
+    "objective.self_distillation.local_size": _at_least(1, _MAX_PIXELS),
+    "objective.self_distillation.mask_share": _probability,
+    "objective.self_distillation.mask_ratios": _probability,
+    "objective.self_distillation.mask_min_patches": _at_least(1),
+    "objective.self_distillation.mask_group": _at_least(1),
+    "objective.self_distillation.num_prototypes": _at_least(2),
+    "objective.self_distillation.head_hidden": _at_least(1),
+    "objective.self_distillation.head_bottleneck": _at_least(1),
+    "objective.self_distillation.ibot_prototypes": _at_least(2),
+    "objective.self_distillation.ibot_bottleneck": _at_least(1),
+    "objective.self_distillation.temperatures": _positive,
+    "objective.self_distillation.temperature_share": _probability,
+    "objective.self_distillation.momentum": _probability,
+    "objective.self_distillation.dino_weight": _not_negative,
+    "objective.self_distillation.ibot_weight": _not_negative,
+    "objective.self_distillation.koleo_weight": _not_negative,
+    "objective.self_distillation.koleo_group": _at_least(1),
+    "objective.self_distillation.chunk_rows": _at_least(1),
     "optimizer.learning_rate": _positive,
     "optimizer.warmup_learning_rate": _not_negative,
     "optimizer.min_learning_rate": _not_negative,
