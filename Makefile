@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 
 .PHONY: demo quick test check clean
 
-$(VENV)/ready-$(EXTRAS): requirements.txt pyproject.toml
+$(VENV)/ready-$(EXTRAS): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
 	  f"error: Python {v.major}.{v.minor} is too old: 3.11 or newer is required; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)

@@ -10,20 +10,9 @@ digits:test. Several checkpoints are compared with each other. Features are stor
 again while nothing has changed; a command that was stopped resumes.
 """
 
-import sys
-
 from absl import flags
 
 from vit_registers import startup
-
-
-def take_name() -> str:
-    """The first argument, which is removed, if it is the name of an experiment; else "".
-
-    One that is not valid text stays, and startup.begin reports it.
-    """
-    is_name = len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1].isprintable()
-    return sys.argv.pop(1) if is_name else ""
 
 
 def define_flags() -> None:
@@ -56,10 +45,12 @@ def define_flags() -> None:
     cli.define_settings()
 
 
-NAME = take_name() if __name__ == "__main__" else ""  # of the experiment; the other arguments are flags
+# The name of the experiment; the other arguments are flags.
+NAME = startup.take_name() if __name__ == "__main__" else ""
 startup.begin(__name__, define_flags)
 
 import math
+import sys
 from pathlib import Path
 
 import jax

@@ -30,13 +30,18 @@ def fail(error: Exception) -> NoReturn:
     sys.exit(2)
 
 
+def call(function: Callable[[], None]) -> None:
+    """Calls the function. Errors that users can fix end the program with one line."""
+    try:
+        function()
+    except UserError as error:
+        fail(error)
+
+
 def check_settings() -> None:
     """Ends the program with one line if the command line has unknown settings."""
-    try:
-        _check_text(sys.argv)
-        flag.check_arguments(sys.argv)
-    except ConfigError as error:
-        fail(error)
+    call(lambda: _check_text(sys.argv))
+    call(lambda: flag.check_arguments(sys.argv))
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -108,9 +113,9 @@ def _check_empty(argv: list[str]) -> None:
 
 
 def define_config(default: str | None = None) -> None:
-    """Defines --config=FILE[:ARGUMENT] and --config.SECTION.NAME=VALUE, for `config_of_flags`."""
+    """Defines --config=NAME[:ARGUMENT] and --config.SECTION.NAME=VALUE, for `config_of_flags`."""
     with _one_line():
-        config_flags.DEFINE_config_file("config", default, "Config file, with its argument after a colon.")
+        config_flags.DEFINE_config_file("config", default, "Run card or config file, with :ARGUMENT.")
         defined = flags.FLAGS["config"]
         defined.parser = flag.ConfigFile(defined.parser)
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], defined)  # so that --help lists it

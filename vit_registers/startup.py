@@ -5,21 +5,42 @@ import sys
 from collections.abc import Callable
 
 
-def begin(module_name: str, define_flags: Callable[[], None] | None = None) -> None:
+def begin(
+    module_name: str,
+    define_flags: Callable[[], None] | None = None,
+    check_flags: Callable[[], None] | None = None,
+) -> None:
     """Prepares a program, which calls this with its __name__ before its other imports.
 
     Reports unknown settings before the slow imports. With `define_flags`, a function that defines the
     program's flags and imports nothing slow, it also parses the flags, prints the help, and reports errors of
-    flags and of the config file. Makes ctrl-C end the process at once until cli.run, because an import of a C
-    extension may ignore the interrupt or raise another error.
+    flags and of the config file; `check_flags` is then called with the errors of users in one line. Makes
+    ctrl-C end the process at once until cli.run, because an import of a C extension may ignore the interrupt
+    or raise another error.
     """
     if module_name != "__main__":
         return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored, as with nohup
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_on_interrupt()
     from vit_registers import cli  # imported here, as it takes a moment
 
     cli.check_settings()
     if define_flags is not None:
         define_flags()
         cli.parse(sys.argv)
+    if check_flags is not None:
+        cli.call(check_flags)
+
+
+def end_on_interrupt() -> None:
+    """Makes ctrl-C end the process at once, unless it is ignored, as with nohup."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def take_name() -> str:
+    """The first argument, which is removed, if it is a name; else "".
+
+    One that is not valid text stays, and `begin` reports it.
+    """
+    is_name = len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1].isprintable()
+    return sys.argv.pop(1) if is_name else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vit_registers.config.cards import find_config
 from vit_registers.config.convert import check_names, override, section_values, suggestion
 from vit_registers.config.settings import Config
 from vit_registers.errors import ConfigError, UserError
@@ -16,7 +17,7 @@ from vit_registers.errors import ConfigError, UserError
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _FLAG = re.compile(r"--?config(?:=|$)")
 _MAX_TEXT = 300  # characters of another package's message
-_WANT = "give a config file in Python, such as configs/digits.py"
+_WANT = "give a config file in Python, such as ./mine.py, or a run card, such as digits"
 
 
 def check_arguments(argv: Sequence[str]) -> None:
@@ -38,7 +39,7 @@ def read_flag(flag: flags.Flag) -> Config:
 
 
 class ConfigFile(flags.ArgumentParser):
-    """The parser of --config=FILE[:ARGUMENT], which calls get_config() of the file.
+    """The parser of --config=NAME[:ARGUMENT], which calls get_config() of the run card or file NAME.
 
     Every error in the file, or raised by it, becomes a ConfigError that names the file and the line.
     """
@@ -48,11 +49,11 @@ class ConfigFile(flags.ArgumentParser):
 
     def parse(self, argument: str) -> ConfigDict:
         """The ConfigDict that the file returns. Raises ConfigError."""
-        file = argument.partition(":")[0]
-        _check_file(file)
+        name, colon, text = argument.partition(":")
+        file = _find_file(name)
         sys.modules.pop("config_config", None)  # of another file, whose get_config would be reused
         try:
-            config = self._parser.parse(argument)
+            config = self._parser.parse(f"{file}{colon}{text}")
             if config is not None:
                 getattr(config, "keys", None)  # raises the error of a file that get_config() could not open
         except (Exception, SystemExit) as error:  # a config file can raise anything
@@ -65,26 +66,25 @@ class ConfigFile(flags.ArgumentParser):
         return config
 
 
-def _check_file(path: str) -> None:
-    """Raises ConfigError for a file that is not a config file, by its name and first bytes."""
-    if not path or path.startswith("--"):
+def _find_file(name: str) -> str:
+    """The config file `name`. Raises ConfigError for one that is not, by its name and first bytes."""
+    if not name or name.startswith("--"):
         raise ConfigError(f"--config has no value: {_WANT}")
-    file = Path(path).expanduser()
     try:
-        if not file.exists():
-            raise ConfigError(f"--config={path}: there is no such file")
+        file = find_config(name)
         if not file.is_file():
-            raise ConfigError(f"--config={path} is not a file: {_WANT}")
+            raise ConfigError(f"--config={name} is not a file: {_WANT}")
         with file.open("rb") as opened:
             head = opened.read(4096)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--config={path} cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise ConfigError(f"--config={name} cannot be read: {getattr(error, 'strerror', error)}") from error
     if file.suffix == ".json" or head.lstrip()[:1] == b"{":
         raise ConfigError(
-            f"--config={path} is JSON: {_WANT}; to resume a run, give the command that started it"
+            f"--config={name} is JSON: {_WANT}; to resume a run, give the command that started it"
         )
     if b"\0" in head:
-        raise ConfigError(f"--config={path} is a binary file: {_WANT}")
+        raise ConfigError(f"--config={name} is a binary file: {_WANT}")
+    return str(file)
 
 
 def explain(error: BaseException, path: str = "") -> UserError:

@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_registers.config import Config, flag, flatten, override, to_dict
+from vit_registers.config.cards import find_config
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.objectives.base import Best, find_non_finite
@@ -57,7 +58,7 @@ class SweepRun:
 class Sweep:
     """All runs of a config file, and the file as a module."""
 
-    config: str  # as given: configs/x.py:arg
+    config: str  # as given: x:arg, or path/x.py:arg
     arg: str | None
     module: ModuleType
     base: Config
@@ -140,7 +141,7 @@ def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Pa
     points.
     """
     path, colon, text = config.partition(":")
-    module, arg = load_module(path), text if colon else None
+    module, arg = load_module(str(find_config(path))), text if colon else None
     points = [dict(point) for point in call(module, "sweep", arg)]
     if not points:
         raise ConfigError(f"{config}: sweep() yields no point")
