@@ -51,7 +51,7 @@ from ml_collections import config_flags
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.config import Config
-from vit_registers.data.loaders import EvalSplit, check_classes, open_data
+from vit_registers.data.loaders import EvalSplit, check_classes, loader_to_evaluate, open_data
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
@@ -78,6 +78,7 @@ def evaluate(
     config = dataclasses.replace(config, data=data)
     if not has_evaluators(config.objective, config.model):
         raise ConfigError(f"{run} has no head, so there is nothing to evaluate: fine-tune it first")
+    config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
     loader, split = open_data(config), config.data.eval_split
     check_memory(config.model, config.data, mesh, training=None)
     table = None

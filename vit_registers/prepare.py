@@ -11,6 +11,7 @@ archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads
 from absl import flags
 
 from vit_registers import startup
+from vit_registers.errors import require_extra
 
 
 def define_flags() -> None:
@@ -22,7 +23,12 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["name"])
 
 
-startup.begin(__name__, define_flags)
+def check_packages() -> None:
+    """Raises MissingPackageError unless TFDS is installed."""
+    require_extra("data", "tensorflow_datasets", "tensorflow", "array_record", what="prepare")
+
+
+startup.begin(__name__, define_flags, check_packages)
 
 import importlib
 import inspect

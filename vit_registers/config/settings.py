@@ -14,7 +14,8 @@ from vit_registers.config.occasions import READ, RESUME, differs_on, setting
 class Data:
     """Where images come from, and how they are processed. Images are 8-bit until they are on the device."""
 
-    loader: str = "tfdata"  # tfdata | memory (resident on the accelerator, no TensorFlow)
+    # tfdata | memory (resident on the accelerator, no TensorFlow) | pil (evaluation only, no TensorFlow)
+    loader: str = "tfdata"
     # The name of a TFDS data set, or the path of a builder or of a prepared version; digits (embedded);
     # folder or images (data/sources/folder.py).
     name: str = "imagenet2012"

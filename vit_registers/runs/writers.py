@@ -12,9 +12,10 @@ from typing import Any, BinaryIO, TextIO
 
 import jax
 
-from vit_registers.errors import TrainingError
+from vit_registers.errors import TrainingError, extra_cure, missing_package
 from vit_registers.runs.folders import OpenFolder, damaged_path
 from vit_registers.runs.metrics_log import FILE, read_records
+from vit_registers.runs.parameter_table import parameter_table
 from vit_registers.strict_json import dumps, write_text
 
 _REMOVAL_S = 1.0  # allowed for the removal of a folder
@@ -50,7 +51,10 @@ class MetricWriter(contextlib.AbstractContextManager):
         except OSError as error:
             raise self._error(error) from error
         self._tensorboard = None
-        if use_tensorboard:
+        if use_tensorboard and (missing := missing_package("tensorflow", "clu")):
+            cure = f"{extra_cure('data')}; run.use_tensorboard=False omits this line"
+            say(f"no TensorBoard files are written: {missing} is not installed: {cure}")
+        elif use_tensorboard:
             from clu.metric_writers import SummaryWriter  # imports TensorFlow
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"))
@@ -201,10 +205,7 @@ def _clock(seconds: float) -> str:
 
 def write_parameter_overview(params: Any, path: Path) -> None:
     """Writes the table of all parameters and prints their number."""
-    from clu import parameter_overview
-
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    path.write_text(table + "\n")
+    path.write_text(parameter_table(params) + "\n")
     leaves = jax.tree.leaves(params)
     count = sum(leaf.size for leaf in leaves)
     say(f"parameters: {count:,} in {len(leaves)} tensors; table in {path}")
