@@ -17,7 +17,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vit_registers.config import Config, flag, to_config_dict
+from vit_registers.config import Config, flag, own, to_config_dict
 from vit_registers.errors import INTERRUPTED, UNREAD, ConfigError, UserError, user_line
 
 _OF_JAX = "1"  # importing jax sets TF_CPP_MIN_LOG_LEVEL to this
@@ -33,7 +33,8 @@ def fail(error: Exception) -> NoReturn:
 def call(function: Callable[[], None]) -> None:
     """Calls the function. Errors that users can fix end the program with one line."""
     try:
-        function()
+        with _for_reader():
+            function()
     except UserError as error:
         fail(error)
 
@@ -44,7 +45,7 @@ def check_settings() -> None:
     call(lambda: flag.check_arguments(sys.argv))
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], more_help: Callable[[], str] | None = None) -> list[str]:
     """The program's name, once the flags are parsed. Prints the help if it is asked for, and exits.
 
     Errors of flags end the program with one line. Flags that are parsed already stay as they are.
@@ -59,6 +60,8 @@ def parse(argv: list[str]) -> list[str]:
         with _for_reader():
             print(sys.modules["__main__"].__doc__)
             print(flags.FLAGS.get_help() if "--helpfull" in argv else flags.FLAGS.main_module_help())
+            if more_help is not None:
+                print(f"\n{more_help()}")
         sys.exit(0)
     with _one_line(), _quiet(logging.get_absl_logger()):  # its warnings are errors here
         _check_empty(argv)
@@ -146,6 +149,19 @@ def early_flag(name: str) -> str | None:
 def config_of_flags() -> Config:
     """The Config of the --config flag and its overrides."""
     return flag.read_flag(flags.FLAGS["config"])
+
+
+def print_config() -> NoReturn:
+    """Prints the config of the flags as a config file in Python, and exits."""
+    given = config_flags.get_config_filename(flags.FLAGS["config"])
+    print(own.config_text(config_of_flags(), f"--config={given}, with all settings."), end="")
+    sys.exit(0)
+
+
+def require(name: str) -> None:
+    """Raises ConfigError if the flag is not given."""
+    if flags.FLAGS[name].value is None:
+        raise flag.missing_flag(f"--{name}")
 
 
 def _handle_unraisable() -> None:

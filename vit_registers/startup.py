@@ -9,12 +9,14 @@ def begin(
     module_name: str,
     define_flags: Callable[[], None] | None = None,
     check_flags: Callable[[], None] | None = None,
+    more_help: Callable[[], str] | None = None,
 ) -> None:
     """Prepares a program, which calls this with its __name__ before its other imports.
 
     Reports unknown settings before the slow imports. With `define_flags`, a function that defines the
     program's flags and imports nothing slow, it also parses the flags, prints the help, and reports errors of
-    flags and of the config file; `check_flags` is then called with the errors of users in one line. Makes
+    flags and of the config file. `check_flags` is called then; its errors are reported too. `more_help` gives
+    the text that --help adds. Makes
     ctrl-C end the process at once until cli.run, because an import of a C extension may ignore the interrupt
     or raise another error.
     """
@@ -26,7 +28,7 @@ def begin(
     cli.check_settings()
     if define_flags is not None:
         define_flags()
-        cli.parse(sys.argv)
+        cli.parse(sys.argv, more_help)
     if check_flags is not None:
         cli.call(check_flags)
 

@@ -29,10 +29,29 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
     flags.DEFINE_float("connect_timeout_s", 300.0, "Seconds that processes wait for the others to start.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.DEFINE_bool("print_config", False, "Print the config as a config file in Python, and exit.")
+    flags.DEFINE_bool("dry_run", False, "Check all, print what a step needs, and exit; writes nothing.")
+    flags.mark_flags_as_required(["config"])
 
 
-startup.begin(__name__, define_flags)
+def check_flags() -> None:
+    """Prints the config if --print_config asks for it, and exits. Raises ConfigError without --workdir."""
+    from vit_registers import cli
+
+    if flags.FLAGS.print_config:
+        cli.print_config()
+    if not flags.FLAGS.dry_run:
+        cli.require("workdir")
+
+
+def settings_help() -> str:
+    """The settings, for --help."""
+    from vit_registers.config import reference
+
+    return reference.plain_text()
+
+
+startup.begin(__name__, define_flags, check_flags, settings_help)
 
 import contextlib
 import dataclasses
@@ -40,7 +59,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,6 +79,7 @@ from vit_registers.objectives.base import BACKBONE, Objective
 from vit_registers.runs import results
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.dry_run import describe_run
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.metrics_log import FILE, read_records
@@ -97,17 +117,8 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
-    mesh = make_mesh(config.mesh)
-    sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
-    loader, splits, data = open_splits(config)
-    model, obstacle = agree_on_attention(config.model)
-    if obstacle is not None:
-        say(f"model.attention='auto' is {model.attention}: {obstacle}")
-    computed = dataclasses.replace(config, model=model)
-    check_memory(model, config.data, mesh, training=config.optimizer)
-    durations = make_durations(config.run, config.optimizer, config.data, data.num_examples)
+    mesh, loader, splits, data, computed, durations, setup = prepare(config)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
-    setup = set_up(computed, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         attention = computed.model.attention
@@ -121,7 +132,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if jax.process_index() == 0:
             write_about(config, setup, run, is_finished=start_step >= durations.total_steps)
             writer = stack.enter_context(open_writer(config, run, checkpoints, durations, [*evaluators]))
-            earlier_s, made = results.trained_s(run), results.made_with(model.attention)
+            earlier_s, made = results.trained_s(run), results.made_with(attention)
         progress = Progress(
             start_step=start_step,
             total_steps=durations.total_steps,
@@ -159,6 +170,49 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
+
+
+class Prepared(NamedTuple):
+    """What a run requires before its folder is opened."""
+
+    mesh: jax.sharding.Mesh
+    loader: Loader
+    splits: dict[str, EvalSplit]
+    data: TrainedOn
+    computed: Config  # with the attention back end that is used
+    durations: Durations
+    setup: Setup
+
+
+def prepare(config: Config) -> Prepared:
+    """Opens the data and builds the train step. Raises ConfigError or DataError; writes nothing."""
+    mesh = make_mesh(config.mesh)
+    sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
+    loader, splits, data = open_splits(config)
+    model, obstacle = agree_on_attention(config.model)
+    if obstacle is not None:
+        say(f"model.attention='auto' is {model.attention}: {obstacle}")
+    computed = dataclasses.replace(config, model=model)
+    check_memory(model, config.data, mesh, training=config.optimizer)
+    durations = make_durations(config.run, config.optimizer, config.data, data.num_examples)
+    return Prepared(mesh, loader, splits, data, computed, durations, set_up(computed, durations, mesh))
+
+
+def dry_run(config: Config) -> None:
+    """Prints what training of `config` requires, after all checks of a new run. Writes nothing."""
+    config = dataclasses.replace(config, model=resolve(config.model))
+    mesh, loader, splits, data, computed, durations, setup = prepare(config)
+    parse_steps(config.run.profile_steps, durations.total_steps)
+    with jax.set_mesh(mesh):
+        if LABEL in setup.objective.targets:
+            check_classes(loader, config.model.num_classes)
+        state_evaluators(computed, setup.objective, splits, mesh)
+        if config.init_from.path is not None:
+            fine_tuning.check_kept_head(config.init_from, data.class_names)
+            fine_tuning.start_leaves(config.init_from, config.model)
+        for line in describe_run(computed, setup, durations, loader, splits, mesh):
+            say(line)
+    say("dry run: nothing was written")
 
 
 def write_finished(run: Path, loop: Loop, setup: Setup, state: TrainState, made: dict[str, Any]) -> None:
@@ -305,7 +359,10 @@ def main() -> None:
         settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
         del settings["data.data_dir"]  # hosts may have the data in different places
         rendezvous.require_same(settings)
-        train(config, given.workdir)
+        if given.dry_run:
+            dry_run(config)
+        else:
+            train(config, given.workdir)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ There is one copy, configs/ at the top of the repository, which a wheel has as v
 
 import ast
 import dataclasses
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from vit_registers.config.convert import nearest
 from vit_registers.errors import ConfigError
@@ -54,6 +57,16 @@ def find_config(given: str) -> Path:
         )
     cure = f"; the run card is --config={path.stem}" if path.stem in cards else ""
     raise ConfigError(f"--config={given}: there is no such file{cure}")
+
+
+def load_module(path: str) -> ModuleType:
+    """The config file, a file whose name ends with .py, as a module."""
+    spec = importlib.util.spec_from_file_location(f"config_file_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None  # its name ends with .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def read_card(path: Path) -> Card:

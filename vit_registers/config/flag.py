@@ -16,6 +16,13 @@ from vit_registers.errors import ConfigError, UserError
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _FLAG = re.compile(r"--?config(?:=|$)")
+_EXAMPLES = {
+    "--config": "digits:registers=4",
+    "--workdir": "runs/digits",
+    "--checkpoint": "runs/digits",
+    "--input": "weights.safetensors",
+    "--name": "cifar10",
+}
 _MAX_TEXT = 300  # characters of another package's message
 _WANT = "give a config file in Python, such as ./mine.py, or a run card, such as digits"
 
@@ -87,6 +94,12 @@ def _find_file(name: str) -> str:
     return str(file)
 
 
+def missing_flag(name: str) -> ConfigError:
+    """The error for a required flag, such as "--config", that is not given."""
+    example = f", such as {name}={_EXAMPLES[name]}" if name in _EXAMPLES else ""
+    return ConfigError(f"{name} is missing: give it a value{example}")
+
+
 def explain(error: BaseException, path: str = "") -> UserError:
     """An error of parsing the flags, in one line; `path` is the config file, if it was read."""
     chain = [error]
@@ -101,7 +114,7 @@ def explain(error: BaseException, path: str = "") -> UserError:
     if path:
         return ConfigError(f"--config={path}: {_problem(chain[-1])}")
     if found := re.search(r"Flag (--\w+) must have a value other than None", str(error)):
-        return ConfigError(f"{found[1]} is missing: give it a value")
+        return missing_flag(found[1])
     return ConfigError(_text(error) if isinstance(error, flags.Error) else _problem(error))
 
 

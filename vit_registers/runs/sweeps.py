@@ -7,12 +7,10 @@ settings: num_registers=4,seed=0.
 
 import collections
 import dataclasses
-import importlib.util
 import inspect
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_registers.config import Config, flag, flatten, override, to_dict
-from vit_registers.config.cards import find_config
+from vit_registers.config.cards import find_config, load_module
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.objectives.base import Best, find_non_finite
@@ -98,16 +96,6 @@ def run_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
         name if name == whole and count[name] == 1 else f"{name}-{digest}"
         for name, whole, digest in zip(safe, plain, digests, strict=True)
     ]
-
-
-def load_module(path: str) -> ModuleType:
-    """The config file as a module."""
-    spec = importlib.util.spec_from_file_location(f"sweep_of_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None  # the --config flag has loaded this file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def call(module: ModuleType, name: str, arg: str | None) -> Any:
