@@ -40,7 +40,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -52,7 +51,7 @@ from vit_registers.data.batch import LABEL
 from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
 from vit_registers.data.prefetch import ahead
 from vit_registers.digests import text_digest
-from vit_registers.errors import TrainingError, UserError
+from vit_registers.errors import UserError
 from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.models.masks import resolve
 from vit_registers.models.paths import leaves_of, path_text
@@ -61,19 +60,16 @@ from vit_registers.runs import results
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.loop import Loop
-from vit_registers.runs.mask_file import write_mask_file
-from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.output_folder import check_path, check_workdir
+from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.run_lock import RunLock
-from vit_registers.runs.writers import MetricWriter, Progress, say, write_parameter_overview
+from vit_registers.runs.writers import Progress, say
 from vit_registers.runtime import distributed, rendezvous
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
-from vit_registers.strict_json import write_json
 from vit_registers.training import averages, sharding
-from vit_registers.training.durations import Durations
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.memory import check_memory
 from vit_registers.training.setup import Setup, agree_on_attention, set_up
@@ -161,21 +157,6 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
 
 
-def write_finished(run: Path, loop: Loop, setup: Setup, state: TrainState, made: dict[str, Any]) -> None:
-    """Writes RUN/result.json after the last step; `made` is from results.made_with()."""
-    loop.checkpoints.check_folder()
-    results.write_result(
-        run,
-        evaluators=[*loop.evaluators],
-        total_steps=loop.durations.total_steps,
-        params=state.params,
-        best=setup.objective.best,
-        made=made,
-        steps=loop.durations.evaluations_until(loop.durations.total_steps),
-        known=loop.checkpoints.evaluations,
-    )
-
-
 def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int, total_steps: int) -> None:
     """Prints the step from which a run resumes, and whether run.profile_steps begins before it."""
     progress.say(f"resumes at step {start_step} of {total_steps} in {workdir}")
@@ -203,47 +184,6 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
     )
     splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
     return loader, splits, TrainedOn(class_names=names, num_examples=number)
-
-
-def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -> None:
-    """Writes config.json, parameters.txt and the mask's file. Raises TrainingError if a write fails."""
-    try:
-        if not is_finished:
-            (run / results.FILE).unlink(missing_ok=True)  # its checkpoints were removed
-        write_json(run / "config.json", config_lib.to_dict(config))
-        write_mask_file(config.model, run)
-        write_parameter_overview(setup.abstract.params, run / "parameters.txt")
-    except OSError as error:
-        path = error.filename2 or error.filename or run
-        raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def open_writer(
-    config: Config, run: Path, checkpoints: Checkpoints, durations: Durations, evaluators: list[str]
-) -> MetricWriter:
-    """The writer of RUN/metrics.jsonl.
-
-    If the file lacks evaluations up to the restored step, those that checkpoints store are added. A line
-    names their steps, and the steps of those that are lost.
-    """
-    step = checkpoints.restorable_step or 0
-    restored, lost = results.complete_evaluations(
-        read_records(run).records,
-        evaluators=evaluators,
-        steps=durations.evaluations_until(step),
-        known=checkpoints.evaluations,
-    )
-    if restored or lost:
-        found = [record["step"] for record in restored if record["step"] not in lost]
-        parts = [f"missing: those of steps {_listed(lost)}"] if lost else []
-        parts += [f"taken from checkpoints: those of steps {_listed(found)}"] if found else []
-        say(f"{run / FILE} lacks evaluations of the steps up to {step}; {'; '.join(parts)}")
-    return MetricWriter(run, start_step=step, use_tensorboard=config.run.use_tensorboard, restored=restored)
-
-
-def _listed(steps: list[int]) -> str:
-    shown = ", ".join(map(str, steps[:20]))
-    return shown if len(steps) <= 20 else f"{shown} and {len(steps) - 20} more"
 
 
 def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
