@@ -10,11 +10,14 @@ digits:test. Several checkpoints are compared with each other. Features are stor
 again while nothing has changed; a command that was stopped resumes.
 """
 
+from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
 import sys
 
 from absl import flags
-
-from vit_registers import startup
 
 
 def take_name() -> str:

@@ -12,9 +12,12 @@ differ from those of the run, the file name ends with their digest, so that no r
 another one.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

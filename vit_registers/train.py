@@ -13,9 +13,12 @@ Several processes train one run if each is started with --distributed (TPU pods,
 processes stop at the same step, and all of them end if one fails.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
@@ -37,7 +40,6 @@ startup.begin(__name__, define_flags)
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -61,14 +63,15 @@ from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.output_folder import check_path, check_workdir
+from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.run_lock import RunLock
-from vit_registers.runs.writers import Progress, say
 from vit_registers.runtime import distributed, rendezvous
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
+from vit_registers.status import say, waiting
 from vit_registers.training import averages, sharding
 from vit_registers.training.durations import durations as make_durations
 from vit_registers.training.memory import check_memory
@@ -95,7 +98,8 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     )
     mesh = make_mesh(config.mesh)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
-    loader, splits, data = open_splits(config)
+    with waiting("opening the data", is_quiet=jax.process_index() != 0):
+        loader, splits, data = open_splits(config)
     model, obstacle = agree_on_attention(config.model)
     if obstacle is not None:
         say(f"model.attention='auto' is {model.attention}: {obstacle}")
@@ -122,6 +126,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             start_step=start_step,
             total_steps=durations.total_steps,
             batch_size=config.data.batch_size,
+            log_every_s=config.run.log_every_s,
             earlier_s=earlier_s,
             is_quiet=jax.process_index() != 0,
         )
@@ -129,7 +134,9 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             say_resumed(progress, config.run, workdir, start_step, durations.total_steps)
         else:
             fine_tuning.check_kept_head(config.init_from, data.class_names)
-        state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
+        with progress.waiting("restoring the checkpoint" if start_step else "initializing the parameters"):
+            restored = checkpoints.restore(setup.abstract) if start_step else None
+            state = first_state(config, setup, progress) if restored is None else restored
         loop = Loop(
             settings=config.run,
             checkpoint=config.checkpoint,
@@ -143,7 +150,6 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             watchdog=watchdog,
             profile=Profile(run / "profile", traced),
         )
-        started = time.monotonic()
         batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
         state = loop.run(state, ahead(batches, durations.total_steps - start_step))
         steps, total = int(state.step) - start_step, durations.total_steps
@@ -152,9 +158,14 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
             write_finished(run, loop, setup, state, made)
-        if loader.num_broken:
-            progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
-        progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
+        say_end(progress, loader, f"step {start_step + steps} of {total}", workdir)
+
+
+def say_end(progress: Progress, loader: Loader, step: str, workdir: str) -> None:
+    """Prints the last line of a program: its step, the seconds of training and the run folder."""
+    if loader.num_broken:
+        progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
+    progress.say(f"{step} after {progress.time_s:.1f} s of training; run folder {workdir}")
 
 
 def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int, total_steps: int) -> None:

@@ -91,11 +91,14 @@ class Run:
     total_steps: int | None = None
     total_epochs: float | None = None
     seed: int = 0
-    log_every_steps: int = setting(50, RESUME)
+    log_every_steps: int = setting(50, RESUME)  # interval of the records in metrics.jsonl
+    log_every_s: float = setting(30.0, RESUME)  # interval of the lines with step, loss, images/s and ETA
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     # TensorBoard files, which import TensorFlow. metrics.jsonl is always written.
     use_tensorboard: bool = setting(True, RESUME)
+    # What a program compiles, for the next one: auto (in the user's cache folder) | off | a folder.
+    compile_cache: str = setting("auto", RESUME, READ)
     # Consecutive steps whose loss, gradient or update is not finite: they change nothing. One more ends the
     # run.
     max_skipped_steps: int = setting(10, RESUME)

@@ -11,7 +11,8 @@ from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.metrics_log import FILE, read_records
-from vit_registers.runs.writers import MetricWriter, say, write_parameter_overview
+from vit_registers.runs.writers import MetricWriter, write_parameter_overview
+from vit_registers.status import say
 from vit_registers.strict_json import write_json
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import Setup
