@@ -126,7 +126,8 @@ def test_public_functions_say_what_comes_back():
 
 
 IN_MEMORY = """
-import sys, tempfile
+import os, sys, tempfile
+del os.environ["JAX_COMPILATION_CACHE_DIR"]
 import vit_registers
 from vit_registers import config as c
 from vit_registers.models.vit import ViT
@@ -142,6 +143,8 @@ with tempfile.TemporaryDirectory() as run:
     model = vit_registers.load(run)
     assert model.layout.num_registers == 2
 assert "tensorflow" not in sys.modules, "training"
+import jax
+assert jax.config.jax_compilation_cache_dir is None  # programs turn it on, not the functions that they call
 print("none")
 """
 

@@ -80,6 +80,7 @@ from vit_registers.analysis.report import write
 from vit_registers.analysis.report.result import Result
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
+from vit_registers.runtime.compile_cache import use_compile_cache
 
 ALL = "all"
 
@@ -168,6 +169,7 @@ def main(name: str) -> None:
     )
     out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
+    use_compile_cache(values.config.run.compile_cache)
     opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)

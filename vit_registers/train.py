@@ -67,6 +67,7 @@ from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runtime import distributed, rendezvous
+from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
@@ -256,6 +257,7 @@ def main() -> None:
         settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
         del settings["data.data_dir"]  # hosts may have the data in different places
         rendezvous.require_same(settings)
+        use_compile_cache(config.run.compile_cache, is_quiet=jax.process_index() != 0)
         train(config, given.workdir)
 
 

@@ -92,7 +92,7 @@ class Run:
     total_epochs: float | None = None
     seed: int = 0
     log_every_steps: int = setting(50, RESUME)  # interval of the records in metrics.jsonl
-    log_every_s: float = setting(30.0, RESUME)  # interval of the lines with step, loss, images/s and ETA
+    log_every_s: float = setting(30.0, RESUME, READ)  # interval of lines in a log: step, loss, images/s, ETA
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     # TensorBoard files, which import TensorFlow. metrics.jsonl is always written.
