@@ -10,9 +10,12 @@ digits:test. Several checkpoints are compared with each other. Features are stor
 again while nothing has changed; a command that was stopped resumes.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
@@ -68,6 +71,7 @@ from vit_registers.analysis.report import write
 from vit_registers.analysis.report.result import Result
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
+from vit_registers.runtime.compile_cache import use_compile_cache
 
 ALL = "all"
 
@@ -156,6 +160,7 @@ def main(name: str) -> None:
     )
     out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
+    use_compile_cache(values.config.run.compile_cache)
     opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)

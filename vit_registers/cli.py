@@ -17,6 +17,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vit_registers import startup, status
 from vit_registers.config import Config, flag, own, to_config_dict
 from vit_registers.errors import INTERRUPTED, UNREAD, ConfigError, UserError, user_line
 
@@ -26,6 +27,7 @@ _OF_JAX = "1"  # importing jax sets TF_CPP_MIN_LOG_LEVEL to this
 def fail(error: Exception) -> NoReturn:
     """Prints the error as one line and exits with code 2."""
     line = " ".join(str(error).split()) or type(error).__name__
+    status.clear()
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(2)
 
@@ -202,7 +204,8 @@ def run(main: Callable[[], None]) -> None:
                 raise
             fail(UserError(line))
 
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by startup.begin
+    startup.loading.close()
+    if signal.getsignal(signal.SIGINT) is startup.end_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with _for_reader():
         try:
@@ -217,6 +220,7 @@ def _end_interrupted() -> NoReturn:
     They may be waiting for data, or writing a checkpoint, which stays incomplete and is not restored.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status.clear()
     with contextlib.suppress(OSError):
         print("error: interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -11,9 +11,12 @@ open_clip or mup_vit. The output is read again and compared. --dry-run prints wh
 parameter, and writes nothing.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

@@ -12,9 +12,12 @@ differ from those of the run, the file name ends with their digest, so that no r
 another one.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
@@ -58,7 +61,9 @@ from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.reading import RunCheckpoint, trained_config
+from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.status import waiting
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -89,11 +94,12 @@ def evaluate(
         evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
         values = checkpoint.read_params(mesh, params)
         started = time.monotonic()
-        result = {
-            metric if evaluator == split else f"{evaluator}/{metric}": value
-            for evaluator, evaluate_params in evaluators.items()
-            for metric, value in evaluate_params(values).items()
-        }
+        with waiting("evaluating", is_quiet=jax.process_index() != 0, out=sys.stderr):
+            result = {
+                metric if evaluator == split else f"{evaluator}/{metric}": value
+                for evaluator, evaluate_params in evaluators.items()
+                for metric, value in evaluate_params(values).items()
+            }
     return {
         "checkpoint": run,
         "step": checkpoint.step,
@@ -102,7 +108,7 @@ def evaluate(
         "split": split,
         **result,
         "left_out": loader.num_broken,
-        "seconds": round(time.monotonic() - started, 3),
+        "time_s": round(time.monotonic() - started, 3),
         "settings": _settings(config),
     }
 
@@ -148,6 +154,7 @@ def main() -> None:
     """The command line."""
     values = flags.FLAGS
     overrides = config_flags.get_override_values(values["config"])
+    use_compile_cache(values.config.run.compile_cache, is_quiet=jax.process_index() != 0)
     result = evaluate(values.checkpoint, step=values.step, overrides=overrides, params=values.params)
     if jax.process_index() != 0:
         return

@@ -8,10 +8,13 @@ that `tfds new` makes. Its code runs here only; training reads the files that it
 archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads/manual first.
 """
 
-from absl import flags
-
 from vit_registers import startup
 from vit_registers.errors import require_extra
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

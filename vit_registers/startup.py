@@ -1,8 +1,16 @@
 """What every program does before its slow imports."""
 
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+
+from vit_registers import status
+from vit_registers.errors import INTERRUPTED
+
+loading = contextlib.ExitStack()  # shows on a terminal that libraries are imported; cli.run closes it
 
 
 def begin(
@@ -16,9 +24,7 @@ def begin(
     Reports unknown settings before the slow imports. With `define_flags`, a function that defines the
     program's flags and imports nothing slow, it also parses the flags, prints the help, and reports errors of
     flags and of the config file. `check_flags` is called then; its errors are reported too. `more_help` gives
-    the text that --help adds. Makes
-    ctrl-C end the process at once until cli.run, because an import of a C extension may ignore the interrupt
-    or raise another error.
+    the text that --help adds. A terminal then shows that libraries are imported.
     """
     if module_name != "__main__":
         return
@@ -31,12 +37,28 @@ def begin(
         cli.parse(sys.argv, more_help)
     if check_flags is not None:
         cli.call(check_flags)
+    if status.is_live():
+        loading.enter_context(status.waiting("loading libraries", said_after_s=None))
 
 
 def end_on_interrupt() -> None:
-    """Makes ctrl-C end the process at once, unless it is ignored, as with nohup."""
+    """Makes ctrl-C end a program with one line and code INTERRUPTED, until cli.run, unless it is ignored.
+
+    Programs call it before all other imports. Python's own handler would print a traceback, and an import of
+    a C extension may drop its exception or raise another one. An interrupt that is ignored, as with nohup,
+    stays so.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, end_interrupted)
+
+
+def end_interrupted(_number: int, _frame: FrameType | None) -> None:
+    """The handler of end_on_interrupt: ends the process at once, without waiting for threads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status.clear()
+    with contextlib.suppress(OSError):
+        os.write(2, b"error: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def take_name() -> str:

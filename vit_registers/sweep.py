@@ -14,9 +14,12 @@ Exit codes: 0, all runs finished, or a stop was requested; 2, runs failed with e
 runs failed with other errors.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

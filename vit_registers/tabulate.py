@@ -8,9 +8,12 @@ evaluator than the first. Give the same settings as to the sweep. A config file 
 others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from tests.fixtures.digits import SMALL, flags, make_config
-from vit_registers import train
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.models.params import count_parameters
 from vit_registers.runs import dry_run
+from vit_registers.runs.prepared import prepare
 from vit_registers.training.sharding import batch_sharding
 
 
@@ -55,7 +55,7 @@ def test_flops_are_those_of_the_plain_step(settings):
     plain = make_config(model={"depth": settings.get("model", {}).get("depth", 1)})
     counts = []
     for config in (plain, make_config(**settings)):
-        prepared = train.prepare(config)
+        prepared = prepare(config)
         with jax.set_mesh(prepared.mesh):
             batch = next(synthetic_batches(config.data, config.model))
             batch = to_device(batch, batch_sharding(prepared.mesh))

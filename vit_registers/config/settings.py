@@ -91,11 +91,14 @@ class Run:
     total_steps: int | None = None  # the length; this one or total_epochs
     total_epochs: float | None = None  # the length; this one or total_steps
     seed: int = 0  # of initial parameters, order of images, augmentation and mixing
-    log_every_steps: int = setting(50, RESUME)  # steps between records in metrics.jsonl
+    log_every_steps: int = setting(50, RESUME)  # interval of the records in metrics.jsonl
+    log_every_s: float = setting(30.0, RESUME, READ)  # interval of lines in a log: step, loss, images/s, ETA
     eval_every_steps: int | None = None  # with eval_every_epochs=None; both None: at the end only
     eval_every_epochs: float | None = None  # with eval_every_steps=None
     # TensorBoard files, which import TensorFlow. metrics.jsonl is always written.
     use_tensorboard: bool = setting(True, RESUME)
+    # What a program compiles, for the next one: auto (in the user's cache folder) | off | a folder.
+    compile_cache: str = setting("auto", RESUME, READ)
     # Consecutive steps whose loss, gradient or update is not finite: they change nothing. One more ends the
     # run.
     max_skipped_steps: int = setting(10, RESUME)

@@ -1,14 +1,13 @@
-"""Writers of the metrics of a run: metrics.jsonl, TensorBoard through clu, and a live line on a terminal."""
+"""Writers of the metrics of a run: metrics.jsonl, and TensorBoard through clu."""
 
 import contextlib
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import jax
 
@@ -16,6 +15,7 @@ from vit_registers.errors import TrainingError, extra_cure, missing_package
 from vit_registers.runs.folders import OpenFolder, damaged_path
 from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.parameter_table import parameter_table
+from vit_registers.status import say
 from vit_registers.strict_json import dumps, write_text
 
 _REMOVAL_S = 1.0  # allowed for the removal of a folder
@@ -135,72 +135,6 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._folder.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
-
-
-def say(line: str) -> None:
-    """Prints a line. Ignores errors of the output, such as a full disk or a closed pipe."""
-    encoding = sys.stdout.encoding or "utf-8"
-    with contextlib.suppress(OSError):  # file names may have characters that the encoding lacks
-        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-
-
-class Progress:
-    """A live line with step, loss, images/s and remaining time, if `out` is a terminal.
-
-    With `is_quiet`, for all processes but the first, nothing is printed. `time_s` is the training time up to
-    the last update, including `earlier_s` of earlier starts.
-    """
-
-    def __init__(
-        self,
-        *,
-        start_step: int,
-        total_steps: int,
-        batch_size: int,
-        earlier_s: float = 0.0,
-        is_quiet: bool = False,
-        out: TextIO | None = None,
-    ):
-        """`out` is sys.stderr by default."""
-        self._out: TextIO = sys.stderr if out is None else out
-        self._total, self._batch_size = total_steps, batch_size
-        self._is_quiet, self._is_live = is_quiet, self._out.isatty() and not is_quiet
-        self._mark = (start_step, time.monotonic())
-        self._started = self._mark[1] - earlier_s
-        self.images_per_s, self.time_s = 0.0, earlier_s
-
-    def update(self, step: int, loss: float) -> None:
-        """Shows the state after `step`, with the rate since the last update."""
-        last_step, last_time = self._mark
-        now = time.monotonic()
-        self.images_per_s = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
-        self.time_s = now - self._started
-        self._mark = (step, now)
-        if self._is_live:
-            left_s = (self._total - step) * self._batch_size / max(self.images_per_s, 1e-9)
-            self._out.write(
-                f"\r\x1b[Kstep {step}/{self._total}  loss {loss:.4f}  "
-                f"{self.images_per_s:,.0f} images/s  {_clock(left_s)} to go"
-            )
-            self._out.flush()
-
-    def restart(self, step: int) -> None:
-        """Excludes the time since the last update from the rate, as after an evaluation."""
-        self._mark = (step, time.monotonic())
-
-    def say(self, line: str) -> None:
-        """Prints a permanent line."""
-        if self._is_live:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
-        if not self._is_quiet:
-            say(line)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def write_parameter_overview(params: Any, path: Path) -> None:
