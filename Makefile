@@ -1,5 +1,6 @@
 # make demo: train on digits, evaluate, draw. make quick: tests that are not slow. make test: all tests.
-# make check: style and types. Each target first creates the virtual environment.
+# make check: style and types. Each of these first creates the virtual environment.
+# make installed: the wheel in an empty environment, from another folder.
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
@@ -7,7 +8,7 @@ STEPS ?= 2000
 EXTRAS ?= test
 PY := $(VENV)/bin/python
 
-.PHONY: demo quick test check clean
+.PHONY: demo quick test check installed clean
 
 $(VENV)/ready-$(EXTRAS): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
@@ -17,9 +18,9 @@ $(VENV)/ready-$(EXTRAS): pyproject.toml
 	@touch $@
 
 demo: $(VENV)/ready-$(EXTRAS)
-	$(PY) -m vit_registers.train --config=configs/digits.py:registers=4,steps=$(STEPS) --workdir=$(RUNS)/digits-registers
+	$(PY) -m vit_registers.train --config=digits:registers=4,steps=$(STEPS) --workdir=$(RUNS)/digits-registers
 	$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-registers
-	$(PY) -m vit_registers.train --config=configs/digits.py:mask=fractal,k=2,steps=$(STEPS) --workdir=$(RUNS)/digits-fractal
+	$(PY) -m vit_registers.train --config=digits:mask=fractal,k=2,steps=$(STEPS) --workdir=$(RUNS)/digits-fractal
 	$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-fractal
 	$(PY) -m vit_registers.analyze all --checkpoint=$(RUNS)/digits-registers --checkpoint=$(RUNS)/digits-fractal \
 	  --out=$(RUNS)/report
@@ -34,6 +35,9 @@ check: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
+
+installed:
+	PYTHON=$(PYTHON) .ci/installed
 
 clean:
 	rm -rf $(VENV)

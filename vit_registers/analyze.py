@@ -139,7 +139,9 @@ def main(name: str) -> None:
         show_list()
         return
     if not name:
-        raise ConfigError(f"name an experiment: {', '.join([ALL, *EXPERIMENTS])}; --list describes them")
+        raise ConfigError(
+            "name an experiment, such as norms, or all; vit-registers analyze --list shows them"
+        )
     if name != ALL:
         lookup(EXPERIMENTS, name, "experiment")
     if not values.checkpoint:

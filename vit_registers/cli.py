@@ -67,9 +67,10 @@ def parse(argv: list[str], more_help: Callable[[], str] | None = None) -> list[s
         sys.exit(0)
     with _one_line(), _quiet(logging.get_absl_logger()):  # its warnings are errors here
         _check_empty(argv)
+        _check_positional(argv)
         rest = flags.FLAGS(argv)
     if len(rest) > 1:
-        fail(ConfigError(f"'{rest[1]}' is not a flag: settings are written --name=value"))
+        fail(flag.not_a_flag(rest[1]))
     return rest
 
 
@@ -115,6 +116,18 @@ def _check_empty(argv: list[str]) -> None:
         is_list = bare in flags.FLAGS and isinstance(flags.FLAGS[bare].parser, flags.ListParser)
         if is_empty and name.startswith("-") and not (is_list or bare.startswith("config")):
             raise ConfigError(f"{name}= is empty: give a value, or leave the flag out")
+
+
+def _check_positional(argv: list[str]) -> None:
+    """Raises ConfigError for an argument without dashes that is not the value of the flag before it.
+
+    Before flags are parsed: that a required flag is missing would be reported first.
+    """
+    for argument, before in zip(argv[1:], argv, strict=False):
+        if not argument.startswith("-") and (
+            before is argv[0] or "=" in before or not before.startswith("-")
+        ):
+            raise flag.not_a_flag(argument)
 
 
 def define_config(default: str | None = None) -> None:

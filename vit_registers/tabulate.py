@@ -38,6 +38,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_registers import cli
+from vit_registers.errors import ConfigError
 from vit_registers.runs.sweep_cells import (
     Cell,
     Labels,
@@ -146,6 +147,8 @@ def main() -> None:
     """The command line."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     values = flags.FLAGS
+    if not Path(values.workdir).expanduser().is_dir():
+        raise ConfigError(f"--workdir={values.workdir}: there is no such folder: give that of the sweep")
     sweep = read_sweep(cli.config_of_flags())
     cells = read_cells(sweep)
     baseline = find_cell(cells, sweep.call("baseline", None), sweep.config)

@@ -37,9 +37,11 @@ def test_names_come_before_folders_and_paths_are_paths(tmp_path, monkeypatch):
     [
         ("digts", "there is no such run card: did you mean 'digits'"),
         ("mnist", "there is no such run card: known: cifar10, digits, fractal_table"),
-        ("digits.py", "there is no such file; the run card is --config=digits"),
-        ("configs/digits.py", "there is no such file; the run card is --config=digits"),
+        ("digits.py", "there is no such file; the run card is digits"),
+        ("configs/digits.py", "there is no such file; the run card is digits"),
         ("other.py", "there is no such file$"),
+        ("digits,registers=4", "follow a colon, as in digits:registers=4"),
+        ("digits.registers=4", "follow a colon, as in digits:registers=4"),
     ],
 )
 def test_what_is_not_there_is_answered_with_the_nearest(tmp_path, monkeypatch, given, message):

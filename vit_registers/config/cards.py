@@ -44,19 +44,25 @@ def find_config(given: str) -> Path:
 
     `given` has no argument. Raises ConfigError if there is no such file, with the nearest run card.
     """
-    cards = card_paths() if given.isidentifier() or given.endswith(".py") else {}
+    is_name = "/" not in given and not given.endswith(".py")
+    cards = card_paths()
     if given in cards:
         return cards[given]
     path = Path(given).expanduser()
     if path.exists():
         return path
-    if given.isidentifier():
+    if path.stem in cards and not is_name:
+        raise ConfigError(f"{given}: there is no such file; the run card is {path.stem}")
+    begin = re.match(r"\w+", given)
+    if is_name and begin and begin[0] in cards:
+        example = f"{begin[0]}:{given[begin.end() + 1 :]}"
+        raise ConfigError(f"{given}: the arguments of a run card follow a colon, as in {example}")
+    if is_name:
         raise ConfigError(
-            f"--config={given}: there is no such run card: {nearest(given, cards)} `vit-registers configs` "
-            "lists them, and a file of your own is given by its path, such as ./mine.py"
+            f"{given}: there is no such run card: {nearest(given, cards)} `vit-registers configs` lists all, "
+            "and a file of your own is given by its path, such as ./mine.py"
         )
-    cure = f"; the run card is --config={path.stem}" if path.stem in cards else ""
-    raise ConfigError(f"--config={given}: there is no such file{cure}")
+    raise ConfigError(f"{given}: there is no such file")
 
 
 def load_module(path: str) -> ModuleType:

@@ -1,5 +1,7 @@
 """The --config flag: the Config that it gives, and one-line errors."""
 
+import contextlib
+import difflib
 import re
 import sys
 import traceback
@@ -9,13 +11,14 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vit_registers.config.cards import find_config
-from vit_registers.config.convert import check_names, override, section_values, suggestion
+from vit_registers.config.cards import find_config, read_card
+from vit_registers.config.convert import check_names, override, section_values, similar_settings, suggestion
 from vit_registers.config.settings import Config
 from vit_registers.errors import ConfigError, UserError
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _FLAG = re.compile(r"--?config(?:=|$)")
+_NOT_A_NUMBER = re.compile(r"flag (--.*): (?:invalid literal for (int)|could not convert string to float)")
 _EXAMPLES = {
     "--config": "digits:registers=4",
     "--workdir": "runs/digits",
@@ -79,6 +82,11 @@ def _find_file(name: str) -> str:
         raise ConfigError(f"--config has no value: {_WANT}")
     try:
         file = find_config(name)
+    except ConfigError as error:
+        raise ConfigError(f"--config={error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config={name} cannot be read: {getattr(error, 'strerror', error)}") from error
+    try:
         if not file.is_file():
             raise ConfigError(f"--config={name} is not a file: {_WANT}")
         with file.open("rb") as opened:
@@ -100,6 +108,46 @@ def missing_flag(name: str) -> ConfigError:
     return ConfigError(f"{name} is missing: give it a value{example}")
 
 
+def not_a_flag(text: str) -> ConfigError:
+    """The error for an argument without dashes, with the flag that may be meant."""
+    main = next(
+        (name for name in _EXAMPLES if (key := name.lstrip("-")) != "workdir" and key in flags.FLAGS), None
+    )
+    takes_file = "config" in flags.FLAGS and isinstance(flags.FLAGS["config"].parser, ConfigFile)
+    if main == "--config" and not takes_file:  # the settings of a program that reads a run
+        main = "--checkpoint"
+    hint = "settings are written --name=value"
+    if takes_file and "=" in text:
+        hint = f"arguments of a run card follow its name and a colon, as in --config=digits:{text}"
+    elif main is not None and "=" not in text:
+        hint = f"did you mean {main}={text}?"
+    return ConfigError(f"'{text}' is not a flag: {hint}")
+
+
+def unknown_flag(name: str) -> ConfigError:
+    """The error for a flag that the program does not have, with the flag or setting that may be meant."""
+    own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if "." not in flag.name]
+    close = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
+    cards = [argument for argument in sys.argv if _FLAG.match(argument)]
+    hint = ""
+    if close:
+        hint = f": did you mean --{close[0]}?"
+    elif cards and (taken := _argument_hint(name, cards[0])):
+        hint = f": {taken}"
+    elif "config" in flags.FLAGS and (similar := similar_settings(name)):
+        hint = f": did you mean {' or '.join(f'--config.{one}' for one in similar[:3])}?"
+    return ConfigError(f"--{name} is not a flag{hint or '; --help lists the flags'}")
+
+
+def _argument_hint(name: str, given: str) -> str | None:
+    """What to write if the run card of a flag --config=CARD takes the argument `name`."""
+    card, colon, text = given.partition("=")[2].partition(":")
+    with contextlib.suppress(ConfigError, OSError, SyntaxError, ValueError, KeyError):
+        if name in read_card(find_config(card)).defaults:
+            return f"write --config={card}:{text}{',' if colon else ''}{name}=..., as an argument of {card}"
+    return None
+
+
 def explain(error: BaseException, path: str = "") -> UserError:
     """An error of parsing the flags, in one line; `path` is the config file, if it was read."""
     chain = [error]
@@ -113,6 +161,10 @@ def explain(error: BaseException, path: str = "") -> UserError:
             return ConfigError(f"{path}:{line}: {_problem(one)}")
     if path:
         return ConfigError(f"--config={path}: {_problem(chain[-1])}")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return unknown_flag(error.flagname)
+    if found := _NOT_A_NUMBER.search(str(error)):
+        return ConfigError(f"{found[1]}: must be a {'whole ' if found[2] else ''}number")
     if found := re.search(r"Flag (--\w+) must have a value other than None", str(error)):
         return missing_flag(found[1])
     return ConfigError(_text(error) if isinstance(error, flags.Error) else _problem(error))

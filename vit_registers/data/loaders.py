@@ -13,6 +13,7 @@ from vit_registers.config import Config, Data, check_section, check_value, image
 from vit_registers.data.batch import Batch
 from vit_registers.data.class_names import match
 from vit_registers.data.ops.strings import Target
+from vit_registers.data.sources.catalog import SOURCES
 from vit_registers.data.sources.listing import shortened
 from vit_registers.errors import ConfigError, DataError, missing_package, require_extra
 
@@ -49,7 +50,7 @@ class Loader(Protocol):
 
 
 def _open_tfdata(data: Data, target: Target, seed: int, groups: int) -> Loader:
-    cure = "set data.loader='memory' for images that fit into memory"
+    cure = "set data.loader='memory' for images that fit into memory" if data.name in SOURCES else ""
     require_extra(
         "data", "tensorflow", what=f"data.loader='tfdata' (data.name={data.name!r})", otherwise=cure
     )
