@@ -1,13 +1,15 @@
 """The papers' experiments on any checkpoint and any images: a finding, tables, a figure and a JSON file each.
 
-    python -m vit_registers.analyze --list                              # all experiments
-    python -m vit_registers.analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
-    python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
+    vit-registers analyze --list                              # all experiments
+    vit-registers analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
+    vit-registers analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
 A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, or
 weights in another format. --data is a folder of images (subfolders are classes), NAME:SPLIT of TFDS, or
 digits:test. Several checkpoints are compared with each other. Features are stored in OUT/features and read
 again while nothing has changed; a command that was stopped resumes.
+
+`python -m vit_registers.analyze` is the same command.
 """
 
 from vit_registers import startup

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a run: metrics such as loss, top-1 and top-5 over a split.
 
-    python -m vit_registers.evaluate --checkpoint=runs/digits
-    python -m vit_registers.evaluate --checkpoint=runs/digits --step=200 --config.data.eval_split=train
+    vit-registers evaluate --checkpoint=runs/digits
+    vit-registers evaluate --checkpoint=runs/digits --step=200 --config.data.eval_split=train
 
 Only the run folder is required. --config.data.NAME=VALUE selects other data or preprocessing. A data set with
 some of the classes that the run was trained on is matched by name, and other classes are refused. All devices
@@ -10,6 +10,8 @@ are used, regardless of how the run was sharded; --config.mesh.NAME=VALUE shards
 The result is printed, and written to RUN/evaluation/<split>-<step>.json with all data settings. If these
 differ from those of the run, the file name ends with their digest, so that no result is overwritten by
 another one.
+
+`python -m vit_registers.evaluate` is the same command.
 """
 
 from vit_registers import startup

@@ -1,11 +1,13 @@
 """Downloads and prepares a TFDS data set as array_record, for random access.
 
-    python -m vit_registers.prepare --name=cifar10 [--data_dir=DIR]
-    python -m vit_registers.prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
+    vit-registers prepare --name=cifar10 [--data_dir=DIR]
+    vit-registers prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
 
 Your own builder is a Python file with one class that derives from a builder of tfds.core, or the folder
 that `tfds new` makes. Its code runs here only; training reads the files that it wrote. For data sets whose
 archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads/manual first.
+
+`python -m vit_registers.prepare` is the same command.
 """
 
 from vit_registers import startup

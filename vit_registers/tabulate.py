@@ -1,11 +1,13 @@
 """The table of a sweep, from the result.json files of its runs: one row per cell, over seeds.
 
-    python -m vit_registers.tabulate --config=configs/digits.py --workdir=runs/sweep [--csv=table.csv]
+    vit-registers tabulate --config=digits --workdir=runs/sweep [--csv=table.csv]
 
 Prints Markdown. --which=best takes the best evaluation of each run instead of the last, --metric another
 evaluator than the first. Give the same settings as to the sweep. A config file may define functions:
 `label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the labels of the cell that
 others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished.
+
+`python -m vit_registers.tabulate` is the same command.
 """
 
 from vit_registers import startup

@@ -1,9 +1,10 @@
 """Trains a model, or resumes the run in the run folder --workdir.
 
-    python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
-    python -m vit_registers.train --config=configs/digits.py --workdir=runs/deep --config.model.depth=6
+    vit-registers train --config=digits:registers=4 --workdir=runs/digits
+    vit-registers train --config=digits --workdir=runs/deep --config.model.depth=6
 
---config.SECTION.NAME=VALUE sets any setting of vit_registers/config/. The run folder receives
+--config takes a run card (vit-registers configs) or a config file. --config.SECTION.NAME=VALUE sets a setting
+of those below. --print_config prints the config, --dry_run what a step needs. The run folder receives
 config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False, TensorBoard
 files. result.json is written at the end. On SIGTERM or ctrl-C the program finishes the step, saves and exits.
 The same command resumes the run.
@@ -11,6 +12,8 @@ The same command resumes the run.
 Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
 --coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
 processes stop at the same step, and all of them end if one fails.
+
+`python -m vit_registers.train` is the same command.
 """
 
 from vit_registers import startup

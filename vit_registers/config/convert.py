@@ -227,7 +227,7 @@ def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
-    """The values in a config file's argument, as in `--config=configs/digits.py:registers=4,mask=fractal`.
+    """The values in a config file's argument, as in `--config=digits:registers=4,mask=fractal`.
 
     Returns a namespace with the keys of `defaults`. A value has the type of its default: int and float are
     literals, str is not parsed, and bool is True, False, or the key alone for True. A comma between

@@ -12,6 +12,7 @@ from vit_registers.config import Config
 from vit_registers.data.batch import Batch
 from vit_registers.data.loaders import EvalSplit, Loader
 from vit_registers.models.vit import token_layout
+from vit_registers.status import waiting
 from vit_registers.training.durations import Durations
 from vit_registers.training.memory import available_bytes
 from vit_registers.training.setup import Setup, set_up
@@ -46,22 +47,25 @@ def describe_run(
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
     flops = count_flops(config, durations, mesh, abstract)
     size = config.data.batch_size
-    each = _scaled(flops / size)
-    yield f"FLOPs      {_scaled(flops)} for a step, {each} for an image, forward and backward"
+    if flops is not None:
+        each = _scaled(flops / size)
+        yield f"FLOPs      {_scaled(flops)} for a step, {each} for an image, forward and backward"
     yield from _step_lines(setup, abstract, mesh)
 
 
-def count_flops(config: Config, durations: Durations, mesh: jax.sharding.Mesh, batch: Batch) -> float:
+def count_flops(config: Config, durations: Durations, mesh: jax.sharding.Mesh, batch: Batch) -> float | None:
     """The FLOPs of a train step on a batch, by XLA's count of the unoptimised step, for all devices.
 
-    XLA counts the body of a loop once and sees nothing of kernels, so the step is traced without them.
+    XLA counts the body of a loop once and sees nothing of kernels, so the step is traced without them. None
+    if the platform does not count FLOPs.
     """
     plain = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, use_scan=False, attention="xla", remat="none"),
         optimizer=dataclasses.replace(config.optimizer, accumulation_steps=1),
     )
-    return float(_lower(set_up(plain, durations, mesh), batch).cost_analysis()["flops"])
+    costs = _lower(set_up(plain, durations, mesh), batch).cost_analysis()
+    return None if costs is None else float(costs["flops"])
 
 
 def _lower(setup: Setup, batch: Batch) -> jax.stages.Lowered:
@@ -70,9 +74,8 @@ def _lower(setup: Setup, batch: Batch) -> jax.stages.Lowered:
 
 
 def _step_lines(setup: Setup, batch: Batch, mesh: jax.sharding.Mesh) -> Iterator[str]:
-    started = time.monotonic()
-    needed = _lower(setup, batch).compile().memory_analysis()
-    yield f"compiled   the train step, in {time.monotonic() - started:.1f} s"
+    with waiting("compiling the train step", is_quiet=jax.process_index() != 0):
+        needed = _lower(setup, batch).compile().memory_analysis()
     state = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract))
     parts = [f"{_bytes(state)} for parameters, optimiser state and average"]
     total = "unknown for a step"
