@@ -135,9 +135,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             say_resumed(progress, config.run, workdir, start_step, durations.total_steps)
         else:
             fine_tuning.check_kept_head(config.init_from, data.class_names)
-        with progress.waiting("restoring the checkpoint" if start_step else "initializing the parameters"):
-            restored = checkpoints.restore(setup.abstract) if start_step else None
-            state = first_state(config, setup, progress) if restored is None else restored
+        state = start_state(config, setup, checkpoints, progress)
         loop = Loop(
             settings=config.run,
             checkpoint=config.checkpoint,
@@ -159,14 +157,10 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
             write_finished(run, loop, setup, state, made)
-        say_end(progress, loader, f"step {start_step + steps} of {total}", workdir)
-
-
-def say_end(progress: Progress, loader: Loader, step: str, workdir: str) -> None:
-    """Prints the last line of a program: its step, the seconds of training and the run folder."""
-    if loader.num_broken:
-        progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
-    progress.say(f"{step} after {progress.time_s:.1f} s of training; run folder {workdir}")
+        if loader.num_broken:
+            progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
+        if start_step + steps == total:
+            progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
 
 
 def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int, total_steps: int) -> None:
@@ -196,6 +190,15 @@ def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn
     )
     splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
     return loader, splits, TrainedOn(class_names=names, num_examples=number)
+
+
+def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress: Progress) -> TrainState:
+    """The state of the checkpoint that the run resumes from, or the initial state."""
+    if checkpoints.restorable_step:
+        with progress.waiting("restoring the checkpoint"):
+            return checkpoints.restore(setup.abstract)
+    with progress.waiting("initializing the parameters"):
+        return first_state(config, setup, progress)
 
 
 def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
