@@ -301,13 +301,14 @@ def test_ctrl_c_before_the_first_step_is_a_line_at_most(start, tmp_path, moment,
         while "jaxlib" not in maps.read_text():
             time.sleep(0.01)
     else:
-        assert program.stdout.readline().startswith("parameters")
+        while not program.stdout.readline().startswith("parameters"):
+            assert program.poll() is None
     for _ in range(times):
         program.send_signal(signal.SIGINT)
         time.sleep(0.2)
     _, err = program.communicate(timeout=60)
-    assert program.returncode in (0, 130, -signal.SIGINT)
-    assert err in ("", "error: interrupted\n")
+    assert (program.returncode, err) in ((0, ""), (130, "error: interrupted\n"))
+    assert program.returncode == 130 or moment != "imports"
 
 
 @pytest.mark.parametrize("name", ["config.json", "parameters.txt", "metrics.jsonl", "result.json"])

@@ -23,9 +23,9 @@ _shown: list[TextIO] = []  # the terminal that shows a live line, if any
 
 def is_live(out: TextIO | None = None) -> bool:
     """Whether `out`, by default standard error, is a terminal whose lines can be updated in place."""
-    out = sys.stderr if out is None else out
+    stream: TextIO = sys.stderr if out is None else out
     try:
-        return out.isatty() and os.environ.get("TERM") != "dumb"
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
     except ValueError:  # closed
         return False
 
@@ -40,21 +40,21 @@ def say(line: str, out: TextIO | None = None) -> None:
 
     Ignores errors of the output, such as a full disk or a closed pipe.
     """
-    out = sys.stdout if out is None else out
-    encoding = out.encoding or "utf-8"
+    stream: TextIO = sys.stdout if out is None else out
+    encoding = stream.encoding or "utf-8"
     with _locked(), contextlib.suppress(OSError):  # file names may have characters that the encoding lacks
         clear()
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def show(line: str, out: TextIO | None = None) -> None:
     """Replaces the live line on the terminal `out`, by default standard error. It is cut to one row."""
-    out = sys.stderr if out is None else out
+    stream: TextIO = sys.stderr if out is None else out
     width = shutil.get_terminal_size().columns - 1
     with _locked(), contextlib.suppress(OSError):
-        out.write(f"\r\x1b[K{line[:width]}")
-        out.flush()
-        _shown[:] = [out]
+        stream.write(f"\r\x1b[K{line[:width]}")
+        stream.flush()
+        _shown[:] = [stream]
 
 
 def clear() -> None:

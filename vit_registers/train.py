@@ -72,7 +72,7 @@ from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Run
 from vit_registers.data.batch import LABEL
-from vit_registers.data.loaders import EvalSplit, Loader, check_classes
+from vit_registers.data.loaders import EvalSplit, check_classes
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import UserError
 from vit_registers.evaluation.catalog import make_evaluators
@@ -145,9 +145,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             say_resumed(progress, config.run, workdir, start_step, durations.total_steps)
         else:
             fine_tuning.check_kept_head(config.init_from, data.class_names)
-        with progress.waiting("restoring the checkpoint" if start_step else "initializing the parameters"):
-            restored = checkpoints.restore(setup.abstract) if start_step else None
-            state = first_state(config, setup, progress) if restored is None else restored
+        state = start_state(config, setup, checkpoints, progress)
         loop = Loop(
             settings=config.run,
             checkpoint=config.checkpoint,
@@ -169,7 +167,10 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
             write_finished(run, loop, setup, state, made)
-        say_end(progress, loader, f"step {start_step + steps} of {total}", workdir)
+        if loader.num_broken:
+            progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
+        if start_step + steps == total:
+            progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
 
 
 def dry_run(config: Config) -> None:
@@ -190,19 +191,21 @@ def dry_run(config: Config) -> None:
     say("dry run: nothing was written")
 
 
-def say_end(progress: Progress, loader: Loader, step: str, workdir: str) -> None:
-    """Prints the last line of a program: its step, the seconds of training and the run folder."""
-    if loader.num_broken:
-        progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
-    progress.say(f"{step} after {progress.time_s:.1f} s of training; run folder {workdir}")
-
-
 def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int, total_steps: int) -> None:
     """Prints the step from which a run resumes, and whether run.profile_steps begins before it."""
     progress.say(f"resumes at step {start_step} of {total_steps} in {workdir}")
     traced = parse_steps(settings.profile_steps, total_steps)
     if traced is not None and start_step >= traced[0]:
         progress.say(f"no trace: run.profile_steps={settings.profile_steps} begins before this step")
+
+
+def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress: Progress) -> TrainState:
+    """The state of the checkpoint that the run resumes from, or the initial state."""
+    if checkpoints.restorable_step:
+        with progress.waiting("restoring the checkpoint"):
+            return checkpoints.restore(setup.abstract)
+    with progress.waiting("initializing the parameters"):
+        return first_state(config, setup, progress)
 
 
 def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:

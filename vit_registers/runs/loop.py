@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 
@@ -40,7 +41,7 @@ class Loop:
     agreement: Agreement
     watchdog: Watchdog
     profile: Profile
-    _pending: list[tuple[int, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
+    _pending: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
     _is_save_due: bool = False
     _is_compiled: bool = False
 
@@ -77,7 +78,8 @@ class Loop:
                     self._write_times(step)
                 self.checkpoints.save_surely(state, evaluated, skipped=self._skips())
         if step < total:
-            self.progress.say(f"{stop}: saved at step {step} of {total}; the same command resumes")
+            where = f"step {step} of {total} after {self.progress.time_s:.1f} s of training"
+            self.progress.say(f"{stop}: saved at {where}; the same command resumes")
         return state
 
     def _step(
