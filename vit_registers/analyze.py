@@ -161,6 +161,10 @@ def main(name: str) -> None:
         raise ConfigError(
             "name an experiment, such as norms, or all; vit-registers analyze --list shows them"
         )
+    if "/" in name or Path(name).is_dir():
+        raise ConfigError(
+            f"'{name}' is not an experiment: did you mean vit-registers analyze all --checkpoint={name}?"
+        )
     if name != ALL:
         lookup(EXPERIMENTS, name, "experiment")
     if not values.checkpoint:

@@ -58,9 +58,11 @@ def find_config(given: str) -> Path:
         example = f"{begin[0]}:{given[begin.end() + 1 :]}"
         raise ConfigError(f"{given}: the arguments of a run card follow a colon, as in {example}")
     if is_name:
+        hint = nearest(given, cards)
+        hint += " " if hint.endswith("?") else "; "
         raise ConfigError(
-            f"{given}: there is no such run card: {nearest(given, cards)} `vit-registers configs` lists all, "
-            "and a file of your own is given by its path, such as ./mine.py"
+            f"{given}: there is no such run card: {hint}`vit-registers configs` lists all, and a file of your "
+            "own is given by its path, such as ./mine.py"
         )
     raise ConfigError(f"{given}: there is no such file")
 
