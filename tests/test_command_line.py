@@ -181,6 +181,7 @@ def test_flags_without_a_value(run_here, program, flag):
         ("evaluate", ("runs/digits",), "did you mean --checkpoint=runs/digits?"),
         ("convert", ("model.pth",), "did you mean --input=model.pth?"),
         ("analyze", ("norms", "runs/digits"), "did you mean --checkpoint=runs/digits?"),
+        ("analyze", ("runs/digits",), "did you mean vit-registers analyze all --checkpoint=runs/digits?"),
         (
             "tabulate",
             ("--config=digits", "--workdir=/nonexistent"),

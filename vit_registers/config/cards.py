@@ -61,8 +61,8 @@ def find_config(given: str) -> Path:
         hint = nearest(given, cards)
         hint += " " if hint.endswith("?") else "; "
         raise ConfigError(
-            f"{given}: there is no such run card: {hint}`vit-registers configs` lists all, and a file of your "
-            "own is given by its path, such as ./mine.py"
+            f"{given}: there is no such run card: {hint}`vit-registers configs` lists all, and a file of "
+            "your own is given by its path, such as ./mine.py"
         )
     raise ConfigError(f"{given}: there is no such file")
 
