@@ -66,6 +66,7 @@ from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.run_lock import RunLock
+from vit_registers.runs.trackers import tracker_names
 from vit_registers.runtime import distributed, rendezvous
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
@@ -87,6 +88,7 @@ def train(config: Config, workdir: str) -> None:
         _train(config, workdir, None)
         return
     check_path(Path(workdir).expanduser())
+    tracker_names(config.run.writers)  # raises
     with RunLock(cli.writable_folder(workdir, "--workdir")) as lock:
         check_workdir(Path(workdir).expanduser())
         _train(config, workdir, lock)
