@@ -124,12 +124,13 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, config: Config, run: Path):
-        for name in ("mlflow", "alembic"):  # they log each table of a new database
-            logging.getLogger(name).setLevel(logging.ERROR)
         # Of a server that does not answer. MLflow's own values add up to minutes for each record.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         mlflow = importlib.import_module("mlflow")
+        # They log the creation of a database, and each try to reach a server. Importing mlflow sets a level.
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._entities, self._client = importlib.import_module("mlflow.entities"), mlflow.MlflowClient()
         known = _known(run).get("mlflow")
         self._id = self._resume(known) or self._create(config, run)
