@@ -18,12 +18,19 @@ $(VENV)/ready-$(EXTRAS): pyproject.toml
 	@touch $@
 
 demo: $(VENV)/ready-$(EXTRAS)
-	$(PY) -m vit_registers.train --config=digits:registers=4,steps=$(STEPS) --workdir=$(RUNS)/digits-registers
-	$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-registers
-	$(PY) -m vit_registers.train --config=digits:mask=fractal,k=2,steps=$(STEPS) --workdir=$(RUNS)/digits-fractal
-	$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-fractal
-	$(PY) -m vit_registers.analyze all --checkpoint=$(RUNS)/digits-registers --checkpoint=$(RUNS)/digits-fractal \
-	  --out=$(RUNS)/report
+	@mkdir -p $(RUNS)
+	@echo "1 of 3: training with 4 registers, $(STEPS) steps; log: $(RUNS)/digits-registers.log"
+	@$(PY) -m vit_registers.train --config=digits:registers=4,steps=$(STEPS) \
+	  --workdir=$(RUNS)/digits-registers > $(RUNS)/digits-registers.log
+	@$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-registers >> $(RUNS)/digits-registers.log
+	@echo "2 of 3: training with summary tokens and a fractal mask; log: $(RUNS)/digits-fractal.log"
+	@$(PY) -m vit_registers.train --config=digits:mask=fractal,k=2,steps=$(STEPS) \
+	  --workdir=$(RUNS)/digits-fractal > $(RUNS)/digits-fractal.log
+	@$(PY) -m vit_registers.evaluate --checkpoint=$(RUNS)/digits-fractal >> $(RUNS)/digits-fractal.log
+	@echo "3 of 3: all experiments on both; log: $(RUNS)/report.log"
+	@$(PY) -m vit_registers.analyze all --checkpoint=$(RUNS)/digits-registers \
+	  --checkpoint=$(RUNS)/digits-fractal --out=$(RUNS)/report > $(RUNS)/report.log
+	@$(PY) -m tools.demo_summary $(RUNS)
 
 test: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m pytest -n 2 --dist worksteal

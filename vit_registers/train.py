@@ -3,11 +3,11 @@
     vit-registers train --config=digits:registers=4 --workdir=runs/digits
     vit-registers train --config=digits --workdir=runs/deep --config.model.depth=6
 
---config takes a run card (vit-registers configs) or a config file. --config.SECTION.NAME=VALUE sets a setting
-of those below. --print_config prints the config, --dry_run what a step needs. The run folder receives
-config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False, TensorBoard
-files. result.json is written at the end. On SIGTERM or ctrl-C the program finishes the step, saves and exits.
-The same command resumes the run.
+--config takes a run card (vit-registers configs) or a config file. --config.SECTION.NAME=VALUE sets a
+setting of those below. --print_config prints the config, --dry_run what a step needs. The run folder
+receives config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False,
+TensorBoard files. result.json is written at the end. docs/running.md describes what is printed. On SIGTERM
+or ctrl-C the program finishes the step, saves and exits. The same command resumes the run.
 
 Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
 --coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
@@ -88,6 +88,7 @@ from vit_registers.runs.prepared import prepare
 from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.run_lock import RunLock
+from vit_registers.runs.trackers import tracker_names
 from vit_registers.runtime import distributed, rendezvous
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.profiling import Profile, parse_steps
@@ -106,6 +107,7 @@ def train(config: Config, workdir: str) -> None:
         _train(config, workdir, None)
         return
     check_path(Path(workdir).expanduser())
+    tracker_names(config.run.writers)  # raises
     with RunLock(cli.writable_folder(workdir, "--workdir")) as lock:
         check_workdir(Path(workdir).expanduser())
         _train(config, workdir, lock)

@@ -97,6 +97,8 @@ class Run:
     eval_every_epochs: float | None = None  # with eval_every_steps=None
     # TensorBoard files, which import TensorFlow. metrics.jsonl is always written.
     use_tensorboard: bool = setting(True, RESUME)
+    # Experiment trackers that get the metrics too, with a comma between them: wandb, mlflow.
+    writers: str = setting("", RESUME)
     # What a program compiles, for the next one: auto (in the user's cache folder) | off | a folder.
     compile_cache: str = setting("auto", RESUME, READ)
     # Consecutive steps whose loss, gradient or update is not finite: they change nothing. One more ends the

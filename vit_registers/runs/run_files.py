@@ -11,6 +11,7 @@ from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.metrics_log import FILE, read_records
+from vit_registers.runs.trackers import open_trackers
 from vit_registers.runs.writers import MetricWriter, write_parameter_overview
 from vit_registers.status import say
 from vit_registers.strict_json import write_json
@@ -52,7 +53,13 @@ def open_writer(
         parts = [f"missing: those of steps {_listed(lost)}"] if lost else []
         parts += [f"taken from checkpoints: those of steps {_listed(found)}"] if found else []
         say(f"{run / FILE} lacks evaluations of the steps up to {step}; {'; '.join(parts)}")
-    return MetricWriter(run, start_step=step, use_tensorboard=config.run.use_tensorboard, restored=restored)
+    return MetricWriter(
+        run,
+        start_step=step,
+        use_tensorboard=config.run.use_tensorboard,
+        restored=restored,
+        trackers=open_trackers(config, run),
+    )
 
 
 def _listed(steps: list[int]) -> str:

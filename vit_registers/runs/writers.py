@@ -15,6 +15,7 @@ from vit_registers.errors import TrainingError, extra_cure, missing_package
 from vit_registers.runs.folders import OpenFolder, damaged_path
 from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.parameter_table import parameter_table
+from vit_registers.runs.trackers import Background
 from vit_registers.status import say
 from vit_registers.strict_json import dumps, write_text
 
@@ -22,7 +23,7 @@ _REMOVAL_S = 1.0  # allowed for the removal of a folder
 
 
 class MetricWriter(contextlib.AbstractContextManager):
-    """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
+    """Appends one JSON line per call to RUN/metrics.jsonl; TensorBoard and `trackers` get the same scalars.
 
     A context manager. It first removes the lines of steps after `start_step`, which a killed run has left,
     and adds the records `restored`. The file then equals that of an uninterrupted run. If lines are not
@@ -32,9 +33,15 @@ class MetricWriter(contextlib.AbstractContextManager):
     """
 
     def __init__(
-        self, run: Path, *, start_step: int, use_tensorboard: bool, restored: Sequence[Mapping[str, Any]] = ()
+        self,
+        run: Path,
+        *,
+        start_step: int,
+        use_tensorboard: bool,
+        restored: Sequence[Mapping[str, Any]] = (),
+        trackers: Sequence[Background] = (),
     ):
-        self._path = run / FILE
+        self._path, self._trackers = run / FILE, trackers
         self._waiting = b""
         self._missing_since: float | None = None
         try:
@@ -62,7 +69,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     def __exit__(self, kind: type | None, *_: object) -> None:
         # The first error is the one to show.
         with contextlib.suppress(TrainingError) if kind else contextlib.nullcontext():
-            self.close()
+            self.close(is_failed=kind is not None)
 
     def _open(self) -> BinaryIO:
         # In the folder that the run was started in, not in one that has taken its name.
@@ -102,6 +109,8 @@ class MetricWriter(contextlib.AbstractContextManager):
             finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
             self._tensorboard.write_scalars(step, finite)
             self._tensorboard.flush()
+        for tracker in self._trackers:
+            tracker.write(step, scalars)
 
     def _append(self, line: bytes) -> OSError | None:
         is_first, self._waiting = not self._waiting, self._waiting + line
@@ -126,8 +135,8 @@ class MetricWriter(contextlib.AbstractContextManager):
         if self._waiting and (error := self._append(b"")):
             raise self._error(error)
 
-    def close(self) -> None:
-        """Writes the waiting lines and closes the files."""
+    def close(self, *, is_failed: bool = False) -> None:
+        """Writes the waiting lines and closes the files. Trackers learn whether the run has failed."""
         try:
             self.settle()
         finally:
@@ -135,6 +144,8 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._folder.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
+            for tracker in self._trackers:
+                tracker.close(is_failed=is_failed)
 
 
 def write_parameter_overview(params: Any, path: Path) -> None:
