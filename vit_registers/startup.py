@@ -30,6 +30,7 @@ def begin(module_name: str, define_flags: Callable[[], None] | None = None) -> N
         define_flags()
         cli.parse(sys.argv)
     if status.is_live():
+        status.show("loading libraries ...")
         loading.enter_context(status.waiting("loading libraries", said_after_s=None))
 
 

@@ -5,8 +5,8 @@
 
 --config.SECTION.NAME=VALUE sets any setting of vit_registers/config/. The run folder receives
 config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False, TensorBoard
-files. result.json is written at the end. docs/running.md describes what is printed. On SIGTERM or ctrl-C the program finishes the step, saves and exits.
-The same command resumes the run.
+files. result.json is written at the end. On SIGTERM or ctrl-C the program finishes the step, saves and exits.
+The same command resumes the run. docs/running.md describes what is printed.
 
 Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
 --coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
