@@ -60,7 +60,7 @@ def summary(runs: Path) -> list[str]:
     first = runs / next(iter(RUNS))
     lines += [
         f"All findings, with figures and tables: {runs / 'report' / 'report.html'}",
-        f"Next, LOST, attention maps and more on images of yours: {Path(sys.executable).parent}/python -m "
+        f"Next, the same on a folder of your images: {Path(sys.executable).parent}/python -m "
         f"vit_registers.analyze all --checkpoint={first} --data=FOLDER --out=report",
     ]
     return lines

@@ -96,7 +96,8 @@ def evaluate(
         evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
         values = checkpoint.read_params(mesh, params)
         started = time.monotonic()
-        with waiting("evaluating", is_quiet=jax.process_index() != 0, out=sys.stderr):
+        is_quiet, long_s = jax.process_index() != 0, config.run.log_every_s
+        with waiting("evaluating", said_after_s=long_s, is_quiet=is_quiet, out=sys.stderr):
             result = {
                 metric if evaluator == split else f"{evaluator}/{metric}": value
                 for evaluator, evaluate_params in evaluators.items()

@@ -38,6 +38,7 @@ def begin(
     if check_flags is not None:
         cli.call(check_flags)
     if status.is_live():
+        status.show("loading libraries ...")
         loading.enter_context(status.waiting("loading libraries", said_after_s=None))
 
 

@@ -36,10 +36,10 @@ def _progress(**changed):
 def test_live_line_on_a_terminal_only(capsys, clock):
     for out, is_shown in ((_Terminal(), True), (io.StringIO(), False)):
         progress = _progress(out=out)
-        clock.now += 1.0
-        progress.update(10)
-        progress.show(10, 0.5)
-        assert ("step 10/100  loss 0.5000  320 images/s  ETA 0:09" in out.getvalue()) == is_shown
+        clock.now += 2.0
+        progress.update(20)
+        progress.show(20, 0.5)
+        assert ("step 20/100  loss 0.5000  320 images/s  ETA 0:08" in out.getvalue()) == is_shown
         assert progress.images_per_s == 320
         progress.say("a line")
         assert capsys.readouterr().out == "a line\n"
@@ -69,8 +69,8 @@ def test_a_log_has_a_line_every_log_every_s(capsys, clock):
         if progress.is_due():
             progress.show(step, 1 / step)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["22/1000", "52/1000", "82/1000"]
-    assert lines[1] == f"step 52/1000  loss {1 / 52:.4f}  32 images/s  ETA 15:48"
+    assert [line.split()[1] for line in lines] == ["30/1000", "60/1000", "90/1000"]
+    assert lines[1] == f"step 60/1000  loss {1 / 60:.4f}  32 images/s  ETA 15:40"
 
 
 def test_evaluations_count_in_the_remaining_time_and_not_in_the_rate(capsys, clock):

@@ -69,7 +69,7 @@ class Progress:
         self._shown.append((step, now))
         line = f"step {step}/{self._total}  loss {loss:.4f}  {self._rate:,.0f} images/s"
         first_step, first_time = self._first
-        if step > first_step:
+        if step > first_step and now > first_time + status.FIRST_S:  # a single step says little
             left_s = (self._total - step) * (now - first_time) / (step - first_step)
             line += f"  ETA {status.clock(left_s)}"
         if self._is_logged and now >= self._next_log:
@@ -89,6 +89,7 @@ class Progress:
         """Excludes the time until now, of compilation, from the rates and from the remaining time."""
         self.restart(step)
         self._first = self._mark
+        self._next_log = self._mark[1] + self._log_every_s
 
     def waiting(
         self, what: str, *, said_after_s: float = status.FIRST_S
