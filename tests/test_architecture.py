@@ -11,21 +11,23 @@ from tests.fixtures.quick import parametrize_quick
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_registers"
-ENTRY_POINTS = ("train", "evaluate", "analyze", "convert", "sweep", "tabulate", "prepare")
+ENTRY_POINTS = ("train", "evaluate", "analyze", "convert", "sweep", "tabulate", "prepare", "configs")
 
 # Who may import whom, by room. "*" may import everything.
 ALLOWED = {
     "errors": set(),
     "strict_json": set(),
     "digests": set(),
+    "status": set(),
     "config": {"errors", "config"},
     "models": {"errors", "digests", "config", "models"},
     "data": {"errors", "config", "data"},
-    "runtime": {"errors", "config", "runtime"},
+    "runtime": {"errors", "status", "config", "runtime"},
     "objectives": {"errors", "config", "models", "data", "training.averages", "objectives"},
     "training": {"errors", "config", "models", "data", "objectives", "training"},
     "runs": {
         "errors",
+        "status",
         "strict_json",
         "digests",
         "config",
@@ -50,11 +52,12 @@ ALLOWED = {
         "interop",
     },
     "fine_tuning": {"errors", "config", "models", "data", "runtime", "runs", "interop", "loading"},
-    "startup": {"cli"},
-    "cli": {"errors", "config"},
+    "startup": {"errors", "status", "cli"},
+    "cli": {"errors", "status", "startup", "config"},
     "recipes": {"errors", "config"},
     "analysis": {
         "errors",
+        "status",
         "strict_json",
         "digests",
         "config",
@@ -67,7 +70,7 @@ ALLOWED = {
         "loading",
         "analysis",
     },
-    "__init__": {"loading", "models", "interop"},
+    "__init__": {"loading", "models", "interop", "config"},
     "train": {"*"},
     "evaluate": {"*"},
     "analyze": {"*"},
@@ -75,6 +78,8 @@ ALLOWED = {
     "sweep": {"*"},
     "tabulate": {"*"},
     "prepare": {"*"},
+    "configs": {"*"},
+    "__main__": {"*"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -123,7 +128,8 @@ def test_public_functions_say_what_comes_back():
 
 
 IN_MEMORY = """
-import sys, tempfile
+import os, sys, tempfile
+del os.environ["JAX_COMPILATION_CACHE_DIR"]
 import vit_registers
 from vit_registers import config as c
 from vit_registers.models.vit import ViT
@@ -139,6 +145,8 @@ with tempfile.TemporaryDirectory() as run:
     model = vit_registers.load(run)
     assert model.layout.num_registers == 2
 assert "tensorflow" not in sys.modules, "training"
+import jax
+assert jax.config.jax_compilation_cache_dir is None  # programs turn it on, not the functions that they call
 print("none")
 """
 

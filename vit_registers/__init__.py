@@ -1,9 +1,10 @@
 """Train, evaluate and dissect Vision Transformers with register tokens, summary tokens and fractal masks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_registers.config import Config
     from vit_registers.models.vit import ViT
 
 __version__ = "0.1.0"
@@ -53,3 +54,19 @@ def load(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
     )
     return loading.load_model(str(path), step=step, params=params, source=source, hints=hints)
+
+
+def recipe(card: str, /, **overrides: Any) -> "Config":
+    """The config of a run card, or of a config file in Python, with overrides.
+
+    `recipe("digits", registers=4, steps=500, model={"depth": 6})`: an override is an argument of the run card
+    (`vit-registers configs digits` lists them), a section with some of its settings, or a setting by its
+    dotted name, as in `**{"model.depth": 6}`. A setting that the run card takes as an argument is set by that
+    argument, so that what the card derives from it follows: with `run={"total_steps": 50}`, the warm-up is
+    that of a run of 50 steps. `vit_registers.train.train(config, "runs/digits")` trains it.
+
+    Raises errors.ConfigError for unknown names, with the nearest, and for invalid values.
+    """
+    from vit_registers.config.own import derive_config
+
+    return derive_config(card, overrides)

@@ -1,29 +1,23 @@
 """The papers' experiments on any checkpoint and any images: a finding, tables, a figure and a JSON file each.
 
-    python -m vit_registers.analyze --list                              # all experiments
-    python -m vit_registers.analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
-    python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
+    vit-registers analyze --list                              # all experiments
+    vit-registers analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
+    vit-registers analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
 A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, or
 weights in another format. --data is a folder of images (subfolders are classes), NAME:SPLIT of TFDS, or
 digits:test. Several checkpoints are compared with each other. Features are stored in OUT/features and read
 again while nothing has changed; a command that was stopped resumes.
+
+`python -m vit_registers.analyze` is the same command.
 """
-
-import sys
-
-from absl import flags
 
 from vit_registers import startup
 
+if __name__ == "__main__":
+    startup.end_on_interrupt()
 
-def take_name() -> str:
-    """The first argument, which is removed, if it is the name of an experiment; else "".
-
-    One that is not valid text stays, and startup.begin reports it.
-    """
-    is_name = len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1].isprintable()
-    return sys.argv.pop(1) if is_name else ""
+from absl import flags
 
 
 def define_flags() -> None:
@@ -56,10 +50,12 @@ def define_flags() -> None:
     cli.define_settings()
 
 
-NAME = take_name() if __name__ == "__main__" else ""  # of the experiment; the other arguments are flags
+# The name of the experiment; the other arguments are flags.
+NAME = startup.take_name() if __name__ == "__main__" else ""
 startup.begin(__name__, define_flags)
 
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -73,28 +69,33 @@ from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
+from vit_registers.analysis.progress import AnalysisProgress
 from vit_registers.analysis.report import write
 from vit_registers.analysis.report.result import Result
-from vit_registers.config import lookup
+from vit_registers.analysis.subject import Subject
+from vit_registers.config import Run, lookup
 from vit_registers.errors import ConfigError, DataError, UserError
+from vit_registers.runtime.compile_cache import use_compile_cache
+from vit_registers.status import say, waiting
 
 ALL = "all"
 
 
 def analyze(
-    names: list[str], opened: list[opening.OpenedModel], options: Options, out: Path
+    names: list[str],
+    opened: list[opening.OpenedModel],
+    options: Options,
+    out: Path,
+    log_every_s: float = Run().log_every_s,
 ) -> list[write.ReportEntry]:
     """The results of the experiments, on all models that have what they need; each is written to out/<name>.
 
-    Where there are several experiments, a DataError of one becomes a gap of its result.
+    Where there are several experiments, a DataError of one becomes a gap of its result, and the finding of
+    each is printed once it is measured.
     """
-    found = {}
-    for one in opened:
-        asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
-        features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
-        found[one.name] = extract(one, tuple(features), out, options)
-    entries = []
-    for name in names:
+    found: dict[str, Subject] = {}
+
+    def answer(name: str) -> write.ReportEntry:
         experiment = EXPERIMENTS[name]
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
@@ -108,8 +109,21 @@ def analyze(
         result.gaps[:0] = gaps
         if not (result.tables or result.pictures):
             result.finding = not_measured(result.gaps)
-        entries.append(write.ReportEntry(name, experiment.question, experiment.answers, result))
-        write.write_entry(entries[-1], out)
+        entry = write.ReportEntry(name, experiment.question, experiment.answers, result)
+        write.write_entry(entry, out)
+        return entry
+
+    entries = []
+    with AnalysisProgress(len(names), log_every_s) as progress:
+        for one in opened:
+            asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
+            features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
+            found[one.name] = extract(one, tuple(features), out, options, progress.images)
+        for name in names:
+            with progress.measuring(name):
+                entries.append(answer(name))
+            if len(names) > 1:
+                say(f"{name}: {entries[-1].result.finding}")
     return entries
 
 
@@ -144,7 +158,13 @@ def main(name: str) -> None:
         show_list()
         return
     if not name:
-        raise ConfigError(f"name an experiment: {', '.join([ALL, *EXPERIMENTS])}; --list describes them")
+        raise ConfigError(
+            "name an experiment, such as norms, or all; vit-registers analyze --list shows them"
+        )
+    if "/" in name or Path(name).is_dir():
+        raise ConfigError(
+            f"'{name}' is not an experiment: did you mean vit-registers analyze all --checkpoint={name}?"
+        )
     if name != ALL:
         lookup(EXPERIMENTS, name, "experiment")
     if not values.checkpoint:
@@ -165,18 +185,20 @@ def main(name: str) -> None:
     )
     out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
-    opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
+    use_compile_cache(values.config.run.compile_cache)
+    log_every_s = values.config.run.log_every_s
+    with waiting("opening the checkpoints", said_after_s=log_every_s, out=sys.stderr):
+        opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
     if unlike := opening.differences(opened):
         print(f"warning: {unlike}", file=sys.stderr)
-    entries = analyze(list(EXPERIMENTS) if name == ALL else [name], opened, options, out)
+    names = list(EXPERIMENTS) if name == ALL else [name]
+    entries = analyze(names, opened, options, out, log_every_s)
     if name == ALL:
         about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
         about |= {"Warning": unlike} if unlike else {}
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
-        for entry in entries:
-            print(f"{entry.name}: {entry.result.finding}")
         print(f"{path}\n{out / 'report.md'}")
         return
     (entry,) = entries

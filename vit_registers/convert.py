@@ -1,19 +1,24 @@
 """Converts checkpoints of other code bases to run folders, and models to other formats.
 
-    python -m vit_registers.convert --input=dinov2_vits14_reg4_pretrain.pth --output=runs/dinov2-s
-    python -m vit_registers.convert --input=runs/mine --output=exported --to=transformers
-    python -m vit_registers.convert --input=weights.safetensors --dry-run
+    vit-registers convert --input=dinov2_vits14_reg4_pretrain.pth --output=runs/dinov2-s
+    vit-registers convert --input=runs/mine --output=exported --to=transformers
+    vit-registers convert --input=weights.safetensors --dry-run
 
 Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal
 paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
 (a folder for evaluate, analyze and init_from), transformers, timm, big_vision, dinov2, deit, dino, clip,
 open_clip or mup_vit. The output is read again and compared. --dry-run prints which tensor becomes which
 parameter, and writes nothing.
+
+`python -m vit_registers.convert` is the same command.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

@@ -63,7 +63,7 @@ def check_free(overrides: Mapping[str, Any]) -> None:
         if name not in free:
             raise ConfigError(
                 f"--config.{name}: a checkpoint keeps the settings of its training; only data.*, mesh.* "
-                f"and {', '.join(sorted(one for one in free if one.startswith('model.')))}"
+                f"and {', '.join(sorted(one for one in free if not one.startswith(('data.', 'mesh.'))))}"
             )
 
 

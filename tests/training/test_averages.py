@@ -16,7 +16,7 @@ from vit_registers.interop.hints import Hints
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
 from vit_registers.runs import checkpoint_folder
-from vit_registers.runs.writers import Progress
+from vit_registers.runs.progress import Progress
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.train import first_state, train
 from vit_registers.training import sharding
@@ -105,7 +105,7 @@ def test_the_average_and_the_optimizer_start_from_given_weights_too(run, change)
     mesh = make_mesh(config.mesh)
     lengths = Durations(total_steps=9, warmup_steps=2, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
-    progress = Progress(start_step=0, total_steps=9, batch_size=64, is_quiet=True)
+    progress = Progress(start_step=0, total_steps=9, batch_size=64, log_every_s=30.0, is_quiet=True)
     with jax.set_mesh(mesh):
         state = first_state(config, setup, progress)
     trees = (state.params, state.ema, state.opt_state[-1].z)

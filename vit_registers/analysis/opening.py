@@ -13,7 +13,7 @@ import jax
 import vit_registers
 from vit_registers import loading
 from vit_registers.config import Config, Data, Mesh, image_size
-from vit_registers.data.loaders import Loader, open_data
+from vit_registers.data.loaders import Loader, loader_to_evaluate, open_data
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.digests import files_digest
@@ -161,6 +161,7 @@ def _open(
         head_names = None
     config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
+    config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
