@@ -60,10 +60,13 @@ NAME = take_name() if __name__ == "__main__" else ""  # of the experiment; the o
 startup.begin(__name__, define_flags)
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from vit_registers import cli
@@ -73,7 +76,7 @@ from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report import write
+from vit_registers.analysis.report import drawing, write
 from vit_registers.analysis.report.result import Result
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
@@ -93,8 +96,8 @@ def analyze(
         asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
         features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
         found[one.name] = extract(one, tuple(features), out, options)
-    entries = []
-    for name in names:
+
+    def answer(name: str, draw: Callable[[Figure, Path], None]) -> write.ReportEntry:
         experiment = EXPERIMENTS[name]
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
@@ -108,9 +111,23 @@ def analyze(
         result.gaps[:0] = gaps
         if not (result.tables or result.pictures):
             result.finding = not_measured(result.gaps)
-        entries.append(write.ReportEntry(name, experiment.question, experiment.answers, result))
-        write.write_entry(entries[-1], out)
-    return entries
+        entry = write.ReportEntry(name, experiment.question, experiment.answers, result)
+        write.write_entry(entry, out, draw)
+        return entry
+
+    if len(names) == 1:
+        return [answer(names[0], drawing.save_png)]
+    # One thread runs models, whose programs compile while this thread does the other experiments.
+    runner = ThreadPoolExecutor(1)
+    try:
+        with drawing.in_background() as draw:
+            running = {
+                name: runner.submit(answer, name, draw) for name in names if EXPERIMENTS[name].runs_model
+            }
+            done = {name: answer(name, draw) for name in names if name not in running}
+            return [running[name].result() if name in running else done[name] for name in names]
+    finally:
+        runner.shutdown(wait=False, cancel_futures=True)
 
 
 def show_list() -> None:

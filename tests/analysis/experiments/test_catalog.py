@@ -1,5 +1,6 @@
 """The catalog of experiments against the documents, the files and the features."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,11 @@ def test_what_a_model_lacks_is_named():
     assert EXPERIMENTS["attention-maps"].lacking(("patches",)) == "cls and no registers"
     assert EXPERIMENTS["attention-maps"].lacking(("registers", "patches")) is None
     assert EXPERIMENTS["cost"].lacking(()) is None
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_that_run_the_model_say_so(name):
+    """They share a thread, as two must not write the same features at once."""
+    source = inspect.getsource(inspect.getmodule(EXPERIMENTS[name].measure))
+    calls = (".rerun(", ".native(", "run_unedited(", "edited_models.start_trial(")
+    assert EXPERIMENTS[name].runs_model == any(call in source for call in calls)

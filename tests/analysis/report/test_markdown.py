@@ -135,7 +135,7 @@ def _entry(names):
 
 @pytest.mark.parametrize("parser", PARSERS)
 def test_the_report_shows_the_names(tmp_path, parser, monkeypatch):
-    monkeypatch.setattr("vit_registers.analysis.report.write._DPI", 20)
+    monkeypatch.setattr("vit_registers.analysis.report.drawing._DPI", 20)
     names = [*NAMES[:4], "a[b", "A(b", "x" * 200, "$a$", "模型", "\udcff"]
     entry = _entry(names)
     folder = write_entry(entry, tmp_path)

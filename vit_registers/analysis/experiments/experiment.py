@@ -40,6 +40,7 @@ class Experiment:
     measure: Callable[[Subject, Options], Rows | Gap]
     features: tuple[str, ...] = ()
     needs_any: tuple[str, ...] = ()
+    runs_model: bool = False  # whether `measure` runs the model: Subject.rerun or Subject.native
     compares: str = ""
     draw: Callable[[Found], Pictures] = lambda found: ()
     arrange: Callable[[Found], Found] = lambda found: found

@@ -210,6 +210,7 @@ EXPERIMENT = Experiment(
         "All cells": f"model | {_COLUMNS} | {_SCORES}",
     },
     measure=_measure,
+    runs_model=True,
     draw=_draw,
     compares="CorLoc without a sweep, %",
 )

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons
+from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons, run_unedited
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, nothing
+from vit_registers.analysis.features.interventions import Intervention, nothing
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
@@ -58,7 +58,7 @@ def _layers(subject: Subject, options: Options) -> tuple[float, list, list, list
 
     has_cls, patches = subject.layout.has_cls, subject.layout.patches
     names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
-    store = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    store = run_unedited(subject, names, options)
     first, *after = means(store.read("norms_LxT")[..., patches].max(-1))
     middle = means(store.read("middle_norms_LxT")[..., patches].max(-1))
     return first, middle, after, means(store.read("cls_attention_L")) if has_cls else [None] * len(middle)
@@ -117,6 +117,7 @@ EXPERIMENT = Experiment(
         "Largest patch by layer": "model | block | norm after attention | after the MLP | attention of cls",
     },
     measure=_measure,
+    runs_model=True,
     features=BASE,
     draw=_draw,
     compares="block in which outliers begin",

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.edited_models import BASE, change, outputs_of
+from vit_registers.analysis.experiments.edited_models import BASE, change, outputs_of, run_unedited
 from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
-from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove
+from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, panels_picture
@@ -24,7 +24,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if not len(images):
         return Gap(f"{subject.name}: no outliers by {options.rule}")
     names, num_blocks = outputs_of(subject), subject.store.read("norms_LxT").shape[1] - 1
-    before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    before = run_unedited(subject, names, options)
     unedited = change(subject, before, before, images)
     rows: list[tuple[Value, ...]] = [(None, "nothing", None, *unedited.cells())]
     chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=0)}
@@ -85,6 +85,7 @@ EXPERIMENT = Experiment(
         " | of registers | same choice, % | accuracy, %"
     },
     measure=_measure,
+    runs_model=True,
     features=BASE,
     draw=panels_picture(
         "removal",

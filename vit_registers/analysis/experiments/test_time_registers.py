@@ -120,6 +120,7 @@ EXPERIMENT = Experiment(
         "Number of neurons": f"model | neurons | {OUTCOME}",
     },
     measure=_measure,
+    runs_model=True,
     features=edited_models.BASE,
     draw=_draw,
     compares="share of patches above the threshold with the register, %",

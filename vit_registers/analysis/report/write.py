@@ -6,25 +6,21 @@ dark mode and small screens.
 
 import base64
 import html
-import io
 import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from vit_registers.analysis.file_names import file_name, file_names
 from vit_registers.analysis.published.tables import published_tables
+from vit_registers.analysis.report.drawing import save_png
 from vit_registers.analysis.report.markdown import block, inline
 from vit_registers.analysis.report.result import Result, Table
 from vit_registers.errors import DataError
 from vit_registers.strict_json import dumps
 
-_DPI = 130
 _NOT_OURS = "Published, not ours"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a202c; --paper: #ffffff; --line: #cbd5e0; --soft: #f7fafc;
@@ -75,10 +71,10 @@ class ReportEntry(NamedTuple):
         return {**head, **self.result.numbers(), "published": published}
 
 
-def write_entry(entry: ReportEntry, out: Path) -> Path:
+def write_entry(entry: ReportEntry, out: Path, draw: Callable[[Figure, Path], None] = save_png) -> Path:
     """The folder out/<name>, after writing result.md, numbers.json, a CSV per table and a PNG per picture.
 
-    Raises DataError where the folder cannot be written to.
+    `draw` writes the pictures. Raises DataError where the folder cannot be written to.
     """
     folder, result = out / entry.name, entry.result
     try:
@@ -87,7 +83,7 @@ def write_entry(entry: ReportEntry, out: Path) -> Path:
         for name, table in zip(file_names(slugs), result.tables, strict=True):
             _write(folder / f"{name}.csv", table.csv())
         for name, picture in zip(_picture_names(result), result.pictures, strict=True):
-            (folder / f"{name}.png").write_bytes(_png(picture.figure))
+            draw(picture.figure, folder / f"{name}.png")
         parts = [name.rpartition(".") for name in result.files]
         stems = file_names([stem for stem, _, _ in parts])
         for stem, (_, _, ending), text in zip(stems, parts, result.files.values(), strict=True):
@@ -193,18 +189,6 @@ def _html_table(table: Table) -> str:
 
     rows = "".join(line(cells, "td") for cells in table.cells())
     return f'<div class="scroll"><table>{line(table.columns, "th")}{rows}</table></div>'
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    for artist in figure.findobj(Text):  # a name between dollar signs is no formula; labels of ticks are
-        if "$" in artist.get_text() and "mathdefault" not in artist.get_text():
-            artist.set_parse_math(False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of a name, drawn as a box
-        figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
-    return buffer.getvalue()
 
 
 def _write(path: Path, text: str) -> None:
