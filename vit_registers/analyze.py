@@ -71,12 +71,13 @@ from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.analysis import opening
-from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS, group_of
 from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import drawing, write
+from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.report.result import Result
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, DataError, UserError
@@ -86,7 +87,7 @@ ALL = "all"
 
 def analyze(
     names: list[str], opened: list[opening.OpenedModel], options: Options, out: Path
-) -> list[write.ReportEntry]:
+) -> list[ReportEntry]:
     """The results of the experiments, on all models that have what they need; each is written to out/<name>.
 
     Where there are several experiments, a DataError of one becomes a gap of its result.
@@ -97,13 +98,13 @@ def analyze(
         features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
         found[one.name] = extract(one, tuple(features), out, options)
 
-    def answer(name: str, draw: Callable[[Figure, Path], None]) -> write.ReportEntry:
+    def answer(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
         experiment = EXPERIMENTS[name]
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
         gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
         try:
-            result = experiment.run(able, options)
+            result = experiment.run(able, options, [one.name for one in opened])
         except DataError as error:
             if len(names) == 1:
                 raise
@@ -111,7 +112,14 @@ def analyze(
         result.gaps[:0] = gaps
         if not (result.tables or result.pictures):
             result.finding = not_measured(result.gaps)
-        entry = write.ReportEntry(name, experiment.question, experiment.answers, result)
+        entry = ReportEntry(
+            name,
+            experiment.question,
+            experiment.answers,
+            result,
+            group=group_of(name),
+            is_comparable=opening.are_comparable(opened),
+        )
         write.write_entry(entry, out, draw)
         return entry
 
@@ -188,15 +196,16 @@ def main(name: str) -> None:
     if unlike := opening.differences(opened):
         print(f"warning: {unlike}", file=sys.stderr)
     entries = analyze(list(EXPERIMENTS) if name == ALL else [name], opened, options, out)
+    about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
+    about |= {"Warning": unlike} if unlike else {}
     if name == ALL:
-        about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
-        about |= {"Warning": unlike} if unlike else {}
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
         for entry in entries:
             print(f"{entry.name}: {entry.result.finding}")
         print(f"{path}\n{out / 'report.md'}")
         return
     (entry,) = entries
+    write.write_single(entry, out, title=entry.name, about=about)
     for gap in entry.result.gaps:
         print(f"gap: {gap}")
     print(f"finding: {entry.result.finding}")

@@ -39,7 +39,7 @@ def test_features_are_there_without_an_intervention(name):
 def test_what_a_model_lacks_is_named():
     assert EXPERIMENTS["register-activations"].lacking(("cls", "patches")) == "registers"
     assert EXPERIMENTS["accuracy"].lacking(("cls", "patches")) == "head"
-    assert EXPERIMENTS["attention-maps"].lacking(("patches",)) == "cls and no registers"
+    assert EXPERIMENTS["attention-maps"].lacking(("patches",)) == "cls and no registers and no summaries"
     assert EXPERIMENTS["attention-maps"].lacking(("registers", "patches")) is None
     assert EXPERIMENTS["cost"].lacking(()) is None
 

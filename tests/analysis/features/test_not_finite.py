@@ -97,7 +97,7 @@ def _opened(kind, num_images=NUM_IMAGES):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(drawing, "_DPI", 20)
+    monkeypatch.setattr(drawing, "DPI", 20)
     monkeypatch.setattr(probe_global, "_SEEDS", (0,))
 
 

@@ -25,8 +25,8 @@ BASE = ("norms_LxT", "image_HxWxC")  # features that the store of a subject need
 NO_CHOICE = -2  # neither a class nor a label: -1 is that of images without one
 GONE = 0.05  # the share of the outliers below which they count as gone
 OUTCOME = (
-    "patches above threshold, % | largest patch | norm of the target | attention of cls to it | cosine of cls"
-    " | same choice, % | accuracy, %"
+    "patches above threshold, % | largest patch | norm of the target | attention of cls to it, %"
+    " | cosine of cls | same choice, % | accuracy, %"
 )
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # neurons to try
 
@@ -136,7 +136,8 @@ class Outcome(NamedTuple):
     def cells(self) -> tuple[float | None, ...]:
         """The columns OUTCOME."""
         cosine, _, *shares = self.change.cells()
-        return percent(self.share), self.largest, self.target, self.attention, cosine, *shares
+        attention = percent(self.attention)
+        return percent(self.share), self.largest, self.target, attention, cosine, *shares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

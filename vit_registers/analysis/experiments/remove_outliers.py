@@ -10,7 +10,7 @@ from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
 from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, panels_picture
+from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, pictures_by_model
 from vit_registers.analysis.report.result import Gap, Rows, Value, counted, number
 from vit_registers.analysis.subject import Subject
 
@@ -66,8 +66,6 @@ def _panel(axes: Axes, points: Points) -> None:
         axes.plot(*zip(*line, strict=True), style, marker="o", ms=3, color=color, label=label)
     axes.set(xlabel="before block", ylabel="cosine of cls")
     integer_ticks(axes)
-    if points:
-        axes.legend(frameon=False, fontsize=7)
 
 
 EXPERIMENT = Experiment(
@@ -87,9 +85,9 @@ EXPERIMENT = Experiment(
     measure=_measure,
     runs_model=True,
     features=BASE,
-    draw=panels_picture(
+    draw=pictures_by_model(
         "removal",
-        "How alike the output stays: cosine of cls, or where there is no cls the share of images whose class "
+        "how alike the output stays: cosine of cls, or where there is no cls the share of images whose class "
         "stays, by the block before which patches are taken away.",
         _panel,
     ),

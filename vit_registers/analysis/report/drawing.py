@@ -18,7 +18,7 @@ from matplotlib.text import Text
 
 from vit_registers.errors import DataError, UserError
 
-_DPI = 130
+DPI = 130
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -30,7 +30,7 @@ def save_png(figure: Figure, path: Path) -> None:
             artist.set_parse_math(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of a name, drawn as a box
-        figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
+        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
     try:
         path.write_bytes(buffer.getvalue())
     except OSError as error:
