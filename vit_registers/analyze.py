@@ -208,6 +208,8 @@ def main(name: str) -> None:
     write.write_single(entry, out, title=entry.name, about=about)
     for gap in entry.result.gaps:
         print(f"gap: {gap}")
+    for line in entry.result.cautions:
+        print(f"small sample: {line}")
     print(f"finding: {entry.result.finding}")
     print(out / name)
     if entry.result.gaps and not entry.result.tables:

@@ -82,8 +82,8 @@ def _draw(found: Found) -> Pictures:
         axes.grid(alpha=0.3)
         legend_above(axes)
         caption = (
-            f"{ylabel[0].upper()}{ylabel[1:]} by step. Thin: single training batches; line: their mean over "
-            f"{_WINDOW:.0%} of the run around each; points: evaluations."
+            f"{kind} of each run by step. Thin: single training batches; line: their mean over "
+            f"{100 * _WINDOW:g} % of the run around each; points: evaluations."
         )
         if axes.lines:
             yield Picture(name=f"curves-{kind}", caption=caption, figure=figure, is_headline=kind == "loss")

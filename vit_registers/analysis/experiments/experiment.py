@@ -86,6 +86,7 @@ class Experiment:
         define = self.definition
         result = Result(definition=define if isinstance(define, str) else define(options))
         found: list[Rows] = []
+        names = [subject.name for subject in subjects]
         with np.errstate(all="ignore"):  # values that are not finite are counted below
             for subject in subjects:
                 try:
@@ -93,7 +94,7 @@ class Experiment:
                 except NotFiniteError as error:
                     one = Gap(str(error))
                 if isinstance(one, Rows):
-                    place = order.index(subject.name) if order else len(found)
+                    place = list(order or names).index(subject.name)
                     found.append(dataclasses.replace(one, name=subject.name, place=place))
                 result.gaps += [one.reason] if isinstance(one, Gap) else one.gaps
             result.gaps += self.across(found)
@@ -114,8 +115,9 @@ class Experiment:
                 result.tables.append(Table(title=title, columns=names, rows=rows))
         result.files = {name: text for one in found for name, text in one.files.items()}
         result.cautions = [line for one in found for line in (*_small(one), *one.cautions)]
-        result.headlines = {one.name: one.headlines for one in found if one.headlines}
-        result.remarks = {one.name: one.remark for one in found if one.remark}
+        in_order = sorted(found, key=lambda one: one.place)
+        result.headlines = {one.name: one.headlines for one in in_order if one.headlines}
+        result.remarks = {one.name: one.remark for one in in_order if one.remark}
         if not found:
             result.finding = not_measured(result.gaps)
         elif self.sums_up is not None:

@@ -87,6 +87,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _draw(found: Found) -> Pictures:
+    if all(len(steps) < 2 for steps in by_run(found).values()):
+        return []
     figure, axes = figures.new_axes()
     for i, (run, steps) in enumerate(by_run(found).items()):
         at = [one.values.step for one in steps]

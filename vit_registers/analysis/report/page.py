@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_registers.analysis.file_names import file_name
+from vit_registers.analysis.report.describe import described
 from vit_registers.analysis.report.drawing import DPI
 from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.report.headline import UNCERTAINTY
@@ -78,7 +79,8 @@ def _navigation(groups: Mapping[str, Sequence[ReportEntry]], has_head: bool) -> 
 
 def _compared(entries: Sequence[ReportEntry], about: Mapping[str, Any]) -> str:
     lines = "".join(f"<li>{_text(name)}: {_text(str(value))}</li>" for name, value in about.items())
-    return f'<p>{counted(len(entries), "experiment")} on:</p><ul class="quiet">{lines}</ul>'
+    head = f"{counted(len(entries), 'experiment')} on these models and images:"
+    return f'<p>{head}</p><ul class="quiet">{lines}</ul>'
 
 
 def _head(
@@ -121,7 +123,8 @@ def _figure(picture: Picture, png: bytes, *, link: str = "") -> str:
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     # the size in inches on a screen of 96 dots per inch
     width, height = round(width * 96 / DPI), round(height * 96 / DPI)
-    image = f'<img alt="{caption}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
+    alt = _text(" ".join([picture.caption, *described(picture.figure)]))
+    image = f'<img alt="{alt}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
     more = f' <a href="#{link}">More: {link}</a>' if link else ""
     return f'<figure style="width: {width}px">{image}<figcaption>{caption}{more}</figcaption></figure>'
 
