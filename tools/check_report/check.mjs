@@ -32,7 +32,7 @@ for (const width of [1200, 420]) {
     await page.goto(pathToFileURL(resolve(page_path)).href);
     const found = await page.evaluate(() => {
       const links = [...document.querySelectorAll('a[href^="#"]')].map(a => decodeURIComponent(a.hash.slice(1)));
-      const sections = [...document.querySelectorAll("section.one")].map(section => section.id);
+      const sections = [...document.querySelectorAll("section")].map(section => section.id);
       const linked = new Set([...document.querySelectorAll('nav a[href^="#"], .here a')].map(a => decodeURIComponent(a.hash.slice(1))));
       return {
         height: document.documentElement.scrollHeight,

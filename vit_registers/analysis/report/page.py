@@ -132,7 +132,7 @@ def _figure(picture: Picture, png: bytes, *, link: str = "") -> str:
 def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
     result = entry.result
     parts = [
-        f'<section id="{_id(entry)}" class="one">',
+        f'<section id="{_id(entry)}">',
         f'<h3>{_text(entry.question)} <span class="name">{_text(entry.name)}</span></h3>',
         f'<p class="finding">{_text(result.finding)}</p>',
         *[f'<p class="caution">Small sample: {_text(line)}.</p>' for line in result.cautions],

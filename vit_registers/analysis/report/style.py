@@ -30,7 +30,7 @@ nav ul ul { display: none; }
 .here { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 1rem; list-style: none; padding: 0;
   margin: 0.2rem 0 0.6rem; }
 .here a { padding: 0.15rem 0; display: inline-block; }
-section.one { border-top: 1px solid var(--line); padding: 0.7rem 0; }
+section { border-top: 1px solid var(--line); padding: 0.7rem 0; }
 .name { font-size: 0.8rem; font-weight: 400; color: var(--quiet); margin-left: 0.4rem; }
 .finding { border-left: 4px solid var(--link); padding-left: 0.8rem; margin: 0.4rem 0; }
 .findings { list-style: none; padding: 0; }
