@@ -15,7 +15,7 @@ from vit_registers.analysis.report.figures import (
     norm_edges,
     plain_log,
 )
-from vit_registers.analysis.report.headline import over_images
+from vit_registers.analysis.report.headline import FEWEST, over_images
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject, patches_first
 
@@ -44,9 +44,16 @@ def _measure(subject: Subject, options: Options) -> Rows:
         values=(norm_BxT, patches_first(subject), outliers.threshold, options.rule),
         gaps=zero_norm_gaps(subject),
         headlines=[over_images("outliers, % of patches", 100 * outliers.is_outlier_BxP.mean(1))],
-        remark="the histogram of norms of patches has "
-        + ("one mode" if find(norm_BxP, "valley").threshold is None else "a second mode of large norms"),
+        remark=_modes(norm_BxP),
     )
+
+
+def _modes(norm_BxP: np.ndarray) -> str:
+    """What the valley rule says about the histogram; nothing of few images."""
+    if len(norm_BxP) < FEWEST:
+        return ""
+    modes = "one mode" if find(norm_BxP, "valley").threshold is None else "a second mode of large norms"
+    return f"the histogram of norms of patches has {modes}"
 
 
 def zero_norm_gaps(subject: Subject) -> list[str]:

@@ -38,7 +38,7 @@ class LogisticModel:
 
     def _logits(self, token_NxD: np.ndarray) -> np.ndarray:
         """Logits whose largest is 0."""
-        logit_NxY = _with_one(self.scaler.transform(token_NxD)) @ self.weight_ExY
+        logit_NxY = _with_one(np.asarray(self.scaler.transform(token_NxD))) @ self.weight_ExY
         return logit_NxY - logit_NxY.max(axis=1, keepdims=True)
 
 
