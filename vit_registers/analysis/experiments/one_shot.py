@@ -81,7 +81,8 @@ def _bars(found: Found, classifier: str, k: int, place: slice) -> Figure:
     )
     chance = 100 * k / found[0].values[classifier][0].num_classes
     axes.axhline(chance, color=GREY, lw=1, ls=":", label="chance")
-    axes.set(ylim=(0, 105), ylabel=f"top-{k}, %")
+    axes.set_ylabel(f"top-{k}, %")
+    axes.set_ylim(bottom=0)
     legend_above(axes)
     return figure
 

@@ -96,7 +96,7 @@ def _draw(found: Found) -> Pictures:
         images, maps_BxMxHxW, titles = one.values[2]
         largest = maps_BxMxHxW.max(axis=(0, 2, 3))
         scaled = maps_BxMxHxW / np.where(largest > 0, largest, 1.0)[None, :, None, None]
-        names = [f"{title}, 1 = {number(float(top))}" for title, top in zip(titles, largest, strict=True)]
+        names = [f"{title}, up to {number(float(top))}" for title, top in zip(titles, largest, strict=True)]
         caption = f"{one.name}: norms of patches, and the activations of the neurons highest on outliers."
         figure = tiles(
             [list(images), *[[None] * len(images)] * len(names)],
