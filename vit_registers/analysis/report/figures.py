@@ -30,11 +30,6 @@ def color_of(place: int) -> str:
     return COLORS[place % len(COLORS)]
 
 
-def scale_for(values: np.ndarray) -> str:
-    """The scale of an axis that shows `values`: "log", or "linear" where none of them is positive."""
-    return "log" if np.any(np.asarray(values) > 0) else "linear"
-
-
 def plain_log(axis: XAxis | YAxis) -> None:
     """Makes the axis logarithmic, with ticks at plain numbers such as 20 and 50.
 
