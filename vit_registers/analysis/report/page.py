@@ -146,20 +146,23 @@ def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
         csv = f'<p class="quiet"><a href="{_text(link)}{_text(name)}.csv">{_text(name)}.csv</a></p>'
         is_open = " open" if len(table.rows) <= _OPEN_ROWS and len(result.tables) == 1 else ""
         summary = f"<summary>{_text(table.title)}: {counted(len(table.rows), 'row')}</summary>"
-        more.append(f"<details{is_open}>{summary}{_table(table)}{csv}</details>")
+        more.append(f"<details{is_open}>{summary}{_table(table, f'{entry.name}: ')}{csv}</details>")
     more.append(
         f"<details><summary>How it is measured</summary><p>{_text(result.definition)}</p>"
         f"<p>Answers: {_text(entry.answers)}.</p></details>"
     )
     if entry.published:
-        tables = [f"<h4>{_text(table.title)}</h4>{_table(table)}" for table in entry.published]
+        tables = [
+            f"<h4>{_text(table.title)}</h4>{_table(table, f'{entry.name}: ')}" for table in entry.published
+        ]
         is_open = " open" if entry.is_comparable else ""
         inside = f'<div class="published">{"".join(tables)}</div>'
         more.append(f"<details{is_open}><summary>{NOT_OURS}</summary>{inside}</details>")
     return "\n".join([*parts, f'<div class="more">{"".join(more)}</div></section>'])
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, where: str = "") -> str:
+    """The table in a region that scrolls; `where` makes its name unique."""
     kinds = [' class="number"' if table.is_number(i) else "" for i in range(len(table.columns))]
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -169,4 +172,5 @@ def _table(table: Table) -> str:
     rows = "".join(line(cells, "td") for cells in table.cells())
     head = line(table.columns, 'th scope="col"')
     body = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(table.title)}">{body}</div>'
+    label = _text(where + table.title)
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{body}</div>'
