@@ -56,21 +56,25 @@ startup.begin(__name__, define_flags)
 
 import math
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.analysis import opening
-from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS, group_of
 from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.progress import AnalysisProgress
-from vit_registers.analysis.report import write
+from vit_registers.analysis.report import drawing, write
+from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.report.result import Result
 from vit_registers.analysis.subject import Subject
 from vit_registers.config import Run, lookup
@@ -87,7 +91,7 @@ def analyze(
     options: Options,
     out: Path,
     log_every_s: float = Run().log_every_s,
-) -> list[write.ReportEntry]:
+) -> list[ReportEntry]:
     """The results of the experiments, on all models that have what they need; each is written to out/<name>.
 
     Where there are several experiments, a DataError of one becomes a gap of its result, and the finding of
@@ -95,13 +99,13 @@ def analyze(
     """
     found: dict[str, Subject] = {}
 
-    def answer(name: str) -> write.ReportEntry:
+    def answer(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
         experiment = EXPERIMENTS[name]
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
         gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
         try:
-            result = experiment.run(able, options)
+            result = experiment.run(able, options, [one.name for one in opened])
         except DataError as error:
             if len(names) == 1:
                 raise
@@ -109,22 +113,51 @@ def analyze(
         result.gaps[:0] = gaps
         if not (result.tables or result.pictures):
             result.finding = not_measured(result.gaps)
-        entry = write.ReportEntry(name, experiment.question, experiment.answers, result)
-        write.write_entry(entry, out)
+        entry = ReportEntry(
+            name,
+            experiment.question,
+            experiment.answers,
+            result,
+            group=group_of(name),
+            is_comparable=opening.are_comparable(opened),
+        )
+        write.write_entry(entry, out, draw)
         return entry
 
-    entries = []
+    def shown(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
+        with progress.measuring(name):
+            entry = answer(name, draw)
+        say(f"{name}: {entry.result.finding}")
+        return entry
+
     with AnalysisProgress(len(names), log_every_s) as progress:
         for one in opened:
             asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
             features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
             found[one.name] = extract(one, tuple(features), out, options, progress.images)
-        for name in names:
-            with progress.measuring(name):
-                entries.append(answer(name))
-            if len(names) > 1:
-                say(f"{name}: {entries[-1].result.finding}")
-    return entries
+        if len(names) == 1:
+            with progress.measuring(names[0]):
+                return [answer(names[0], drawing.save_png)]
+        return _in_two_threads(names, shown)
+
+
+def _in_two_threads(
+    names: list[str], answer: Callable[[str, Callable[[Figure, Path], None]], ReportEntry]
+) -> list[ReportEntry]:
+    """The entries of several experiments, whose pictures another process draws.
+
+    One thread runs models, whose programs compile while this thread does the other experiments.
+    """
+    runner = ThreadPoolExecutor(1)
+    try:
+        with drawing.in_background() as draw:
+            running = {
+                name: runner.submit(answer, name, draw) for name in names if EXPERIMENTS[name].runs_model
+            }
+            done = {name: answer(name, draw) for name in names if name not in running}
+            return [running[name].result() if name in running else done[name] for name in names]
+    finally:
+        runner.shutdown(wait=False, cancel_futures=True)
 
 
 def show_list() -> None:
@@ -195,15 +228,18 @@ def main(name: str) -> None:
         print(f"warning: {unlike}", file=sys.stderr)
     names = list(EXPERIMENTS) if name == ALL else [name]
     entries = analyze(names, opened, options, out, log_every_s)
+    about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
+    about |= {"Warning": unlike} if unlike else {}
     if name == ALL:
-        about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
-        about |= {"Warning": unlike} if unlike else {}
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
         print(f"{path}\n{out / 'report.md'}")
         return
     (entry,) = entries
+    write.write_single(entry, out, title=entry.name, about=about)
     for gap in entry.result.gaps:
         print(f"gap: {gap}")
+    for line in entry.result.cautions:
+        print(f"small sample: {line}")
     print(f"finding: {entry.result.finding}")
     print(out / name)
     if entry.result.gaps and not entry.result.tables:

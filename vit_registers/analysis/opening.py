@@ -20,6 +20,7 @@ from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import Shown, shown_part
+from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
@@ -30,6 +31,7 @@ from vit_registers.training.memory import check_memory
 ALL_STEPS = "all"
 _SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
 _BATCH = 64  # images at a time, unless the user says otherwise
+_PUBLISHED_WIDTH = 384  # of ViT-S, the smallest model of published numbers
 _LIBRARIES = ("jax", "flax", "numpy")
 
 
@@ -241,6 +243,14 @@ def _steps(checkpoint: str) -> list[str]:
     if not intact:
         raise CheckpointError(f"--checkpoint={checkpoint}: {path} has no checkpoints that are intact")
     return intact
+
+
+def are_comparable(opened: Sequence[OpenedModel]) -> bool:
+    """Whether a model is as large as those of published numbers (width 384 or more), and sees ImageNet."""
+    return any(
+        dims(one.config.model).width >= _PUBLISHED_WIDTH and one.config.data.name.startswith("imagenet")
+        for one in opened
+    )
 
 
 def differences(opened: Sequence[OpenedModel]) -> str | None:

@@ -61,7 +61,8 @@ def extract(
     number = store.num_read() if names else one.num_images
     if not number:
         raise DataError(f"{one.describe()}: not one of them can be decoded")
-    first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
+    with jax.set_mesh(mesh):  # as above, so that the loader compiles nothing again
+        first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
     is_valid_B = np.asarray(first.mask_B)
     parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
     return Subject(

@@ -55,8 +55,8 @@ def final_norms_T(forward: Forward) -> jax.Array:
 
 
 def attention_NxExT(forward: Forward) -> jax.Array:
-    """Attention of cls and each register (E queries) to all tokens in the last block: BxNxExT."""
-    return forward.weights_BxNxTxT(-1)[:, :, : forward.layout.registers.stop]
+    """Attention of cls, each register and each summary (E) to all tokens in the last block: BxNxExT."""
+    return forward.weights_BxNxTxT(-1)[:, :, : forward.layout.summaries.stop]
 
 
 def center_T(forward: Forward) -> jax.Array:
@@ -101,8 +101,8 @@ def patches_PxD(forward: Forward) -> jax.Array:
 
 
 def extras_ExD(forward: Forward) -> jax.Array:
-    """cls and registers after the last block, before the final norm: BxExD."""
-    return forward.resid_LxBxTxD[-1][:, : forward.layout.registers.stop].astype(jnp.float32)
+    """cls, registers and summaries after the last block, before the final norm: BxExD."""
+    return forward.resid_LxBxTxD[-1][:, : forward.layout.summaries.stop].astype(jnp.float32)
 
 
 def logits_Y(forward: Forward) -> jax.Array:
