@@ -18,7 +18,9 @@ from vit_registers import startup
 
 def define_flags() -> None:
     """Defines the flags of the program."""
-    flags.DEFINE_string("input", None, "Run folder, or a file or folder of another code base.")
+    flags.DEFINE_string(
+        "input", None, "Run folder, RUN@STEP, file or folder of another code base, or hf://ORG/NAME."
+    )
     flags.DEFINE_string("output", None, "Run folder, file, or folder (transformers) to write.")
     flags.DEFINE_string("to", "run", "run, or an output format of those above.")
     flags.DEFINE_string("source", "auto", "Family of the checkpoint, if it is not recognized.")
@@ -74,6 +76,7 @@ import numpy as np
 
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
+from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Mesh, Model, lookup
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
@@ -130,11 +133,12 @@ def _read_run(checkpoint: RunCheckpoint, params: str | None = None) -> dict[str,
     return loading.read_model(checkpoint, mesh, params=params)[1]
 
 
-def open_input(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Input:
-    """The run folder, or the checkpoint of another code base, at `path`. Prints a line that describes it."""
+def open_input(name: CheckpointName, *, source: str, hints: Hints, params: str | None) -> Input:
+    """The run folder, or the checkpoint of another code base. Prints a line that describes it."""
+    path = name.path
     if loading.is_run(path):
         loading.refuse_hints(path, source, hints)
-        checkpoint = loading.open_run(path, step)
+        checkpoint = loading.open_run(path, name.step)
         print(f"{path}: a run folder, step {checkpoint.step}")
         return Input(
             config=checkpoint.config,
@@ -143,10 +147,9 @@ def open_input(path: str, *, source: str, hints: Hints, step: int | None, params
             path=path,
             normalisation=checkpoint.normalisation_origin,
         )
-    if step is not None:
-        raise CheckpointError(f"{path} is not a run folder: --step is for run folders")
-    opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
-    data, origin = preprocessing(opened, Path(path).expanduser())
+    local = loading.external_path(name)
+    opened = reading.open_path(local, source=source, hints=dataclasses.replace(hints, params=params))
+    data, origin = preprocessing(opened, Path(local).expanduser())
     print(describe_weights(opened))
     print(describe_normalisation(data, origin))
     config = config_lib.check_config(Config(model=opened.model, data=data), ("model", "data"))
@@ -280,11 +283,10 @@ def main() -> None:
         values.leave_out,
         values.channels,
     )
+    name = parse_checkpoint(values.input, values.step, where="--input")
     if not is_dry_run:
-        check_output(values.output, values.input, target=values.to)
-    source = open_input(
-        values.input, source=values.source, hints=hints, step=values.step, params=values.params
-    )
+        check_output(values.output, name.path, target=values.to)
+    source = open_input(name, source=values.source, hints=hints, params=values.params)
     if is_dry_run:
         if isinstance(opened := source.checkpoint, OpenedWeights):
             print_table(opened.tensor_map, opened.native, opened.found.in_file)
