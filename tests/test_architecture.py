@@ -39,6 +39,17 @@ ALLOWED = {
     "evaluation": {"errors", "config", "models", "data", "objectives", "training", "evaluation"},
     "interop": {"errors", "strict_json", "config", "models", "interop"},
     "checkpoint_names": {"errors", "interop"},
+    "model_card": {"errors", "config", "models", "interop", "analysis.report.markdown"},
+    "conversion": {
+        "config",
+        "models",
+        "runs",
+        "runtime",
+        "interop",
+        "checkpoint_names",
+        "loading",
+        "model_card",
+    },
     "loaded_model": {"errors", "config", "models", "data", "interop"},
     "loading": {
         "errors",

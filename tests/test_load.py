@@ -312,4 +312,4 @@ def test_models_of_the_hub_come_from_its_cache(load_from_hub, tmp_path):
     (line,) = load_from_hub("hf://org/other")
     assert "hf://org/other is not in the cache" in line and "HF_HUB_CACHE" in line
     (line,) = load_from_hub("hf://org/tiny", before="import sys; sys.modules['huggingface_hub'] = None\n")
-    assert line.startswith("hf://org/tiny requires huggingface_hub: pip install vit-registers[hub]")
+    assert line.startswith('hf://org/tiny requires huggingface_hub: pip install "vit-registers[hub]"')

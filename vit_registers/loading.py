@@ -152,7 +152,7 @@ def load_model(text: str, *, step: int | None, params: str | None, source: str, 
         about = About(
             config=checkpoint.config,
             origin=f"{path}, step {checkpoint.step}",
-            class_names=checkpoint.class_names,
+            class_names=checkpoint.class_names if checkpoint.config.model.num_classes else None,
             normalisation=checkpoint.normalisation_origin,
         )
         return build_loaded(about, read_model(checkpoint, make_mesh(Mesh()), params=params)[1])

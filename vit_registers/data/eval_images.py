@@ -13,7 +13,7 @@ from PIL import Image
 from vit_registers.config import Data
 from vit_registers.data import pil_decoding
 from vit_registers.data.batch import normalize
-from vit_registers.data.ops.numpy_ops import ImageOp, compose_eval
+from vit_registers.data.ops.pil_ops import ImageOp, compose_pil
 from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError, DataError
 
@@ -30,7 +30,7 @@ def preprocess(images: Any, data: Data, target: Target) -> jax.Array:
     """
     if target.channels not in (1, 3):
         raise ConfigError(f"preprocess: the model's images have {target.channels} channels: must be 1 or 3")
-    apply = compose_eval(data.eval_ops, target, loader=data.loader, where="data.eval_ops")
+    apply = compose_pil(data.eval_ops, target, loader=data.loader, where="data.eval_ops")
     given = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     prepared = [
         _prepare(image_HxWxC, what, apply, target)

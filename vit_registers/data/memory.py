@@ -16,8 +16,8 @@ from vit_registers.data import order
 from vit_registers.data.batch import IMAGE, Batch, check_divides, labelled_batch
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import strings
-from vit_registers.data.ops.numpy_ops import resize_in_memory
 from vit_registers.data.ops.on_device import MEMORY_OPS
+from vit_registers.data.ops.pil_ops import resize_in_memory
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.catalog import open_data_source

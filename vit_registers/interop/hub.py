@@ -41,8 +41,8 @@ def download(name: str) -> str:
         import huggingface_hub
     except ImportError:
         raise CheckpointError(
-            f"{name} requires huggingface_hub: pip install vit-registers[hub], or download the files and "
-            "give their folder"
+            f'{name} requires huggingface_hub: pip install "vit-registers[hub]", or download the files '
+            "and give their folder"
         ) from None
     for patterns in _FORMATS:
         try:

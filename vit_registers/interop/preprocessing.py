@@ -86,10 +86,10 @@ def eval_ops(image_size: tuple[int, int], share: Share, method: str) -> str:
 def _own_ops(own: Mapping[str, Any], image_size: tuple[int, int], folder: Path) -> str:
     ops, sides = own.get("eval_ops"), own.get("image_size")
     size = _edges(dict(zip(("height", "width"), sides, strict=False))) if isinstance(sides, list) else ()
-    if not isinstance(ops, str) or len(size) != 2 or own.get("loader") not in ("tfdata", "memory"):
+    if not isinstance(ops, str) or len(size) != 2 or own.get("loader") not in ("tfdata", "pil", "memory"):
         raise CheckpointError(
             f"{folder / PREPROCESSING_FILE}: must have eval_ops, a text, image_size, [height, width], and a "
-            "loader, tfdata or memory"
+            "loader, tfdata, pil or memory"
         )
     return eval_ops_at(ops, old=(size[0], size[1]), new=image_size)
 

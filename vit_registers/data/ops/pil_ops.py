@@ -8,12 +8,13 @@ from PIL import Image
 from vit_registers.config import lookup
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.strings import Target
+from vit_registers.errors import ConfigError
 
 ImageOp = Callable[[np.ndarray], np.ndarray]  # image_HxWxC -> image_HxWxC, uint8
 Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # image_HxWxC, (height, width) -> image, uint8
 
 
-def compose_eval(text: str, target: Target, *, loader: str, where: str) -> ImageOp:
+def compose_pil(text: str, target: Target, *, where: str, loader: str = "pil") -> ImageOp:
     """The function of a decoded image that the operation string `text` describes for data.loader.
 
     Raises ConfigError, which names the setting `where`, for operations that draw at random.
@@ -116,6 +117,8 @@ def _resize(target: Target, method: str = "bilinear") -> ImageOp:
 
 
 def _resize_small(target: Target, size: int, method: str = "area") -> ImageOp:
+    if size < 1:
+        raise ConfigError(f"resize_small: size={size}: must be >= 1")
     resize_image = lookup(NUMPY_METHODS, method, "resize_small: method")
 
     def apply(image_HxWxC: np.ndarray) -> np.ndarray:
@@ -150,12 +153,14 @@ def _crop_by_memory(target: Target) -> ImageOp:
     return _central_crop(target)
 
 
-EVAL_OPS: dict[str, dict[str, Callable[..., ImageOp]]] = {
-    "tfdata": {
-        "decode": _same,
-        "resize": _resize,
-        "resize_small": _resize_small,
-        "central_crop": _central_crop,
-    },
+PIL_OPS: dict[str, Callable[..., ImageOp]] = {
+    "decode": _same,
+    "resize": _resize,
+    "resize_small": _resize_small,
+    "central_crop": _central_crop,
+}
+EVAL_OPS: dict[str, dict[str, Callable[..., ImageOp]]] = {  # by data.loader
+    "tfdata": PIL_OPS,
+    "pil": PIL_OPS,
     "memory": {"resize": _resize_by_memory, "central_crop": _crop_by_memory},
 }
