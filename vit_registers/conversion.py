@@ -72,6 +72,7 @@ class Input:
 
 
 def read_run(checkpoint: RunCheckpoint, params: str | None = None) -> dict[str, Any]:
+    """The parameters of a run's checkpoint, nested, on one device."""
     mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
     return loading.read_model(checkpoint, mesh, params=params)[1]
 

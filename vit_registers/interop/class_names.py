@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from vit_registers.errors import CheckpointError
+from vit_registers.interop.folders import own_file
 from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.settings import read_json
 
@@ -25,7 +26,7 @@ def class_names_of(opened: OpenedWeights, path: Path) -> tuple[str, ...] | None:
         given, where = [labels.get(str(number)) for number in range(len(labels))], "id2label of config.json"
     elif "label_names" in settings:
         given, where = settings["label_names"], "label_names of config.json"
-    elif (file := folder / CLASS_NAMES_FILE).is_file():
+    elif (file := own_file(path, CLASS_NAMES_FILE)) is not None:
         given, where = read_json(file), CLASS_NAMES_FILE
     else:
         return None

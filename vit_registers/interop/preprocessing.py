@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.channels import adapt_statistics
+from vit_registers.interop.export.preprocessing_files import Preprocessing, timm_json, transformers_json
+from vit_registers.interop.folders import own_file
 from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.settings import read_json
 from vit_registers.interop.shown import eval_ops_at
@@ -48,15 +50,19 @@ _OF_TIMM = {"bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}
 def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
     """(Data settings for evaluation, the origin of mean and standard deviation).
 
-    They are read from the files beside the weights where these have them: our own preprocessing.json,
-    transformers' preprocessor_config.json, or the config of timm or open_clip. The rest is that of the
-    family. Images have the size of the model; a file gives the crop's share of them, and the method of
-    resizing. Raises CheckpointError.
+    They are read from the files beside the weights where these have them: transformers'
+    preprocessor_config.json, the config of timm or open_clip, and our own preprocessing.json, which is exact.
+    The latter is not used if another file differs from it. The rest is that of the family. Images have the
+    size of the model; a file gives the crop's share of them, and the method of resizing. Raises
+    CheckpointError.
     """
-    folder, model = path if path.is_dir() else path.parent, opened.model
-    own = _json_of(folder / PREPROCESSING_FILE)
-    said = own or _said(opened, folder)
-    usual = _BY_FAMILY[opened.found.family]
+    folder, model, family = path if path.is_dir() else path.parent, opened.model, opened.found.family
+    usual, said = _BY_FAMILY[family], _said(opened, folder)
+    own = _own(path)
+    if own is not None and not _agrees(own, said, family):
+        own = None
+    if own is not None:
+        said = {"mean": own.data.mean, "std": own.data.std}
     (mean, std), origin = usual.statistics, f"assumed for {opened.found.source}"
     if (given := _statistics(said, folder)) is not None:
         (mean, std), origin = given, "from the files"
@@ -65,10 +71,13 @@ def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
     if model.channels != opened.native.channels:
         mean, std = (adapt_statistics(values, model.channels) for values in (mean, std))
         origin += f" and made for {model.channels} channels"
-    if own:
-        ops, loader = _own_ops(own, model.image_size, folder), own["loader"]
+    if own is not None:
+        ops, loader = (
+            eval_ops_at(own.data.eval_ops, old=own.image_size, new=model.image_size),
+            own.data.loader,
+        )
     else:
-        share, method = _resizing(said, usual, opened.found.family, folder)
+        share, method = _resizing(said, usual, family, folder)
         ops, loader = eval_ops(model.image_size, share, method), Data.loader
     data = Data(mean=mean, std=std, eval_batch_size=64, batch_size=64, eval_ops=ops, loader=loader)
     return data, origin
@@ -83,15 +92,33 @@ def eval_ops(image_size: tuple[int, int], share: Share, method: str) -> str:
     return f"resize_small({size}, {method!r}) | central_crop{rounding}"
 
 
-def _own_ops(own: Mapping[str, Any], image_size: tuple[int, int], folder: Path) -> str:
-    ops, sides = own.get("eval_ops"), own.get("image_size")
+def _own(path: Path) -> Preprocessing | None:
+    """What preprocessing.json says, if the weights have one."""
+    if (file := own_file(path, PREPROCESSING_FILE)) is None:
+        return None
+    own = _json_of(file)
+    ops, sides, loader = own.get("eval_ops"), own.get("image_size"), own.get("loader")
     size = _edges(dict(zip(("height", "width"), sides, strict=False))) if isinstance(sides, list) else ()
-    if not isinstance(ops, str) or len(size) != 2 or own.get("loader") not in ("tfdata", "pil", "memory"):
+    statistics = _statistics(own, file.parent)
+    is_loader = loader in ("tfdata", "pil", "memory")
+    if not isinstance(ops, str) or len(size) != 2 or not is_loader or statistics is None:
         raise CheckpointError(
-            f"{folder / PREPROCESSING_FILE}: must have eval_ops, a text, image_size, [height, width], and a "
-            "loader, tfdata, pil or memory"
+            f"{file}: must have eval_ops, a text, image_size, [height, width], mean, std, and a loader: "
+            "tfdata, pil or memory"
         )
-    return eval_ops_at(ops, old=(size[0], size[1]), new=image_size)
+    mean, std = statistics
+    return Preprocessing(Data(eval_ops=ops, loader=str(loader), mean=mean, std=std), (size[0], size[1]))
+
+
+def _agrees(own: Preprocessing, said: Mapping[str, Any], family: str) -> bool:
+    """Whether the file of the other library, if there is one, is as it was written with ours."""
+    if not said:
+        return True
+    is_hf = family.startswith("transformers/")
+    written = transformers_json(own, family.partition("/")[2]) if is_hf else timm_json(own, 0)
+    names = ("size", "resample", "do_resize", "do_center_crop", "crop_size", "do_normalize", "image_mean")
+    names += ("image_std", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    return all(said.get(name) == written[name] for name in names if name in written)
 
 
 def _statistics(said: Mapping[str, Any], folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -114,7 +141,8 @@ def _statistics(said: Mapping[str, Any], folder: Path) -> tuple[tuple[float, ...
 def _resizing(said: Mapping[str, Any], usual: _Usual, family: str, folder: Path) -> tuple[Share, str]:
     """(share, method) that files say; those of the family where they say none that this project has."""
     if family.startswith("transformers/"):
-        method = _OF_PIL.get(said.get("resample", 0), usual.method)
+        number = said.get("resample")
+        method = _OF_PIL.get(number, usual.method) if isinstance(number, int) else usual.method
         if said.get("do_resize", True) is not True:
             return usual.share, method
         size, crop = (_edges(said.get(name)) for name in ("size", "crop_size"))
@@ -123,7 +151,7 @@ def _resizing(said: Mapping[str, Any], usual: _Usual, family: str, folder: Path)
         if len(size) == 1 and crop and size[0] >= max(crop):
             return Fraction(max(crop), size[0]), method
         return usual.share, method
-    method = _OF_TIMM.get(said.get("interpolation", ""), usual.method)
+    method = _OF_TIMM.get(str(said.get("interpolation")), usual.method)
     share = said.get("crop_pct", usual.share)
     if not isinstance(share, int | float) or not share > 0:
         raise CheckpointError(f"{folder}: the files beside the weights say crop_pct {share!r}: must be > 0")
