@@ -69,7 +69,7 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,15 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
     return compare_parameters(reading.iter_leaves(opened), expected, jnp.dtype(dtype), output)
 
 
+@contextlib.contextmanager
+def _disk_errors(output: str) -> Iterator[None]:
+    """A context in which an error of the disk becomes one line; those of writing do not name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or output} cannot be written: {error.strerror}") from error
+
+
 def convert_to(source: Input, output: str, target: str, dtype: str) -> str:
     """Writes `output` and compares it with `source`; returns what was compared, in a line.
 
@@ -222,6 +231,7 @@ def convert_to(source: Input, output: str, target: str, dtype: str) -> str:
             stack.enter_context(RunLock(cli.writable_folder(output, "--output")))
             check_output(output, source.path, target=target)  # again: the lock now excludes other writers
         stack.enter_context(nothing_new_on_failure(path))
+        stack.enter_context(_disk_errors(output))
         if target == STABLEHLO:
             return to_stablehlo(source, output)
         exported = None
