@@ -254,41 +254,18 @@ def test_training_starts_from_a_step(digits_run):
 HUB = """
 import sys
 import vit_registers
-try:
-    model = vit_registers.load(sys.argv[1])
-    print("loaded", model.model.num_registers, model.class_names)
-except vit_registers.errors.UserError as error:
-    print(error)
+for name in sys.argv[1:]:
+    try:
+        model = vit_registers.load(name)
+        print("loaded", model.model.num_registers, model.class_names)
+    except vit_registers.errors.UserError as error:
+        print(error)
 """
 
 
-@pytest.fixture
-def load_from_hub(tmp_path):
-    """load_from_hub(name, **environment) -> the output of a process that loads it, offline."""
-    pytest.importorskip("huggingface_hub")
-
-    def load_from_hub(name, before="", **environment):
-        own = {
-            "HF_HUB_CACHE": str(tmp_path / "cache" / "hub"),
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", before + HUB, name],
-            env={key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-            | own
-            | environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip().splitlines()
-
-    return load_from_hub
-
-
 @pytest.mark.slow
-def test_models_of_the_hub_come_from_its_cache(load_from_hub, tmp_path):
+def test_models_of_the_hub_come_from_its_cache(tmp_path):
+    pytest.importorskip("huggingface_hub")
     transformers = pytest.importorskip("transformers")
     repo = tmp_path / "cache" / "hub" / "models--org--tiny"
     snapshot, commit = repo / "snapshots" / ("0" * 40), "0" * 40
@@ -304,12 +281,17 @@ def test_models_of_the_hub_come_from_its_cache(load_from_hub, tmp_path):
     for file in (tmp_path / "made").iterdir():  # as the library stores them: links to blobs
         shutil.copy(file, repo / "blobs" / file.name)
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    assert load_from_hub("hf://org/tiny")[-1] == "loaded 3 ('cat', 'dog')"
-    assert load_from_hub(f"hf://org/tiny@{commit}")[-1] == "loaded 3 ('cat', 'dog')"
-    assert load_from_hub("hf://org/tiny", HF_HUB_CACHE=str(tmp_path / "cache" / "hub"))[-1].startswith(
-        "loaded 3"
-    )
-    (line,) = load_from_hub("hf://org/other")
-    assert "hf://org/other is not in the cache" in line and "HF_HUB_CACHE" in line
-    (line,) = load_from_hub("hf://org/tiny", before="import sys; sys.modules['huggingface_hub'] = None\n")
-    assert line.startswith('hf://org/tiny requires huggingface_hub: pip install "vit-registers[hub]"')
+    own = {"HF_HUB_CACHE": str(tmp_path / "cache/hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    names = ("hf://org/tiny", f"hf://org/tiny@{commit}", "hf://org/other")
+    command = [sys.executable, "-c", HUB, *names]
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert [line for line in lines if line.startswith("loaded")] == ["loaded 3 ('cat', 'dog')"] * 2
+    assert "hf://org/other is not in the cache" in lines[-1] and "HF_HUB_CACHE" in lines[-1]
+
+
+def test_a_missing_library_of_the_hub_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"^hf://org/none requires huggingface_hub: pip install"):
+        vit_registers.load("hf://org/none")
