@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_registers.config import Config
-    from vit_registers.models.vit import ViT
+    from vit_registers.loaded_model import LoadedModel
 
 __version__ = "0.1.0"
 
@@ -25,18 +25,21 @@ def load(
     architecture: str | None = None,
     leave_out: str | Sequence[str] = (),
     channels: int | None = None,
-) -> "ViT":
+) -> "LoadedModel":
     """The model of a run folder, or of a checkpoint of another code base.
 
-    `load("runs/digits")(images).logits` evaluates it; `images` are floats [batch, height, width, channels],
-    normalised as in training (data.mean and data.std of a run).
+    `model = load("runs/digits"); model(model.preprocess("photo.jpg")).logits` evaluates it. `preprocess`
+    prepares images as evaluate and analyze do: floats [batch, height, width, channels], normalised as in
+    training. `model.attention` and `model.intermediates` look inside; `model.class_names` and `model.config`
+    are what is known of it.
 
-    Run folders: `step` selects a checkpoint, by default the newest intact one. `params` selects the trained
-    parameters ("params") or their average ("ema"); the default is the average after schedule-free training,
-    else the trained ones.
+    Run folders: `RUN@1000`, or `step`, selects a checkpoint, by default the newest intact one. `params`
+    selects the trained parameters ("params") or their average ("ema"); the default is the average after
+    schedule-free training, else the trained ones.
 
     Other checkpoints are files (.safetensors, .npz, .pth, .pt, .bin) or folders of DINOv2, DeiT, DINO, iBOT,
-    CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code. Family and settings are
+    CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code, or hf://ORG/NAME[@REVISION] on
+    the Hugging Face Hub, downloaded to the cache of huggingface_hub. Family and settings are
     recognized and printed. Settings that the tensors do not determine can be given: `source`
     (interop.SOURCES); `image_size` in pixels, to which learned positions are resampled; `num_heads`;
     `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation` of positions (models/resampling.py);

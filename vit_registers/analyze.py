@@ -4,10 +4,11 @@
     vit-registers analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
     vit-registers analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
-A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, or
-weights in another format. --data is a folder of images (subfolders are classes), NAME:SPLIT of TFDS, or
-digits:test. Several checkpoints are compared with each other. Features are stored in OUT/features and read
-again while nothing has changed; a command that was stopped resumes.
+A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, weights
+in another format, or hf://ORG/NAME for those on the Hugging Face Hub. --data is a folder of images
+(subfolders are classes), NAME:SPLIT of TFDS, or digits:test. Several checkpoints are compared with each
+other. Features are stored in OUT/features and read again while nothing has changed; a command that was
+stopped resumes.
 
 `python -m vit_registers.analyze` is the same command.
 """
@@ -26,7 +27,9 @@ def define_flags() -> None:
     from vit_registers.analysis.options import Options
 
     flags.DEFINE_multi_string(
-        "checkpoint", None, "Run folder, RUN@STEP, RUN@all, or weights in another format; may be repeated."
+        "checkpoint",
+        None,
+        "Run folder, RUN@STEP, RUN@all, weights in another format, or hf://ORG/NAME; may be repeated.",
     )
     flags.DEFINE_string(
         "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a run: metrics such as loss, top-1 and top-5 over a split.
 
     vit-registers evaluate --checkpoint=runs/digits
-    vit-registers evaluate --checkpoint=runs/digits --step=200 --config.data.eval_split=train
+    vit-registers evaluate --checkpoint=runs/digits@200 --config.data.eval_split=train
 
 Only the run folder is required. --config.data.NAME=VALUE selects other data or preprocessing. A data set with
 some of the classes that the run was trained on is matched by name, and other classes are refused. All devices
@@ -26,7 +26,7 @@ def define_flags() -> None:
     """Defines the flags of the program."""
     from vit_registers import cli
 
-    flags.DEFINE_string("checkpoint", None, "Run folder.")
+    flags.DEFINE_string("checkpoint", None, "Run folder, or RUN@STEP.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest intact one if not given.")
     flags.DEFINE_enum(
         "params",
@@ -55,11 +55,13 @@ from ml_collections import config_flags
 
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
+from vit_registers.checkpoint_names import parse_checkpoint
 from vit_registers.config import Config
 from vit_registers.data.loaders import EvalSplit, check_classes, loader_to_evaluate, open_data
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
+from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.reading import RunCheckpoint, trained_config
@@ -158,7 +160,11 @@ def main() -> None:
     values = flags.FLAGS
     overrides = config_flags.get_override_values(values["config"])
     use_compile_cache(values.config.run.compile_cache, is_quiet=jax.process_index() != 0)
-    result = evaluate(values.checkpoint, step=values.step, overrides=overrides, params=values.params)
+    checkpoint = parse_checkpoint(values.checkpoint, values.step, where="--checkpoint")
+    run = checkpoint.path
+    if is_hub(run):
+        raise ConfigError(f"--checkpoint={run} is not a run folder: make one of it with convert")
+    result = evaluate(run, step=checkpoint.step, overrides=overrides, params=values.params)
     if jax.process_index() != 0:
         return
     for name, value in result.items():
@@ -169,8 +175,8 @@ def main() -> None:
     numbers = {key: value for key, value in result.items() if value is None or isinstance(value, int | float)}
     if found := find_non_finite(numbers):
         print(f"{'warning':<12}{found}")
-    folder = cli.writable_folder(values.out or f"{values.checkpoint}/evaluation", "--out")
-    path = result_path(folder, values.checkpoint, result)
+    folder = cli.writable_folder(values.out or f"{run}/evaluation", "--out")
+    path = result_path(folder, run, result)
     path.write_text(dumps(result) + "\n")
     print(f"{'written to':<12}{path}")
 

@@ -12,6 +12,7 @@ import jax
 
 import vit_registers
 from vit_registers import loading
+from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Data, Mesh, image_size
 from vit_registers.data.loaders import Loader, loader_to_evaluate, open_data
 from vit_registers.data.sources import boxes
@@ -28,7 +29,6 @@ from vit_registers.runs.manifest import MANIFEST
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.memory import check_memory
 
-ALL_STEPS = "all"
 _SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
 _BATCH = 64  # images at a time, unless the user says otherwise
 _PUBLISHED_WIDTH = 384  # of ViT-S, the smallest model of published numbers
@@ -106,16 +106,12 @@ class OpenedModel:
 
 def default_out(checkpoint: str) -> str:
     """The default folder for results: in the run folder, or for other weights in the working folder."""
-    path, _ = split_step(checkpoint)
+    path = _parse(checkpoint).path
     return f"{path}/analysis" if loading.is_run(path) else "analysis"
 
 
-def split_step(checkpoint: str) -> tuple[str, int | None]:
-    """('runs/x', 200) of 'runs/x@200', and (path, None) of all others."""
-    path, at, step = checkpoint.rpartition("@")
-    if at and step == ALL_STEPS:
-        return path, None
-    return (path, int(step)) if at and step.isdecimal() else (checkpoint, None)
+def _parse(checkpoint: str) -> CheckpointName:
+    return parse_checkpoint(checkpoint, where="--checkpoint", is_all_allowed=True)
 
 
 def open_all(
@@ -148,7 +144,8 @@ def open_all(
 def _open(
     name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
 ) -> OpenedModel:
-    path, step = split_step(checkpoint)
+    parsed = _parse(checkpoint)
+    path, step = parsed.path, parsed.step
     if loading.is_run(path):
         opened = loading.open_run(path, step, overrides)
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
@@ -156,10 +153,11 @@ def _open(
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names = opened.class_names
     else:
-        if not Path(path).expanduser().exists():
+        local = loading.external_path(parsed)
+        if not Path(local).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = loading.open_external(path, overrides)
-        digest = files_digest(_files(Path(path).expanduser()))
+        model, config, origin = loading.open_external(local, overrides)
+        digest = files_digest(_files(Path(local).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
@@ -229,10 +227,10 @@ def _name_and_split(given: str) -> tuple[str, str]:
 
 def _steps(checkpoint: str) -> list[str]:
     """RUN@step for each step of RUN@all, the oldest first; other checkpoints unchanged."""
-    path, at, step = checkpoint.rpartition("@")
-    if not at or step != ALL_STEPS:
+    parsed = _parse(checkpoint)
+    if not parsed.is_all:
         return [checkpoint]
-    intact = []
+    path, intact = parsed.path, []
     for step in sorted(list_steps(path)):
         if damage := find_step_damage(path, step):
             print(
