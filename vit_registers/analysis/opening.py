@@ -32,6 +32,7 @@ from vit_registers.training.memory import check_memory
 _SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
 _BATCH = 64  # images at a time, unless the user says otherwise
 _PUBLISHED_WIDTH = 384  # of ViT-S, the smallest model of published numbers
+_FEATURES = 2  # raised when a feature of the same name has other values or another shape
 _LIBRARIES = ("jax", "flax", "numpy")
 
 
@@ -100,6 +101,7 @@ class OpenedModel:
                 "std": list(data.std),
             },
             "num_images": self.num_images,
+            "features": _FEATURES,
             "versions": {"vit_registers": vit_registers.__version__, **libraries},
         }
 
