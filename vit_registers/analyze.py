@@ -59,6 +59,7 @@ startup.begin(__name__, define_flags)
 
 import math
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,9 +131,10 @@ def analyze(
     def shown(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
         with progress.measuring(name):
             entry = answer(name, draw)
-        say(f"{name}: {entry.result.finding}")
+        findings.add(name, entry.result.finding)
         return entry
 
+    findings = _Findings(names)
     with AnalysisProgress(len(names), log_every_s) as progress:
         for one in opened:
             asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
@@ -142,6 +144,20 @@ def analyze(
             with progress.measuring(names[0]):
                 return [answer(names[0], drawing.save_png)]
         return _in_two_threads(names, shown)
+
+
+class _Findings:
+    """Prints findings in the order of `names`, each as soon as it and those before it are known."""
+
+    def __init__(self, names: list[str]):
+        self._left, self._known, self._lock = list(names), dict[str, str](), threading.Lock()
+
+    def add(self, name: str, finding: str) -> None:
+        with self._lock:
+            self._known[name] = finding
+            while self._left and self._left[0] in self._known:
+                first = self._left.pop(0)
+                say(f"{first}: {self._known[first]}")
 
 
 def _in_two_threads(
