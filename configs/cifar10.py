@@ -3,8 +3,8 @@
 Paper: on this grid the released mask of arXiv:2601.15506 equals the geometric mask (k = 2 or 4).
 Measured: not run to the end yet.
 
-    python -m vit_registers.prepare --name=cifar10
-    python -m vit_registers.train --config=configs/cifar10.py:registers=4 --workdir=runs/cifar10
+    vit-registers prepare --name=cifar10
+    vit-registers train --config=cifar10:registers=4 --workdir=runs/cifar10
 
 To read a folder root/{train,test}/<class>/*.png instead: data=folder, and --config.data.data_dir=root.
 """

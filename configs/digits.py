@@ -2,8 +2,8 @@
 
 Measured: more than 97 % top-1 (README, "Configs"), in about a minute and a half on 2 CPU cores.
 
-    python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
-    python -m vit_registers.train --config=configs/digits.py:mask=fractal,k=2 --workdir=runs/fractal
+    vit-registers train --config=digits:registers=4 --workdir=runs/digits
+    vit-registers train --config=digits:mask=fractal,k=2 --workdir=runs/fractal
 """
 
 from collections.abc import Iterator

@@ -4,8 +4,8 @@ Paper: top-1 of 72.93 without positions and 77.68 with sincos2d; gains of 0.15 t
 tokens. The paper does not say to which cells the gains belong, so the table prints no published numbers.
 Measured: docs/results.md.
 
-    python -m vit_registers.sweep --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
-    python -m vit_registers.tabulate --config=configs/fractal_table.py:scale=digits --workdir=runs/digits
+    vit-registers sweep --config=fractal_table:scale=digits --workdir=runs/digits
+    vit-registers tabulate --config=fractal_table:scale=digits --workdir=runs/digits
 
 Scales:
   imagenet  ViT-S/16 at 224 px, the recipe of the paper's code; 5.7 h per run on 8 A100 (its README)

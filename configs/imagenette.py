@@ -2,8 +2,8 @@
 
 Measured: not run yet.
 
-    python -m vit_registers.prepare --name=imagenette/160px-v2
-    python -m vit_registers.train --config=configs/imagenette.py:registers=4 --workdir=runs/imagenette
+    vit-registers prepare --name=imagenette/160px-v2
+    vit-registers train --config=imagenette:registers=4 --workdir=runs/imagenette
 """
 
 from collections.abc import Iterator

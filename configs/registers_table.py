@@ -4,9 +4,9 @@ Paper: Registers in Small Vision Transformers: A Reproducibility Study of Vision
 section 4.1: one run each; 66 hours per model on 4 A100.
 Measured: not run yet.
 
-    python -m vit_registers.prepare --name=imagenet2012   # requires the ImageNet archives
-    python -m vit_registers.sweep --config=configs/registers_table.py --workdir=/shared/registers
-    python -m vit_registers.tabulate --config=configs/registers_table.py --workdir=/shared/registers
+    vit-registers prepare --name=imagenet2012   # requires the ImageNet archives
+    vit-registers sweep --config=registers_table --workdir=/shared/registers
+    vit-registers tabulate --config=registers_table --workdir=/shared/registers
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""Fine-tuning from other weights, with registers or summaries added.
+r"""Fine-tuning from other weights, with registers or summaries added.
 
 The model and the normalisation of images are those of the weights. A resumed run reads both from its
 checkpoint, and does not require the weights. Accuracy depends on the weights.
 
-    python -m vit_registers.train --workdir=runs/finetuned \
-        --config=configs/transfer.py:path=weights/model.safetensors,registers=4,data=folder,classes=10 \
+    vit-registers train --workdir=runs/finetuned \
+        --config=transfer:path=weights/model.safetensors,registers=4,data=folder,classes=10 \
         --config.data.data_dir=root --config.data.eval_split=val
 
 The head is initialised, unless --config.init_from.keep_head is set. Registers and summaries that the weights
@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         seed=0,
     )
     if not a.path:
-        raise ConfigError("configs/transfer.py:path=... is missing: give a run folder or weights")
+        raise ConfigError("--config=transfer:path=... is missing: give a run folder or weights")
     start = InitFrom(
         path=a.path,
         source=a.source,

@@ -5,8 +5,8 @@ recipe=big_vision is that of big_vision, recipe=fractal that of the code of arXi
 Paper: 76.5 top-1 after 90 epochs with recipe=big_vision, according to a comment in big_vision's config file.
 Measured: not run yet.
 
-    python -m vit_registers.prepare --name=imagenet2012   # requires the ImageNet archives
-    python -m vit_registers.train --config=configs/vit_s16_i1k.py:registers=4 --workdir=/shared/run
+    vit-registers prepare --name=imagenet2012   # requires the ImageNet archives
+    vit-registers train --config=vit_s16_i1k:registers=4 --workdir=/shared/run
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # programs that tests start leave the user's cache alone
 
 import gc
 import logging
@@ -123,7 +124,7 @@ def start(quick, request):
         command = [sys.executable, "-m", f"vit_registers.{program}", *args]
         if limit_bytes is not None:
             command = [sys.executable, "-c", LIMITED, str(limit_bytes), *command]
-            del environment["JAX_COMPILATION_CACHE_DIR"]  # the limit would apply to it too
+            environment["JAX_COMPILATION_CACHE_DIR"] = ""  # the limit would apply to it too
         pipe = subprocess.PIPE
         running.append(
             subprocess.Popen(

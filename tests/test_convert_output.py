@@ -163,7 +163,7 @@ def _files_up_to(size):
 
 # TensorStore reports writes that failed once more, to an event loop that is closed (see cli.py).
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("target", ["run", "transformers", "timm"])
+@pytest.mark.parametrize("target", ["run", "transformers", "timm", "stablehlo"])
 @pytest.mark.parametrize("output", ["out", "new/folder/out", "there/out"])
 def test_a_disk_that_is_full_leaves_nothing(run_here, place, target, output):
     (place / "there").mkdir()

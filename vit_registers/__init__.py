@@ -1,10 +1,11 @@
 """Train, evaluate and dissect Vision Transformers with register tokens, summary tokens and fractal masks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_registers.models.vit import ViT
+    from vit_registers.config import Config
+    from vit_registers.loaded_model import LoadedModel
 
 __version__ = "0.1.0"
 
@@ -24,18 +25,21 @@ def load(
     architecture: str | None = None,
     leave_out: str | Sequence[str] = (),
     channels: int | None = None,
-) -> "ViT":
+) -> "LoadedModel":
     """The model of a run folder, or of a checkpoint of another code base.
 
-    `load("runs/digits")(images).logits` evaluates it; `images` are floats [batch, height, width, channels],
-    normalised as in training (data.mean and data.std of a run).
+    `model = load("runs/digits"); model(model.preprocess("photo.jpg")).logits` evaluates it. `preprocess`
+    prepares images as evaluate and analyze do: floats [batch, height, width, channels], normalised as in
+    training. `model.attention` and `model.intermediates` look inside; `model.class_names` and `model.config`
+    are what is known of it.
 
-    Run folders: `step` selects a checkpoint, by default the newest intact one. `params` selects the trained
-    parameters ("params") or their average ("ema"); the default is the average after schedule-free training,
-    else the trained ones.
+    Run folders: `RUN@1000`, or `step`, selects a checkpoint, by default the newest intact one. `params`
+    selects the trained parameters ("params") or their average ("ema"); the default is the average after
+    schedule-free training, else the trained ones.
 
     Other checkpoints are files (.safetensors, .npz, .pth, .pt, .bin) or folders of DINOv2, DeiT, DINO, iBOT,
-    CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code. Family and settings are
+    CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code, or hf://ORG/NAME[@REVISION] on
+    the Hugging Face Hub, downloaded to the cache of huggingface_hub. Family and settings are
     recognized and printed. Settings that the tensors do not determine can be given: `source`
     (interop.SOURCES); `image_size` in pixels, to which learned positions are resampled; `num_heads`;
     `hidden_act` (gelu | quick_gelu | gelu_tanh); `interpolation` of positions (models/resampling.py);
@@ -53,3 +57,19 @@ def load(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
     )
     return loading.load_model(str(path), step=step, params=params, source=source, hints=hints)
+
+
+def recipe(card: str, /, **overrides: Any) -> "Config":
+    """The config of a run card, or of a config file in Python, with overrides.
+
+    `recipe("digits", registers=4, steps=500, model={"depth": 6})`: an override is an argument of the run card
+    (`vit-registers configs digits` lists them), a section with some of its settings, or a setting by its
+    dotted name, as in `**{"model.depth": 6}`. A setting that the run card takes as an argument is set by that
+    argument, so that what the card derives from it follows: with `run={"total_steps": 50}`, the warm-up is
+    that of a run of 50 steps. `vit_registers.train.train(config, "runs/digits")` trains it.
+
+    Raises errors.ConfigError for unknown names, with the nearest, and for invalid values.
+    """
+    from vit_registers.config.own import derive_config
+
+    return derive_config(card, overrides)

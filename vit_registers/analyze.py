@@ -1,29 +1,24 @@
 """The papers' experiments on any checkpoint and any images: a finding, tables, a figure and a JSON file each.
 
-    python -m vit_registers.analyze --list                              # all experiments
-    python -m vit_registers.analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
-    python -m vit_registers.analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
+    vit-registers analyze --list                              # all experiments
+    vit-registers analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
+    vit-registers analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
 
-A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, or
-weights in another format. --data is a folder of images (subfolders are classes), NAME:SPLIT of TFDS, or
-digits:test. Several checkpoints are compared with each other. Features are stored in OUT/features and read
-again while nothing has changed; a command that was stopped resumes.
+A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, weights
+in another format, or hf://ORG/NAME for those on the Hugging Face Hub. --data is a folder of images
+(subfolders are classes), NAME:SPLIT of TFDS, or digits:test. Several checkpoints are compared with each
+other. Features are stored in OUT/features and read again while nothing has changed; a command that was
+stopped resumes.
+
+`python -m vit_registers.analyze` is the same command.
 """
-
-import sys
-
-from absl import flags
 
 from vit_registers import startup
 
+if __name__ == "__main__":
+    startup.end_on_interrupt()
 
-def take_name() -> str:
-    """The first argument, which is removed, if it is the name of an experiment; else "".
-
-    One that is not valid text stays, and startup.begin reports it.
-    """
-    is_name = len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1].isprintable()
-    return sys.argv.pop(1) if is_name else ""
+from absl import flags
 
 
 def define_flags() -> None:
@@ -32,7 +27,9 @@ def define_flags() -> None:
     from vit_registers.analysis.options import Options
 
     flags.DEFINE_multi_string(
-        "checkpoint", None, "Run folder, RUN@STEP, RUN@all, or weights in another format; may be repeated."
+        "checkpoint",
+        None,
+        "Run folder, RUN@STEP, RUN@all, weights in another format, or hf://ORG/NAME; may be repeated.",
     )
     flags.DEFINE_string(
         "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."
@@ -56,51 +53,63 @@ def define_flags() -> None:
     cli.define_settings()
 
 
-NAME = take_name() if __name__ == "__main__" else ""  # of the experiment; the other arguments are flags
+# The name of the experiment; the other arguments are flags.
+NAME = startup.take_name() if __name__ == "__main__" else ""
 startup.begin(__name__, define_flags)
 
 import math
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.analysis import opening
-from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS, group_of
 from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report import write
+from vit_registers.analysis.progress import AnalysisProgress
+from vit_registers.analysis.report import drawing, write
+from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.report.result import Result
-from vit_registers.config import lookup
+from vit_registers.analysis.subject import Subject
+from vit_registers.config import Run, lookup
 from vit_registers.errors import ConfigError, DataError, UserError
+from vit_registers.runtime.compile_cache import use_compile_cache
+from vit_registers.status import say, waiting
 
 ALL = "all"
 
 
 def analyze(
-    names: list[str], opened: list[opening.OpenedModel], options: Options, out: Path
-) -> list[write.ReportEntry]:
+    names: list[str],
+    opened: list[opening.OpenedModel],
+    options: Options,
+    out: Path,
+    log_every_s: float = Run().log_every_s,
+) -> list[ReportEntry]:
     """The results of the experiments, on all models that have what they need; each is written to out/<name>.
 
-    Where there are several experiments, a DataError of one becomes a gap of its result.
+    Where there are several experiments, a DataError of one becomes a gap of its result, and the finding of
+    each is printed once it is measured.
     """
-    found = {}
-    for one in opened:
-        asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
-        features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
-        found[one.name] = extract(one, tuple(features), out, options)
-    entries = []
-    for name in names:
+    found: dict[str, Subject] = {}
+
+    def answer(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
         experiment = EXPERIMENTS[name]
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
         gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
         try:
-            result = experiment.run(able, options)
+            result = experiment.run(able, options, [one.name for one in opened])
         except DataError as error:
             if len(names) == 1:
                 raise
@@ -108,9 +117,66 @@ def analyze(
         result.gaps[:0] = gaps
         if not (result.tables or result.pictures):
             result.finding = not_measured(result.gaps)
-        entries.append(write.ReportEntry(name, experiment.question, experiment.answers, result))
-        write.write_entry(entries[-1], out)
-    return entries
+        entry = ReportEntry(
+            name,
+            experiment.question,
+            experiment.answers,
+            result,
+            group=group_of(name),
+            is_comparable=opening.are_comparable(opened),
+        )
+        write.write_entry(entry, out, draw)
+        return entry
+
+    def shown(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
+        with progress.measuring(name):
+            entry = answer(name, draw)
+        findings.add(name, entry.result.finding)
+        return entry
+
+    findings = _Findings(names)
+    with AnalysisProgress(len(names), log_every_s) as progress:
+        for one in opened:
+            asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
+            features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
+            found[one.name] = extract(one, tuple(features), out, options, progress.images)
+        if len(names) == 1:
+            with progress.measuring(names[0]):
+                return [answer(names[0], drawing.save_png)]
+        return _in_two_threads(names, shown)
+
+
+class _Findings:
+    """Prints findings in the order of `names`, each as soon as it and those before it are known."""
+
+    def __init__(self, names: list[str]):
+        self._left, self._known, self._lock = list(names), dict[str, str](), threading.Lock()
+
+    def add(self, name: str, finding: str) -> None:
+        with self._lock:
+            self._known[name] = finding
+            while self._left and self._left[0] in self._known:
+                first = self._left.pop(0)
+                say(f"{first}: {self._known[first]}")
+
+
+def _in_two_threads(
+    names: list[str], answer: Callable[[str, Callable[[Figure, Path], None]], ReportEntry]
+) -> list[ReportEntry]:
+    """The entries of several experiments, whose pictures another process draws.
+
+    One thread runs models, whose programs compile while this thread does the other experiments.
+    """
+    runner = ThreadPoolExecutor(1)
+    try:
+        with drawing.in_background() as draw:
+            running = {
+                name: runner.submit(answer, name, draw) for name in names if EXPERIMENTS[name].runs_model
+            }
+            done = {name: answer(name, draw) for name in names if name not in running}
+            return [running[name].result() if name in running else done[name] for name in names]
+    finally:
+        runner.shutdown(wait=False, cancel_futures=True)
 
 
 def show_list() -> None:
@@ -144,7 +210,13 @@ def main(name: str) -> None:
         show_list()
         return
     if not name:
-        raise ConfigError(f"name an experiment: {', '.join([ALL, *EXPERIMENTS])}; --list describes them")
+        raise ConfigError(
+            "name an experiment, such as norms, or all; vit-registers analyze --list shows them"
+        )
+    if "/" in name or Path(name).is_dir():
+        raise ConfigError(
+            f"'{name}' is not an experiment: did you mean vit-registers analyze all --checkpoint={name}?"
+        )
     if name != ALL:
         lookup(EXPERIMENTS, name, "experiment")
     if not values.checkpoint:
@@ -165,23 +237,28 @@ def main(name: str) -> None:
     )
     out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
-    opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
+    use_compile_cache(values.config.run.compile_cache)
+    log_every_s = values.config.run.log_every_s
+    with waiting("opening the checkpoints", said_after_s=log_every_s, out=sys.stderr):
+        opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
     if unlike := opening.differences(opened):
         print(f"warning: {unlike}", file=sys.stderr)
-    entries = analyze(list(EXPERIMENTS) if name == ALL else [name], opened, options, out)
+    names = list(EXPERIMENTS) if name == ALL else [name]
+    entries = analyze(names, opened, options, out, log_every_s)
+    about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
+    about |= {"Warning": unlike} if unlike else {}
     if name == ALL:
-        about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
-        about |= {"Warning": unlike} if unlike else {}
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
-        for entry in entries:
-            print(f"{entry.name}: {entry.result.finding}")
         print(f"{path}\n{out / 'report.md'}")
         return
     (entry,) = entries
+    write.write_single(entry, out, title=entry.name, about=about)
     for gap in entry.result.gaps:
         print(f"gap: {gap}")
+    for line in entry.result.cautions:
+        print(f"small sample: {line}")
     print(f"finding: {entry.result.finding}")
     print(out / name)
     if entry.result.gaps and not entry.result.tables:

@@ -17,7 +17,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vit_registers.config import Config, flag, to_config_dict
+from vit_registers import startup, status
+from vit_registers.config import Config, flag, own, to_config_dict
 from vit_registers.errors import INTERRUPTED, UNREAD, ConfigError, UserError, user_line
 
 _OF_JAX = "1"  # importing jax sets TF_CPP_MIN_LOG_LEVEL to this
@@ -26,20 +27,27 @@ _OF_JAX = "1"  # importing jax sets TF_CPP_MIN_LOG_LEVEL to this
 def fail(error: Exception) -> NoReturn:
     """Prints the error as one line and exits with code 2."""
     line = " ".join(str(error).split()) or type(error).__name__
+    status.clear()
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-def check_settings() -> None:
-    """Ends the program with one line if the command line has unknown settings."""
+def call(function: Callable[[], None]) -> None:
+    """Calls the function. Errors that users can fix end the program with one line."""
     try:
-        _check_text(sys.argv)
-        flag.check_arguments(sys.argv)
-    except ConfigError as error:
+        with _for_reader():
+            function()
+    except UserError as error:
         fail(error)
 
 
-def parse(argv: list[str]) -> list[str]:
+def check_settings() -> None:
+    """Ends the program with one line if the command line has unknown settings."""
+    call(lambda: _check_text(sys.argv))
+    call(lambda: flag.check_arguments(sys.argv))
+
+
+def parse(argv: list[str], more_help: Callable[[], str] | None = None) -> list[str]:
     """The program's name, once the flags are parsed. Prints the help if it is asked for, and exits.
 
     Errors of flags end the program with one line. Flags that are parsed already stay as they are.
@@ -54,12 +62,15 @@ def parse(argv: list[str]) -> list[str]:
         with _for_reader():
             print(sys.modules["__main__"].__doc__)
             print(flags.FLAGS.get_help() if "--helpfull" in argv else flags.FLAGS.main_module_help())
+            if more_help is not None:
+                print(f"\n{more_help()}")
         sys.exit(0)
     with _one_line(), _quiet(logging.get_absl_logger()):  # its warnings are errors here
         _check_empty(argv)
+        _check_positional(argv)
         rest = flags.FLAGS(argv)
     if len(rest) > 1:
-        fail(ConfigError(f"'{rest[1]}' is not a flag: settings are written --name=value"))
+        fail(flag.not_a_flag(rest[1]))
     return rest
 
 
@@ -107,10 +118,22 @@ def _check_empty(argv: list[str]) -> None:
             raise ConfigError(f"{name}= is empty: give a value, or leave the flag out")
 
 
+def _check_positional(argv: list[str]) -> None:
+    """Raises ConfigError for an argument without dashes that is not the value of the flag before it.
+
+    Before flags are parsed: that a required flag is missing would be reported first.
+    """
+    for argument, before in zip(argv[1:], argv, strict=False):
+        if not argument.startswith("-") and (
+            before is argv[0] or "=" in before or not before.startswith("-")
+        ):
+            raise flag.not_a_flag(argument)
+
+
 def define_config(default: str | None = None) -> None:
-    """Defines --config=FILE[:ARGUMENT] and --config.SECTION.NAME=VALUE, for `config_of_flags`."""
+    """Defines --config=NAME[:ARGUMENT] and --config.SECTION.NAME=VALUE, for `config_of_flags`."""
     with _one_line():
-        config_flags.DEFINE_config_file("config", default, "Config file, with its argument after a colon.")
+        config_flags.DEFINE_config_file("config", default, "Run card or config file, with :ARGUMENT.")
         defined = flags.FLAGS["config"]
         defined.parser = flag.ConfigFile(defined.parser)
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], defined)  # so that --help lists it
@@ -141,6 +164,19 @@ def early_flag(name: str) -> str | None:
 def config_of_flags() -> Config:
     """The Config of the --config flag and its overrides."""
     return flag.read_flag(flags.FLAGS["config"])
+
+
+def print_config() -> NoReturn:
+    """Prints the config of the flags as a config file in Python, and exits."""
+    given = config_flags.get_config_filename(flags.FLAGS["config"])
+    print(own.config_text(config_of_flags(), f"--config={given}, with all settings."), end="")
+    sys.exit(0)
+
+
+def require(name: str) -> None:
+    """Raises ConfigError if the flag is not given."""
+    if flags.FLAGS[name].value is None:
+        raise flag.missing_flag(f"--{name}")
 
 
 def _handle_unraisable() -> None:
@@ -181,7 +217,8 @@ def run(main: Callable[[], None]) -> None:
                 raise
             fail(UserError(line))
 
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by startup.begin
+    startup.loading.close()
+    if signal.getsignal(signal.SIGINT) is startup.end_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with _for_reader():
         try:
@@ -196,6 +233,7 @@ def _end_interrupted() -> NoReturn:
     They may be waiting for data, or writing a checkpoint, which stays incomplete and is not restored.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status.clear()
     with contextlib.suppress(OSError):
         print("error: interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()

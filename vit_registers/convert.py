@@ -1,25 +1,36 @@
 """Converts checkpoints of other code bases to run folders, and models to other formats.
 
-    python -m vit_registers.convert --input=dinov2_vits14_reg4_pretrain.pth --output=runs/dinov2-s
-    python -m vit_registers.convert --input=runs/mine --output=exported --to=transformers
-    python -m vit_registers.convert --input=weights.safetensors --dry-run
+    vit-registers convert --input=dinov2_vits14_reg4_pretrain.pth --output=runs/dinov2-s
+    vit-registers convert --input=runs/mine --output=exported --to=transformers
+    vit-registers convert --input=weights.safetensors --dry-run
 
 Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal
 paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
 (a folder for evaluate, analyze and init_from), transformers, timm, big_vision, dinov2, deit, dino, clip,
-open_clip or mup_vit. The output is read again and compared. --dry-run prints which tensor becomes which
+open_clip, mup_vit, or stablehlo (the forward pass, which runs with JAX alone). An output that ends in
+.safetensors or .npz is one file of tensors; any other is a folder, with a model card, the preprocessing and
+the names of classes. The output is read again and compared. --dry-run prints which tensor becomes which
 parameter, and writes nothing.
+
+`python -m vit_registers.convert` is the same command.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
     """Defines the flags of the program."""
-    flags.DEFINE_string("input", None, "Run folder, or a file or folder of another code base.")
-    flags.DEFINE_string("output", None, "Run folder, file, or folder (transformers) to write.")
+    flags.DEFINE_string(
+        "input", None, "Run folder, RUN@STEP, file or folder of another code base, or hf://ORG/NAME."
+    )
+    flags.DEFINE_string(
+        "output", None, "Folder to write, or a file of tensors, which ends in .safetensors or .npz."
+    )
     flags.DEFINE_string("to", "run", "run, or an output format of those above.")
     flags.DEFINE_string("source", "auto", "Family of the checkpoint, if it is not recognized.")
     flags.DEFINE_string("image_size", None, "Image size of the model in pixels, such as 518 or 392x518.")
@@ -63,26 +74,28 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
-from vit_registers.config import Config, Mesh, Model, lookup
+from vit_registers.checkpoint_names import parse_checkpoint
+from vit_registers.config import Model, image_size, lookup
+from vit_registers.conversion import Input, open_input, read_run
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
-from vit_registers.interop.export import targets
+from vit_registers.interop.class_names import CLASS_NAMES_FILE
+from vit_registers.interop.export import stablehlo, targets
+from vit_registers.interop.export.preprocessing_files import own_json
 from vit_registers.interop.hints import Hints, make_hints
-from vit_registers.interop.opened import OpenedWeights, describe_normalisation, describe_weights
-from vit_registers.interop.preprocessing import preprocessing
+from vit_registers.interop.opened import OpenedWeights
+from vit_registers.interop.preprocessing import PREPROCESSING_FILE
 from vit_registers.interop.tensor_map import TensorRule
-from vit_registers.interop.values import check_leaves
+from vit_registers.model_card import write_family_card, write_stablehlo_card
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaves_of, path_text
@@ -90,67 +103,13 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
-from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.writers import write_parameter_overview
-from vit_registers.runtime.mesh import make_mesh
 from vit_registers.strict_json import dumps
 from vit_registers.training.state import TrainState
 
+STABLEHLO = "stablehlo"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Input:
-    """A checkpoint to convert: its config, and access to its parameters."""
-
-    config: Config
-    checkpoint: OpenedWeights | RunCheckpoint  # of another code base, or of a run folder
-    params: str | None
-    path: str
-    normalisation: str | None  # the origin of its mean and deviation
-
-    def read(self) -> dict[str, Any]:
-        """The parameters, nested. Raises CheckpointError if one is not finite."""
-        if isinstance(self.checkpoint, OpenedWeights):
-            return reading.read_leaves(self.checkpoint)
-        params = _read_run(self.checkpoint, self.params)
-        check_leaves(leaves_of(params), f"{self.path}, step {self.checkpoint.step}")
-        return params
-
-    def leaves(self) -> Iterable[tuple[Leaf, Any]]:
-        """The parameters by path. Those of another code base are read one by one."""
-        if isinstance(self.checkpoint, OpenedWeights):
-            return reading.iter_leaves(self.checkpoint)
-        return leaves_of(self.read()).items()
-
-
-def _read_run(checkpoint: RunCheckpoint, params: str | None = None) -> dict[str, Any]:
-    mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
-    return loading.read_model(checkpoint, mesh, params=params)[1]
-
-
-def open_input(path: str, *, source: str, hints: Hints, step: int | None, params: str | None) -> Input:
-    """The run folder, or the checkpoint of another code base, at `path`. Prints a line that describes it."""
-    if loading.is_run(path):
-        loading.refuse_hints(path, source, hints)
-        checkpoint = loading.open_run(path, step)
-        print(f"{path}: a run folder, step {checkpoint.step}")
-        return Input(
-            config=checkpoint.config,
-            checkpoint=checkpoint,
-            params=params,
-            path=path,
-            normalisation=checkpoint.normalisation_origin,
-        )
-    if step is not None:
-        raise CheckpointError(f"{path} is not a run folder: --step is for run folders")
-    opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
-    data, origin = preprocessing(opened, Path(path).expanduser())
-    print(describe_weights(opened))
-    print(describe_normalisation(data, origin))
-    config = config_lib.check_config(Config(model=opened.model, data=data), ("model", "data"))
-    return Input(config=config, checkpoint=opened, params=params, path=path, normalisation=origin)
 
 
 def print_table(tensor_map: tuple[TensorRule, ...], model: Model, in_file: Callable[[str], str]) -> None:
@@ -184,16 +143,41 @@ def to_run(source: Input, output: str) -> None:
 
 
 def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Export:
-    """Exports the model to another format; returns the export."""
+    """Exports the model to another format; returns the export. A folder gets a model card too."""
     cli.writable_folder(str(Path(output).expanduser().parent), "--output")
-    exported = targets.export(source.config.model, source.read(), target)
+    exported, facts = targets.export(source.config.model, source.read(), target), source.facts()
     for note in exported.notes:
         print(f"note: {note}")
-    for path in targets.write(exported, output, jnp.dtype(dtype), source.config.data):
-        print(f"written: {path} ({path.stat().st_size:,} bytes)")
-    if target == "timm":
+    written = targets.write(exported, output, jnp.dtype(dtype), source.config.data, facts.class_names)
+    folder = Path(output).expanduser()
+    if folder.is_dir():
+        written.append(write_family_card(folder, facts, exported, dtype))
+    _say_written(written)
+    if target == "timm" and not folder.is_dir():
         print(f"timm.models.vision_transformer.VisionTransformer(**{targets.timm_arguments(exported.model)})")
     return exported
+
+
+def to_stablehlo(source: Input, output: str) -> str:
+    """Exports the forward pass as a folder; returns how its outputs compare with those of the model."""
+    folder, facts, model = cli.writable_folder(output, "--output"), source.facts(), source.config.model
+    params = source.read()
+    file = folder / stablehlo.STABLEHLO_FILE
+    signature = stablehlo.write_stablehlo(model, params, image_size(source.config), file)
+    files: dict[str, Any] = {PREPROCESSING_FILE: own_json(facts.preprocessing)}
+    if facts.class_names is not None and model.num_classes:
+        files[CLASS_NAMES_FILE] = list(facts.class_names)
+    for name, values in files.items():
+        (folder / name).write_text(dumps(values) + "\n")
+    card = write_stablehlo_card(folder, facts, signature)
+    _say_written([file, *(folder / name for name in files), card])
+    difference = stablehlo.check_stablehlo(model, params, file, signature)
+    return f"read again: outputs of 2 images, equal to {difference:.1g} of the largest; {output}"
+
+
+def _say_written(paths: Iterable[Path]) -> None:
+    for path in paths:
+        print(f"written: {path} ({path.stat().st_size:,} bytes)")
 
 
 def compare_parameters(
@@ -216,7 +200,7 @@ def compare_parameters(
 def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
     """Reads the output and compares every parameter; returns their number."""
     if exported is None:
-        written = leaves_of(_read_run(loading.open_run(output)))
+        written = leaves_of(read_run(loading.open_run(output)))
         return compare_parameters(source.leaves(), written, np.float32, output)
     model = exported.model
     hints = Hints(
@@ -231,8 +215,17 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
     return compare_parameters(reading.iter_leaves(opened), expected, jnp.dtype(dtype), output)
 
 
-def convert_to(source: Input, output: str, target: str, dtype: str) -> int:
-    """Writes `output` and compares it with `source`; returns the number of parameters.
+@contextlib.contextmanager
+def _disk_errors(output: str) -> Iterator[None]:
+    """A context in which an error of the disk becomes one line; those of writing do not name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or output} cannot be written: {error.strerror}") from error
+
+
+def convert_to(source: Input, output: str, target: str, dtype: str) -> str:
+    """Writes `output` and compares it with `source`; returns what was compared, in a line.
 
     If this fails, everything that it wrote is deleted.
     """
@@ -243,12 +236,16 @@ def convert_to(source: Input, output: str, target: str, dtype: str) -> int:
             stack.enter_context(RunLock(cli.writable_folder(output, "--output")))
             check_output(output, source.path, target=target)  # again: the lock now excludes other writers
         stack.enter_context(nothing_new_on_failure(path))
+        stack.enter_context(_disk_errors(output))
+        if target == STABLEHLO:
+            return to_stablehlo(source, output)
         exported = None
         if target == "run":
             to_run(source, output)
         else:
             exported = to_family(source, output, target, dtype)
-        return check_written(source, output, exported, dtype)
+        count = check_written(source, output, exported, dtype)
+        return f"read again: {count} parameters, equal bit for bit; {output}"
 
 
 def return_freed_memory() -> None:
@@ -262,10 +259,10 @@ def main() -> None:
     values = flags.FLAGS
     is_dry_run = values["dry-run"].value
     return_freed_memory()
-    lookup(dict.fromkeys(("run", *targets.TARGETS)), values.to, "--to")
-    if values.to == "run" and values.dtype != "float32":
+    lookup(dict.fromkeys(("run", *targets.TARGETS, STABLEHLO)), values.to, "--to")
+    if values.to in ("run", STABLEHLO) and values.dtype != "float32":
         raise ConfigError(
-            f"--dtype={values.dtype}: parameters of a run are float32; --dtype is for other formats"
+            f"--dtype={values.dtype}: parameters of a {values.to} are float32; --dtype is for other formats"
         )
     if not values.output and not is_dry_run:
         raise ConfigError("--output: give the folder or file to write, or --dry-run")
@@ -280,20 +277,18 @@ def main() -> None:
         values.leave_out,
         values.channels,
     )
+    name = parse_checkpoint(values.input, values.step, where="--input")
     if not is_dry_run:
-        check_output(values.output, values.input, target=values.to)
-    source = open_input(
-        values.input, source=values.source, hints=hints, step=values.step, params=values.params
-    )
+        check_output(values.output, name.path, target=values.to)
+    source = open_input(name, source=values.source, hints=hints, params=values.params)
     if is_dry_run:
         if isinstance(opened := source.checkpoint, OpenedWeights):
             print_table(opened.tensor_map, opened.native, opened.found.in_file)
-        if values.to != "run":
+        if values.to in targets.TARGETS:
             exported = targets.export(source.config.model, source.read(), values.to)
             print_table(exported.tensor_map, exported.model, exported.in_file)
         return
-    count = convert_to(source, values.output, values.to, values.dtype)
-    print(f"read again: {count} parameters, equal bit for bit; {values.output}")
+    print(convert_to(source, values.output, values.to, values.dtype))
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 Each message says what is wrong, where, and how to fix it. `assert` is for bugs of this project.
 """
 
+import importlib.util
 import os
 
 # Exit codes, as in a shell.
@@ -28,6 +29,30 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot continue, for example because its loss is not finite."""
+
+
+class MissingPackageError(UserError):
+    """A package of an extra, such as [data], that is not installed."""
+
+
+def missing_package(*names: str) -> str | None:
+    """The first package of `names` that is not installed; None if all are. Imports none of them."""
+    return next((name for name in names if importlib.util.find_spec(name) is None), None)
+
+
+def extra_cure(extra: str) -> str:
+    """The command that installs the packages of an extra of this package."""
+    return f'pip install "vit-registers[{extra}]"'
+
+
+def require_extra(extra: str, *names: str, what: str, otherwise: str = "") -> None:
+    """Raises MissingPackageError if a package of `names`, which `what` requires, is not installed.
+
+    `otherwise` says what can be done without it.
+    """
+    if missing := missing_package(*names):
+        cure = f"{extra_cure(extra)}, or {otherwise}" if otherwise else extra_cure(extra)
+        raise MissingPackageError(f"{what} requires {missing}, which is not installed: {cure}")
 
 
 def user_line(error: BaseException) -> str | None:

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a run: metrics such as loss, top-1 and top-5 over a split.
 
-    python -m vit_registers.evaluate --checkpoint=runs/digits
-    python -m vit_registers.evaluate --checkpoint=runs/digits --step=200 --config.data.eval_split=train
+    vit-registers evaluate --checkpoint=runs/digits
+    vit-registers evaluate --checkpoint=runs/digits@200 --config.data.eval_split=train
 
 Only the run folder is required. --config.data.NAME=VALUE selects other data or preprocessing. A data set with
 some of the classes that the run was trained on is matched by name, and other classes are refused. All devices
@@ -10,18 +10,23 @@ are used, regardless of how the run was sharded; --config.mesh.NAME=VALUE shards
 The result is printed, and written to RUN/evaluation/<split>-<step>.json with all data settings. If these
 differ from those of the run, the file name ends with their digest, so that no result is overwritten by
 another one.
+
+`python -m vit_registers.evaluate` is the same command.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
     """Defines the flags of the program."""
     from vit_registers import cli
 
-    flags.DEFINE_string("checkpoint", None, "Run folder.")
+    flags.DEFINE_string("checkpoint", None, "Run folder, or RUN@STEP.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest intact one if not given.")
     flags.DEFINE_enum(
         "params",
@@ -50,15 +55,19 @@ from ml_collections import config_flags
 
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
+from vit_registers.checkpoint_names import parse_checkpoint
 from vit_registers.config import Config
-from vit_registers.data.loaders import EvalSplit, check_classes, open_data
+from vit_registers.data.loaders import EvalSplit, check_classes, loader_to_evaluate, open_data
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
+from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.reading import RunCheckpoint, trained_config
+from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.status import waiting
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -78,6 +87,7 @@ def evaluate(
     config = dataclasses.replace(config, data=data)
     if not has_evaluators(config.objective, config.model):
         raise ConfigError(f"{run} has no head, so there is nothing to evaluate: fine-tune it first")
+    config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
     loader, split = open_data(config), config.data.eval_split
     check_memory(config.model, config.data, mesh, training=None)
     table = None
@@ -88,11 +98,13 @@ def evaluate(
         evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
         values = checkpoint.read_params(mesh, params)
         started = time.monotonic()
-        result = {
-            metric if evaluator == split else f"{evaluator}/{metric}": value
-            for evaluator, evaluate_params in evaluators.items()
-            for metric, value in evaluate_params(values).items()
-        }
+        is_quiet, long_s = jax.process_index() != 0, config.run.log_every_s
+        with waiting("evaluating", said_after_s=long_s, is_quiet=is_quiet, out=sys.stderr):
+            result = {
+                metric if evaluator == split else f"{evaluator}/{metric}": value
+                for evaluator, evaluate_params in evaluators.items()
+                for metric, value in evaluate_params(values).items()
+            }
     return {
         "checkpoint": run,
         "step": checkpoint.step,
@@ -101,7 +113,7 @@ def evaluate(
         "split": split,
         **result,
         "left_out": loader.num_broken,
-        "seconds": round(time.monotonic() - started, 3),
+        "time_s": round(time.monotonic() - started, 3),
         "settings": _settings(config),
     }
 
@@ -147,7 +159,12 @@ def main() -> None:
     """The command line."""
     values = flags.FLAGS
     overrides = config_flags.get_override_values(values["config"])
-    result = evaluate(values.checkpoint, step=values.step, overrides=overrides, params=values.params)
+    use_compile_cache(values.config.run.compile_cache, is_quiet=jax.process_index() != 0)
+    checkpoint = parse_checkpoint(values.checkpoint, values.step, where="--checkpoint")
+    run = checkpoint.path
+    if is_hub(run):
+        raise ConfigError(f"--checkpoint={run} is not a run folder: make one of it with convert")
+    result = evaluate(run, step=checkpoint.step, overrides=overrides, params=values.params)
     if jax.process_index() != 0:
         return
     for name, value in result.items():
@@ -158,8 +175,8 @@ def main() -> None:
     numbers = {key: value for key, value in result.items() if value is None or isinstance(value, int | float)}
     if found := find_non_finite(numbers):
         print(f"{'warning':<12}{found}")
-    folder = cli.writable_folder(values.out or f"{values.checkpoint}/evaluation", "--out")
-    path = result_path(folder, values.checkpoint, result)
+    folder = cli.writable_folder(values.out or f"{run}/evaluation", "--out")
+    path = result_path(folder, run, result)
     path.write_text(dumps(result) + "\n")
     print(f"{'written to':<12}{path}")
 

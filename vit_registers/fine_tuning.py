@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from vit_registers import loading
+from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import (
     RESUME,
     Config,
@@ -44,31 +45,34 @@ def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model
     because a resumed run does not require the weights. Settings that may change on resume have their defaults
     then.
     """
-    path = _path(settings)
-    if run is not None and (config := _newest_config(run)) is not None and config.init_from.path == path:
+    name = _name(settings)
+    config = None if run is None else _newest_config(run)
+    if run is not None and config is not None and config.init_from.path == settings.path:
         names = [name.partition(".")[2] for name in may_change(RESUME) if name.startswith("model.")]
         defaults = {name: getattr(Model(), name) for name in names}
         model = with_run_mask(config.model, Path(run).expanduser())
         return dataclasses.replace(model, **defaults), config.data
+    path = name.local()
     if loading.is_run(path):
-        config = loading.open_run(path).config
+        config = loading.open_run(path, name.step).config
         return config.model, config.data
-    opened = _open_external(settings)
+    opened = _open_external(settings, name)
     return opened.model, preprocessing(opened, Path(path).expanduser())[0]
 
 
 def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
     """The parameters of `model` that are loaded from `settings.path`, by path; see interop/transfer.py."""
-    path = _path(settings)
+    name = _name(settings)
+    path = name.local()
     if loading.is_run(path):
         loading.refuse_hints(path, settings.source, _hints(settings))
-        checkpoint = loading.open_run(path)
+        checkpoint = loading.open_run(path, name.step)
         source, data = checkpoint.config.model, checkpoint.config.data
         _, params = loading.read_model(checkpoint, make_mesh(Mesh()), params=settings.params)
         params = jax.device_get(params)
         check_leaves(leaves_of(params), f"{path}, step {checkpoint.step}")
     else:
-        opened = _open_external(settings)
+        opened = _open_external(settings, name)
         data, origin = preprocessing(opened, Path(path).expanduser())
         print(describe_weights(opened), describe_normalisation(data, origin), sep="\n", flush=True)
         source, params = opened.model, reading.read_leaves(opened)
@@ -97,9 +101,12 @@ def check_choices(settings: InitFrom) -> None:
 
 def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
     """Raises ConfigError if `keep_head` loads the head of a run with other classes than `class_names`."""
-    if not settings.keep_head or settings.path is None or not loading.is_run(settings.path):
+    if not settings.keep_head or settings.path is None:
         return
-    names = loading.open_run(settings.path).class_names
+    name = _name(settings)
+    if not loading.is_run(name.path):
+        return
+    names = loading.open_run(name.path, name.step).class_names
     if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
         raise ConfigError(
             f"init_from.keep_head: the head of {settings.path} has {len(names)} classes: {some(names)}; the "
@@ -107,10 +114,10 @@ def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
         )
 
 
-def _path(settings: InitFrom) -> str:
+def _name(settings: InitFrom) -> CheckpointName:
     if settings.path is None:
         raise ConfigError("init_from.path is not set: give a run folder or a checkpoint")
-    return settings.path
+    return parse_checkpoint(settings.path, where="init_from.path")
 
 
 def _newest_config(run: str) -> Config | None:
@@ -133,6 +140,7 @@ def _hints(settings: InitFrom) -> Hints:
     )
 
 
-def _open_external(settings: InitFrom) -> reading.OpenedWeights:
-    hints = dataclasses.replace(_hints(settings), params=settings.params)
-    return reading.open_path(_path(settings), source=settings.source, hints=hints)
+def _open_external(settings: InitFrom, name: CheckpointName) -> reading.OpenedWeights:
+    """The weights of another code base. Raises CheckpointError also for a step, which only runs have."""
+    path, hints = loading.external_path(name), dataclasses.replace(_hints(settings), params=settings.params)
+    return reading.open_path(path, source=settings.source, hints=hints)

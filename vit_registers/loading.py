@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import (
     READ,
     Config,
@@ -21,10 +22,12 @@ from vit_registers.config import (
 )
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
+from vit_registers.interop.class_names import class_names_of
 from vit_registers.interop.hints import Hints
 from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
+from vit_registers.loaded_model import About, LoadedModel, build_loaded
 from vit_registers.models.attention_choice import choose_attention
 from vit_registers.models.checks import attention_obstacle
 from vit_registers.models.params import abstract_model, build_model
@@ -63,7 +66,7 @@ def check_free(overrides: Mapping[str, Any]) -> None:
         if name not in free:
             raise ConfigError(
                 f"--config.{name}: a checkpoint keeps the settings of its training; only data.*, mesh.* "
-                f"and {', '.join(sorted(one for one in free if one.startswith('model.')))}"
+                f"and {', '.join(sorted(one for one in free if not one.startswith(('data.', 'mesh.'))))}"
             )
 
 
@@ -134,21 +137,47 @@ def is_run(path: str) -> bool:
     return checkpoint_folder.checkpoint_root(path).is_dir()
 
 
-def load_model(path: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> ViT:
-    """The model of a run folder, or of a checkpoint of another code base. A line describes the latter."""
+def load_model(text: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> LoadedModel:
+    """The model of a run folder, or of a checkpoint of another code base. A line describes the latter.
+
+    `text` is a name of checkpoint_names.py.
+    """
     if params is not None:
         lookup(dict.fromkeys(PARAMS), params, "params")
+    name = parse_checkpoint(text, step, where="path")
+    path = name.local()
     if is_run(path):
         refuse_hints(path, source, hints)
-        return load_run(open_run(path, step), params=params)
-    if step is not None:
-        raise CheckpointError(f"{path} is not a run folder: step is for run folders")
-    opened = reading.open_path(path, source=source, hints=dataclasses.replace(hints, params=params))
+        checkpoint = open_run(path, name.step)
+        about = About(
+            config=checkpoint.config,
+            origin=f"{path}, step {checkpoint.step}",
+            class_names=checkpoint.class_names if checkpoint.config.model.num_classes else None,
+            normalisation=checkpoint.normalisation_origin,
+        )
+        return build_loaded(about, read_model(checkpoint, make_mesh(Mesh()), params=params)[1])
+    opened = reading.open_path(
+        external_path(name), source=source, hints=dataclasses.replace(hints, params=params)
+    )
+    data, origin = preprocessing(opened, Path(path).expanduser())
     print(describe_weights(opened), flush=True)
     if opened.model.channels != opened.native.channels:
-        data, origin = preprocessing(opened, Path(path).expanduser())
         print(describe_normalisation(data, origin), flush=True)
-    return reading.load_opened(opened)
+    about = About(
+        config=Config(model=opened.model, data=data),
+        origin=name.path,
+        class_names=class_names_of(opened, Path(path).expanduser()),
+        normalisation=origin,
+    )
+    return build_loaded(about, reading.read_leaves(opened))
+
+
+def external_path(name: CheckpointName) -> str:
+    """The path on this machine of weights of another code base. Raises CheckpointError for a step."""
+    path = name.local()
+    if name.step is not None:
+        raise CheckpointError(f"{path} is not a run folder: a step, here {name.step}, is for run folders")
+    return path
 
 
 def refuse_hints(path: str, source: str, hints: Hints) -> None:

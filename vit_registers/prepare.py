@@ -1,16 +1,22 @@
 """Downloads and prepares a TFDS data set as array_record, for random access.
 
-    python -m vit_registers.prepare --name=cifar10 [--data_dir=DIR]
-    python -m vit_registers.prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
+    vit-registers prepare --name=cifar10 [--data_dir=DIR]
+    vit-registers prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
 
 Your own builder is a Python file with one class that derives from a builder of tfds.core, or the folder
 that `tfds new` makes. Its code runs here only; training reads the files that it wrote. For data sets whose
 archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads/manual first.
+
+`python -m vit_registers.prepare` is the same command.
 """
 
-from absl import flags
-
 from vit_registers import startup
+from vit_registers.errors import require_extra
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
@@ -22,7 +28,12 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["name"])
 
 
-startup.begin(__name__, define_flags)
+def check_packages() -> None:
+    """Raises MissingPackageError unless TFDS is installed."""
+    require_extra("data", "tensorflow_datasets", "tensorflow", "array_record", what="prepare")
+
+
+startup.begin(__name__, define_flags, check_packages)
 
 import importlib
 import inspect

@@ -1,22 +1,27 @@
 """Trains all runs of a config file's sweep(), one after another, each in a separate process and folder.
 
-    python -m vit_registers.sweep --config=configs/digits.py --workdir=runs/sweep [--config.model.depth=6]
-    python -m vit_registers.sweep --config=configs/digits.py --workdir=runs/sweep --list
-    python -m vit_registers.sweep --config=configs/digits.py --workdir=runs/sweep --index=$SLURM_ARRAY_TASK_ID
+    vit-registers sweep --config=digits --workdir=runs/sweep [--config.model.depth=6]
+    vit-registers sweep --config=digits --workdir=runs/sweep --list
+    vit-registers sweep --config=digits --workdir=runs/sweep --index=$SLURM_ARRAY_TASK_ID
 
 Finished runs are skipped, and others resume from their checkpoints, so the same command can be started again
 at any time. Several sweeps may share a work directory: each skips the runs of the others, and waits for them
 at the end. The output of a run is in its log.txt. A run that fails does not stop the others. On SIGTERM or
-ctrl-C the current run saves, and the sweep stops. `python -m vit_registers.tabulate` prints the table of
+ctrl-C the current run saves, and the sweep stops. `vit-registers tabulate` prints the table of
 results.
 
 Exit codes: 0, all runs finished, or a stop was requested; 2, runs failed with errors that you can fix; 1,
 runs failed with other errors.
+
+`python -m vit_registers.sweep` is the same command.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

@@ -1,16 +1,21 @@
 """The table of a sweep, from the result.json files of its runs: one row per cell, over seeds.
 
-    python -m vit_registers.tabulate --config=configs/digits.py --workdir=runs/sweep [--csv=table.csv]
+    vit-registers tabulate --config=digits --workdir=runs/sweep [--csv=table.csv]
 
 Prints Markdown. --which=best takes the best evaluation of each run instead of the last, --metric another
 evaluator than the first. Give the same settings as to the sweep. A config file may define functions:
 `label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the labels of the cell that
 others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished.
+
+`python -m vit_registers.tabulate` is the same command.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
@@ -35,6 +40,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_registers import cli
+from vit_registers.errors import ConfigError
 from vit_registers.runs.sweep_cells import (
     Cell,
     Labels,
@@ -143,6 +149,8 @@ def main() -> None:
     """The command line."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     values = flags.FLAGS
+    if not Path(values.workdir).expanduser().is_dir():
+        raise ConfigError(f"--workdir={values.workdir}: there is no such folder: give that of the sweep")
     sweep = read_sweep(cli.config_of_flags())
     cells = read_cells(sweep)
     baseline = find_cell(cells, sweep.call("baseline", None), sweep.config)

@@ -1,21 +1,27 @@
 """Trains a model, or resumes the run in the run folder --workdir.
 
-    python -m vit_registers.train --config=configs/digits.py:registers=4 --workdir=runs/digits
-    python -m vit_registers.train --config=configs/digits.py --workdir=runs/deep --config.model.depth=6
+    vit-registers train --config=digits:registers=4 --workdir=runs/digits
+    vit-registers train --config=digits --workdir=runs/deep --config.model.depth=6
 
---config.SECTION.NAME=VALUE sets any setting of vit_registers/config/. The run folder receives
-config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False, TensorBoard
-files. result.json is written at the end. On SIGTERM or ctrl-C the program finishes the step, saves and exits.
-The same command resumes the run.
+--config takes a run card (vit-registers configs) or a config file. --config.SECTION.NAME=VALUE sets a
+setting of those below. --print_config prints the config, --dry_run what a step needs. The run folder
+receives config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False,
+TensorBoard files. result.json is written at the end. docs/running.md describes what is printed. On SIGTERM
+or ctrl-C the program finishes the step, saves and exits. The same command resumes the run.
 
 Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
 --coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
 processes stop at the same step, and all of them end if one fails.
+
+`python -m vit_registers.train` is the same command.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:
@@ -29,18 +35,35 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
     flags.DEFINE_float("connect_timeout_s", 300.0, "Seconds that processes wait for the others to start.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.DEFINE_bool("print_config", False, "Print the config as a config file in Python, and exit.")
+    flags.DEFINE_bool("dry_run", False, "Check all, print what a step needs, and exit; writes nothing.")
+    flags.mark_flags_as_required(["config"])
 
 
-startup.begin(__name__, define_flags)
+def check_flags() -> None:
+    """Prints the config if --print_config asks for it, and exits. Raises ConfigError without --workdir."""
+    from vit_registers import cli
+
+    if flags.FLAGS.print_config:
+        cli.print_config()
+    if not flags.FLAGS.dry_run:
+        cli.require("workdir")
+
+
+def settings_help() -> str:
+    """The settings, for --help."""
+    from vit_registers.config import reference
+
+    return reference.plain_text()
+
+
+startup.begin(__name__, define_flags, check_flags, settings_help)
 
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -48,36 +71,32 @@ import numpy as np
 from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Run
-from vit_registers.data.batch import LABEL, Training
-from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
+from vit_registers.data.batch import LABEL
+from vit_registers.data.loaders import EvalSplit, check_classes
 from vit_registers.data.prefetch import ahead
-from vit_registers.digests import text_digest
-from vit_registers.errors import TrainingError, UserError
+from vit_registers.errors import UserError
 from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.models.masks import resolve
 from vit_registers.models.paths import leaves_of, path_text
 from vit_registers.objectives.base import BACKBONE, Objective
-from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs import results
-from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.dry_run import describe_run
 from vit_registers.runs.loop import Loop
-from vit_registers.runs.mask_file import write_mask_file
-from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.output_folder import check_path, check_workdir
+from vit_registers.runs.prepared import prepare
+from vit_registers.runs.progress import Progress
+from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.run_lock import RunLock
-from vit_registers.runs.writers import MetricWriter, Progress, say, write_parameter_overview
+from vit_registers.runs.trackers import tracker_names
 from vit_registers.runtime import distributed, rendezvous
-from vit_registers.runtime.mesh import make_mesh
+from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
-from vit_registers.strict_json import write_json
+from vit_registers.status import say
 from vit_registers.training import averages, sharding
-from vit_registers.training.durations import Durations
-from vit_registers.training.durations import durations as make_durations
-from vit_registers.training.memory import check_memory
-from vit_registers.training.setup import Setup, agree_on_attention, set_up
+from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState, put_parameters
 
 
@@ -88,6 +107,7 @@ def train(config: Config, workdir: str) -> None:
         _train(config, workdir, None)
         return
     check_path(Path(workdir).expanduser())
+    tracker_names(config.run.writers)  # raises
     with RunLock(cli.writable_folder(workdir, "--workdir")) as lock:
         check_workdir(Path(workdir).expanduser())
         _train(config, workdir, lock)
@@ -98,17 +118,9 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
-    mesh = make_mesh(config.mesh)
-    sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
-    loader, splits, data = open_splits(config)
-    model, obstacle = agree_on_attention(config.model)
-    if obstacle is not None:
-        say(f"model.attention='auto' is {model.attention}: {obstacle}")
-    computed = dataclasses.replace(config, model=model)
-    check_memory(model, config.data, mesh, training=config.optimizer)
-    durations = make_durations(config.run, config.optimizer, config.data, data.num_examples)
+    fine_tuning.check_choices(config.init_from)
+    mesh, loader, splits, data, computed, durations, setup = prepare(config)
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
-    setup = set_up(computed, durations, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         attention = computed.model.attention
@@ -122,11 +134,12 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if jax.process_index() == 0:
             write_about(config, setup, run, is_finished=start_step >= durations.total_steps)
             writer = stack.enter_context(open_writer(config, run, checkpoints, durations, [*evaluators]))
-            earlier_s, made = results.trained_s(run), results.made_with(model.attention)
+            earlier_s, made = results.trained_s(run), results.made_with(attention)
         progress = Progress(
             start_step=start_step,
             total_steps=durations.total_steps,
             batch_size=config.data.batch_size,
+            log_every_s=config.run.log_every_s,
             earlier_s=earlier_s,
             is_quiet=jax.process_index() != 0,
         )
@@ -134,7 +147,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             say_resumed(progress, config.run, workdir, start_step, durations.total_steps)
         else:
             fine_tuning.check_kept_head(config.init_from, data.class_names)
-        state = checkpoints.restore(setup.abstract) if start_step else first_state(config, setup, progress)
+        state = start_state(config, setup, checkpoints, progress)
         loop = Loop(
             settings=config.run,
             checkpoint=config.checkpoint,
@@ -148,7 +161,6 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             watchdog=watchdog,
             profile=Profile(run / "profile", traced),
         )
-        started = time.monotonic()
         batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
         state = loop.run(state, ahead(batches, durations.total_steps - start_step))
         steps, total = int(state.step) - start_step, durations.total_steps
@@ -159,22 +171,26 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             write_finished(run, loop, setup, state, made)
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
-        progress.say(f"{steps} steps in {time.monotonic() - started:.1f} s; run folder {workdir}")
+        if start_step + steps == total:
+            progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
 
 
-def write_finished(run: Path, loop: Loop, setup: Setup, state: TrainState, made: dict[str, Any]) -> None:
-    """Writes RUN/result.json after the last step; `made` is from results.made_with()."""
-    loop.checkpoints.check_folder()
-    results.write_result(
-        run,
-        evaluators=[*loop.evaluators],
-        total_steps=loop.durations.total_steps,
-        params=state.params,
-        best=setup.objective.best,
-        made=made,
-        steps=loop.durations.evaluations_until(loop.durations.total_steps),
-        known=loop.checkpoints.evaluations,
-    )
+def dry_run(config: Config) -> None:
+    """Prints what training of `config` requires, after all checks of a new run. Writes nothing."""
+    config = dataclasses.replace(config, model=resolve(config.model))
+    fine_tuning.check_choices(config.init_from)
+    mesh, loader, splits, data, computed, durations, setup = prepare(config)
+    parse_steps(config.run.profile_steps, durations.total_steps)
+    with jax.set_mesh(mesh):
+        if LABEL in setup.objective.targets:
+            check_classes(loader, config.model.num_classes)
+        state_evaluators(computed, setup.objective, splits, mesh)
+        if config.init_from.path is not None:
+            fine_tuning.check_kept_head(config.init_from, data.class_names)
+            fine_tuning.start_leaves(config.init_from, config.model)
+        for line in describe_run(computed, setup, durations, loader, splits, mesh):
+            say(line)
+    say("dry run: nothing was written")
 
 
 def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int, total_steps: int) -> None:
@@ -185,68 +201,13 @@ def say_resumed(progress: Progress, settings: Run, workdir: str, start_step: int
         progress.say(f"no trace: run.profile_steps={settings.profile_steps} begins before this step")
 
 
-def open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn]:
-    """(loader, splits to evaluate with data.eval_split first, description of the training data).
-
-    Raises ConfigError or DataError for a split that is missing or empty, or if the processes of a job have
-    different data.
-    """
-    fine_tuning.check_choices(config.init_from)
-    objective = make_objective(config)
-    objective.check()
-    loader = open_data(config, Training(objective.views, objective.host_targets))
-    others = open_also_eval(config, loader)
-    loader.num_examples(config.data.eval_split)
-    number = loader.num_examples(config.data.train_split)
-    names = loader.class_names
-    digest = text_digest("\n".join(names))[:8]
-    classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
-    rendezvous.require_same(
-        {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
-    )
-    splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
-    return loader, splits, TrainedOn(class_names=names, num_examples=number)
-
-
-def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -> None:
-    """Writes config.json, parameters.txt and the mask's file. Raises TrainingError if a write fails."""
-    try:
-        if not is_finished:
-            (run / results.FILE).unlink(missing_ok=True)  # its checkpoints were removed
-        write_json(run / "config.json", config_lib.to_dict(config))
-        write_mask_file(config.model, run)
-        write_parameter_overview(setup.abstract.params, run / "parameters.txt")
-    except OSError as error:
-        path = error.filename2 or error.filename or run
-        raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def open_writer(
-    config: Config, run: Path, checkpoints: Checkpoints, durations: Durations, evaluators: list[str]
-) -> MetricWriter:
-    """The writer of RUN/metrics.jsonl.
-
-    If the file lacks evaluations up to the restored step, those that checkpoints store are added. A line
-    names their steps, and the steps of those that are lost.
-    """
-    step = checkpoints.restorable_step or 0
-    restored, lost = results.complete_evaluations(
-        read_records(run).records,
-        evaluators=evaluators,
-        steps=durations.evaluations_until(step),
-        known=checkpoints.evaluations,
-    )
-    if restored or lost:
-        found = [record["step"] for record in restored if record["step"] not in lost]
-        parts = [f"missing: those of steps {_listed(lost)}"] if lost else []
-        parts += [f"taken from checkpoints: those of steps {_listed(found)}"] if found else []
-        say(f"{run / FILE} lacks evaluations of the steps up to {step}; {'; '.join(parts)}")
-    return MetricWriter(run, start_step=step, use_tensorboard=config.run.use_tensorboard, restored=restored)
-
-
-def _listed(steps: list[int]) -> str:
-    shown = ", ".join(map(str, steps[:20]))
-    return shown if len(steps) <= 20 else f"{shown} and {len(steps) - 20} more"
+def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress: Progress) -> TrainState:
+    """The state of the checkpoint that the run resumes from, or the initial state."""
+    if checkpoints.restorable_step:
+        with progress.waiting("restoring the checkpoint"):
+            return checkpoints.restore(setup.abstract)
+    with progress.waiting("initializing the parameters"):
+        return first_state(config, setup, progress)
 
 
 def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
@@ -308,7 +269,11 @@ def main() -> None:
         settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
         del settings["data.data_dir"]  # hosts may have the data in different places
         rendezvous.require_same(settings)
-        train(config, given.workdir)
+        use_compile_cache(config.run.compile_cache, is_quiet=jax.process_index() != 0)
+        if given.dry_run:
+            dry_run(config)
+        else:
+            train(config, given.workdir)
 
 
 if __name__ == "__main__":

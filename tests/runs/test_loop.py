@@ -11,7 +11,7 @@ import pytest
 from vit_registers.data.batch import synthetic_batches
 from vit_registers.errors import ConfigError, TrainingError
 from vit_registers.runs.loop import Loop
-from vit_registers.runs.writers import Progress
+from vit_registers.runs.progress import Progress
 from vit_registers.runtime import watchdog as watchdog_lib
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.runtime.profiling import Profile, parse_steps
@@ -110,7 +110,7 @@ def run(tiny, change, tmp_path):
             evaluators={"test": lambda state: {"top1": 0.5}},
             checkpoints=saver,
             writer=writer,
-            progress=Progress(start_step=0, total_steps=total, batch_size=1),
+            progress=Progress(start_step=0, total_steps=total, batch_size=1, log_every_s=30.0),
             agreement=Agreement(mesh, 1),
             watchdog=Watchdog(0.0, lambda line: None),
             profile=Profile(tmp_path / "profile", None),

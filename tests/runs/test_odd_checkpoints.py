@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from vit_registers.analysis import opening
+from vit_registers.checkpoint_names import parse_checkpoint
 from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
 from vit_registers.runs import checkpoint_folder
@@ -150,8 +151,9 @@ def test_the_only_checkpoint_under_another_name_is_not_moved_away(run):
 
 
 def test_analyze_reads_steps_as_it_lists_them(run, capsys):
-    assert opening.split_step(f"{run}@33") == (str(run), 33)
-    assert opening.split_step(f"{run}@²") == (f"{run}@²", None)
+    assert parse_checkpoint(f"{run}@33", where="x") == (str(run), 33, False)
+    with pytest.raises(CheckpointError, match="'²' is no step"):
+        parse_checkpoint(f"{run}@²", where="x")
     _copy(run / "checkpoints" / "50")
     os.mkdir(run / "checkpoints" / "25")
     assert opening._steps(f"{run}@all") == [f"{run}@20", f"{run}@33"]

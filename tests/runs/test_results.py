@@ -9,7 +9,8 @@ import pytest
 
 from vit_registers.objectives.base import Best
 from vit_registers.runs import results
-from vit_registers.runs.writers import MetricWriter, Progress
+from vit_registers.runs.progress import Progress
+from vit_registers.runs.writers import MetricWriter
 
 TOP1 = Best("top1", label="top-1")
 
@@ -91,12 +92,14 @@ def test_time_goes_on_from_the_last_line_that_was_kept(tmp_path):
     MetricWriter(tmp_path, start_step=8, use_tensorboard=False).close()
     earlier = results.trained_s(tmp_path)
     assert earlier == 2.5
-    progress = Progress(start_step=8, total_steps=12, batch_size=1, earlier_s=earlier, is_quiet=True)
+    progress = Progress(
+        start_step=8, total_steps=12, batch_size=1, log_every_s=30.0, earlier_s=earlier, is_quiet=True
+    )
     assert progress.time_s == earlier
-    progress.update(9, 0.5)
+    progress.update(9)
     progress.restart(9)  # an evaluation is part of the time, not of the rate
     first = progress.time_s
-    progress.update(10, 0.5)
+    progress.update(10)
     assert earlier < first < progress.time_s < earlier + 1.0
 
 

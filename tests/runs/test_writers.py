@@ -1,12 +1,11 @@
-"""metrics.jsonl after a kill, TensorBoard files, and the live line."""
+"""metrics.jsonl after a kill, and TensorBoard files."""
 
-import io
 import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vit_registers.runs.writers import MetricWriter, Progress
+from vit_registers.runs.writers import MetricWriter
 
 
 def _steps(path):
@@ -37,26 +36,3 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
     events.Reload()
     assert "train/loss" in str(events.Tags())
     assert _steps(tmp_path) == [5]
-
-
-class _Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_live_line_on_a_terminal_only(capsys):
-    for out, is_shown in ((_Terminal(), True), (io.StringIO(), False)):
-        progress = Progress(start_step=0, total_steps=100, batch_size=32, out=out)
-        progress.update(10, 0.5)
-        assert ("step 10/100  loss 0.5000" in out.getvalue()) == is_shown
-        assert progress.images_per_s > 0
-        progress.say("a line")
-        assert capsys.readouterr().out == "a line\n"
-
-
-def test_nothing_is_shown_where_quiet(capsys):
-    out = _Terminal()
-    progress = Progress(start_step=0, total_steps=100, batch_size=32, is_quiet=True, out=out)
-    progress.update(10, 0.5)
-    progress.say("a line")
-    assert out.getvalue() == capsys.readouterr().out == ""

@@ -11,12 +11,13 @@ from flax import nnx
 import vit_registers
 from tests.fixtures.digits import make_config
 from vit_registers import convert, evaluate, fine_tuning
+from vit_registers.checkpoint_names import CheckpointName
 from vit_registers.config import InitFrom, Mesh
 from vit_registers.interop.hints import Hints
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
 from vit_registers.runs import checkpoint_folder
-from vit_registers.runs.writers import Progress
+from vit_registers.runs.progress import Progress
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.train import first_state, train
 from vit_registers.training import sharding
@@ -91,7 +92,7 @@ def test_the_average_is_what_is_evaluated_and_loaded(run):
 
 def test_the_average_is_what_is_converted_and_what_others_start_from(run, tmp_path):
     ema = _saved(run, "ema")
-    source = convert.open_input(str(run), source="auto", hints=Hints(), step=None, params=None)
+    source = convert.open_input(CheckpointName(str(run)), source="auto", hints=Hints(), params=None)
     convert.to_run(source, str(tmp_path / "converted"))
     for path in (run, tmp_path / "converted"):
         settings = InitFrom(path=str(path), keep_head=True)
@@ -105,7 +106,7 @@ def test_the_average_and_the_optimizer_start_from_given_weights_too(run, change)
     mesh = make_mesh(config.mesh)
     lengths = Durations(total_steps=9, warmup_steps=2, eval_every_steps=9, steps_per_epoch=9.0)
     setup = set_up(config, lengths, mesh)
-    progress = Progress(start_step=0, total_steps=9, batch_size=64, is_quiet=True)
+    progress = Progress(start_step=0, total_steps=9, batch_size=64, log_every_s=30.0, is_quiet=True)
     with jax.set_mesh(mesh):
         state = first_state(config, setup, progress)
     trees = (state.params, state.ema, state.opt_state[-1].z)

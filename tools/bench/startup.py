@@ -69,6 +69,7 @@ def command_s(command: list[str], environment: dict[str, str]) -> float:
 def measure(settings: list[str], folder: Path, min_compile_s: str | None) -> dict[str, float]:
     """{kind of start: seconds}, each measured once, in `folder`."""
     plain = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    plain["JAX_COMPILATION_CACHE_DIR"] = ""  # none, rather than that of the user
     cached = plain | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
     if min_compile_s is not None:
         cached["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = min_compile_s

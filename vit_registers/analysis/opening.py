@@ -12,14 +12,16 @@ import jax
 
 import vit_registers
 from vit_registers import loading
+from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Data, Mesh, image_size
-from vit_registers.data.loaders import Loader, open_data
+from vit_registers.data.loaders import Loader, loader_to_evaluate, open_data
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import Shown, shown_part
+from vit_registers.models.blocks import dims
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
@@ -27,9 +29,10 @@ from vit_registers.runs.manifest import MANIFEST
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.memory import check_memory
 
-ALL_STEPS = "all"
 _SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
 _BATCH = 64  # images at a time, unless the user says otherwise
+_PUBLISHED_WIDTH = 384  # of ViT-S, the smallest model of published numbers
+_FEATURES = 2  # raised when a feature of the same name has other values or another shape
 _LIBRARIES = ("jax", "flax", "numpy")
 
 
@@ -98,22 +101,19 @@ class OpenedModel:
                 "std": list(data.std),
             },
             "num_images": self.num_images,
+            "features": _FEATURES,
             "versions": {"vit_registers": vit_registers.__version__, **libraries},
         }
 
 
 def default_out(checkpoint: str) -> str:
     """The default folder for results: in the run folder, or for other weights in the working folder."""
-    path, _ = split_step(checkpoint)
+    path = _parse(checkpoint).path
     return f"{path}/analysis" if loading.is_run(path) else "analysis"
 
 
-def split_step(checkpoint: str) -> tuple[str, int | None]:
-    """('runs/x', 200) of 'runs/x@200', and (path, None) of all others."""
-    path, at, step = checkpoint.rpartition("@")
-    if at and step == ALL_STEPS:
-        return path, None
-    return (path, int(step)) if at and step.isdecimal() else (checkpoint, None)
+def _parse(checkpoint: str) -> CheckpointName:
+    return parse_checkpoint(checkpoint, where="--checkpoint", is_all_allowed=True)
 
 
 def open_all(
@@ -146,7 +146,8 @@ def open_all(
 def _open(
     name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
 ) -> OpenedModel:
-    path, step = split_step(checkpoint)
+    parsed = _parse(checkpoint)
+    path, step = parsed.path, parsed.step
     if loading.is_run(path):
         opened = loading.open_run(path, step, overrides)
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
@@ -154,13 +155,15 @@ def _open(
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names = opened.class_names
     else:
-        if not Path(path).expanduser().exists():
+        local = loading.external_path(parsed)
+        if not Path(local).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = loading.open_external(path, overrides)
-        digest = files_digest(_files(Path(path).expanduser()))
+        model, config, origin = loading.open_external(local, overrides)
+        digest = files_digest(_files(Path(local).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
+    config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
     loader = open_data(config)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
@@ -226,10 +229,10 @@ def _name_and_split(given: str) -> tuple[str, str]:
 
 def _steps(checkpoint: str) -> list[str]:
     """RUN@step for each step of RUN@all, the oldest first; other checkpoints unchanged."""
-    path, at, step = checkpoint.rpartition("@")
-    if not at or step != ALL_STEPS:
+    parsed = _parse(checkpoint)
+    if not parsed.is_all:
         return [checkpoint]
-    intact = []
+    path, intact = parsed.path, []
     for step in sorted(list_steps(path)):
         if damage := find_step_damage(path, step):
             print(
@@ -240,6 +243,14 @@ def _steps(checkpoint: str) -> list[str]:
     if not intact:
         raise CheckpointError(f"--checkpoint={checkpoint}: {path} has no checkpoints that are intact")
     return intact
+
+
+def are_comparable(opened: Sequence[OpenedModel]) -> bool:
+    """Whether a model is as large as those of published numbers (width 384 or more), and sees ImageNet."""
+    return any(
+        dims(one.config.model).width >= _PUBLISHED_WIDTH and one.config.data.name.startswith("imagenet")
+        for one in opened
+    )
 
 
 def differences(opened: Sequence[OpenedModel]) -> str | None:

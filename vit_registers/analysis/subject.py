@@ -104,8 +104,12 @@ def patches_first(subject: Subject) -> dict[str, slice]:
 
 
 def queries(subject: Subject) -> list[str]:
-    """The names of the E queries of attention_NxExT: cls and each register."""
-    return [token for token in subject.tokens() if token not in ("patches", "summaries")]
+    """The names of the E tokens that are no patches, the queries of attention_NxExT: cls, each register, each
+    summary."""
+    layout = subject.layout
+    registers = (f"register {i}" for i in range(layout.num_registers))
+    summaries = (f"summary {i}" for i in range(layout.num_summaries))
+    return [*(["cls"] if layout.has_cls else []), *registers, *summaries]
 
 
 def mean_maps(subject: Subject, images: slice | np.ndarray) -> np.ndarray:

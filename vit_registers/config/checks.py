@@ -187,6 +187,8 @@ RULES: dict[str, Rule] = {
     "run.total_epochs": _epochs,
     "run.seed": _seed,
     "run.log_every_steps": _at_least(1),
+    "run.log_every_s": _up_to(_MAX_SECONDS, has_zero=False),
+    "run.compile_cache": _text,
     "run.eval_every_steps": _at_least(1),
     "run.eval_every_epochs": _epochs,
     "run.max_skipped_steps": _at_least(0),

@@ -38,6 +38,8 @@ def suggestion(path: str) -> str:
     if path in (sections := section_values(Config())):
         return f"it is a section, of {', '.join(field.name for field in dataclasses.fields(sections[path]))}"
     known = list(flatten(to_dict(Config())))
+    if path in known:
+        return f"did you mean '{path}'?"
     own = [name for name in known if name.startswith(f"{section}.")]
     for names in (own, known):
         if found := _like(key, names):
@@ -47,6 +49,12 @@ def suggestion(path: str) -> str:
     if close := difflib.get_close_matches(path, known, n=1, cutoff=0.75):  # the section is misspelt as well
         return f"did you mean '{close[0]}'?"
     return f"sections: {', '.join(to_dict(Config()))}"
+
+
+def similar_settings(path: str) -> list[str]:
+    """The settings that an unknown flag `path`, such as "lr" or "model.depth", may mean."""
+    known = list(flatten(to_dict(Config())))
+    return [path] if path in known else _like(path.rpartition(".")[2], known)
 
 
 def section_values(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -219,7 +227,7 @@ def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
-    """The values in a config file's argument, as in `--config=configs/digits.py:registers=4,mask=fractal`.
+    """The values in a config file's argument, as in `--config=digits:registers=4,mask=fractal`.
 
     Returns a namespace with the keys of `defaults`. A value has the type of its default: int and float are
     literals, str is not parsed, and bool is True, False, or the key alone for True. A comma between
@@ -227,13 +235,18 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """
     values, given = dict(defaults), set()
     for item in filter(None, re.split(r",(?![^()]*\))", arg or "")):  # commas outside parentheses
-        key, equals, text = item.partition("=")
+        key, equals, text = (part.strip() for part in item.partition("="))
         if key not in defaults:
-            raise ConfigError(f"config argument '{key}' is unknown: {nearest(key, defaults)}")
+            form = "" if equals else "; arguments are written name=value, joined by commas"
+            raise ConfigError(f"config argument '{key}' is unknown: {nearest(key, defaults)}{form}")
         if key in given:
             raise ConfigError(f"config argument '{key}' is given twice: keep one")
         given.add(key)
         kind = type(defaults[key])
+        if not equals and kind is not bool:
+            raise ConfigError(
+                f"config argument '{key}' has no value: write {key}=..., as in {key}={defaults[key]}"
+            )
         if kind is str:
             values[key] = text
             continue

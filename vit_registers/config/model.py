@@ -7,22 +7,22 @@ from vit_registers.config.occasions import ALWAYS, READ, TRANSFER, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """The Vision Transformer. A size that is None is that of `variant` (models/blocks.py: VARIANTS)."""
+    """The Vision Transformer. A size that is None is that of `variant`."""
 
-    variant: str = setting("S", TRANSFER)
-    width: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_dim: int | None = None
+    variant: str = setting("S", TRANSFER)  # Ti | S | M | B | L | H | g: gives the sizes that are None
+    width: int | None = None  # of a token
+    depth: int | None = None  # number of blocks
+    num_heads: int | None = None  # divides the width
+    mlp_dim: int | None = None  # of the hidden layer of an MLP
     mlp: str | None = None  # mlp | swiglu
-    patch_size: int = 16
+    patch_size: int = 16  # in pixels; divides the sides of image_size
     # (height, width) in pixels; positions are created for its grid of patches.
     image_size: tuple[int, int] = setting((224, 224), READ, TRANSFER)
-    channels: int = 3
+    channels: int = 3  # of the images: 1 (grey) | 3 (RGB)
     num_classes: int = setting(1000, TRANSFER)  # 0: no head, and logits are None
 
-    use_cls: bool = True
-    num_registers: int = setting(0, TRANSFER)
+    use_cls: bool = True  # the cls token
+    num_registers: int = setting(0, TRANSFER)  # register tokens
     registers: str = setting("learned", TRANSFER)  # learned | zeros (fixed)
     # k: the summary grids are the patch grid divided by k, rounded down, repeatedly. None: no summary tokens.
     summary_factor: int | None = setting(None, TRANSFER)
@@ -40,21 +40,21 @@ class Model:
     use_mask_token: bool = setting(False, TRANSFER)  # a learned vector replaces masked patches
 
     use_norm_pre: bool = False  # LayerNorm over all tokens before the first block (CLIP)
-    layer_scale_init: float | None = setting(None, TRANSFER)
-    drop_path: float = setting(0.0, TRANSFER)
+    layer_scale_init: float | None = setting(None, TRANSFER)  # None: no LayerScale
+    drop_path: float = setting(0.0, TRANSFER)  # probability that a block is left out in training, at most
     drop_path_schedule: str = setting("linear", TRANSFER)  # linear | constant
     activation: str = "gelu"  # gelu (exact) | gelu_tanh | quick_gelu; SwiGLU gates with SiLU
-    norm_eps: float = 1e-6
-    use_qkv_bias: bool = True
-    use_patch_bias: bool = True
+    norm_eps: float = 1e-6  # epsilon of LayerNorm
+    use_qkv_bias: bool = True  # of queries, keys and values
+    use_patch_bias: bool = True  # of the layer that embeds patches
     # cls | gap (mean of patches) | map | cls_gap (both joined) | cls_registers (all of them joined) |
     # summary (the first summary token, of the coarsest level)
     pooling: str = setting("cls", TRANSFER)
     # The final norm is applied after pooling (CLIP, timm's fc_norm).
     use_norm_after_pool: bool = setting(False, TRANSFER)
     use_pre_logits: bool = setting(False, TRANSFER)  # a Dense(width) layer and tanh between pooling and head
-    use_head_bias: bool = setting(True, TRANSFER)
-    init: str = setting("big_vision", TRANSFER)  # models/initializers.py: INITS
+    use_head_bias: bool = setting(True, TRANSFER)  # of the classifier
+    init: str = setting("big_vision", TRANSFER)  # big_vision | deit3 | dinov2
     # Of activations: float32 | bfloat16. Parameters are float32.
     dtype: str = setting("float32", READ, TRANSFER)
     # xla | cudnn (GPU) | splash (TPU) | auto (models/attention_choice.py).

@@ -7,7 +7,7 @@ import dataclasses
 class ClassificationSettings:
     """Supervised classification: the loss, and how images and labels are mixed."""
 
-    loss: str = "softmax"  # objectives/losses.py: softmax | sigmoid | multi_hot
+    loss: str = "softmax"  # softmax | sigmoid | multi_hot
     mixup_alpha: float = 0.0  # 0: no mixup; if cutmix_alpha > 0 too, each draw selects one of them
     cutmix_alpha: float = 0.0  # 0: no CutMix
     use_mixup_folding: bool = False  # the image has the larger share: lam = max(lam, 1 - lam)
@@ -68,7 +68,7 @@ class SelfDistillationSettings:
 class ObjectiveSettings:
     """The objective, which is minimised. Its section has an effect only if `name` selects it."""
 
-    name: str = "classification"  # objectives/catalog.py: OBJECTIVES
+    name: str = "classification"  # classification
     classification: ClassificationSettings = ClassificationSettings()
     self_distillation: SelfDistillationSettings = SelfDistillationSettings()
 

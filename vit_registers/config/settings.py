@@ -14,25 +14,25 @@ from vit_registers.config.occasions import READ, RESUME, differs_on, setting
 class Data:
     """Where images come from, and how they are processed. Images are 8-bit until they are on the device."""
 
-    loader: str = "tfdata"  # tfdata | memory (resident on the accelerator, no TensorFlow)
+    # tfdata | memory (resident on the accelerator, no TensorFlow) | pil (evaluation only, no TensorFlow)
+    loader: str = "tfdata"
     # The name of a TFDS data set, or the path of a builder or of a prepared version; digits (embedded);
     # folder or images (data/sources/folder.py).
     name: str = "imagenet2012"
     # TFDS: its data_dir, or the folder of a prepared version; None is the default of TFDS. Folders: the root.
     data_dir: str | None = setting(None, RESUME)
-    # Features of a TFDS data set, "a/b" for b in a dict a. None: image, and real_label or else label.
-    image_key: str | None = None
-    label_key: str | None = None
-    train_split: str = "train"
-    eval_split: str = "validation"
+    image_key: str | None = None  # feature of a TFDS data set, "a/b" for b in a dict a. None: image
+    label_key: str | None = None  # feature of a TFDS data set. None: real_label, or else label
+    train_split: str = "train"  # a split, or a part such as train[:99%]
+    eval_split: str = "validation"  # the split that is evaluated during training and by evaluate
     batch_size: int = 1024  # global
     eval_batch_size: int = setting(1024, RESUME)  # global; the last batch is padded
     image_size: tuple[int, int] | None = None  # None: model.image_size
-    train_ops: str = "inception_crop | flip"  # data/ops/catalog.py: OPS; on_device.py: MEMORY_OPS
-    eval_ops: str = "resize_small(256) | central_crop"
+    train_ops: str = "inception_crop | flip"  # to train; docs: "Image operations"
+    eval_ops: str = "resize_small(256) | central_crop"  # to evaluate; the result has image_size
     shuffle_buffer: int = 50_000  # only for TFRecord files; array_record and folders shuffle globally
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixel values in [0, 1], per channel
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixel values in [0, 1], per channel
     # Further splits to evaluate, each as "NAME SPLIT", such as "imagenet2012 train[99%:]".
     also_eval: tuple[str, ...] = setting((), RESUME)
     repeats: int = 1  # repeated augmentation: copies of each image in a row; an epoch keeps its length
@@ -44,42 +44,42 @@ class Data:
 class Optimizer:
     """How the parameters are updated."""
 
-    name: str = "adamw"  # training/optimizer.py: adamw | lamb | schedule_free_adamw
-    schedule: str = "cosine"  # training/schedules.py: SCHEDULES
+    name: str = "adamw"  # adamw | lamb | schedule_free_adamw
+    # cosine | cosine_from_peak (as DINOv2: the warm-up reaches the peak) | cosine_per_epoch | constant
+    schedule: str = "cosine"
     learning_rate: float = 1e-3  # the peak
     warmup_learning_rate: float = 0.0  # at the start of the warm-up
     min_learning_rate: float = 0.0  # at the end of the cosine
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
+    warmup_steps: int | None = None  # with warmup_epochs=None; both None: no warm-up
+    warmup_epochs: float | None = None  # with warmup_steps=None
     weight_decay: float = 0.1  # multiplied by the learning rate
     weight_decay_end: float | None = None  # reached by half a cosine over the run; None: constant
     decayed: str = "kernels"  # kernels | all_but_norms: also tokens, positions, prototypes (as DINOv2)
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
     mu_dtype: str = "float32"  # of the first moment: float32 | bfloat16
-    grad_clip_norm: float | None = 1.0
+    grad_clip_norm: float | None = 1.0  # gradients with a greater norm are scaled to it; None: never
     grad_clip_per: str = "all"  # all | module: the norm is that of the backbone, and of each head
-    # Rates of parts of the model, as multiples of learning_rate (training/parameter_groups.py).
-    layer_decay: float = 1.0  # block i of L: layer_decay ** (L - i); tokens and patch embedding: ** (L + 1)
-    patch_embed_rate: float = 1.0  # of the patch embedding, in addition
-    head_rate: float = 1.0  # of heads: classifier, pooling, prototypes
-    # Patterns of parameters, such as "vit/blocks/*": those that are not trained, and those whose rate is 0
-    # for delay_share of the run.
-    frozen: tuple[str, ...] = ()
-    delayed: tuple[str, ...] = ()
-    delay_share: float = 0.01
+    # The learning rate of block i of L is multiplied by layer_decay ** (L - i). The exponent of tokens and
+    # patch embedding is L + 1, that of the final norm and heads 0.
+    layer_decay: float = 1.0
+    patch_embed_rate: float = 1.0  # a multiple of the learning rate for the patch embedding, in addition
+    head_rate: float = 1.0  # the same for heads: classifier, pooling, prototypes
+    frozen: tuple[str, ...] = ()  # patterns of parameters that are not trained, such as "vit/blocks/*"
+    delayed: tuple[str, ...] = ()  # patterns of parameters whose rate is 0 for delay_share of the run
+    delay_share: float = 0.01  # of the run
     accumulation_steps: int = 1  # micro-batches per step
-    ema_decay: float | None = None
+    ema_decay: float | None = None  # of the exponential average of the parameters; None: no average
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
     """Numbers of devices along the axes of the mesh. One of them may be -1: all remaining devices."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = -1  # parts of the batch; parameters are copied
+    fsdp: int = 1  # parts of the batch; parameters and optimiser state are divided
+    tensor: int = 1  # parts of heads and hidden layers
 
 
 MESH_AXES = tuple(field.name for field in dataclasses.fields(Mesh))
@@ -89,8 +89,8 @@ MESH_AXES = tuple(field.name for field in dataclasses.fields(Mesh))
 class Checkpoint:
     """When checkpoints are saved, and which ones are kept."""
 
-    every_steps: int = 1000
-    keep_last: int = 3
+    every_steps: int = 1000  # steps between checkpoints; evaluations and the end save too
+    keep_last: int = 3  # the newest ones
     keep_best: int = 1  # by the objective's metric (Objective.best) of the first evaluator
     keep_every_steps: int | None = None  # checkpoints of multiples of this step are never removed
     max_failed_saves: int = 5  # consecutive ones, which end the run; after fewer it continues
@@ -100,14 +100,19 @@ class Checkpoint:
 class Run:
     """Length, seed, reports and limits of a run."""
 
-    total_steps: int | None = None
-    total_epochs: float | None = None
-    seed: int = 0
-    log_every_steps: int = setting(50, RESUME)
-    eval_every_steps: int | None = None
-    eval_every_epochs: float | None = None
+    total_steps: int | None = None  # the length; this one or total_epochs
+    total_epochs: float | None = None  # the length; this one or total_steps
+    seed: int = 0  # of initial parameters, order of images, augmentation and mixing
+    log_every_steps: int = setting(50, RESUME)  # interval of the records in metrics.jsonl
+    log_every_s: float = setting(30.0, RESUME, READ)  # interval of lines in a log: step, loss, images/s, ETA
+    eval_every_steps: int | None = None  # with eval_every_epochs=None; both None: at the end only
+    eval_every_epochs: float | None = None  # with eval_every_steps=None
     # TensorBoard files, which import TensorFlow. metrics.jsonl is always written.
     use_tensorboard: bool = setting(True, RESUME)
+    # Experiment trackers that get the metrics too, with a comma between them: wandb, mlflow.
+    writers: str = setting("", RESUME)
+    # What a program compiles, for the next one: auto (in the user's cache folder) | off | a folder.
+    compile_cache: str = setting("auto", RESUME, READ)
     # Consecutive steps whose loss, gradient or update is not finite: they change nothing. One more ends the
     # run.
     max_skipped_steps: int = setting(10, RESUME)
@@ -134,12 +139,13 @@ class InitFrom:
     # If the weights have summaries: same (other grids are refused) | fresh (all are initialised).
     summaries: str = "same"
     # Settings of weights in another format that their tensors do not determine; None: inferred.
-    source: str = "auto"  # interop/unwrap.py: SOURCES
-    num_heads: int | None = None
+    # auto | dinov2 | deit | dino | clip | open_clip | timm | transformers | big_vision | mup_vit
+    source: str = "auto"
+    num_heads: int | None = None  # if the width does not determine it
     hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh
-    interpolation: str | None = None  # models/resampling.py: RESAMPLINGS
-    pooling: str | None = None
-    mask: str | None = None
+    interpolation: str | None = None  # as model.position_resampling
+    pooling: str | None = None  # as model.pooling
+    mask: str | None = None  # as model.mask
     architecture: str | None = None  # timm's name of the model
     leave_out: tuple[str, ...] = ()  # patterns of names of tensors that are not read: ("head.*",)
     # params (trained) | ema (averaged). None: what the objective of the run, or the family, evaluates.

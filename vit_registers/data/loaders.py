@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -12,8 +13,9 @@ from vit_registers.config import Config, Data, check_section, check_value, image
 from vit_registers.data.batch import Batch, Training
 from vit_registers.data.class_names import match
 from vit_registers.data.ops.strings import Target
+from vit_registers.data.sources.catalog import SOURCES
 from vit_registers.data.sources.listing import shortened
-from vit_registers.errors import ConfigError, DataError
+from vit_registers.errors import ConfigError, DataError, missing_package, require_extra
 
 
 class Loader(Protocol):
@@ -48,6 +50,10 @@ class Loader(Protocol):
 
 
 def _open_tfdata(data: Data, target: Target, seed: int, groups: int, training: Training | None) -> Loader:
+    cure = "set data.loader='memory' for images that fit into memory" if data.name in SOURCES else ""
+    require_extra(
+        "data", "tensorflow", what=f"data.loader='tfdata' (data.name={data.name!r})", otherwise=cure
+    )
     # TensorFlow reads this at import. Decoding does not use oneDNN, which would log messages.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Images are processed in parallel. Otherwise XLA also divides the work on an image among threads, which
@@ -64,9 +70,16 @@ def _open_memory(data: Data, target: Target, seed: int, groups: int, training: T
     return MemoryLoader(data, target, seed=seed, groups=groups, training=training)
 
 
+def _open_pil(data: Data, target: Target, seed: int, groups: int, training: Training | None) -> Loader:
+    from vit_registers.data.pil_loader import PilLoader
+
+    return PilLoader(data, target)
+
+
 LOADERS: dict[str, Callable[[Data, Target, int, int, Training | None], Loader]] = {
     "tfdata": _open_tfdata,
     "memory": _open_memory,
+    "pil": _open_pil,
 }
 
 
@@ -86,6 +99,18 @@ def open_data(config: Config, training: Training | None = None) -> Loader:
     groups = config.objective.classification.mix_groups
     target = Target(*image_size(config), model.channels)
     return open_loader(data, target, config.run.seed, groups, training)
+
+
+def loader_to_evaluate(data: Data) -> Data:
+    """The settings with data.loader='pil' in the place of 'tfdata' if TensorFlow is not installed.
+
+    Prints a line then. Data sets of TFDS require TensorFlow in any case.
+    """
+    if data.loader != "tfdata" or missing_package("tensorflow") is None:
+        return data
+    if jax.process_index() == 0:
+        print("TensorFlow is not installed: images are read with data.loader='pil'", file=sys.stderr)
+    return dataclasses.replace(data, loader="pil")
 
 
 def check_classes(

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from vit_registers.config import Data
 from vit_registers.data import order
@@ -27,6 +26,7 @@ from vit_registers.data.batch import (
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.on_device import MEMORY_OPS, Resize
+from vit_registers.data.ops.pil_ops import resize_in_memory
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.catalog import open_data_source
@@ -169,7 +169,7 @@ class MemoryLoader:
             image_HxWxC = self._broken.decode(source, split, i, read, channels=target.channels)
             if image_HxWxC is not None and is_resized:
                 assert size is not None
-                image_HxWxC = _resized(image_HxWxC, Target(*size, target.channels))
+                image_HxWxC = resize_in_memory(image_HxWxC, Target(*size, target.channels))
             image_N.append(image_HxWxC)
             if image_HxWxC is None:
                 continue
@@ -193,12 +193,6 @@ def _check_source(source: DataSource, name: str) -> None:
         )
     if source.has_several_labels:
         raise DataError(f"data.name='{name}' has several labels for an image: set data.loader='tfdata'")
-
-
-def _resized(image_HxWxC: np.ndarray, target: Target) -> np.ndarray:
-    image = Image.fromarray(image_HxWxC[..., 0] if target.channels == 1 else image_HxWxC)
-    image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(target)
 
 
 def _loaded_size(ops: list[tuple[str, Any]]) -> _Size:

@@ -39,8 +39,22 @@ def decode_image(data: bytes, *, channels: int) -> np.ndarray:
         _check_end(data, image)
         if channels == 1 and image.format in ("JPEG", "MPO"):
             image.draft("L", image.size)
-        image.load()
-        image_HxWxC = np.asarray(_to_8_bits(image).convert("L" if channels == 1 else "RGB"))
+        return _pixels(image, channels)
+
+
+def pixels_of(image: Image.Image, *, channels: int) -> np.ndarray:
+    """The pixels of an opened image as `decode_image` gives them. Raises BrokenImageError."""
+    try:
+        return _pixels(image.copy(), channels)
+    except BrokenImageError:
+        raise
+    except Exception:  # of damaged bytes, which are decoded here
+        raise BrokenImageError from None
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    image.load()
+    image_HxWxC = np.asarray(_to_8_bits(image).convert("L" if channels == 1 else "RGB"))
     return image_HxWxC.reshape(*image_HxWxC.shape[:2], channels)
 
 

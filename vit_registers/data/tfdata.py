@@ -153,7 +153,7 @@ class TfdataLoader:
         for i in np.flatnonzero(status_B):
             record = int(columns["record"][i])
             if status_B[i] == _WRONG_SIZE:
-                raise DataError(self._wrong_size(columns["size"], i, split, record, kind))
+                raise DataError(self._wrong_size(columns["size"], int(i), split, record, kind))
             self._report_broken(split, record)
         if not self._source.has_several_labels:
             check_labels(self._source, split, columns["record"], columns["label"])
@@ -201,7 +201,7 @@ def _guarded(
     process: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
     targets: Mapping[str, Target],
     seed: int,
-) -> Callable[[Chunk], Chunk]:
+) -> Callable[[Chunk], dict[str, Any]]:
     """A function from encoded to decoded chunks, in which an image that fails is zero and has a status.
 
     tf.data ignores errors only of a Dataset's elements, so a Dataset processes each chunk. A Dataset for each
@@ -209,7 +209,7 @@ def _guarded(
     """
     blank = {name: tf.zeros(target, tf.uint8) for name, target in targets.items()}
 
-    def one(place: tf.Tensor, data: tf.Tensor, position: tf.Tensor) -> Chunk:
+    def one(place: tf.Tensor, data: tf.Tensor, position: tf.Tensor) -> dict[str, Any]:
         made = process(data, fold_in(tf.constant([seed, 0], tf.int64), position))
         sizes = {name: tf.shape(image_HxWxC)[:2] for name, image_HxWxC in made.items()}
         fits = {name: tf.reduce_all(sizes[name] == targets[name][:2]) for name in made}
@@ -220,7 +220,7 @@ def _guarded(
     none = {name: tf.zeros([2], tf.int32) for name in targets}
     broken = {"place": -1, "views": blank, "size": none, "status": _BROKEN}
 
-    def apply(chunk: Chunk) -> Chunk:
+    def apply(chunk: Chunk) -> dict[str, Any]:
         number = tf.size(chunk["record"])
         examples = tf.data.Dataset.from_tensor_slices((tf.range(number), chunk["bytes"], chunk["position"]))
         examples = examples.map(one).ignore_errors().concatenate(tf.data.Dataset.from_tensors(broken))

@@ -255,7 +255,7 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     try:
         import torch  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
-        advice = "pip install torch, or convert it to safetensors where torch is"
+        advice = 'pip install torch, or "vit-registers[torch]"; or convert it to safetensors where torch is'
         raise CheckpointError(f"{path} is a torch file, which needs torch: {advice}") from error
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is a torch file: rename it to .pth, since torch relies on the suffix")

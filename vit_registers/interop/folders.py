@@ -23,6 +23,16 @@ def find_weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder} holds no weights: looked for {looked_for}")
 
 
+def own_file(path: Path, name: str) -> Path | None:
+    """The file `name` that belongs to the weights at `path`: in their folder, or beside its only tensors.
+
+    None if there is none. Files of other names may lie beside weights that they do not belong to.
+    """
+    is_ours = path.is_dir() or path.stem == "model"
+    file = (path if path.is_dir() else path.parent) / name
+    return file if is_ours and file.is_file() else None
+
+
 def read_index(path: Path) -> dict[str, Path]:
     """{tensor name: shard} of an index file.
 

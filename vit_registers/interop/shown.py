@@ -57,6 +57,28 @@ def shown_part(ops: str, image_size: tuple[int, int]) -> Shown:
     return Shown(min(height, width), name, text)
 
 
+class Resizing(NamedTuple):
+    """How a chain of operations makes images of the model's size."""
+
+    shorter_side: int | None  # in pixels, to which it is resized; None: the whole image is, or none is
+    is_cropped: bool
+    method: str | None  # of METHODS in data/ops/resize.py; None: it is not resized
+
+
+def resizing(ops: str) -> Resizing | None:
+    """The Resizing of `ops`; None for a chain that resizes otherwise."""
+    calls = _calls(ops)
+    method = _METHOD.search(calls.get(_RESIZE, "") + calls.get(_RESIZE_SMALL, ""))
+    size = _PIXELS.search(ops)
+    if not ops.strip() or set(calls) == {_CROP}:
+        return Resizing(None, bool(calls), None)
+    if set(calls) == {_RESIZE}:
+        return Resizing(None, False, "bilinear" if method is None else method[1])
+    if set(calls) == {_RESIZE_SMALL, _CROP} and size is not None:
+        return Resizing(int(size[1]), True, "area" if method is None else method[1])
+    return None
+
+
 def _calls(ops: str) -> dict[str, str]:
     """The operations of a chain by name, with the text of their arguments.
 

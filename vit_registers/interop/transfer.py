@@ -135,5 +135,5 @@ def _check_same_network(source: Model, target: Model, settings: InitFrom) -> Non
     if differing:
         raise ConfigError(
             f"the weights to start from belong to another network: {'; '.join(differing)}. "
-            "configs/transfer.py takes these settings from the weights"
+            "the run card transfer takes these settings from the weights"
         )

@@ -52,7 +52,7 @@ def pool(pooling: str, tokens_BxTxD: jax.Array, layout: TokenLayout, map_pool: M
     if pooling == "summary":
         return tokens_BxTxD[:, layout.summaries.start]
     if pooling == "cls_registers":
-        return tokens_BxTxD[:, : layout.registers.stop].reshape(len(tokens_BxTxD), -1)
+        return tokens_BxTxD[:, : layout.registers.stop].reshape(tokens_BxTxD.shape[0], -1)
     patches_BxPxD = tokens_BxTxD[:, layout.patches]
     if map_pool is not None:
         return map_pool(patches_BxPxD)

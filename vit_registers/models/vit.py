@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.nn.initializers import zeros
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import ConfigError
+from vit_registers.models import readout
 from vit_registers.models.blocks import DTYPES, Block, dims, inits
 from vit_registers.models.checks import check_model
 from vit_registers.models.edits import NO_EDITS, Edits
@@ -19,6 +21,7 @@ from vit_registers.models.masks import build_mask, resolve
 from vit_registers.models.norm import LayerNorm
 from vit_registers.models.pooling import MapPool, pool, pooled_width
 from vit_registers.models.positions import POSITIONS, sincos2d
+from vit_registers.models.readout import AttentionMaps, Intermediates
 from vit_registers.models.resampling import resample
 from vit_registers.models.stack import ready, run_blocks
 from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
@@ -156,10 +159,7 @@ class ViT(nnx.Module):
         Patches for which `masked_BxP` is True are replaced by the mask token before positions are added.
         `edits` change the inner values, and with them taps and outputs.
         """
-        if images_BxHxWxC.ndim != 4 or images_BxHxWxC.shape[-1] != self.model.channels:
-            expected = f"[batch, height, width, {self.model.channels}]"
-            raise ConfigError(f"images of shape {images_BxHxWxC.shape}: must be {expected}")
-        layout = self.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
+        layout = self._layout_of(images_BxHxWxC)
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
         taps = run_blocks(
@@ -186,6 +186,53 @@ class ViT(nnx.Module):
             patches=groups["patches"],
             taps={"embed": embed_BxPxD} | taps,
         )
+
+    def attention(
+        self,
+        images_BxHxWxC: jax.Array,
+        *,
+        block: int | Sequence[int] = -1,
+        queries: str = "cls",
+        heads: str = "mean",
+        edits: Edits = NO_EDITS,
+    ) -> AttentionMaps:
+        """The attention of `queries`: weights over all tokens, and maps on the grid of patches, float32.
+
+        They are the probabilities of the forward pass, after the softmax, with the model's mask and bias.
+        `block` is a number from 0 on, or a negative one from the end; several give the results a first axis.
+        `queries` is cls, registers, summaries or patches. `heads` is "mean", or "all" for an axis of heads.
+        `edits` are those of a forward pass. Raises ConfigError for tokens or blocks that the model lacks.
+        """
+        layout = self._layout_of(images_BxHxWxC)
+        readout.query_slice(layout, queries)  # to fail before the forward pass
+        taps, constants = self(images_BxHxWxC, edits=edits).taps, static_attention(self.model, layout)
+        return readout.attention_maps(taps, layout, constants, block=block, queries=queries, heads=heads)
+
+    def intermediates(
+        self,
+        images_BxHxWxC: jax.Array,
+        *,
+        blocks: int | Sequence[int] | None = None,
+        norm: bool = True,
+        reshape: bool = True,
+    ) -> Intermediates:
+        """The tokens after blocks, float32: patches on their grid, and the tokens before them.
+
+        `blocks` are numbers from 0 on, or negative ones from the end; a number n selects the last n blocks,
+        and None all. With `norm` they are after the final norm, where the model applies it to tokens (not
+        with model.use_norm_after_pool). Without `reshape` patches are a sequence. Raises ConfigError for
+        blocks that the model lacks. Corresponds to forward_intermediates of timm.
+        """
+        numbers = readout.select_blocks(blocks, len(self.blocks))
+        resid = self(images_BxHxWxC).taps["resid"]
+        is_normed = norm and not self.model.use_norm_after_pool
+        tokens = [self.norm(resid[i + 1]) if is_normed else resid[i + 1] for i in numbers]
+        return readout.intermediates(tokens, self._layout_of(images_BxHxWxC), is_reshaped=reshape)
+
+    def _layout_of(self, images_BxHxWxC: jax.Array) -> TokenLayout:
+        """The tokens of images. Raises ConfigError for images that the model cannot take."""
+        readout.check_images(images_BxHxWxC, self.model.channels)
+        return self.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
 
     def embed(
         self, images_BxHxWxC: jax.Array, layout: TokenLayout, masked_BxP: jax.Array | None = None

@@ -63,10 +63,18 @@ class Objective(Protocol):
     """
 
     best: ClassVar[Best]
-    views: Mapping[str, View]  # of a training batch, and how they are made
-    host_targets: Mapping[str, MakeTarget]  # targets besides the label that are made on the host
     targets: ClassVar[tuple[str, ...]]  # names of the targets that a batch must have
     is_additive: ClassVar[bool]  # the loss of a batch is the sum over its parts; accumulation requires it
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """The views of a training batch by name, and how they are made."""
+        ...
+
+    @property
+    def host_targets(self) -> Mapping[str, MakeTarget]:
+        """The targets besides the label, which are made on the host."""
+        ...
 
     def __init__(self, config: Any) -> None:
         """From a Config, without checks: an older version may have trained with it."""

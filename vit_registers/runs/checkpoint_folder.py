@@ -26,7 +26,7 @@ from vit_registers.runs import manifest
 from vit_registers.runs.folders import damaged_path
 from vit_registers.runs.formats import FORMAT_VERSION, READABLE, from_format, in_format
 from vit_registers.runs.retention import reason
-from vit_registers.runs.writers import say
+from vit_registers.status import say
 
 LAST_STEP = 2**31 - 1  # the largest value of TrainState.step, an int32
 

@@ -31,8 +31,8 @@ from vit_registers.runs.formats import FORMAT_VERSION, from_format, in_format
 from vit_registers.runs.manifest import find_damage, write_manifest
 from vit_registers.runs.retention import FailedSaves, Keep, is_any, reason
 from vit_registers.runs.run_lock import RunLock
-from vit_registers.runs.writers import say
 from vit_registers.runtime.barrier import Barrier
+from vit_registers.status import say
 from vit_registers.strict_json import as_plain
 from vit_registers.training.state import TrainState
 

@@ -9,7 +9,7 @@ from vit_registers.data.class_names import match, some
 from vit_registers.errors import ConfigError
 from vit_registers.models.masks import is_same_mask
 from vit_registers.runs.checkpoint_folder import TrainedOn
-from vit_registers.runs.writers import say
+from vit_registers.status import say
 
 
 def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -> None:

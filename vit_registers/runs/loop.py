@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 
@@ -11,7 +12,8 @@ from vit_registers.data.batch import Batch
 from vit_registers.errors import CheckpointError, TrainingError
 from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.runs.writers import MetricWriter, Progress
+from vit_registers.runs.progress import Progress
+from vit_registers.runs.writers import MetricWriter
 from vit_registers.runtime.profiling import Profile
 from vit_registers.runtime.stopping import Agreement, StopRequest
 from vit_registers.runtime.watchdog import Watchdog
@@ -39,8 +41,9 @@ class Loop:
     agreement: Agreement
     watchdog: Watchdog
     profile: Profile
-    _pending: list[tuple[int, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
+    _pending: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
     _is_save_due: bool = False
+    _is_compiled: bool = False
 
     def __post_init__(self) -> None:
         check_section("run", self.settings)
@@ -57,9 +60,10 @@ class Loop:
         with StopRequest() as stop, self.watchdog, self.profile:
             while step < total and not self.agreement.is_reached(step, stop):
                 self.profile.before(step + 1)
-                state, metrics = self.train_step(state, next(batches))
+                state, metrics = self._step(step, state, batches)
                 step, evaluated = step + 1, None
                 self._pending.append((step, metrics))
+                self._show()
                 self.watchdog.started(step, metrics["loss"])
                 self.profile.after(step, metrics["loss"])
                 if step % log_every == 0 or step == total:
@@ -69,12 +73,34 @@ class Loop:
                     self._save(step, state, evaluated)
                 elif self._is_save_due or step % self.checkpoint.every_steps == 0:
                     self._save(step, state, None)
-            with self.watchdog.slow("the last save"):
-                self._fetch()
+            with self.watchdog.slow("the last save"), self.progress.seldom("saving"):
+                if self._fetch() is not None:  # stopped since the last record: these seconds count too
+                    self._write_times(step)
                 self.checkpoints.save_surely(state, evaluated, skipped=self._skips())
         if step < total:
-            self.progress.say(f"{stop}: saved at step {step} of {total}; the same command resumes")
+            where = f"step {step} of {total} after {self.progress.time_s:.1f} s of training"
+            self.progress.say(f"{stop}: saved at {where}; the same command resumes")
         return state
+
+    def _step(
+        self, step: int, state: TrainState, batches: Iterator[Batch]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if self._is_compiled:
+            return self.train_step(state, next(batches))
+        with self.progress.waiting("preparing the first batch"):
+            batch = next(batches)
+        with self.progress.waiting("compiling the train step"):
+            result = self.train_step(state, batch)
+        self._is_compiled = True
+        self.progress.compiled(step)
+        return result
+
+    def _show(self) -> None:
+        """Shows the newest step that is finished, if that is due. Waits for none."""
+        if self.progress.is_due():
+            ready = [(step, metrics["loss"]) for step, metrics in self._pending if metrics["loss"].is_ready()]
+            if ready:
+                self.progress.show(ready[-1][0], float(ready[-1][1]))
 
     def _skips(self) -> tuple[int, int]:
         return self._skipped, self._skipped_in_a_row
@@ -82,6 +108,9 @@ class Loop:
     def _fetch(self) -> tuple[int, dict[str, float]] | None:
         """(step, metrics) of the newest step, after counting the non-finite steps since the last call."""
         newest = None
+        for _, metrics in self._pending:  # one after the other, as the devices may be many steps behind
+            jax.block_until_ready(metrics["loss"])
+            self._show()
         for step, metrics in jax.device_get(self._pending):
             newest = step, {name: float(value) for name, value in metrics.items()}
             if all(map(math.isfinite, newest[1].values())):
@@ -112,7 +141,6 @@ class Loop:
         newest = self._fetch()
         assert newest is not None, "called after a step"
         step, metrics = newest
-        self.progress.update(step, metrics["loss"])
         values = {f"train/{name}": value for name, value in metrics.items()}
         self._write(step, {**values, "train/skipped_steps": self._skipped})
         if new := self._skipped - self._skipped_before:
@@ -121,11 +149,15 @@ class Loop:
                 f"update was not finite; in all {self._skipped}"
             )
             self._skipped_before = self._skipped
-        # A separate record: times differ between equal runs, and the records above do not.
+        self._write_times(step)
+
+    def _write_times(self, step: int) -> None:
+        # A separate record: times differ between equal runs, and the other records do not.
+        self.progress.update(step)
         self._write(step, {"images_per_s": self.progress.images_per_s, "time_s": self.progress.time_s})
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float] | None:
-        with self.watchdog.slow("an evaluation"):
+        with self.watchdog.slow("an evaluation"), self.progress.seldom("evaluating"):
             results = {name: evaluate(state) for name, evaluate in self.evaluators.items()}
         for name, result in results.items():
             self._write(step, {f"{name}/{key}": value for key, value in result.items()})

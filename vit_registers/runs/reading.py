@@ -54,6 +54,11 @@ class RunCheckpoint:
         return None if self.trained_on is None else self.trained_on.class_names
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the first evaluator at its step; empty if it was not evaluated there."""
+        return dict(self._meta.get("metrics") or {})
+
+    @property
     def normalisation_origin(self) -> str | None:
         """The origin of the mean and deviation of converted weights; None for a trained run, or unknown."""
         return self._meta.get("normalisation")

@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 from vit_registers import config as config_lib
 from vit_registers.errors import CheckpointError
 from vit_registers.objectives.base import Best
-from vit_registers.runs.writers import say
 from vit_registers.runtime.barrier import FailedElsewhere
+from vit_registers.status import say
 
 
 def is_any(flag: bool) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vit_registers.errors import CheckpointError
 from vit_registers.runs.folders import OpenFolder, is_same
-from vit_registers.runs.writers import say
+from vit_registers.status import say
 
 FILE = ".writer.lock"
 _WITNESS = "config.json"  # a run writes it before anything else

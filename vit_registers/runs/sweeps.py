@@ -7,12 +7,10 @@ settings: num_registers=4,seed=0.
 
 import collections
 import dataclasses
-import importlib.util
 import inspect
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_registers.config import Config, flag, flatten, override, to_dict
+from vit_registers.config.cards import find_config, load_module
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.objectives.base import Best, find_non_finite
@@ -57,7 +56,7 @@ class SweepRun:
 class Sweep:
     """All runs of a config file, and the file as a module."""
 
-    config: str  # as given: configs/x.py:arg
+    config: str  # as given: x:arg, or path/x.py:arg
     arg: str | None
     module: ModuleType
     base: Config
@@ -99,16 +98,6 @@ def run_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def load_module(path: str) -> ModuleType:
-    """The config file as a module."""
-    spec = importlib.util.spec_from_file_location(f"sweep_of_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None  # the --config flag has loaded this file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def call(module: ModuleType, name: str, arg: str | None) -> Any:
     """The result of a function of a config file. Raises ConfigError if it is missing or takes no `arg`."""
     function = getattr(module, name, None)
@@ -140,7 +129,7 @@ def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Pa
     points.
     """
     path, colon, text = config.partition(":")
-    module, arg = load_module(path), text if colon else None
+    module, arg = load_module(str(find_config(path))), text if colon else None
     points = [dict(point) for point in call(module, "sweep", arg)]
     if not points:
         raise ConfigError(f"{config}: sweep() yields no point")

@@ -1,27 +1,29 @@
-"""Writers of the metrics of a run: metrics.jsonl, TensorBoard through clu, and a live line on a terminal."""
+"""Writers of the metrics of a run: metrics.jsonl, and TensorBoard through clu."""
 
 import contextlib
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import jax
 
-from vit_registers.errors import TrainingError
+from vit_registers.errors import TrainingError, extra_cure, missing_package
 from vit_registers.runs.folders import OpenFolder, damaged_path
 from vit_registers.runs.metrics_log import FILE, read_records
+from vit_registers.runs.parameter_table import parameter_table
+from vit_registers.runs.trackers import Background
+from vit_registers.status import say
 from vit_registers.strict_json import dumps, write_text
 
 _REMOVAL_S = 1.0  # allowed for the removal of a folder
 
 
 class MetricWriter(contextlib.AbstractContextManager):
-    """Appends one JSON line per call to RUN/metrics.jsonl, and the same scalars to TensorBoard if asked to.
+    """Appends one JSON line per call to RUN/metrics.jsonl; TensorBoard and `trackers` get the same scalars.
 
     A context manager. It first removes the lines of steps after `start_step`, which a killed run has left,
     and adds the records `restored`. The file then equals that of an uninterrupted run. If lines are not
@@ -31,9 +33,15 @@ class MetricWriter(contextlib.AbstractContextManager):
     """
 
     def __init__(
-        self, run: Path, *, start_step: int, use_tensorboard: bool, restored: Sequence[Mapping[str, Any]] = ()
+        self,
+        run: Path,
+        *,
+        start_step: int,
+        use_tensorboard: bool,
+        restored: Sequence[Mapping[str, Any]] = (),
+        trackers: Sequence[Background] = (),
     ):
-        self._path = run / FILE
+        self._path, self._trackers = run / FILE, trackers
         self._waiting = b""
         self._missing_since: float | None = None
         try:
@@ -50,7 +58,10 @@ class MetricWriter(contextlib.AbstractContextManager):
         except OSError as error:
             raise self._error(error) from error
         self._tensorboard = None
-        if use_tensorboard:
+        if use_tensorboard and (missing := missing_package("tensorflow", "clu")):
+            cure = f"{extra_cure('data')}; run.use_tensorboard=False omits this line"
+            say(f"no TensorBoard files are written: {missing} is not installed: {cure}")
+        elif use_tensorboard:
             from clu.metric_writers import SummaryWriter  # imports TensorFlow
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"))
@@ -58,7 +69,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     def __exit__(self, kind: type | None, *_: object) -> None:
         # The first error is the one to show.
         with contextlib.suppress(TrainingError) if kind else contextlib.nullcontext():
-            self.close()
+            self.close(is_failed=kind is not None)
 
     def _open(self) -> BinaryIO:
         # In the folder that the run was started in, not in one that has taken its name.
@@ -98,6 +109,8 @@ class MetricWriter(contextlib.AbstractContextManager):
             finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
             self._tensorboard.write_scalars(step, finite)
             self._tensorboard.flush()
+        for tracker in self._trackers:
+            tracker.write(step, scalars)
 
     def _append(self, line: bytes) -> OSError | None:
         is_first, self._waiting = not self._waiting, self._waiting + line
@@ -122,8 +135,8 @@ class MetricWriter(contextlib.AbstractContextManager):
         if self._waiting and (error := self._append(b"")):
             raise self._error(error)
 
-    def close(self) -> None:
-        """Writes the waiting lines and closes the files."""
+    def close(self, *, is_failed: bool = False) -> None:
+        """Writes the waiting lines and closes the files. Trackers learn whether the run has failed."""
         try:
             self.settle()
         finally:
@@ -131,80 +144,13 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._folder.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
-
-
-def say(line: str) -> None:
-    """Prints a line. Ignores errors of the output, such as a full disk or a closed pipe."""
-    encoding = sys.stdout.encoding or "utf-8"
-    with contextlib.suppress(OSError):  # file names may have characters that the encoding lacks
-        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-
-
-class Progress:
-    """A live line with step, loss, images/s and remaining time, if `out` is a terminal.
-
-    With `is_quiet`, for all processes but the first, nothing is printed. `time_s` is the training time up to
-    the last update, including `earlier_s` of earlier starts.
-    """
-
-    def __init__(
-        self,
-        *,
-        start_step: int,
-        total_steps: int,
-        batch_size: int,
-        earlier_s: float = 0.0,
-        is_quiet: bool = False,
-        out: TextIO | None = None,
-    ):
-        """`out` is sys.stderr by default."""
-        self._out: TextIO = sys.stderr if out is None else out
-        self._total, self._batch_size = total_steps, batch_size
-        self._is_quiet, self._is_live = is_quiet, self._out.isatty() and not is_quiet
-        self._mark = (start_step, time.monotonic())
-        self._started = self._mark[1] - earlier_s
-        self.images_per_s, self.time_s = 0.0, earlier_s
-
-    def update(self, step: int, loss: float) -> None:
-        """Shows the state after `step`, with the rate since the last update."""
-        last_step, last_time = self._mark
-        now = time.monotonic()
-        self.images_per_s = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
-        self.time_s = now - self._started
-        self._mark = (step, now)
-        if self._is_live:
-            left_s = (self._total - step) * self._batch_size / max(self.images_per_s, 1e-9)
-            self._out.write(
-                f"\r\x1b[Kstep {step}/{self._total}  loss {loss:.4f}  "
-                f"{self.images_per_s:,.0f} images/s  {_clock(left_s)} to go"
-            )
-            self._out.flush()
-
-    def restart(self, step: int) -> None:
-        """Excludes the time since the last update from the rate, as after an evaluation."""
-        self._mark = (step, time.monotonic())
-
-    def say(self, line: str) -> None:
-        """Prints a permanent line."""
-        if self._is_live:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
-        if not self._is_quiet:
-            say(line)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+            for tracker in self._trackers:
+                tracker.close(is_failed=is_failed)
 
 
 def write_parameter_overview(params: Any, path: Path) -> None:
     """Writes the table of all parameters and prints their number."""
-    from clu import parameter_overview
-
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    path.write_text(table + "\n")
+    path.write_text(parameter_table(params) + "\n")
     leaves = jax.tree.leaves(params)
     count = sum(leaf.size for leaf in leaves)
     say(f"parameters: {count:,} in {len(leaves)} tensors; table in {path}")

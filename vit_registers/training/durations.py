@@ -58,7 +58,10 @@ def durations(run: Run, optimizer: Optimizer, data: Data, num_train_examples: in
     if total < 1:
         raise ConfigError(f"run.total_steps={total}: must be >= 1")
     if warmup >= total:
-        raise ConfigError(f"optimizer.warmup is {warmup} steps of {total}: must be fewer than the run has")
+        raise ConfigError(
+            f"optimizer.warmup is {warmup} steps of {total}: must be fewer than the run has; set "
+            "optimizer.warmup_steps too, or give the length as an argument of the run card, which derives it"
+        )
     return Durations(
         total_steps=total,
         warmup_steps=warmup,

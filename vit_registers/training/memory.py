@@ -21,7 +21,9 @@ def check_memory(model: Model, data: Data, mesh: jax.sharding.Mesh, *, training:
     With `training`, the optimiser state and the activations of a training step are included. If it is None,
     only parameters and one forward pass of an evaluation batch are.
     """
-    available = _memory(mesh)
+    available = available_bytes(mesh)
+    if available is None:
+        return
     parts = {"the parameters": 4 * least_parameters(model)}
     parts["an evaluation batch"] = _batch_bytes(model, data, data.eval_batch_size)
     if training is not None:
@@ -61,14 +63,14 @@ def _batch_bytes(model: Model, data: Data, size: int, *, kept: int = 1) -> int:
     return size * max(height * width * model.channels, kept * tokens * sizes.width * bytes_each)
 
 
-def _memory(mesh: jax.sharding.Mesh) -> int:
-    """The bytes of all devices of the mesh. CPU devices of a host share its memory."""
+def available_bytes(mesh: jax.sharding.Mesh) -> int | None:
+    """The bytes of all devices of the mesh; None if they do not report them. CPU devices share the host's."""
     device = mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit is not None:
         return limit * mesh.size
     if device.platform != "cpu":  # the platform does not report its memory
-        return 2**63
+        return None
     return _host_memory() * jax.process_count()
 
 

@@ -1,7 +1,7 @@
 """Optimisers: AdamW, LAMB and schedule-free AdamW, with rates and weight decay by parameter."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +49,7 @@ def _scaled(optimizer: Optimizer, rates: Rates) -> list[optax.GradientTransforma
 
 def _delayed(optimizer: Optimizer, delay_steps: int) -> optax.GradientTransformation:
     """Sets the updates of optimizer.delayed to 0 in the first steps; the moments follow the gradients."""
-    after = optax.scale_by_schedule(lambda count: (count >= delay_steps).astype(jnp.float32))
+    after = optax.scale_by_schedule(lambda count: jnp.asarray(jnp.asarray(count) >= delay_steps, jnp.float32))
     return optax.masked(after, functools.partial(delayed_mask, optimizer=optimizer))
 
 
@@ -176,7 +176,7 @@ def _clip(optimizer: Optimizer) -> optax.GradientTransformation:
 def _clip_modules(limit: float) -> optax.GradientTransformation:
     """Clips the norm of each module of the parameters: the backbone, and each head."""
 
-    def clip(updates: Mapping[str, Any], params: Any) -> dict[str, Any]:
+    def clip(updates: Any, params: Any) -> Any:
         del params
         return {name: _clipped(module, limit) for name, module in updates.items()}
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.fixtures.tiles import IMAGES, MAPS, cell_of, labels_of
 from vit_registers.analysis.experiments import (
     attention_maps,
     attention_over_training,
@@ -38,7 +39,7 @@ class Store(dict):
 
 def make_subject(name="model", *, layout=LAYOUT, images=BATCH, run=None, step=None, seed=0):
     rng = np.random.default_rng(seed)
-    tokens, queries = layout.num_tokens, layout.registers.stop
+    tokens, queries = layout.num_tokens, layout.summaries.stop
     weights = rng.dirichlet(np.ones(tokens), (images, HEADS, queries))
     norms = rng.gamma(4, size=(images, layout.num_patches))
     subject = SimpleNamespace(
@@ -62,42 +63,64 @@ def patch_weights(subject):
     return subject.store["attention_NxExT"].astype(np.float64)[..., PATCHES]
 
 
+NAMES = ["cls", "register 0", "register 1", "register 2", "summary 0"]
+
+
 def test_the_picture_of_heads_has_each_head_of_each_query():
     subject = make_subject()
     result = attention_maps.EXPERIMENT.result([subject], Options())
     assert [picture.name for picture in result.pictures] == ["maps-model", "heads-model"]
-    grid = np.array(result.pictures[1].figure.axes).reshape(4, 1 + HEADS)
-    np.testing.assert_array_equal(grid[0, 0].images[0].get_array(), subject.example_NxHxWxC[0])
-    for query, name in enumerate(("cls", "register 0", "register 1", "register 2")):
-        assert grid[query, 1].get_ylabel() == name
+    figure = result.pictures[1].figure
+    assert labels_of(figure) == (NAMES, [f"head {head}" for head in range(HEADS)])
+    most = 0.0
+    for query in range(len(NAMES)):
         for head in range(HEADS):
-            drawn = grid[query, 1 + head].images[0]
             values = subject.store["attention_NxExT"][0, head, query, PATCHES].reshape(GRID)
-            np.testing.assert_array_equal(drawn.get_array(), values)
-            assert drawn.get_clim() == (0, pytest.approx(values.max()))
-    assert [axes.get_title() for axes in grid[0, 1:]] == [f"head {head}" for head in range(HEADS)]
+            drawn = cell_of(figure, MAPS, query, head, GRID)
+            np.testing.assert_allclose(drawn, LAYOUT.num_tokens * values, rtol=1e-6)
+            most = max(most, float(drawn.max()))
+    assert figure.axes[0].images[MAPS].get_clim() == (0, pytest.approx(most))
 
 
 def test_the_picture_of_means_and_its_table():
     subject = make_subject()
     result = attention_maps.EXPERIMENT.result([subject], Options(num_examples=2))
-    grid = np.array(result.pictures[0].figure.axes).reshape(2, 5)
     weights = patch_weights(subject)
-    np.testing.assert_allclose(
-        grid[1, 3].images[1].get_array(), weights[1, :, 2].mean(0).reshape(GRID), rtol=1e-6
-    )
+    figure = result.pictures[0].figure
+    assert labels_of(figure)[0] == ["image", *NAMES]
+    expected = LAYOUT.num_tokens * weights[1, :, 2].mean(0).reshape(GRID)
+    np.testing.assert_allclose(cell_of(figure, MAPS, 3, 1, GRID), expected, rtol=1e-6)
+    assert cell_of(figure, MAPS, 0, 1, GRID) is None  # the row of images
+    np.testing.assert_array_equal(cell_of(figure, IMAGES, 3, 1, (6, 8)), subject.example_NxHxWxC[1])
     (table,) = result.tables
     share_NxE = weights.sum(-1).mean(0)
     part_NxE = weights.max(-1).mean(0) / share_NxE
     for i, row in enumerate(table.rows):
-        expected = [f(x[:, i]) for x in (share_NxE, part_NxE) for f in (np.mean, np.min, np.max)]
+        expected = [100 * f(x[:, i]) for x in (share_NxE, part_NxE) for f in (np.mean, np.min, np.max)]
         assert row[2:] == pytest.approx(expected, rel=1e-5)
-    assert [row[1] for row in table.rows] == ["cls", "register 0", "register 1", "register 2"]
+    assert [row[1] for row in table.rows] == NAMES
+
+
+def test_models_share_the_scale_of_their_maps():
+    found = [make_subject("a"), make_subject("b", seed=1)]
+    first, _, second, _ = attention_maps.EXPERIMENT.result(found, Options(num_examples=2)).pictures
+    most = max(patch_weights(one)[:2].mean(1).max() for one in found)
+    for picture in (first, second):
+        limits = picture.figure.axes[0].images[MAPS].get_clim()
+        assert limits == (0, pytest.approx(LAYOUT.num_tokens * most))
 
 
 def test_fewer_images_than_examples_are_drawn_as_they_are():
     result = attention_maps.EXPERIMENT.result([make_subject(images=2)], Options(num_examples=6))
-    assert len(result.pictures[0].figure.axes) == 2 * 5
+    cell_of(result.pictures[0].figure, MAPS, 1, 1, GRID)
+    with pytest.raises(AssertionError):
+        cell_of(result.pictures[0].figure, MAPS, 1, 2, GRID)
+
+
+def test_a_model_with_summaries_only_has_maps():
+    layout = TokenLayout(has_cls=False, num_registers=0, summary_grids=((1, 1), (1, 2)), patch_grid=GRID)
+    result = attention_maps.EXPERIMENT.result([make_subject(layout=layout, images=2)], Options())
+    assert [row[1] for row in result.tables[0].rows] == ["summary 0", "summary 1", "summary 2"]
 
 
 def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
@@ -108,16 +131,25 @@ def test_focus_has_the_middle_patch_and_registers_are_compared_without_it():
     subject.store["center_T"] = center
     result = positional_focus.EXPERIMENT.result([subject], Options())
     (table,) = result.tables
-    assert [row[1] for row in table.rows] == ["cls", "register 0", "register 1", "register 2", MIDDLE]
+    assert [row[1] for row in table.rows] == [*NAMES, MIDDLE]
     assert table.rows[-1][2:] == (0.0, "2.00, 1.00", pytest.approx(np.hypot(1, 0.5)), None)
     mean = patch_weights(subject).mean(axis=(0, 1))
     for row, values in zip(table.rows, mean, strict=False):
         assert row[2] == pytest.approx(float(attention_entropy(values)[1]), rel=1e-6)
-    of_registers = map_similarity(patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)).mean()
-    assert [row[5] for row in table.rows] == [None, *[pytest.approx(of_registers, rel=1e-6)] * 3, None]
-    *_, last = result.pictures[0].figure.axes
-    drawn = np.asarray(last.images[0].get_array())
-    assert np.argwhere(drawn).tolist() == [[2, 1]] and drawn.max() == pytest.approx(0.75)
+    of_registers = map_similarity(patch_weights(subject).mean(1)[:, 1:4].reshape(BATCH, 3, *GRID)).mean()
+    assert [row[5] for row in table.rows] == [None, *[pytest.approx(of_registers, rel=1e-6)] * 3, None, None]
+    drawn = cell_of(result.pictures[0].figure, MAPS, 0, len(NAMES), GRID)
+    assert np.argwhere(drawn).tolist() == [[2, 1]]
+    assert drawn.max() == pytest.approx(0.75 * LAYOUT.num_tokens)
+
+
+def test_summaries_are_compared_with_each_other():
+    layout = TokenLayout(has_cls=True, num_registers=1, summary_grids=((1, 2),), patch_grid=GRID)
+    subject = make_subject(layout=layout)
+    (table,) = positional_focus.EXPERIMENT.result([subject], Options()).tables
+    maps = subject.store["attention_NxExT"].astype(np.float64)[..., layout.patches].mean(1)[:, 2:4]
+    alike = pytest.approx(map_similarity(maps.reshape(BATCH, 2, *GRID)).mean(), rel=1e-6)
+    assert [row[5] for row in table.rows] == [None, None, alike, alike, None]
 
 
 def test_focus_without_registers_has_a_gap():
@@ -145,7 +177,7 @@ def test_runs_are_grouped_and_sorted_and_gaps_name_the_others():
     (first, *_), (last, *_) = ([row for row in result.tables[0].rows if row[1] == step] for step in (3, 100))
     assert result.finding == (
         "a@100: the share of attention that the first query sends to patches changes from "
-        f"{100 * first[3]:.3g} % at step 3 to {100 * last[3]:.3g} % at step 100, over 3 steps (n = 1 image)."
+        f"{first[3]:.3g} % at step 3 to {last[3]:.3g} % at step 100, over 3 steps (n = 1 image)."
     )
 
 
@@ -156,17 +188,16 @@ def test_steps_of_a_run_are_rows_of_its_grid():
     )
     assert result.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
     (picture,), (table,) = result.pictures, result.tables
-    grid = np.array(picture.figure.axes).reshape(3, 5)
-    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["step 3", "step 20", "step 100"]
-    assert [axes.get_title() for axes in grid[0]] == ["", "cls", "register 0", "register 1", "register 2"]
-    for row, subject in enumerate(sorted(subjects, key=lambda one: one.step)):
+    assert labels_of(picture.figure) == (["image", *NAMES], ["step 3", "step 20", "step 100"])
+    for column, subject in enumerate(sorted(subjects, key=lambda one: one.step)):
         first_ExP = patch_weights(subject)[0].mean(0)
-        for query in range(4):
-            drawn = grid[row, 1 + query].images[1].get_array()
-            np.testing.assert_allclose(drawn, first_ExP[query].reshape(GRID), rtol=1e-6)
-            run, step, _, share, entropy = table.rows[4 * row + query]
+        for query in range(len(NAMES)):
+            drawn = cell_of(picture.figure, MAPS, 1 + query, column, GRID)
+            expected = LAYOUT.num_tokens * first_ExP[query].reshape(GRID)
+            np.testing.assert_allclose(drawn, expected, rtol=1e-6)
+            run, step, _, share, entropy = table.rows[len(NAMES) * column + query]
             assert (run, step) == ("runs/a", subject.step)
-            assert share == pytest.approx(first_ExP[query].sum(), rel=1e-6)
+            assert share == pytest.approx(100 * first_ExP[query].sum(), rel=1e-6)
             assert entropy == pytest.approx(float(attention_entropy(first_ExP[query])[1]), rel=1e-6)
 
 
@@ -175,8 +206,7 @@ def test_long_runs_are_thinned_in_the_picture_and_whole_in_the_table():
     result = attention_over_training.EXPERIMENT.result(
         make_run(range(1, 26), images=1, layout=layout), Options()
     )
-    labels = [axes.get_ylabel() for axes in result.pictures[0].figure.axes]
-    shown = [label for label in labels if label]
+    shown = labels_of(result.pictures[0].figure)[1]
     assert len(shown) == 10 and (shown[0], shown[-1]) == ("step 1", "step 25")
     assert len(result.tables[0].rows) == 25
 
@@ -190,6 +220,6 @@ def test_registers_over_training_are_compared_on_all_images():
     subjects = make_run((2, 1))
     (table,) = over_training.EXPERIMENT.result(subjects, Options()).tables
     for row, subject in zip(table.rows, subjects[::-1], strict=True):
-        registers = patch_weights(subject).mean(1)[:, 1:].reshape(BATCH, 3, *GRID)
+        registers = patch_weights(subject).mean(1)[:, 1:4].reshape(BATCH, 3, *GRID)
         assert row[1] == subject.step
         assert row[-1] == pytest.approx(map_similarity(registers).mean(), rel=1e-6)

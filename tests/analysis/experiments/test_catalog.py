@@ -1,5 +1,6 @@
 """The catalog of experiments against the documents, the files and the features."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_features_are_there_without_an_intervention(name):
 def test_what_a_model_lacks_is_named():
     assert EXPERIMENTS["register-activations"].lacking(("cls", "patches")) == "registers"
     assert EXPERIMENTS["accuracy"].lacking(("cls", "patches")) == "head"
-    assert EXPERIMENTS["attention-maps"].lacking(("patches",)) == "cls and no registers"
+    assert EXPERIMENTS["attention-maps"].lacking(("patches",)) == "cls and no registers and no summaries"
     assert EXPERIMENTS["attention-maps"].lacking(("registers", "patches")) is None
     assert EXPERIMENTS["cost"].lacking(()) is None
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_that_run_the_model_say_so(name):
+    """They share a thread, as two must not write the same features at once."""
+    source = inspect.getsource(inspect.getmodule(EXPERIMENTS[name].measure))
+    calls = (".rerun(", ".native(", "run_unedited(", "edited_models.start_trial(")
+    assert EXPERIMENTS[name].runs_model == any(call in source for call in calls)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.fixtures.tiles import IMAGES, MAPS, cell_of, labels_of
 from vit_registers.analysis.experiments import cls_patches_only, one_shot
 from vit_registers.analysis.measures import one_shot as classifiers
 from vit_registers.analysis.options import Options
@@ -56,7 +57,7 @@ def test_one_shot_tells_parts_that_know_the_class_from_parts_that_mislead():
         assert classes == 7
         if part == "cls":  # zeros: the same five of seven for every image
             assert top5 == pytest.approx(500 / 7)
-    assert [picture.name for picture in result.pictures] == ["one-shot"]
+    assert [picture.name for picture in result.pictures] == ["one-shot-logistic", "one-shot-nearest"]
 
 
 def test_one_shot_is_mean_and_sample_deviation_over_three_draws():
@@ -152,11 +153,10 @@ def test_images_of_lowest_cosine_are_shown_with_the_attention_of_cls():
     cosines = (full * patches).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(patches, axis=1)
     assert result.tables[0].rows[0][2] == pytest.approx(cosines.mean())
     assert [picture.name for picture in result.pictures] == ["cosines", "lowest-model"]
-    grid = np.array(result.pictures[1].figure.axes).reshape(2, 4)
+    figure = result.pictures[1].figure
     for column, image in enumerate(np.argsort(cosines)[:4]):
-        assert grid[0, column].get_title() == f"cosine {cosines[image]:.3f}"
-        np.testing.assert_array_equal(
-            grid[0, column].images[0].get_array(), features["image_HxWxC"][image, ..., 0]
-        )
+        assert labels_of(figure)[1][column] == f"{cosines[image]:.2f}"
+        drawn = cell_of(figure, IMAGES, 0, column, (4, 6))[..., 0]
+        np.testing.assert_array_equal(drawn, features["image_HxWxC"][image, ..., 0])
         weights = features["attention_NxExT"][image, :, 0, 3:].mean(0).reshape(2, 3)
-        np.testing.assert_allclose(grid[1, column].images[0].get_array(), weights, rtol=1e-6)
+        np.testing.assert_allclose(cell_of(figure, MAPS, 1, column, (2, 3)), 100 * weights, rtol=1e-6)

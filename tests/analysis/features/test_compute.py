@@ -102,8 +102,10 @@ def test_attention_mass_and_entropy(case):
         np.asarray(attention_weights(q, k, mask_TxT=mask_TxT, bias_NxTxT=bias), np.float64)
         for q, k in zip(out.taps["q"], out.taps["k"], strict=True)
     ]
-    queries = model.layout.registers.stop
-    np.testing.assert_allclose(store.read("attention_NxExT"), weights[-1][:, :, :queries], atol=1e-6)
+    queries, stop = model.layout.registers.stop, model.layout.summaries.stop
+    stored = store.read("attention_NxExT")
+    np.testing.assert_allclose(stored[:, :, :queries], weights[-1][:, :, :queries], atol=1e-6)
+    np.testing.assert_allclose(stored, weights[-1][:, :, :stop], atol=2e-6)
     middle = model.layout.patches.start + 4 * 2 + 2  # row 2, column 2 of 4 x 4
     np.testing.assert_allclose(store.read("center_T"), weights[-1][:, :, middle].mean(1), atol=1e-6)
     groups = list(model.layout.groups.values())

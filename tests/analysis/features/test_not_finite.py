@@ -22,7 +22,7 @@ from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report import write
+from vit_registers.analysis.report import drawing
 from vit_registers.analysis.report.result import Rows, number
 from vit_registers.analyze import analyze
 from vit_registers.data.loaders import open_data
@@ -97,7 +97,7 @@ def _opened(kind, num_images=NUM_IMAGES):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(write, "_DPI", 20)
+    monkeypatch.setattr(drawing, "DPI", 20)
     monkeypatch.setattr(probe_global, "_SEEDS", (0,))
 
 

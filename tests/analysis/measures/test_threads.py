@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import sklearn.linear_model
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from vit_registers.analysis.measures import position_probe, probes
+from vit_registers.analysis.measures import logistic, position_probe, probes
 from vit_registers.analysis.measures.threads import threads_for
 
 
@@ -25,12 +24,12 @@ def test_threads_by_size(num_products, number):
 
 def test_probes_of_few_examples_use_one_thread(monkeypatch):
     used = []
-    fit, minimize = sklearn.linear_model.LogisticRegression.fit, position_probe._Objective.minimize
+    fit, minimize = logistic.fit_logistic, position_probe._Objective.minimize
 
     def counted(function):
-        return lambda *arguments: (used.append(_threads()), function(*arguments))[1]
+        return lambda *arguments, **named: (used.append(_threads()), function(*arguments, **named))[1]
 
-    monkeypatch.setattr(sklearn.linear_model.LogisticRegression, "fit", counted(fit))
+    monkeypatch.setattr(logistic, "fit_logistic", counted(fit))
     monkeypatch.setattr(position_probe._Objective, "minimize", counted(minimize))
     rng = np.random.default_rng(0)
     token_NxD, label_N = rng.normal(size=(40, 3)).astype(np.float32), np.arange(40) % 2

@@ -98,7 +98,7 @@ def test_tfrecords_in_memory_are_refused(make_config):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loader": "grain"}, "data.loader='grain' is unknown: known: memory, tfdata"),
+        ({"loader": "grain"}, "data.loader='grain' is unknown: known: memory, pil, tfdata"),
         ({"channels": 4}, "model.channels=4: must be 1 or 3 for images"),
         ({"seed": -1}, "run.seed=-1: must be >= 0"),
         ({"batch_size": 0}, "data.batch_size=0: must be >= 1"),

@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_registers.analysis.experiments.edited_models import choices
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, RED, legend_name, new_axes
+from vit_registers.analysis.report.figures import GREY, color_of, legend_above, legend_name, new_axes
+from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject, in_parts
 
-_STYLES = [(marker, color) for marker in "osD^v" for color in (BLUE, ORANGE, GREEN, RED)]
+_MARKERS = "osD^v"
 _MOST_CLASSES_WITHOUT_TOP5 = 5  # with so few classes top-5 is always 1
 _SLOT = 0.7  # the part of the distance between two register counts that models of one count take up
 
@@ -65,7 +67,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if label_B is None:
         several = "an image has several labels, and accuracy is defined for one label here"
         return Gap(f"{subject.name}: {subject.other_classes() or several}")
-    one = score_head(subject.store.read("logits_Y"), label_B)
+    logits_BxY = subject.store.read("logits_Y")
+    one = score_head(logits_BxY, label_B)
     if one is None:
         return Gap(f"{subject.name}: no image has a label")
     registers, top1, error = subject.layout.num_registers, 100 * one.top1, 100 * one.top1_error
@@ -74,6 +77,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
             f"{subject.name}: the head gives numbers that are not finite for {one.num_non_finite} of "
             f"{one.num_images} images; with these as wrong, top-1 is {top1:.4g} %"
         )
+    is_right_B = choices(logits_BxY) == label_B
     row = (registers, one.num_images, top1, error, percent(one.top5), one.cross_entropy)
     return Rows(
         tables={"Accuracy of the own head": [row]},
@@ -81,27 +85,29 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=top1,
         count=counted(one.num_images, "image"),
         values=(registers, top1, error),
+        headlines=[over_images("top-1, %", np.where(label_B < 0, np.nan, 100.0 * is_right_B))],
     )
 
 
 def _draw(found: Found) -> Pictures:
     counts = sorted({one.values[0] for one in found})
-    figure, axes = new_axes(max(5.0, 0.9 * len(counts) + 1), 2.8 + 0.2 * len(found))
-    means, shown = [], 0
+    figure, axes = new_axes()
+    means = []
     for slot, count in enumerate(counts):
-        here = [(one.name, *one.values[1:]) for one in found if one.values[0] == count]
-        means.append(np.mean([top1 for _, top1, _ in here]))
-        for place, (name, top1, error) in enumerate(here):
+        here = [one for one in found if one.values[0] == count]
+        means.append(np.mean([one.values[1] for one in here]))
+        for place, one in enumerate(here):
+            _, top1, error = one.values
             x = slot + _SLOT * ((place + 0.5) / len(here) - 0.5)
-            marker, color = _STYLES[shown % len(_STYLES)]
-            label = legend_name(f"{name}: {top1:.2f} %")
+            marker, color = _MARKERS[one.place // 8 % len(_MARKERS)], color_of(one.place)
+            label = legend_name(f"{one.name}: {top1:.2f} %")
             axes.errorbar(x, top1, error, fmt=marker, color=color, ms=5, capsize=3, label=label)
-            shown += 1
     axes.plot(range(len(counts)), means, "-", color=GREY, lw=1, zorder=0)
     axes.set_xticks(range(len(counts)), map(str, counts))
     axes.set(xlabel="registers", ylabel="top-1, %", xlim=(-0.6, len(counts) - 0.4))
+    axes.margins(y=0.1)
     axes.grid(alpha=0.3, axis="y")
-    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    legend_above(axes, ncols=1)
     caption = (
         "Top-1 by the number of registers; bars are one standard error; the line goes through the means of "
         "the models of each number."

@@ -52,6 +52,7 @@ EXPERIMENT = Experiment(
     ),
     tables={"Attention bias": f"model | variant | {edited_models.OUTCOME}"},
     measure=_measure,
+    runs_model=True,
     features=edited_models.BASE,
     compares="share of patches above the threshold with the key and value, %",
 )

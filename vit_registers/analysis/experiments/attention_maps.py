@@ -1,15 +1,26 @@
-"""attention-maps: where cls and the registers look in the last block, on single images. No JAX."""
+"""attention-maps: where cls, registers and summaries look in the last block, on single images. No JAX."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import maps_over_images, new_grid, set_titles, show_image
-from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number, percent
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
+from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject, head_maps, in_parts, mean_maps, queries
+
+MOST_QUERIES = 12  # tokens that the pictures show; the table has all
+
+
+class _Shown(NamedTuple):
+    """What the pictures show of a model."""
+
+    images: np.ndarray
+    maps_BxExHxW: np.ndarray  # mean over heads
+    maps_NxExHxW: np.ndarray  # of each head, in the first image
+    names: list[str]  # of the E queries
+    num_tokens: int
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
@@ -18,11 +29,17 @@ def _measure(subject: Subject, options: Options) -> Rows:
     query, share, _, _, peak, *_ = rows[0]
     return Rows(
         tables={"Attention by head": rows},
-        text=f"{query} sends {number(percent(share), '%')} of its attention to patches, and "
-        f"{number(percent(peak), '%')} of that to a single patch",
-        compared=percent(share),
+        text=f"{query} sends {number(share, '%')} of its attention to patches, and "
+        f"{number(peak, '%')} of that to a single patch",
+        compared=share,
         count=counted(subject.store.num_read(), "image"),
-        values=(images, maps_BxExHxW, head_maps(subject, slice(0, 1))[0], queries(subject)),
+        values=_Shown(
+            images,
+            maps_BxExHxW,
+            head_maps(subject, slice(0, 1))[0],
+            queries(subject),
+            subject.layout.num_tokens,
+        ),
     )
 
 
@@ -38,57 +55,64 @@ def _by_head(subject: Subject) -> list[tuple]:
     part_NxE = np.divide(top_NxE, share_NxE, out=np.full_like(top_NxE, np.nan), where=share_NxE > 0)
     rows = []
     for name, *columns in zip(queries(subject), share_NxE.T, part_NxE.T, strict=True):
-        ends = [(float(x.mean()), float(x.min()), float(x.max())) for x in columns]
+        ends = [(100 * float(x.mean()), 100 * float(x.min()), 100 * float(x.max())) for x in columns]
         rows.append((name, *(None if np.isnan(value) else value for three in ends for value in three)))
     return rows
 
 
 def _draw(found: Found) -> Pictures:
+    tokens = {one.name: one.values.num_tokens for one in found}
+    most = max(float(one.values.maps_BxExHxW.max()) * tokens[one.name] for one in found)
     for one in found:
-        images, maps_BxExHxW, maps_NxExHxW, names = one.values
+        shown, times = one.values, tokens[one.name]
+        names = shown.names[:MOST_QUERIES]
+        left_out = (
+            f" The first {len(names)} of {len(shown.names)} tokens." if shown.names[len(names) :] else ""
+        )
+        images, count = list(shown.images), len(shown.images)
         yield Picture(
             name=f"maps-{one.name}",
-            caption=f"{one.name}: attention of the last block, mean over heads, over the image; each map has "
-            "its own scale from 0 to the maximum below it.",
-            figure=maps_over_images(images, maps_BxExHxW, names),
+            caption=f"{one.name}: attention of the last block, mean over heads, of each token (row) to the "
+            f"patches of each image (column). 1: as much as if attention were uniform.{left_out}",
+            figure=tiles(
+                [images] * (1 + len(names)),
+                [[None] * count, *(list(times * shown.maps_BxExHxW[:, i]) for i in range(len(names)))],
+                rows=("image", *names),
+                limits=(0.0, most),
+                label="attention x uniform",
+                alpha=0.8,
+            ),
+            is_headline=True,
         )
+        maps_NxExHxW = times * shown.maps_NxExHxW[:, : len(names)]
         yield Picture(
             name=f"heads-{one.name}",
-            caption=f"{one.name}: the same for each head, in the first image.",
-            figure=_draw_heads(images[0], maps_NxExHxW, names),
+            caption=f"{one.name}: the same for each head (column), in the first image.{left_out}",
+            figure=tiles(
+                [[None] * len(maps_NxExHxW)] * len(names),
+                [list(maps_NxExHxW[:, i]) for i in range(len(names))],
+                rows=names,
+                columns=[f"head {head}" for head in range(len(maps_NxExHxW))],
+                limits=(0.0, float(maps_NxExHxW.max())),
+                label="attention x uniform",
+            ),
         )
-
-
-def _draw_heads(image: np.ndarray, maps_NxExHxW: np.ndarray, names: Sequence[str]) -> Figure:
-    """The image, then a row for each query with its map in each head, each map on its own scale."""
-    heads, rows = len(maps_NxExHxW), len(names)
-    figure, grid = new_grid(rows, heads + 1, (1.05 * (heads + 1) + 0.4, 1.3 * rows + 0.3))
-    for axes in grid[:, 0]:
-        axes.set_axis_off()
-    show_image(grid[0, 0], image)
-    for row, name, maps_NxHxW in zip(grid, names, np.moveaxis(maps_NxExHxW, 1, 0), strict=True):
-        row[1].set_ylabel(name, fontsize=8)
-        for axes, values in zip(row[1:], maps_NxHxW, strict=True):
-            axes.imshow(values, cmap="inferno", vmin=0)
-            axes.set_xlabel(f"max {values.max():.3f}", fontsize=6, labelpad=1)
-    set_titles(grid[0, 1:], [f"head {head}" for head in range(heads)], fontsize=8)
-    return figure
 
 
 EXPERIMENT = Experiment(
-    question="Where do cls and the registers look?",
+    question="Where do cls, registers and summaries look?",
     answers=f"{REGISTERS}, figures 1, 2, 9, 18 and 19; {SMALL}, figures 1 and 7",
-    definition="Softmax weights of the last block in float32, of cls and each register to the patches; "
-    "not divided by their sum, so that a map sums to the share of attention that patches get. The "
+    definition="Softmax weights of the last block in float32, of cls, each register and each summary to the "
+    "patches; not divided by their sum, so that a map sums to the share of attention that patches get. The "
     "table has that share, mean over images, and the part of it that is on the patch that gets most (a "
     "ratio of such means): of all heads, and of the heads where they are lowest and highest.",
     tables={
-        "Attention by head": "model | query | to patches | lowest head | highest head | on one patch"
-        " | in the lowest head | in the highest head"
+        "Attention by head": "model | query | to patches, % | lowest head, % | highest head, %"
+        " | on one patch, % | in the lowest head, % | in the highest head, %"
     },
     measure=_measure,
     features=("attention_NxExT",),
-    needs_any=("cls", "registers"),
+    needs_any=("cls", "registers", "summaries"),
     draw=_draw,
     compares="share of attention that the first query (cls if there is one) sends to patches, %",
 )

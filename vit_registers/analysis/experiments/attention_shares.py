@@ -1,14 +1,16 @@
 """attention-shares: how the attention of cls is divided over the token groups. No JAX."""
 
+from typing import Any
+
 import numpy as np
-from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import attention_shares
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import panels_picture
-from vit_registers.analysis.report.result import Rows, counted, number
+from vit_registers.analysis.report.figures import color_of, legend_above, legend_name, new_axes
+from vit_registers.analysis.report.headline import over_images
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject, in_parts
 
 
@@ -18,14 +20,19 @@ def _measure(subject: Subject, options: Options) -> Rows:
     for name, share_B in plain.items():
         own = summarize_values(share_B)
         rest = summarize_values(scaled.get(name, np.zeros(0)))  # cls itself is not part of the rest
-        rows.append((name, own.mean, own.std, rest.mean, rest.std))
-    parts = [f"{number(100 * mean, '%')} to {name}" for name, mean, *_ in rows]
+        rows.append((name, *map(percent, (own.mean, own.std, rest.mean, rest.std))))
+    parts = [f"{number(mean, '%')} to {name}" for name, mean, *_ in rows]
     return Rows(
         tables={"Attention of cls": rows},
         text=f"of the attention of cls in the last block go {', '.join(parts)}",
         compared=100 * float(plain["patches"].mean()),
         count=counted(len(plain["patches"]), "image"),
-        values=plain,
+        values={name: 100 * share_B for name, share_B in plain.items()},
+        headlines=[
+            over_images(f"attention of cls to {name}, %", 100 * plain[name])
+            for name in ("registers", "summaries")
+            if name in plain
+        ],
     )
 
 
@@ -38,10 +45,29 @@ def _shares(subject: Subject, *, use_renormalised: bool) -> dict[str, np.ndarray
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def _panel(axes: Axes, share_B: dict[str, np.ndarray]) -> None:
-    axes.violinplot(list(share_B.values()), showmedians=True)
-    axes.set_xticks(range(1, len(share_B) + 1), list(share_B), fontsize=8)
-    axes.set(ylim=(0, 1), ylabel="share of attention")
+def _draw(found: Found) -> Pictures:
+    names = [
+        name
+        for name in ("cls", "registers", "summaries", "patches")
+        if any(name in one.values for one in found)
+    ]
+    (figure, axes), slot = new_axes(), 0.8 / len(found)
+    for place, one in enumerate(found):
+        at = [i + slot * (place - (len(found) - 1) / 2) for i, name in enumerate(names) if name in one.values]
+        shares = [one.values[name] for name in names if name in one.values]
+        parts = axes.violinplot(shares, at, widths=0.9 * slot, showmedians=True)
+        bodies: Any = parts["bodies"]
+        for part in [*bodies, *(parts[name] for name in ("cbars", "cmins", "cmaxes", "cmedians"))]:
+            part.set_color(color_of(one.place))
+        axes.plot([], [], color=color_of(one.place), lw=4, label=legend_name(one.name))
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set(ylim=(-2, 102), ylabel="attention of cls, %")
+    legend_above(axes)
+    caption = (
+        "How much of the attention of cls each token group gets in the last block: the distribution over "
+        "images, with the median and the ends."
+    )
+    return [Picture(name="shares", caption=caption, figure=figure, is_headline=True)]
 
 
 EXPERIMENT = Experiment(
@@ -50,9 +76,9 @@ EXPERIMENT = Experiment(
     definition="Attention of cls in the last block, mean over heads, summed over each group; standard "
     "deviations are over images. The last two columns leave cls itself out and divide by the rest: the "
     "text of the paper says that patches and registers sum to 1.",
-    tables={"Attention of cls": "model | to | share | std | share without cls | std without cls"},
+    tables={"Attention of cls": "model | to | share, % | std, % | share without cls, % | std without cls, %"},
     measure=_measure,
     features=("attention_NxExT", "cls_LxD"),
-    draw=panels_picture("shares", "Shares over images.", _panel, width=3.2),
+    draw=_draw,
     compares="share that goes to patches, %",
 )

@@ -1,4 +1,4 @@
-"""All experiments by the name that the command line has; the file of an experiment has the same name."""
+"""All experiments by group and by the name of the command line, which the file of an experiment has too."""
 
 from vit_registers.analysis.experiments import (
     accuracy,
@@ -37,41 +37,61 @@ from vit_registers.analysis.experiments import (
 )
 from vit_registers.analysis.experiments.experiment import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {
-    "curves": curves.EXPERIMENT,
-    "mask": mask.EXPERIMENT,
-    "accuracy": accuracy.EXPERIMENT,
-    "norms": norms.EXPERIMENT,
-    "norms-by-layer": norms_by_layer.EXPERIMENT,
-    "norms-by-size": norms_by_size.EXPERIMENT,
-    "norms-by-position": norms_by_position.EXPERIMENT,
-    "image-complexity": image_complexity.EXPERIMENT,
-    "position-resampling": position_resampling.EXPERIMENT,
-    "attention-maps": attention_maps.EXPERIMENT,
-    "positional-focus": positional_focus.EXPERIMENT,
-    "attention-shares": attention_shares.EXPERIMENT,
-    "attention-by-layer": attention_by_layer.EXPERIMENT,
-    "neighbours": neighbours.EXPERIMENT,
-    "smoothness": smoothness.EXPERIMENT,
-    "variance": variance.EXPERIMENT,
-    "components": components.EXPERIMENT,
-    "probe-position": probe_position.EXPERIMENT,
-    "probe-reconstruction": probe_reconstruction.EXPERIMENT,
-    "probe-global": probe_global.EXPERIMENT,
-    "remove-outliers": remove_outliers.EXPERIMENT,
-    "register-neurons": register_neurons.EXPERIMENT,
-    "test-time-registers": test_time_registers.EXPERIMENT,
-    "attention-bias": attention_bias.EXPERIMENT,
-    "cls-terms": cls_terms.EXPERIMENT,
-    "cls-by-layer": cls_by_layer.EXPERIMENT,
-    "one-shot": one_shot.EXPERIMENT,
-    "cls-patches-only": cls_patches_only.EXPERIMENT,
-    "register-activations": register_activations.EXPERIMENT,
-    "lost": lost.EXPERIMENT,
-    "over-training": over_training.EXPERIMENT,
-    "attention-over-training": attention_over_training.EXPERIMENT,
-    "cost": cost.EXPERIMENT,
+GROUPS: dict[str, dict[str, Experiment]] = {
+    "Training and accuracy": {
+        "curves": curves.EXPERIMENT,
+        "accuracy": accuracy.EXPERIMENT,
+        "over-training": over_training.EXPERIMENT,
+        "attention-over-training": attention_over_training.EXPERIMENT,
+        "cost": cost.EXPERIMENT,
+    },
+    "Attention": {
+        "attention-maps": attention_maps.EXPERIMENT,
+        "positional-focus": positional_focus.EXPERIMENT,
+        "attention-shares": attention_shares.EXPERIMENT,
+        "attention-by-layer": attention_by_layer.EXPERIMENT,
+        "mask": mask.EXPERIMENT,
+    },
+    "Norms and outliers": {
+        "norms": norms.EXPERIMENT,
+        "norms-by-layer": norms_by_layer.EXPERIMENT,
+        "norms-by-size": norms_by_size.EXPERIMENT,
+        "norms-by-position": norms_by_position.EXPERIMENT,
+        "image-complexity": image_complexity.EXPERIMENT,
+        "neighbours": neighbours.EXPERIMENT,
+        "smoothness": smoothness.EXPERIMENT,
+        "variance": variance.EXPERIMENT,
+    },
+    "What patches and tokens hold": {
+        "components": components.EXPERIMENT,
+        "position-resampling": position_resampling.EXPERIMENT,
+        "probe-position": probe_position.EXPERIMENT,
+        "probe-reconstruction": probe_reconstruction.EXPERIMENT,
+        "probe-global": probe_global.EXPERIMENT,
+    },
+    "What cls is made of": {
+        "cls-terms": cls_terms.EXPERIMENT,
+        "cls-by-layer": cls_by_layer.EXPERIMENT,
+        "one-shot": one_shot.EXPERIMENT,
+        "cls-patches-only": cls_patches_only.EXPERIMENT,
+        "register-activations": register_activations.EXPERIMENT,
+    },
+    "Edited models": {
+        "remove-outliers": remove_outliers.EXPERIMENT,
+        "register-neurons": register_neurons.EXPERIMENT,
+        "test-time-registers": test_time_registers.EXPERIMENT,
+        "attention-bias": attention_bias.EXPERIMENT,
+    },
+    "Objects": {
+        "lost": lost.EXPERIMENT,
+    },
 }
+EXPERIMENTS: dict[str, Experiment] = {name: one for group in GROUPS.values() for name, one in group.items()}
+
+
+def group_of(name: str) -> str:
+    """The group of an experiment."""
+    return next(group for group, members in GROUPS.items() if name in members)
 
 
 def markdown_table() -> str:

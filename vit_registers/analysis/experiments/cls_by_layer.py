@@ -7,6 +7,7 @@ from vit_registers.analysis.measures.decoupling import layer_similarity
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import lines_picture
+from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Subject, in_parts
 
@@ -23,6 +24,9 @@ def _measure(subject: Subject, options: Options) -> Rows:
         compared=means[-2],
         count=counted(len(cls_BxLxD), "image"),
         values=(np.linspace(0, 1, len(means)), means),
+        headlines=[
+            over_images("cosine of cls before and after the last block", np.concatenate(parts)[:, -2])
+        ],
     )
 
 
@@ -36,7 +40,7 @@ EXPERIMENT = Experiment(
     features=("cls_LxD",),
     draw=lines_picture(
         "layers",
-        "Likeness of cls to its last value, by block.",
+        "Cosine of cls with what it is after the last block, by block; a line for each model.",
         "block / depth",
         "cosine with cls after the last block",
     ),

@@ -6,11 +6,13 @@ from matplotlib.axes import Axes
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREEN, ORANGE, new_grid, panels, show_image
+from vit_registers.analysis.report.figures import STYLES, legend_name, overlay
+from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
+from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import FULL, Subject, cls_parts, in_parts, mean_maps
 
-_COLORS = {"patches": BLUE, "registers": ORANGE, "summaries": GREEN}
+_PARTS = ("patches", "registers", "summaries")
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
@@ -19,7 +21,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
         parts = cls_parts(subject, images)
         for name in parts.keys() - {FULL, "cls"}:
             found.setdefault(name, []).append(cosine_similarity(parts[name], parts[FULL]))
-    cosines = {name: np.concatenate(found[name]) for name in _COLORS if name in found}  # NaN: a part is zero
+    cosines = {name: np.concatenate(found[name]) for name in _PARTS if name in found}  # NaN: a part is zero
     rows, gaps = [], []
     for part, cosine_B in cosines.items():
         summary = summarize_values(cosine_B)
@@ -35,6 +37,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
         compared=rows[0][1],
         count=counted(len(cosines["patches"]), "image"),
         values=(cosines, _lowest(subject, cosines["patches"], options.num_examples)),
+        headlines=[over_images("cosine of what cls gets from patches with all of it", cosines["patches"])],
         gaps=gaps,
     )
 
@@ -50,30 +53,32 @@ def _lowest(subject: Subject, cosine_B: np.ndarray, most: int) -> tuple[np.ndarr
     return np.asarray(stored[images]), mean_maps(subject, images)[:, 0], cosine_B[images]
 
 
-def _panel(axes: Axes, values: tuple) -> None:
-    for part, cosine_B in values[0].items():
+def _histogram(axes: Axes, values: tuple, color: str, name: str) -> None:
+    for (part, cosine_B), style in zip(values[0].items(), STYLES, strict=False):
         kept, bins = cosine_B[~np.isnan(cosine_B)], np.linspace(-1, 1, 81).tolist()
-        axes.hist(kept, bins, histtype="stepfilled", alpha=0.6, color=_COLORS[part], label=part)
+        label = legend_name(f"{name}: {part}")
+        axes.hist(kept, bins, histtype="step", color=color, ls=style, label=label)
     axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel="cosine with all of it", ylabel="images")
-    axes.legend(frameon=False, fontsize=8)
 
 
 def _draw(found: Found) -> Pictures:
-    figure = panels(found, _panel, width=4.0)
-    yield Picture(name="cosines", caption="The cosine over images.", figure=figure)
-    for one in found:
-        if one.values[1] is None:
-            continue
-        images, *_ = one.values[1]
-        figure, grid = new_grid(2, len(images), (1.6 * len(images) + 0.3, 3.7))
-        for (top, below), image, values, cosine in zip(grid.T, *one.values[1], strict=True):
-            show_image(top, image)
-            top.set_title(f"cosine {cosine:.3f}", fontsize=9)
-            below.imshow(values, cmap="inferno", vmin=0)
-            below.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
+    caption = "The cosine over images, of what cls gets from each token group with all that it gets."
+    yield Picture(name="cosines", caption=caption, figure=overlay(found, _histogram))
+    shown = [one for one in found if one.values[1] is not None]
+    top = max((float(one.values[1][1].max()) for one in shown), default=1.0)
+    for one in shown:
+        images, maps, cosines = one.values[1]
         caption = (
             f"{one.name}: the images where the cosine of patches is lowest, and the attention of cls to "
             "their patches."
+        )
+        figure = tiles(
+            [list(images), [None] * len(images)],
+            [[None] * len(images), list(100 * maps)],
+            rows=("image", "attention"),
+            columns=[f"{cosine:.2f}" for cosine in cosines],
+            limits=(0, 100 * top),
+            label="attention of cls to a patch, %",
         )
         yield Picture(name=f"lowest-{one.name}", caption=caption, figure=figure)
 

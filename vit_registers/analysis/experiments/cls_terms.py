@@ -1,12 +1,10 @@
 """cls-terms: what cls is made of after the last attention, as a sum of terms. No JAX."""
 
-from matplotlib.axes import Axes
-
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import CkaSums, NormTable, norm_table
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, panels_picture
-from vit_registers.analysis.report.result import Rows, counted, number
+from vit_registers.analysis.report.figures import grouped_bars, legend_above, new_axes
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject, in_parts
 
 _NOT_ATTENTION = ("skip", "bias")
@@ -39,10 +37,16 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _panel(axes: Axes, cka: dict[str, float]) -> None:
-    axes.bar(list(cka), list(cka.values()), color=BLUE)
+def _draw(found: Found) -> Pictures:
+    figure, axes = new_axes()
+    grouped_bars(axes, found, lambda one: one.values)
     axes.set(ylim=(0, 1), ylabel="CKA with the attention's output")
-    axes.tick_params(axis="x", labelsize=8)
+    legend_above(axes)
+    caption = (
+        "Linear CKA of what cls gets from each token group with all that it gets; 1: the same up to a "
+        "rotation and a factor."
+    )
+    return [Picture(name="cka", caption=caption, figure=figure)]
 
 
 EXPERIMENT = Experiment(
@@ -59,6 +63,6 @@ EXPERIMENT = Experiment(
     },
     measure=_measure,
     features=("terms_ExD",),
-    draw=panels_picture("cka", "CKA of each part with the attention's output.", _panel, width=3.6),
+    draw=_draw,
     compares="CKA of patches with the output of attention",
 )

@@ -5,8 +5,8 @@ from sklearn.decomposition import PCA
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import images_and_maps
-from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
+from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject
 
 _MOST_TOKENS = 50_000  # that components are fitted to
@@ -28,7 +28,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     maps_BxHxWxM = maps.reshape(len(shown), *subject.layout.patch_grid, count)
     first = "the first component has" if count == 1 else f"the first {count} components have"
     return Rows(
-        tables={"Variance of the components": [(len(tokens), *shares, *[None] * (3 - count))]},
+        tables={"Variance of the components": [(len(tokens), *map(percent, shares), *[None] * (3 - count))]},
         text=f"{first} {', '.join(number(100 * share, '%') for share in shares)} of the variance of "
         f"{len(tokens):,} patches",
         compared=100 * shares[0],
@@ -41,12 +41,18 @@ def _draw(found: Found) -> Pictures:
     for one in found:
         images, maps_BxMxHxW = one.values
         count = maps_BxMxHxW.shape[1]
-        titles = [f"component {i + 1}" for i in range(count)]
         yield Picture(
             name=f"components-{one.name}",
             caption=f"{one.name}: the image, then components 1 to {count}, in standard deviations from "
             "-3 to 3.",
-            figure=images_and_maps(images, maps_BxMxHxW, titles, cmap="coolwarm", limits=(-3.0, 3.0)),
+            figure=tiles(
+                [list(images), *[[None] * len(images)] * count],
+                [[None] * len(images), *(list(maps_BxMxHxW[:, i]) for i in range(count))],
+                rows=("image", *(f"component {i + 1}" for i in range(count))),
+                cmap="coolwarm",
+                limits=(-3.0, 3.0),
+                label="standard deviations",
+            ),
         )
 
 
@@ -55,7 +61,7 @@ EXPERIMENT = Experiment(
     answers=f"{REGISTERS}, figures 17 and 20",
     definition="Principal components of the patches that the last block leaves, before the final norm, "
     "of all images together; whitened, so that maps are in standard deviations.",
-    tables={"Variance of the components": "model | tokens fitted | share of variance 1 | 2 | 3"},
+    tables={"Variance of the components": "model | tokens fitted | share of variance 1, % | 2, % | 3, %"},
     measure=_measure,
     features=("patches_PxD",),
     draw=_draw,

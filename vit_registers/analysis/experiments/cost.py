@@ -5,6 +5,7 @@ import dataclasses
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import lines_picture
+from vit_registers.analysis.report.headline import Headline
 from vit_registers.analysis.report.result import Rows, number
 from vit_registers.analysis.subject import Subject
 from vit_registers.config import Model
@@ -62,6 +63,10 @@ def _measure(subject: Subject, options: Options) -> Rows:
         compared=more,
         count=f"{subject.layout.num_patches:,} patches",
         values=(_COUNTS, [row[2] for row in rows]),
+        headlines=[
+            Headline(what="parameters", value=float(subject.num_parameters)),
+            Headline(what="forward pass, GFLOP", value=forward_flops(model, subject.layout) / 1e9),
+        ],
     )
 
 
@@ -74,6 +79,11 @@ EXPERIMENT = Experiment(
         "Energy": "hours | watts | PUE | kg CO2 per kWh | kWh | kg CO2",
     },
     measure=_measure,
-    draw=lines_picture("cost", "Operations against none.", "registers", "more operations, %", height=3.0),
+    draw=lines_picture(
+        "cost",
+        "Operations of a forward pass by the number of registers, more than without any.",
+        "registers",
+        "more operations, %",
+    ),
     compares="share of operations that 16 registers add, %",
 )

@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE
+from vit_registers.analysis.report.figures import color_of, legend_above, legend_name, new_axes
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
 from vit_registers.errors import DataError
 from vit_registers.runs.metrics_log import read_records
 
-_PANELS = {"loss": "loss", "top1": "top-1 accuracy"}  # labels of axes by metric
+_PANELS = {"loss": ("loss", 1.0), "top1": ("top-1, %", 100.0)}  # labels of axes and factors, by metric
+_WINDOW = 0.1  # of a run, that training curves are smoothed over
 Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]  # (steps, values) by name
 
 
@@ -35,7 +35,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     return Rows(
         tables={
             "Last values": [
-                (name, int(steps[-1]), float(values[-1]))
+                _last(name, int(steps[-1]), float(values[-1]))
                 for name, (steps, values) in metrics.items()
                 if name.endswith(("/loss", "/top1", "/top5"))
             ]
@@ -46,6 +46,11 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         values=metrics,
         gaps=[] if damage is None else [f"{subject.name}: {damage}"],
     )
+
+
+def _last(name: str, step: int, value: float) -> tuple[str, int, float]:
+    """A row of the table, with accuracies in %."""
+    return (name, step, value) if name.endswith("/loss") else (f"{name}, %", step, 100 * value)
 
 
 def _series(records: Sequence[Mapping[str, float]]) -> Metrics:
@@ -59,23 +64,38 @@ def _series(records: Sequence[Mapping[str, float]]) -> Metrics:
 
 
 def _draw(found: Found) -> Pictures:
-    for one in found:
-        figure = Figure(figsize=(10, 3.6))
-        for axes, (kind, ylabel) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
+    for kind, (ylabel, factor) in _PANELS.items():
+        figure, axes = new_axes()
+        for one in found:
+            color = color_of(one.place)
             for name, (steps, values) in one.values.items():
                 group, _, key = name.partition("/")
                 if key == kind and group == "train":
-                    label = "train, single mixed batches"
-                    axes.plot(steps, values, color=GREY, lw=0.8, alpha=0.7, label=label)
+                    axes.plot(steps, factor * values, color=color, lw=0.6, alpha=0.3)
+                    label = legend_name(f"{one.name}: train")
+                    axes.plot(steps, factor * smoothed(values), color=color, lw=1.3, label=label)
                 elif key == kind:
-                    color = ORANGE if group.endswith("_ema") else BLUE
-                    label = f"{group}: {values[-1]:.4g} at the end"
-                    axes.plot(steps, values, "o-", color=color, ms=4, label=label)
-            axes.set(xlabel="step", ylabel=ylabel)
-            axes.grid(alpha=0.3)
-            axes.legend(frameon=False)
-        figure.tight_layout()
-        yield Picture(name=f"curves-{one.name}", caption=one.name, figure=figure)
+                    style = "s--" if group.endswith("_ema") else "o-"
+                    label = legend_name(f"{one.name}: {group}")
+                    axes.plot(steps, factor * values, style, color=color, ms=5, label=label)
+        axes.set(xlabel="step", ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        legend_above(axes)
+        caption = (
+            f"{kind} of each run by step. Thin: single training batches; line: their mean over "
+            f"{100 * _WINDOW:g} % of the run around each; points: evaluations."
+        )
+        if axes.lines:
+            yield Picture(name=f"curves-{kind}", caption=caption, figure=figure, is_headline=kind == "loss")
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean over a window of _WINDOW of the values around each; at the ends of as many as there are."""
+    half = int(len(values) * _WINDOW / 2)
+    ends = np.arange(len(values))
+    low, high = np.maximum(ends - half, 0), np.minimum(ends + half + 1, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return (sums[high] - sums[low]) / (high - low)
 
 
 EXPERIMENT = Experiment(

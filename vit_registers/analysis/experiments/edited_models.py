@@ -3,11 +3,13 @@
 The neurons are those of arXiv:2506.08010, algorithms 1 and 2.
 """
 
+import contextlib
 import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
+from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, move_neurons, nothing
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import as_mask, first_block, highest, neuron_scores
@@ -23,8 +25,8 @@ BASE = ("norms_LxT", "image_HxWxC")  # features that the store of a subject need
 NO_CHOICE = -2  # neither a class nor a label: -1 is that of images without one
 GONE = 0.05  # the share of the outliers below which they count as gone
 OUTCOME = (
-    "patches above threshold, % | largest patch | norm of the target | attention of cls to it | cosine of cls"
-    " | same choice, % | accuracy, %"
+    "patches above threshold, % | largest patch | norm of the target | attention of cls to it, %"
+    " | cosine of cls | same choice, % | accuracy, %"
 )
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # neurons to try
 
@@ -49,6 +51,19 @@ def outputs_of(subject: Subject) -> tuple[str, ...]:
     """The features that `change` compares."""
     extras = ["extras_ExD"] if subject.layout.registers.stop else []
     return ("norms_LxT", *extras, *(["logits_Y"] if subject.model.num_classes else []))
+
+
+def run_unedited(subject: Subject, names: tuple[str, ...], options: Options) -> Store:
+    """The features `names` of the unedited model, on the images that edited models are shown.
+
+    All that experiments compare with edited models are computed together, as each program takes seconds to
+    compile.
+    """
+    of_cls = ("attention_NxExT", "cls_attention_L") if subject.layout.has_cls else ()
+    together = (*outputs_of(subject), "middle_norms_LxT", *of_cls)
+    with contextlib.suppress(NotFiniteError):  # of features that this experiment may not read
+        subject.rerun(NO_INTERVENTION, together, options.num_edited)
+    return subject.rerun(NO_INTERVENTION, names, options.num_edited)
 
 
 def change(subject: Subject, before: Store, after: Store, images: np.ndarray) -> Change:
@@ -121,7 +136,8 @@ class Outcome(NamedTuple):
     def cells(self) -> tuple[float | None, ...]:
         """The columns OUTCOME."""
         cosine, _, *shares = self.change.cells()
-        return percent(self.share), self.largest, self.target, self.attention, cosine, *shares
+        attention = percent(self.attention)
+        return percent(self.share), self.largest, self.target, attention, cosine, *shares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +244,7 @@ def start_trial(subject: Subject, options: Options) -> Trial | Gap:
     if parse_mask(subject.model.mask).name == "file":
         return Gap(f"{subject.name}: the matrix of its mask has no rows for more registers")
     names = (*(["attention_NxExT"] if subject.layout.has_cls else []), *outputs_of(subject))
-    before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    before = run_unedited(subject, names, options)
     return Trial(subject=subject, options=options, found=found, names=names, before=before)
 
 

@@ -1,6 +1,7 @@
 """An experiment: its question, what it reads, how it measures one model, draws and sums up several."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,17 @@ from vit_registers.analysis.features.finite import NotFiniteError, not_finite
 from vit_registers.analysis.features.table import FEATURES
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.finding import labels, sentence
-from vit_registers.analysis.report.result import Found, Gap, Pictures, Result, Rows, Table, is_not_finite
+from vit_registers.analysis.report.headline import FEWEST
+from vit_registers.analysis.report.result import (
+    Found,
+    Gap,
+    Pictures,
+    Result,
+    Rows,
+    Table,
+    counted,
+    is_not_finite,
+)
 from vit_registers.analysis.subject import Subject
 
 # What experiments answer.
@@ -40,6 +51,7 @@ class Experiment:
     measure: Callable[[Subject, Options], Rows | Gap]
     features: tuple[str, ...] = ()
     needs_any: tuple[str, ...] = ()
+    runs_model: bool = False  # whether `measure` runs the model: Subject.rerun or Subject.native
     compares: str = ""
     draw: Callable[[Found], Pictures] = lambda found: ()
     arrange: Callable[[Found], Found] = lambda found: found
@@ -56,23 +68,25 @@ class Experiment:
             return " and no ".join(self.needs_any)
         return None
 
-    def run(self, subjects: Sequence[Subject], options: Options) -> Result:
+    def run(self, subjects: Sequence[Subject], options: Options, order: Sequence[str] = ()) -> Result:
         """The result for the models whose features are finite, with a gap for each other model.
 
-        Experiments that read no features keep every model, and state the gap.
+        Experiments that read no features keep every model, and state the gap. `order` are the names of all
+        models of the report: the place in it gives a model its colour.
         """
         flaws = {subject.name: _flaw(subject, self.features) for subject in subjects}
         able = [one for one in subjects if flaws[one.name] is None or not self.features]
-        result = self.result(able, options)
+        result = self.result(able, options, order)
         result.gaps[:0] = [f"{name}: {flaw}" for name, flaw in flaws.items() if flaw is not None]
         result.finding = result.finding if able else not_measured(result.gaps)
         return result
 
-    def result(self, subjects: Sequence[Subject], options: Options) -> Result:
+    def result(self, subjects: Sequence[Subject], options: Options, order: Sequence[str] = ()) -> Result:
         """The result for all models; a gap for each model that gives no finite values once it is edited."""
         define = self.definition
         result = Result(definition=define if isinstance(define, str) else define(options))
         found: list[Rows] = []
+        names = [subject.name for subject in subjects]
         with np.errstate(all="ignore"):  # values that are not finite are counted below
             for subject in subjects:
                 try:
@@ -80,7 +94,8 @@ class Experiment:
                 except NotFiniteError as error:
                     one = Gap(str(error))
                 if isinstance(one, Rows):
-                    found.append(dataclasses.replace(one, name=subject.name))
+                    place = list(order or names).index(subject.name)
+                    found.append(dataclasses.replace(one, name=subject.name, place=place))
                 result.gaps += [one.reason] if isinstance(one, Gap) else one.gaps
             result.gaps += self.across(found)
             found = list(self.arrange(found))
@@ -99,6 +114,10 @@ class Experiment:
             if rows:
                 result.tables.append(Table(title=title, columns=names, rows=rows))
         result.files = {name: text for one in found for name, text in one.files.items()}
+        result.cautions = [line for one in found for line in (*_small(one), *one.cautions)]
+        in_order = sorted(found, key=lambda one: one.place)
+        result.headlines = {one.name: one.headlines for one in in_order if one.headlines}
+        result.remarks = {one.name: one.remark for one in in_order if one.remark}
         if not found:
             result.finding = not_measured(result.gaps)
         elif self.sums_up is not None:
@@ -113,6 +132,22 @@ class Experiment:
 def not_measured(gaps: Sequence[str]) -> str:
     """The finding of an experiment that measured no model, with the first gap as the reason."""
     return f"Not measured: {gaps[0]}." if gaps else "Not measured."
+
+
+def few(name: str, count: int, noun: str) -> list[str]:
+    """A caution for a model with fewer than FEWEST of something, else none."""
+    return (
+        [f"{name}: {counted(count, noun)}, too few for a claim (fewer than {FEWEST})"]
+        if count < FEWEST
+        else []
+    )
+
+
+def _small(one: Rows) -> list[str]:
+    """A caution where Rows.count is of few images."""
+    number, _, noun = one.count.partition(" ")
+    is_of_images = re.match(r"(test )?images?\b", noun) is not None
+    return few(one.name, int(number.replace(",", "")), noun.removesuffix("s")) if is_of_images else []
 
 
 def _flaw(subject: Subject, features: tuple[str, ...]) -> str | None:

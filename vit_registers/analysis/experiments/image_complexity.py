@@ -10,7 +10,7 @@ from scipy import ndimage, stats
 
 from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, panels_picture
+from vit_registers.analysis.report.figures import legend_name, overlay_picture
 from vit_registers.analysis.report.result import Gap, Rows, counted, number
 from vit_registers.analysis.subject import Subject, in_parts
 
@@ -73,9 +73,9 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _panel(axes: Axes, values: tuple[np.ndarray, np.ndarray]) -> None:
+def _points(axes: Axes, values: tuple[np.ndarray, np.ndarray], color: str, name: str) -> None:
     bytes_B, outliers_B = values
-    axes.plot(bytes_B, outliers_B, "o", ms=3, alpha=0.5, color=BLUE)
+    axes.plot(bytes_B, outliers_B, "o", ms=3, alpha=0.4, color=color, label=legend_name(name))
     axes.set(xlabel="bytes as JPEG", ylabel="outliers in the image")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -92,6 +92,8 @@ EXPERIMENT = Experiment(
     tables={"Rank correlation with image complexity": "model | of | with | correlation | p | images"},
     measure=_measure,
     features=("norms_LxT", "image_HxWxC", "mass_LxGxG"),
-    draw=panels_picture("complexity", "A point for each image.", _panel),
+    draw=overlay_picture(
+        "complexity", "Outliers in an image by its bytes as JPEG, a point for each image.", _points
+    ),
     compares="correlation of outliers and JPEG bytes",
 )

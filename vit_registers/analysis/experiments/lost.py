@@ -15,7 +15,8 @@ from PIL import Image
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures import lost
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import ORANGE, RED, new_grid, set_titles
+from vit_registers.analysis.report.figures import ORANGE, RED, WIDTH, new_grid, set_titles
+from vit_registers.analysis.report.headline import share_of_images
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
 from vit_registers.analysis.subject import Subject
 from vit_registers.data.sources.boxes import BoxImage, read_image
@@ -54,6 +55,9 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=float(table[no_sweep].percent),
         count=f"{counted(table[no_sweep].num_images, 'image')} with boxes",
         values=found.examples,
+        headlines=[
+            share_of_images("CorLoc of LOST, %", float(table[no_sweep].percent), table[no_sweep].num_images)
+        ],
         gaps=_gaps(subject, options, found),
         files={f"boxes-{subject.name}.csv": _boxes_csv(found, chosen, options.boxes)},
     )
@@ -169,7 +173,7 @@ def _draw(found: Found) -> Pictures:
     for one in found:
         aspects = [example.size_px[0] / example.size_px[1] for example in one.values]
         heights = [min(max(aspect, 1 / _MAX_ASPECT), _MAX_ASPECT) for aspect in aspects]
-        figure, grid = new_grid(len(heights), 4, (7.4, 1.85 * sum(heights) + 0.3), heights=heights)
+        figure, grid = new_grid(len(heights), 4, (WIDTH, WIDTH / 4 * sum(heights) + 0.3), heights=heights)
         for row, example in zip(grid, one.values, strict=True):
             _draw_example(row, example)
         set_titles(grid[0], ("image", "degree", "seed's similarity", "expansion"))
@@ -210,6 +214,7 @@ EXPERIMENT = Experiment(
         "All cells": f"model | {_COLUMNS} | {_SCORES}",
     },
     measure=_measure,
+    runs_model=True,
     draw=_draw,
     compares="CorLoc without a sweep, %",
 )

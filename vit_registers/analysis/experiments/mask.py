@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import draw_mask, new_grid
+from vit_registers.analysis.report.figures import WIDTH, draw_mask, new_axes, new_grid
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
 from vit_registers.models.masks import owners
@@ -54,9 +54,9 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if mask_TxT is None:
         return Gap(f"{subject.name}: model.mask='none', all tokens attend to all")
     groups, kind = subject.layout.level_groups, subject.model.mask
-    share = float(np.mean(mask_TxT))
+    share = 100 * float(np.mean(mask_TxT))
     shares = [
-        (a, b, float(np.mean(mask_TxT[first, second])))
+        (a, b, 100 * float(np.mean(mask_TxT[first, second])))
         for a, first in groups.items()
         for b, second in groups.items()
     ]
@@ -66,8 +66,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
             "Mask": [("all", "all", share), *shares],
             "Links between levels": [_row(link) for link in found],
         },
-        text=f"mask '{kind}' lets {number(100 * share, '%')} of the pairs of tokens attend",
-        compared=100 * share,
+        text=f"mask '{kind}' lets {number(share, '%')} of the pairs of tokens attend",
+        compared=share,
         count=counted(mask_TxT.size, "pair"),
         values=(f"{subject.name}: mask '{kind}'", mask_TxT, groups, found),
     )
@@ -81,11 +81,10 @@ def _row(link: Link) -> tuple[str, str, int, int, float]:
 def _draw(found: Found) -> Pictures:
     for one in found:
         title, mask_TxT, groups, of_levels = one.values
-        figure = Figure(figsize=(6.4, 6.4))
-        axes = figure.add_subplot()
+        figure, axes = new_axes(3.4)
         draw_mask(axes, mask_TxT, groups)
-        axes.set_title(f"{title}: {mask_TxT.mean():.1%} of the pairs may attend", fontsize=9)
-        yield Picture(name=f"mask-{one.name}", caption=title, figure=figure)
+        caption = f"{title}: {100 * mask_TxT.mean():.3g} % of the pairs may attend; dark: may attend."
+        yield Picture(name=f"mask-{one.name}", caption=caption, figure=figure)
         to_blocks = [link for link in of_levels if len(link.tokens_S) > 1]
         if to_blocks:
             yield Picture(
@@ -99,7 +98,7 @@ def _draw(found: Found) -> Pictures:
 
 def _draw_links(found: Sequence[Link]) -> Figure:
     """For each pair of levels, two maps of the fine grid: its cells' owners by the mask, and by the image."""
-    figure, grid = new_grid(2, len(found), (1.7 * len(found) + 0.4, 4.0))
+    figure, grid = new_grid(2, len(found), (min(1.7 * len(found) + 0.4, WIDTH), 3.0))
     for (top, below), link in zip(grid.T, found, strict=True):
         for axes, owner_HxW in ((top, link.linked_HxW), (below, link.geometric_HxW)):
             axes.imshow(_colors(owner_HxW), interpolation="none")
@@ -125,7 +124,7 @@ EXPERIMENT = Experiment(
     "levels: how many fine cells a coarse cell is linked to, and the share of fine cells that are linked "
     "to the coarse cell that they lie in, and to no other.",
     tables={
-        "Mask": "model | queries | keys | share that may attend",
+        "Mask": "model | queries | keys | may attend, %",
         "Links between levels": "model | coarse | fine | fewest linked | most linked | linked as they lie, %",
     },
     measure=_measure,

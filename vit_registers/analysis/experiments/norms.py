@@ -1,14 +1,22 @@
 """norms: the norms of tokens after the last block, and which patches are outliers. No JAX."""
 
 import numpy as np
-from matplotlib.axes import Axes
 from scipy import stats
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREEN, GREY, ORANGE, draw_norms, panels_picture
-from vit_registers.analysis.report.result import Rows, counted, number
+from vit_registers.analysis.report.figures import (
+    STYLES,
+    color_of,
+    legend_above,
+    legend_name,
+    new_axes,
+    norm_edges,
+    plain_log,
+)
+from vit_registers.analysis.report.headline import FEWEST, over_images
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject, patches_first
 
 RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
@@ -17,8 +25,6 @@ RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
 def _measure(subject: Subject, options: Options) -> Rows:
     norm_BxP, outliers = subject.patch_norms(), subject.outliers(options.rule)
     norm_BxT, after = subject.store.read("norms_LxT")[:, -1], subject.store.read("final_norms_T")
-    groups = zip(patches_first(subject).items(), (BLUE, GREEN, ORANGE, GREY), strict=False)
-    shown = {name: (norm_BxT[:, where], color) for (name, where), color in groups}
     share, by_token, by_rule = 100 * outliers.share, [], []
     for token, where in subject.tokens().items():
         norm_N = np.asarray(norm_BxT[:, where], np.float64).ravel()
@@ -35,9 +41,19 @@ def _measure(subject: Subject, options: Options) -> Rows:
         text=f"{number(share, '%')} of {norm_BxP.size:,} patches are outliers by {options.rule}",
         compared=share,
         count=counted(len(norm_BxP), "image"),
-        values=(norm_BxT, shown, outliers.threshold, options.rule),
+        values=(norm_BxT, patches_first(subject), outliers.threshold, options.rule),
         gaps=zero_norm_gaps(subject),
+        headlines=[over_images("outliers, % of patches", 100 * outliers.is_outlier_BxP.mean(1))],
+        remark=_modes(norm_BxP),
     )
+
+
+def _modes(norm_BxP: np.ndarray) -> str:
+    """What the valley rule says about the histogram; nothing of few images."""
+    if len(norm_BxP) < FEWEST:
+        return ""
+    modes = "one mode" if find(norm_BxP, "valley").threshold is None else "a second mode of large norms"
+    return f"the histogram of norms of patches has {modes}"
 
 
 def zero_norm_gaps(subject: Subject) -> list[str]:
@@ -45,9 +61,30 @@ def zero_norm_gaps(subject: Subject) -> list[str]:
     return [] if subject.patch_norms().any() else [f"{subject.name}: the norms of all patches are 0"]
 
 
-def _panel(axes: Axes, values: tuple) -> None:
-    norm_BxT, groups, threshold, rule = values
-    draw_norms(axes, norm_BxT, groups, threshold=threshold, threshold_label=rule)
+def _draw(found: Found) -> Pictures:
+    """One figure of the patches of all models, and one of their other tokens, on the same bins."""
+    every_N = np.concatenate([one.values[0].ravel() for one in found])
+    for name, what in (("histogram", "patches"), ("others", "other tokens")):
+        figure, axes = new_axes()
+        edges = norm_edges(every_N).tolist()
+        for one in found:
+            norm_BxT, groups, threshold, _ = one.values
+            color, styles = color_of(one.place), iter(STYLES)
+            for group, where in groups.items():
+                if (group == "patches") == (what == "patches"):
+                    label = legend_name(f"{one.name}: {group}")
+                    norms = norm_BxT[:, where].ravel()
+                    axes.hist(norms, edges, histtype="step", color=color, ls=next(styles), label=label)
+            if threshold is not None and what == "patches":
+                axes.axvline(threshold, color=color, lw=0.9, ls="--")
+        axes.set(xlabel="norm", ylabel="tokens")
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
+        legend_above(axes)
+        dashed = f"; dashed: the threshold of {found[0].values[3]}" if what == "patches" else ""
+        caption = f"Norms of {what} after the last block{dashed}."
+        if axes.patches:
+            yield Picture(name=name, caption=caption, figure=figure, is_headline=what == "patches")
 
 
 EXPERIMENT = Experiment(
@@ -62,10 +99,6 @@ EXPERIMENT = Experiment(
     },
     measure=_measure,
     features=("norms_LxT", "final_norms_T"),
-    draw=panels_picture(
-        "histogram",
-        "Norms of tokens after the last block; the dashed line is the threshold of the rule chosen.",
-        _panel,
-    ),
+    draw=_draw,
     compares="share of outliers, %",
 )

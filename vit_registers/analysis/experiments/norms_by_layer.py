@@ -34,24 +34,22 @@ def _measure(subject: Subject, options: Options) -> Rows:
         f"last block {number(rows[-1][4], '%')} of the patches are outliers by {options.rule}",
         compared=largest,
         count=counted(len(norms_BxLxT), "image"),
-        values=(np.array(quantiles), means, figures.scale_for(norms_BxLxT)),
+        values=(np.array(quantiles), means),
         gaps=zero_norm_gaps(subject),
     )
 
 
-def _panel(axes: Axes, values: tuple) -> None:
-    quantiles_LxQ, means, scale = values
+def _lines(axes: Axes, values: tuple, color: str, name: str) -> None:
+    quantiles_LxQ, means = values
     layers = np.arange(len(quantiles_LxQ))
-    for low, high, alpha in ((0, 6, 0.15), (1, 5, 0.25), (2, 4, 0.4)):
-        band = quantiles_LxQ[:, low], quantiles_LxQ[:, high]
-        axes.fill_between(layers, *band, color=figures.BLUE, alpha=alpha, lw=0)
-    axes.plot(layers, quantiles_LxQ[:, 3], color=figures.BLUE, label="patches")
-    colors = (figures.GREEN, figures.ORANGE, figures.GREY)
-    for (name, mean_L), color in zip(means.items(), colors, strict=False):
-        axes.plot(layers, mean_L, color=color, ls="--", label=name)
-    axes.set(yscale=scale, xlabel="block", ylabel="norm")
+    axes.fill_between(layers, quantiles_LxQ[:, 1], quantiles_LxQ[:, 5], color=color, alpha=0.2, lw=0)
+    axes.plot(layers, quantiles_LxQ[:, 3], color=color, label=figures.legend_name(f"{name}: patches"))
+    axes.plot(layers, quantiles_LxQ[:, 6], "_", color=color, ms=9)
+    for (group, mean_L), style in zip(means.items(), figures.STYLES[1:], strict=False):
+        axes.plot(layers, mean_L, style, color=color, label=figures.legend_name(f"{name}: {group}"))
+    axes.set(xlabel="block", ylabel="norm")
+    figures.plain_log(axes.yaxis)
     figures.integer_ticks(axes)
-    axes.legend(frameon=False, fontsize=7)
 
 
 EXPERIMENT = Experiment(
@@ -65,10 +63,10 @@ EXPERIMENT = Experiment(
     },
     measure=_measure,
     features=("norms_LxT",),
-    draw=figures.panels_picture(
+    draw=figures.overlay_picture(
         "layers",
-        "Norms of patches by layer: median, and the middle 50, 90 and 100 %; other tokens: means.",
-        _panel,
+        "Norms by layer. Patches: median, the middle 90 % (band), the largest (dash); other tokens: means.",
+        _lines,
     ),
     compares="largest norm of a patch",
 )

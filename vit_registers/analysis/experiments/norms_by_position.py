@@ -1,12 +1,11 @@
 """norms-by-position: how often each position of the image holds an outlier. No JAX."""
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import panels_picture
-from vit_registers.analysis.report.result import Rows, counted, number
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
+from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject
 
 
@@ -28,10 +27,18 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _panel(axes: Axes, percent_HxW: np.ndarray) -> None:
-    shown = axes.imshow(percent_HxW, cmap="inferno", vmin=0)
-    axes.set(xticks=[], yticks=[])
-    axes.figure.colorbar(shown, ax=axes, label="images with an outlier here, %", shrink=0.8)
+def _draw(found: Found) -> Pictures:
+    maps = [one.values for one in found]
+    figure = tiles(
+        [[None] * len(maps)],
+        [maps],
+        rows=("",),
+        columns=[one.name for one in found],
+        limits=(0.0, max(float(one.max()) for one in maps) or 1.0),
+        label="images with an outlier here, %",
+    )
+    caption = "How many images have an outlier at each position of the image, on one scale for all models."
+    return [Picture(name="positions", caption=caption, figure=figure)]
 
 
 EXPERIMENT = Experiment(
@@ -41,6 +48,6 @@ EXPERIMENT = Experiment(
     tables={"Outliers by position": "model | most frequent position, % | at the border, % | inside, %"},
     measure=_measure,
     features=("norms_LxT",),
-    draw=panels_picture("positions", "Where outliers are.", _panel, width=3.4),
+    draw=_draw,
     compares="share of images with an outlier at the most frequent position, %",
 )

@@ -4,7 +4,7 @@ import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREY, RED, new_axes
+from vit_registers.analysis.report.figures import BLUE, GREY, RED, new_axes, plain_log
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
 
@@ -34,7 +34,7 @@ def _draw(found: Found) -> Pictures:
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     edges = np.geomspace(low / 1.01, high * 1.01, 120) if 0 < low <= high else np.geomspace(0.1, 10, 120)
     middles, half = np.sqrt(edges[1:] * edges[:-1]), 0.42
-    figure, axes = new_axes(max(4.5, 1.3 * len(found) + 0.8), 4.0)
+    figure, axes = new_axes(2.8)
     for place, (_, norm_BxP, threshold) in enumerate(one.values for one in found):
         width = np.log1p(np.histogram(norm_BxP, edges)[0])
         width *= half / max(width.max(), 1.0)
@@ -48,7 +48,8 @@ def _draw(found: Found) -> Pictures:
         axes.tick_params(axis="x", rotation=30)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
-    axes.set(yscale="log", ylabel="norm of patches", xlim=(-0.6, len(found) - 0.4))
+    axes.set(ylabel="norm of patches", xlim=(-0.6, len(found) - 0.4))
+    plain_log(axes.yaxis)
     caption = (
         "Norms of patches, the smallest model first. Widths are log(1 + patches) in a bin, so that few large "
         "norms are seen too; all patches count. Line: median; dashes: threshold."

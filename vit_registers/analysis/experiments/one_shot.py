@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs, one_shot
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, panels
+from vit_registers.analysis.report.figures import GREY, grouped_bars, legend_above, new_axes
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, number
 from vit_registers.analysis.subject import FULL, Subject, cls_parts
 
 _SEEDS = (0, 1, 2)
-_CLASSIFIERS = {"logistic": BLUE, "nearest": ORANGE}
+_CLASSIFIERS = ("logistic", "nearest")
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -54,24 +54,37 @@ def _over_seeds(scores: Sequence[OneShot], part: str) -> list[float | None]:
     return columns
 
 
-def _panel(axes: Axes, found: dict[str, list[OneShot]]) -> None:
-    first, *_ = found.values()
-    parts = list(first[0].top1)
-    k, place = (5, slice(2, 4)) if first[0].top5 is not None else (1, slice(0, 2))
-    for i, (classifier, scores) in enumerate(found.items()):
-        mean, std = np.array([_over_seeds(scores, part)[place] for part in parts]).T
-        at = np.arange(len(parts)) + 0.4 * (i - 0.5)
-        axes.bar(at, mean, 0.36, yerr=std, capsize=2, color=_CLASSIFIERS[classifier], label=classifier)
-    axes.axhline(100 * k / first[0].num_classes, color=GREY, lw=1, ls=":", label="chance")
-    axes.set_xticks(range(len(parts)), parts, fontsize=8)
-    axes.set(ylim=(0, 105), ylabel=f"top-{k}, %")
-
-
 def _draw(found: Found) -> Pictures:
-    figure = panels(found, _panel, width=3.6)
-    legend = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    return [Picture(name="one-shot", caption="Accuracies, mean and deviation over seeds.", figure=figure)]
+    has_top5 = all(scores[0].top5 is not None for one in found for scores in one.values.values())
+    k, place = (5, slice(2, 4)) if has_top5 else (1, slice(0, 2))
+    for classifier in _CLASSIFIERS:
+        caption = (
+            f"Top-{k} of the {classifier} classifier on all that cls gets and on parts of it: mean and "
+            "deviation over seeds."
+        )
+        figure = _bars(found, classifier, k, place)
+        yield Picture(name=f"one-shot-{classifier}", caption=caption, figure=figure)
+
+
+def _bars(found: Found, classifier: str, k: int, place: slice) -> Figure:
+    def scores(one: Rows) -> dict[str, list[float | None]]:
+        """Mean and deviation by part."""
+        parts = one.values[classifier][0].top1
+        return {part: _over_seeds(one.values[classifier], part)[place] for part in parts}
+
+    figure, axes = new_axes()
+    grouped_bars(
+        axes,
+        found,
+        lambda one: {part: mean for part, (mean, _) in scores(one).items()},
+        lambda one: {part: std or 0.0 for part, (_, std) in scores(one).items()},
+    )
+    chance = 100 * k / found[0].values[classifier][0].num_classes
+    axes.axhline(chance, color=GREY, lw=1, ls=":", label="chance")
+    axes.set_ylabel(f"top-{k}, %")
+    axes.set_ylim(bottom=0)
+    legend_above(axes)
+    return figure
 
 
 EXPERIMENT = Experiment(

@@ -13,8 +13,6 @@ from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject, in_parts, mean_maps
 
-_COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.GREY)
-
 
 class RunStep(NamedTuple):
     """Rows.values of a model that is one step of a run."""
@@ -73,8 +71,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     median, p99 = map(float, np.quantile(norm_BxP, [0.5, 0.99]))
     likeness, largest = None, float(norm_BxP.max())
     if subject.layout.num_registers > 1:
-        first = int(subject.layout.has_cls)
-        maps = (mean_maps(subject, images)[:, first:] for images in in_parts(len(norm_BxP)))
+        where = subject.layout.registers
+        maps = (mean_maps(subject, images)[:, where] for images in in_parts(len(norm_BxP)))
         similar = [found_B for one in maps if (found_B := map_similarity(one)) is not None]
         likeness = summarize_values(np.concatenate(similar)).mean
     kurtosis = float(stats.kurtosis(norm_BxP.ravel())) if norm_BxP.std() > 0 else None
@@ -89,16 +87,19 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _draw(found: Found) -> Pictures:
-    figure, axes = figures.new_axes(6.0, 3.2)
+    if all(len(steps) < 2 for steps in by_run(found).values()):
+        return []
+    figure, axes = figures.new_axes()
     for i, (run, steps) in enumerate(by_run(found).items()):
         at = [one.values.step for one in steps]
         for name, style in (("median", "-"), ("p99", "--"), ("max", ":")):
             values, label = [one.values.shown[name] for one in steps], figures.legend_name(f"{run}: {name}")
-            axes.plot(at, values, style, marker="o", ms=3, color=_COLORS[i % len(_COLORS)], label=label)
-    largest = np.array([one.values.shown["max"] for one in found])
-    axes.set(xlabel="step", ylabel="norm", yscale=figures.scale_for(largest))
-    axes.legend(frameon=False, fontsize=7)
-    return [Picture(name="steps", caption="Norms of patches by step.", figure=figure)]
+            axes.plot(at, values, style, marker="o", ms=3, color=figures.color_of(i), label=label)
+    axes.set(xlabel="step", ylabel="norm")
+    figures.plain_log(axes.yaxis)
+    figures.legend_above(axes)
+    caption = "Norms of patches by step: median, 99th percentile and maximum of each run."
+    return [Picture(name="steps", caption=caption, figure=figure)]
 
 
 EXPERIMENT = Experiment(

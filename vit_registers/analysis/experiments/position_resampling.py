@@ -4,8 +4,8 @@ import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import new_grid
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
+from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import RESAMPLINGS
@@ -91,12 +91,14 @@ def _draw(found: Found) -> Pictures:
     for place, ((source, target, methods), names) in enumerate(cases.items(), start=1):
         maps = [counts(source, target, method) for method in methods]
         low, high = min(0.0, *(one.min() for one in maps)), max(one.max() for one in maps)
-        figure, (grid,) = new_grid(1, len(maps), (2.9 * len(maps) + 0.9, 3.1))
-        for axes, method, weight_HxW in zip(grid, methods, maps, strict=True):
-            axes.imshow(weight_HxW, cmap="inferno", vmin=low, vmax=high, interpolation="none")
-            axes.set_title(method if axes is not grid[0] else f"{method}, the model's own", fontsize=9)
-            axes.set_xlabel(f"coefficient of variation {weight_HxW.std():.3f}", fontsize=8)
-        figure.colorbar(grid[0].images[0], ax=list(grid), label="weight / mean", shrink=0.8)
+        figure = tiles(
+            [[None] * len(maps)],
+            [maps],
+            rows=("",),
+            columns=[method if i else f"{method}, its own" for i, method in enumerate(methods)],
+            limits=(low, high),
+            label="weight / mean",
+        )
         caption = (
             f"{', '.join(names)}: what each cell of the table of {_text(source)} counts when it is resampled "
             f"to {_text(target)}."

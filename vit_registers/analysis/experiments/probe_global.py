@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment, few
 from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
 from vit_registers.analysis.options import Options
+from vit_registers.analysis.report.headline import share_of_images
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject, queries
 from vit_registers.errors import DataError
@@ -44,6 +45,17 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=accuracies.get("normal"),
         count=counted(max(row[4] for row in rows), "test image"),
         gaps=gaps,
+        headlines=[
+            share_of_images(f"class from {kind} by a linear probe, %", accuracy, tested)
+            for kind, accuracy, _, _, tested, _ in rows
+            if kind == "cls"
+        ],
+        cautions=[
+            line
+            for kind, accuracy, _, _, tested, _ in rows
+            if accuracy is not None
+            for line in few(f"{subject.name}, {kind}", tested, "test image")
+        ],
     )
 
 
@@ -51,8 +63,8 @@ def _inputs(subject: Subject, options: Options, kind: str, seed: int) -> ProbeIn
     patches = subject.store.read("patches_PxD")
     label = np.asarray(subject.store.read("label"))[: len(patches)]
     has = np.ones(len(label), bool)
-    if kind in subject.tokens():
-        token = np.asarray(subject.store.read("extras_ExD")[: len(patches), subject.tokens()[kind].start])
+    if kind in queries(subject):
+        token = np.asarray(subject.store.read("extras_ExD")[: len(patches), queries(subject).index(kind)])
     elif kind == "mean patch":
         token = np.stack([np.asarray(image).mean(0) for image in patches])
     else:

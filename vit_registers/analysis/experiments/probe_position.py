@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment, few
 from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
@@ -39,6 +39,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=normal,
         count=counted(len(test), "image"),
         gaps=gaps,
+        cautions=few(subject.name, num_outliers, "outlier"),
     )
 
 

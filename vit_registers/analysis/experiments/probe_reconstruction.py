@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
+from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment, few
 from vit_registers.analysis.experiments.probe_position import MANY_IMAGES, random_halves
 from vit_registers.analysis.measures import reconstruction
 from vit_registers.analysis.measures.released import fit_released, score_released
@@ -46,6 +46,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=normal[3],
         count=counted(len(test), "image"),
         gaps=[] if is_outlier.any() else [f"{subject.name}: no outliers by {options.rule}"],
+        cautions=few(subject.name, int(is_outlier.sum()), "outlier"),
     )
 
 

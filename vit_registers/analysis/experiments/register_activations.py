@@ -7,7 +7,7 @@ from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import register_activations
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, ORANGE, panels_picture, scale_for
+from vit_registers.analysis.report.figures import legend_name, overlay_picture, plain_log
 from vit_registers.analysis.report.result import Rows, counted, number
 from vit_registers.analysis.subject import Subject
 
@@ -30,12 +30,12 @@ def _measure(subject: Subject, options: Options) -> Rows:
     )
 
 
-def _panel(axes: Axes, values: tuple[np.ndarray, np.ndarray]) -> None:
+def _lines(axes: Axes, values: tuple[np.ndarray, np.ndarray], color: str, name: str) -> None:
     before, after = values
-    axes.plot(before, color=BLUE, label="before the norm")
-    axes.plot(after, color=ORANGE, label="after it")
-    axes.set(xlabel="dimension, by size", ylabel="size of the mean", yscale=scale_for(np.array(values)))
-    axes.legend(frameon=False, fontsize=8)
+    axes.plot(before, color=color, label=legend_name(f"{name}: before the norm"))
+    axes.plot(after, "--", color=color, label=legend_name(f"{name}: after it"))
+    axes.set(xlabel="dimension, by size", ylabel="size of the mean")
+    plain_log(axes.yaxis)
 
 
 EXPERIMENT = Experiment(
@@ -50,6 +50,10 @@ EXPERIMENT = Experiment(
     },
     measure=_measure,
     features=("register_hidden_2xRxD",),
-    draw=panels_picture("activations", "Largest mean activations.", _panel),
+    draw=overlay_picture(
+        "activations",
+        "Sizes of the largest mean activations of the register of highest norm, sorted.",
+        _lines,
+    ),
     compares="cosine of that register between images",
 )

@@ -1,13 +1,15 @@
 """register-neurons: which neurons make outliers (arXiv:2506.08010, algorithm 1), and in which block."""
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons
+from vit_registers.analysis.experiments.edited_models import BASE, RegisterNeurons, find_neurons, run_unedited
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, nothing
+from vit_registers.analysis.features.interventions import Intervention, nothing
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
+from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
+from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject
 from vit_registers.strict_json import dumps
 
@@ -38,7 +40,10 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     return Rows(
         tables={
             "Register neurons": neurons,
-            "Largest patch by layer": [(i, *row) for i, row in enumerate(zip(*layers[1:], strict=True), 1)],
+            "Largest patch by layer": [
+                (i, middle, after, percent(attention))
+                for i, (middle, after, attention) in enumerate(zip(*layers[1:], strict=True), 1)
+            ],
         },
         text=f"outliers begin in block {found.last_block + 1}; neuron {neuron} of block {block} is most "
         f"active on them, {number(on)} against {number(off)} on other patches",
@@ -58,7 +63,7 @@ def _layers(subject: Subject, options: Options) -> tuple[float, list, list, list
 
     has_cls, patches = subject.layout.has_cls, subject.layout.patches
     names = ("norms_LxT", "middle_norms_LxT", *(["cls_attention_L"] if has_cls else []))
-    store = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    store = run_unedited(subject, names, options)
     first, *after = means(store.read("norms_LxT")[..., patches].max(-1))
     middle = means(store.read("middle_norms_LxT")[..., patches].max(-1))
     return first, middle, after, means(store.read("cls_attention_L")) if has_cls else [None] * len(middle)
@@ -79,28 +84,50 @@ def _maps(subject: Subject, options: Options, found: RegisterNeurons) -> tuple:
 
 
 def _draw(found: Found) -> Pictures:
+    caption = (
+        "Largest norm of a patch of an image after each MLP (line) and each attention (crosses), mean over "
+        "images."
+    )
+    yield Picture(name="layers", caption=caption, figure=figures.overlay(found, _norm_lines))
+    if any(None not in one.values[1][3] for one in found):
+        caption = "Largest attention of cls to a patch in each block, mean over images."
+        yield Picture(name="attention", caption=caption, figure=figures.overlay(found, _attention_lines))
     for one in found:
-        last_block, (first, middle, after, attention), maps = one.values
-        (figure, axes), block = figures.new_axes(5.2, 3.2), np.arange(1, len(middle) + 1)
-        largest = [first, *after]
-        axes.plot(range(len(largest)), largest, "o-", ms=3, color=figures.BLUE, label="after the MLP")
-        axes.plot(block - 0.5, middle, "o", ms=3, color=figures.GREEN, label="after attention")
-        axes.set(xlabel="block", ylabel="largest norm of a patch", title=one.name)
-        axes.set_yscale(figures.scale_for(np.array(largest)))
-        figures.integer_ticks(axes)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
-        if None not in attention:
-            other = axes.twinx()
-            other.plot(block, np.array(attention, float), "s--", ms=3, color=figures.ORANGE)
-            other.set_ylabel("largest attention of cls", color=figures.ORANGE)
-            other.set_ylim(bottom=0)
-        caption = (
-            f"{one.name}: largest patch norm of an image after each attention and each MLP, and largest "
-            f"attention of cls to a patch, mean over images. Outliers begin in block {last_block + 1}."
-        )
-        yield Picture(name=f"layers-{one.name}", caption=caption, figure=figure)
+        images, maps_BxMxHxW, titles = one.values[2]
+        largest = maps_BxMxHxW.max(axis=(0, 2, 3))
+        scaled = maps_BxMxHxW / np.where(largest > 0, largest, 1.0)[None, :, None, None]
+        names = [f"{title}, up to {number(float(top))}" for title, top in zip(titles, largest, strict=True)]
         caption = f"{one.name}: norms of patches, and the activations of the neurons highest on outliers."
-        yield Picture(name=f"maps-{one.name}", caption=caption, figure=figures.images_and_maps(*maps))
+        figure = tiles(
+            [list(images), *[[None] * len(images)] * len(names)],
+            [[None] * len(images), *(list(scaled[:, i]) for i in range(len(names)))],
+            rows=("image", *names),
+            limits=(float(min(scaled.min(), 0.0)), 1.0),
+            label="value / largest of the row",
+        )
+        yield Picture(name=f"maps-{one.name}", caption=caption, figure=figure)
+
+
+def _norm_lines(axes: Axes, values: tuple, color: str, name: str) -> None:
+    first, middle, after, _ = values[1]
+    axes.plot(
+        range(len(after) + 1), [first, *after], "o-", ms=3, color=color, label=figures.legend_name(name)
+    )
+    axes.plot(np.arange(1, len(middle) + 1) - 0.5, middle, "x", ms=4, color=color)
+    axes.set(xlabel="block", ylabel="largest norm of a patch")
+    figures.plain_log(axes.yaxis)
+    figures.integer_ticks(axes)
+
+
+def _attention_lines(axes: Axes, values: tuple, color: str, name: str) -> None:
+    attention = values[1][3]
+    if None not in attention:
+        share_L = 100 * np.array(attention, float)
+        label = figures.legend_name(name)
+        axes.plot(np.arange(1, len(share_L) + 1), share_L, "s-", ms=3, color=color, label=label)
+    axes.set(xlabel="block", ylabel="largest attention of cls, %")
+    axes.set_ylim(bottom=0)
+    figures.integer_ticks(axes)
 
 
 EXPERIMENT = Experiment(
@@ -114,9 +141,11 @@ EXPERIMENT = Experiment(
     ),
     tables={
         "Register neurons": "model | block | neuron | on outliers | on other patches | images",
-        "Largest patch by layer": "model | block | norm after attention | after the MLP | attention of cls",
+        "Largest patch by layer": "model | block | norm after attention | after the MLP"
+        " | attention of cls, %",
     },
     measure=_measure,
+    runs_model=True,
     features=BASE,
     draw=_draw,
     compares="block in which outliers begin",

@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.edited_models import BASE, change, outputs_of
+from vit_registers.analysis.experiments.edited_models import BASE, change, outputs_of, run_unedited
 from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
-from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove
+from vit_registers.analysis.features.interventions import Intervention, remove
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, panels_picture
+from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, pictures_by_model
 from vit_registers.analysis.report.result import Gap, Rows, Value, counted, number
 from vit_registers.analysis.subject import Subject
 
@@ -24,7 +24,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     if not len(images):
         return Gap(f"{subject.name}: no outliers by {options.rule}")
     names, num_blocks = outputs_of(subject), subject.store.read("norms_LxT").shape[1] - 1
-    before = subject.rerun(NO_INTERVENTION, names, options.num_edited)
+    before = run_unedited(subject, names, options)
     unedited = change(subject, before, before, images)
     rows: list[tuple[Value, ...]] = [(None, "nothing", None, *unedited.cells())]
     chosen = {"outliers": is_outlier_BxP, "random patches": random_patches(is_outlier_BxP, seed=0)}
@@ -66,8 +66,6 @@ def _panel(axes: Axes, points: Points) -> None:
         axes.plot(*zip(*line, strict=True), style, marker="o", ms=3, color=color, label=label)
     axes.set(xlabel="before block", ylabel="cosine of cls")
     integer_ticks(axes)
-    if points:
-        axes.legend(frameon=False, fontsize=7)
 
 
 EXPERIMENT = Experiment(
@@ -85,10 +83,11 @@ EXPERIMENT = Experiment(
         " | of registers | same choice, % | accuracy, %"
     },
     measure=_measure,
+    runs_model=True,
     features=BASE,
-    draw=panels_picture(
+    draw=pictures_by_model(
         "removal",
-        "How alike the output stays: cosine of cls, or where there is no cls the share of images whose class "
+        "how alike the output stays: cosine of cls, or where there is no cls the share of images whose class "
         "stays, by the block before which patches are taken away.",
         _panel,
     ),

@@ -4,13 +4,15 @@ import numpy as np
 
 from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.edited_models import GONE, OUTCOME, Outcome, Trial
-from vit_registers.analysis.experiments.experiment import Experiment
+from vit_registers.analysis.experiments.experiment import Experiment, few
 from vit_registers.analysis.features.interventions import NO_INTERVENTION
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import random_like
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms, images_and_maps, new_axes
+from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms, legend_above, new_axes
+from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, percent
+from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject
 from vit_registers.models.blocks import dims
 
@@ -41,6 +43,17 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=percent(variants[moved].share),
         count=counted(trial.num_images, "image"),
         values=(count, norms, trial.found.threshold, _maps(trial, stores[moved])),
+        headlines=[
+            over_images(
+                f"outliers {when}, % of patches",
+                100 * np.mean(norms[key][0] > trial.found.threshold, axis=1),
+            )
+            for when, key in (
+                ("in the first images", "patches, unedited"),
+                ("there with a test-time register", "patches, with the register"),
+            )
+        ],
+        cautions=few(subject.name, int(trial.found.is_outlier_BxP.sum()), "outlier"),
     )
 
 
@@ -78,16 +91,16 @@ def _maps(trial: Trial, after: Store) -> tuple[np.ndarray, np.ndarray] | None:
     for store, layout in ((trial.before, trial.layout(0)), (after, trial.layout(1))):
         weights_BxT = store.read("attention_NxExT")[shown][:, :, 0].mean(1)
         maps.append(weights_BxT[:, layout.patches].reshape(-1, *layout.patch_grid))
-    return trial.subject.store.read("image_HxWxC")[shown], np.stack(maps, axis=1)
+    return trial.subject.store.read("image_HxWxC")[shown], 100 * np.stack(maps, axis=1)
 
 
 def _draw(found: Found) -> Pictures:
     for one in found:
         count, groups, threshold, maps = one.values
-        figure, axes = new_axes(5.2, 3.2)
+        figure, axes = new_axes()
         norms = np.concatenate([norms.ravel() for norms, _ in groups.values()])
         draw_norms(axes, norms, groups, threshold=threshold, threshold_label="threshold")
-        axes.set_title(one.name)
+        legend_above(axes)
         yield Picture(
             name=f"norms-{one.name}",
             caption=f"{one.name}: norms after the last block, unedited and with {count} neurons moved to a "
@@ -95,12 +108,18 @@ def _draw(found: Found) -> Pictures:
             figure=figure,
         )
         if maps is not None:
-            (images, maps_Bx2xHxW), titles = maps, ("unedited", "test-time register")
+            images, maps_Bx2xHxW = maps
             yield Picture(
                 name=f"maps-{one.name}",
                 caption=f"{one.name}: attention of cls in the unedited model, and with a test-time register; "
-                "each map has its own scale.",
-                figure=images_and_maps(images, maps_Bx2xHxW, titles, limits=(0, None)),
+                "on one scale.",
+                figure=tiles(
+                    [list(images), *[[None] * len(images)] * 2],
+                    [[None] * len(images), list(maps_Bx2xHxW[:, 0]), list(maps_Bx2xHxW[:, 1])],
+                    rows=("image", "unedited", "test-time register"),
+                    limits=(0.0, float(maps_Bx2xHxW.max())),
+                    label="attention of cls to a patch, %",
+                ),
             )
 
 
@@ -120,6 +139,7 @@ EXPERIMENT = Experiment(
         "Number of neurons": f"model | neurons | {OUTCOME}",
     },
     measure=_measure,
+    runs_model=True,
     features=edited_models.BASE,
     draw=_draw,
     compares="share of patches above the threshold with the register, %",

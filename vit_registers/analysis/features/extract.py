@@ -27,13 +27,23 @@ from vit_registers.models.zero_registers import add_zero_registers
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 
+Images = Callable[[str, int, int], None]  # shows progress: what is computed, images done, images in total
 
-def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Options) -> Subject:
-    """The subject, with the features `names` on disk under out/features."""
+
+def extract(
+    one: OpenedModel,
+    names: tuple[str, ...],
+    out: Path,
+    options: Options,
+    show: Images = lambda what, done, total: None,
+) -> Subject:
+    """The subject, with the features `names` on disk under out/features.
+
+    `show` is called with the progress of this extraction, of edited models (total 0) and of experiments.
+    """
     data = one.config.data
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
     mesh = make_mesh(one.config.mesh)
-    progress = _progress(one.name)
     if missing := store.missing((*names, VALID, "label") if names else ()):
         _say_cost(one, missing, store)
         with jax.set_mesh(mesh):
@@ -46,12 +56,13 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
                 image_size=image_size(one.config),
                 mean=data.mean,
                 std=data.std,
-                progress=functools.partial(progress, ""),
+                progress=functools.partial(show, f"features of {one.name}"),
             )
     number = store.num_read() if names else one.num_images
     if not number:
         raise DataError(f"{one.describe()}: not one of them can be decoded")
-    first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
+    with jax.set_mesh(mesh):  # as above, so that the loader compiles nothing again
+        first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
     is_valid_B = np.asarray(first.mask_B)
     parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
     return Subject(
@@ -67,9 +78,9 @@ def extract(one: OpenedModel, names: tuple[str, ...], out: Path, options: Option
         head_names=one.head_names,
         mean=data.mean,
         std=data.std,
-        rerun=_rerun(one, store, out / "features", progress),
+        rerun=_rerun(one, store, out / "features", show),
         native=_native(one),
-        progress=progress,
+        progress=lambda what, done, total: show(f"{one.name}, {what}", done, total),
         example_NxHxWxC=np.asarray(first.views[IMAGE])[is_valid_B][: min(options.num_examples, number)],
     )
 
@@ -91,27 +102,8 @@ def _readable(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
 
 
-def _progress(name: str) -> Callable[[str, int, int], None]:
-    """A function (what, images done, images in total) that prints progress on stderr.
-
-    On a terminal it rewrites one line; in a log file it adds a line for each tenth.
-    """
-    tenths: dict[str, int] = {}  # that were printed
-
-    def show(what: str, done: int, total: int) -> None:
-        line = f"{name}, {what}" if what else name
-        line += f": {done} of {total} images"
-        if sys.stderr.isatty():
-            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif 10 * done // total > tenths.get(what, 0):
-            tenths[what] = 10 * done // total
-            print(line, file=sys.stderr, flush=True)
-
-    return show
-
-
 def _rerun(
-    one: OpenedModel, store: Store, root: Path, progress: Callable[[str, int, int], None]
+    one: OpenedModel, store: Store, root: Path, show: Images
 ) -> Callable[[Intervention, tuple[str, ...], int], Store]:
     """A function that extracts features of the model under an intervention, from images in the store.
 
@@ -129,7 +121,7 @@ def _rerun(
         edited = Store(root, f"{one.name}-{intervention.name}", one.provenance() | changed)
         mesh, data = make_mesh(one.config.mesh), one.config.data
         if edited.missing((*names, VALID, "label")):
-            what = f"{intervention.name} {next(number)}"
+            show(f"{one.name}, edited model {next(number)}", 0, 0)
             with jax.set_mesh(mesh):
                 compute.extract_features(
                     model(intervention.num_registers),
@@ -142,7 +134,6 @@ def _rerun(
                     mean=data.mean,
                     std=data.std,
                     intervention=intervention,
-                    progress=lambda done, total: progress(what, done, total) if done == total else None,
                 )
         if flaw := not_finite(edited, names):
             raise NotFiniteError(one.name, f"{flaw}, once the model is edited ({intervention.name})")

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_registers.analysis.features.interventions import Arrays
 from vit_registers.analysis.measures.severity import neighbour_cosine
-from vit_registers.models.attention.api import attention_weights, open_to_more
+from vit_registers.models.readout import block_weights
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import Outputs, ViT, static_attention
 
@@ -31,9 +31,7 @@ class Forward(NamedTuple):
 
     def weights_BxNxTxT(self, block: int) -> jax.Array:
         """The attention weights of a block, float32. XLA shares them with the forward pass."""
-        q, k = self.out.taps["q"][block], self.out.taps["k"][block]
-        mask_TxT, bias_NxTxT = open_to_more(*static_attention(self.model.model, self.layout), k.shape[1])
-        return attention_weights(q, k, mask_TxT=mask_TxT, bias_NxTxT=bias_NxTxT)
+        return block_weights(self.out.taps, block, static_attention(self.model.model, self.layout))
 
 
 def _norms(values_LxBxTxD: Iterable[jax.Array]) -> jax.Array:
@@ -55,8 +53,8 @@ def final_norms_T(forward: Forward) -> jax.Array:
 
 
 def attention_NxExT(forward: Forward) -> jax.Array:
-    """Attention of cls and each register (E queries) to all tokens in the last block: BxNxExT."""
-    return forward.weights_BxNxTxT(-1)[:, :, : forward.layout.registers.stop]
+    """Attention of cls, each register and each summary (E) to all tokens in the last block: BxNxExT."""
+    return forward.weights_BxNxTxT(-1)[:, :, : forward.layout.summaries.stop]
 
 
 def center_T(forward: Forward) -> jax.Array:
@@ -101,8 +99,8 @@ def patches_PxD(forward: Forward) -> jax.Array:
 
 
 def extras_ExD(forward: Forward) -> jax.Array:
-    """cls and registers after the last block, before the final norm: BxExD."""
-    return forward.resid_LxBxTxD[-1][:, : forward.layout.registers.stop].astype(jnp.float32)
+    """cls, registers and summaries after the last block, before the final norm: BxExD."""
+    return forward.resid_LxBxTxD[-1][:, : forward.layout.summaries.stop].astype(jnp.float32)
 
 
 def logits_Y(forward: Forward) -> jax.Array:

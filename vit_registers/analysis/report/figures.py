@@ -1,4 +1,7 @@
-"""Figures that several experiments share, with their colours and scales. Imports no JAX."""
+"""Figures that several experiments share, with their colours and scales. Imports no JAX.
+
+A figure is at most WIDTH inches wide, so that its texts are legible on a phone at its natural size.
+"""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -6,24 +9,66 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from vit_registers.analysis.report.result import Found, Picture, Pictures
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
+COLORS = (BLUE, ORANGE, GREEN, "#6b46c1", RED, "#0987a0", GREY, "#b83280")  # of models
+STYLES = ("-", "--", ":", "-.")  # of what is drawn of one model
+WIDTH = 4.1
 Draw = Callable[[Found], Pictures]  # Experiment.draw
+DrawModel = Callable[[Axes, Any, str, str], None]  # axes, Rows.values, colour and name of the model
+_NAME_LENGTH = 40  # letters in a line of the legend
 
 
-def scale_for(values: np.ndarray) -> str:
-    """The scale of an axis that shows `values`: "log", or "linear" where none of them is positive."""
-    return "log" if np.any(np.asarray(values) > 0) else "linear"
+def color_of(place: int) -> str:
+    """The colour of the model at that place of a report."""
+    return COLORS[place % len(COLORS)]
+
+
+def plain_log(axis: XAxis | YAxis) -> None:
+    """Makes the axis logarithmic, with ticks at plain numbers such as 20 and 50.
+
+    Call it after drawing. Values that are not positive are left out; without positive values the axis stays
+    linear.
+    """
+    low, high = axis.get_data_interval()
+    if not np.isfinite([low, high]).all() or high <= 0:
+        return
+    axis.axes.set(xscale="log") if isinstance(axis, XAxis) else axis.axes.set(yscale="log")
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    subs = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(MaxNLocator(4) if decades < 0.8 else LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_name(name: str) -> str:
     """A name as a label that the legend shows: matplotlib omits labels that begin with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    lines = "\n".join(textwrap.wrap(name, _NAME_LENGTH)) or name
+    return f" {lines}" if name.startswith("_") else lines
+
+
+def legend_above(axes: Axes, *, ncols: int = 2) -> None:
+    """A legend above the axes, where it hides no curve; none without labels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        ncols = 1 if max(map(len, labels)) > _NAME_LENGTH / 2 else ncols
+        axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=ncols,
+            frameon=False,
+            fontsize=8,
+            borderaxespad=0.2,
+        )
 
 
 def integer_ticks(axes: Axes) -> None:
@@ -31,18 +76,24 @@ def integer_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(height: float = 2.5, *, width: float = WIDTH) -> tuple[Figure, Axes]:
     """A figure of that size, in inches, with one pair of axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0.6 / width, 0.45 / height, 1 - 0.7 / width, 1 - 0.5 / height))
+    axes.tick_params(labelsize=8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def new_grid(
     rows: int, columns: int, size: tuple[float, float], *, heights: Sequence[float] | None = None
 ) -> tuple[Figure, np.ndarray]:
     """A figure of that size, in inches, with rows x columns axes without ticks; `heights` are relative."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size)
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.92, wspace=0.06, hspace=0.08)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     return figure, grid
@@ -54,79 +105,69 @@ def set_titles(row: np.ndarray, titles: Sequence[str], *, fontsize: int = 9) -> 
         axes.set_title(title, fontsize=fontsize)
 
 
-def panels(found: Found, draw: Callable[[Axes, Any], None], *, width: float = 4.2) -> Figure:
-    """A panel for each model, side by side, which `draw` fills from Rows.values."""
-    figure = Figure(figsize=(width * len(found) + 0.5, 3.2), layout="constrained")
-    for axes, one in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
-        draw(axes, one.values)
-        axes.set_title("\n".join(textwrap.wrap(one.name, 30)), fontsize=9)
+def overlay(found: Found, draw: DrawModel, *, height: float = 2.5) -> Figure:
+    """All models in one pair of axes, which `draw` fills, with a legend above."""
+    figure, axes = new_axes(height)
+    for one in found:
+        draw(axes, one.values, color_of(one.place), one.name)
+    legend_above(axes)
     return figure
 
 
-def panels_picture(name: str, caption: str, draw: Callable[[Axes, Any], None], *, width: float = 4.2) -> Draw:
-    """The `draw` of an experiment whose only picture is `panels`."""
-    return lambda found: [Picture(name=name, caption=caption, figure=panels(found, draw, width=width))]
+def overlay_picture(name: str, caption: str, draw: DrawModel) -> Draw:
+    """The `draw` of an experiment whose only picture is `overlay`."""
+    return lambda found: [Picture(name=name, caption=caption, figure=overlay(found, draw))]
 
 
-def lines_picture(name: str, caption: str, xlabel: str, ylabel: str, *, height: float = 3.2) -> Draw:
+def pictures_by_model(name: str, caption: str, draw: Callable[[Axes, Any], None]) -> Draw:
+    """The `draw` of an experiment that has one picture of each model, drawn from Rows.values."""
+
+    def pictures(found: Found) -> Pictures:
+        for one in found:
+            figure, axes = new_axes()
+            draw(axes, one.values)
+            legend_above(axes)
+            yield Picture(name=f"{name}-{one.name}", caption=f"{one.name}: {caption}", figure=figure)
+
+    return pictures
+
+
+def lines_picture(name: str, caption: str, xlabel: str, ylabel: str) -> Draw:
     """The `draw` of an experiment whose only picture has a line for each model: Rows.values are (x, y)."""
 
-    def draw(found: Found) -> Pictures:
-        figure, axes = new_axes(5.0, height)
-        for one in found:
-            axes.plot(*one.values, "o-", ms=3, label=legend_name(one.name))
+    def draw(axes: Axes, values: Any, color: str, model: str) -> None:
+        axes.plot(*values, "o-", ms=3, color=color, label=legend_name(model))
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.legend(frameon=False, fontsize=8)
-        return [Picture(name=name, caption=caption, figure=figure)]
 
-    return draw
+    return overlay_picture(name, caption, draw)
 
 
-def show_image(axes: Axes, image_HxWxC: np.ndarray) -> None:
-    """Draws an image of one channel or three, uint8."""
-    axes.imshow(image_HxWxC.squeeze(), cmap="gray", vmin=0, vmax=255)
-
-
-def images_and_maps(
-    images: Sequence[np.ndarray],
-    maps_BxMxHxW: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    *,
-    cmap: str = "inferno",
-    limits: tuple[float | None, float | None] = (None, None),
-) -> Figure:
-    """A row for each image: the image, then its M maps under their titles."""
-    rows, columns = len(images), 1 + len(titles)
-    figure, grid = new_grid(rows, columns, (1.75 * columns + 0.3, 1.75 * rows + 0.3))
-    for row, image, maps in zip(grid, images, maps_BxMxHxW, strict=True):
-        show_image(row[0], image)
-        for axes, map_HxW in zip(row[1:], maps, strict=True):
-            axes.imshow(map_HxW, cmap=cmap, vmin=limits[0], vmax=limits[1])
-    set_titles(grid[0, 1:], titles, fontsize=8)
-    return figure
-
-
-def maps_over_images(
-    images: np.ndarray, maps_BxExHxW: np.ndarray, names: Sequence[str], labels: Sequence[str] = ()
-) -> Figure:
-    """A row for each map of B: the image, with its label beside it, then the map of each query over it.
-
-    Each map has its own scale, from 0 to the maximum that is written below it.
-    """
-    rows, columns = len(maps_BxExHxW), 1 + len(names)
-    figure, grid = new_grid(rows, columns, (1.6 * columns + 0.5, 1.8 * rows + 0.3))
-    for row, image, maps_ExHxW in zip(grid, images, maps_BxExHxW, strict=True):
-        height, width = image.shape[:2]
-        for axes in row:
-            show_image(axes, image)
-        for axes, values in zip(row[1:], maps_ExHxW, strict=True):
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes.imshow(values, cmap="inferno", vmin=0, alpha=0.75, extent=extent)
-            axes.set_xlabel(f"max {values.max():.3f}", fontsize=7, labelpad=2)
-    set_titles(grid[0, 1:], names)
-    for axes, label in zip(grid[:, 0], labels, strict=False):
-        axes.set_ylabel(label, fontsize=9)
-    return figure
+def grouped_bars(
+    axes: Axes,
+    found: Found,
+    values_of: Callable[[Rows], Mapping[str, float | None]],
+    errors_of: Callable[[Rows], Mapping[str, float]] | None = None,
+) -> None:
+    """Bars of each group side by side, one for each model: `values_of` it by group."""
+    groups = list(dict.fromkeys(group for one in found for group in values_of(one)))
+    slot = 0.8 / max(len(found), 1)
+    for place, one in enumerate(found):
+        values = values_of(one)
+        at = [i + slot * (place - (len(found) - 1) / 2) for i, group in enumerate(groups) if group in values]
+        given = [values[group] for group in groups if group in values]
+        heights = np.array([np.nan if value is None else value for value in given])
+        errors = errors_of(one) if errors_of is not None else None
+        error = [errors[group] for group in groups if group in values] if errors is not None else None
+        axes.bar(
+            at,
+            heights,
+            slot * 0.92,
+            yerr=error,
+            capsize=2,
+            color=color_of(one.place),
+            label=legend_name(one.name),
+        )
+    axes.set_xticks(range(len(groups)), groups, fontsize=8)
 
 
 def draw_mask(axes: Axes, mask_TxT: np.ndarray, groups: Mapping[str, slice]) -> None:
@@ -155,6 +196,12 @@ def _merge_small(groups: Mapping[str, slice], *, smallest: int) -> list[tuple[st
     return labels
 
 
+def norm_edges(norm_BxT: np.ndarray, count: int = 60) -> np.ndarray:
+    """Edges of bins that cover the positive norms, at equal ratios."""
+    positive = norm_BxT[norm_BxT > 0]
+    return np.geomspace(positive.min(), positive.max() * 1.0001, count) if len(positive) else np.array([0, 1])
+
+
 def draw_norms(
     axes: Axes,
     norm_BxT: np.ndarray,
@@ -167,11 +214,11 @@ def draw_norms(
 
     `norm_BxT` are the norms that the bins cover.
     """
-    positive = norm_BxT[norm_BxT > 0]
-    edges = np.geomspace(positive.min(), positive.max() * 1.0001, 80) if len(positive) else 1
+    edges = norm_edges(norm_BxT)
     for label, (norms, color) in groups.items():
-        axes.hist(norms.ravel(), bins=edges, histtype="step", color=color, label=label)
+        axes.hist(norms.ravel(), bins=edges.tolist(), histtype="step", color=color, label=label)
     if threshold is not None:
         axes.axvline(threshold, color=RED, lw=0.9, ls="--", label=threshold_label)
-    axes.set(xscale=scale_for(norm_BxT), yscale="log", xlabel="norm", ylabel="tokens")
-    axes.legend(frameon=False, fontsize=7)
+    axes.set(xlabel="norm", ylabel="tokens")
+    plain_log(axes.xaxis)
+    plain_log(axes.yaxis)

@@ -4,13 +4,17 @@ import csv
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.report.markdown import inline
+
+if TYPE_CHECKING:
+    from vit_registers.analysis.report.headline import Headline
 
 Value = str | float | int | None
 
@@ -28,17 +32,22 @@ class Rows:
     `tables` are rows by the title of their table, without the column "model". `values` are what the figure
     shows. `text` is the clause of the finding on this model, without its name; `compared` is the number that
     models are compared by, and `count` what the numbers are means over, such as "196 images". `files` are
-    written beside the tables, by name.
+    written beside the tables, by name. For the head of the report: `headlines`, and `remark`, a clause on
+    what has no number. `cautions` say what is too small for a claim.
     """
 
     tables: Mapping[str, Sequence[Sequence[Value]]]
     text: str
     count: str
     name: str = ""  # of the model; Experiment sets it
+    place: int = 0  # of the model among all, which determines its colour; Experiment sets it
     compared: float | None = None
     values: Any = None
     gaps: Sequence[str] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    headlines: Sequence["Headline"] = ()
+    remark: str = ""
+    cautions: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,11 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows), self.title
         rows = [tuple(None if is_not_finite(cell) else cell for cell in row) for row in self.rows]
         object.__setattr__(self, "rows", rows)
+
+    @property
+    def slug(self) -> str:
+        """The title in small letters and digits, for the name of a file."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     def cells(self) -> list[list[str]]:
         """The rows as the report shows them."""
@@ -89,6 +103,7 @@ class Picture:
     name: str
     caption: str
     figure: Figure
+    is_headline: bool = False  # whether the head of the report shows it too
 
 
 Found = Sequence[Rows]  # of all models
@@ -99,8 +114,9 @@ Pictures = Iterable[Picture]
 class Result:
     """The answer to one question.
 
-    `finding` is the answer in one line. Each line of `gaps` says what is missing, and why. `files` are
-    written beside the tables, by name, and are too long for the report.
+    `finding` is the answer in one line. Each line of `gaps` says what is missing, and why; each of `cautions`
+    what is too small for a claim. `files` are written beside the tables, by name, and are too long for the
+    report. `headlines` and `remarks` are by model.
     """
 
     definition: str
@@ -109,11 +125,15 @@ class Result:
     pictures: list[Picture] = dataclasses.field(default_factory=list)
     gaps: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    cautions: list[str] = dataclasses.field(default_factory=list)
+    headlines: dict[str, Sequence["Headline"]] = dataclasses.field(default_factory=dict)
+    remarks: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
-        """The finding, all tables and gaps, for a JSON file."""
+        """The finding, all tables, gaps and cautions, for a JSON file."""
         tables = [table.numbers() for table in self.tables]
-        return {"finding": self.finding, "tables": tables, "gaps": list(self.gaps)}
+        cautions = {"cautions": list(self.cautions)} if self.cautions else {}
+        return {"finding": self.finding, "tables": tables, "gaps": list(self.gaps), **cautions}
 
 
 def number(value: float | None, unit: str = "") -> str:

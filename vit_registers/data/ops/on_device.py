@@ -89,7 +89,8 @@ def _random_resized_crop(
     kernel = lookup(_KERNELS, method, "random_resized_crop: method")
 
     def one(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        box_4 = random_box(key, *image_HxWxC.shape[:2], areas, aspects)
+        height, width, _ = image_HxWxC.shape
+        box_4 = random_box(key, height, width, areas, aspects)
         return resized_part(image_HxWxC, box_4, target, kernel)
 
     return _each(one)

@@ -136,6 +136,7 @@ def blur(image_HxWxC: jax.Array, sigma: jax.Array) -> jax.Array:
     margin = len(BLUR_TAPS) // 2
     x = jnp.pad(image_HxWxC.astype(jnp.float32), [(margin, margin), (margin, margin), (0, 0)], mode="reflect")
     height, width, _ = image_HxWxC.shape
-    x = sum(weight_9[i] * x[i : i + height] for i in range(len(BLUR_TAPS)))
-    x = sum(weight_9[i] * x[:, i : i + width] for i in range(len(BLUR_TAPS)))
+    places = range(len(BLUR_TAPS))
+    x = functools.reduce(jnp.add, (weight_9[i] * x[i : i + height] for i in places))
+    x = functools.reduce(jnp.add, (weight_9[i] * x[:, i : i + width] for i in places))
     return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)

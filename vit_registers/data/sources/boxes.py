@@ -18,7 +18,7 @@ import numpy as np
 from vit_registers.config import nearest
 from vit_registers.data import pil_decoding
 from vit_registers.data.sources import listing
-from vit_registers.errors import DataError
+from vit_registers.errors import DataError, require_extra
 
 _FOLDERS = (("JPEGImages", "Annotations"), ("images", "annotations"))
 _LAYOUT = (
@@ -218,6 +218,7 @@ def open_tfds_boxes(name: str, split: str, *, data_dir: str | None = None) -> Tf
     `name` may be the path of a builder or of a prepared version. Raises DataError if the data set is not
     prepared, is in TFRecord files, or has no boxes or no such split.
     """
+    require_extra("data", "tensorflow_datasets", "tensorflow", what=f"--boxes={name}:{split}")
     # TFDS takes a second to import, and folders do not need it
     import tensorflow_datasets as tfds
 

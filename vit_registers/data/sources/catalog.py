@@ -7,12 +7,15 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.digits import open_digits
 from vit_registers.data.sources.folder import open_folder, open_image_tree
+from vit_registers.errors import require_extra
 
 # (data, channels of the model, where images that cannot be read are reported) -> source
+TFDS = ("tensorflow_datasets", "tensorflow", "array_record")  # the packages that its data sets require
 Opener = Callable[[Data, int, BrokenImages], DataSource]
 
 
 def _open_tfds(data: Data, channels: int, broken: BrokenImages) -> DataSource:
+    require_extra("data", *TFDS, what=f"data.name={data.name!r}, a data set of TFDS,")
     # TFDS takes a second to import, and the other sources do not need it
     from vit_registers.data.sources.tfds_prepared import open_prepared
 

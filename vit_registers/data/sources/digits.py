@@ -72,11 +72,11 @@ class DigitsSource(DataSource):
 
 
 def open_digits(data: Data, channels: int, broken: BrokenImages) -> DataSource:
-    """The digits: for data.loader='memory' straight from scikit-learn, else as a data set of TFDS.
+    """The digits: straight from scikit-learn, or for data.loader='tfdata' as a data set of TFDS.
 
     The latter also has parts of splits, such as 'train[:10%]'. It is prepared in data.data_dir on first use.
     """
-    if data.loader == "memory":
+    if data.loader != "tfdata":
         check_feature_keys(data, image_key="image", label_key="label")
         return DigitsSource()
     from vit_registers.data.sources.tfds_prepared import open_prepared

@@ -1,7 +1,7 @@
 """Exports a model to another format: tensor names, settings and files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,19 @@ import numpy as np
 from vit_registers.config import Data, Model, lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import containers
+from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.export.family_rewrites import is_distilled
 from vit_registers.interop.export.files import write_npz, write_safetensors
+from vit_registers.interop.export.preprocessing_files import (
+    Preprocessing,
+    own_json,
+    timm_json,
+    transformers_json,
+)
 from vit_registers.interop.export.to_family import rewrite_for
 from vit_registers.interop.names import dinov2_timm_clip as nt
+from vit_registers.interop.preprocessing import PREPROCESSING_FILE
 from vit_registers.interop.reading import tensor_map_of
 from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.unwrap import HEADS
@@ -35,7 +43,8 @@ _PREFIXES = {
 }
 TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit")
 
-_PROCESSORS = {"deit": "DeiTImageProcessor", "clip": "CLIPImageProcessor"}  # others: BitImageProcessor
+# The formats whose configs have no place for class names.
+_WITHOUT_NAMES = ("big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit", "transformers/clip")
 _HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
@@ -123,7 +132,7 @@ def _prefix(key: str, model: Model) -> str:
     return _PREFIXES.get(key, "")
 
 
-def transformers_config(e: Export) -> dict[str, Any]:
+def transformers_config(e: Export, class_names: Sequence[str] | None) -> dict[str, Any]:
     """The config.json of an export to transformers. Raises CheckpointError if it has no such sizes."""
     model, sizes, kind = e.model, dims(e.model), e.target.split("/")[1]
     height, width = model.image_size
@@ -146,7 +155,8 @@ def transformers_config(e: Export) -> dict[str, Any]:
         return values | {"architectures": [name], "projection_dim": model.num_classes or 512}
     values |= {"qkv_bias": model.use_qkv_bias}
     if has_head:
-        labels = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
+        names = class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
+        labels = {str(i): name for i, name in enumerate(names)}
         values |= {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}
     suffix = "ForImageClassification" if has_head else "Model"
     if kind in ("vit", "deit"):
@@ -212,41 +222,77 @@ def timm_arguments(model: Model) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def transformers_preprocessor(e: Export, data: Data) -> dict[str, Any]:
-    """The preprocessor_config.json that belongs to it: shorter side to 8/7 of the size, crop, normalise."""
-    size = e.model.image_size[0]
-    return {
-        "image_processor_type": _PROCESSORS.get(e.target.split("/")[1], "BitImageProcessor"),
-        "do_resize": True,
-        "size": {"shortest_edge": round(size * 8 / 7)},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(data.mean),
-        "image_std": list(data.std),
-    }
+def timm_config(e: Export, p: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """The config.json of an export to timm, for timm.create_model("local-dir:FOLDER").
 
-
-def write(e: Export, path: str | Path, dtype: np.dtype, data: Data) -> list[Path]:
-    """Writes the files of an export and returns their paths; for transformers `path` is a folder.
-
-    `data` has the mean and deviation that images are normalised with.
+    It names an architecture of timm that has the layers which arguments cannot express, and all arguments.
     """
-    path = Path(path).expanduser()
-    weights = e.weights(dtype)
-    if e.target == "big_vision":
-        write_npz(path, weights)
-        return [path]
-    if e.target.startswith("transformers/"):
-        config = transformers_config(e) | {"dtype": np.dtype(dtype).name}
+    architecture = "vit_base_patch16_224"
+    if dims(e.model).mlp == "swiglu":
+        architecture = "vit_giant_patch14_dinov2"
+    elif e.model.use_norm_pre:
+        architecture = "vit_base_patch16_clip_224"  # whose norms have an eps of 1e-5
+    arguments = timm_arguments(e.model)
+    values = {
+        "architecture": architecture,
+        "num_classes": e.model.num_classes,
+        "num_features": dims(e.model).width,
+        "global_pool": arguments["global_pool"],
+        "model_args": arguments,
+        "pretrained_cfg": timm_json(p, e.model.num_classes),
+    }
+    return values | ({"label_names": list(class_names)} if class_names and e.model.num_classes else {})
+
+
+def is_config_complete(e: Export) -> bool:
+    """Whether the config.json of a folder determines all settings, for its library and for us."""
+    if e.target == "timm":
+        has_scale = e.model.layer_scale_init is not None  # as in the only architecture with SwiGLU
+        is_known = dims(e.model).mlp == "mlp" or (has_scale and not e.model.use_norm_pre)
+        return is_known and e.model.norm_eps == (1e-5 if e.model.use_norm_pre else 1e-6)
+    return e.target.startswith("transformers/")
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether an export to `path` is one file of tensors; otherwise it is a folder, with all that belongs."""
+    return Path(path).suffix in (".safetensors", ".npz", ".pth", ".pt", ".bin")
+
+
+def write(
+    e: Export, path: str | Path, dtype: np.dtype, data: Data, class_names: Sequence[str] | None = None
+) -> list[Path]:
+    """Writes the files of an export and returns their paths: one file of tensors if `is_file`, else a folder.
+
+    A folder has the configs and the preprocessing that the target's library reads, our preprocessing.json,
+    and the names of classes. `data` has the preprocessing of images.
+    """
+    path, weights = Path(path).expanduser(), e.weights(dtype)
+    is_folder = e.target.startswith("transformers/") or not is_file(path)
+    config = None
+    if is_folder:
+        size = data.image_size or e.model.image_size
+        config = _jsons(e, Preprocessing(data, size), np.dtype(dtype).name, class_names)
         path.mkdir(parents=True, exist_ok=True)
-        write_safetensors(path / "model.safetensors", weights, {"format": "pt"})
-        (path / "config.json").write_text(dumps(config) + "\n")
-        processor = dumps(transformers_preprocessor(e, data))
-        (path / "preprocessor_config.json").write_text(processor + "\n")
-        return [path / n for n in ("model.safetensors", "config.json", "preprocessor_config.json")]
-    write_safetensors(path, weights, {"format": "pt"})
-    return [path]
+    file = path / ("model.npz" if e.target == "big_vision" else "model.safetensors") if is_folder else path
+    if e.target == "big_vision":
+        write_npz(file, weights)
+    else:
+        write_safetensors(file, weights, {"format": "pt"})
+    for name, values in (config or {}).items():
+        (path / name).write_text(dumps(values) + "\n")
+    return [file, *(path / name for name in config or {})]
+
+
+def _jsons(
+    e: Export, p: Preprocessing, dtype: str, class_names: Sequence[str] | None
+) -> dict[str, dict[str, Any] | list[str]]:
+    """The JSON files of a folder, by name."""
+    files: dict[str, dict[str, Any] | list[str]] = {}
+    if e.target.startswith("transformers/"):
+        files["config.json"] = transformers_config(e, class_names) | {"dtype": dtype}
+        files["preprocessor_config.json"] = transformers_json(p, e.target.split("/")[1])
+    elif e.target == "timm":
+        files["config.json"] = timm_config(e, p, class_names)
+    if class_names and e.model.num_classes and e.target in _WITHOUT_NAMES:
+        files[CLASS_NAMES_FILE] = list(class_names)
+    return files | {PREPROCESSING_FILE: own_json(p)}

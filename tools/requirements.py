@@ -1,0 +1,25 @@
+"""Writes requirements.txt, the dependencies of pyproject.toml and of its extra [data], for `pip install -r`.
+
+python -m tools.requirements
+"""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def requirements() -> str:
+    """The text of requirements.txt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [
+        "# All that the commands in README.md need. Made from pyproject.toml: python -m tools.requirements",
+        *project["dependencies"],
+        "# Extra [data]: data sets of TFDS, large image folders, TensorBoard.",
+        *project["optional-dependencies"]["data"],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "requirements.txt").write_text(requirements())
