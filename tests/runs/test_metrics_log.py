@@ -80,7 +80,7 @@ def test_every_reader_takes_the_same_records(content):
     assert len(result.gaps) == (is_damaged or not left)
     assert bool(result.pictures) == bool(left)
     assert {name: step for table in result.tables for _, name, step, _ in table.rows} == (
-        {"train/loss": 10, "train/top1": 10, "val/loss": 30, "val/top1": 30} if left else {}
+        {"train/loss": 10, "train/top1, %": 10, "val/loss": 30, "val/top1, %": 30} if left else {}
     )
     last = max((record["step"] for record in left), default=0)
     assert sweeps.last_step(types.SimpleNamespace(folder=run)) == last
