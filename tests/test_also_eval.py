@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.fixtures.digits import make_config
 from vit_registers import config as config_lib
-from vit_registers import train as train_lib
 from vit_registers.errors import ConfigError, DataError
+from vit_registers.runs import prepared
 from vit_registers.runs.checkpoint_folder import TrainedOn, read_meta, trained_on
 from vit_registers.train import train
 
@@ -76,7 +76,7 @@ def test_every_split_is_opened_before_anything_is_compiled(
             f"data.{setting}": split,
         },
     )
-    monkeypatch.setattr(train_lib, "set_up", None)  # which comes before the first compilation
+    monkeypatch.setattr(prepared, "set_up", None)  # which comes before the first compilation
     with pytest.raises(DataError, match=message):
         train(config, str(tmp_path / "run"))
 

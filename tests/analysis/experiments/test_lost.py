@@ -12,7 +12,7 @@ from PIL import Image
 
 from vit_registers.analysis.experiments import lost as module
 from vit_registers.analysis.experiments.lost import EXPERIMENT
-from vit_registers.analysis.features import compute, extract
+from vit_registers.analysis.features import compute
 from vit_registers.analysis.measures.lost import sweep_cells
 from vit_registers.analysis.options import Options
 from vit_registers.config import Model
@@ -272,23 +272,3 @@ def test_the_last_block_alone_and_sizes_of_one_grid_compiled_once():
     assert list(found) == [("q", 2), ("k", 2), ("v", 2)]
     with jax.no_tracing():
         native(np.zeros((9, 5, 3), np.uint8), 1)
-
-
-def test_progress_in_a_log_file_is_a_line_for_each_tenth(capsys):
-    show = extract._progress("run")
-    for done in range(1, 201):
-        show("lost", done, 200)
-    for done in (64, 128, 130):
-        show("", done, 130)
-    show("few", 1, 1)
-    expected = [f"run, lost: {done} of 200 images" for done in range(20, 201, 20)]
-    expected += [f"run: {done} of 130 images" for done in (64, 128, 130)]
-    assert capsys.readouterr().err.splitlines() == [*expected, "run, few: 1 of 1 images"]
-
-
-def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    show = extract._progress("run")
-    for done in (1, 2, 3):
-        show("lost", done, 3)
-    assert capsys.readouterr().err == "".join(f"\rrun, lost: {i} of 3 images" for i in (1, 2, 3)) + "\n"
