@@ -55,8 +55,8 @@ def test_what_may_change_is_said():
     assert (
         len(SETTINGS)
         == sum(len(dataclasses.fields(section)) for section in reference.section_values(Config()).values())
-        - 1
-    )  # the section objective.classification
+        - 2
+    )  # the sections objective.classification and objective.self_distillation
 
 
 def test_help_prints_every_setting(run_here):

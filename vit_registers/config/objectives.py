@@ -23,45 +23,42 @@ class SelfDistillationSettings:
     Shares are of the steps of the run, so that all schedules follow its length.
     """
 
-    # Crops. Global crops have the size of the model's images.
-    num_locals: int = 8
-    local_size: int = 96  # px; must be a multiple of the patch size
-    # Operations of each crop (data/ops/catalog.py; on_device.py for data.loader=memory): of the first and of
-    # the second global crop, and of local crops. The released models were trained without blur in the first
-    # crop and with probability 0.9 in the second; the paper has 1.0 and 0.1.
+    num_locals: int = 8  # local crops of an image; global crops are 2, of the size of the model's images
+    local_size: int = 96  # px of a local crop's side; must be a multiple of the patch size
+    # Operations of the first and of the second global crop, as data.train_ops. The released models were
+    # trained without blur in the first crop and with probability 0.9 in the second; the paper has 1 and 0.1.
     global_ops: tuple[str, str] = (
         "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2)",
-        "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) "
-        "| grayscale(0.2) | blur(0.9) | solarize(0.2)",
+        "random_resized_crop(0.32, 1.0) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2) "
+        "| blur(0.9) | solarize(0.2)",
     )
-    local_ops: str = (
-        "random_resized_crop(0.05, 0.32) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) "
-        "| grayscale(0.2) | blur(0.5)"
-    )
-    # Masks of the student's global crops (data/block_masks.py).
-    masks: str = "exact"  # exact | released
-    mask_share: float = 0.5  # of the crops
-    mask_ratios: tuple[float, float] = (0.1, 0.5)  # of the patches of a masked crop
-    mask_min_patches: int = 4
-    mask_group: int = 64  # images that share the slots of masks
-    # Heads.
-    num_prototypes: int = 65_536
-    head_hidden: int = 2048
-    head_bottleneck: int = 256
-    has_ibot_head: bool = False  # False: patches and cls tokens share one head
-    ibot_prototypes: int = 65_536  # of the head of iBOT, if it has one
-    ibot_bottleneck: int = 256
-    # Targets.
-    targets: str = "centring"  # centring | sinkhorn
-    temperatures: tuple[float, float] = (0.04, 0.07)  # of the teacher, at the start and after its warm-up
+    # Operations of local crops, as data.train_ops.
+    local_ops: str = "random_resized_crop(0.05, 0.32) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2) | blur(0.5)"
+    # Masks of the student's global crops: exact (the same number of patches in every batch) | released (as
+    # DINOv2's code).
+    masks: str = "exact"
+    mask_share: float = 0.5  # of the global crops that are masked
+    mask_ratios: tuple[float, float] = (0.1, 0.5)  # least and largest share of the patches of a masked crop
+    mask_min_patches: int = 4  # of a block of a mask; 1 for grids as small as 4 x 4
+    mask_group: int = 64  # images that share the slots of masks; must divide the batch
+    num_prototypes: int = 65_536  # of the head
+    head_hidden: int = 2048  # width of the heads' MLPs
+    head_bottleneck: int = 256  # width of the head's last layer
+    has_ibot_head: bool = False  # whether masked patches have a head of their own
+    ibot_prototypes: int = 65_536  # of the head of masked patches
+    ibot_bottleneck: int = 256  # width of its last layer
+    targets: str = "centring"  # centring | sinkhorn (over the whole batch)
+    temperatures: tuple[float, float] = (
+        0.04,
+        0.07,
+    )  # of the teacher, at the start and after temperature_share
     temperature_share: float = 0.3  # of the run, over which the temperature changes
     momentum: tuple[float, float] = (0.992, 1.0)  # of the teacher, at the start and at the end
-    # Losses.
-    dino_weight: float = 1.0
-    ibot_weight: float = 1.0
-    koleo_weight: float = 0.1
-    koleo_group: int = 64  # images of one view, among which neighbours are searched
-    chunk_rows: int = 1024  # rows whose logits are in memory at a time
+    dino_weight: float = 1.0  # of the loss of cls tokens
+    ibot_weight: float = 1.0  # of the loss of masked patches
+    koleo_weight: float = 0.1  # of KoLeo, which spreads the cls tokens of different images
+    koleo_group: int = 64  # images of one view, among which neighbours are searched; divides the batch
+    chunk_rows: int = 1024  # rows of the heads whose logits are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def _batches(folder, loader, ops, channels=3):
     data = Data(
         name="images", data_dir=str(folder), loader=loader, eval_ops=ops, eval_batch_size=2, eval_split="all"
     )
-    opened = LOADERS[loader](data, Target(17, 18, channels), 0, 1)
+    opened = LOADERS[loader](data, Target(17, 18, channels), 0, 1, None)
     return list(opened.eval_batches("all", jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 
 
@@ -63,7 +63,7 @@ def test_what_it_cannot_do_is_one_line(photos):
         DataError, match=r"0\.png is 40 x 31 after data.eval_ops, instead of the required 17 x 18"
     ):
         _batches(photos, "pil", "")
-    loader = LOADERS["pil"](Data(name="images", data_dir=str(photos)), Target(17, 18, 3), 0, 1)
+    loader = LOADERS["pil"](Data(name="images", data_dir=str(photos)), Target(17, 18, 3), 0, 1, None)
     with pytest.raises(ConfigError, match=r"data\.loader='pil' only evaluates"):
         loader.train_batches(0, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
