@@ -33,7 +33,10 @@ class SelfDistillationSettings:
         "| blur(0.9) | solarize(0.2)",
     )
     # Operations of local crops, as data.train_ops.
-    local_ops: str = "random_resized_crop(0.05, 0.32) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2) | blur(0.5)"
+    local_ops: str = (
+        "random_resized_crop(0.05, 0.32) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2) "
+        "| blur(0.5)"
+    )
     # Masks of the student's global crops: exact (the same number of patches in every batch) | released (as
     # DINOv2's code).
     masks: str = "exact"
