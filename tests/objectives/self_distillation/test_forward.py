@@ -1,6 +1,7 @@
 """The losses of a batch: against the plain computation, and their properties."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ SHORT = SelfDistillationSettings(
 LONG = dataclasses.replace(SHORT, has_ibot_head=True, targets="sinkhorn")
 
 
+@functools.cache
 def make_params(settings, seed):
     keys = jax.random.split(jax.random.key(seed), 3)
     sizes = {"width": 32, "hidden": settings.head_hidden}
@@ -75,17 +77,17 @@ def centres_of(settings):
     return {"dino": jnp.linspace(-0.1, 0.1, settings.num_prototypes), "ibot": jnp.linspace(0.1, -0.1, number)}
 
 
-def ours(settings, crops, student=None, teacher=None, num_masked=MASKS.num_masked):
+@functools.cache
+def compiled(settings, num_masked):
+    """(student, teacher, centres, crops) -> ((loss, (losses, centres)), gradients of both)."""
     graphdef, _ = abstract_model(MODEL)
-    student = make_params(settings, 0) if student is None else student
-    teacher = make_params(settings, 1) if teacher is None else teacher
 
-    def loss(student, teacher):
+    def loss(student, teacher, centres, crops):
         found, centres = distillation(
             graphdef,
             student,
             teacher,
-            centres_of(settings),
+            centres,
             crops,
             settings=settings,
             num_masked=num_masked,
@@ -94,7 +96,13 @@ def ours(settings, crops, student=None, teacher=None, num_masked=MASKS.num_maske
         )
         return found["loss"], (found, centres)
 
-    (_, aux), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(student, teacher)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+def ours(settings, crops, student=None, teacher=None, num_masked=MASKS.num_masked):
+    student = make_params(settings, 0) if student is None else student
+    teacher = make_params(settings, 1) if teacher is None else teacher
+    (_, aux), grads = compiled(settings, num_masked)(student, teacher, centres_of(settings), crops)
     return *aux, *grads
 
 
@@ -176,7 +184,7 @@ def test_images_that_are_left_out_change_nothing(crops):
 @pytest.mark.slow
 def test_chance(crops):
     """With uniform outputs: ln K for DINO, .5 ln K for iBOT, of which half is logged."""
-    flat = make_params(LONG, 0)
+    flat = jax.tree.map(lambda x: x, make_params(LONG, 0))
     for name in ("dino_head", "ibot_head"):
         flat[name]["last_layer"]["g"] = jnp.zeros_like(flat[name]["last_layer"]["g"])
     found = ours(LONG, crops, flat, flat)[0]
