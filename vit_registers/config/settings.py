@@ -106,6 +106,7 @@ class Run:
     log_every_steps: int = setting(50, RESUME)  # interval of the records in metrics.jsonl
     log_every_s: float = setting(30.0, RESUME, READ)  # interval of lines in a log: step, loss, images/s, ETA
     eval_every_steps: int | None = None  # with eval_every_epochs=None; both None: at the end only
+    eval_at_start: bool = False  # also evaluate before the first step; not stored with a checkpoint
     eval_every_epochs: float | None = None  # with eval_every_steps=None
     # TensorBoard files, which import TensorFlow. metrics.jsonl is always written.
     use_tensorboard: bool = setting(True, RESUME)

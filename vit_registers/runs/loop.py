@@ -58,6 +58,8 @@ class Loop:
         total, log_every = self.durations.total_steps, self.settings.log_every_steps
         step, evaluated = int(state.step), None
         with StopRequest() as stop, self.watchdog, self.profile:
+            if step == 0 and self.settings.eval_at_start:
+                self._evaluate(step, state)
             while step < total and not self.agreement.is_reached(step, stop):
                 self.profile.before(step + 1)
                 state, metrics = self._step(step, state, batches)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_registers.models.params import build_model
 
@@ -43,7 +44,7 @@ def losses(graphdef, student, teacher, centres, crops, settings, temperature):
     taught = [build_model(graphdef, teacher["vit"])(v) for v in views]
     ibot_head = "ibot_head" if settings.has_ibot_head else "dino_head"
     t_cls = jnp.concatenate([head(teacher["dino_head"], t.cls) for t in taught])
-    mask = jnp.concatenate(masks)
+    mask = np.concatenate(masks)
     rows = mask.reshape(-1).nonzero()[0]
     t_patch = head(
         teacher[ibot_head],
@@ -64,7 +65,7 @@ def losses(graphdef, student, teacher, centres, crops, settings, temperature):
     s_patch = head(
         student[ibot_head], jnp.concatenate([o.patches for o in own]).reshape(-1, t_cls_width(taught))[rows]
     )
-    weight = jnp.repeat(1 / jnp.maximum(mask.sum(-1), 1), mask.shape[1])[rows]
+    weight = np.repeat(1 / np.maximum(mask.sum(-1), 1), mask.shape[1])[rows]
     ibot = (cross_entropy(p_patch, s_patch) * weight).sum() / len(mask)
     size = settings.koleo_group
     koleos = sum(koleo(o.cls[i : i + size]) for o in own for i in range(0, len(o.cls), size))

@@ -106,6 +106,7 @@ def ours(settings, crops, student=None, teacher=None, num_masked=MASKS.num_maske
     return *aux, *grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SHORT, LONG], ids=["centring, shared", "sinkhorn, separate"])
 def test_against_the_plain_computation(crops, settings):
     graphdef, _ = abstract_model(MODEL)
@@ -126,7 +127,7 @@ def test_against_the_plain_computation(crops, settings):
         )
         return terms["loss"], (terms, new)
 
-    (_, (terms, new)), want = jax.value_and_grad(loss, has_aux=True)(make_params(settings, 0))
+    (_, (terms, new)), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(make_params(settings, 0))
     for name, value in terms.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
     for name in ("ibot", "koleo"):
