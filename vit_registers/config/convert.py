@@ -90,6 +90,8 @@ def check_names(paths: typing.Iterable[str]) -> None:
 
 def lookup(table: Mapping[str, Any], key: str, where: str) -> Any:
     """table[key], or a ConfigError that names the setting `where` and the known keys."""
+    if not isinstance(key, str):
+        raise ConfigError(f"{where}={_shown(key)}: must be one of {', '.join(sorted(table))}")
     if key not in table:
         raise ConfigError(f"{where}='{key}' is unknown: {nearest(key, table)}")
     return table[key]
