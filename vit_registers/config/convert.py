@@ -228,6 +228,11 @@ def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
     return {other: None for one, other in pairs if overrides.get(one) is not None and other not in overrides}
 
 
+def split_arguments(text: str) -> list[str]:
+    """The text split at commas outside parentheses."""
+    return re.split(r",(?![^()]*\))", text)
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """The values in a config file's argument, as in `--config=digits:registers=4,mask=fractal`.
 
@@ -236,7 +241,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     parentheses does not separate keys: mask=file(path='m.npy', sha256='...').
     """
     values, given = dict(defaults), set()
-    for item in filter(None, re.split(r",(?![^()]*\))", arg or "")):  # commas outside parentheses
+    for item in filter(None, split_arguments(arg or "")):
         key, equals, text = (part.strip() for part in item.partition("="))
         if key not in defaults:
             form = "" if equals else "; arguments are written name=value, joined by commas"
