@@ -154,7 +154,7 @@ def test_preprocess_equals_the_image_processor_of_transformers(name, tmp_path, p
 
 def test_names_and_steps_of_wrong_kinds_are_one_line(digits_run):
     for step in ("1", 1.0, True):
-        with pytest.raises(ConfigError, match="step=.*: must be a whole number"):
+        with pytest.raises(ConfigError, match=r"step=.*: must be a whole number"):
             vit_registers.load(digits_run, step=step)
     with pytest.raises(CheckpointError, match="path=~no_such_user/run: there is no user of that name"):
         vit_registers.load("~no_such_user/run")

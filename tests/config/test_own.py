@@ -85,7 +85,7 @@ def test_what_is_no_config_is_refused(card, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.py").write_text("x = 1")
-    with pytest.raises(ConfigError, match="is no config|is not a config|no such"):
+    with pytest.raises(ConfigError, match=r"is no config|is not a config|no such"):
         vit_registers.recipe(card)
 
 

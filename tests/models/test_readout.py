@@ -221,7 +221,7 @@ def test_what_is_no_array_is_refused_in_one_line():
     model, images = _model(), _images()
     for wrong in (images.tolist(), "photo.jpg", None):
         for call in (model, model.attention, model.intermediates):
-            with pytest.raises(ConfigError, match="images are of type .*: must be an array"):
+            with pytest.raises(ConfigError, match=r"images are of type .*: must be an array"):
                 call(wrong)
 
 
