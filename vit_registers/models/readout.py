@@ -84,7 +84,7 @@ def attention_maps(
     where = query_slice(layout, queries)
     lookup(dict.fromkeys(HEADS), heads, "heads")
     is_one = _integer(block) is not None
-    numbers = _block_numbers((block,) if is_one else block, len(taps["q"]), "block")
+    numbers = _block_numbers(block, len(taps["q"]), "block")
     each = [block_weights(taps, number, constants, where) for number in numbers]
     weights = jnp.stack([one.mean(axis=1) if heads == "mean" else one for one in each])
     weights = weights[0] if is_one else weights
@@ -122,10 +122,11 @@ def intermediates(
     return Intermediates(patches, tokens[:, :, : layout.patches.start])
 
 
-def _block_numbers(blocks: Sequence[int], depth: int, name: str) -> list[int]:
+def _block_numbers(blocks: int | Sequence[int], depth: int, name: str) -> list[int]:
     """The numbers from 0 on; negative ones count from the end. Raises ConfigError."""
-    is_several = isinstance(blocks, Sequence | np.ndarray | jax.Array) and not isinstance(blocks, str)
-    given = blocks if is_several and np.ndim(blocks) else (blocks,)
+    given: Sequence[Any] = (blocks,)
+    if isinstance(blocks, Sequence | np.ndarray | jax.Array) and not isinstance(blocks, str):
+        given = blocks if np.ndim(blocks) else given
     if not len(given):
         raise ConfigError(f"{name} selects no block: give at least one of 0 to {depth - 1}")
     numbers = []
