@@ -145,11 +145,19 @@ def test_preprocess_equals_the_image_processor_of_transformers(name, tmp_path, p
     assert (folder / "preprocessing.json").exists()  # which the edited file makes void
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     model = vit_registers.load(folder)
-    # Sides whose resized images have an even margin: otherwise transformers rounds as its back end does.
     images = [Image.open(photos / "all" / "one" / f"{i}.{'png' if i % 2 else 'jpg'}") for i in (2, 3)]
+    images.append(images[0].resize((41, 50)))  # whose margins are odd, 43 or 53 minus 32
     theirs = np.stack([processor(image, return_tensors="np").pixel_values[0] for image in images])
     level = 1.01 / 255 / min(said["image_std"])  # PIL's passes may come in another order
     np.testing.assert_allclose(model.preprocess(images), theirs.transpose(0, 2, 3, 1), atol=level)
+
+
+def test_names_and_steps_of_wrong_kinds_are_one_line(digits_run):
+    for step in ("1", 1.0, True):
+        with pytest.raises(ConfigError, match=r"step=.*: must be a whole number"):
+            vit_registers.load(digits_run, step=step)
+    with pytest.raises(CheckpointError, match="path=~no_such_user/run: there is no user of that name"):
+        vit_registers.load("~no_such_user/run")
 
 
 @parametrize_quick("settings", [{"crop_pct": 0.9}, {"crop_pct": 1.0, "crop_mode": "squash"}])

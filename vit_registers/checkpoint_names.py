@@ -48,6 +48,8 @@ def parse_checkpoint(
                 f"{where}={text}: a step is for run folders; a revision is hf://ORG/NAME@REVISION"
             )
         return CheckpointName(text)
+    if text.startswith("~") and os.path.expanduser(text) == text and not os.path.lexists(text):
+        raise CheckpointError(f"{where}={text}: there is no user of that name: give the path of the folder")
     path, at, suffix = text.rpartition("@")
     if not at or not path or os.path.lexists(os.path.expanduser(text)):
         return CheckpointName(text, step)

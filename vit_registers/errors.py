@@ -55,6 +55,9 @@ def require_extra(extra: str, *names: str, what: str, otherwise: str = "") -> No
         raise MissingPackageError(f"{what} requires {missing}, which is not installed: {cure}")
 
 
+_NO_HOME = "Could not determine home directory."  # of Path.expanduser
+
+
 def user_line(error: BaseException) -> str | None:
     """The line to print for an error that users can fix; None for any other error.
 
@@ -64,6 +67,8 @@ def user_line(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, RuntimeError) and str(error) == _NO_HOME:
+        return "a path begins with ~ and the name of an unknown user: give the path of the folder"
     is_xla = any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "Out of memory allocating"))
     if isinstance(error, MemoryError) or is_xla:
         reason = next(iter(str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()), "")

@@ -144,6 +144,8 @@ def load_model(text: str, *, step: int | None, params: str | None, source: str, 
     """
     if params is not None:
         lookup(dict.fromkeys(PARAMS), params, "params")
+    if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__")):
+        raise ConfigError(f"step={step!r}: must be a whole number, as in step=1000")
     name = parse_checkpoint(text, step, where="path")
     path = name.local()
     if is_run(path):

@@ -45,7 +45,7 @@ def write_family_card(folder: Path, facts: Facts, exported: Export, dtype: str) 
     elif target == "timm":
         code["With timm"] = _timm_code(name, exported)
     notes = list(exported.notes)
-    if target in ("transformers", "timm") and not facts.preprocessing.is_exact_elsewhere:
+    if target in ("transformers", "timm") and not facts.preprocessing.is_exact_in(target):
         ops = facts.config.data.eval_ops
         notes.append(f"{target} has no equal of eval_ops={ops!r}: the nearest of its methods is written")
     return _write(folder, facts, exported.model, code, f"the format of {target}, {dtype}", notes, target)

@@ -71,12 +71,22 @@ def test_other_settings_change_nothing_else(every):
         ({"model": 3}, "it is a section, of variant"),
         ({"steps": "x"}, "'steps'='x' is of type str"),
         ({"model": {"depth": -1}}, "model.depth=-1: must be >= 0"),
+        ({"mask": "none,registers=9"}, "mask='none,registers=9': a comma begins another argument"),
         ({"run": {"total_steps": "many"}}, "run.total_steps='many' is of type str"),
     ],
 )
 def test_wrong_overrides_are_refused_by_name(overrides, message):
     with pytest.raises(ConfigError, match=message):
         vit_registers.recipe("digits", **overrides)
+
+
+@pytest.mark.parametrize("card", [None, "", "~no_such_user/mine.py", "folder/", "./text.py"])
+def test_what_is_no_config_is_refused(card, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.py").write_text("x = 1")
+    with pytest.raises(ConfigError, match=r"is no config|is not a config|no such"):
+        vit_registers.recipe(card)
 
 
 @pytest.mark.parametrize("card", CARDS)

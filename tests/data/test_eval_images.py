@@ -13,6 +13,7 @@ from vit_registers.data.batch import IMAGE, normalize
 from vit_registers.data.eval_images import preprocess
 from vit_registers.data.loaders import open_data
 from vit_registers.data.ops.strings import Target
+from vit_registers.errors import UserError
 
 CASES = (
     ("resize_small(36, 'pil_bicubic') | central_crop(rounding='half_even')", 3),
@@ -54,3 +55,22 @@ def test_preprocess_gives_the_pixels_that_tf_data_shows(ops, channels, photos):
     np.testing.assert_array_equal(preprocess(opened, data, target), expected)
     arrays = [np.asarray(image.convert("RGB")) for image in opened]
     np.testing.assert_array_equal(preprocess([arrays[0], arrays[1][None]], data, target), expected[:2])
+
+
+class _Unreadable:
+    def __array__(self, *_):
+        raise RuntimeError("on another device")
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (Image.new("RGB", (0, 5)), "image 0 cannot be decoded as an image: it has no pixels"),
+        ("a\0b.png", "cannot be read: .*null"),
+        ("~no_such_user/a.png", "~no_such_user/a.png cannot be read: No such file"),
+        (_Unreadable(), "image 0, of type _Unreadable, cannot be made an array of NumPy: on another"),
+    ],
+)
+def test_images_that_cannot_be_read_are_one_line(image, message):
+    with pytest.raises(UserError, match=message):
+        preprocess(image, Data(eval_ops="resize('pil_bilinear')"), Target(8, 8, 3))

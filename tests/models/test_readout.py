@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -189,6 +190,12 @@ WRONG = {
     "block=3: the model has 3 blocks: must be 0 to 2, or -3 to -1 from the end": {"block": 3},
     "block=1.0: the model has 3 blocks": {"block": (0, 1.0)},
     "block selects no block": {"block": ()},
+    "block=None: the model has 3 blocks": {"block": None},
+    "block='all': the model has 3 blocks": {"block": "all"},
+    "block=1.5: the model has 3 blocks": {"block": 1.5},
+    "block=True: the model has 3 blocks": {"block": True},
+    "queries=['cls']: must be one of cls, patches": {"queries": ["cls"]},
+    "heads=None: must be one of all, mean": {"heads": None},
 }
 
 
@@ -198,7 +205,7 @@ def test_wrong_arguments_are_refused_in_one_line():
         with pytest.raises(ConfigError) as raised:
             model.attention(_images(), **arguments)
         assert message in str(raised.value)
-    for blocks in (0, 4, (3,)):
+    for blocks in (0, 4, (3,), 1.5, True, "1"):
         with pytest.raises(ConfigError, match=r"must be .* 3|must be 0 to 2"):
             model.intermediates(_images(), blocks=blocks)
 
@@ -208,3 +215,19 @@ def test_integer_images_are_refused_with_the_name_of_preprocess():
     for call in (model, model.attention, model.intermediates):
         with pytest.raises(ConfigError, match="images are uint8: must be normalised floats; preprocess"):
             call(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+def test_what_is_no_array_is_refused_in_one_line():
+    model, images = _model(), _images()
+    for wrong in (images.tolist(), "photo.jpg", None):
+        for call in (model, model.attention, model.intermediates):
+            with pytest.raises(ConfigError, match=r"images are of type .*: must be an array"):
+                call(wrong)
+
+
+def test_block_numbers_may_be_integers_of_numpy_and_jax():
+    model, images = _model(), _images()
+    expected = model.attention(images, block=(0, 2)).weights
+    for blocks in (np.array([0, 2]), jnp.array([0, 2]), range(0, 3, 2)):
+        np.testing.assert_array_equal(model.attention(images, block=blocks).weights, expected)
+    np.testing.assert_array_equal(model.attention(images, block=jnp.array(2)).weights, expected[1])

@@ -6,6 +6,7 @@ There is one copy, configs/ at the top of the repository, which a wheel has as v
 import ast
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def find_config(given: str) -> Path:
     cards = card_paths()
     if given in cards:
         return cards[given]
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if path.exists():
         return path
     if path.stem in cards and not is_name:

@@ -90,6 +90,8 @@ def check_names(paths: typing.Iterable[str]) -> None:
 
 def lookup(table: Mapping[str, Any], key: str, where: str) -> Any:
     """table[key], or a ConfigError that names the setting `where` and the known keys."""
+    if not isinstance(key, str):
+        raise ConfigError(f"{where}={_shown(key)}: must be one of {', '.join(sorted(table))}")
     if key not in table:
         raise ConfigError(f"{where}='{key}' is unknown: {nearest(key, table)}")
     return table[key]
@@ -226,6 +228,11 @@ def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
     return {other: None for one, other in pairs if overrides.get(one) is not None and other not in overrides}
 
 
+def split_arguments(text: str) -> list[str]:
+    """The text split at commas outside parentheses."""
+    return re.split(r",(?![^()]*\))", text)
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """The values in a config file's argument, as in `--config=digits:registers=4,mask=fractal`.
 
@@ -234,7 +241,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     parentheses does not separate keys: mask=file(path='m.npy', sha256='...').
     """
     values, given = dict(defaults), set()
-    for item in filter(None, re.split(r",(?![^()]*\))", arg or "")):  # commas outside parentheses
+    for item in filter(None, split_arguments(arg or "")):
         key, equals, text = (part.strip() for part in item.partition("="))
         if key not in defaults:
             form = "" if equals else "; arguments are written name=value, joined by commas"

@@ -14,6 +14,7 @@ from vit_registers.config.convert import (
     nearest,
     override,
     section_values,
+    split_arguments,
     to_dict,
 )
 from vit_registers.config.settings import Config
@@ -30,9 +31,15 @@ def derive_config(card: str, overrides: Mapping[str, Any]) -> Config:
     this argument, so that what the run card derives from it follows, such as the warm-up of a length. Other
     overrides set one setting each. Raises ConfigError.
     """
+    if not isinstance(card, str) or not card:
+        raise ConfigError(f"{card!r} is no config: give the name of a run card, or the path of a config file")
     name, _, text = card.partition(":")
     path = find_config(name)
-    defaults = {key: _literal(value) for key, value in read_card(path).defaults.items()}
+    try:
+        defaults = {key: _literal(value) for key, value in read_card(path).defaults.items()}
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
+        reason = "it defines no get_config" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{path} is not a config file: {reason}") from None
     get_config = load_module(str(path)).get_config
     arguments, settings = _sorted(overrides, defaults, card)
 
@@ -79,6 +86,8 @@ def _sorted(
         elif "." in name or (name in sections and name not in defaults):
             settings[name] = value
         elif name in defaults:
+            if isinstance(value, str) and len(split_arguments(value)) > 1:
+                raise ConfigError(f"{name}={value!r}: a comma begins another argument: give this one apart")
             arguments[name] = value
         else:
             raise ConfigError(f"{card} has no argument '{name}': {nearest(name, [*defaults, *sections])}")

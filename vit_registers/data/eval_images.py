@@ -56,11 +56,11 @@ def _decoded(image: Any, number: int, channels: int) -> list[tuple[str, np.ndarr
     """(name for errors, image_HxWxC uint8) of each image in one element."""
     what = f"image {number}"
     if isinstance(image, str | os.PathLike):
-        path = Path(image).expanduser()
+        path = Path(os.path.expanduser(os.fsdecode(image)))
         try:
             return [(str(path), pil_decoding.decode_image(path.read_bytes(), channels=channels))]
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a null byte
+            raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
         except pil_decoding.BrokenImageError as error:
             raise DataError(_undecoded(str(path), error)) from None
     if isinstance(image, Image.Image):
@@ -68,7 +68,7 @@ def _decoded(image: Any, number: int, channels: int) -> list[tuple[str, np.ndarr
             return [(what, pil_decoding.pixels_of(image, channels=channels))]
         except pil_decoding.BrokenImageError as error:
             raise DataError(_undecoded(what, error)) from None
-    array = np.asarray(image) if hasattr(image, "__array__") else None
+    array = _array_of(image, what)
     if array is None or array.dtype.kind not in "uifb":
         raise ConfigError(f"preprocess: {what} is of type {type(image).__name__}: give {_KINDS}")
     if array.dtype != np.uint8:
@@ -82,6 +82,19 @@ def _decoded(image: Any, number: int, channels: int) -> list[tuple[str, np.ndarr
         )
     several = array if array.ndim == 4 else array[None]
     return [(what, _with_channels(image_HxWxC, channels)) for image_HxWxC in several]
+
+
+def _array_of(image: Any, what: str) -> np.ndarray | None:
+    """The array of NumPy, JAX or PyTorch as one of NumPy; None for other types. Raises ConfigError."""
+    if not hasattr(image, "__array__"):
+        return None
+    try:
+        return np.asarray(image)
+    except (TypeError, RuntimeError, ValueError) as error:  # traced, on another device, with gradients
+        kind, reason = type(image).__name__, str(error).partition("\n")[0]
+        raise ConfigError(
+            f"preprocess: {what}, of type {kind}, cannot be made an array of NumPy: {reason}"
+        ) from error
 
 
 def _with_channels(image_HxWxC: np.ndarray, channels: int) -> np.ndarray:

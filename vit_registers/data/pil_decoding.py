@@ -54,6 +54,8 @@ def pixels_of(image: Image.Image, *, channels: int) -> np.ndarray:
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     image.load()
+    if 0 in image.size:
+        raise BrokenImageError("it has no pixels")
     image_HxWxC = np.asarray(_to_8_bits(image).convert("L" if channels == 1 else "RGB"))
     return image_HxWxC.reshape(*image_HxWxC.shape[:2], channels)
 

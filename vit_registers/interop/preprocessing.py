@@ -78,16 +78,21 @@ def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
         )
     else:
         share, method = _resizing(said, usual, family, folder)
-        ops, loader = eval_ops(model.image_size, share, method), Data.loader
+        # transformers rounds the margin of a crop down, torchvision to the even neighbour.
+        is_floor = family.startswith("transformers/") or method == "area"
+        ops, loader = eval_ops(model.image_size, share, method, is_floor=is_floor), Data.loader
     data = Data(mean=mean, std=std, eval_batch_size=64, batch_size=64, eval_ops=ops, loader=loader)
     return data, origin
 
 
-def eval_ops(image_size: tuple[int, int], share: Share, method: str) -> str:
-    """The operation string that resizes by `method` so that the crop is `share` of the longer side."""
+def eval_ops(image_size: tuple[int, int], share: Share, method: str, *, is_floor: bool) -> str:
+    """The operation string that resizes by `method` so that the crop is `share` of the longer side.
+
+    Half a pixel of margin is rounded down with `is_floor`, else to the even neighbour.
+    """
     if share == SQUASHED:
         return f"resize({method!r})"
-    rounding = "" if method == "area" else "(rounding='half_even')"
+    rounding = "" if is_floor else "(rounding='half_even')"
     size = math.floor(max(image_size) / share)
     return f"resize_small({size}, {method!r}) | central_crop{rounding}"
 

@@ -1,7 +1,8 @@
 """What is read from a forward pass besides its outputs: attention weights, and the tokens after blocks."""
 
+import operator
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,12 @@ HEADS = ("mean", "all")
 
 
 def check_images(images_BxHxWxC: jax.Array, channels: int) -> None:
-    """Raises ConfigError for images that are not floats of shape BxHxWxC."""
+    """Raises ConfigError for images that are not an array of floats of shape BxHxWxC."""
+    if not isinstance(images_BxHxWxC, jax.Array | np.ndarray):
+        raise ConfigError(
+            f"images are of type {type(images_BxHxWxC).__name__}: must be an array of JAX or NumPy; "
+            "preprocess, a method of the models that vit_registers.load returns, makes one"
+        )
     if not jnp.issubdtype(images_BxHxWxC.dtype, jnp.floating):
         raise ConfigError(
             f"images are {images_BxHxWxC.dtype}: must be normalised floats; preprocess, a method of the "
@@ -77,8 +83,8 @@ def attention_maps(
     """The AttentionMaps of a forward pass. Raises ConfigError as ViT.attention does."""
     where = query_slice(layout, queries)
     lookup(dict.fromkeys(HEADS), heads, "heads")
-    is_one = isinstance(block, int | np.integer)
-    numbers = _block_numbers((block,) if is_one else block, len(taps["q"]), "block")
+    is_one = _integer(block) is not None
+    numbers = _block_numbers(block, len(taps["q"]), "block")
     each = [block_weights(taps, number, constants, where) for number in numbers]
     weights = jnp.stack([one.mean(axis=1) if heads == "mean" else one for one in each])
     weights = weights[0] if is_one else weights
@@ -98,10 +104,10 @@ def select_blocks(blocks: int | Sequence[int] | None, depth: int) -> list[int]:
     """The block numbers that `blocks` selects of `depth`; see ViT.intermediates. Raises ConfigError."""
     if blocks is None:
         return list(range(depth))
-    if isinstance(blocks, int | np.integer):
-        if not 1 <= blocks <= depth:
-            raise ConfigError(f"blocks={blocks} selects the last {blocks} blocks: must be 1 to {depth}")
-        return list(range(depth - int(blocks), depth))
+    if (last := _integer(blocks)) is not None:
+        if not 1 <= last <= depth:
+            raise ConfigError(f"blocks={last} selects the last {last} blocks: must be 1 to {depth}")
+        return list(range(depth - last, depth))
     return _block_numbers(blocks, depth, "blocks")
 
 
@@ -116,15 +122,30 @@ def intermediates(
     return Intermediates(patches, tokens[:, :, : layout.patches.start])
 
 
-def _block_numbers(blocks: Sequence[int], depth: int, name: str) -> list[int]:
+def _block_numbers(blocks: int | Sequence[int], depth: int, name: str) -> list[int]:
     """The numbers from 0 on; negative ones count from the end. Raises ConfigError."""
-    if not len(blocks):
+    given: Sequence[Any] = (blocks,)
+    if isinstance(blocks, Sequence | np.ndarray | jax.Array) and not isinstance(blocks, str):
+        given = blocks if np.ndim(blocks) else given
+    if not len(given):
         raise ConfigError(f"{name} selects no block: give at least one of 0 to {depth - 1}")
-    for number in blocks:
-        is_number = isinstance(number, int | np.integer) and not isinstance(number, bool)
-        if not is_number or not -depth <= number < depth:
+    numbers = []
+    for one in given:
+        number = _integer(one)
+        if number is None or not -depth <= number < depth:
             raise ConfigError(
-                f"{name}={number!r}: the model has {depth} blocks: must be 0 to {depth - 1}, or "
+                f"{name}={one!r}: the model has {depth} blocks: must be 0 to {depth - 1}, or "
                 f"-{depth} to -1 from the end"
             )
-    return [int(number) % depth for number in blocks]
+        numbers.append(number % depth)
+    return numbers
+
+
+def _integer(value: Any) -> int | None:
+    """The integer, also one of NumPy or JAX; None for anything else, such as True or a traced value."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

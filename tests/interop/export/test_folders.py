@@ -182,9 +182,9 @@ def test_the_card_for_timm_says_what_no_config_can_say(export):
 def test_methods_without_an_equal_are_said():
     area = dataclasses.replace(DATA, eval_ops="resize_small(36) | central_crop")
     made = Preprocessing(area, (32, 32))
-    assert not made.is_exact_elsewhere and transformers_json(made, "dinov2")["resample"] == 2
+    assert not made.is_exact_in("timm") and transformers_json(made, "dinov2")["resample"] == 2
     crop = Preprocessing(dataclasses.replace(DATA, eval_ops="central_crop"), (32, 32))
-    assert crop.is_exact_elsewhere and not transformers_json(crop, "dinov2")["do_resize"]
+    assert crop.is_exact_in("transformers") and not transformers_json(crop, "dinov2")["do_resize"]
 
 
 RUN = """

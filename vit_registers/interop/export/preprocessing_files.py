@@ -26,10 +26,15 @@ class Preprocessing:
         """The Resizing of data.eval_ops; whole images for a chain that other libraries do not have."""
         return resizing(self.data.eval_ops) or Resizing(None, False, "bilinear")
 
-    @property
-    def is_exact_elsewhere(self) -> bool:
-        """Whether transformers and timm can resize as this model's images are."""
+    def is_exact_in(self, library: str) -> bool:
+        """Whether `library`, transformers or timm, can resize and crop as this model's images are.
+
+        transformers rounds the margin of a crop down, and timm to the even neighbour.
+        """
         found = resizing(self.data.eval_ops)
+        is_even = "half_even" in self.data.eval_ops
+        if found is not None and found.is_cropped and is_even != (library == "timm"):
+            return False
         is_by_pil = self.data.loader == "memory"  # whose "resize" is PIL's
         return found is not None and (found.method in _EXACT or is_by_pil)
 
