@@ -6,17 +6,20 @@ Links to NAME.ipynb, which a git host shows, become links to the page of the not
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:  # tests use this file, and mkdocs is not among their requirements
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 TOP = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """The files of the site, with the generated pages."""
+    from mkdocs.structure.files import File
+
     root, docs = Path(config.config_file_path).parent, Path(config.docs_dir)
     for path in sorted(docs.glob("notebooks/*.ipynb")):
         place = path.relative_to(docs).with_suffix(".md").as_posix()
@@ -26,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """The page with links to notebooks as links to their pages."""
     return re.sub(r"\]\(((?:notebooks/)?\w+)\.ipynb\)", r"](\1.md)", markdown)
 

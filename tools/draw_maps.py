@@ -1,6 +1,6 @@
 """Draws attention maps of runs side by side, as in the picture in the README.
 
-    python -m tools.draw_maps docs/maps.png "no registers=runs/plain" "4 registers=runs/four" "fractal=runs/fractal"
+    python -m tools.draw_maps docs/maps.png "no registers=runs/plain" "4 registers=runs/four" "mask=runs/mask"
 
 The columns are each run's cls, and the registers of runs that have some; the rows are the first test images
 of the digits, one of each of the first classes. Attention is that of the last block, mean over heads, in
