@@ -43,15 +43,23 @@ def markdown(notebook: dict[str, Any]) -> str:
             parts.append(source)
         elif source:
             parts.append(f"```python\n{source}\n```")
-            parts += [_output(output) for output in cell["outputs"]]
-    return "\n\n".join(part for part in parts if part) + "\n"
+            parts += _outputs(cell["outputs"])
+    return "\n\n".join(parts) + "\n"
 
 
-def _output(output: dict[str, Any]) -> str:
-    """A picture, or else the text of an output."""
-    data = output.get("data", {})
-    if "image/png" in data:
-        encoded = "".join(data["image/png"]).replace("\n", "")
-        return f"![Output of the cell above](data:image/png;base64,{encoded})"
-    text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
-    return f"```text\n{text}\n```" if text else ""
+def _outputs(outputs: list[dict[str, Any]]) -> list[str]:
+    """Pictures and texts; texts that follow each other are one."""
+    parts, text = [], ""
+    for output in outputs:
+        data = output.get("data", {})
+        if "image/png" not in data:
+            text += "".join(output.get("text", data.get("text/plain", "")))
+            continue
+        parts.append(_block(text))
+        encoded, text = "".join(data["image/png"]).replace("\n", ""), ""
+        parts.append(f"![Output of the cell above](data:image/png;base64,{encoded})")
+    return [part for part in (*parts, _block(text)) if part]
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
