@@ -37,7 +37,9 @@ def columns_of(name: str, path: str, image_BxHxWx1: np.ndarray) -> list[tuple[st
 def main() -> None:
     """The command line."""
     if len(sys.argv) < 3 or not all("=" in run for run in sys.argv[2:]):
-        raise ConfigError("give a picture to write and NAME=RUN for each run, as in --help of this file")
+        raise ConfigError(
+            'give a picture to write and NAME=RUN for each run, as in: maps.png "4 registers=runs/four"'
+        )
     image_NxHxWx1, label_N = load_split("test")
     chosen = [int(np.argmax(label_N == digit)) for digit in range(NUM_IMAGES)]
     shown = image_NxHxWx1[chosen]
