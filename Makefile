@@ -1,5 +1,7 @@
 # make demo: train on digits, evaluate, draw. make quick: tests that are not slow. make test: all tests.
 # make check: style and types. Each of these first creates the virtual environment.
+# make docs: the site, in build/site; warnings are errors. make notebooks: executes docs/notebooks/ and stores what
+# they show (NOTEBOOKS: some of them; NBMAKE=: without storing).
 # make installed: the wheel in an empty environment, from another folder.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,8 +9,11 @@ RUNS ?= runs
 STEPS ?= 2000
 EXTRAS ?= test
 PY := $(VENV)/bin/python
+DOCS := $(VENV)-docs
+NOTEBOOKS ?= docs/notebooks
+NBMAKE ?= --overwrite
 
-.PHONY: demo quick test check installed clean
+.PHONY: demo quick test check docs notebooks installed clean
 
 $(VENV)/ready-$(EXTRAS): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
@@ -43,8 +48,24 @@ check: $(VENV)/ready-$(EXTRAS)
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
 
+# An environment of its own: the site is built from the sources, without importing them.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)/ready
+	$(DOCS)/bin/mkdocs build --quiet --strict
+
+$(DOCS)/ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project'] \
+	  ['optional-dependencies']['docs'], sep='\n')" > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --requirement $(DOCS)/requirements.txt
+	@touch $@
+
+notebooks: $(VENV)/ready-$(EXTRAS)
+	$(PY) -m pip install --quiet --editable ".[notebooks]"
+	$(PY) -m pytest --nbmake $(NBMAKE) --rootdir=. $(NOTEBOOKS)
+
 installed:
 	PYTHON=$(PYTHON) .ci/installed
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(DOCS)

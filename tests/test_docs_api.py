@@ -39,7 +39,7 @@ def test_the_snippets_run(untrained, run_here, tmp_path, monkeypatch):
     targets.write(targets.export(MODEL, params, "transformers"), folder, np.dtype("float32"), data)
     Image.new("RGB", (60, 40), (200, 100, 0)).save(tmp_path / "photo.jpg")
     text = PAGE.read_text()
-    for command in re.findall(r"^python -m vit_registers\.(convert .*?)(?:  #.*)?$", text, re.MULTILINE):
+    for command in re.findall(r"^vit-registers (convert .*?)(?:  #.*)?$", text, re.MULTILINE):
         program, *args = command.split()
         paths = [re.sub(r"=(runs|exported)/", rf"={tmp_path}/\1/", arg) for arg in args]
         code, _, err = run_here(program, *paths)

@@ -1,4 +1,4 @@
-"""Draws the token layout and the mask of a config, as in the picture at the top of the README.
+"""Draws the token layout and the mask of a config, as in the pictures of the README and docs/masks.md.
 
 python -m tools.draw_layout --config=configs/imagenette.py:registers=4,mask=fractal,k=2
 --out=docs/layout.png python -m tools.draw_layout --config=configs/digits.py:k=2
