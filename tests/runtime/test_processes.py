@@ -26,6 +26,7 @@ from tests.fixtures.digits import make_config
 from vit_registers import train as train_lib
 from vit_registers.config import Mesh
 from vit_registers.errors import ConfigError
+from vit_registers.runs import prepared
 from vit_registers.runs.checkpoint_folder import list_steps, newest_intact_step
 from vit_registers.runtime import distributed, rendezvous, stopping
 from vit_registers.runtime.mesh import make_mesh
@@ -235,7 +236,7 @@ def train_here(monkeypatch, compiled_once):
     def train_here(run, num_devices, stop_at=None):
         make_small = functools.partial(make_mesh, devices=jax.devices()[:num_devices])
         with monkeypatch.context() as patch:
-            patch.setattr(train_lib, "make_mesh", make_small)
+            patch.setattr(prepared, "make_mesh", make_small)
             if stop_at is not None:
                 patch.setattr(stopping.Agreement, "is_reached", lambda self, step, request: step >= stop_at)
             train_lib.train(CONFIG, str(run))
