@@ -38,7 +38,7 @@ def download(name: str) -> str:
     match = _NAME.fullmatch(name)
     assert match is not None
     try:
-        import huggingface_hub
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise CheckpointError(
             f'{name} requires huggingface_hub: pip install "vit-registers[hub]", or download the files '
@@ -60,7 +60,7 @@ def download(name: str) -> str:
 
 
 def _explain(name: str, error: Exception) -> CheckpointError:
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants, errors  # pyright: ignore[reportMissingImports]
 
     missing = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     if isinstance(error, errors.GatedRepoError):
