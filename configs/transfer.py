@@ -107,7 +107,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _eval_ops(images: Data, *, old: tuple[int, int], new: tuple[int, int]) -> str:
     """The evaluation operations of the weights at the new image size; a crop of 7/8 if they do not resize."""
     if "resize" not in images.eval_ops:
-        return preprocessing.eval_ops(new, 7 / 8, "pil_bicubic")
+        return preprocessing.eval_ops(new, 7 / 8, "pil_bicubic", is_floor=False)
     return shown.eval_ops_at(images.eval_ops, old=old, new=new)
 
 

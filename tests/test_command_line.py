@@ -209,7 +209,10 @@ def test_lists_may_be_empty(run_here):
         ("lr", "'optimizer.learning_rate'"),
         ("model.learning_rate", "'optimizer.learning_rate'"),
         ("optimizer.wd", "'optimizer.weight_decay'"),
-        ("optimizer.decay", "'optimizer.weight_decay' or 'optimizer.ema_decay'"),
+        (
+            "optimizer.decay",
+            "'optimizer.weight_decay' or 'optimizer.weight_decay_end' or 'optimizer.layer_decay'",
+        ),
         ("data.bs", "'data.batch_size'"),
         ("data.batchsize", "'data.batch_size'"),
         ("model.dpth", "'model.depth'"),

@@ -132,7 +132,10 @@ def test_the_oldest_entries_of_a_large_folder_are_removed(program, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_run_with_a_filled_cache_has_the_bits_of_one_that_compiles(program, run_here, tmp_path):
+def test_a_run_with_a_filled_cache_has_the_bits_of_one_that_compiles(
+    program, run_here, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compile_cache, "_LEAST_S", 0.0)  # the step may compile faster than what is stored
     found = []
     for name in ("compiles", "reads"):
         jax.clear_caches()

@@ -56,9 +56,11 @@ def has_groups(optimizer: Optimizer) -> bool:
 def rate_multipliers(params: Any, optimizer: Optimizer) -> Any:
     """The multiple of the learning rate of each parameter; 0 for frozen ones.
 
-    Layer decay d of a model of L blocks, as in DINOv2's code and timm: block i (from 0) has d^(L - i), what
-    precedes the blocks d^(L + 1), the final norm and the heads 1. timm gives registers 1; here they are
-    tokens, as in DINOv2. Raises ConfigError for a pattern of optimizer.frozen that matches nothing.
+    Layer decay d of a model of L blocks, as in DINOv2's code: block i (from 0) has d^(L - i), what precedes
+    the blocks d^(L + 1), the final norm and the heads 1. timm counts the final norm to the last block (d),
+    and gives registers 1; here they are tokens, as in DINOv2.
+
+    Raises ConfigError for a pattern of optimizer.frozen that matches nothing.
     """
     paths = paths_of(params)
     texts = jax.tree.leaves(paths)
