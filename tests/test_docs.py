@@ -36,7 +36,7 @@ _LEFT_OUT = ("...", "NAME", "[")  # commands with one of these show the form of 
 def text_of(path):
     """The Markdown of a page or notebook."""
     if path.suffix == ".ipynb":
-        return docs_pages.markdown(json.loads(path.read_text()))
+        return docs_pages.notebook_markdown(json.loads(path.read_text()))
     return path.read_text()
 
 

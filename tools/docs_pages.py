@@ -23,7 +23,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     root, docs = Path(config.config_file_path).parent, Path(config.docs_dir)
     for path in sorted(docs.glob("notebooks/*.ipynb")):
         place = path.relative_to(docs).with_suffix(".md").as_posix()
-        files.append(File.generated(config, place, content=markdown(json.loads(path.read_text()))))
+        files.append(File.generated(config, place, content=notebook_markdown(json.loads(path.read_text()))))
     for source, place in TOP.items():
         files.append(File.generated(config, place, content=(root / source).read_text()))
     return files
@@ -34,7 +34,7 @@ def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files:
     return re.sub(r"\]\(((?:notebooks/)?\w+)\.ipynb\)", r"](\1.md)", markdown)
 
 
-def markdown(notebook: dict[str, Any]) -> str:
+def notebook_markdown(notebook: dict[str, Any]) -> str:
     """The Markdown of a notebook in Jupyter's format 4: its text, code, printed lines and pictures."""
     parts = []
     for cell in notebook["cells"]:

@@ -37,7 +37,7 @@ _MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
+class Example:
     """A config file with its argument, a number of devices, and settings that override the file."""
 
     config: str
@@ -46,14 +46,14 @@ class Card:
     settings: dict[str, Any]
 
 
-CARDS: dict[str, Card] = {
-    "vit_s16_i1k-registers4-data256": Card("vit_s16_i1k", "registers=4", 256, {}),
-    "registers_table-registers4-data8": Card("registers_table", "registers=4", 8, {}),
-    "vit_b16-fsdp8": Card("vit_s16_i1k", "variant=B,registers=4", 64, {"mesh.data": 8, "mesh.fsdp": 8}),
-    "vit_l16-fsdp8-tensor2": Card(
+CARDS: dict[str, Example] = {
+    "vit_s16_i1k-registers4-data256": Example("vit_s16_i1k", "registers=4", 256, {}),
+    "registers_table-registers4-data8": Example("registers_table", "registers=4", 8, {}),
+    "vit_b16-fsdp8": Example("vit_s16_i1k", "variant=B,registers=4", 64, {"mesh.data": 8, "mesh.fsdp": 8}),
+    "vit_l16-fsdp8-tensor2": Example(
         "vit_s16_i1k", "variant=L,registers=4", 64, {"mesh.data": 4, "mesh.fsdp": 8, "mesh.tensor": 2}
     ),
-    "vit_g14-fsdp64": Card(
+    "vit_g14-fsdp64": Example(
         "vit_s16_i1k",
         "variant=g,registers=4",
         64,
@@ -62,7 +62,7 @@ CARDS: dict[str, Card] = {
 }
 
 
-def table(config: Config, num_devices: int) -> str:
+def parameters_of(config: Config, num_devices: int) -> str:
     """The overview of `config` on `num_devices` devices, which need not exist. Raises ConfigError."""
     shape = mesh_shape(config.mesh, num_devices)
     mesh = AbstractMesh(shape, MESH_AXES)
@@ -79,12 +79,12 @@ def table(config: Config, num_devices: int) -> str:
     return overview(jax.tree.map(sharding.place, shapes, state_shardings(shapes, mesh)))
 
 
-def card_table(card: Card) -> str:
+def card_table(card: Example) -> str:
     """The table of a card."""
     spec = importlib.util.spec_from_file_location(card.config, ROOT / f"configs/{card.config}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return table(override(module.get_config(card.arg), card.settings), card.num_devices)
+    return parameters_of(override(module.get_config(card.arg), card.settings), card.num_devices)
 
 
 def overview(state: TrainState) -> str:
@@ -138,7 +138,7 @@ def main() -> None:
     if flags.FLAGS.config is not None:
         if flags.FLAGS.devices is None:
             raise ConfigError("--config requires --devices=N, the number of devices of the table")
-        print(table(cli.config_of_flags(), flags.FLAGS.devices), end="")
+        print(parameters_of(cli.config_of_flags(), flags.FLAGS.devices), end="")
         return
     FOLDER.mkdir(exist_ok=True)
     for name, card in CARDS.items():

@@ -5,9 +5,9 @@ python -m tools.settings_page
 
 from pathlib import Path
 
-from vit_registers.config.reference import markdown
+from vit_registers.config.reference import settings_markdown
 
 PAGE = Path(__file__).parents[1] / "docs/settings.md"
 
 if __name__ == "__main__":
-    PAGE.write_text(markdown())
+    PAGE.write_text(settings_markdown())

@@ -132,7 +132,7 @@ class Screen:
             self.say(run, text, end="")
 
 
-def start(run: SweepRun, lock: int) -> subprocess.Popen:
+def start_run(run: SweepRun, lock: int) -> subprocess.Popen:
     """The process that trains the run. It holds the lock too."""
     command = [*TRAIN, *run.arguments]
     try:
@@ -175,7 +175,7 @@ def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple
         result = read_result(run)
         if result is not None:
             return 0, f"{result_text(result, run.best)}, finished before"
-        code = watch(start(run, lock), run, stop, screen)
+        code = watch(start_run(run, lock), run, stop, screen)
         result = read_result(run)
     except UserError as error:
         return 2, f"failed: {error}"
@@ -218,7 +218,7 @@ def work_off(runs: Sequence[SweepRun], total: int, stop: StopRequest) -> list[Fa
     return failures
 
 
-def check(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
+def check_sweep(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
     """Raises ConfigError for the first run with an invalid model, settings that no flag can set, or a run
     folder of another config."""
     jax.config.update("jax_platforms", "cpu")  # the accelerator's memory is for the runs
@@ -271,7 +271,7 @@ def exit_code(failures: Sequence[Failure]) -> int:
 
 def main() -> None:
     """The command line."""
-    sweep = read_sweep(cli.config_of_flags())
+    sweep = read_sweep()
     runs, index = sweep.runs, flags.FLAGS.index
     if index is not None:
         if index >= len(runs):
@@ -282,7 +282,7 @@ def main() -> None:
         return
     cli.writable_folder(flags.FLAGS.workdir, "--workdir")
     with StopRequest() as stop:
-        check(sweep, runs)
+        check_sweep(sweep, runs)
         try:
             failures = work_off(runs, len(sweep.runs), stop)
         except KeyboardInterrupt:  # the second ctrl-C

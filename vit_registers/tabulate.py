@@ -151,7 +151,7 @@ def main() -> None:
     values = flags.FLAGS
     if not Path(values.workdir).expanduser().is_dir():
         raise ConfigError(f"--workdir={values.workdir}: there is no such folder: give that of the sweep")
-    sweep = read_sweep(cli.config_of_flags())
+    sweep = read_sweep()
     cells = read_cells(sweep)
     baseline = find_cell(cells, sweep.call("baseline", None), sweep.config)
     published = sweep.call("published", [])

@@ -84,11 +84,12 @@ from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.dry_run import describe_run
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.output_folder import check_path, check_workdir
-from vit_registers.runs.prepared import prepare
+from vit_registers.runs.prepared import Prepared, prepare
 from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.run_lock import RunLock
-from vit_registers.runs.trackers import tracker_names
+from vit_registers.runs.trackers import open_trackers, tracker_names
+from vit_registers.runs.writers import MetricWriter
 from vit_registers.runtime import distributed, rendezvous
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.profiling import Profile, parse_steps
@@ -119,21 +120,22 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
     fine_tuning.check_choices(config.init_from)
-    mesh, loader, splits, data, computed, durations, setup = prepare(config)
+    prepared = prepare(config)
+    mesh, loader, durations, setup = prepared.mesh, prepared.loader, prepared.durations, prepared.setup
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        attention = computed.model.attention
-        checkpoints = stack.enter_context(Checkpoints(workdir, config, lock, data=data, attention=attention))
+        attention = prepared.computed.model.attention
+        checkpoints = Checkpoints(workdir, config, lock, data=prepared.data, attention=attention)
+        stack.enter_context(checkpoints)
         if LABEL in setup.objective.targets:
             # For a resumed run, Checkpoints has compared the class names.
             check_classes(loader, config.model.num_classes)
-        evaluators = state_evaluators(computed, setup.objective, splits, mesh)
+        evaluators = state_evaluators(prepared.computed, setup.objective, prepared.splits, mesh)
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
-            write_about(config, setup, run, is_finished=start_step >= durations.total_steps)
-            writer = stack.enter_context(open_writer(config, run, checkpoints, durations, [*evaluators]))
+            writer = stack.enter_context(open_files(config, prepared, run, checkpoints, [*evaluators]))
             earlier_s, made = results.trained_s(run), results.made_with(attention)
         progress = Progress(
             start_step=start_step,
@@ -146,7 +148,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         if start_step:
             say_resumed(progress, config.run, workdir, start_step, durations.total_steps)
         else:
-            fine_tuning.check_kept_head(config.init_from, data.class_names)
+            fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
         state = start_state(config, setup, checkpoints, progress)
         loop = Loop(
             settings=config.run,
@@ -175,20 +177,38 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
 
 
+def open_files(
+    config: Config, prepared: Prepared, run: Path, checkpoints: Checkpoints, evaluators: list[str]
+) -> MetricWriter:
+    """The writer of the metrics of a run, after the files that describe the run are written."""
+    settings, durations = config_lib.to_dict(config), prepared.durations
+    is_finished = (checkpoints.restorable_step or 0) >= durations.total_steps
+    write_about(settings, config.model, prepared.setup, run, is_finished=is_finished)
+    return open_writer(
+        run,
+        checkpoints,
+        durations,
+        evaluators,
+        use_tensorboard=config.run.use_tensorboard,
+        trackers=open_trackers(config.run.writers, settings, run),
+    )
+
+
 def dry_run(config: Config) -> None:
     """Prints what training of `config` requires, after all checks of a new run. Writes nothing."""
     config = dataclasses.replace(config, model=resolve(config.model))
     fine_tuning.check_choices(config.init_from)
-    mesh, loader, splits, data, computed, durations, setup = prepare(config)
-    parse_steps(config.run.profile_steps, durations.total_steps)
-    with jax.set_mesh(mesh):
-        if LABEL in setup.objective.targets:
-            check_classes(loader, config.model.num_classes)
-        state_evaluators(computed, setup.objective, splits, mesh)
+    prepared = prepare(config)
+    parse_steps(config.run.profile_steps, prepared.durations.total_steps)
+    with jax.set_mesh(prepared.mesh):
+        objective = prepared.setup.objective
+        if LABEL in objective.targets:
+            check_classes(prepared.loader, config.model.num_classes)
+        state_evaluators(prepared.computed, objective, prepared.splits, prepared.mesh)
         if config.init_from.path is not None:
-            fine_tuning.check_kept_head(config.init_from, data.class_names)
+            fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
             fine_tuning.start_leaves(config.init_from, config.model)
-        for line in describe_run(computed, setup, durations, loader, splits, mesh):
+        for line in describe_run(prepared):
             say(line)
     say("dry run: nothing was written")
 

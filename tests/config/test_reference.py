@@ -20,7 +20,7 @@ SETTINGS = {setting.name: setting for section in reference.sections() for settin
 
 
 def test_the_page_is_current():
-    assert PAGE.read_text() == reference.markdown(), "python -m tools.settings_page"
+    assert PAGE.read_text() == reference.settings_markdown(), "python -m tools.settings_page"
 
 
 def test_every_setting_is_there_with_its_default_and_a_text():

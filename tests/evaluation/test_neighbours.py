@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours against the released formula, torch, scikit-learn, and over devices."""
+"""Weighted nearest_rows neighbours against the released formula, torch, scikit-learn, and over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_registers.config import Mesh
-from vit_registers.evaluation.neighbours import Bank, make_bank, nearest, unit_features, votes
+from vit_registers.evaluation.neighbours import Bank, make_bank, nearest_rows, unit_features, votes
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.sharding import batch_sharding
 
@@ -26,9 +26,9 @@ def test_check_values():
     bank = _bank(wave((12, 4), 0.2, 2.3), np.arange(12) % 3)
     query = unit_features(jnp.asarray(wave((2, 4), 0.7, 2.3)))
     rows = _bank(wave((12, 4), 0.2, 2.3), np.arange(12))
-    similarity, row = nearest(rows, query, 5)
+    similarity, row = nearest_rows(rows, query, 5)
     np.testing.assert_array_equal(row, [[11, 0, 9, 2, 7], [1, 10, 3, 8, 6]])
-    similarity, label = nearest(bank, query, 5)
+    similarity, label = nearest_rows(bank, query, 5)
     (found,) = votes(similarity, label, num_classes=3, numbers=[3])
     np.testing.assert_allclose(found, [[0.24387, 0, 0.75325], [0.00577, 0.98921, 0]], rtol=2e-4, atol=1e-5)
 
@@ -46,7 +46,7 @@ def features():
 def test_against_scikit_learn(features, number):
     x, label, query, _ = features
     bank, unit_query = _bank(x, label), unit_features(jnp.asarray(query))
-    similarity, found = nearest(bank, unit_query, 200)
+    similarity, found = nearest_rows(bank, unit_query, 200)
     (ours,) = votes(similarity, found, num_classes=5, numbers=[number])
 
     def weights(distance):  # of unit vectors: |a - b|² = 2 - 2 ab
@@ -71,10 +71,12 @@ def test_a_split_bank_finds_the_same_neighbours(features, sizes, devices):
     ]
     with jax.set_mesh(mesh):
         bank, left_out = make_bank(batches, mesh)
-        similarity, found = jax.jit(nearest, static_argnums=2)(bank, unit_features(jnp.asarray(query)), 50)
+        similarity, found = jax.jit(nearest_rows, static_argnums=2)(
+            bank, unit_features(jnp.asarray(query)), 50
+        )
     assert left_out == 0
     is_kept = np.tile(mask, 4)
-    want = nearest(_bank(x[is_kept], label[is_kept]), unit_features(jnp.asarray(query)), 50)
+    want = nearest_rows(_bank(x[is_kept], label[is_kept]), unit_features(jnp.asarray(query)), 50)
     np.testing.assert_allclose(similarity, want[0], rtol=1e-5, atol=1e-6)
     assert (np.asarray(found) == np.asarray(want[1])).mean() > 0.999
 
@@ -85,7 +87,7 @@ def test_a_small_bank_and_features_that_are_not_finite():
     mesh = make_mesh(Mesh(), devices=jax.devices()[:1])
     bank, left_out = make_bank([(jnp.asarray(x), jnp.arange(6), jnp.arange(6) != 5)], mesh)
     assert left_out == 1
-    similarity, label = nearest(bank, unit_features(jnp.asarray(x[:1])), 200)
+    similarity, label = nearest_rows(bank, unit_features(jnp.asarray(x[:1])), 200)
     assert set(np.asarray(label)[0]) == {0, 1, 3, 4, -1}
     (found,) = votes(similarity, label, num_classes=6, numbers=[200])
     np.testing.assert_allclose(found.sum(), 1, rtol=1e-6)

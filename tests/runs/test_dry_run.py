@@ -59,7 +59,7 @@ def test_flops_are_those_of_the_plain_step(settings):
         with jax.set_mesh(prepared.mesh):
             batch = next(synthetic_batches(config.data, config.model))
             batch = to_device(batch, batch_sharding(prepared.mesh))
-            counts.append(dry_run.count_flops(config, prepared.durations, prepared.mesh, batch))
+            counts.append(dry_run.count_flops(prepared, batch))
     assert counts[0] == counts[1]
     # A matrix product takes 2 FLOPs forward and 4 backward for each token and weight.
     model = plain.model

@@ -35,7 +35,7 @@ def test_names_are_short_safe_and_distinct():
 def test_training_gets_the_config_of_the_point(make):
     common = {"data.mean": (0.25,), "optimizer.ema_decay": 0.5, "model.mlp": None, "data.also_eval": ("a b",)}
     work = make("steps=7", common)
-    sweep.check(work, work.runs)
+    sweep.check_sweep(work, work.runs)
     run = work.runs[3]
     assert (run.config.run.total_steps, run.config.data.mean) == (7, (0.25,))
     assert (run.config.model.positions, run.config.model.num_registers) == ("none", 2)
@@ -61,7 +61,7 @@ def test_bad_points_are_refused_before_anything_starts(make, config, before, aft
     assert before in text
     config.write_text(text.replace(before, after))
     with pytest.raises(ConfigError, match=message):
-        sweep.check(work := make(), work.runs)
+        sweep.check_sweep(work := make(), work.runs)
 
 
 def test_point_that_no_flag_can_say_is_refused(make, config):
@@ -69,7 +69,7 @@ def test_point_that_no_flag_can_say_is_refused(make, config):
     text = config.read_text().replace('name="digits"', 'name="digits", data_dir="somewhere"')
     config.write_text(text.replace('"run.seed": seed', '"run.seed": seed, "data.data_dir": None'))
     with pytest.raises(ConfigError, match=r"point 0 of .* has a setting that no flag can set"):
-        sweep.check(work := make(), work.runs)
+        sweep.check_sweep(work := make(), work.runs)
 
 
 def test_setting_of_the_sweep_cannot_be_given_for_all(make):

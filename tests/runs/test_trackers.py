@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from tests.fixtures.digits import make_config
+from vit_registers.config import to_dict
 from vit_registers.errors import ConfigError
 from vit_registers.runs import trackers
 from vit_registers.runs.trackers import Background, open_trackers, tracker_names
@@ -130,7 +131,7 @@ def _train_twice(run, name):
     """A run of two records, and the same run resumed after the first."""
     config = make_config(run={"writers": name})
     for start_step in (0, 1):
-        opened = open_trackers(config, run)
+        opened = open_trackers(config.run.writers, to_dict(config), run)
         with MetricWriter(run, start_step=start_step, use_tensorboard=False, trackers=opened) as writer:
             for step in range(start_step + 1, start_step + 3):
                 writer.write(step, {"train/loss": 1 / step, "cifar10:test[:50%]/top1": 0.5})

@@ -22,7 +22,7 @@ def test_a_page_of_a_notebook_has_text_code_output_and_pictures_in_order():
         cell("code", "f()", [*printed, picture, value]),
         cell("code", "silent()"),
     ]
-    assert docs_pages.markdown({"cells": cells}) == (
+    assert docs_pages.notebook_markdown({"cells": cells}) == (
         "# Title\n\n```python\nf()\n```\n\n```text\na\nb\n```\n\n"
         "![Output of the cell above](data:image/png;base64,QUJD)\n\n```text\n3\n```\n\n"
         "```python\nsilent()\n```\n"

@@ -58,7 +58,7 @@ def test_both_sides_deliver_all_images(root):
 @pytest.mark.slow
 def test_what_is_printed(root, capsys):
     args = types.SimpleNamespace(seconds=0.05, rounds=2, warmup=0.0)
-    bench_input.compare(bench_input.plain(root, args), args)
+    bench_input.compare_cases(bench_input.plain(root, args), args)
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("  ")[0] for line in lines if line[0] != " "]
     assert names == ["crop and flip"] * 2 + ["evaluation"] * 2

@@ -100,7 +100,7 @@ def test_goals_and_ratios_are_taken_within_rounds(small):
     missing = bench_step.goals(programs[:1], {"float32": 1e12}, num_devices=1)
     assert missing == {"timm": None, "peak": pytest.approx(0.4), "mask": None, "registers": None}
     assert bench_step.goals(programs[1:], {}, num_devices=1) == dict.fromkeys(bench_step.GOALS)
-    lines = bench_step.table(programs, {"float32": 1e12}, num_devices=1)
+    lines = bench_step.result_table(programs, {"float32": 1e12}, num_devices=1)
     assert len(lines) == 6 and "200.0" in lines[1] and "0.400" in lines[1] and " 0.980" in lines[2]
 
 
@@ -108,7 +108,7 @@ def test_goals_and_ratios_are_taken_within_rounds(small):
 def test_what_is_timed_trains(small):
     mesh = make_mesh(small.mesh, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        program = bench_programs.prepare(bench_programs.Variant("train", "train", small), mesh)
+        program = bench_programs.prepare_program(bench_programs.Variant("train", "train", small), mesh)
         metrics = [jax.device_get(program.call()) for _ in range(3)]
         assert program.rate(0.01) > 0 and program.memory.endswith("compiled")
     assert set(metrics[0]) >= {"loss", "grad_norm", "learning_rate"}  # of the run's own train step

@@ -50,7 +50,7 @@ def names(model: ViT) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for experiment in able for name in experiment.features))
 
 
-def extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
+def time_extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
     """Seconds to extract the features of the first `number` images, decoding included."""
     store = Store(folder, "bench", {"num_images": number})
     mesh = make_mesh(cfg.mesh)
@@ -104,14 +104,14 @@ def main() -> None:
     model = ViT(cfg.model, rngs=nnx.Rngs(0))
     with tempfile.TemporaryDirectory() as folder:
         if args.only:
-            extract(cfg, model, Path(folder), args.only)
+            time_extract(cfg, model, Path(folder), args.only)
             print(peak_mib())
             return
         forward(cfg, model, BATCH)
         ratios = []
         for i in range(args.rounds):
             bare = forward(cfg, model, args.timed)
-            own = extract(cfg, model, Path(folder) / str(i), args.timed)
+            own = time_extract(cfg, model, Path(folder) / str(i), args.timed)
             ratios.append(bare / own)
             speeds = f"bare {args.timed / bare:6.1f}/s   features {args.timed / own:6.1f}/s"
             print(f"{speeds}   ratio {ratios[-1]:.2f}", flush=True)

@@ -224,7 +224,7 @@ def of_recipes(root: Path, args: argparse.Namespace) -> Iterator[Case]:
         yield Case(name, bare_train(root, crop), own_train(root, data.train_ops), args.warmup)
 
 
-def compare(cases: Iterator[Case], args: argparse.Namespace) -> None:
+def compare_cases(cases: Iterator[Case], args: argparse.Namespace) -> None:
     """Prints the speed of each case, measured in turn with its bare decoding, and their ratios."""
     cores = len(os.sched_getaffinity(0))
     pause = min(args.warmup, 1.0)  # in which the other side fills its buffers and becomes idle
@@ -308,9 +308,9 @@ def main() -> None:
         if "memory" in wanted:  # first, before anything else runs in this process
             memory(root, args.number)
         if "plain" in wanted:
-            compare(plain(root, args), args)
+            compare_cases(plain(root, args), args)
         if "recipes" in wanted:
-            compare(of_recipes(root, args), args)
+            compare_cases(of_recipes(root, args), args)
         if "profile" in wanted:
             profile(root, args)
 

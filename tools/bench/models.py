@@ -226,7 +226,7 @@ def timm_step(args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[],
     return run, torch.cuda.synchronize if has_gpu else lambda: None, about
 
 
-def serve(args: argparse.Namespace) -> None:
+def serve_peers(args: argparse.Namespace) -> None:
     """Answers the lines of standard input until its end."""
     try:
         step, wait, about = timm_step(args)
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--mlp_ratio", type=float, default=4.0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--compile_mode", default="default", help="mode of torch.compile, or off")
-    serve(parser.parse_args())
+    serve_peers(parser.parse_args())
 
 
 if __name__ == "__main__":

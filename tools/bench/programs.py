@@ -64,7 +64,7 @@ def flops_per_image(model: Model, step: str) -> float:
     return forward * (1 if step == "forward" else 3)
 
 
-def prepare(variant: Variant, mesh: jax.sharding.Mesh) -> Program:
+def prepare_program(variant: Variant, mesh: jax.sharding.Mesh) -> Program:
     """The variant, compiled and run twice. Raises any error that prevents it from running here."""
     config = variant.config
     held = _device_memory("bytes_in_use")

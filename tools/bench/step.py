@@ -32,7 +32,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tools.bench import models as bench_models
-from tools.bench.programs import Other, Program, Variant, flops_per_image, matmul_peak, prepare
+from tools.bench.programs import Other, Program, Variant, flops_per_image, matmul_peak, prepare_program
 from vit_registers import cli
 from vit_registers.config import Config, Data, Model, to_config_dict
 from vit_registers.errors import ConfigError
@@ -135,7 +135,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
 
 
-def start(
+def start_programs(
     base: Config, choices: Choices, mesh: jax.sharding.Mesh, stack: contextlib.ExitStack
 ) -> Iterator[Program | Other]:
     """The programs that run here, compiled, and a printed line for each other. Raises if --config fails."""
@@ -145,7 +145,7 @@ def start(
         if model.attention in failed:
             continue
         try:
-            yield prepare(variant, mesh)
+            yield prepare_program(variant, mesh)
         except Exception as error:
             if i == 0:
                 raise
@@ -154,7 +154,7 @@ def start(
                 failed.add(model.attention)
     if "flax" in choices.compare:
         try:
-            yield prepare(Variant("flax", "train flax", base), mesh)
+            yield prepare_program(Variant("flax", "train flax", base), mesh)
         except Exception as error:
             print(f"cannot run here: flax: {_reason(error)}", flush=True)
     for step in choices.steps if "timm" in choices.compare else ():
@@ -200,7 +200,7 @@ def goals(programs: list[Program | Other], peaks: dict[str, float], num_devices:
     return {name: share if name == "peak" else found[name] for name in GOALS}
 
 
-def table(programs: list[Program | Other], peaks: dict[str, float], num_devices: int) -> list[str]:
+def result_table(programs: list[Program | Other], peaks: dict[str, float], num_devices: int) -> list[str]:
     """The lines of the table; ratios are to the step of the config of the same kind."""
     width = max(len(program.name) for program in programs)
     lines = [f"{'':{width}}  images/s  +- %   TFLOP/s  of peak  ratio   GiB per device"]
@@ -250,7 +250,7 @@ def main() -> None:
     print(f"{machine()}; batch {base.data.batch_size}; {choices.rounds} rounds of {seconds} s", flush=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        programs = list(start(base, choices, mesh, stack))
+        programs = list(start_programs(base, choices, mesh, stack))
         peaks = {}
         for dtype in sorted({program.config.model.dtype for program in programs}):
             sizes = (512, 1024) if is_cpu else (4096, 8192, 16384)
@@ -259,7 +259,7 @@ def main() -> None:
         for _ in range(choices.rounds):
             for program in programs:
                 program.rates.append(program.rate(seconds))
-    print("\n".join(table(programs, peaks, num_devices)))
+    print("\n".join(result_table(programs, peaks, num_devices)))
     reached = goals(programs, peaks, num_devices)
     print(f"goals for one H200 with the default config (this is {machine()}):")
     for name, (what, least) in GOALS.items():

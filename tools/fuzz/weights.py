@@ -82,7 +82,7 @@ def write_reference(path: Path) -> None:
     targets.write(exported, str(path), np.float32, Data())
 
 
-def edit(source: Path, target: Path, rng: random.Random) -> str:
+def edit_weights(source: Path, target: Path, rng: random.Random) -> str:
     """Writes an edited copy and returns a description."""
     tensors = load_file(source)
     kind = rng.choice((*EDITS, *BYTES))
@@ -116,7 +116,7 @@ def check(source: Path, folder: Path, seed: int, read_lines: Callable[[], str]) 
     `read_lines` returns the lines printed since its last call.
     """
     target = folder / "edited.safetensors"
-    done = edit(source, target, random.Random(seed))
+    done = edit_weights(source, target, random.Random(seed))
     expected = answers(source)
     usual = read_lines().replace(str(source), "")
     try:

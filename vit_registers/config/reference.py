@@ -107,7 +107,7 @@ def plain_text() -> str:
     return "\n".join(lines)
 
 
-def markdown() -> str:
+def settings_markdown() -> str:
     """The reference as a page of the documentation."""
     lines = [
         "# Settings",

@@ -15,7 +15,7 @@ from vit_registers.evaluation.neighbours import (
     MOST_NEIGHBOURS,
     Bank,
     make_bank,
-    nearest,
+    nearest_rows,
     unit_features,
     votes,
 )
@@ -70,7 +70,7 @@ def _compiled(model: Model, data: Data, mesh: jax.sharding.Mesh, num_classes: in
     def count(bank: Bank, cls_BxD: jax.Array, label_B: jax.Array, mask_B: jax.Array) -> dict[str, jax.Array]:
         query_BxD = unit_features(cls_BxD)
         is_finite_B = jnp.isfinite(query_BxD).all(axis=-1)
-        similarity_BxJ, found_BxJ = nearest(bank, jnp.nan_to_num(query_BxD), MOST_NEIGHBOURS)
+        similarity_BxJ, found_BxJ = nearest_rows(bank, jnp.nan_to_num(query_BxD), MOST_NEIGHBOURS)
         each = votes(similarity_BxJ, found_BxJ, num_classes=num_classes, numbers=NEIGHBOURS)
         right = {
             f"top1_k{k}": (mask_B & is_finite_B & (votes_BxY.argmax(axis=-1) == label_B)).sum()

@@ -59,7 +59,7 @@ def make_bank(
     return Bank(join(list(x)), join(list(label))), int(sum(map(int, jax.device_get(list(left_out)))))
 
 
-def nearest(bank: Bank, query_QxD: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+def nearest_rows(bank: Bank, query_QxD: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
     """(similarities, labels), both QxJ, of the `number` nearest rows of the bank, the nearest first.
 
     `query_QxD` are unit vectors. Each shard selects its own nearest rows, and only these are compared over

@@ -134,7 +134,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 f"{self._run} holds converted weights ({meta['origin']}), which cannot be resumed: "
                 f"start a run in another --workdir, with --config.init_from.path={self._run}"
             )
-        check_same_config(meta["config"], self._config, self._run)
+        check_same_config(meta["config"], config_lib.to_dict(self._config), self._run)
         check_same_data(trained_on(meta), self._data, self._run)
         say_changed_attention(meta.get("attention"), self._attention, self._run)
         skipped = meta.get("skipped", {"total": 0, "in_a_row": 0})  # early checkpoints lack it

@@ -12,18 +12,21 @@ from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.status import say
 
 
-def check_same_config(saved: dict[str, Any], now: config_lib.Config, run: str) -> None:
-    """Raises ConfigError, which names the differing settings, if a run folder has another config."""
+def check_same_config(saved: dict[str, Any], now: dict[str, Any], run: str) -> None:
+    """Raises ConfigError, which names the differing settings, if a run folder has another config.
+
+    Both are results of config.to_dict(); `saved` may be of an earlier version.
+    """
     free = config_lib.may_change(config_lib.RESUME)
     # from_saved gives settings that are newer than the run their defaults on both sides.
-    saved_config = config_lib.from_saved(saved)
-    there, here = (config_lib.flatten(config_lib.to_dict(c)) for c in (saved_config, now))
+    saved_config, now_config = config_lib.from_saved(saved), config_lib.from_saved(now)
+    there, here = (config_lib.flatten(config_lib.to_dict(c)) for c in (saved_config, now_config))
     differing = [
         f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key)
         and key not in free
-        and not (key == "model.mask" and is_same_mask(saved_config.model, now.model))
+        and not (key == "model.mask" and is_same_mask(saved_config.model, now_config.model))
     ]
     if differing:
         raise ConfigError(

@@ -3,17 +3,15 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from vit_registers.config import Config
 from vit_registers.data.batch import Batch
-from vit_registers.data.loaders import EvalSplit, Loader
 from vit_registers.models.vit import token_layout
+from vit_registers.runs.prepared import Prepared
 from vit_registers.status import waiting
-from vit_registers.training.durations import Durations
 from vit_registers.training.memory import available_bytes
 from vit_registers.training.setup import Setup, set_up
 from vit_registers.training.sharding import batch_sharding
@@ -22,49 +20,43 @@ _BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def describe_run(
-    config: Config,
-    setup: Setup,
-    durations: Durations,
-    loader: Loader,
-    splits: Mapping[str, EvalSplit],
-    mesh: jax.sharding.Mesh,
-) -> Iterator[str]:
+def describe_run(prepared: Prepared) -> Iterator[str]:
     """The lines of the description. Reads the first batch and compiles the train step. Use it under the mesh.
 
     FLOPs are those of the unoptimised step with the attention back end "xla" and nothing recomputed; memory
     is that of the compiled step.
     """
-    yield f"model      {_model_text(config, setup)}"
-    yield f"data       {_data_text(config, loader, splits)}"
-    yield f"length     {_length_text(config, durations)}"
-    yield f"devices    {_devices_text(config, mesh)}"
+    mesh, loader, size = prepared.mesh, prepared.loader, prepared.computed.data.batch_size
+    yield f"model      {_model_text(prepared)}"
+    yield f"data       {_data_text(prepared)}"
+    yield f"length     {_length_text(prepared)}"
+    yield f"devices    {_devices_text(prepared)}"
     started = time.monotonic()
     batch = next(iter(loader.train_batches(0, batch_sharding(mesh))))
     jax.block_until_ready(batch)
     shapes = ", ".join(f"{'x'.join(map(str, view.shape))}" for view in batch.views.values())
     yield f"batch      {shapes}, read in {time.monotonic() - started:.1f} s"
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
-    flops = count_flops(config, durations, mesh, abstract)
-    size = config.data.batch_size
+    flops = count_flops(prepared, abstract)
     if flops is not None:
         each = _scaled(flops / size)
         yield f"FLOPs      {_scaled(flops)} for a step, {each} for an image, forward and backward"
-    yield from _step_lines(setup, abstract, mesh)
+    yield from _step_lines(prepared.setup, abstract, mesh)
 
 
-def count_flops(config: Config, durations: Durations, mesh: jax.sharding.Mesh, batch: Batch) -> float | None:
+def count_flops(prepared: Prepared, batch: Batch) -> float | None:
     """The FLOPs of a train step on a batch, by XLA's count of the unoptimised step, for all devices.
 
     XLA counts the body of a loop once and sees nothing of kernels, so the step is traced without them. None
     if the platform does not count FLOPs.
     """
+    config = prepared.computed
     plain = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, use_scan=False, attention="xla", remat="none"),
         optimizer=dataclasses.replace(config.optimizer, accumulation_steps=1),
     )
-    costs = _lower(set_up(plain, durations, mesh), batch).cost_analysis()
+    costs = _lower(set_up(plain, prepared.durations, prepared.mesh), batch).cost_analysis()
     return None if costs is None else float(costs["flops"])
 
 
@@ -95,25 +87,27 @@ def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def _model_text(config: Config, setup: Setup) -> str:
-    leaves = jax.tree.leaves(setup.abstract.params)
-    layout = token_layout(config.model)
+def _model_text(prepared: Prepared) -> str:
+    leaves = jax.tree.leaves(prepared.setup.abstract.params)
+    layout = token_layout(prepared.computed.model)
     groups = ", ".join(f"{where.stop - where.start} {name}" for name, where in layout.groups.items())
     count = sum(leaf.size for leaf in leaves)
     return f"{count:,} parameters in {len(leaves)} tensors; {layout.num_tokens} tokens: {groups}"
 
 
-def _data_text(config: Config, loader: Loader, splits: Mapping[str, EvalSplit]) -> str:
-    train = config.data.train_split
+def _data_text(prepared: Prepared) -> str:
+    loader, train = prepared.loader, prepared.computed.data.train_split
     number = loader.num_examples(train)
-    others = [f"{one.loader.num_examples(one.split):,} in '{name}'" for name, one in splits.items()]
+    splits = prepared.splits.items()
+    others = [f"{one.loader.num_examples(one.split):,} in '{name}'" for name, one in splits]
     return (
         f"{loader.name}: {number:,} images in '{train}' to train on; to evaluate {', '.join(others)}; "
         f"{loader.num_classes} classes"
     )
 
 
-def _length_text(config: Config, durations: Durations) -> str:
+def _length_text(prepared: Prepared) -> str:
+    config, durations = prepared.computed, prepared.durations
     total, per_epoch = durations.total_steps, durations.steps_per_epoch
     evaluations = len(durations.evaluations_until(total))
     return (
@@ -123,10 +117,11 @@ def _length_text(config: Config, durations: Durations) -> str:
     )
 
 
-def _devices_text(config: Config, mesh: jax.sharding.Mesh) -> str:
+def _devices_text(prepared: Prepared) -> str:
+    mesh, model = prepared.mesh, prepared.computed.model
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
-    return f"{mesh.size} x {kind} ({axes}); attention {config.model.attention}, {config.model.dtype}"
+    return f"{mesh.size} x {kind} ({axes}); attention {model.attention}, {model.dtype}"
 
 
 def _scaled(number: float) -> str:

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import jax
 
-from vit_registers.config import Config
+from vit_registers.config import Config, Data
 from vit_registers.data.batch import Training
 from vit_registers.data.loaders import EvalSplit, Loader, open_also_eval, open_data
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
+from vit_registers.objectives.base import Objective
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runtime import rendezvous
@@ -38,8 +39,13 @@ def prepare(config: Config) -> Prepared:
     """Opens the data and builds the train step. Raises ConfigError or DataError; writes nothing."""
     mesh = make_mesh(config.mesh)
     sharding.check_divisible(config.model, config.data, config.optimizer, mesh)
+    objective = make_objective(config)
+    objective.check()
     with waiting("opening the data", is_quiet=jax.process_index() != 0):
-        loader, splits, data = _open_splits(config)
+        loader = open_data(config, Training(objective.views, objective.host_targets))
+        others = open_also_eval(config, loader)
+        data = _check_data(loader, config.data, config.model.mask, objective)
+    splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
     model, obstacle = agree_on_attention(config.model)
     if obstacle is not None:
         say(f"model.attention='auto' is {model.attention}: {obstacle}")
@@ -49,28 +55,21 @@ def prepare(config: Config) -> Prepared:
     return Prepared(mesh, loader, splits, data, computed, durations, set_up(computed, durations, mesh))
 
 
-def _open_splits(config: Config) -> tuple[Loader, dict[str, EvalSplit], TrainedOn]:
-    """(loader, splits to evaluate with data.eval_split first, description of the training data).
+def _check_data(loader: Loader, data: Data, mask: str, objective: Objective) -> TrainedOn:
+    """The description of the training data.
 
     Raises ConfigError or DataError for a split that is missing or empty, or if the processes of a job have
-    different data.
+    different data or masks.
     """
-    objective = make_objective(config)
-    objective.check()
-    loader = open_data(config, Training(objective.views, objective.host_targets))
-    others = open_also_eval(config, loader)
-    loader.num_examples(config.data.eval_split)
-    number = loader.num_examples(config.data.train_split)
-    if number < config.data.batch_size and not objective.is_additive:
+    loader.num_examples(data.eval_split)
+    number = loader.num_examples(data.train_split)
+    if number < data.batch_size and not objective.is_additive:
         raise ConfigError(
-            f"data.batch_size={config.data.batch_size} is more than the {number:,} training examples: "
-            f"objective.name='{config.objective.name}' compares the images of a batch, so all must differ"
+            f"data.batch_size={data.batch_size} is more than the {number:,} training examples: "
+            "the objective compares the images of a batch, so all must differ"
         )
     names = loader.class_names
     digest = text_digest("\n".join(names))[:8]
     classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
-    rendezvous.require_same(
-        {"classes of the data": classes, "training examples": number, "model.mask": config.model.mask}
-    )
-    splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
-    return loader, splits, TrainedOn(class_names=names, num_examples=number)
+    rendezvous.require_same({"classes of the data": classes, "training examples": number, "model.mask": mask})
+    return TrainedOn(class_names=names, num_examples=number)

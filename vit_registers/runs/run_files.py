@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from vit_registers import config as config_lib
-from vit_registers.config import Config
+from vit_registers.config import Model
 from vit_registers.errors import TrainingError
 from vit_registers.runs import results
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.metrics_log import FILE, read_records
-from vit_registers.runs.trackers import open_trackers
+from vit_registers.runs.trackers import Background
 from vit_registers.runs.writers import MetricWriter, write_parameter_overview
 from vit_registers.status import say
 from vit_registers.strict_json import write_json
@@ -20,13 +19,18 @@ from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState
 
 
-def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -> None:
-    """Writes config.json, parameters.txt and the mask's file. Raises TrainingError if a write fails."""
+def write_about(
+    settings: dict[str, Any], model: Model, setup: Setup, run: Path, *, is_finished: bool
+) -> None:
+    """Writes `settings` as config.json, parameters.txt and the mask's file.
+
+    Raises TrainingError if a write fails.
+    """
     try:
         if not is_finished:
             (run / results.FILE).unlink(missing_ok=True)  # its checkpoints were removed
-        write_json(run / "config.json", config_lib.to_dict(config))
-        write_mask_file(config.model, run)
+        write_json(run / "config.json", settings)
+        write_mask_file(model, run)
         write_parameter_overview(setup.abstract.params, run / "parameters.txt")
     except OSError as error:
         path = error.filename2 or error.filename or run
@@ -34,9 +38,15 @@ def write_about(config: Config, setup: Setup, run: Path, *, is_finished: bool) -
 
 
 def open_writer(
-    config: Config, run: Path, checkpoints: Checkpoints, durations: Durations, evaluators: list[str]
+    run: Path,
+    checkpoints: Checkpoints,
+    durations: Durations,
+    evaluators: list[str],
+    *,
+    use_tensorboard: bool,
+    trackers: list[Background],
 ) -> MetricWriter:
-    """The writer of RUN/metrics.jsonl.
+    """The writer of RUN/metrics.jsonl, of TensorBoard's files and of the trackers.
 
     If the file lacks evaluations up to the restored step, those that checkpoints store are added. A line
     names their steps, and the steps of those that are lost.
@@ -56,9 +66,9 @@ def open_writer(
     return MetricWriter(
         run,
         start_step=step,
-        use_tensorboard=config.run.use_tensorboard,
+        use_tensorboard=use_tensorboard,
         restored=restored,
-        trackers=open_trackers(config, run),
+        trackers=trackers,
     )
 
 

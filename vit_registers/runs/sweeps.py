@@ -64,7 +64,7 @@ class Sweep:
 
     def call(self, name: str, default: Any) -> Any:
         """The result of a function of the config file; `default` if the file lacks it."""
-        return call(self.module, name, self.arg) if hasattr(self.module, name) else default
+        return call_card(self.module, name, self.arg) if hasattr(self.module, name) else default
 
 
 def short_keys(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -98,7 +98,7 @@ def run_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def call(module: ModuleType, name: str, arg: str | None) -> Any:
+def call_card(module: ModuleType, name: str, arg: str | None) -> Any:
     """The result of a function of a config file. Raises ConfigError if it is missing or takes no `arg`."""
     function = getattr(module, name, None)
     if function is None:
@@ -130,7 +130,7 @@ def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Pa
     """
     path, colon, text = config.partition(":")
     module, arg = load_module(str(find_config(path))), text if colon else None
-    points = [dict(point) for point in call(module, "sweep", arg)]
+    points = [dict(point) for point in call_card(module, "sweep", arg)]
     if not points:
         raise ConfigError(f"{config}: sweep() yields no point")
     for key in common:
@@ -154,9 +154,10 @@ def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Pa
     return Sweep(config=config, arg=arg, module=module, base=base, runs=tuple(runs))
 
 
-def read_sweep(base: Config) -> Sweep:
-    """The sweep of the flags --config and --workdir; `base` is the config of --config."""
+def read_sweep() -> Sweep:
+    """The sweep of the flags --config and --workdir. Raises ConfigError."""
     defined = flags.FLAGS["config"]
+    base = flag.read_flag(defined)
     common = config_flags.get_override_values(defined)
     workdir = Path(flags.FLAGS.workdir).expanduser()
     return make_sweep(config_flags.get_config_filename(defined), base, common, workdir)
@@ -170,7 +171,7 @@ def read_result(run: SweepRun) -> dict[str, Any] | None:
     result, saved = read_json_object(run.folder / FILE), read_json_object(run.folder / "config.json")
     # A run without checkpoints may start again with another config.
     if saved is not None and (result is not None or list_steps(str(run.folder))):
-        check_same_config(saved, run.config, str(run.folder))
+        check_same_config(saved, to_dict(run.config), str(run.folder))
     return None if saved is None else result
 
 

@@ -21,8 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from vit_registers import config as config_lib
-from vit_registers.config import Config, lookup
+from vit_registers.config import flatten, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.status import say
 from vit_registers.strict_json import write_json
@@ -32,6 +31,8 @@ PROJECT = "vit_registers"  # unless the variables of the trackers name another o
 _MOST_WAITING = 10_000  # records
 _CLOSE_S = 60.0
 _writing = threading.Lock()  # of FILE
+
+Settings = Mapping[str, Any]  # of config.to_dict()
 
 
 class Tracker(Protocol):
@@ -99,7 +100,7 @@ class Background:
 
 
 class _Wandb:
-    def __init__(self, config: Config, run: Path):
+    def __init__(self, settings: Settings, run: Path):
         wandb = importlib.import_module("wandb")
         known = _known(run).get("wandb") or secrets.token_hex(4)
         _remember(run, "wandb", known)
@@ -109,7 +110,7 @@ class _Wandb:
             id=known,
             resume="allow",
             dir=str(run),
-            config=config_lib.to_dict(config),
+            config=dict(settings),
             settings=wandb.Settings(silent=True, console="off"),
         )
         # wandb's own steps must not decrease, as those of a resumed run may.
@@ -123,7 +124,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    def __init__(self, config: Config, run: Path):
+    def __init__(self, settings: Settings, run: Path):
         # Of a server that does not answer. MLflow's own values add up to minutes for each record.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -133,7 +134,7 @@ class _Mlflow:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._entities, self._client = importlib.import_module("mlflow.entities"), mlflow.MlflowClient()
         known = _known(run).get("mlflow")
-        self._id = self._resume(known) or self._create(config, run)
+        self._id = self._resume(known) or self._create(settings, run)
         _remember(run, "mlflow", self._id)
 
     def _resume(self, known: str | None) -> str | None:
@@ -143,13 +144,13 @@ class _Mlflow:
                 return known
         return None
 
-    def _create(self, config: Config, run: Path) -> str:
+    def _create(self, settings: Settings, run: Path) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
         number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
         created = self._client.create_run(number, run_name=run.name).info.run_id
-        flat = config_lib.flatten(config_lib.to_dict(config))
-        params = [self._entities.Param(key, str(value)[:500]) for key, value in flat.items()]
+        flat = flatten(settings).items()
+        params = [self._entities.Param(key, str(value)[:500]) for key, value in flat]
         for start in range(0, len(params), 100):  # the most of a request
             self._client.log_batch(created, params=params[start : start + 100])
         return created
@@ -167,7 +168,7 @@ class _Mlflow:
         self._client.set_terminated(self._id, "FAILED" if is_failed else "FINISHED")
 
 
-TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlflow}
+TRACKERS: dict[str, Callable[[Settings, Path], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlflow}
 
 
 def tracker_names(writers: str) -> list[str]:
@@ -198,11 +199,14 @@ def _check_login(writers: str) -> None:
     )
 
 
-def open_trackers(config: Config, run: Path) -> list[Background]:
-    """The trackers of run.writers, which open their runs in threads. Raises as `tracker_names` does."""
+def open_trackers(writers: str, settings: Settings, run: Path) -> list[Background]:
+    """The trackers of run.writers, which open their runs in threads and record `settings`.
+
+    Raises as `tracker_names` does.
+    """
     return [
-        Background(name, lambda open_tracker=TRACKERS[name]: open_tracker(config, run))
-        for name in tracker_names(config.run.writers)
+        Background(name, lambda open_tracker=TRACKERS[name]: open_tracker(settings, run))
+        for name in tracker_names(writers)
     ]
 
 

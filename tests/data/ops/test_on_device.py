@@ -47,9 +47,11 @@ def test_enhancements(image, ours, theirs, factor):
 
 
 def test_gray_solarize_and_grayscale(image):
-    np.testing.assert_array_equal(color.gray(image)[..., 0], np.asarray(pil(image).convert("L")))
-    np.testing.assert_array_equal(color.solarize(image), np.asarray(ImageOps.solarize(pil(image), 128)))
-    np.testing.assert_array_equal(color.grayscale(image), np.asarray(pil(image).convert("L").convert("RGB")))
+    np.testing.assert_array_equal(color.gray_level(image)[..., 0], np.asarray(pil(image).convert("L")))
+    np.testing.assert_array_equal(color.solarized(image), np.asarray(ImageOps.solarize(pil(image), 128)))
+    np.testing.assert_array_equal(
+        color.to_grayscale(image), np.asarray(pil(image).convert("L").convert("RGB"))
+    )
 
 
 def adjusted_hue(image, shift):
@@ -87,9 +89,9 @@ def test_blur(image, sigma):
     want = image.astype(np.float64)
     for axis in (0, 1):
         want = scipy.correlate1d(want, weight, axis=axis, mode="mirror")
-    assert_levels(jax.jit(color.blur)(image, sigma), np.round(want), most=1, share=1e-3)
+    assert_levels(jax.jit(color.gaussian_blurred)(image, sigma), np.round(want), most=1, share=1e-3)
     if sigma == 0.1:
-        np.testing.assert_array_equal(color.blur(image, sigma), image)
+        np.testing.assert_array_equal(color.gaussian_blurred(image, sigma), image)
 
 
 @pytest.mark.parametrize("kernel", crops.KERNELS)
@@ -124,12 +126,12 @@ def test_realised_areas(areas, mean, quantiles):
 
 def test_jitter_of_gray_images_and_its_orders(image):
     strength = (0.4, 0.4, 0.2, 0.1)
-    found = jax.vmap(lambda key: color.jitter(jnp.asarray(image), key, strength))(
+    found = jax.vmap(lambda key: color.jittered(jnp.asarray(image), key, strength))(
         jax.random.split(jax.random.key(0), 8)
     )
     assert len({np.asarray(one).tobytes() for one in found}) == 8
     assert found.dtype == jnp.uint8
-    same = color.jitter(jnp.asarray(image), jax.random.key(0), (0.0, 0.0, 0.0, 0.0))
+    same = color.jittered(jnp.asarray(image), jax.random.key(0), (0.0, 0.0, 0.0, 0.0))
     assert_levels(same, adjusted_hue(image, 0.0), most=6, share=5e-3)
     gray = jnp.asarray(image[..., :1])
-    assert color.jitter(gray, jax.random.key(0), strength).shape == gray.shape
+    assert color.jittered(gray, jax.random.key(0), strength).shape == gray.shape

@@ -99,7 +99,7 @@ def test_blur_of_small_images(size):
 def test_single_changes_are_exactly_pils(images, jit, which):
     """At random factors, as in training, and at short decimals, where factor * (level - flat level) is whole
     but for its rounding: were it rounded together with the sum that follows, a level would be lost."""
-    jitter = jit(three_augment.jitter)
+    jitter = jit(three_augment.jitter_pixels)
     rng = np.random.default_rng(which)
     order_3 = np.roll(np.arange(3, dtype=np.int32), -which)
     for factor in [*rng.uniform(0.7, 1.3, 3), 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]:
@@ -112,7 +112,7 @@ def test_single_changes_are_exactly_pils(images, jit, which):
 
 
 def test_the_whole_jitter_is_pils_in_every_order(images, jit):
-    jitter = jit(three_augment.jitter)
+    jitter = jit(three_augment.jitter_pixels)
     rng = np.random.default_rng(0)
     for order_3 in three_augment._ORDERS:
         for image in images:
@@ -166,7 +166,7 @@ def test_the_three_are_equally_likely():
 def test_factors_are_uniform_and_the_orders_equally_likely(monkeypatch):
     monkeypatch.setattr(
         three_augment,
-        "jitter",
+        "jitter_pixels",
         lambda image, factor_3, order_3: image + tf.concat([factor_3, tf.cast(order_3, tf.float32)], 0),
     )
     op = three_augment.color_jitter(TARGET, 0.3, 0.4, 1.5)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.edited_models import BASE, change, outputs_of, run_unedited
 from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
-from vit_registers.analysis.features.interventions import Intervention, remove
+from vit_registers.analysis.features.interventions import Intervention, replace_tokens
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, pictures_by_model
@@ -33,7 +33,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     for block, instead, what in itertools.product(blocks.tolist(), ("zero", "mean patch"), chosen):
         values = {"block": np.int32(block), "use_mean": np.bool_(instead != "zero")}
         is_chosen = {"is_chosen_BxP": chosen[what]}
-        intervention = Intervention(name="remove", edits=remove, values=values, rows=is_chosen)
+        intervention = Intervention(name="remove", edits=replace_tokens, values=values, rows=is_chosen)
         found = change(subject, before, subject.rerun(intervention, names, options.num_edited), images)
         rows.append((block + 1, what, instead, *found.cells()))
         height = found.agreement if found.cls_cosine is None else found.cls_cosine

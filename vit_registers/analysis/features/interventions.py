@@ -58,7 +58,7 @@ def nothing(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
 NO_INTERVENTION = Intervention(name="nothing", edits=nothing, values={}, rows={})
 
 
-def remove(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
+def replace_tokens(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
     """Removes patches from the input of a block, or, with block = depth, of the final norm.
 
     values: `block`; `use_mean`, whether they become the mean of the image's other patches, else zero.

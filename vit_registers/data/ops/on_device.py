@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_registers.config import lookup
-from vit_registers.data.ops.on_device_color import blur, grayscale, jitter, solarize
+from vit_registers.data.ops.on_device_color import gaussian_blurred, jittered, solarized, to_grayscale
 from vit_registers.data.ops.on_device_crops import random_box, resized_part
 from vit_registers.data.ops.strings import (
     Target,
@@ -103,12 +103,12 @@ def _jitter(
     strength = (brightness, contrast, saturation, hue)
     check_jitter(strength)
     check_probability("jitter", p)
-    return _each(lambda image_HxWxC, key: jitter(image_HxWxC, key, strength), p)
+    return _each(lambda image_HxWxC, key: jittered(image_HxWxC, key, strength), p)
 
 
 def _grayscale(target: Target, p: float = 1.0) -> BatchOp:
     check_probability("grayscale", p)
-    return _each(lambda image_HxWxC, key: grayscale(image_HxWxC), p)
+    return _each(lambda image_HxWxC, key: to_grayscale(image_HxWxC), p)
 
 
 def _blur(target: Target, p: float = 1.0, sigma_min: float = 0.1, sigma_max: float = 2.0) -> BatchOp:
@@ -117,14 +117,14 @@ def _blur(target: Target, p: float = 1.0, sigma_min: float = 0.1, sigma_max: flo
     check_sigmas(sigma_min, sigma_max, target)
 
     def one(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        return blur(image_HxWxC, jax.random.uniform(key, (), minval=sigma_min, maxval=sigma_max))
+        return gaussian_blurred(image_HxWxC, jax.random.uniform(key, (), minval=sigma_min, maxval=sigma_max))
 
     return _each(one, p)
 
 
 def _solarize(target: Target, p: float = 1.0, threshold: int = 128) -> BatchOp:
     check_probability("solarize", p)
-    return _each(lambda image_HxWxC, key: solarize(image_HxWxC, threshold), p)
+    return _each(lambda image_HxWxC, key: solarized(image_HxWxC, threshold), p)
 
 
 def _each(one: Callable[[jax.Array, jax.Array], jax.Array], p: float = 1.0) -> BatchOp:

@@ -16,7 +16,7 @@ _ORDERS = np.array(
 BLUR_TAPS = np.arange(-4, 5)  # a kernel of 9 x 9
 
 
-def blend(first: jax.Array, second: jax.Array, factor: jax.Array) -> jax.Array:
+def blended(first: jax.Array, second: jax.Array, factor: jax.Array) -> jax.Array:
     """first + factor * (second - first) in float32, clipped to [0, 255] and truncated: PIL's Image.blend."""
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     # The minimum keeps XLA from contracting a * b + c to one rounding, where PIL has two.
@@ -24,7 +24,7 @@ def blend(first: jax.Array, second: jax.Array, factor: jax.Array) -> jax.Array:
     return jnp.clip(first + change, 0.0, 255.0).astype(jnp.uint8)
 
 
-def gray(image_HxWx3: jax.Array) -> jax.Array:
+def gray_level(image_HxWx3: jax.Array) -> jax.Array:
     """gray_HxWx1, uint8: PIL's mode L, 0.299 r + 0.587 g + 0.114 b in 16-bit integers, rounded."""
     weight_3 = jnp.array([19595, 38470, 7471], jnp.int32)
     total_HxW = (image_HxWx3.astype(jnp.int32) * weight_3[None, None]).sum(axis=-1)
@@ -33,21 +33,21 @@ def gray(image_HxWx3: jax.Array) -> jax.Array:
 
 def brightness(image_HxWxC: jax.Array, factor: jax.Array) -> jax.Array:
     """A blend with black."""
-    return blend(jnp.zeros_like(image_HxWxC), image_HxWxC, factor)
+    return blended(jnp.zeros_like(image_HxWxC), image_HxWxC, factor)
 
 
 def contrast(image_HxWxC: jax.Array, factor: jax.Array) -> jax.Array:
     """A blend with the mean of the gray image, rounded."""
-    gray_HxWx1 = gray(image_HxWxC) if image_HxWxC.shape[-1] == 3 else image_HxWxC
+    gray_HxWx1 = gray_level(image_HxWxC) if image_HxWxC.shape[-1] == 3 else image_HxWxC
     mean = jnp.floor(gray_HxWx1.astype(jnp.float32).mean() + 0.5)
-    return blend(jnp.full(image_HxWxC.shape, mean), image_HxWxC, factor)
+    return blended(jnp.full(image_HxWxC.shape, mean), image_HxWxC, factor)
 
 
 def saturation(image_HxWxC: jax.Array, factor: jax.Array) -> jax.Array:
     """A blend with the gray image; a gray image does not change."""
     if image_HxWxC.shape[-1] != 3:
         return image_HxWxC
-    return blend(jnp.broadcast_to(gray(image_HxWxC), image_HxWxC.shape), image_HxWxC, factor)
+    return blended(jnp.broadcast_to(gray_level(image_HxWxC), image_HxWxC.shape), image_HxWxC, factor)
 
 
 def hue(image_HxWxC: jax.Array, shift: jax.Array) -> jax.Array:
@@ -89,7 +89,7 @@ def _to_rgb(h: jax.Array, s: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.where((s == 0)[..., None], v[..., None], jnp.stack(rgb, axis=-1)).astype(jnp.uint8)
 
 
-def jitter(image_HxWxC: jax.Array, key: jax.Array, strength: tuple[float, ...]) -> jax.Array:
+def jittered(image_HxWxC: jax.Array, key: jax.Array, strength: tuple[float, ...]) -> jax.Array:
     """Brightness, contrast, saturation and hue changed in random order: torchvision's ColorJitter.
 
     Factors are uniform in [max(0, 1 - x), 1 + x], the shift of the hue in [-x, x]; `strength` has the four x.
@@ -114,19 +114,19 @@ def jitter(image_HxWxC: jax.Array, key: jax.Array, strength: tuple[float, ...]) 
     return jax.lax.fori_loop(0, 4, lambda i, image: jax.lax.switch(order_4[i], changes, image), image_HxWxC)
 
 
-def solarize(image_HxWxC: jax.Array, threshold: int = 128) -> jax.Array:
+def solarized(image_HxWxC: jax.Array, threshold: int = 128) -> jax.Array:
     """The image with the levels from `threshold` on inverted."""
     return jnp.where(image_HxWxC < threshold, image_HxWxC, 255 - image_HxWxC)
 
 
-def grayscale(image_HxWxC: jax.Array) -> jax.Array:
+def to_grayscale(image_HxWxC: jax.Array) -> jax.Array:
     """Three equal channels of gray; a gray image does not change."""
     if image_HxWxC.shape[-1] != 3:
         return image_HxWxC
-    return jnp.broadcast_to(gray(image_HxWxC), image_HxWxC.shape)
+    return jnp.broadcast_to(gray_level(image_HxWxC), image_HxWxC.shape)
 
 
-def blur(image_HxWxC: jax.Array, sigma: jax.Array) -> jax.Array:
+def gaussian_blurred(image_HxWxC: jax.Array, sigma: jax.Array) -> jax.Array:
     """The image convolved with a Gaussian of 9 x 9 taps, reflected at the edges, rounded.
 
     As torchvision's GaussianBlur of PIL images, which computes in float32.

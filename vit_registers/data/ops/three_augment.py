@@ -50,12 +50,12 @@ def color_jitter(target: Target, brightness: float, contrast: float, saturation:
 
     def apply(image_HxWx3: tf.Tensor, draw_4: tf.Tensor) -> tf.Tensor:
         order_3 = tf.gather(_ORDERS, tf.cast(draw_4[3] * len(_ORDERS), tf.int32))
-        return jitter(image_HxWx3, tf.constant(low_3) + width_3 * draw_4[:3], order_3)
+        return jitter_pixels(image_HxWx3, tf.constant(low_3) + width_3 * draw_4[:3], order_3)
 
     return PixelOp(4, apply)
 
 
-def jitter(image_HxWx3: tf.Tensor, factor_3: tf.Tensor, order_3: tf.Tensor) -> tf.Tensor:
+def jitter_pixels(image_HxWx3: tf.Tensor, factor_3: tf.Tensor, order_3: tf.Tensor) -> tf.Tensor:
     """The image with brightness (0), contrast (1) and saturation (2) changed by factor_3 in order_3.
 
     As in PIL's ImageEnhance, each is an 8-bit blend of the image with black (brightness), with the rounded

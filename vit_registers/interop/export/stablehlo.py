@@ -49,7 +49,7 @@ def write_stablehlo(model: Model, params: Any, image_size: tuple[int, int], path
     network = build_model(graphdef, params)
 
     def forward(image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
-        return outputs_of(network(image_BxHxWxC))
+        return named_outputs(network(image_BxHxWxC))
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_size, model.channels), jnp.float32)
@@ -70,7 +70,7 @@ def check_stablehlo(model: Model, params: Any, path: Path, signature: Signature)
     """
     images = np.random.default_rng(0).normal(size=(2, *signature.image_shape)).astype(np.float32)
     written = export.deserialize(bytearray(path.read_bytes())).call(images)
-    expected = outputs_of(build_model(abstract_model(portable(model))[0], params)(jnp.asarray(images)))
+    expected = named_outputs(build_model(abstract_model(portable(model))[0], params)(jnp.asarray(images)))
     worst = 0.0
     for name, value in expected.items():
         ours, theirs = np.asarray(value, np.float32), np.asarray(written[name], np.float32)
@@ -81,7 +81,7 @@ def check_stablehlo(model: Model, params: Any, path: Path, signature: Signature)
     return worst
 
 
-def outputs_of(out: Outputs) -> dict[str, jax.Array]:
+def named_outputs(out: Outputs) -> dict[str, jax.Array]:
     """The arrays of Outputs that a model has, by name, without taps."""
     found = {name: getattr(out, name) for name in _OUTPUTS}
     return {name: value for name, value in found.items() if value is not None}
