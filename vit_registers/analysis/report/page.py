@@ -15,8 +15,8 @@ from vit_registers.analysis.report.drawing import DPI
 from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.report.headline import UNCERTAINTY
 from vit_registers.analysis.report.overview import by_group, chosen_pictures, group_findings, model_table
+from vit_registers.analysis.report.page_style import SCRIPT, STYLE
 from vit_registers.analysis.report.result import Picture, Table, counted
-from vit_registers.analysis.report.style import SCRIPT, STYLE
 
 NOT_OURS = "Published, not ours"
 _OPEN_ROWS = 6  # longer tables are collapsed

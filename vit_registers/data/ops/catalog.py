@@ -13,7 +13,7 @@ from vit_registers.data.batch import View
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.crops import central_crop, inception_crop, random_crop, random_resized_crop
 from vit_registers.data.ops.decode import Example, Op, decode
-from vit_registers.data.ops.multi_crop import blur, grayscale, jitter, random_solarize
+from vit_registers.data.ops.distortions import blur, grayscale, jitter, random_solarize
 from vit_registers.data.ops.pixel_ops import PixelOp, compiled, draw, flip, fold_in
 from vit_registers.data.ops.randaugment import randaugment
 from vit_registers.data.ops.resize import resize, resize_small

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vit_registers.config import SelfDistillationSettings
 from vit_registers.data.batch import View
-from vit_registers.data.ops import catalog, multi_crop, on_device_color
+from vit_registers.data.ops import catalog, distortions, on_device_color
 from vit_registers.data.ops.pixel_ops import PixelOp, compiled
 from vit_registers.data.ops.strings import Target
 from vit_registers.errors import ConfigError
@@ -44,14 +44,14 @@ def assert_same(found, want, most, share):
 
 @pytest.mark.parametrize("shift", [-0.1, 0.0, 0.07])
 def test_hue(image, shift):
-    assert_same(run(multi_crop.shift_hue, image, shift), on_device_color.hue(image, shift), 6, 5e-3)
+    assert_same(run(distortions.shift_hue, image, shift), on_device_color.hue(image, shift), 6, 5e-3)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.8, 2.0])
 def test_blur(image, sigma):
     for pixels in (image, image[..., :1]):
         assert_same(
-            run(multi_crop.blurred, pixels, sigma), on_device_color.gaussian_blurred(pixels, sigma), 1, 1e-3
+            run(distortions.blurred, pixels, sigma), on_device_color.gaussian_blurred(pixels, sigma), 1, 1e-3
         )
 
 
@@ -67,7 +67,7 @@ def test_jitter_in_each_order(image, order):
     want = image
     for which in order:
         want = changes[which](want, factors[which])
-    found = run(multi_crop._jittered, image, tf.constant(factors), tf.constant(order, tf.int32))
+    found = run(distortions._jittered, image, tf.constant(factors), tf.constant(order, tf.int32))
     assert_same(found, want, 10, 2e-2)
 
 
@@ -112,11 +112,11 @@ def test_probabilities():
     """Of 400 draws; the standard error of a probability is 0.025 at most."""
     image = np.full((8, 8, 3), (200, 30, 90), np.uint8)
     draws = tf.constant(np.random.default_rng(0).random((400, 2)), tf.float32)
-    for make, changed in ((multi_crop.grayscale, 0.2), (multi_crop.random_solarize, 0.3)):
+    for make, changed in ((distortions.grayscale, 0.2), (distortions.random_solarize, 0.3)):
         op = make(Target(8, 8, 3), changed)
         found = [(op.apply(tf.constant(image), draw[:1]).numpy() != image).any() for draw in draws]
         np.testing.assert_allclose(np.mean(found), changed, atol=0.08)
-    same = multi_crop.jitter(Target(8, 8, 3), 0.4, 0.4, 0.2, 0.1, p=0.0)
+    same = distortions.jitter(Target(8, 8, 3), 0.4, 0.4, 0.2, 0.1, p=0.0)
     np.testing.assert_array_equal(same.apply(tf.constant(image), tf.ones([6]) * 0.3), image)
 
 
