@@ -7,7 +7,8 @@ import numpy as np
 from vit_registers.analysis.experiments.edited_models import choices
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import GREY, color_of, legend_above, legend_name, new_axes
+from vit_registers.analysis.report.colors import GREY, color_of
+from vit_registers.analysis.report.figures import legend_above, legend_name, new_axes
 from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject, in_parts

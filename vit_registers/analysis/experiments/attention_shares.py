@@ -8,7 +8,8 @@ from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import attention_shares
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import color_of, legend_above, legend_name, new_axes
+from vit_registers.analysis.report.colors import color_of
+from vit_registers.analysis.report.figures import legend_above, legend_name, new_axes
 from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject, in_parts

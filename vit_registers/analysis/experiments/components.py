@@ -5,6 +5,7 @@ from sklearn.decomposition import PCA
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.options import Options
+from vit_registers.analysis.report.colors import DEVIATIONS
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject
@@ -49,7 +50,7 @@ def _draw(found: Found) -> Pictures:
                 [list(images), *[[None] * len(images)] * count],
                 [[None] * len(images), *(list(maps_BxMxHxW[:, i]) for i in range(count))],
                 rows=("image", *(f"component {i + 1}" for i in range(count))),
-                cmap="coolwarm",
+                cmap=DEVIATIONS,
                 limits=(-3.0, 3.0),
                 label="standard deviations",
             ),

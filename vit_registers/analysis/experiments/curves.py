@@ -6,7 +6,8 @@ import numpy as np
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import color_of, legend_above, legend_name, new_axes
+from vit_registers.analysis.report.colors import color_of
+from vit_registers.analysis.report.figures import legend_above, legend_name, new_axes
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
 from vit_registers.errors import DataError

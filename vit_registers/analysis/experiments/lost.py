@@ -15,7 +15,8 @@ from PIL import Image
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures import lost
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import ORANGE, RED, WIDTH, new_grid, set_titles
+from vit_registers.analysis.report.colors import ORANGE, RED, SIMILARITIES
+from vit_registers.analysis.report.figures import WIDTH, new_grid, set_titles
 from vit_registers.analysis.report.headline import share_of_images
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, Value, counted, number
 from vit_registers.analysis.subject import Subject
@@ -194,7 +195,7 @@ def _draw_example(row: np.ndarray, example: _Example) -> None:
             outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ls=style, lw=lw, color=color)
             row[0].add_patch(outline)
     for axes, values in zip(row[1:], (found.degree, found.seed_similarity, found.expansion), strict=True):
-        axes.imshow(values, cmap="viridis", extent=(0, columns * cell_x, rows * cell_y, 0))
+        axes.imshow(values, cmap=SIMILARITIES, extent=(0, columns * cell_x, rows * cell_y, 0))
         axes.plot((found.seed[1] + 0.5) * cell_x, (found.seed[0] + 0.5) * cell_y, "+", color=RED)
     for axes in row:
         axes.set(xlim=(0, width), ylim=(height, 0))

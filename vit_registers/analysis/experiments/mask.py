@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.options import Options
+from vit_registers.analysis.report.colors import PALE
 from vit_registers.analysis.report.figures import WIDTH, draw_mask, new_axes, new_grid
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
@@ -114,7 +115,7 @@ def _colors(owner_HxW: np.ndarray) -> np.ndarray:
     hue_HxW = owner_HxW * 0.618034 % 1
     value_HxW = np.array([0.9, 0.65, 0.45])[owner_HxW % 3]
     color_HxWx3 = hsv_to_rgb(np.stack([hue_HxW, np.full(owner_HxW.shape, 0.7), value_HxW], axis=-1))
-    return np.where(owner_HxW[..., None] < 0, to_rgb("#edf2f7"), color_HxWx3)
+    return np.where(owner_HxW[..., None] < 0, to_rgb(PALE), color_HxWx3)
 
 
 EXPERIMENT = Experiment(

@@ -6,9 +6,9 @@ from scipy import stats
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
+from vit_registers.analysis.report.colors import color_of
 from vit_registers.analysis.report.figures import (
     STYLES,
-    color_of,
     legend_above,
     legend_name,
     new_axes,

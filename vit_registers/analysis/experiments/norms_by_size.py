@@ -4,7 +4,8 @@ import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREY, RED, new_axes, plain_log
+from vit_registers.analysis.report.colors import BLUE, GREY, RED
+from vit_registers.analysis.report.figures import new_axes, plain_log
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
 

@@ -9,7 +9,8 @@ from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.one_shot import OneShot, draw_pairs, one_shot
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import GREY, grouped_bars, legend_above, new_axes
+from vit_registers.analysis.report.colors import GREY
+from vit_registers.analysis.report.figures import grouped_bars, legend_above, new_axes
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, number
 from vit_registers.analysis.subject import FULL, Subject, cls_parts
 

@@ -10,7 +10,8 @@ from vit_registers.analysis.experiments.experiment import CAUSES, Experiment
 from vit_registers.analysis.features.interventions import Intervention, replace_tokens
 from vit_registers.analysis.measures.neurons import random_patches
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, ORANGE, integer_ticks, pictures_by_model
+from vit_registers.analysis.report.colors import BLUE, ORANGE
+from vit_registers.analysis.report.figures import integer_ticks, pictures_by_model
 from vit_registers.analysis.report.result import Gap, Rows, Value, counted, number
 from vit_registers.analysis.subject import Subject
 

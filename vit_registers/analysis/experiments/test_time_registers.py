@@ -9,7 +9,8 @@ from vit_registers.analysis.features.interventions import NO_INTERVENTION
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import random_like
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import BLUE, GREY, ORANGE, draw_norms, legend_above, new_axes
+from vit_registers.analysis.report.colors import BLUE, GREY, ORANGE
+from vit_registers.analysis.report.figures import draw_norms, legend_above, new_axes
 from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, percent
 from vit_registers.analysis.report.tiles import tiles

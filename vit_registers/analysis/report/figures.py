@@ -1,4 +1,4 @@
-"""Figures that several experiments share, with their colours and scales. Imports no JAX.
+"""Figures that several experiments share, with their scales. Imports no JAX.
 
 A figure is at most WIDTH inches wide, so that its texts are legible on a phone at its natural size.
 """
@@ -14,20 +14,14 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from vit_registers.analysis.report.colors import BLUE, PALE, RED, color_of
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows
 
-BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
-COLORS = (BLUE, ORANGE, GREEN, "#6b46c1", RED, "#0987a0", GREY, "#b83280")  # of models
 STYLES = ("-", "--", ":", "-.")  # of what is drawn of one model
 WIDTH = 4.1
 Draw = Callable[[Found], Pictures]  # Experiment.draw
 DrawModel = Callable[[Axes, Any, str, str], None]  # axes, Rows.values, colour and name of the model
 _NAME_LENGTH = 40  # letters in a line of the legend
-
-
-def color_of(place: int) -> str:
-    """The colour of the model at that place of a report."""
-    return COLORS[place % len(COLORS)]
 
 
 def plain_log(axis: XAxis | YAxis) -> None:
@@ -172,7 +166,7 @@ def grouped_bars(
 
 def draw_mask(axes: Axes, mask_TxT: np.ndarray, groups: Mapping[str, slice]) -> None:
     """Draws the mask with its token groups: row = query, column = key, dark = may attend."""
-    axes.imshow(mask_TxT, cmap=ListedColormap(["#edf2f7", BLUE]), vmin=0, vmax=1, interpolation="none")
+    axes.imshow(mask_TxT, cmap=ListedColormap([PALE, BLUE]), vmin=0, vmax=1, interpolation="none")
     for where in groups.values():
         axes.axhline(where.start - 0.5, color="white", lw=1.0)
         axes.axvline(where.start - 0.5, color="white", lw=1.0)

@@ -9,6 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from vit_registers.analysis.report.colors import AMOUNTS
 from vit_registers.analysis.report.figures import WIDTH
 
 CELL_PX, GAP_PX = 96, 4  # of the arrays that are drawn: the width of a cell, and the distance of two
@@ -27,7 +28,7 @@ def tiles(
     columns: Sequence[str] = (),
     limits: tuple[float, float] = (0.0, 1.0),
     label: str = "",
-    cmap: str | Colormap = "inferno",
+    cmap: str | Colormap = AMOUNTS,
     alpha: float = 1.0,
 ) -> Figure:
     """A grid with the labels of its `rows` and `columns`: uint8 images, and maps over them or beside them.

@@ -1,4 +1,4 @@
-"""The tensor names of every family. No other file knows the names of the torch families.
+"""The tensor names of every family. recognize.py and unwrap.py have those that tell families apart.
 
 A name contains {} in the place of "weight" or "bias". The name of a block contains {} in the place of its
 number. None means that the family has no such tensor. Sources: the repositories of the families, and the
