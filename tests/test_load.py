@@ -233,7 +233,7 @@ def test_all_commands_have_the_grammar(digits_run, run_here, tmp_path):
     wrong = {
         ("evaluate", f"--checkpoint={digits_run}@2"): "has no checkpoint of step 2; it has 1",
         ("evaluate", f"--checkpoint={digits_run}@1", "--step=2"): "with step 2: give one of them",
-        ("evaluate", "--checkpoint=hf://a/b"): "is not a run folder: make one of it with convert",
+        ("evaluate", "--checkpoint=hf://a/b"): "is not a run folder, so the images must be given",
         ("convert", f"--input={digits_run}@all", "--dry-run"): "@all is for analyze",
         (
             "analyze",

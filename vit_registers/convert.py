@@ -7,7 +7,7 @@
 Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal
 paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
 (a folder for evaluate, analyze and init_from), transformers, timm, big_vision, dinov2, deit, dino, clip,
-open_clip, mup_vit, or stablehlo (the forward pass, which runs with JAX alone). An output that ends in
+open_clip, mup_vit, or stablehlo (the forward pass, which runs without this package). An output that ends in
 .safetensors or .npz is one file of tensors; any other is a folder, with a model card, the preprocessing and
 the names of classes. The output is read again and compared. --dry-run prints which tensor becomes which
 parameter, and writes nothing.
@@ -139,7 +139,13 @@ def to_run(source: Input, output: str) -> None:
     (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
     with Checkpoints(output, source.config, data=data) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params={BACKBONE: params}, opt_state=None, ema=None)
-        written.save(state, None, origin=origin, normalisation=source.normalisation)
+        written.save(
+            state,
+            None,
+            origin=origin,
+            normalisation=source.normalisation,
+            class_names=source.class_names if data is None else None,
+        )
 
 
 def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Export:

@@ -1,15 +1,19 @@
-"""Evaluates a checkpoint of a run: metrics such as loss, top-1 and top-5 over a split.
+"""Evaluates a checkpoint: metrics such as loss, top-1 and top-5 over a split.
 
     vit-registers evaluate --checkpoint=runs/digits
     vit-registers evaluate --checkpoint=runs/digits@200 --config.data.eval_split=train
+    vit-registers evaluate --checkpoint=weights.pth --config.data.name=folder --config.data.data_dir=root \
+        --config.data.eval_split=val
 
-Only the run folder is required. --config.data.NAME=VALUE selects other data or preprocessing. A data set with
-some of the classes that the run was trained on is matched by name, and other classes are refused. All devices
-are used, regardless of how the run was sharded; --config.mesh.NAME=VALUE shards the model over them.
+For a run only its folder is required. For weights of another code base, which may be any that `load` takes,
+--config.data.name says on which images. --config.data.NAME=VALUE selects other data or preprocessing. A data
+set with some of the classes that the model was trained on is matched by name, and other classes are refused.
+All devices are used, regardless of how a run was sharded; --config.mesh.NAME=VALUE shards the model over
+them.
 
 The result is printed, and written to RUN/evaluation/<split>-<step>.json with all data settings. If these
 differ from those of the run, the file name ends with their digest, so that no result is overwritten by
-another one.
+another one. For weights of another code base it is evaluation/<name>-<split>-<digest>.json.
 
 `python -m vit_registers.evaluate` is the same command.
 """
@@ -26,7 +30,9 @@ def define_flags() -> None:
     """Defines the flags of the program."""
     from vit_registers import cli
 
-    flags.DEFINE_string("checkpoint", None, "Run folder, or RUN@STEP.")
+    flags.DEFINE_string(
+        "checkpoint", None, "Run folder, RUN@STEP, weights of another code base, or hf://ORG/NAME."
+    )
     flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest intact one if not given.")
     flags.DEFINE_enum(
         "params",
@@ -34,7 +40,9 @@ def define_flags() -> None:
         ["params", "ema"],
         "Trained or averaged parameters; those that the objective evaluates if not given.",
     )
-    flags.DEFINE_string("out", None, "Folder for the JSON file; RUN/evaluation if not given.")
+    flags.DEFINE_string(
+        "out", None, "Folder for the JSON file; RUN/evaluation, or for other weights evaluation."
+    )
     cli.define_settings()
     flags.mark_flags_as_required(["checkpoint"])
 
@@ -47,19 +55,23 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import config_flags
 
 from vit_registers import cli, loading
 from vit_registers import config as config_lib
-from vit_registers.checkpoint_names import parse_checkpoint
+from vit_registers.analysis.file_names import file_name
+from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config
-from vit_registers.data.loaders import EvalSplit, check_classes, loader_to_evaluate, open_data
+from vit_registers.data.class_names import names_to_match, some
+from vit_registers.data.loaders import EvalSplit, Loader, check_classes, loader_to_evaluate, open_data
 from vit_registers.digests import text_digest
-from vit_registers.errors import ConfigError
+from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
@@ -73,11 +85,31 @@ from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
 
 
+def open_checkpoint(
+    name: CheckpointName, overrides: Mapping[str, object], params: str | None
+) -> RunCheckpoint | loading.ExternalCheckpoint:
+    """The checkpoint of a run, or weights of another code base, for which the data must be given."""
+    if loading.is_run(name.path):
+        return loading.open_run(name.path, name.step, overrides)
+    if not is_hub(name.path) and not Path(name.path).expanduser().exists():
+        raise CheckpointError(f"--checkpoint={name.path}: there is no such run folder, file or folder")
+    if name.step is None and "data.name" not in overrides:  # said before a model is downloaded
+        raise ConfigError(
+            f"{name.path} is not a run folder, so the images must be given: --config.data.name=folder "
+            "--config.data.data_dir=ROOT --config.data.eval_split=val, or the name of a data set of TFDS"
+        )
+    path = loading.external_path(name)
+    return loading.open_external(path, overrides, params=params)
+
+
 def evaluate(
-    run: str, *, step: int | None, overrides: dict[str, object], params: str | None
+    run: str, *, step: int | None, overrides: Mapping[str, object], params: str | None
 ) -> dict[str, object]:
-    """The metrics of a checkpoint of `run`, and the checkpoint, data and settings that they are from."""
-    checkpoint = loading.open_run(run, step, overrides)
+    """The metrics of a checkpoint, and the checkpoint, data and settings that they are from.
+
+    `run` is a run folder or a name of checkpoint_names.py.
+    """
+    checkpoint = open_checkpoint(parse_checkpoint(run, step, where="--checkpoint"), overrides, params)
     config, origin = checkpoint.config, checkpoint.normalisation_origin
     if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
         print(describe_normalisation(config.data, origin), file=sys.stderr)
@@ -90,9 +122,7 @@ def evaluate(
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
     loader, split = open_data(config), config.data.eval_split
     check_memory(config.model, config.data, mesh, training=None)
-    table = None
-    if config.model.num_classes:
-        table = check_classes(loader, config.model.num_classes, checkpoint.class_names)
+    table = _class_table(run, checkpoint, loader) if config.model.num_classes else None
     with jax.set_mesh(mesh):
         splits = {split: EvalSplit(loader, split, table)}
         evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
@@ -118,6 +148,25 @@ def evaluate(
     }
 
 
+def _class_table(
+    run: str, checkpoint: RunCheckpoint | loading.ExternalCheckpoint, loader: Loader
+) -> np.ndarray | None:
+    """The class of the head for each class of the data set, as check_classes returns it."""
+    count, known = checkpoint.config.model.num_classes, checkpoint.class_names
+    names = names_to_match(loader.class_names, known, is_converted=checkpoint.is_converted)
+    if known is not None and names is None and jax.process_index() == 0:
+        print(
+            f"data '{loader.name}' has other names of its classes ({some(loader.class_names)}) than the head "
+            f"({some(known)}): labels are matched by number"
+        )
+    if names is None and loader.num_classes != count:
+        raise ConfigError(
+            f"the head of {run} has {count} classes, whose names are not known, and data '{loader.name}' has "
+            f"{loader.num_classes} classes: give data with the same classes, in the same order"
+        )
+    return check_classes(loader, count, names)
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """All data settings, with an absolute data_dir, and the settings of the computation."""
     data = config.data
@@ -134,10 +183,13 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
 
     The digest is that of the settings that differ from those of the run, except the split and settings
     without effect on the result. Converted weights have no data settings of training: their first result has
-    no digest.
+    no digest. For weights of another code base, the path is <name>-<split>[-ema]-<digest>.json.
     """
     split = result["split"].replace("/", "_")
     params = "" if result["params"] == "params" else f"-{result['params']}"
+    if result["step"] is None:
+        digest = text_digest(dumps([run, result["settings"]], sort_keys=True))[:8]
+        return folder / f"{file_name(Path(run).name)}-{split}{params}-{digest}.json"
     plain = folder / f"{split}-{result['step']}{params}.json"
     step = result["step"]
     trained = RunCheckpoint(run=run, step=step, config=trained_config(run, step))
@@ -160,23 +212,25 @@ def main() -> None:
     values = flags.FLAGS
     overrides = config_flags.get_override_values(values["config"])
     use_compile_cache(values.config.run.compile_cache, is_quiet=jax.process_index() != 0)
-    checkpoint = parse_checkpoint(values.checkpoint, values.step, where="--checkpoint")
-    run = checkpoint.path
-    if is_hub(run):
-        raise ConfigError(f"--checkpoint={run} is not a run folder: make one of it with convert")
-    result = evaluate(run, step=checkpoint.step, overrides=overrides, params=values.params)
+    given = parse_checkpoint(values.checkpoint, values.step, where="--checkpoint")
+    result = evaluate(given.path, step=given.step, overrides=overrides, params=values.params)
     if jax.process_index() != 0:
         return
+    is_run = result["step"] is not None
     for name, value in result.items():
-        if name == "settings":
+        if name == "settings" or (name == "step" and not is_run):
             continue
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name:<12}{shown}")
-    numbers = {key: value for key, value in result.items() if value is None or isinstance(value, int | float)}
+    numbers = {
+        key: value
+        for key, value in result.items()
+        if key != "step" and (value is None or isinstance(value, int | float))
+    }
     if found := find_non_finite(numbers):
         print(f"{'warning':<12}{found}")
-    folder = cli.writable_folder(values.out or f"{run}/evaluation", "--out")
-    path = result_path(folder, run, result)
+    default = f"{given.path}/evaluation" if is_run else "evaluation"
+    path = result_path(cli.writable_folder(values.out or default, "--out"), given.path, result)
     path.write_text(dumps(result) + "\n")
     print(f"{'written to':<12}{path}")
 

@@ -22,7 +22,7 @@ from vit_registers.config import (
     lookup,
     may_change,
 )
-from vit_registers.data.class_names import match, some
+from vit_registers.data.class_names import match, names_to_match, some
 from vit_registers.errors import ConfigError, UserError
 from vit_registers.interop import reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
@@ -106,7 +106,8 @@ def check_kept_head(settings: InitFrom, class_names: Sequence[str]) -> None:
     name = _name(settings)
     if not loading.is_run(name.path):
         return
-    names = loading.open_run(name.path, name.step).class_names
+    head = loading.open_run(name.path, name.step)
+    names = names_to_match(class_names, head.class_names, is_converted=head.is_converted)
     if names is not None and match(class_names, names, where="init_from.keep_head: the data set") is not None:
         raise ConfigError(
             f"init_from.keep_head: the head of {settings.path} has {len(names)} classes: {some(names)}; the "

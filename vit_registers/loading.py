@@ -24,7 +24,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.class_names import class_names_of
 from vit_registers.interop.hints import Hints
-from vit_registers.interop.opened import describe_normalisation, describe_weights
+from vit_registers.interop.opened import OpenedWeights, describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
 from vit_registers.loaded_model import About, LoadedModel, build_loaded
@@ -37,6 +37,7 @@ from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.reading import RunCheckpoint, trained_config
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.training.sharding import parameter_shardings
 
 PARAMS = ("params", "ema")  # trained, averaged
 
@@ -123,13 +124,47 @@ def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
     return build_model(*read_model(checkpoint, make_mesh(Mesh()), params=params))
 
 
-def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
-    """(model, config with `overrides`, origin of the normalisation) of a checkpoint of another code base."""
-    opened = reading.open_path(path, source="auto", hints=Hints())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExternalCheckpoint:
+    """A checkpoint of another code base. evaluate reads it in the way of a RunCheckpoint."""
+
+    opened: OpenedWeights
+    config: Config
+    normalisation_origin: str
+    class_names: tuple[str, ...] | None  # of its head; None: not known
+    eval_params_name: str = "params"
+    step: None = None
+    is_converted: bool = True
+
+    def build(self) -> ViT:
+        """The model, on the default device."""
+        return reading.load_opened(self.opened)
+
+    def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
+        """The parameters over `mesh`, with the backbone under BACKBONE; `name` was given to open_external."""
+        params = {BACKBONE: reading.read_leaves(self.opened)}
+        return jax.device_put(params, parameter_shardings(params, mesh))
+
+
+def open_external(
+    path: str, overrides: Mapping[str, Any], *, params: str | None = None
+) -> ExternalCheckpoint:
+    """A checkpoint of another code base, whose config has `overrides`. Prints a line that describes it.
+
+    `params` selects a copy of the network in a file with several, as in load_model.
+    """
+    opened = reading.open_path(path, source="auto", hints=Hints(params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
-    print(describe_weights(opened), flush=True)
-    return reading.load_opened(dataclasses.replace(opened, model=config.model)), config, origin
+    if jax.process_index() == 0:
+        print(describe_weights(opened), flush=True)
+    return ExternalCheckpoint(
+        opened=dataclasses.replace(opened, model=config.model),
+        config=config,
+        normalisation_origin=origin,
+        class_names=class_names_of(opened, Path(path).expanduser()),
+        eval_params_name=params or "params",
+    )
 
 
 def is_run(path: str) -> bool:

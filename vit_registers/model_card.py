@@ -65,7 +65,7 @@ outputs = model.call(images)  # a dict of arrays"""
         f"it returns float32 arrays, each for a batch: {outputs}",
         f"it runs on {', '.join(signature.platforms)}, with the parameters in the file",
     ]
-    title = {"With JAX alone": code}
+    title = {"With JAX (pip install jax flatbuffers)": code}
     return _write(folder, facts, facts.config.model, title, "StableHLO (jax.export)", notes, "jax")
 
 

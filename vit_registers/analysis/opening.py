@@ -14,6 +14,7 @@ import vit_registers
 from vit_registers import loading
 from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Data, Mesh, image_size
+from vit_registers.data.class_names import names_to_match
 from vit_registers.data.loaders import Loader, loader_to_evaluate, open_data
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
@@ -49,7 +50,7 @@ class OpenedModel:
     loader: Loader
     num_images: int
     normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
-    head_names: tuple[str, ...] | None = None  # the classes that its head was trained on; None: not known
+    head_names: Sequence[str] | None = None  # the classes that its head was trained on; None: not known
 
     @property
     def layout(self) -> TokenLayout:
@@ -153,14 +154,15 @@ def _open(
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
         model = loading.load_run(opened)
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
-        head_names = opened.class_names
+        head_names, is_converted = opened.class_names, opened.is_converted
     else:
         local = loading.external_path(parsed)
         if not Path(local).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = loading.open_external(local, overrides)
+        external = loading.open_external(local, overrides)
+        model, config, origin = external.build(), external.config, external.normalisation_origin
         digest = files_digest(_files(Path(local).expanduser()))
-        head_names = None
+        head_names, is_converted = external.class_names, True
     config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
@@ -176,7 +178,7 @@ def _open(
         loader=loader,
         num_images=min(number, limit or number),
         normalisation=None if overrides.keys() & {"data.mean", "data.std"} else origin,
-        head_names=head_names,
+        head_names=names_to_match(loader.class_names, head_names, is_converted=is_converted),
     )
 
 

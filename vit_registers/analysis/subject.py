@@ -1,7 +1,7 @@
 """One model on one set of images: what experiments measure."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class Subject:
     store: Store
     layout: TokenLayout
     class_names: tuple[str, ...]  # of the images
-    head_names: tuple[str, ...] | None  # classes of the head; None: unknown, matched by number
+    head_names: Sequence[str] | None  # classes of the head; None: unknown, matched by number
     example_NxHxWxC: np.ndarray  # the first images, uint8
     mean: tuple[float, ...]  # of pixel values in [0, 1], per channel
     std: tuple[float, ...]

@@ -36,6 +36,19 @@ def match(names: Sequence[str], trained: Sequence[str], *, where: str) -> np.nda
     return np.array([number[name] for name in names], np.int32)
 
 
+def names_to_match(
+    names: Sequence[str], theirs: Sequence[str] | None, *, is_converted: bool
+) -> Sequence[str] | None:
+    """The names of a head's classes for `match`, or None if classes are to be compared by number.
+
+    Weights of other code bases may name the classes of a data set otherwise: ImageNet's "tench" is n01440764
+    in TFDS. If as many classes have no name in common, they are compared by number.
+    """
+    if theirs is None or not is_converted or len(names) != len(theirs) or set(names) & set(theirs):
+        return theirs
+    return None
+
+
 def some(names: Sequence[str]) -> str:
     """The first names, quoted, and the number of further ones."""
     more = f" and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else ""

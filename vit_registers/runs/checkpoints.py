@@ -206,13 +206,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         *,
         origin: str | None = None,
         normalisation: str | None = None,
+        class_names: tuple[str, ...] | None = None,
         skipped: tuple[int, int] = (0, 0),
     ) -> None:
         """Starts to save the state; the write continues during the following steps.
 
         `metrics` are those of the evaluation at this step, if any. `origin` and `normalisation` are the
-        origins of converted parameters, and of the mean and deviation of their images. `skipped` is the
-        (total, consecutive) number of non-finite steps. Prints if the save before has failed, and raises
+        origins of converted parameters, and of the mean and deviation of their images; `class_names` are
+        those of their head, where the training data is not known. `skipped` is the (total, consecutive)
+        number of non-finite steps. Prints if the save before has failed, and raises
         CheckpointError if that reaches checkpoint.max_failed_saves.
         """
         step = int(state.step)
@@ -225,6 +227,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             "metrics": as_plain(metrics),
             "origin": origin,
             "normalisation": normalisation,
+            "class_names": None if class_names is None else list(class_names),
             "skipped": {"total": skipped[0], "in_a_row": skipped[1]},
         }
         self._finish()

@@ -51,7 +51,10 @@ class RunCheckpoint:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The class names of its head; None if they are not recorded."""
-        return None if self.trained_on is None else self.trained_on.class_names
+        if self.trained_on is not None:
+            return self.trained_on.class_names
+        names = self._meta.get("class_names")  # of converted weights; early checkpoints lack it
+        return None if names is None else tuple(names)
 
     @property
     def metrics(self) -> dict[str, float]:

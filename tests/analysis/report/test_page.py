@@ -167,3 +167,13 @@ def test_an_axis_without_positive_values_stays_linear(values):
     axes.plot(values)
     plain_log(axes.yaxis)
     assert axes.get_yscale() == "linear"
+
+
+def test_numbers_and_units_of_a_finding_stay_on_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("vit_registers.analysis.report.drawing.DPI", 20)
+    entry = _entry("lost", "Training")
+    entry.result.finding = "5.0 ± 0.2 % of patches (n = 3 images)."
+    write_entry(entry, tmp_path)
+    text = write_report([entry], tmp_path, title="R", about={}).read_text()
+    space = "\N{NO-BREAK SPACE}"
+    assert text.count(f"5.0{space}±{space}0.2{space}% of patches (n{space}={space}3 images).") == 2

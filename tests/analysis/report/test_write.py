@@ -77,7 +77,7 @@ def test_the_finding_is_in_every_file(tmp_path):
     assert json.loads((folder / "numbers.json").read_text())["finding"] == entry.result.finding
     assert "Finding: a<b has 1.23 (n = 3 images)." in (folder / "result.md").read_text()
     assert (tmp_path / "report.md").read_text().count("a<b has 1.23 (n = 3 images).") == 2
-    assert page.count("a&lt;b has 1.23 (n = 3 images).") == 2
+    assert page.count("a&lt;b has 1.23 (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}3 images).") == 2
 
 
 def test_published_numbers_are_beside_ours_and_not_among_them(tmp_path):

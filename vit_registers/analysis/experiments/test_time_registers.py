@@ -104,8 +104,8 @@ def _draw(found: Found) -> Pictures:
         legend_above(axes)
         yield Picture(
             name=f"norms-{one.name}",
-            caption=f"{one.name}: norms after the last block, unedited and with {count} neurons moved to a "
-            "register.",
+            caption=f"{one.name}: norms after the last block, unedited and with "
+            f"{counted(count, 'neuron')} moved to a register.",
             figure=figure,
         )
         if maps is not None:

@@ -5,6 +5,7 @@ Nothing is loaded from another address. It supports light and dark mode, small s
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vit_registers.analysis.report.page_style import SCRIPT, STYLE
 from vit_registers.analysis.report.result import Picture, Table, counted
 
 NOT_OURS = "Published, not ours"
+_KEPT_TOGETHER = re.compile(r"(?<=\d) (?=[%±])|(?<=\bn) (?==)|(?<=[±=]) (?=\d)")
 _OPEN_ROWS = 6  # longer tables are collapsed
 
 
@@ -61,6 +63,11 @@ def _text(text: str) -> str:
     return html.escape(text)
 
 
+def _sentence(text: str) -> str:
+    """The text, without line breaks between a number and its unit, around ± and within "n = 3"."""
+    return _text(_KEPT_TOGETHER.sub("\N{NO-BREAK SPACE}", text))
+
+
 def _id(entry: ReportEntry) -> str:
     return _text(file_name(entry.name))
 
@@ -92,7 +99,7 @@ def _head(
     found = {name: group_findings(members) for name, members in groups.items()}
     items = "".join(
         f'<li><a href="#{_group_id(name)}">{_text(name)}</a>'
-        f"<ul>{''.join(f'<li>{_text(text)}</li>' for text in texts)}</ul></li>"
+        f"<ul>{''.join(f'<li>{_sentence(text)}</li>' for text in texts)}</ul></li>"
         for name, texts in found.items()
         if texts
     )
@@ -106,7 +113,7 @@ def _head(
     ]
     parts.append(f'<div class="pictures">{"".join(pictures)}</div>' if pictures else "")
     every = "".join(
-        f'<li><a href="#{_id(e)}">{_text(e.name)}</a>: {_text(e.question)} {_text(e.result.finding)}</li>'
+        f'<li><a href="#{_id(e)}">{_text(e.name)}</a>: {_text(e.question)} {_sentence(e.result.finding)}</li>'
         for e in entries
     )
     parts.append(f"<details><summary>The finding of each experiment</summary><ul>{every}</ul></details>")
@@ -134,7 +141,7 @@ def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
     parts = [
         f'<section id="{_id(entry)}">',
         f'<h3>{_text(entry.question)} <span class="name">{_text(entry.name)}</span></h3>',
-        f'<p class="finding">{_text(result.finding)}</p>',
+        f'<p class="finding">{_sentence(result.finding)}</p>',
         *[f'<p class="caution">Small sample: {_text(line)}.</p>' for line in result.cautions],
         *[f'<p class="gap">Gap: {_text(gap)}.</p>' for gap in result.gaps],
     ]

@@ -31,7 +31,8 @@ nav ul ul { display: none; }
   margin: 0.2rem 0 0.6rem; }
 .here a { padding: 0.15rem 0; display: inline-block; }
 section { border-top: 1px solid var(--line); padding: 0.7rem 0; }
-.name { font-size: 0.8rem; font-weight: 400; color: var(--quiet); margin-left: 0.4rem; }
+.name { font-size: 0.8rem; font-weight: 400; color: var(--quiet); margin-left: 0.4rem;
+  white-space: nowrap; }
 .finding { border-left: 4px solid var(--link); padding-left: 0.8rem; margin: 0.4rem 0; }
 .findings { list-style: none; padding: 0; }
 .findings ul { padding-left: 1.2rem; margin: 0 0 0.4rem; }
@@ -45,11 +46,13 @@ details { margin: 0.3rem 0; max-width: 100%; }
 details[open] { flex-basis: 100%; }
 .more { display: flex; flex-wrap: wrap; gap: 0 1.4rem; font-size: 0.9rem; }
 summary { cursor: pointer; color: var(--link); padding: 0.2rem 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto;  /* a shadow at the right edge while columns are hidden there */
+  background: linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--line), transparent) right / 0.7rem 100% no-repeat; }
 table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.2rem 0.8rem 0.2rem 0; text-align: left;
   white-space: nowrap; }
-.models th { white-space: normal; vertical-align: bottom; min-width: 6rem; font-weight: 600; }
+.models th { white-space: normal; vertical-align: bottom; min-width: 7rem; font-weight: 600; }
 th { background: var(--soft); }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 3px solid var(--link); }

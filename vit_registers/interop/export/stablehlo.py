@@ -1,4 +1,4 @@
-"""Exports the forward pass of a model as StableHLO, which runs where only JAX is installed."""
+"""Exports the forward pass of a model as StableHLO, which runs where JAX and flatbuffers are installed."""
 
 import dataclasses
 from pathlib import Path
