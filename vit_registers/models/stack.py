@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.config import Model, lookup
-from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block, drop_rates
+from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block
+from vit_registers.models.drop_path import drop_rates
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.partition import gathered, in_compute_dtype, shard_batch, stacked
 

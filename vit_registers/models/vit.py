@@ -24,7 +24,7 @@ from vit_registers.models.positions import POSITIONS, sincos2d
 from vit_registers.models.readout import AttentionMaps, Intermediates
 from vit_registers.models.resampling import resample
 from vit_registers.models.stack import ready, run_blocks
-from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
+from vit_registers.models.tokens import TokenLayout, patch_grid, summary_grids
 
 
 @struct.dataclass
@@ -46,17 +46,6 @@ class Outputs:
     summaries: jax.Array | None  # BxSxD
     patches: jax.Array  # BxPxD
     taps: dict[str, jax.Array | tuple[jax.Array, ...]]
-
-
-def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
-    """(rows, columns) of patches. Raises ConfigError if the patch size does not divide the image."""
-    height, width = image_size
-    if height % patch_size or width % patch_size or not height or not width:
-        raise ConfigError(
-            f"an image of {height} x {width} px does not divide into patches of {patch_size} px: "
-            "change model.patch_size or the image size"
-        )
-    return height // patch_size, width // patch_size
 
 
 def token_layout(model: Model) -> TokenLayout:

@@ -10,7 +10,7 @@ from vit_registers.config import Config, image_size
 from vit_registers.data.batch import Batch, MakeTarget, View, normalize
 from vit_registers.data.block_masks import BlockMasks, batch_masks
 from vit_registers.models.params import abstract_model, init_params
-from vit_registers.models.vit import patch_grid
+from vit_registers.models.tokens import patch_grid
 from vit_registers.objectives.base import BACKBONE, Best, Sums
 from vit_registers.objectives.self_distillation import checks, heads
 from vit_registers.objectives.self_distillation.forward import (
