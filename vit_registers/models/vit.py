@@ -140,10 +140,13 @@ class ViT(nnx.Module):
         images_BxHxWxC: jax.Array,
         *,
         drop_key: jax.Array | None = None,
+        crops_per_image: int = 1,
         masked_BxP: jax.Array | None = None,
         edits: Edits = NO_EDITS,
     ) -> Outputs:
         """The Outputs for float images; `drop_key` enables drop path.
+
+        `crops_per_image` consecutive rows of the batch are of one image, for model.drop_path_group.
 
         Patches for which `masked_BxP` is True are replaced by the mask token before positions are added.
         `edits` change the inner values, and with them taps and outputs.
@@ -151,6 +154,7 @@ class ViT(nnx.Module):
         layout = self._layout_of(images_BxHxWxC)
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
+        group = self.model.drop_path_group
         taps = run_blocks(
             self.model,
             self.blocks,
@@ -158,6 +162,7 @@ class ViT(nnx.Module):
             mask_TxT=mask_TxT,
             bias_NxTxT=bias_NxTxT,
             drop_key=drop_key,
+            drop_group=None if group is None else group * crops_per_image,
             edits=edits,
         )
         is_normed_later, last_BxTxD = self.model.use_norm_after_pool, taps["resid"][-1]

@@ -54,6 +54,7 @@ CONFIG = change(
     run={"eval_every_steps": 8, "log_every_steps": 1},
 )
 CENTRING = {"has_ibot_head": False, "targets": "centring"}
+SUBSET = {"drop_path": 0.4, "drop_path_schedule": "constant", "drop_path_group": 2}
 MIXED = Mesh(data=2, fsdp=2, tensor=2)
 
 
@@ -86,12 +87,15 @@ def leaves(tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("distillation", "meshes"),
-    [({}, [MIXED, Mesh(data=8)]), (CENTRING, [MIXED, Mesh(data=1, fsdp=8)])],
-    ids=["sinkhorn, separate", "centring, shared"],
+    ("sections", "meshes"),
+    [
+        ({}, [MIXED, Mesh(data=8)]),
+        ({"distillation": CENTRING, "model": SUBSET}, [MIXED, Mesh(data=1, fsdp=8)]),
+    ],
+    ids=["sinkhorn, separate", "centring, shared, drop path"],
 )
-def test_20_steps_are_the_same_on_every_mesh(distillation, meshes):
-    config = change(CONFIG, distillation=distillation)
+def test_20_steps_are_the_same_on_every_mesh(sections, meshes):
+    config = change(CONFIG, **sections)
     state, history = run_steps(config, 20, 1)
     for mesh in meshes:
         other, metrics = run_steps(dataclasses.replace(config, mesh=mesh), 20, 8)

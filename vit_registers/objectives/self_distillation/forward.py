@@ -123,7 +123,7 @@ def _outputs(
     global_key, local_key = (None, None) if key is None else jax.random.split(key)
     masked = crops.is_masked_BxVxP.reshape(batch * views, -1) if is_student else None
     images = crops.global_BxVxHxWxC.reshape(batch * views, *crops.global_BxVxHxWxC.shape[2:])
-    out = model(images, drop_key=global_key, masked_BxP=masked)
+    out = model(images, drop_key=global_key, crops_per_image=views, masked_BxP=masked)
     assert out.cls is not None  # the objective requires cls
     found = {
         "cls_BxVxD": out.cls.reshape(batch, views, -1),
@@ -132,7 +132,7 @@ def _outputs(
     number = crops.local_BxLxHxWxC.shape[1]
     if is_student and number:
         images = crops.local_BxLxHxWxC.reshape(batch * number, *crops.local_BxLxHxWxC.shape[2:])
-        cls = model(images, drop_key=local_key).cls
+        cls = model(images, drop_key=local_key, crops_per_image=number).cls
         assert cls is not None
         found["local_BxLxD"] = cls.reshape(batch, number, -1)
     return found
