@@ -27,6 +27,7 @@ from vit_registers.interop.hints import Hints
 from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
+from vit_registers.interop.unwrap import COPIES
 from vit_registers.loaded_model import About, LoadedModel, build_loaded
 from vit_registers.models.attention_choice import choose_attention
 from vit_registers.models.checks import attention_obstacle
@@ -37,8 +38,6 @@ from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.reading import RunCheckpoint, trained_config
 from vit_registers.runtime.mesh import make_mesh
-
-PARAMS = ("params", "ema")  # trained, averaged
 
 
 def open_run(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> RunCheckpoint:
@@ -114,18 +113,29 @@ def read_model(
     return graphdef, checkpoint.read_params(mesh, params)[BACKBONE]
 
 
+def read_heads(
+    checkpoint: RunCheckpoint, mesh: jax.sharding.Mesh, *, params: str | None = None
+) -> dict[str, Any]:
+    """The parameters over `mesh` of the modules beside the ViT, by name; see RunCheckpoint."""
+    modules = checkpoint.read_params(mesh, params)
+    return {name: module for name, module in modules.items() if name != BACKBONE}
+
+
 def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
     """The model of a checkpoint of a run, on all devices.
 
-    `params` is "params" for the trained parameters, "ema" for their average, or None for those to evaluate.
+    `params` is "params" for the trained parameters, "ema" for their average, "teacher" or "student" of
+    self-distillation, or None for those to evaluate.
     Raises CheckpointError if they are missing.
     """
     return build_model(*read_model(checkpoint, make_mesh(Mesh()), params=params))
 
 
-def open_external(path: str, overrides: Mapping[str, Any]) -> tuple[ViT, Config, str]:
+def open_external(
+    path: str, overrides: Mapping[str, Any], *, params: str | None = None
+) -> tuple[ViT, Config, str]:
     """(model, config with `overrides`, origin of the normalisation) of a checkpoint of another code base."""
-    opened = reading.open_path(path, source="auto", hints=Hints())
+    opened = reading.open_path(path, source="auto", hints=Hints(params=params))
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
     print(describe_weights(opened), flush=True)
@@ -143,7 +153,7 @@ def load_model(text: str, *, step: int | None, params: str | None, source: str, 
     `text` is a name of checkpoint_names.py.
     """
     if params is not None:
-        lookup(dict.fromkeys(PARAMS), params, "params")
+        lookup(COPIES, params, "params")
     if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__")):
         raise ConfigError(f"step={step!r}: must be a whole number, as in step=1000")
     name = parse_checkpoint(text, step, where="path")

@@ -49,6 +49,7 @@ class OpenedModel:
     loader: Loader
     num_images: int
     normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
+    params: str | None = None  # trained or averaged; None: those to evaluate
     head_names: tuple[str, ...] | None = None  # the classes that its head was trained on; None: not known
 
     @property
@@ -65,6 +66,7 @@ class OpenedModel:
         """What it is, in a line."""
         data = self.config.data
         step = "" if self.step is None else f", step {self.step}"
+        step += "" if self.params is None else f", {self.params}"
         where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
         return f"{self.path}{step}; {self.num_images} images of {where}"
 
@@ -85,7 +87,8 @@ class OpenedModel:
         data, model = self.config.data, self.config.model
         libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
         return {
-            "checkpoint": {"path": self.path, "step": self.step, "sha256": self.sha256},
+            "checkpoint": {"path": self.path, "step": self.step, "sha256": self.sha256}
+            | ({} if self.params is None else {"params": self.params}),
             "model": {"dtype": model.dtype, "attention": model.attention},
             "data": {
                 "name": data.name,
@@ -117,7 +120,12 @@ def _parse(checkpoint: str) -> CheckpointName:
 
 
 def open_all(
-    given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
+    given: Sequence[str],
+    data: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    num_images: int | None,
+    params: str | None = None,
 ) -> list[OpenedModel]:
     """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
@@ -125,7 +133,7 @@ def open_all(
     given = [one for checkpoint in given for one in _steps(checkpoint)]
     names = _short_names(given)
     opened = [
-        _open(name, checkpoint, data, overrides, num_images)
+        _open(name, checkpoint, data, overrides, num_images, params)
         for name, checkpoint in zip(names, given, strict=True)
     ]
     first = opened[0].config.data
@@ -144,21 +152,26 @@ def open_all(
 
 
 def _open(
-    name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
+    name: str,
+    checkpoint: str,
+    data: str | None,
+    overrides: Mapping[str, Any],
+    limit: int | None,
+    params: str | None,
 ) -> OpenedModel:
     parsed = _parse(checkpoint)
     path, step = parsed.path, parsed.step
     if loading.is_run(path):
         opened = loading.open_run(path, step, overrides)
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
-        model = loading.load_run(opened)
+        model = loading.load_run(opened, params=params)
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names = opened.class_names
     else:
         local = loading.external_path(parsed)
         if not Path(local).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        model, config, origin = loading.open_external(local, overrides)
+        model, config, origin = loading.open_external(local, overrides, params=params)
         digest = files_digest(_files(Path(local).expanduser()))
         head_names = None
     config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
@@ -176,6 +189,7 @@ def _open(
         loader=loader,
         num_images=min(number, limit or number),
         normalisation=None if overrides.keys() & {"data.mean", "data.std"} else origin,
+        params=params,
         head_names=head_names,
     )
 
