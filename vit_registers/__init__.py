@@ -34,8 +34,8 @@ def load(
     are what is known of it.
 
     Run folders: `RUN@1000`, or `step`, selects a checkpoint, by default the newest intact one. `params`
-    selects the trained parameters ("params") or their average ("ema"); the default is the average after
-    schedule-free training, else the trained ones.
+    selects the trained parameters ("params") or their average ("ema"), or of self-distillation "teacher" or
+    "student"; the default is the teacher, the average after schedule-free training, else the trained ones.
 
     Other checkpoints are files (.safetensors, .npz, .pth, .pt, .bin) or folders of DINOv2, DeiT, DINO, iBOT,
     CLIP, OpenCLIP, timm, transformers, big_vision or the fractal paper's code, or hf://ORG/NAME[@REVISION] on

@@ -38,6 +38,12 @@ def define_flags() -> None:
         "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
     )
     flags.DEFINE_string("out", None, "Folder for results; RUN/analysis by default.")
+    flags.DEFINE_enum(
+        "params",
+        None,
+        ["params", "ema", "teacher", "student"],
+        "Trained (params, student) or averaged (ema, teacher) parameters; those to evaluate if not given.",
+    )
     flags.DEFINE_string(
         "rule", Options.rule, "Rule for outliers: absolute:150, quantile:0.98, std:3 or valley."
     )
@@ -240,7 +246,9 @@ def main(name: str) -> None:
     use_compile_cache(values.config.run.compile_cache)
     log_every_s = values.config.run.log_every_s
     with waiting("opening the checkpoints", said_after_s=log_every_s, out=sys.stderr):
-        opened = opening.open_all(values.checkpoint, values.data, overrides, num_images=values.num_images)
+        opened = opening.open_all(
+            values.checkpoint, values.data, overrides, num_images=values.num_images, params=values.params
+        )
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
     if unlike := opening.differences(opened):

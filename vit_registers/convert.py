@@ -54,8 +54,8 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "params",
         None,
-        ["params", "ema"],
-        "Trained or averaged parameters; those to evaluate if not given.",
+        ["params", "ema", "teacher", "student"],
+        "Trained (params, student) or averaged (ema, teacher); those to evaluate if not given.",
     )
     flags.DEFINE_multi_string(
         "leave_out", [], "Pattern of names in the file that are not read, such as 'head.*'; may be repeated."

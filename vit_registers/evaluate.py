@@ -37,8 +37,8 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "params",
         None,
-        ["params", "ema"],
-        "Trained or averaged parameters; those that the objective evaluates if not given.",
+        ["params", "ema", "teacher", "student"],
+        "Trained (params, student) or averaged (ema, teacher) ones; by default those of the objective.",
     )
     flags.DEFINE_string(
         "out", None, "Folder for the JSON file; RUN/evaluation, or for other weights evaluation."

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +28,10 @@ from vit_registers.errors import ConfigError, UserError
 from vit_registers.interop import reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
 from vit_registers.interop.hints import HIDDEN_ACTS, Hints
+from vit_registers.interop.names.projection_heads import check_heads, read_heads
 from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
-from vit_registers.interop.unwrap import SOURCES
+from vit_registers.interop.unwrap import COPIES, SOURCES
 from vit_registers.interop.values import check_leaves
 from vit_registers.models.paths import Leaf, leaves_of
 from vit_registers.models.resampling import RESAMPLINGS
@@ -84,6 +86,27 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
     return taken
 
 
+def start_heads(settings: InitFrom, heads: Mapping[str, Any]) -> dict[Leaf, np.ndarray] | None:
+    """The parameters of the modules beside the backbone, by path, if they are loaded too; None if not.
+
+    `heads` has the shapes of these modules by name. With settings.keep_head they are those of the copy that
+    the backbone is from, of a run or of a training checkpoint (interop/names/projection_heads.py). Raises
+    CheckpointError if it lacks them, or if they have other sizes.
+    """
+    if not settings.keep_head or not heads:
+        return None
+    name = _name(settings)
+    path = name.local()
+    if loading.is_run(path):
+        checkpoint = loading.open_run(path, name.step)
+        there = loading.read_heads(checkpoint, make_mesh(Mesh()), params=settings.params)
+        there = leaves_of(jax.device_get(there))
+        check_leaves(there, f"{path}, step {checkpoint.step}")
+    else:
+        there = read_heads(_open_external(settings, name))
+    return check_heads(there, {leaf: value.shape for leaf, value in leaves_of(heads).items()}, name.path)
+
+
 def check_choices(settings: InitFrom) -> None:
     """Raises ConfigError for a setting with an unknown name, whether `path` is set or not."""
     choices = {
@@ -92,7 +115,7 @@ def check_choices(settings: InitFrom) -> None:
         "source": ("auto", *SOURCES),
         "hidden_act": tuple(HIDDEN_ACTS),
         "interpolation": ("none", *RESAMPLINGS),
-        "params": loading.PARAMS,
+        "params": COPIES,
     }
     for name, known in choices.items():
         if (value := getattr(settings, name)) is not None:

@@ -27,6 +27,7 @@ from vit_registers.interop.hints import Hints
 from vit_registers.interop.opened import OpenedWeights, describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
+from vit_registers.interop.unwrap import COPIES
 from vit_registers.loaded_model import About, LoadedModel, build_loaded
 from vit_registers.models.attention_choice import choose_attention
 from vit_registers.models.checks import attention_obstacle
@@ -38,8 +39,6 @@ from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.reading import RunCheckpoint, trained_config
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.sharding import parameter_shardings
-
-PARAMS = ("params", "ema")  # trained, averaged
 
 
 def open_run(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> RunCheckpoint:
@@ -115,10 +114,19 @@ def read_model(
     return graphdef, checkpoint.read_params(mesh, params)[BACKBONE]
 
 
+def read_heads(
+    checkpoint: RunCheckpoint, mesh: jax.sharding.Mesh, *, params: str | None = None
+) -> dict[str, Any]:
+    """The parameters over `mesh` of the modules beside the ViT, by name; see RunCheckpoint."""
+    modules = checkpoint.read_params(mesh, params)
+    return {name: module for name, module in modules.items() if name != BACKBONE}
+
+
 def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
     """The model of a checkpoint of a run, on all devices.
 
-    `params` is "params" for the trained parameters, "ema" for their average, or None for those to evaluate.
+    `params` is "params" for the trained parameters, "ema" for their average, "teacher" or "student" of
+    self-distillation, or None for those to evaluate.
     Raises CheckpointError if they are missing.
     """
     return build_model(*read_model(checkpoint, make_mesh(Mesh()), params=params))
@@ -178,7 +186,7 @@ def load_model(text: str, *, step: int | None, params: str | None, source: str, 
     `text` is a name of checkpoint_names.py.
     """
     if params is not None:
-        lookup(dict.fromkeys(PARAMS), params, "params")
+        lookup(COPIES, params, "params")
     if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__")):
         raise ConfigError(f"step={step!r}: must be a whole number, as in step=1000")
     name = parse_checkpoint(text, step, where="path")

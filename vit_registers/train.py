@@ -64,6 +64,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -147,7 +148,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         )
         if start_step:
             say_resumed(progress, config.run, workdir, start_step, durations.total_steps)
-        else:
+        elif config.model.num_classes:
             fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
         state = start_state(config, setup, checkpoints, progress)
         loop = Loop(
@@ -206,8 +207,10 @@ def dry_run(config: Config) -> None:
             check_classes(prepared.loader, config.model.num_classes)
         state_evaluators(prepared.computed, objective, prepared.splits, prepared.mesh)
         if config.init_from.path is not None:
-            fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
+            if config.model.num_classes:
+                fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
             fine_tuning.start_leaves(config.init_from, config.model)
+            fine_tuning.start_heads(config.init_from, heads_of(prepared.setup))
         for line in describe_run(prepared):
             say(line)
     say("dry run: nothing was written")
@@ -235,12 +238,22 @@ def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
     if config.init_from.path is None:
         return setup.make_state()
     taken = fine_tuning.start_leaves(config.init_from, config.model)
-    fresh = [path for path in leaves_of(setup.abstract.params[BACKBONE]) if path not in taken]
-    names = ", ".join(sorted({path_text(path) for path in fresh})) or "nothing"
+    heads = fine_tuning.start_heads(config.init_from, heads_of(setup))
+    fresh = {path_text(path) for path in leaves_of(setup.abstract.params[BACKBONE]) if path not in taken}
+    fresh |= set() if heads else set(heads_of(setup))
+    names = ", ".join(sorted(fresh)) or "nothing"
     parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
     partly = f"; initialised in part: {', '.join(parts)}" if parts else ""
-    progress.say(f"starts from {config.init_from.path}: {len(taken)} tensors; initialised: {names}{partly}")
-    return setup.start_from(put_parameters(setup.make_state().params[BACKBONE], taken))
+    number = len(taken) + len(heads or {})
+    progress.say(f"starts from {config.init_from.path}: {number} tensors; initialised: {names}{partly}")
+    own = dict(setup.make_state().params)
+    backbone = put_parameters(own.pop(BACKBONE), taken)
+    return setup.start_from(backbone, put_parameters(own, heads) if heads else None)
+
+
+def heads_of(setup: Setup) -> dict[str, Any]:
+    """The shapes of the modules beside the backbone; none for classification, whose head is the model's."""
+    return {name: module for name, module in setup.abstract.params.items() if name != BACKBONE}
 
 
 def state_evaluators(

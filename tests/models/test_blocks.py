@@ -8,7 +8,8 @@ from scipy.special import erf
 
 from vit_registers.errors import ConfigError
 from vit_registers.models.activations import ACTIVATIONS
-from vit_registers.models.blocks import VARIANTS, LayerScale, dims, drop_path, drop_rates
+from vit_registers.models.blocks import VARIANTS, LayerScale, dims
+from vit_registers.models.drop_path import drop_path, drop_rates
 
 X = np.linspace(-4, 4, 101).astype(np.float32)
 

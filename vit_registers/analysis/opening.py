@@ -50,6 +50,7 @@ class OpenedModel:
     loader: Loader
     num_images: int
     normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
+    params: str | None = None  # trained or averaged; None: those to evaluate
     head_names: Sequence[str] | None = None  # the classes that its head was trained on; None: not known
 
     @property
@@ -66,6 +67,7 @@ class OpenedModel:
         """What it is, in a line."""
         data = self.config.data
         step = "" if self.step is None else f", step {self.step}"
+        step += "" if self.params is None else f", {self.params}"
         where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
         return f"{self.path}{step}; {self.num_images} images of {where}"
 
@@ -86,7 +88,8 @@ class OpenedModel:
         data, model = self.config.data, self.config.model
         libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
         return {
-            "checkpoint": {"path": self.path, "step": self.step, "sha256": self.sha256},
+            "checkpoint": {"path": self.path, "step": self.step, "sha256": self.sha256}
+            | ({} if self.params is None else {"params": self.params}),
             "model": {"dtype": model.dtype, "attention": model.attention},
             "data": {
                 "name": data.name,
@@ -118,7 +121,12 @@ def _parse(checkpoint: str) -> CheckpointName:
 
 
 def open_all(
-    given: Sequence[str], data: str | None, overrides: Mapping[str, Any], *, num_images: int | None
+    given: Sequence[str],
+    data: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    num_images: int | None,
+    params: str | None = None,
 ) -> list[OpenedModel]:
     """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
@@ -126,7 +134,7 @@ def open_all(
     given = [one for checkpoint in given for one in _steps(checkpoint)]
     names = _short_names(given)
     opened = [
-        _open(name, checkpoint, data, overrides, num_images)
+        _open(name, checkpoint, data, overrides, num_images, params)
         for name, checkpoint in zip(names, given, strict=True)
     ]
     first = opened[0].config.data
@@ -145,21 +153,26 @@ def open_all(
 
 
 def _open(
-    name: str, checkpoint: str, data: str | None, overrides: Mapping[str, Any], limit: int | None
+    name: str,
+    checkpoint: str,
+    data: str | None,
+    overrides: Mapping[str, Any],
+    limit: int | None,
+    params: str | None,
 ) -> OpenedModel:
     parsed = _parse(checkpoint)
     path, step = parsed.path, parsed.step
     if loading.is_run(path):
         opened = loading.open_run(path, step, overrides)
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
-        model = loading.load_run(opened)
+        model = loading.load_run(opened, params=params)
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names, is_converted = opened.class_names, opened.is_converted
     else:
         local = loading.external_path(parsed)
         if not Path(local).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        external = loading.open_external(local, overrides)
+        external = loading.open_external(local, overrides, params=params)
         model, config, origin = external.build(), external.config, external.normalisation_origin
         digest = files_digest(_files(Path(local).expanduser()))
         head_names, is_converted = external.class_names, True
@@ -178,6 +191,7 @@ def _open(
         loader=loader,
         num_images=min(number, limit or number),
         normalisation=None if overrides.keys() & {"data.mean", "data.std"} else origin,
+        params=params,
         head_names=names_to_match(loader.class_names, head_names, is_converted=is_converted),
     )
 

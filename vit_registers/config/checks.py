@@ -121,6 +121,7 @@ RULES: dict[str, Rule] = {
     "model.num_registers": _at_least(0),
     "model.layer_scale_init": _number,
     "model.drop_path": _share,
+    "model.drop_path_group": _at_least(1),
     "model.norm_eps": _positive,
     "init_from.path": _text,
     "init_from.num_heads": _at_least(1),
@@ -197,6 +198,7 @@ RULES: dict[str, Rule] = {
     "run.hang_timeout_s": _up_to(_MAX_SECONDS, has_zero=True),
 }
 _UNSET = {
+    "model.drop_path_group": "None to draw for each image",
     "optimizer.grad_clip_norm": "None for no clipping",
     "optimizer.ema_decay": "None for no average",
     "checkpoint.keep_every_steps": "None to keep no such checkpoints",

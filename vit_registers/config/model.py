@@ -43,6 +43,9 @@ class Model:
     layer_scale_init: float | None = setting(None, TRANSFER)  # None: no LayerScale
     drop_path: float = setting(0.0, TRANSFER)  # probability that a block is left out in training, at most
     drop_path_schedule: str = setting("linear", TRANSFER)  # linear | constant
+    # None: a branch is left out for each image on its own. n: it is computed for a fixed number of each n
+    # consecutive images, as in DINOv2's code, which saves the rest; must divide the batch.
+    drop_path_group: int | None = setting(None, TRANSFER)
     activation: str = "gelu"  # gelu (exact) | gelu_tanh | quick_gelu; SwiGLU gates with SiLU
     norm_eps: float = 1e-6  # epsilon of LayerNorm
     use_qkv_bias: bool = True  # of queries, keys and values

@@ -133,7 +133,8 @@ class InitFrom:
     """The weights that training starts from."""
 
     path: str | None = None  # a run folder, or weights in another format; None: parameters are initialised
-    keep_head: bool = False  # False: the head is initialised
+    # False: the head is initialised; so are the projection heads of self-distillation.
+    keep_head: bool = False
     # If the weights have registers: same (another number is refused) | keep (the first ones are loaded, and
     # further ones initialised) | fresh (all are initialised).
     registers: str = "same"
@@ -149,7 +150,8 @@ class InitFrom:
     mask: str | None = None  # as model.mask
     architecture: str | None = None  # timm's name of the model
     leave_out: tuple[str, ...] = ()  # patterns of names of tensors that are not read: ("head.*",)
-    # params (trained) | ema (averaged). None: what the objective of the run, or the family, evaluates.
+    # params (trained) | ema (averaged) | student | teacher, of self-distillation. None: what the objective of
+    # the run, or the family, evaluates.
     params: str | None = None
 
 

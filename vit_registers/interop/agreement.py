@@ -13,7 +13,7 @@ from typing import Any
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.hints import Hints
-from vit_registers.models.vit import patch_grid
+from vit_registers.models.tokens import patch_grid
 
 
 def _is_integer(value: Any) -> bool:

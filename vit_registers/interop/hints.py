@@ -26,7 +26,7 @@ class Hints:
     pooling: str | None = None
     mask: str | None = None  # the flex-attention variant of the fractal paper's code does not store it
     architecture: str | None = None  # timm's name of the model, if no config.json has it
-    params: str | None = None  # of several copies in a file: "params" (trained) or "ema" (averaged)
+    params: str | None = None  # of several copies in a file: a key of COPIES (unwrap.py)
     leave_out: tuple[str, ...] = ()  # patterns of names in the file that are not read
     channels: int | None = None  # of the images; the patch kernel is summed over its channels, or repeated
 

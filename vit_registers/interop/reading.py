@@ -34,7 +34,8 @@ from vit_registers.interop.values import as_float32, is_floating, refuse_quantis
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaf_of, leaves_of
 from vit_registers.models.resampling import resample
-from vit_registers.models.vit import ViT, patch_grid
+from vit_registers.models.tokens import patch_grid
+from vit_registers.models.vit import ViT
 
 HEAD = ("head", "pre_logits", "map_pool")
 OPTIONAL = (*HEAD, "mask_token")  # a model can be loaded without these

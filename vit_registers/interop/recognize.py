@@ -21,6 +21,7 @@ class RecognizedWeights:
     kind: str | None  # transformers: clip, deit, dinov2 or vit
     names: nt.TensorNames
     weights: Weights  # by plain names, without prefix
+    file: Weights  # all tensors, by the names in the file
     settings: Mapping[str, Any]  # of config.json; empty without one
     hints: Hints
     file_names: dict[str, str]  # plain names -> names in the file
@@ -71,6 +72,7 @@ def recognize(
         kind=kind,
         names=table,
         weights=weights.select(network.file_names),
+        file=weights,
         settings=settings,
         hints=hints,
         file_names=network.file_names,

@@ -5,8 +5,7 @@ from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import shown_part
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import count_parameters
-from vit_registers.models.tokens import TokenLayout, summary_grids
-from vit_registers.models.vit import patch_grid
+from vit_registers.models.tokens import TokenLayout, patch_grid, summary_grids
 
 
 def describe_model(model: Model, image_size: tuple[int, int], classes: str | None) -> dict[str, str]:

@@ -15,7 +15,8 @@ from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaves_of, path_text
 from vit_registers.models.positions import POSITIONS
 from vit_registers.models.resampling import resample
-from vit_registers.models.vit import patch_grid, token_layout
+from vit_registers.models.tokens import patch_grid
+from vit_registers.models.vit import token_layout
 
 REGISTERS = ("same", "keep", "fresh")  # init_from.registers
 SUMMARIES = ("same", "fresh")  # init_from.summaries

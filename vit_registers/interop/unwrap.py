@@ -39,6 +39,9 @@ _CONTAINER = re.compile(
     rf"(.+_)?(ema|EMA)(_.+)?|teacher|{'|'.join(name for name in _TRAINED if name and 'encoder' not in name)}"
 )
 
+# The values of `params` that select a copy -> the trained or the averaged one.
+COPIES = {"params": "params", "ema": "ema", "teacher": "ema", "student": "params"}
+
 # Heads of transformers stand outside the prefix of the encoder.
 HEADS = re.compile(r"(visual_projection|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
 
@@ -58,12 +61,13 @@ class Network:
 def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[str]) -> Network:
     """The network of `weights` that is loaded, and the tensors that are left out.
 
-    Of several copies, `params` selects the trained one ("params") or the averaged one ("ema"); None selects
-    the one that the family evaluates. `leave_out` has fnmatch patterns of names in the file. Raises
-    CheckpointError if there is no such copy, no Vision Transformer, or a pattern that matches nothing.
+    Of several copies, `params` selects the trained one ("params" or "student") or the averaged one ("ema" or
+    "teacher"); None selects the one that the family evaluates. `leave_out` has fnmatch patterns of names in
+    the file. Raises CheckpointError if there is no such copy, no Vision Transformer, or a pattern that
+    matches nothing.
     """
     if params is not None:
-        lookup(dict.fromkeys(("params", "ema")), params, "params")
+        params = lookup(COPIES, params, "params")
     asked = _matched(weights, leave_out)
     names = _unwrapped(name for name in weights.shapes if name not in asked)
     found = _find_patches(weights, names, asked)

@@ -14,6 +14,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.activations import ACTIVATIONS, silu_gated
 from vit_registers.models.attention.api import BACKENDS, open_to_more, project, rematerialized
 from vit_registers.models.attention.mesh import platform
+from vit_registers.models.drop_path import add_branch
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import INITS, Inits
 from vit_registers.models.norm import LayerNorm
@@ -181,26 +182,6 @@ class LayerScale(nnx.Module):
         return x_BxTxD * self.gamma[...].astype(self.dtype)[None, None]
 
 
-def drop_rates(model: Model, depth: int) -> list[float]:
-    """The drop path rate of each of `depth` blocks."""
-    if model.drop_path_schedule == "constant":
-        return [model.drop_path] * depth
-    return [model.drop_path * i / max(depth - 1, 1) for i in range(depth)]
-
-
-def drop_path(x_BxTxD: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
-    """x with each example set to 0 with probability `rate`, and divided by 1 - rate otherwise.
-
-    Stochastic depth, arXiv:1603.09382. Without a key, and at rate 0, x exactly. The rate may be an array,
-    whose value is not known during tracing.
-    """
-    if key is None or (isinstance(rate, float) and rate == 0.0):
-        return x_BxTxD
-    is_kept_Bx1x1 = jax.random.bernoulli(key, 1.0 - rate, (x_BxTxD.shape[0], 1, 1))
-    share = jnp.asarray(1.0 - rate, x_BxTxD.dtype)
-    return jnp.where(is_kept_Bx1x1, x_BxTxD / share, jnp.zeros((), x_BxTxD.dtype))
-
-
 class Block(nnx.Module):
     """Pre-norm block: x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))), each branch under drop path."""
 
@@ -222,21 +203,30 @@ class Block(nnx.Module):
         drop_key: jax.Array | None,
         *,
         drop_rate: float | jax.Array = 0.0,
+        drop_group: int | None = None,
         index: int = 0,
         edits: Edits = NO_EDITS,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(the residual stream after the block, the inner values BLOCK_TAPS by name).
 
         `edits` receive `index`, the position of the block in the model. The blocks of a model differ only in
-        their parameters; everything else that differs, such as `drop_rate`, is an argument.
+        their parameters; everything else that differs, such as `drop_rate`, is an argument. With `drop_group`
+        and a key, the taps other than "middle" are those of the kept examples; see drop_path.add_branch.
         """
         key1, key2 = (None, None) if drop_key is None else jax.random.split(drop_key)
-        edit = functools.partial(edits.keys_values, index)
-        branch_BxTxD, (q, k, v) = self.attn(self.norm1(resid_BxTxD), mask_TxT, bias_NxTxT, edit)
-        middle_BxTxD = resid_BxTxD + drop_path(self._scaled(self.ls1, branch_BxTxD), drop_rate, key1)
-        edit_hidden = functools.partial(edits.hidden, index)
-        branch_BxTxD, hidden_BxTxF = self.mlp(self.norm2(middle_BxTxD), edit_hidden)
-        resid_BxTxD = middle_BxTxD + drop_path(self._scaled(self.ls2, branch_BxTxD), drop_rate, key2)
+
+        def attend(x_BxTxD: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            edit = functools.partial(edits.keys_values, index)
+            out_BxTxD, qkv = self.attn(self.norm1(x_BxTxD), mask_TxT, bias_NxTxT, edit)
+            return self._scaled(self.ls1, out_BxTxD), qkv
+
+        def transform(x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out_BxTxD, hidden = self.mlp(self.norm2(x_BxTxD), functools.partial(edits.hidden, index))
+            return self._scaled(self.ls2, out_BxTxD), hidden
+
+        drop = functools.partial(add_branch, rate=drop_rate, group=drop_group)
+        middle_BxTxD, (q, k, v) = drop(resid_BxTxD, attend, key=key1)
+        resid_BxTxD, hidden_BxTxF = drop(middle_BxTxD, transform, key=key2)
         return resid_BxTxD, dict(zip(BLOCK_TAPS, (q, k, v, middle_BxTxD, hidden_BxTxF), strict=True))
 
     @staticmethod

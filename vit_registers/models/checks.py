@@ -35,6 +35,16 @@ def check_model(model: Model) -> None:
             "set model.remat to none or block"
         )
     check_section("model", model)
+    if (
+        model.drop_path_group
+        and model.drop_path
+        and model.use_scan
+        and model.drop_path_schedule != "constant"
+    ):
+        raise ConfigError(
+            f"model.drop_path_group={model.drop_path_group} with model.use_scan=True requires the same rate "
+            "in all blocks: set model.drop_path_schedule='constant'"
+        )
     pooling = f"model.pooling='{model.pooling}'"
     if model.pooling in ("cls", "cls_gap") and not model.use_cls:
         raise ConfigError(f"{pooling} requires model.use_cls=True: set it, or pooling to gap or map")

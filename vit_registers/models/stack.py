@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from vit_registers.config import Model, lookup
-from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block, drop_rates
+from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block
+from vit_registers.models.drop_path import drop_rates
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.partition import gathered, in_compute_dtype, shard_batch, stacked
 
@@ -34,6 +35,7 @@ def run_blocks(
     mask_TxT: np.ndarray | None,
     bias_NxTxT: np.ndarray | None,
     drop_key: jax.Array | None,
+    drop_group: int | None,
     edits: Edits,
 ) -> Taps:
     """The taps "resid" (depth + 1) and BLOCK_TAPS (depth each) of a model's blocks; see vit.Outputs.
@@ -47,7 +49,7 @@ def run_blocks(
     if is_padded:
         resid_BxTxD = jnp.pad(resid_BxTxD, [(0, 0), (0, 1), (0, 0)])
         mask_TxT, bias_NxTxT = _with_unseen(mask_TxT, bias_NxTxT, num_tokens)
-    constants = {"mask_TxT": mask_TxT, "bias_NxTxT": bias_NxTxT}
+    constants = {"mask_TxT": mask_TxT, "bias_NxTxT": bias_NxTxT, "drop_group": drop_group}
     if model.use_scan and len(blocks) > 1 and edits == NO_EDITS:
         taps = _scan(model, blocks, resid_BxTxD, constants, drop_key)
     else:
@@ -73,7 +75,7 @@ def _unrolled(
     model: Model,
     blocks: Sequence[Block],
     resid_BxTxD: jax.Array,
-    constants: dict[str, np.ndarray | None],
+    constants: dict[str, Any],
     drop_key: jax.Array | None,
     edits: Edits,
 ) -> Taps:
@@ -99,12 +101,14 @@ def _scan(
     model: Model,
     blocks: Sequence[Block],
     resid_BxTxD: jax.Array,
-    constants: dict[str, np.ndarray | None],
+    constants: dict[str, Any],
     drop_key: jax.Array | None,
 ) -> Taps:
     """The same values as run_blocks, from a loop over the blocks' parameters, which each call stacks."""
     depth, dtype, rates = len(blocks), DTYPES[model.dtype], drop_rates(model, len(blocks))
     apply = functools.partial(_apply, _split(blocks[0])[0], dtype, **constants)
+    if constants["drop_group"] is not None:  # the number of kept examples is known during tracing
+        apply = functools.partial(apply, drop_rate=rates[0])
     policy = lookup(REMAT, model.remat, "model.remat")
     if policy is not None:
         apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)  # in a loop there is nothing to merge
@@ -114,6 +118,8 @@ def _scan(
     if drop_key is not None and any(rates):
         each["drop_key"] = jax.vmap(functools.partial(jax.random.fold_in, drop_key))(jnp.arange(depth))
         each["drop_rate"] = jnp.asarray(rates, jnp.float32)
+    if constants["drop_group"] is not None:
+        del each["drop_rate"]
 
     def body(resid_BxTxD: jax.Array, inputs: tuple[Any, dict[str, Any]]) -> tuple[jax.Array, dict[str, Any]]:
         params, each = inputs
@@ -137,12 +143,22 @@ def _apply(
     bias_NxTxT: np.ndarray | None,
     drop_key: jax.Array | None,
     drop_rate: float | jax.Array,
+    drop_group: int | None,
     index: int = 0,
     edits: Edits = NO_EDITS,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(output, taps) of the block with those parameters, which are gathered only inside this function."""
     block = nnx.merge(graphdef, gathered(params, dtype))
-    return block(resid_BxTxD, mask_TxT, bias_NxTxT, drop_key, drop_rate=drop_rate, index=index, edits=edits)
+    return block(
+        resid_BxTxD,
+        mask_TxT,
+        bias_NxTxT,
+        drop_key,
+        drop_rate=drop_rate,
+        drop_group=drop_group,
+        index=index,
+        edits=edits,
+    )
 
 
 def _split(module: nnx.Module) -> tuple[nnx.GraphDef, Any]:

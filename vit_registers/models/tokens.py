@@ -103,3 +103,14 @@ def summary_grids(patch_grid: Grid, factor: int | None) -> tuple[Grid, ...]:
     while min(rows := rows // factor, columns := columns // factor) > 0:
         grids.append((rows, columns))
     return tuple(reversed(grids))
+
+
+def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
+    """(rows, columns) of patches. Raises ConfigError if the patch size does not divide the image."""
+    height, width = image_size
+    if height % patch_size or width % patch_size or not height or not width:
+        raise ConfigError(
+            f"an image of {height} x {width} px does not divide into patches of {patch_size} px: "
+            "change model.patch_size or the image size"
+        )
+    return height // patch_size, width // patch_size

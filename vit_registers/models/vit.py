@@ -24,7 +24,7 @@ from vit_registers.models.positions import POSITIONS, sincos2d
 from vit_registers.models.readout import AttentionMaps, Intermediates
 from vit_registers.models.resampling import resample
 from vit_registers.models.stack import ready, run_blocks
-from vit_registers.models.tokens import Grid, TokenLayout, summary_grids
+from vit_registers.models.tokens import TokenLayout, patch_grid, summary_grids
 
 
 @struct.dataclass
@@ -46,17 +46,6 @@ class Outputs:
     summaries: jax.Array | None  # BxSxD
     patches: jax.Array  # BxPxD
     taps: dict[str, jax.Array | tuple[jax.Array, ...]]
-
-
-def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
-    """(rows, columns) of patches. Raises ConfigError if the patch size does not divide the image."""
-    height, width = image_size
-    if height % patch_size or width % patch_size or not height or not width:
-        raise ConfigError(
-            f"an image of {height} x {width} px does not divide into patches of {patch_size} px: "
-            "change model.patch_size or the image size"
-        )
-    return height // patch_size, width // patch_size
 
 
 def token_layout(model: Model) -> TokenLayout:
@@ -151,10 +140,13 @@ class ViT(nnx.Module):
         images_BxHxWxC: jax.Array,
         *,
         drop_key: jax.Array | None = None,
+        crops_per_image: int = 1,
         masked_BxP: jax.Array | None = None,
         edits: Edits = NO_EDITS,
     ) -> Outputs:
         """The Outputs for float images; `drop_key` enables drop path.
+
+        `crops_per_image` consecutive rows of the batch are of one image, for model.drop_path_group.
 
         Patches for which `masked_BxP` is True are replaced by the mask token before positions are added.
         `edits` change the inner values, and with them taps and outputs.
@@ -162,6 +154,7 @@ class ViT(nnx.Module):
         layout = self._layout_of(images_BxHxWxC)
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
+        group = self.model.drop_path_group
         taps = run_blocks(
             self.model,
             self.blocks,
@@ -169,6 +162,7 @@ class ViT(nnx.Module):
             mask_TxT=mask_TxT,
             bias_NxTxT=bias_NxTxT,
             drop_key=drop_key,
+            drop_group=None if group is None else group * crops_per_image,
             edits=edits,
         )
         is_normed_later, last_BxTxD = self.model.use_norm_after_pool, taps["resid"][-1]

@@ -13,6 +13,9 @@ from vit_registers.data.batch import Batch, MakeTarget, View
 # {name: (sum, count)}: the mean of `name` is sum / count. The sums of parts add to those of the whole.
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 BACKBONE = "vit"  # the key of the Vision Transformer in the parameters of every objective
+TEACHER = (
+    "teacher"  # the key in `extra` of a copy of the parameters that the trained ones, its student, follow
+)
 
 
 def add_sums(a: Sums, b: Sums) -> Sums:
@@ -84,8 +87,11 @@ class Objective(Protocol):
         """Raises ConfigError for settings with which training is not possible."""
         ...
 
-    def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:
-        """(params, extra) before the first step. `backbone`, if given, has the parameters of the backbone."""
+    def init(self, key: jax.Array, backbone: Any = None, heads: Any = None) -> tuple[Any, Any]:
+        """(params, extra) before the first step. `backbone`, if given, has the parameters of the backbone.
+
+        `heads`, if given, are all other modules of the parameters by name; only to objectives that have some.
+        """
         ...
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:

@@ -32,8 +32,9 @@ class Classification:
         mixing.check_mixing(self._settings, self._data.batch_size)
         make_loss_per_example(self._settings, self._model.num_classes)
 
-    def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:
+    def init(self, key: jax.Array, backbone: Any = None, heads: Any = None) -> tuple[Any, Any]:
         """({"vit": ...}, {}): the model with its head, from its initializers or from `backbone`."""
+        assert not heads, "the classifier is part of the model"
         return {BACKBONE: init_params(self._model, key=key) if backbone is None else backbone}, {}
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 
 from vit_registers.config import Config, from_saved
-from vit_registers.objectives.base import BACKBONE, Objective
+from vit_registers.errors import CheckpointError
+from vit_registers.objectives.base import BACKBONE, TEACHER, Objective
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs import checkpoint_folder
 from vit_registers.training import averages, sharding
+
+_PAIR = {"teacher": "eval", "student": "params"}  # names in self-distillation
 
 
 def trained_config(run: str, step: int) -> Config:
@@ -80,10 +83,18 @@ class RunCheckpoint:
     def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
         """The parameters over `mesh`, with the backbone under BACKBONE.
 
-        `name` is "params", "ema", or None for those to evaluate. Raises CheckpointError if they are missing.
+        `name` is "params", "ema", "teacher", "student", or None for those to evaluate. Raises CheckpointError
+        if they are missing.
         """
         name = name or self.eval_params_name
         shapes, extra = self._shapes
+        if name in _PAIR:
+            if self.is_converted or TEACHER not in extra:
+                raise CheckpointError(
+                    f"{self.run} has no {name}, which runs of self-distillation have: "
+                    f"leave params='{name}' out"
+                )
+            name = _PAIR[name]
         if self.is_converted:
             shapes = {BACKBONE: shapes[BACKBONE]}
 

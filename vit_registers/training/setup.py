@@ -30,7 +30,9 @@ class Setup:
     objective: Objective
     abstract: TrainState  # shapes, dtypes and shardings
     make_state: Callable[[], TrainState]  # sharded from the start; no device holds a whole copy
-    start_from: Callable[[Any], TrainState]  # the same with a given backbone, which is donated
+    start_from: Callable[
+        [Any, Any], TrainState
+    ]  # the same with a given backbone and heads, or None for these
     train_step: Step  # compiled at its first call; donates its state
 
 
@@ -62,11 +64,12 @@ def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Set
         )
     optimizer = make_optimizer(config.optimizer, durations)
 
-    def start_from(backbone: Any) -> TrainState:
-        params, extra = objective.init(jax.random.key(config.run.seed), backbone)
+    def start_from(backbone: Any, heads: Any) -> TrainState:
+        given = {} if heads is None else {"heads": heads}
+        params, extra = objective.init(jax.random.key(config.run.seed), backbone, **given)
         return state_from(params, extra, settings=config.optimizer, optimizer=optimizer)
 
-    make_state = functools.partial(start_from, None)
+    make_state = functools.partial(start_from, None, None)
     shapes = jax.eval_shape(make_state)
     layout = state_shardings(shapes, mesh)
     rates = schedule(config.optimizer, durations)
@@ -75,6 +78,6 @@ def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Set
         objective=objective,
         abstract=jax.tree.map(sharding.place, shapes, layout),
         make_state=jax.jit(make_state, out_shardings=layout),
-        start_from=jax.jit(start_from, donate_argnums=0, out_shardings=layout),
+        start_from=jax.jit(start_from, donate_argnums=(0, 1), out_shardings=layout),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))),
     )

@@ -23,6 +23,13 @@ def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sh
     _check_batch("data.batch_size", data.batch_size, shards * accumulation, f"{what}{steps}")
     _check_batch("data.eval_batch_size", data.eval_batch_size, shards, what)
     _check_tensor_axis(model, mesh)
+    size, group = data.batch_size // accumulation, model.drop_path_group
+    if group and model.drop_path and size % group:
+        largest = next(i for i in range(min(size, group), 0, -1) if size % i == 0)
+        raise ConfigError(
+            f"model.drop_path_group={group} does not divide the {size} images of a "
+            f"{'micro-' * bool(steps)}batch: set it to {largest}, or change data.batch_size"
+        )
 
 
 def _check_batch(name: str, size: int, parts: int, what: str) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tests.objectives.self_distillation import plain
 from vit_registers.config import Model, SelfDistillationSettings
@@ -197,3 +198,53 @@ def test_chance(crops):
     np.testing.assert_allclose(found["ibot_logged"], ibot / 4, rtol=1e-5)
     np.testing.assert_allclose(found["teacher_entropy"], dino, rtol=1e-5)
     np.testing.assert_allclose(found["prototypes_used"], LONG.num_prototypes, rtol=1e-4)
+
+
+def products(jaxpr):
+    """(dtypes, shape of the second operand) of all matrix products, also of inner functions."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            operands = [variable.aval for variable in equation.invars]
+            yield {str(one.dtype) for one in operands}, operands[1].shape
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [SHORT, LONG], ids=["centring, shared", "sinkhorn, separate"])
+def test_bfloat16_is_close_to_float32(crops, settings):
+    """Heads multiply in bfloat16. Losses and gradients stay float32, near those of float32."""
+    graphdef, _ = abstract_model(dataclasses.replace(MODEL, dtype="bfloat16"))
+
+    def loss(student):
+        found, centres = distillation(
+            graphdef,
+            student,
+            teacher,
+            centres_of(settings),
+            crops,
+            settings=settings,
+            num_masked=MASKS.num_masked,
+            temperature=0.05,
+            key=None,
+        )
+        return found["loss"], (found, centres)
+
+    student, teacher = make_params(settings, 0), make_params(settings, 1)
+    kernels = {(32, 16), (16, 16), (16, 8), (8, 24)}
+    seen = {
+        shape: dtypes for dtypes, shape in products(jax.make_jaxpr(loss)(student).jaxpr) if shape in kernels
+    }
+    assert seen == {shape: {"bfloat16"} for shape in kernels}
+    (_, (found, centres)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(student)
+    want, want_centres, want_grads, _ = ours(settings, crops)
+    for name, value in want.items():
+        assert found[name].dtype == jnp.float32
+        np.testing.assert_allclose(found[name], value, rtol=0.02, atol=0.002, err_msg=name)
+    for name, value in want_centres.items():
+        np.testing.assert_allclose(centres[name], value, atol=2e-3)
+    for name in want_grads:
+        a, b = (
+            np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree[name])]) for tree in (grads, want_grads)
+        )
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.995, name

@@ -10,7 +10,7 @@ import pytest
 
 import vit_registers
 from configs import dino_digits
-from vit_registers.config import Mesh, from_mapping
+from vit_registers.config import InitFrom, Mesh, from_mapping
 from vit_registers.data.batch import Training
 from vit_registers.data.loaders import open_data
 from vit_registers.errors import ConfigError
@@ -54,6 +54,7 @@ CONFIG = change(
     run={"eval_every_steps": 8, "log_every_steps": 1},
 )
 CENTRING = {"has_ibot_head": False, "targets": "centring"}
+SUBSET = {"drop_path": 0.4, "drop_path_schedule": "constant", "drop_path_group": 2}
 MIXED = Mesh(data=2, fsdp=2, tensor=2)
 
 
@@ -86,12 +87,15 @@ def leaves(tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("distillation", "meshes"),
-    [({}, [MIXED, Mesh(data=8)]), (CENTRING, [MIXED, Mesh(data=1, fsdp=8)])],
-    ids=["sinkhorn, separate", "centring, shared"],
+    ("sections", "meshes"),
+    [
+        ({}, [MIXED, Mesh(data=8)]),
+        ({"distillation": CENTRING, "model": SUBSET}, [MIXED, Mesh(data=1, fsdp=8)]),
+    ],
+    ids=["sinkhorn, separate", "centring, shared, drop path"],
 )
-def test_20_steps_are_the_same_on_every_mesh(distillation, meshes):
-    config = change(CONFIG, distillation=distillation)
+def test_20_steps_are_the_same_on_every_mesh(sections, meshes):
+    config = change(CONFIG, **sections)
     state, history = run_steps(config, 20, 1)
     for mesh in meshes:
         other, metrics = run_steps(dataclasses.replace(config, mesh=mesh), 20, 8)
@@ -163,6 +167,18 @@ def test_the_teacher_is_evaluated_and_loaded(run):
     terms = ("dino_local", "dino_global", "ibot", "koleo")
     assert logged["train/loss"] == pytest.approx(sum(logged[f"train/{name}"] for name in terms), rel=1e-5)
     assert logged["train/ibot_logged"] == pytest.approx(logged["train/ibot"] / 2)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_another_with_its_heads(run, tmp_path, capsys):
+    """With keep_head, student and teacher start as the teacher of the other run."""
+    start, short = InitFrom(path=str(run), keep_head=True), change(CONFIG, run={"total_steps": 3})
+    train(dataclasses.replace(short, init_from=start), str(tmp_path / "next"))
+    assert "initialised: nothing" in capsys.readouterr().out
+    teacher, moved = read(run, 24)["extra"]["teacher"], read(tmp_path / "next", 3)["extra"]["teacher"]
+    for old, new in zip(jax.tree.leaves(teacher), jax.tree.leaves(moved), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-4)  # three steps of at most 1e-3, times 1 - momentum
+    assert (teacher["dino_head"]["last_layer"]["g"] != 1).any()
 
 
 @pytest.mark.parametrize(

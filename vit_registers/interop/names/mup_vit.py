@@ -23,8 +23,8 @@ from vit_registers.models.blocks import dims
 from vit_registers.models.masks import resolve
 from vit_registers.models.paths import Leaf
 from vit_registers.models.positions import sincos2d
-from vit_registers.models.tokens import Grid, summary_grids
-from vit_registers.models.vit import patch_grid, static_attention, token_layout
+from vit_registers.models.tokens import Grid, patch_grid, summary_grids
+from vit_registers.models.vit import static_attention, token_layout
 
 FRACTAL_MASKS = ("fractal_released", "fractal", "fractal_local")  # that files of this code may hold
 _NO_FACTOR = "no summary factor gives on this grid: give image_size, the size that it was trained at"

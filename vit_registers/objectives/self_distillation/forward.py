@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_registers.config import SelfDistillationSettings
+from vit_registers.models.blocks import DTYPES
 from vit_registers.models.params import build_model
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.objectives.self_distillation import chunks, heads, losses
@@ -55,7 +56,9 @@ def distillation(
 
     `student` and `teacher` are parameters {"vit", "dino_head"} and, with settings.has_ibot_head,
     "ibot_head"; `centres` are {"dino": Z, "ibot": Z} before this batch. `num_masked` is the largest number of
-    masked patches of a group of settings.mask_group images. `key` enables drop path for the student.
+    masked patches of a group of settings.mask_group images. `key` enables drop path for the student. The
+    products of the heads are computed in model.dtype, as under torch's autocast; norms, softmax and losses in
+    float32.
 
     Losses, all scalars: "loss" = dino_local + dino_global + ibot + koleo, each with its weight; "ibot_logged"
     and "koleo_logged", which DINOv2's code logs in their place and which are half as large; monitors of
@@ -63,7 +66,7 @@ def distillation(
     the entropy of their mean, and "feature_std", the mean over dimensions of the standard deviation of the
     teacher's unit cls vectors.
     """
-    group = settings.mask_group
+    group, dtype = settings.mask_group, DTYPES[build_model(graphdef, student[BACKBONE]).model.dtype]
     out = _outputs(graphdef, student, crops, is_student=True, key=key)
     taught = jax.lax.stop_gradient(_outputs(graphdef, teacher, crops, is_student=False, key=None))
     num_images = jnp.maximum(crops.mask_B.sum(), 1)
@@ -85,10 +88,12 @@ def distillation(
             offset_of=offset or chunks.centring(centres[name], temperature),
             temperature=temperature,
             chunk_rows=settings.chunk_rows,
+            dtype=dtype,
         )
 
-    dino_SxV, dino_stats = sums("dino", _dino_rows(student, teacher, out, taught, crops, group), DINO_HEAD)
-    ibot_rows = _ibot_rows(student, teacher, out, taught, crops, group, num_masked)
+    dino_rows = _dino_rows(student, teacher, out, taught, crops, group, dtype)
+    dino_SxV, dino_stats = sums("dino", dino_rows, DINO_HEAD)
+    ibot_rows = _ibot_rows(student, teacher, out, taught, crops, group, num_masked, dtype)
     ibot_1x1, ibot_stats = sums("ibot", ibot_rows, IBOT_HEAD)
     koleo = _koleo(out["cls_BxVxD"], crops.mask_B, settings.koleo_group)
     num_terms = NUM_GLOBALS * (NUM_GLOBALS - 1) + max(crops.local_BxLxHxWxC.shape[1] * NUM_GLOBALS, 1)
@@ -123,7 +128,7 @@ def _outputs(
     global_key, local_key = (None, None) if key is None else jax.random.split(key)
     masked = crops.is_masked_BxVxP.reshape(batch * views, -1) if is_student else None
     images = crops.global_BxVxHxWxC.reshape(batch * views, *crops.global_BxVxHxWxC.shape[2:])
-    out = model(images, drop_key=global_key, masked_BxP=masked)
+    out = model(images, drop_key=global_key, crops_per_image=views, masked_BxP=masked)
     assert out.cls is not None  # the objective requires cls
     found = {
         "cls_BxVxD": out.cls.reshape(batch, views, -1),
@@ -132,14 +137,14 @@ def _outputs(
     number = crops.local_BxLxHxWxC.shape[1]
     if is_student and number:
         images = crops.local_BxLxHxWxC.reshape(batch * number, *crops.local_BxLxHxWxC.shape[2:])
-        cls = model(images, drop_key=local_key).cls
+        cls = model(images, drop_key=local_key, crops_per_image=number).cls
         assert cls is not None
         found["local_BxLxD"] = cls.reshape(batch, number, -1)
     return found
 
 
 def _dino_rows(
-    student: Any, teacher: Any, out: Mapping, taught: Mapping, crops: Crops, group: int
+    student: Any, teacher: Any, out: Mapping, taught: Mapping, crops: Crops, group: int, dtype: Any
 ) -> chunks.Rows:
     """Rows of images: global and local crops of the student against both global crops of the teacher.
 
@@ -150,8 +155,8 @@ def _dino_rows(
     pairs_SxV = jnp.ones((num_crops, NUM_GLOBALS)).at[:NUM_GLOBALS].set(1 - jnp.eye(NUM_GLOBALS))
     weight_BxSxV = jnp.where(crops.mask_B[:, None, None], pairs_SxV[None], 0.0)
     rows = chunks.Rows(
-        student=heads.bottleneck(student[DINO_HEAD], x_BxSxD),
-        teacher=heads.bottleneck(teacher[DINO_HEAD], taught["cls_BxVxD"]),
+        student=heads.bottleneck(student[DINO_HEAD], x_BxSxD, dtype),
+        teacher=heads.bottleneck(teacher[DINO_HEAD], taught["cls_BxVxD"], dtype),
         weight=weight_BxSxV,
         is_row=crops.mask_B,
     )
@@ -166,6 +171,7 @@ def _ibot_rows(
     crops: Crops,
     group: int,
     num_masked: int,
+    dtype: Any,
 ) -> chunks.Rows:
     """Rows of masked patches, each weighted by 1 / (masked patches of its crop)."""
     is_masked_BxVxP = crops.is_masked_BxVxP & crops.mask_B[:, None, None]
@@ -184,7 +190,7 @@ def _ibot_rows(
         return jnp.take_along_axis(x, index, axis=1)
 
     def vectors(params: Any, found: Mapping) -> jax.Array:
-        return heads.bottleneck(ibot_head(params), take(found["patches_BxVxPxD"]))[:, :, None]
+        return heads.bottleneck(ibot_head(params), take(found["patches_BxVxPxD"]), dtype)[:, :, None]
 
     return chunks.Rows(
         student=vectors(student, out),

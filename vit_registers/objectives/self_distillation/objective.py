@@ -1,5 +1,6 @@
 """The objective of DINOv2: a student learns the outputs of its own average for other crops and for masks."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -10,9 +11,9 @@ from vit_registers.config import Config, image_size
 from vit_registers.data.batch import Batch, MakeTarget, View, normalize
 from vit_registers.data.block_masks import BlockMasks, batch_masks
 from vit_registers.models.params import abstract_model, init_params
-from vit_registers.models.vit import patch_grid
-from vit_registers.objectives.base import BACKBONE, Best, Sums
-from vit_registers.objectives.self_distillation import checks, heads
+from vit_registers.models.tokens import patch_grid
+from vit_registers.objectives.base import BACKBONE, TEACHER, Best, Sums
+from vit_registers.objectives.self_distillation import checks
 from vit_registers.objectives.self_distillation.forward import (
     DINO_HEAD,
     IBOT_HEAD,
@@ -20,11 +21,11 @@ from vit_registers.objectives.self_distillation.forward import (
     Crops,
     distillation,
 )
+from vit_registers.objectives.self_distillation.heads import init_head
 from vit_registers.training.tables import cosine_table, line_table
 
 MASKED = "masked"  # the target is_masked_BxVxP
 _GLOBAL, _LOCAL = "global_{}", "local_{}"  # views, counted from 1
-TEACHER = "teacher"
 
 
 class SelfDistillation:
@@ -79,32 +80,30 @@ class SelfDistillation:
         """Raises ConfigError for settings with which training is not possible."""
         checks.check(self._config)
 
-    def init(self, key: jax.Array, backbone: Any = None) -> tuple[Any, Any]:
+    def init(self, key: jax.Array, backbone: Any = None, heads: Any = None) -> tuple[Any, Any]:
         """(student, {"teacher": its copy, "centre": zeros})."""
-        settings, model = self._settings, self._config.model
-        vit_key, dino_key, ibot_key = jax.random.split(key, 3)
+        settings = self._settings
+        vit_key, *head_keys = jax.random.split(key, 3)
         if backbone is None:
-            backbone = init_params(model, key=vit_key)
-        sizes = {"width": backbone["norm"]["scale"].shape[0], "hidden": settings.head_hidden}
-        student = {
-            BACKBONE: backbone,
-            DINO_HEAD: heads.init_head(
-                dino_key,
-                **sizes,
-                bottleneck=settings.head_bottleneck,
-                num_prototypes=settings.num_prototypes,
-            ),
-        }
-        if settings.has_ibot_head:
-            student[IBOT_HEAD] = heads.init_head(
-                ibot_key,
-                **sizes,
-                bottleneck=settings.ibot_bottleneck,
-                num_prototypes=settings.ibot_prototypes,
-            )
+            backbone = init_params(self._config.model, key=vit_key)
+        if heads is None:
+            heads = self._init_heads(head_keys, backbone["norm"]["scale"].shape[0])
+        student = {BACKBONE: backbone, **heads}
         number = settings.ibot_prototypes if settings.has_ibot_head else settings.num_prototypes
         centre = {"dino": jnp.zeros(settings.num_prototypes), "ibot": jnp.zeros(number)}
         return student, {TEACHER: jax.tree.map(jnp.copy, student), "centre": centre}
+
+    def _init_heads(self, keys: Sequence[jax.Array], width: int) -> dict[str, Any]:
+        settings = self._settings
+        sizes = {DINO_HEAD: (settings.head_bottleneck, settings.num_prototypes)}
+        if settings.has_ibot_head:
+            sizes[IBOT_HEAD] = (settings.ibot_bottleneck, settings.ibot_prototypes)
+        return {
+            name: init_head(
+                key, width=width, hidden=settings.head_hidden, bottleneck=bottleneck, num_prototypes=number
+            )
+            for key, (name, (bottleneck, number)) in zip(keys, sizes.items(), strict=False)
+        }
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         """The normalised views; masks and mask_B as they are."""
