@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         objective=ObjectiveSettings(name="self_distillation", self_distillation=_losses()),
         optimizer=_optimizer(),
         # All are kept, for figures over training.
-        checkpoint=Checkpoint(every_steps=max(a.steps // 8, 1), keep_every_steps=max(a.steps // 8, 1)),
+        checkpoint=Checkpoint(every_steps=max(a.steps // 8, 1), keep_last=8),
         run=Run(
             total_steps=a.steps,
             log_every_steps=10,
