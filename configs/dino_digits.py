@@ -27,7 +27,6 @@ from vit_registers.config import (
 def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: registers, mask, k (0: no summaries), steps, seed."""
     a = parse_arg(arg, registers=4, mask="none", k=0, steps=1600, seed=0)
-    crop = "resize(16) | random_resized_crop({}, {}) | jitter(0.4, 0.4, 0, 0, p=0.8)"
     config = Config(
         model=Model(
             width=64,
@@ -58,40 +57,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
             mean=(0.5,),
             std=(0.5,),
         ),
-        objective=ObjectiveSettings(
-            name="self_distillation",
-            self_distillation=SelfDistillationSettings(
-                num_locals=3,
-                local_size=8,
-                global_ops=(crop.format(0.5, 1.0),) * 2,
-                local_ops=crop.format(0.2, 0.5),
-                mask_min_patches=1,
-                num_prototypes=64,  # about half of the rows of a batch
-                head_hidden=128,
-                head_bottleneck=32,
-                has_ibot_head=True,
-                ibot_prototypes=64,
-                ibot_bottleneck=32,
-                targets="sinkhorn",
-                # With 0.04 and a momentum of 0.99, targets stay nearly uniform for a thousand steps.
-                temperatures=(0.03, 0.03),
-                momentum=(0.97, 1.0),
-            ),
-        ),
-        optimizer=Optimizer(
-            schedule="cosine_from_peak",
-            learning_rate=2e-3,
-            min_learning_rate=1e-6,
-            warmup_steps=a.steps // 10,
-            weight_decay=0.01,
-            weight_decay_end=0.05,
-            decayed="all_but_norms",
-            patch_embed_rate=0.2,
-            grad_clip_norm=3.0,
-            grad_clip_per="module",
-            delayed=("*/last_layer/*",),
-        ),
-        checkpoint=Checkpoint(every_steps=max(a.steps // 4, 1)),
+        objective=ObjectiveSettings(name="self_distillation", self_distillation=_losses()),
+        optimizer=_optimizer(),
+        # All are kept, for figures over training.
+        checkpoint=Checkpoint(every_steps=max(a.steps // 8, 1), keep_last=8),
         run=Run(
             total_steps=a.steps,
             log_every_steps=10,
@@ -102,6 +71,45 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ),
     )
     return to_config_dict(config)
+
+
+def _losses() -> SelfDistillationSettings:
+    crop = "resize(16) | random_resized_crop({}, {}) | jitter(0.4, 0.4, 0, 0, p=0.8)"
+    return SelfDistillationSettings(
+        num_locals=3,
+        local_size=8,
+        global_ops=(crop.format(0.5, 1.0),) * 2,
+        local_ops=crop.format(0.2, 0.5),
+        mask_min_patches=1,
+        num_prototypes=64,  # about half of the rows of a batch
+        head_hidden=128,
+        head_bottleneck=32,
+        has_ibot_head=True,
+        ibot_prototypes=64,
+        ibot_bottleneck=32,
+        targets="sinkhorn",
+        # With 0.04 and a momentum of 0.99, targets stay nearly uniform for a thousand steps.
+        temperatures=(0.03, 0.03),
+        momentum=(0.97, 1.0),
+    )
+
+
+def _optimizer() -> Optimizer:
+    """All lengths are shares of the run, so that schedules follow run.total_steps."""
+    return Optimizer(
+        schedule="cosine_from_peak",
+        learning_rate=2e-3,
+        min_learning_rate=1e-6,
+        warmup_share=0.1,
+        weight_decay=0.01,
+        weight_decay_end=0.05,
+        decayed="all_but_norms",
+        patch_embed_rate=0.2,
+        grad_clip_norm=3.0,
+        grad_clip_per="module",
+        delayed=("*/last_layer/*",),
+        delay_share=0.01,
+    )
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:

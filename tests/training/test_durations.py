@@ -43,6 +43,14 @@ def test_warmup_in_epochs_is_whole_epochs_where_batches_are_dropped():
     assert durations(_config(800, 1024, False, warmup_epochs=5.0), TRAIN).warmup_steps == 6256
 
 
+def test_warmup_as_a_share_follows_the_length_of_the_run():
+    for epochs in (300, 800):
+        lengths = durations(_config(epochs, 1024, True, warmup_share=0.1), TRAIN)
+        assert lengths.warmup_steps == round(0.1 * lengths.total_steps)
+    with pytest.raises(ConfigError, match=r"warmup_epochs=5.0 and optimizer.warmup_share=0.1 are both set"):
+        durations(_config(300, 1024, True, warmup_share=0.1, warmup_epochs=5.0), TRAIN)
+
+
 def test_dropping_the_only_batch_is_refused():
     with pytest.raises(ConfigError, match=r"data.batch_size=64 is more than the 63 training examples"):
         durations(_config(1, 64, True), 63)

@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     "optimizer.min_learning_rate": _not_negative,
     "optimizer.warmup_steps": _at_least(0, MAX_STEPS),
     "optimizer.warmup_epochs": _up_to(MAX_STEPS, has_zero=True),
+    "optimizer.warmup_share": _share,
     "optimizer.weight_decay": _not_negative,
     "optimizer.b1": _share,
     "optimizer.b2": _share,

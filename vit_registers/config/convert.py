@@ -212,8 +212,8 @@ def override(
 ) -> Config:
     """The Config of `values` with dotted `overrides` such as {'model.num_registers': 4}.
 
-    An override of one of two alternatives (core.ALTERNATIVES) unsets the other one. Values are checked after
-    all overrides, as in from_mapping.
+    An override of one of several alternatives (settings.ALTERNATIVES) unsets the others. Values are checked
+    after all overrides, as in from_mapping.
     """
     check_names(overrides)
     nested = to_dict(from_mapping(values, checked=()))
@@ -223,9 +223,14 @@ def override(
 
 
 def _unset(overrides: Mapping[str, Any]) -> dict[str, None]:
-    """None for each setting that is not overridden although its alternative is."""
-    pairs = [*ALTERNATIVES, *(pair[::-1] for pair in ALTERNATIVES)]
-    return {other: None for one, other in pairs if overrides.get(one) is not None and other not in overrides}
+    """None for each setting that is not overridden although one of its alternatives is."""
+    return {
+        other: None
+        for names in ALTERNATIVES
+        if any(overrides.get(name) is not None for name in names)
+        for other in names
+        if other not in overrides
+    }
 
 
 def split_arguments(text: str) -> list[str]:

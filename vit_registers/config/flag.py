@@ -41,7 +41,7 @@ def check_arguments(argv: Sequence[str]) -> None:
 def read_flag(flag: flags.Flag) -> Config:
     """The Config of a parsed --config flag with its overrides. Raises ConfigError.
 
-    An override of one of two alternatives unsets the other one, whatever its value in the file.
+    An override of one of several alternatives unsets the others, whatever their values in the file.
     """
     if flag.value is None:
         raise ConfigError(f"--config has no value: {_WANT}")

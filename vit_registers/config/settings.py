@@ -50,8 +50,9 @@ class Optimizer:
     learning_rate: float = 1e-3  # the peak
     warmup_learning_rate: float = 0.0  # at the start of the warm-up
     min_learning_rate: float = 0.0  # at the end of the cosine
-    warmup_steps: int | None = None  # with warmup_epochs=None; both None: no warm-up
-    warmup_epochs: float | None = None  # with warmup_steps=None
+    warmup_steps: int | None = None  # this one, warmup_epochs or warmup_share; all None: no warm-up
+    warmup_epochs: float | None = None  # this one, warmup_steps or warmup_share
+    warmup_share: float | None = None  # of the run; this one, warmup_steps or warmup_epochs
     weight_decay: float = 0.1  # multiplied by the learning rate
     weight_decay_end: float | None = None  # reached by half a cosine over the run; None: constant
     decayed: str = "kernels"  # kernels | all_but_norms: also tokens, positions, prototypes (as DINOv2)
@@ -169,11 +170,11 @@ class Config:
     run: Run = Run()
 
 
-# Pairs of settings for one length. If the command line sets one of them, the other one is unset.
+# Settings for one length. If the command line sets one of them, the others are unset.
 ALTERNATIVES = (
     ("run.total_steps", "run.total_epochs"),
     ("run.eval_every_steps", "run.eval_every_epochs"),
-    ("optimizer.warmup_steps", "optimizer.warmup_epochs"),
+    ("optimizer.warmup_steps", "optimizer.warmup_epochs", "optimizer.warmup_share"),
 )
 
 

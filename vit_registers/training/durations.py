@@ -53,7 +53,9 @@ def durations(run: Run, optimizer: Optimizer, data: Data, num_train_examples: in
         return steps
 
     total = to_steps("run.total", run.total_steps, run.total_epochs, None)
-    warmup = to_steps("optimizer.warmup", optimizer.warmup_steps, optimizer.warmup_epochs, 0)
+    warmup = to_steps(
+        "optimizer.warmup", optimizer.warmup_steps, optimizer.warmup_epochs, _shared(optimizer, total)
+    )
     evaluation = to_steps("run.eval_every", run.eval_every_steps, run.eval_every_epochs, total)
     if total < 1:
         raise ConfigError(f"run.total_steps={total}: must be >= 1")
@@ -68,3 +70,16 @@ def durations(run: Run, optimizer: Optimizer, data: Data, num_train_examples: in
         eval_every_steps=max(evaluation, 1),
         steps_per_epoch=examples_per_epoch / batch_size,
     )
+
+
+def _shared(optimizer: Optimizer, total_steps: int) -> int:
+    """The steps of the warm-up by optimizer.warmup_share; 0 without it."""
+    share = optimizer.warmup_share
+    if share is None:
+        return 0
+    for name in ("warmup_steps", "warmup_epochs"):
+        if (other := getattr(optimizer, name)) is not None:
+            raise ConfigError(
+                f"optimizer.{name}={other} and optimizer.warmup_share={share} are both set: keep one"
+            )
+    return round(share * total_steps)
