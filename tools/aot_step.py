@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import jax
 
 from tools.bench.models import linen_step
-from vit_registers.config import Config, image_size
-from vit_registers.data.batch import Batch, labelled_batch
+from vit_registers.config import Config
+from vit_registers.data.batch import LABEL, Batch
+from vit_registers.objectives.base import Objective
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -20,7 +22,7 @@ def lower_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Lowe
     mesh = make_mesh(config.mesh, devices=devices)
     setup = set_up(config, DURATIONS, mesh)
     with jax.set_mesh(mesh):
-        return setup.train_step.lower(setup.abstract, _batch(config, mesh))
+        return setup.train_step.lower(setup.abstract, _batch(config, mesh, setup.objective))
 
 
 def lower_flax_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
@@ -32,13 +34,22 @@ def lower_flax_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages
         jax.eval_shape(make_state),
     )
     with jax.set_mesh(mesh):
-        return step.lower(state, _batch(config, mesh))
+        return step.lower(state, _batch(config, mesh, make_objective(config)))
 
 
-def _batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
+def _batch(config: Config, mesh: jax.sharding.Mesh, objective: Objective) -> Batch:
     batch, layout = config.data.batch_size, sharding.batch_sharding(mesh)
-    return labelled_batch(
-        jax.ShapeDtypeStruct((batch, *image_size(config), config.model.channels), "uint8", sharding=layout),
-        jax.ShapeDtypeStruct((batch,), "int32", sharding=layout),
-        jax.ShapeDtypeStruct((batch,), "bool", sharding=layout),
+
+    def array(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=layout)
+
+    made = {name: make(0, 0, batch) for name, make in objective.host_targets.items()}
+    return Batch(
+        views={
+            name: array((view.height, view.width, config.model.channels), "uint8")
+            for name, view in objective.views.items()
+        },
+        targets={LABEL: array((), "int32")}
+        | {name: array(x.shape[1:], str(x.dtype)) for name, x in made.items()},
+        mask_B=array((), "bool"),
     )

@@ -1,4 +1,6 @@
-"""The papers' training recipes on ImageNet-1k as Configs, from which config files start.
+"""The papers' training recipes on ImageNet as Configs, from which config files start.
+
+Those without labels are in recipes_dinov2.py.
 
 Recipe A trains a plain ViT-S/16 (arXiv:2205.01580). It has two variants: that of big_vision, and that of the
 code of arXiv:2601.15506. Recipe B is DeiT-III (arXiv:2204.07118) as in "Registers in Small Vision
