@@ -6,13 +6,17 @@ import shlex
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vit_registers
 from vit_registers import loading
 from vit_registers.config import Mesh
+from vit_registers.objectives.catalog import make_objective
+from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.training.state import TrainState
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 PAGE = Path(__file__).parents[3] / "docs/self_supervised.md"
@@ -74,7 +78,13 @@ def test_dino_and_ibot_are_settings(run_here, tmp_path, number, absent):
 
 def test_registers_are_added_to_a_model_that_has_none(run_here, tmp_path):
     plain, tuned = commands("Registers for a model that has none")
-    start, _, _ = run(run_here, plain, tmp_path)
+    assert plain[0] == "--config=dino_digits:registers=0"
+    config = vit_registers.recipe("dino_digits", registers=0, steps=4, **TINY)
+    params, extra = jax.jit(make_objective(config).init)(jax.random.key(5))
+    state = TrainState(step=jnp.ones((), jnp.int32), params=params, opt_state=None, ema=None, extra=extra)
+    start = tmp_path / "plain"
+    with Checkpoints(str(start), config) as written:
+        written.save(state, {"top1_k20": 0.5})
     path, out, records = run(run_here, tuned, tmp_path)
     assert "initialised: registers" in out and len(records) == 4
     before, student, teacher = (
