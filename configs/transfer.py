@@ -9,6 +9,13 @@ checkpoint, and does not require the weights. Accuracy depends on the weights.
 
 The head is initialised, unless --config.init_from.keep_head is set. Registers and summaries that the weights
 do not have are initialised too. The recipe is plain: AdamW, cosine decay, little weight decay, no mixup.
+
+    vit-registers train --workdir=runs/finetuned \
+        --config=transfer:path=runs/mine,data=cifar10,classes=10,layer_decay=0.75,head_rate=10
+    vit-registers train --workdir=runs/probe \
+        --config=transfer:path=runs/mine,data=cifar10,classes=10,frozen='vit/[!h]*'
+
+The first decays the rate from block to block and gives the head its own; the second trains the head alone.
 """
 
 import dataclasses
@@ -38,7 +45,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     ema), leave_out (patterns joined by +), channels (0: those of the weights), registers (-1: those of the
     weights), old_registers (if the weights have another number: keep | fresh), mask, k (0: that of the
     weights), old_summaries (if the weights have another k: fresh), image (px, 0: that of the weights),
-    classes, data (a TFDS name | folder), epochs, seed."""
+    classes, data (a TFDS name | folder), epochs, seed; layer_decay, head_rate (a multiple of the learning
+    rate), frozen (patterns of parameters, joined by +)."""
     a = parse_arg(
         arg,
         path="",
@@ -58,6 +66,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         data="imagenet2012",
         epochs=20.0,
         seed=0,
+        layer_decay=1.0,
+        head_rate=1.0,
+        frozen="",
     )
     if not a.path:
         raise ConfigError("--config=transfer:path=... is missing: give a run folder or weights")
@@ -97,7 +108,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
             std=adapt_statistics(images.std, channels),
             eval_ops=_eval_ops(images, old=weights_size, new=image_size),
         ),
-        optimizer=Optimizer(learning_rate=1e-4, warmup_epochs=1.0, weight_decay=0.05),
+        optimizer=Optimizer(
+            learning_rate=1e-4,
+            warmup_epochs=1.0,
+            weight_decay=0.05,
+            layer_decay=a.layer_decay,
+            head_rate=a.head_rate,
+            frozen=tuple(a.frozen.split("+")) if a.frozen else (),
+        ),
         run=Run(total_epochs=a.epochs, eval_every_epochs=1.0, seed=a.seed),
         checkpoint=Checkpoint(every_steps=1000),
     )

@@ -4,12 +4,16 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
+from flax import nnx
 
+import vit_registers
 from tests.fixtures.digits import make_config
 from vit_registers.config import InitFrom
 from vit_registers.errors import CheckpointError
 from vit_registers.fine_tuning import start_settings
+from vit_registers.models.paths import leaves_of
 from vit_registers.runs.checkpoint_folder import list_steps
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -106,3 +110,28 @@ def test_unknown_choices_are_refused_without_weights_too(run_here, tmp_path, nam
     )
     assert code == 2 and err.count("\n") == 1
     assert err.startswith(f"error: init_from.{name}='../x' is unknown: known: ")
+
+
+@pytest.mark.slow
+def test_frozen_parameters_and_rates_are_arguments_of_the_card(untrained, run_here, tmp_path):
+    """With all but the head frozen, two steps change the head alone; the head's rate is a multiple."""
+    untrained(tmp_path / "source", SOURCE)
+    moved = {}
+    for rate in (1.0, 4.0):
+        workdir = tmp_path / f"tuned{rate}"
+        card = _card(tmp_path / "source", f",frozen=vit/[!h]*+vit/nosuch,head_rate={rate},layer_decay=0.5")
+        code, _, err = run_here("train", card, *SHORT, f"--workdir={workdir}")
+        assert (code, err.count("\n")) == (2, 1) and "optimizer.frozen='vit/nosuch'" in err, err
+        code, _, err = run_here("train", card.replace("+vit/nosuch", ""), *SHORT, f"--workdir={workdir}")
+        assert code == 0, err
+        settings = json.loads((workdir / "config.json").read_text())["optimizer"]
+        assert (settings["layer_decay"], settings["head_rate"]) == (0.5, rate)
+        before, after = (
+            leaves_of(nnx.to_pure_dict(nnx.state(vit_registers.load(str(path)), nnx.Param)))
+            for path in (tmp_path / "source", workdir)
+        )
+        for leaf, value in before.items():
+            if leaf[0] != "head":
+                np.testing.assert_array_equal(after[leaf], value, err_msg=str(leaf))
+        moved[rate] = np.abs(np.asarray(after["head", "bias"])).max()
+    assert moved[1.0] > 0 and moved[4.0] == pytest.approx(4 * moved[1.0], rel=0.05)

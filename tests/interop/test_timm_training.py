@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vit_registers.config import Model, Optimizer
+from vit_registers.interop import from_state_dict
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of, path_text
 from vit_registers.training.durations import Durations
@@ -96,3 +97,49 @@ def test_layer_decay_is_that_of_timm(timm):
         path = re.sub(r"(norm\d?)/kernel", r"\1/scale", path)
         more = 0.65 if name.startswith("norm.") else 1.0  # timm counts it to the last block
         assert rates[f"vit/{path}"] * more == pytest.approx(scale), name
+
+
+def test_updates_are_those_of_timms_parameter_groups(timm, numpy_state, params):
+    """Three steps of torch's AdamW with the groups of timm, and three times the rate for the head."""
+    import torch
+    from timm.optim import param_groups_layer_decay
+
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", depth=2, embed_dim=16, num_heads=2, img_size=32, num_classes=5
+    )
+    groups = param_groups_layer_decay(
+        theirs, weight_decay=0.05, layer_decay=0.65, no_weight_decay_list=theirs.no_weight_decay()
+    )
+    head = {id(p) for p in theirs.head.parameters()}
+    rate = lambda p, group: 1e-2 * group["lr_scale"] * (3.0 if id(p) in head else 1.0)  # noqa: E731
+    each = [
+        {"params": [p], "lr": rate(p, group), "weight_decay": group["weight_decay"]}
+        for group in groups
+        for p in group["params"]
+    ]
+    adamw = torch.optim.AdamW(each)
+    read = lambda state: {"vit": params(from_state_dict(state, source="timm", num_heads=2))}  # noqa: E731
+    ours = read(numpy_state(theirs))
+    settings = Optimizer(
+        schedule="constant",
+        learning_rate=1e-2,
+        weight_decay=0.05,
+        grad_clip_norm=None,
+        layer_decay=0.65,
+        head_rate=3.0,
+    )
+    lengths = Durations(total_steps=20, warmup_steps=0, eval_every_steps=20, steps_per_epoch=20.0)
+    optimizer = make_optimizer(settings, lengths)
+    opt_state, update = optimizer.init(ours), jax.jit(optimizer.update)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for p in theirs.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        adamw.step()
+        grads = {name: p.grad.numpy().copy() for name, p in theirs.named_parameters()}
+        updates, opt_state = update(read(grads), opt_state, ours)
+        ours = optax.apply_updates(ours, updates)
+    want = leaves_of(read(numpy_state(theirs)))
+    for leaf, value in leaves_of(ours).items():
+        if leaf[:2] != ("vit", "norm"):  # which timm counts to the last block
+            np.testing.assert_allclose(value, want[leaf], atol=2e-6, err_msg=path_text(leaf))

@@ -18,6 +18,7 @@ from vit_registers.objectives.catalog import make_objective
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.optimizer import make_optimizer
+from vit_registers.training.parameter_groups import rate_multipliers
 from vit_registers.training.schedules import schedule
 from vit_registers.training.state import TrainState, state_from, state_shardings
 from vit_registers.training.step import Step, make_train_step
@@ -71,6 +72,7 @@ def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Set
 
     make_state = functools.partial(start_from, None, None)
     shapes = jax.eval_shape(make_state)
+    rate_multipliers(shapes.params, config.optimizer)  # raises for patterns that match nothing
     layout = state_shardings(shapes, mesh)
     rates = schedule(config.optimizer, durations)
     step = make_train_step(objective, config.optimizer, optimizer, rates, seed=config.run.seed)

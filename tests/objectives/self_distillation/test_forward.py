@@ -211,9 +211,9 @@ def products(jaxpr):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [SHORT, LONG], ids=["centring, shared", "sinkhorn, separate"])
-def test_bfloat16_is_close_to_float32(crops, settings):
+def test_bfloat16_is_close_to_float32(crops):
     """Heads multiply in bfloat16. Losses and gradients stay float32, near those of float32."""
+    settings = LONG
     graphdef, _ = abstract_model(dataclasses.replace(MODEL, dtype="bfloat16"))
 
     def loss(student):

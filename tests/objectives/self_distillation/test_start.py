@@ -1,6 +1,7 @@
 """Runs that start from training checkpoints: DINOv2's names in torch, and runs of ours."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -67,23 +68,27 @@ def backbone(seed):
     return noise(shapes, seed)
 
 
-@pytest.fixture(scope="module", params=["weight_norm", "parametrizations"])
-def checkpoint(request, tmp_path_factory):
-    """(path, {copy: ({name: backbone tensor}, {name: head})}) as DINOv2's trainer saves it."""
-    is_old = request.param == "weight_norm"
-    with pytest.warns(FutureWarning) if is_old else pytest.MonkeyPatch.context():
-        wrap = torch.nn.utils.weight_norm if is_old else torch.nn.utils.parametrizations.weight_norm
-        copies, tensors = {}, {}
-        for seed, copy in enumerate(("student", "teacher")):
-            torch.manual_seed(seed)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """(path, {copy: ({name: backbone tensor}, {name: head})}) as DINOv2's trainer saves it.
+
+    The teacher has the names of torch's older weight norm, weight_g and weight_v; the student the newer ones.
+    """
+    copies, tensors = {}, {}
+    old, new = torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm
+    for seed, (copy, wrap) in enumerate({"student": new, "teacher": old}.items()):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the older one
             modules = {name: ReleasedHead(number, wrap) for name, number in PROTOTYPES.items()}
-            copies[copy] = (backbone(seed), modules)
-            tensors |= {f"{copy}.backbone.{name}": value for name, value in copies[copy][0].items()}
-            for name, module in modules.items():
-                with torch.no_grad():
-                    for parameter in module.parameters():
-                        parameter += 0.1 * torch.randn_like(parameter)
-                tensors |= {f"{copy}.{name}.{key}": value for key, value in module.state_dict().items()}
+        copies[copy] = (backbone(seed), modules)
+        tensors |= {f"{copy}.backbone.{name}": value for name, value in copies[copy][0].items()}
+        for name, module in modules.items():
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter += 0.1 * torch.randn_like(parameter)
+            tensors |= {f"{copy}.{name}.{key}": value for key, value in module.state_dict().items()}
+    assert tensors["teacher.dino_head.last_layer.weight_g"].shape == (32, 1)
     tensors |= {"dino_loss.center": torch.ones(1, 32), "ibot_patch_loss.center": torch.ones(1, 1, 16)}
     path = tmp_path_factory.mktemp("dinov2") / "model_0000009.rank_0.pth"
     content = {"model": tensors, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "iteration": 9}

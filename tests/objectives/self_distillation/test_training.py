@@ -1,6 +1,7 @@
 """Training with self-distillation: on meshes, resumed, in files, and the settings that it refuses."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -109,6 +110,20 @@ def test_20_steps_are_the_same_on_every_mesh(sections, meshes):
         ours, want = leaves((other.params, other.extra)), leaves((state.params, state.extra))
         for name, value in want.items():
             np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=f"{mesh} {name}")
+
+
+@pytest.mark.slow
+def test_rates_by_parameter_of_a_student():
+    """Three steps with a frozen backbone train the heads alone, of student and teacher."""
+    patterns = {"frozen": ("vit/*",), "delayed": (), "layer_decay": 0.5, "head_rate": 2.0}
+    config = change(CONFIG, optimizer=patterns)
+    first, last = (run_steps(config, number, 1)[0] for number in (0, 3))
+    for before, after in ((first.params, last.params), (first.extra["teacher"], last.extra["teacher"])):
+        # Exactly for the student; an average of equal values is rounded.
+        close = functools.partial(np.testing.assert_allclose, rtol=0.0 if after is last.params else 1e-6)
+        jax.tree.map(close, after["vit"], before["vit"])
+        for name in ("dino_head", "ibot_head"):
+            assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), before[name], after[name])))
 
 
 def test_prototypes_are_split_over_the_mesh():

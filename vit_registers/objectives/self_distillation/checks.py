@@ -1,6 +1,10 @@
 """Checks of the settings of self-distillation that depend on each other."""
 
-from vit_registers.config import Config, image_size, lookup
+import math
+
+import jax
+
+from vit_registers.config import Config, Mesh, image_size, lookup
 from vit_registers.errors import ConfigError
 
 MASKS = ("exact", "released")
@@ -29,13 +33,14 @@ def check(config: Config) -> None:
             f"{model.patch_size}: such as {near}"
         )
     names = ("num_prototypes", *(["ibot_prototypes"] if settings.has_ibot_head else []))
+    tensor = _tensor_devices(config.mesh)
     for name in names:
-        if config.mesh.tensor > 1 and getattr(settings, name) % config.mesh.tensor:
+        if (number := getattr(settings, name)) % tensor:
             raise ConfigError(
-                f"{_SECTION}.{name}={getattr(settings, name)} does not divide over mesh.tensor="
-                f"{config.mesh.tensor}"
+                f"{_SECTION}.{name}={number} does not divide over mesh.tensor={tensor}: set it to a multiple "
+                f"of {tensor}, such as {math.ceil(number / tensor) * tensor}"
             )
-    for name in ("koleo_group", "mask_group"):
+    for name in ("mask_group", *(["koleo_group"] if settings.koleo_weight else [])):
         group = getattr(settings, name)
         if batch % group:
             raise ConfigError(
@@ -51,6 +56,13 @@ def check(config: Config) -> None:
     rows, columns = (side // model.patch_size for side in image_size(config))
     if min(rows, columns) < 2 and settings.mask_share:
         raise ConfigError(f"{_SECTION}: a grid of {rows} x {columns} patches is too small for masks")
+
+
+def _tensor_devices(mesh: Mesh) -> int:
+    """The size of the mesh's tensor axis, which may be -1: the remaining devices."""
+    if mesh.tensor != -1:
+        return mesh.tensor
+    return max(jax.device_count() // max(mesh.data * mesh.fsdp, 1), 1)
 
 
 def _largest_divisor(number: int, most: int) -> int:

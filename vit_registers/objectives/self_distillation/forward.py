@@ -93,9 +93,12 @@ def distillation(
 
     dino_rows = _dino_rows(student, teacher, out, taught, crops, group, dtype)
     dino_SxV, dino_stats = sums("dino", dino_rows, DINO_HEAD)
-    ibot_rows = _ibot_rows(student, teacher, out, taught, crops, group, num_masked, dtype)
-    ibot_1x1, ibot_stats = sums("ibot", ibot_rows, IBOT_HEAD)
-    koleo = _koleo(out["cls_BxVxD"], crops.mask_B, settings.koleo_group)
+    stats, ibot_1x1, koleo = {"dino": dino_stats}, jnp.zeros((1, 1)), jnp.zeros(())
+    if num_masked and settings.ibot_weight:
+        ibot_rows = _ibot_rows(student, teacher, out, taught, crops, group, num_masked, dtype)
+        ibot_1x1, stats["ibot"] = sums("ibot", ibot_rows, IBOT_HEAD)
+    if settings.koleo_weight:
+        koleo = _koleo(out["cls_BxVxD"], crops.mask_B, settings.koleo_group)
     num_terms = NUM_GLOBALS * (NUM_GLOBALS - 1) + max(crops.local_BxLxHxWxC.shape[1] * NUM_GLOBALS, 1)
     terms = {
         "dino_local": settings.dino_weight * dino_SxV[NUM_GLOBALS:].sum() / (num_images * num_terms),
@@ -105,15 +108,12 @@ def distillation(
     }
     found = {"loss": sum(terms.values(), jnp.zeros(())), **terms}
     found |= {"ibot_logged": terms["ibot"] / 2, "koleo_logged": terms["koleo"] / 2}
-    stats = {"dino": dino_stats, "ibot": ibot_stats}
     return found | _monitors(dino_stats, taught["cls_BxVxD"], crops.mask_B), _new_centres(centres, stats)
 
 
 def _new_centres(centres: Mapping[str, jax.Array], stats: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return {
-        name: update_centre(centre_Z, stats[name]["total_Z"], stats[name]["count"])
-        for name, centre_Z in centres.items()
-    }
+    new = {name: update_centre(centres[name], one["total_Z"], one["count"]) for name, one in stats.items()}
+    return {**centres, **new}
 
 
 def _outputs(
