@@ -6,14 +6,22 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from configs import digits, dino_digits
-from vit_registers.analysis.experiments import feature_spread, outliers_by_registers, self_distillation
+from vit_registers import loading
+from vit_registers.analysis.experiments import (
+    feature_spread,
+    outliers_by_registers,
+    prototype_use,
+    self_distillation,
+)
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
-from vit_registers.config import from_mapping, to_dict
+from vit_registers.config import Mesh, from_mapping, to_dict
+from vit_registers.objectives.self_distillation import heads
 
 CONFIG = from_mapping(dino_digits.get_config().to_dict())
 RNG = np.random.default_rng(0)
@@ -149,3 +157,43 @@ def test_outliers_by_registers_take_the_last_step_of_a_run(tmp_path):
         "all models have 4 registers; give runs with other numbers of registers with --checkpoint"
     ]
     assert not alone.pictures
+
+
+def _with_head(head, objective="self_distillation"):
+    config = SimpleNamespace(mesh=Mesh(), objective=SimpleNamespace(name=objective))
+    return SimpleNamespace(config=config, is_converted=False, read_params=lambda mesh: {"dino_head": head})
+
+
+def test_prototype_use_against_the_head(tmp_path, monkeypatch):
+    head = heads.init_head(jax.random.key(0), width=8, hidden=16, bottleneck=8, num_prototypes=12)
+    x_BxD = RNG.standard_normal((300, 8)).astype(np.float32)
+    monkeypatch.setattr(loading, "open_run", lambda run, step: _with_head(head))
+    store = SimpleNamespace(read=lambda name: x_BxD)
+    subject = _subject("m", tmp_path, 7, store=store)
+    result = prototype_use.EXPERIMENT.result([subject], Options())
+    logits_BxZ = np.asarray(heads.logits(head, x_BxD), np.float64)
+    top_Z = np.bincount(logits_BxZ.argmax(1), minlength=12)
+    share = top_Z[top_Z > 0] / 300
+    weight = np.exp(logits_BxZ / 0.1)
+    mean = (weight / weight.sum(1, keepdims=True)).mean(0)
+    ((name, step, total, used, effective, by_mean, largest),) = result.tables[0].rows
+    assert (name, step, total, used) == ("m", 7, 12, (top_Z > 0).sum())
+    np.testing.assert_allclose(
+        (effective, by_mean, largest),
+        (np.exp(-(share * np.log(share)).sum()), np.exp(-(mean * np.log(mean)).sum()), top_Z.max() / 3),
+        rtol=1e-4,
+    )
+    assert len(result.pictures) == 1 and not result.remarks
+    one = prototype_use.EXPERIMENT.result([_subject_of_one_image(tmp_path, x_BxD)], Options())
+    assert one.remarks == {"m": "all images have one prototype"}
+    monkeypatch.setattr(loading, "open_run", lambda run, step: _with_head(None, "classification"))
+    other = prototype_use.EXPERIMENT.result([subject, _subject("w", store=store)], Options())
+    assert other.gaps == [
+        "m: its objective is not self_distillation, so that it has no prototypes",
+        "w: not a run, so that it has no prototypes",
+    ]
+
+
+def _subject_of_one_image(run, x_BxD):
+    same_BxD = np.repeat(x_BxD[:1], 5, axis=0)
+    return _subject("m", run, 7, store=SimpleNamespace(read=lambda name: same_BxD))

@@ -133,7 +133,11 @@ def _one_per_run(found: Found) -> Found:
 
 def _draw(found: Found) -> Pictures:
     panels: dict[str, tuple[Mapping[str, str], str, str]] = {
-        "terms": (_TERMS, "loss", "Terms of the loss, each with its weight; their sum is minimised."),
+        "terms": (
+            {name: label for name, label in _TERMS.items() if name != "koleo"},
+            "% of a uniform output",
+            "The cross-entropies of the loss in % of those of uniform outputs; KoLeo is in the last picture.",
+        ),
         "targets": (
             _TARGETS,
             "% of a uniform output",
@@ -142,7 +146,7 @@ def _draw(found: Found) -> Pictures:
         ),
         "spread": (
             _SPREAD,
-            "unit cls of the teacher",
+            "spread of unit cls",
             "Spread of the teacher's unit cls vectors in a batch: standard deviation over that over a sphere "
             "(0: collapse), and the geometric mean of the student's distance to the nearest other image of a "
             "group (KoLeo).",
@@ -164,7 +168,8 @@ def _plot(axes: Axes, one: Rows, labels: Mapping[str, str]) -> None:
         if (curve := one.values.curves.get(name)) is not None:
             text = figures.legend_name(f"{one.name}: {label}")
             color = figures.color_of(one.place)
-            axes.plot(curve.step_N, smoothed(curve.value_N), style, color=color, lw=1.3, label=text)
+            scale = 100 / curve.uniform if name in _TERMS and curve.uniform else 1.0
+            axes.plot(curve.step_N, scale * smoothed(curve.value_N), style, color=color, lw=1.3, label=text)
 
 
 EXPERIMENT = Experiment(
