@@ -64,8 +64,8 @@ EXPERIMENT = Experiment(
     answers="arXiv:2104.14294 and arXiv:2304.07193, collapse",
     definition="The teacher's head on cls of the images, without crops. A prototype is in use if its logit "
     "is the largest of an image. In equal use: the exponential of the entropy of these shares, and of the "
-    "mean of softmax(logits / 0.1), without centring or Sinkhorn-Knopp, which would hide what they correct. Fewer "
-    "images than prototypes cannot use all; the comparison is with the smaller number.",
+    "mean of softmax(logits / 0.1), without centring or Sinkhorn-Knopp, which would hide what they correct. "
+    "Fewer images than prototypes cannot use all; the comparison is with the smaller number.",
     tables={
         "Prototypes": "model | step | prototypes | in use | in equal use | in equal use, by probability | "
         "images of the most frequent, %"
