@@ -1,6 +1,8 @@
 """curves: losses and accuracies of a run over its steps. No JAX."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,18 @@ from vit_registers.runs.metrics_log import read_records
 _PANELS = {"loss": ("loss", 1.0), "top1": ("top-1, %", 100.0), "top1_k20": ("20-NN top-1, %", 100.0)}
 _WINDOW = 0.1  # of a run, that training curves are smoothed over
 Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]  # (steps, values) by name
+
+
+class RunValues(NamedTuple):
+    """Rows.values of a model, which are those of its whole run."""
+
+    run: Path | None
+    shown: Any  # what the figure shows of it
+
+
+def one_per_run(found: Found) -> Found:
+    """The last of the models of each run, which have the same metrics."""
+    return [*{str(one.values.run): one for one in found}.values()]
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -48,7 +62,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         text=text,
         compared=last,
         count=counted(count, "evaluation"),
-        values=metrics,
+        values=RunValues(subject.run, metrics),
         gaps=[] if damage is None else [f"{subject.name}: {damage}"],
     )
 
@@ -74,14 +88,14 @@ def _draw(found: Found) -> Pictures:
         figure, axes = new_axes()
         for one in found:
             color = color_of(one.place)
-            for name, (steps, values) in one.values.items():
+            for name, (steps, values) in one.values.shown.items():
                 group, _, key = name.rpartition("/")
                 if key == kind and group == "train":
                     axes.plot(steps, factor * values, color=color, lw=0.6, alpha=0.3)
                     label = legend_name(f"{one.name}: train")
                     axes.plot(steps, factor * smoothed(values), color=color, lw=1.3, label=label)
                 elif key == kind:
-                    style = "s--" if group.endswith("_ema") else "o-"
+                    style = "s--" if group.endswith(("_ema", "/patch")) else "o-"
                     label = legend_name(f"{one.name}: {group}")
                     axes.plot(steps, factor * values, style, color=color, ms=5, label=label)
         axes.set(xlabel="step", ylabel=ylabel)
@@ -112,5 +126,6 @@ EXPERIMENT = Experiment(
     tables={"Last values": "model | metric | last step | value"},
     measure=_measure,
     draw=_draw,
+    arrange=one_per_run,
     compares="last evaluated loss",
 )

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from vit_registers.analysis.experiments.curves import Metrics, series, smoothed
+from vit_registers.analysis.experiments.curves import Metrics, RunValues, one_per_run, series, smoothed
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
@@ -35,13 +34,6 @@ class _Curve(NamedTuple):
     step_N: np.ndarray
     value_N: np.ndarray
     uniform: float | None
-
-
-class _Run(NamedTuple):
-    """Rows.values."""
-
-    run: Path
-    curves: Mapping[str, _Curve]
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -73,7 +65,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         f"of features is {number(100 * ends['std'], '%')} of that over a sphere",
         compared=ends["used"],
         count=counted(len(curves["dino_global"].step_N), "logged step"),
-        values=_Run(subject.run, curves),
+        values=RunValues(subject.run, curves),
         gaps=gaps,
         remark="" if verdict == _FINE else verdict,
     )
@@ -126,11 +118,6 @@ def _row(name: str, curve: _Curve) -> tuple[str, float, float, int, float | None
     return label, float(mean_N[0]), float(mean_N[-1]), int(curve.step_N[-1]), curve.uniform
 
 
-def _one_per_run(found: Found) -> Found:
-    """The last of the models of each run, which have the same metrics."""
-    return [*{str(one.values.run): one for one in found}.values()]
-
-
 def _draw(found: Found) -> Pictures:
     panels: dict[str, tuple[Mapping[str, str], str, str]] = {
         "terms": (
@@ -165,7 +152,7 @@ def _draw(found: Found) -> Pictures:
 
 def _plot(axes: Axes, one: Rows, labels: Mapping[str, str]) -> None:
     for style, (name, label) in zip(figures.STYLES, labels.items(), strict=False):
-        if (curve := one.values.curves.get(name)) is not None:
+        if (curve := one.values.shown.get(name)) is not None:
             text = figures.legend_name(f"{one.name}: {label}")
             color = figures.color_of(one.place)
             scale = 100 / curve.uniform if name in _TERMS and curve.uniform else 1.0
@@ -183,6 +170,6 @@ EXPERIMENT = Experiment(
     tables={"Loss and monitors": "model | value | at the start | at the end | last step | uniform"},
     measure=_measure,
     draw=_draw,
-    arrange=_one_per_run,
+    arrange=one_per_run,
     compares="share of prototypes in use, %",
 )
