@@ -17,7 +17,7 @@ from vit_registers.runs import results, sweeps
 from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.writers import MetricWriter
 
-LAYOUT = types.SimpleNamespace(num_registers=0)
+LAYOUT = types.SimpleNamespace(num_registers=0, num_summaries=0)
 TOP1 = Best("top1", label="top-1")
 
 LINES = [

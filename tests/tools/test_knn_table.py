@@ -8,7 +8,7 @@ import pytest
 from configs import dino_digits
 from tools import knn_table
 from vit_registers.config import from_mapping, to_dict
-from vit_registers.runs.sweep_cells import read_cells
+from vit_registers.runs.sweep_cells import metric_values, read_cells
 from vit_registers.runs.sweeps import make_sweep
 
 
@@ -34,6 +34,8 @@ def test_results_of_finished_runs(cells):
     text = knn_table.markdown(lines).splitlines()
     assert text[2] == "| trained | num_registers=0 | cls | 90.00 ± 10.00 | 80.00 | 3 | 60.0 |"
     assert text[3] == "| trained | num_registers=0 | mean patch | 40.00 ± 10.00 | 30.00 | 3 | 60.0 |"
+    # tabulate --metric=knn/patch
+    assert metric_values(cells[0], "knn/patch", "last") == pytest.approx([30.0, 40.0, 50.0])
     assert text[4] == "| trained | num_registers=4 | cls | - |  | 0 |  |"
 
 

@@ -64,12 +64,14 @@ class OpenedModel:
         return (*self.layout.groups, *(["head"] if self.config.model.num_classes else []))
 
     def describe(self) -> str:
-        """What it is, in a line."""
+        """What it is, with its tokens, in a line."""
         data = self.config.data
         step = "" if self.step is None else f", step {self.step}"
         step += "" if self.params is None else f", {self.params}"
         where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
-        return f"{self.path}{step}; {self.num_images} images of {where}"
+        groups = {name: one.stop - one.start for name, one in self.layout.groups.items()}
+        tokens = ", ".join(name if name == "cls" else f"{name} ({number})" for name, number in groups.items())
+        return f"{self.path}{step}; tokens: {tokens}; {self.num_images} images of {where}"
 
     @property
     def shown(self) -> Shown:

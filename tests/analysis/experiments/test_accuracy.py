@@ -72,7 +72,7 @@ def _subject(name, num_registers, logits_BxY, label, *, class_names=("a", "b", "
     arrays = {"logits_Y": logits_BxY, "label": label}
     subject = SimpleNamespace(
         name=name,
-        layout=SimpleNamespace(num_registers=num_registers),
+        layout=SimpleNamespace(num_registers=num_registers, num_summaries=0),
         model=SimpleNamespace(num_classes=logits_BxY.shape[1]),
         class_names=class_names,
         head_names=head_names,

@@ -25,7 +25,9 @@ def _subject(images, norm_BxP, mass_B=None):
     stored = {"image_HxWxC": images, "mass_LxGxG": mass}
     return SimpleNamespace(
         name="one",
-        layout=SimpleNamespace(num_registers=len(groups), groups=groups | {"patches": slice(1, 5)}),
+        layout=SimpleNamespace(
+            num_registers=len(groups), num_summaries=0, groups=groups | {"patches": slice(1, 5)}
+        ),
         store=SimpleNamespace(read=stored.__getitem__),
         patch_norms=lambda: norm_BxP,
         outliers=lambda rule: find(norm_BxP, rule),

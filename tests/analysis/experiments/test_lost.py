@@ -49,7 +49,7 @@ def fake(name="fake", native=looked_at, told=None):
     return SimpleNamespace(
         name=name,
         model=SimpleNamespace(patch_size=PATCH),
-        layout=SimpleNamespace(num_registers=0),
+        layout=SimpleNamespace(num_registers=0, num_summaries=0),
         native=native,
         progress=lambda *what: told.append(what),
     )

@@ -15,7 +15,7 @@ def _subject(name, num_parameters, norm_BxP):
     return SimpleNamespace(
         name=name,
         num_parameters=num_parameters,
-        layout=SimpleNamespace(num_registers=0),
+        layout=SimpleNamespace(num_registers=0, num_summaries=0),
         patch_norms=lambda: norm_BxP,
         outliers=lambda rule: find(norm_BxP, rule),
     )

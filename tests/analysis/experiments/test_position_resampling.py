@@ -67,7 +67,9 @@ def test_the_other_grid():
 
 def _subject(name, *, shown=None, **settings):
     model = Model(patch_size=2, width=16, num_heads=2, depth=1, **settings)
-    layout = SimpleNamespace(patch_grid=shown or token_layout(model).patch_grid, num_registers=0)
+    layout = SimpleNamespace(
+        patch_grid=shown or token_layout(model).patch_grid, num_registers=0, num_summaries=0
+    )
     return SimpleNamespace(name=name, model=model, layout=layout)
 
 

@@ -253,7 +253,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted():
     )
     subject = types.SimpleNamespace(name="a", num_parameters=1, num_not_finite=0)
     subject.store = types.SimpleNamespace(missing=lambda names: names)
-    subject.layout = types.SimpleNamespace(num_registers=0)
+    subject.layout = types.SimpleNamespace(num_registers=0, num_summaries=0)
     result = one.run([subject], OPTIONS)
     assert result.finding == "For a: not defined (n = 1 image)."
     assert [list(row) for row in result.tables[0].rows] == [["a", None, None], ["b", 1.0, 2]]

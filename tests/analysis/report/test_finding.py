@@ -16,7 +16,7 @@ def _rows(name, share, *, count="196 images"):
 
 def test_models_with_different_numbers_of_registers():
     found = [_rows("a", 0.0), _rows("b", 2.1)]
-    assert sentence(found, labels({"a": 4, "b": 0}), "share of outliers, %") == (
+    assert sentence(found, labels({"a": (4, 0), "b": (0, 0)}), "share of outliers, %") == (
         "With 4 registers: 0 % of 12,544 patches are outliers; without registers: 2.1 % of 12,544 "
         "patches are outliers (n = 196 images). The share of outliers is lowest with 4 registers (0 %) and "
         "highest without registers (2.1 %)."
@@ -24,9 +24,18 @@ def test_models_with_different_numbers_of_registers():
 
 
 def test_models_that_only_their_names_tell_apart():
-    assert labels({"a": 1}) == {"a": "for a"}
-    assert labels({"a": 1, "b": 1}) == {"a": "for a", "b": "for b"}
-    assert labels({"a": 1, "b": 0}) == {"a": "with 1 register", "b": "without registers"}
+    assert labels({"a": (1, 0)}) == {"a": "for a"}
+    assert labels({"a": (1, 0), "b": (1, 0)}) == {"a": "for a", "b": "for b"}
+    assert labels({"a": (1, 0), "b": (0, 0)}) == {"a": "with 1 register", "b": "without registers"}
+
+
+def test_models_with_summaries_are_not_called_without_registers():
+    assert labels({"a": (4, 0), "b": (0, 5), "c": (0, 0), "d": (2, 1)}) == {
+        "a": "with 4 registers",
+        "b": "with 5 summaries",
+        "c": "without registers and summaries",
+        "d": "with 2 registers and 1 summary",
+    }
 
 
 def test_one_model_has_no_comparison():

@@ -123,7 +123,8 @@ class Experiment:
         elif self.sums_up is not None:
             result.finding = self.sums_up(found)
         else:
-            counts = {one.name: one.layout.num_registers for one in subjects}
+            layouts = {one.name: one.layout for one in subjects}
+            counts = {name: (of.num_registers, of.num_summaries) for name, of in layouts.items()}
             named = labels({one.name: counts[one.name] for one in found})
             result.finding = sentence(found, named, self.compares)
         return result

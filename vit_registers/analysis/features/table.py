@@ -126,6 +126,13 @@ def register_hidden_2xRxD(forward: Forward) -> jax.Array:
     return jnp.stack([hidden[:, where].astype(jnp.float32), normed[:, where].astype(jnp.float32)], axis=1)
 
 
+def cls_D(forward: Forward) -> jax.Array:
+    """cls after the last block and the final norm: BxD."""
+    cls_BxD = forward.out.cls
+    assert cls_BxD is not None  # Feature.needs
+    return cls_BxD.astype(jnp.float32)
+
+
 def terms_ExD(forward: Forward) -> jax.Array:
     """The terms of cls after the attention of the last block, before its MLP: BxExD, as Subject.term_names.
 
@@ -237,6 +244,7 @@ FEATURES: dict[str, Feature] = {
     "image_HxWxC": Feature(image_HxWxC, max_images=_MANY),
     "logits_Y": Feature(logits_Y, needs="head"),
     "cls_LxD": Feature(cls_LxD, needs="cls"),
+    "cls_D": Feature(cls_D, needs="cls"),
     "terms_ExD": Feature(terms_ExD, needs="cls"),
     "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers", max_images=_MANY),
     "middle_norms_LxT": Feature(middle_norms_LxT),

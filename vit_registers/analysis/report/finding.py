@@ -8,17 +8,23 @@ from vit_registers.analysis.report.result import Rows, counted, number
 _MOST_CLAUSES = 2  # models whose clauses are all given; of more models the lowest and highest are
 
 
-def labels(num_registers: Mapping[str, int]) -> dict[str, str]:
-    """How sentences name each model, from the number of its registers by model name.
+def labels(tokens: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """How sentences name each model, from the numbers of its registers and of its summaries by model name.
 
-    "with 4 registers" where several models all have different numbers of registers, else "for NAME".
+    "with 4 registers" where several models all have different tokens, else "for NAME". Summaries are named if
+    any model has them.
     """
-    if len(num_registers) < 2 or len(set(num_registers.values())) < len(num_registers):
-        return {name: f"for {name}" for name in num_registers}
-    return {
-        name: f"with {counted(count, 'register')}" if count else "without registers"
-        for name, count in num_registers.items()
-    }
+    if len(tokens) < 2 or len(set(tokens.values())) < len(tokens):
+        return {name: f"for {name}" for name in tokens}
+    has_summaries = any(summaries for _, summaries in tokens.values())
+    without = "without registers and summaries" if has_summaries else "without registers"
+    named = {}
+    for name, (registers, summaries) in tokens.items():
+        parts = [counted(registers, "register")] if registers else []
+        if summaries:
+            parts.append("1 summary" if summaries == 1 else f"{summaries:,} summaries")
+        named[name] = f"with {' and '.join(parts)}" if parts else without
+    return named
 
 
 def sentence(found: Sequence[Rows], named: Mapping[str, str], compares: str) -> str:
