@@ -56,7 +56,7 @@ def folder(tmp_path):
     return _write(TINY, "transformers", tmp_path / "weights")
 
 
-def _one_line(result, *messages):
+def assert_one_line(result, *messages):
     code, _, err = result
     assert code == 2, err
     assert len(err.strip().splitlines()) == 1, err
@@ -93,7 +93,7 @@ def test_in_out_and_in_again(run, run_here, tmp_path, folder):
 def test_half_precision_is_written_and_compared_in_it(run_here, tmp_path, folder):
     out_file = f"{tmp_path}/half.safetensors"
     args = (f"--input={folder}", f"--output={out_file}", "--to=timm", "--dtype=bfloat16")
-    _one_line(run_here("convert", *args), "a model with pooling='cls_gap' cannot be written as 'timm'")
+    assert_one_line(run_here("convert", *args), "a model with pooling='cls_gap' cannot be written as 'timm'")
     _write(Model(**{**vars(TINY), "pooling": "cls"}), "timm", tmp_path / "weights.safetensors")
     args = (f"--input={tmp_path}/weights.safetensors", "--num_heads=2", *args[1:])
     code, out, err = run_here("convert", *args)
@@ -179,9 +179,9 @@ def _no_mapping(folder):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_bad_checkpoints_are_one_line(run_here, tmp_path, folder, damage, messages):
+def test_bad_checkpoints_areassert_one_line(run_here, tmp_path, folder, damage, messages):
     damage(folder)
-    _one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run"), *messages)
+    assert_one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run"), *messages)
     assert not (tmp_path / "run").exists()
 
 
@@ -203,7 +203,7 @@ def test_a_pickle_that_would_run_code_does_not(run_here, tmp_path, is_zip):
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("weights/data.pkl", data)
             archive.writestr("weights/version", "3\n")
-    _one_line(
+    assert_one_line(
         run_here("convert", f"--input={file}", f"--output={tmp_path}/run"), "which can run code", "you trust"
     )
     assert not marker.exists()
@@ -219,23 +219,26 @@ def test_a_pickle_that_would_run_code_does_not(run_here, tmp_path, is_zip):
         (("--source=timmm",), "did you mean 'timm'"),
         (("--source=big_vision",), "the tensors have the names of transformers"),
         (("--image_size=big",), "give pixels such as 518"),
+        (("--output=x.h5", "--to=timm"), "writes no .h5 files: give the name of a folder, or of a file that"),
+        (("--output=x.safetensors", "--to=transformers"), "writes no .safetensors files: give the name of"),
+        (("--output=runs/x.npz",), "--to=run writes no .npz files: give the name of a folder"),
         (("--image_size=²",), "give pixels such as 518"),
         (("--image_size=30",), "does not divide into patches of 8 px"),
         (("--input=/no/such/file",), "no such file or folder"),
     ],
 )
 def test_bad_flags(run_here, tmp_path, folder, args, message):
-    _one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run", *args), message)
+    assert_one_line(run_here("convert", f"--input={folder}", f"--output={tmp_path}/run", *args), message)
 
 
 @pytest.mark.slow
 def test_output_that_is_there_already(run_here, tmp_path, folder):
     args = (f"--input={folder}", f"--output={tmp_path}/run")
     assert run_here("convert", *args)[0] == 0
-    _one_line(run_here("convert", *args), "has checkpoints of a run")
-    _one_line(run_here("evaluate", f"--checkpoint={folder}"), "is not a run folder")
+    assert_one_line(run_here("convert", *args), "has checkpoints of a run")
+    assert_one_line(run_here("evaluate", f"--checkpoint={folder}"), "is not a run folder")
     train = ("train", "--config=configs/digits.py:steps=4", f"--workdir={tmp_path}/run")
-    _one_line(run_here(*train), "holds converted weights", f"--config.init_from.path={tmp_path}/run")
+    assert_one_line(run_here(*train), "holds converted weights", f"--config.init_from.path={tmp_path}/run")
 
 
 FINETUNE = (

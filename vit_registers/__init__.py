@@ -1,9 +1,13 @@
 """Train, evaluate and dissect Vision Transformers with register tokens, summary tokens and fractal masks."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+# Nothing is imported here: until a program has set its handler of ctrl-C, ctrl-C prints a traceback.
+TYPE_CHECKING = False  # True for type checkers
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from vit_registers.config import Config
     from vit_registers.loaded_model import LoadedModel
 
@@ -25,7 +29,7 @@ def load(
     architecture: str | None = None,
     leave_out: str | Sequence[str] = (),
     channels: int | None = None,
-) -> "LoadedModel":
+) -> LoadedModel:
     """The model of a run folder, or of a checkpoint of another code base.
 
     `model = load("runs/digits"); model(model.preprocess("photo.jpg")).logits` evaluates it. `preprocess`
@@ -59,7 +63,7 @@ def load(
     return loading.load_model(str(path), step=step, params=params, source=source, hints=hints)
 
 
-def recipe(card: str, /, **overrides: Any) -> "Config":
+def recipe(card: str, /, **overrides: Any) -> Config:
     """The config of a run card, or of a config file in Python, with overrides.
 
     `recipe("digits", registers=4, steps=500, model={"depth": 6})`: an override is an argument of the run card

@@ -6,10 +6,16 @@
 --config takes the name of a run card, such as digits, or the path of a config file.
 """
 
-import runpy
-import sys
+import os
 
-from vit_registers import __version__, startup
+try:  # these imports take 50 ms
+    import runpy
+    import sys
+
+    from vit_registers import __version__, startup
+except KeyboardInterrupt:
+    os.write(2, b"error: interrupted\n")
+    os._exit(130)  # errors.INTERRUPTED, which may not be imported yet
 
 COMMANDS = {
     "train": "train a model, or resume a run",

@@ -29,7 +29,7 @@ def fail(error: Exception) -> NoReturn:
     line = " ".join(str(error).split()) or type(error).__name__
     status.clear()
     print(f"error: {line}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    raise startup.Refused(line)
 
 
 def call(function: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ def check_settings() -> None:
 def parse(argv: list[str], more_help: Callable[[], str] | None = None) -> list[str]:
     """The program's name, once the flags are parsed. Prints the help if it is asked for, and exits.
 
-    Errors of flags end the program with one line. Flags that are parsed already stay as they are.
+    Errors of flags end the program with one line. Flags that are parsed already do not change.
     """
     if flags.FLAGS.is_parsed():
         return argv[:1]

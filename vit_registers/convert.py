@@ -285,6 +285,7 @@ def main() -> None:
     )
     name = parse_checkpoint(values.input, values.step, where="--input")
     if not is_dry_run:
+        targets.check_name(values.output, values.to)
         check_output(values.output, name.path, target=values.to)
     source = open_input(name, source=values.source, hints=hints, params=values.params)
     if is_dry_run:

@@ -217,22 +217,23 @@ def main() -> None:
     if jax.process_index() != 0:
         return
     is_run = result["step"] is not None
+    width = max(12, *(len(name) + 2 for name in result))
     for name, value in result.items():
         if name == "settings" or (name == "step" and not is_run):
             continue
         shown = f"{value:.4f}" if isinstance(value, float) else value
-        print(f"{name:<12}{shown}")
+        print(f"{name:<{width}}{shown}")
     numbers = {
         key: value
         for key, value in result.items()
         if key != "step" and (value is None or isinstance(value, int | float))
     }
     if found := find_non_finite(numbers):
-        print(f"{'warning':<12}{found}")
+        print(f"{'warning':<{width}}{found}")
     default = f"{given.path}/evaluation" if is_run else "evaluation"
     path = result_path(cli.writable_folder(values.out or default, "--out"), given.path, result)
     path.write_text(dumps(result) + "\n")
-    print(f"{'written to':<12}{path}")
+    print(f"{'written to':<{width}}{path}")
 
 
 if __name__ == "__main__":

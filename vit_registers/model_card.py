@@ -78,7 +78,7 @@ def _write(
     notes: list[str],
     library: str,
 ) -> Path:
-    """Writes the card. `model` is the model as it is written, which may be rewritten for its format."""
+    """Writes the card. `model` is the model in the file, which may be rewritten for its format."""
     size = image_size(facts.config)
     kind = "image-classification" if model.num_classes else "image-feature-extraction"
     names = facts.class_names

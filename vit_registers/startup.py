@@ -10,6 +10,15 @@ from types import FrameType
 from vit_registers import status
 from vit_registers.errors import INTERRUPTED
 
+
+class Refused(SystemExit):
+    """The end of a program with code 2 and an error that the user has to fix; the line is printed already."""
+
+    def __init__(self, line: str):
+        super().__init__(2)
+        self.line = line
+
+
 loading = contextlib.ExitStack()  # shows on a terminal that libraries are imported; cli.run closes it
 
 
@@ -18,25 +27,32 @@ def begin(
     define_flags: Callable[[], None] | None = None,
     check_flags: Callable[[], None] | None = None,
     more_help: Callable[[], str] | None = None,
+    on_refusal: Callable[[str], None] | None = None,
 ) -> None:
     """Prepares a program, which calls this with its __name__ before its other imports.
 
     Reports unknown settings before the slow imports. With `define_flags`, a function that defines the
     program's flags and imports nothing slow, it also parses the flags, prints the help, and reports errors of
     flags and of the config file. `check_flags` is called then; its errors are reported too. `more_help` gives
-    the text that --help adds. A terminal then shows that libraries are imported.
+    the text that --help adds. `on_refusal` is called with the line of an error before the program ends. A
+    terminal then shows that libraries are imported.
     """
     if module_name != "__main__":
         return
     end_on_interrupt()
     from vit_registers import cli  # imported here, as it takes a moment
 
-    cli.check_settings()
-    if define_flags is not None:
-        define_flags()
-        cli.parse(sys.argv, more_help)
-    if check_flags is not None:
-        cli.call(check_flags)
+    try:
+        cli.check_settings()
+        if define_flags is not None:
+            define_flags()
+            cli.parse(sys.argv, more_help)
+        if check_flags is not None:
+            cli.call(check_flags)
+    except Refused as refused:
+        if on_refusal is not None:
+            on_refusal(refused.line)
+        raise
     if status.is_live():
         status.show("loading libraries ...")
         loading.enter_context(status.waiting("loading libraries", said_after_s=None))

@@ -50,6 +50,19 @@ def check_flags() -> None:
         cli.require("workdir")
 
 
+def tell_others(line: str) -> None:
+    """Tells the other processes of a job with --coordinator why this one ends, which they would wait for."""
+    from vit_registers import cli
+
+    names = ("coordinator", "num_processes", "process_id")
+    coordinator, *numbers = (cli.early_flag(name) or "" for name in names)
+    if coordinator and all(number.isdecimal() for number in numbers):
+        from vit_registers.runtime import rendezvous  # imports JAX
+
+        count, me = map(int, numbers)
+        rendezvous.refuse(coordinator, num_processes=count, process_id=me, line=line)
+
+
 def settings_help() -> str:
     """The settings, for --help."""
     from vit_registers.config import reference
@@ -57,7 +70,7 @@ def settings_help() -> str:
     return reference.plain_text()
 
 
-startup.begin(__name__, define_flags, check_flags, settings_help)
+startup.begin(__name__, define_flags, check_flags, settings_help, tell_others)
 
 import contextlib
 import dataclasses

@@ -73,11 +73,22 @@ def test_other_settings_change_nothing_else(every):
         ({"model": {"depth": -1}}, "model.depth=-1: must be >= 0"),
         ({"mask": "none,registers=9"}, "mask='none,registers=9': a comma begins another argument"),
         ({"run": {"total_steps": "many"}}, "run.total_steps='many' is of type str"),
+        ({"steps": 30, "run": {"total_steps": 20}}, "steps=30 and run.total_steps=20 are the same setting"),
+        ({"steps": 30, "run.total_steps": 2000}, "steps=30 and run.total_steps=2000 are the same setting"),
+        ({"mask": "fractal", "k": 2, "model": {"mask": "none"}}, "give one of them"),
+        ({"run": {"seed": 1}, "run.seed": 2}, "run.seed is given twice, as 1 and 2: give one of them"),
     ],
 )
 def test_wrong_overrides_are_refused_by_name(overrides, message):
     with pytest.raises(ConfigError, match=message):
         vit_registers.recipe("digits", **overrides)
+
+
+def test_an_argument_and_its_setting_may_agree():
+    config = vit_registers.recipe(
+        "digits", steps=20, registers=4, run={"total_steps": 20}, model={"depth": 4}
+    )
+    assert config == vit_registers.recipe("digits:steps=20,registers=4", model={"depth": 4})
 
 
 @pytest.mark.parametrize("card", [None, "", "~no_such_user/mine.py", "folder/", "./text.py"])

@@ -105,3 +105,12 @@ def test_a_zero_register_is_a_zero_token_at_the_end(build, images):
 def test_a_head_that_reads_registers_has_no_room_for_more(build):
     with pytest.raises(ConfigError, match="no inputs for more registers"):
         add_zero_registers(build(pooling="cls_registers", num_registers=2), 1)
+
+
+def test_what_is_no_edits_is_one_line(build, images):
+    model, x = build(depth=1), images(1)
+    for call in (model, model.attention):
+        with pytest.raises(
+            ConfigError, match=r"edits=None: must be models.edits.Edits\(...\), or be left out"
+        ):
+            call(x, edits=None)

@@ -352,6 +352,7 @@ def test_processes_with_different_data_refuse_each_other(job):
             "data: model.num_registers (3 on process 1, 0 on process 0); run.seed (7 on process 1, 0",
         ),
         (("--config.run.lost_timeout_s=-1",), "run.lost_timeout_s=-1.0: must be > 0"),
+        (("--config.run.lost_timeot_s=1",), "config.run.lost_timeot_s is not a setting"),
     ],
 )
 def test_processes_with_different_settings_refuse_each_other(start, tmp_path, other, message):
@@ -410,6 +411,25 @@ def _meet(*callers, port=None, timeout_s=1.0):
 def test_processes_that_fit_together_meet():
     assert _meet((2, 3), (0, 3), (1, 3), timeout_s=20) == [None] * 3
     assert _meet((0, 1)) == [None]
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_process_that_cannot_start_tells_the_others(failing):
+    """Those that called before it and those that call after it; it does not wait when all know."""
+    port, started = _free_port(), time.monotonic()
+    words = {"num_processes": 4, "process_id": failing, "line": "no setting 'x y': did you mean 'z'?"}
+
+    def refuse():
+        time.sleep(0.5)
+        rendezvous.refuse(f"127.0.0.1:{port}", **words)
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    callers = [(number, 4) for number in range(4) if number != failing]
+    found = _meet(*callers, port=port, timeout_s=30)
+    thread.join()
+    assert found == [f"process {failing} of 4 failed: no setting 'x y': did you mean 'z'?"] * 3
+    assert time.monotonic() - started < 20
 
 
 def test_numbers_that_do_not_fit_are_told_to_all():

@@ -50,6 +50,14 @@ def derive_config(card: str, overrides: Mapping[str, Any]) -> Config:
     def build_flat(given: Mapping[str, Any]) -> dict[str, Any]:
         return flatten(to_dict(from_mapping(build(given), checked=())))
 
+    for setting, value in settings.items():
+        for key, given in arguments.items():
+            probes = (defaults[key], given, value)
+            if given != value and all(_is_set_by(setting, key, one, build_flat, arguments) for one in probes):
+                raise ConfigError(
+                    f"{key}={given!r} and {setting}={value!r} are the same setting of {name}: "
+                    "give one of them"
+                )
     free = {key: value for key, value in defaults.items() if f"{key}=" not in text and key not in arguments}
     found = True
     while found:  # again after each find, because an argument may have an effect only beside another one
@@ -64,6 +72,14 @@ def derive_config(card: str, overrides: Mapping[str, Any]) -> Config:
 
 def _with(build: _Build, arguments: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     return build({**arguments, **more})
+
+
+def _is_set_by(setting: str, key: str, value: Any, build: _Build, arguments: Mapping[str, Any]) -> bool:
+    """Whether the argument `key` of the run card gives the setting its value."""
+    try:
+        return bool(build({**arguments, key: value})[setting] == value)
+    except (UserError, KeyError):  # a value that the run card refuses
+        return False
 
 
 def _literal(text: str) -> Any:
@@ -82,9 +98,9 @@ def _sorted(
     settings: dict[str, Any] = {}
     for name, value in overrides.items():
         if isinstance(value, Mapping):
-            settings |= flatten(value, f"{name}.")
+            _add(settings, flatten(value, f"{name}."))
         elif "." in name or (name in sections and name not in defaults):
-            settings[name] = value
+            _add(settings, {name: value})
         elif name in defaults:
             if isinstance(value, str) and len(split_arguments(value)) > 1:
                 raise ConfigError(f"{name}={value!r}: a comma begins another argument: give this one apart")
@@ -93,6 +109,13 @@ def _sorted(
             raise ConfigError(f"{card} has no argument '{name}': {nearest(name, [*defaults, *sections])}")
     check_names(settings)
     return arguments, settings
+
+
+def _add(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds settings. Raises ConfigError for one that is there already with another value."""
+    for name, value in more.items():
+        if settings.setdefault(name, value) != value:
+            raise ConfigError(f"{name} is given twice, as {settings[name]!r} and {value!r}: give one of them")
 
 
 def _argument_of(setting: str, value: Any, free: Mapping[str, Any], build: _Build) -> str | None:

@@ -152,6 +152,8 @@ class ViT(nnx.Module):
         `edits` change the inner values, and with them taps and outputs.
         """
         layout = self._layout_of(images_BxHxWxC)
+        if not isinstance(edits, Edits):
+            raise ConfigError(f"edits={edits!r}: must be models.edits.Edits(...), or be left out")
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
         embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
         group = self.model.drop_path_group

@@ -2,7 +2,8 @@
 
 If a process is missing, JAX aborts the others with a stack trace that does not name it. So the processes meet
 before JAX is initialized: process 0 listens on the coordinator's port, each other process sends its number
-and the number of processes, and all wait until all have connected. Then JAX takes over the port.
+and the number of processes, and all wait until all have connected. Then JAX takes over the port. A process
+that cannot start, as after a misspelt setting, sends its error instead, and all of them end.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ _ALL_HERE = "all here"
 _LINE_BYTES = 1000
 _RETRY_S = 0.2
 _HELLO_S = 10.0  # the time for a caller to send its number; any program may connect to an open port
+_TELL_S = 60.0  # the time in which a process that cannot start waits for the others, to tell them
 _AGREE_S = 3600.0  # the time for all processes to open their data, which takes minutes for large data sets
 _rounds = itertools.count()  # of require_same; the same on all processes
 
@@ -63,6 +65,20 @@ def meet(coordinator: str, *, num_processes: int, process_id: int, timeout_s: fl
         _receive(port, num_processes, deadline, timeout_s)
     else:
         _call(host, port, f"{_GREETING} {process_id} {num_processes}", deadline, timeout_s)
+
+
+def refuse(coordinator: str, *, num_processes: int, process_id: int, line: str) -> None:
+    """Tells the processes that call, or are about to call, `meet` that this one ends, and why.
+
+    Returns when they know it, or after a minute.
+    """
+    deadline = time.monotonic() + _TELL_S
+    with contextlib.suppress(ConfigError):
+        host, port = split_address(coordinator)
+        if process_id == 0:
+            _receive(port, num_processes, deadline, _TELL_S, failed=_failure(0, num_processes, line))
+        else:
+            _call(host, port, f"{_GREETING} {process_id} {num_processes} {line}", deadline, _TELL_S)
 
 
 def require_same(settings: Mapping[str, Any]) -> None:
@@ -116,14 +132,21 @@ def _send_line(connection: socket.socket, line: str) -> None:
         connection.sendall(f"{line}\n".encode()[:_LINE_BYTES])
 
 
-def _receive(port: int, num_processes: int, deadline: float, timeout_s: float) -> None:
-    """The part of process 0: waits for all, then sends the result to all."""
+def _receive(
+    port: int, num_processes: int, deadline: float, timeout_s: float, *, failed: str | None = None
+) -> None:
+    """The part of process 0: waits for all, then sends the result to all.
+
+    `failed` is the error with which this process ends.
+    """
     there: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listener(port))
         try:
             while len(there) < num_processes - 1:
                 connection = _accept(listener, deadline)
+                if connection is None and failed is not None:
+                    raise ConfigError(failed)
                 if connection is None:
                     missing = [i for i in range(1, num_processes) if i not in there]
                     names = ", ".join(map(str, missing[:20])) + (" and more" if len(missing) > 20 else "")
@@ -134,7 +157,7 @@ def _receive(port: int, num_processes: int, deadline: float, timeout_s: float) -
                 stack.enter_context(connection)
                 if (who := _who(connection)) is None:
                     continue  # another program
-                process_id, count = who
+                process_id, count, line = who
                 there.setdefault(process_id, connection)
                 if count != num_processes:
                     raise ConfigError(
@@ -143,6 +166,11 @@ def _receive(port: int, num_processes: int, deadline: float, timeout_s: float) -
                 if there[process_id] is not connection or process_id == 0:
                     _send_line(connection, f"two processes have --process_id={process_id}")
                     raise ConfigError(f"two processes have --process_id={process_id}")
+                if line and failed is None:  # the others may be about to call
+                    failed = _failure(process_id, num_processes, line)
+                    deadline = min(deadline, time.monotonic() + _TELL_S)
+            if failed is not None:
+                raise ConfigError(failed)
         except ConfigError as error:
             for connection in there.values():
                 _send_line(connection, str(error))
@@ -159,12 +187,16 @@ def _accept(listener: socket.socket, deadline: float) -> socket.socket | None:
         return None
 
 
-def _who(connection: socket.socket) -> tuple[int, int] | None:
-    """(process_id, num_processes) of the caller; None if it is another program."""
+def _failure(process_id: int, num_processes: int, line: str) -> str:
+    return f"process {process_id} of {num_processes} failed: {line}"
+
+
+def _who(connection: socket.socket) -> tuple[int, int, str] | None:
+    """(process_id, num_processes, error or "") of the caller; None if it is another program."""
     connection.settimeout(_HELLO_S)
     try:
-        greeting, process_id, count = _read_line(connection).split()
-        return (int(process_id), int(count)) if greeting == _GREETING else None
+        greeting, process_id, count, *line = _read_line(connection).split(" ", 3)
+        return (int(process_id), int(count), "".join(line)) if greeting == _GREETING else None
     except (OSError, ValueError):
         return None
 

@@ -147,7 +147,7 @@ def make_optimizer(optimizer: Optimizer, durations: Durations) -> optax.Gradient
     delay_steps = round(optimizer.delay_share * durations.total_steps)
     rates = Rates(schedule(optimizer, durations), _decay(optimizer, durations), delay_steps)
     parts = [_clip(optimizer), make(optimizer, rates)]
-    if optimizer.frozen:  # schedule-free learning computes parameters anew, which rounds
+    if optimizer.frozen:  # with schedule-free learning, rounding changes them
         parts.append(optax.stateless(functools.partial(_without_frozen, optimizer)))
     return optax.chain(*parts)
 

@@ -51,10 +51,10 @@ def origin(timm_model):
 
 
 @pytest.fixture
-def agree(images, forward, tokens, assert_close):
-    """agree(ours, theirs, size): asserts the same tokens, pooled vector and answer."""
+def assert_agree(images, forward, tokens, assert_close):
+    """assert_agree(ours, theirs, size): asserts the same tokens, pooled vector and answer."""
 
-    def agree(ours, theirs, size):
+    def assert_agree(ours, theirs, size):
         outputs = forward(ours, images(size))
         with torch.no_grad():
             features = theirs.forward_features(torch.from_numpy(images(size)).permute(0, 3, 1, 2))
@@ -69,7 +69,7 @@ def agree(images, forward, tokens, assert_close):
         else:
             assert outputs.logits is None
 
-    return agree
+    return assert_agree
 
 
 def from_memory(name, theirs, numpy_state, **hints):
@@ -83,11 +83,11 @@ def assert_same_model(ours, other, params):
 
 
 @parametrize_quick("name", ORIGINS)
-def test_answers_and_tokens_at_every_size(name, origin, numpy_state, agree):
+def test_answers_and_tokens_at_every_size(name, origin, numpy_state, assert_agree):
     """Within 1e-5 of numbers around 4, but for tokens without norm; below 4e-6 is measured."""
     ours = from_memory(name, origin(name), numpy_state)
     for size in IMAGE_SIZES:
-        agree(ours, origin(name), size)
+        assert_agree(ours, origin(name), size)
 
 
 @parametrize_quick("name", [n for n in ORIGINS if "distilled" not in n], number=4)
@@ -97,24 +97,24 @@ def test_names_tell_timm(name, origin, numpy_state, params):
 
 
 @pytest.mark.slow
-def test_a_distillation_token_tells_deit(origin, numpy_state, agree):
+def test_a_distillation_token_tells_deit(origin, numpy_state, assert_agree):
     """Which resamples positions otherwise than timm does; at the size of training they are the same."""
     theirs = origin("deit distilled")
     ours = from_memory("deit distilled", theirs, numpy_state, source="auto")
     assert ours.model.position_resampling == "bicubic"
-    agree(ours, theirs, (32, 32))
+    assert_agree(ours, theirs, (32, 32))
     ours = from_memory(
         "deit distilled", theirs, numpy_state, source="deit", interpolation="bicubic_aa", image_size=(24, 56)
     )
-    agree(ours, theirs, (24, 56))
+    assert_agree(ours, theirs, (24, 56))
 
 
 @parametrize_quick("name", ["dinov2 with registers", "augreg", "registers with positions", "clip"])
 @parametrize_quick("size", [(24, 56), (16, 64)])
-def test_loading_at_an_image_size_is_their_interpolation(name, size, origin, numpy_state, agree):
+def test_loading_at_an_image_size_is_their_interpolation(name, size, origin, numpy_state, assert_agree):
     ours = from_memory(name, origin(name), numpy_state, image_size=size)
     assert ours.model.image_size == size
-    agree(ours, origin(name), size)
+    assert_agree(ours, origin(name), size)
 
 
 @parametrize_quick("name", ORIGINS, number=4)
@@ -126,12 +126,14 @@ def test_a_folder_of_the_hub_tells_all(name, timm, origin, numpy_state, params, 
     assert_same_model(from_folder(tmp_path), from_memory(name, origin(name), numpy_state), params)
 
 
-def test_a_table_that_is_no_square(timm, timm_model, numpy_state, params, tmp_path, from_folder, agree):
+def test_a_table_that_is_no_square(
+    timm, timm_model, numpy_state, params, tmp_path, from_folder, assert_agree
+):
     theirs = timm_model("vit_small_patch14_reg4_dinov2", img_size=(24, 40))
     ours = reading.from_state_dict(numpy_state(theirs), source="timm", num_heads=4, image_size=(24, 40))
     assert ours.model.image_size == (24, 40)
-    agree(ours, theirs, (24, 40))
-    agree(ours, theirs, (40, 24))
+    assert_agree(ours, theirs, (24, 40))
+    assert_agree(ours, theirs, (40, 24))
     with pytest.raises(CheckpointError, match="give image_size"):
         reading.from_state_dict(numpy_state(theirs), source="timm", num_heads=4)
     arguments = {"model_args": {"num_heads": 4, "img_size": (24, 40)}, "safe_serialization": True}
@@ -140,16 +142,16 @@ def test_a_table_that_is_no_square(timm, timm_model, numpy_state, params, tmp_pa
 
 
 @parametrize_quick("act", ["gelu", "gelu_tanh", "quick_gelu"])
-def test_the_activation_of_a_folder(act, timm, timm_model, tmp_path, from_folder, agree):
+def test_the_activation_of_a_folder(act, timm, timm_model, tmp_path, from_folder, assert_agree):
     theirs = timm_model("vit_small_patch16_224", act_layer=act)
     arguments = {"num_heads": 4, "img_size": 32, "act_layer": act}
     timm.models.save_for_hf(theirs, tmp_path, model_args=arguments, safe_serialization=True)
-    agree(from_folder(tmp_path), theirs, (32, 32))
+    assert_agree(from_folder(tmp_path), theirs, (32, 32))
 
 
 @pytest.mark.slow
 def test_the_size_of_a_folder_tells_positions_from_patches(
-    timm, timm_model, numpy_state, tmp_path, from_folder, agree
+    timm, timm_model, numpy_state, tmp_path, from_folder, assert_agree
 ):
     """16 rows are 4 x 4 patches, or those of cls and of 3 x 5 patches, the size that is asked for."""
     theirs = timm_model("deit3_small_patch16_224")
@@ -157,7 +159,7 @@ def test_the_size_of_a_folder_tells_positions_from_patches(
         reading.from_state_dict(numpy_state(theirs), source="timm", num_heads=4, image_size=(24, 40))
     arguments = {"num_heads": 4, "img_size": 32}
     timm.models.save_for_hf(theirs, tmp_path, model_args=arguments, safe_serialization=True)
-    agree(from_folder(tmp_path, image_size=(24, 40)), theirs, (24, 40))
+    assert_agree(from_folder(tmp_path, image_size=(24, 40)), theirs, (24, 40))
 
 
 def test_no_stub_of_torchvision_is_left_for_others():

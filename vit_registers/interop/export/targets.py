@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vit_registers.config import Data, Model, lookup
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import containers
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.containers import Weights
@@ -45,6 +45,22 @@ TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip
 
 # The formats whose configs have no place for class names.
 _WITHOUT_NAMES = ("big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit", "transformers/clip")
+_WRITTEN = (".safetensors", ".npz")  # suffixes of files of tensors that are written
+# Suffixes of other files of weights, which users may expect.
+_OF_FILES = (
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".msgpack",
+    ".onnx",
+    ".pkl",
+    ".npy",
+    ".zip",
+)
 _HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
@@ -255,7 +271,18 @@ def is_config_complete(e: Export) -> bool:
 
 def is_file(path: str | Path) -> bool:
     """Whether an export to `path` is one file of tensors; otherwise it is a folder, with all that belongs."""
-    return Path(path).suffix in (".safetensors", ".npz", ".pth", ".pt", ".bin")
+    return Path(path).suffix in _WRITTEN
+
+
+def check_name(output: str, target: str) -> None:
+    """Raises ConfigError for an output whose suffix is that of a file which `target` does not write."""
+    suffix = Path(output).suffix.lower()
+    has_files = target in TARGETS and target != "transformers"
+    if suffix in _OF_FILES or (suffix in _WRITTEN and not has_files):
+        file = f", or of a file that ends in {' or '.join(_WRITTEN)}" if has_files else ""
+        raise ConfigError(
+            f"--output={output}: --to={target} writes no {suffix} files: give the name of a folder{file}"
+        )
 
 
 def write(
@@ -274,7 +301,7 @@ def write(
         config = _jsons(e, Preprocessing(data, size), np.dtype(dtype).name, class_names)
         path.mkdir(parents=True, exist_ok=True)
     file = path / ("model.npz" if e.target == "big_vision" else "model.safetensors") if is_folder else path
-    if e.target == "big_vision":
+    if file.suffix == ".npz":
         write_npz(file, weights)
     else:
         write_safetensors(file, weights, {"format": "pt"})
