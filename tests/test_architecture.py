@@ -79,6 +79,8 @@ ALLOWED = {
         "config",
         "models",
         "data",
+        "objectives",
+        "training",
         "runtime",
         "runs",
         "interop",
@@ -88,6 +90,7 @@ ALLOWED = {
     "startup": {"errors", "status", "cli"},
     "cli": {"errors", "status", "startup", "config"},
     "recipes": {"errors", "config"},
+    "recipes_dinov2": {"errors", "config", "recipes"},
     "analysis": {
         "errors",
         "status",

@@ -22,7 +22,7 @@ FINDINGS = ("norms", "attention-shares", "probe-global")
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"  # the home of the spread over seeds
 
 
-def spread(row: str, text: str) -> str | None:
+def seed_spread(row: str, text: str) -> str | None:
     """The standard deviation over seeds of a row of docs/results.md, in points; None: no such row."""
     found = re.search(rf"^\| {re.escape(row)} \| [\d.]+ ± ([\d.]+) \|", text, re.MULTILINE)
     return found[1] if found else None
@@ -45,7 +45,7 @@ def summary(runs: Path) -> list[str]:
     lines = [""]
     for name, (what, _) in RUNS.items():
         lines.append(f"{runs / name}, {what}: {accuracy(runs / name)}")
-    spreads = [found for _, row in RUNS.values() if (found := spread(row, text))]
+    spreads = [found for _, row in RUNS.values() if (found := seed_spread(row, text))]
     if spreads:
         lines.append(
             f"Seeds move such runs by {' and '.join(spreads)} points (standard deviations of three seeds, "

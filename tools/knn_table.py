@@ -96,7 +96,7 @@ def _lines(
     ]
 
 
-def markdown(lines: Sequence[Line]) -> str:
+def knn_markdown(lines: Sequence[Line]) -> str:
     """The table in Markdown."""
     table = [
         ["weights", "model", "features", "20-NN top-1 in %", "lowest", "runs", "time, s"],
@@ -114,7 +114,7 @@ def markdown(lines: Sequence[Line]) -> str:
 def main() -> None:
     """The command line."""
     cells = read_cells(read_sweep(cli.config_of_flags()))
-    print(markdown([*baselines(cells), *trained(cells)]))
+    print(knn_markdown([*baselines(cells), *trained(cells)]))
     results = [result for cell in cells for result in cell.results]
     wanted = sum(len(cell.runs) for cell in cells)
     print("\n± is the sample standard deviation over runs of different seeds (n - 1).")

@@ -42,7 +42,7 @@ def parse_checkpoint(
     RUN@all where only one checkpoint can be used.
     """
     if hub.is_hub(text):
-        hub.check_name(text)
+        hub.check_hub_name(text)
         if step is not None:
             raise ConfigError(
                 f"{where}={text}: a step is for run folders; a revision is hf://ORG/NAME@REVISION"

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,19 @@ from vit_registers.errors import ConfigError, UserError
 from vit_registers.interop import reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
 from vit_registers.interop.hints import HIDDEN_ACTS, Hints
-from vit_registers.interop.names.projection_heads import check_heads, read_heads
+from vit_registers.interop.names.projection_heads import check_heads, head_leaves
 from vit_registers.interop.opened import describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.unwrap import COPIES, SOURCES
 from vit_registers.interop.values import check_leaves
-from vit_registers.models.paths import Leaf, leaves_of
+from vit_registers.models.paths import Leaf, leaves_of, path_text
 from vit_registers.models.resampling import RESAMPLINGS
+from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.training.setup import Setup
+from vit_registers.training.state import TrainState, put_parameters
 
 
 def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
@@ -103,8 +106,31 @@ def start_heads(settings: InitFrom, heads: Mapping[str, Any]) -> dict[Leaf, np.n
         there = leaves_of(jax.device_get(there))
         check_leaves(there, f"{path}, step {checkpoint.step}")
     else:
-        there = read_heads(_open_external(settings, name))
+        there = head_leaves(_open_external(settings, name))
     return check_heads(there, {leaf: value.shape for leaf, value in leaves_of(heads).items()}, name.path)
+
+
+def first_state(settings: InitFrom, model: Model, setup: Setup, *, say: Callable[[str], None]) -> TrainState:
+    """The initial state of a new run: from the initializers, or from the weights of init_from.path."""
+    if settings.path is None:
+        return setup.make_state()
+    taken = start_leaves(settings, model)
+    heads = start_heads(settings, heads_of(setup))
+    fresh = {path_text(path) for path in leaves_of(setup.abstract.params[BACKBONE]) if path not in taken}
+    fresh |= set() if heads else set(heads_of(setup))
+    names = ", ".join(sorted(fresh)) or "nothing"
+    parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
+    partly = f"; initialised in part: {', '.join(parts)}" if parts else ""
+    number = len(taken) + len(heads or {})
+    say(f"starts from {settings.path}: {number} tensors; initialised: {names}{partly}")
+    own = dict(setup.make_state().params)
+    backbone = put_parameters(own.pop(BACKBONE), taken)
+    return setup.start_from(backbone, put_parameters(own, heads) if heads else None)
+
+
+def heads_of(setup: Setup) -> dict[str, Any]:
+    """The shapes of the modules beside the backbone; none for classification, whose head is the model's."""
+    return {name: module for name, module in setup.abstract.params.items() if name != BACKBONE}
 
 
 def check_choices(settings: InitFrom) -> None:

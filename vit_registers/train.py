@@ -77,10 +77,8 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
@@ -91,8 +89,7 @@ from vit_registers.data.prefetch import ahead
 from vit_registers.errors import UserError
 from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.models.masks import resolve
-from vit_registers.models.paths import leaves_of, path_text
-from vit_registers.objectives.base import BACKBONE, Objective
+from vit_registers.objectives.base import Objective
 from vit_registers.runs import results
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.dry_run import describe_run
@@ -112,7 +109,7 @@ from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.status import say
 from vit_registers.training import averages, sharding
 from vit_registers.training.setup import Setup
-from vit_registers.training.state import TrainState, put_parameters
+from vit_registers.training.state import TrainState
 
 
 def train(config: Config, workdir: str) -> None:
@@ -223,7 +220,7 @@ def dry_run(config: Config) -> None:
             if config.model.num_classes:
                 fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
             fine_tuning.start_leaves(config.init_from, config.model)
-            fine_tuning.start_heads(config.init_from, heads_of(prepared.setup))
+            fine_tuning.start_heads(config.init_from, fine_tuning.heads_of(prepared.setup))
         for line in describe_run(prepared):
             say(line)
     say("dry run: nothing was written")
@@ -243,30 +240,7 @@ def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress
         with progress.waiting("restoring the checkpoint"):
             return checkpoints.restore(setup.abstract)
     with progress.waiting("initializing the parameters"):
-        return first_state(config, setup, progress)
-
-
-def first_state(config: Config, setup: Setup, progress: Progress) -> TrainState:
-    """The initial state of a new run: from the initializers, or from the weights of init_from.path."""
-    if config.init_from.path is None:
-        return setup.make_state()
-    taken = fine_tuning.start_leaves(config.init_from, config.model)
-    heads = fine_tuning.start_heads(config.init_from, heads_of(setup))
-    fresh = {path_text(path) for path in leaves_of(setup.abstract.params[BACKBONE]) if path not in taken}
-    fresh |= set() if heads else set(heads_of(setup))
-    names = ", ".join(sorted(fresh)) or "nothing"
-    parts = [path_text(path) for path, value in taken.items() if np.ma.isMaskedArray(value)]
-    partly = f"; initialised in part: {', '.join(parts)}" if parts else ""
-    number = len(taken) + len(heads or {})
-    progress.say(f"starts from {config.init_from.path}: {number} tensors; initialised: {names}{partly}")
-    own = dict(setup.make_state().params)
-    backbone = put_parameters(own.pop(BACKBONE), taken)
-    return setup.start_from(backbone, put_parameters(own, heads) if heads else None)
-
-
-def heads_of(setup: Setup) -> dict[str, Any]:
-    """The shapes of the modules beside the backbone; none for classification, whose head is the model's."""
-    return {name: module for name, module in setup.abstract.params.items() if name != BACKBONE}
+        return fine_tuning.first_state(config.init_from, config.model, setup, say=progress.say)
 
 
 def state_evaluators(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tools import demo_summary
-from tools.demo_summary import FINDINGS, RESULTS, RUNS, spread, summary
+from tools.demo_summary import FINDINGS, RESULTS, RUNS, seed_spread, summary
 from vit_registers.errors import DataError
 
 
@@ -32,9 +32,9 @@ def test_summary(runs):
 
 
 def test_the_spread_is_that_of_the_results():
-    rows = [spread(row, RESULTS.read_text()) for _, row in RUNS.values()]
+    rows = [seed_spread(row, RESULTS.read_text()) for _, row in RUNS.values()]
     assert all(re.fullmatch(r"\d\.\d\d", row) for row in rows)
-    assert spread("no such row", RESULTS.read_text()) is None
+    assert seed_spread("no such row", RESULTS.read_text()) is None
 
 
 def test_what_is_missing_is_named(runs, monkeypatch, capsys):

@@ -31,7 +31,7 @@ def cells(tmp_path):
 def test_results_of_finished_runs(cells):
     lines = knn_table.trained(cells)
     assert [line.features for line in lines] == ["cls", "mean patch"] * 2
-    text = knn_table.markdown(lines).splitlines()
+    text = knn_table.knn_markdown(lines).splitlines()
     assert text[2] == "| trained | num_registers=0 | cls | 90.00 ± 10.00 | 80.00 | 3 | 60.0 |"
     assert text[3] == "| trained | num_registers=0 | mean patch | 40.00 ± 10.00 | 30.00 | 3 | 60.0 |"
     # tabulate --metric=knn/patch

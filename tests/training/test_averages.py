@@ -13,13 +13,14 @@ from tests.fixtures.digits import make_config
 from vit_registers import convert, evaluate, fine_tuning
 from vit_registers.checkpoint_names import CheckpointName
 from vit_registers.config import InitFrom, Mesh
+from vit_registers.fine_tuning import first_state
 from vit_registers.interop.hints import Hints
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.progress import Progress
 from vit_registers.runtime.mesh import make_mesh
-from vit_registers.train import first_state, train
+from vit_registers.train import train
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import set_up
@@ -108,7 +109,7 @@ def test_the_average_and_the_optimizer_start_from_given_weights_too(run, change)
     setup = set_up(config, lengths, mesh)
     progress = Progress(start_step=0, total_steps=9, batch_size=64, log_every_s=30.0, is_quiet=True)
     with jax.set_mesh(mesh):
-        state = first_state(config, setup, progress)
+        state = first_state(config.init_from, config.model, setup, say=progress.say)
     trees = (state.params, state.ema, state.opt_state[-1].z)
     for tree in trees:
         _assert_equal(tree["vit"], _saved(run, "ema"))

@@ -18,7 +18,7 @@ def is_hub(path: str) -> bool:
     return path.startswith(PREFIX)
 
 
-def check_name(name: str) -> None:
+def check_hub_name(name: str) -> None:
     """Raises ConfigError if `name` is no hf://ORG/NAME or hf://ORG/NAME@REVISION."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -34,7 +34,7 @@ def download(name: str) -> str:
     Raises CheckpointError, one line, without the library, without network, and for a model that does not
     exist or cannot be accessed.
     """
-    check_name(name)
+    check_hub_name(name)
     match = _NAME.fullmatch(name)
     assert match is not None
     try:

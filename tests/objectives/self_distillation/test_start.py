@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.objectives.self_distillation.test_training import CONFIG, change
-from vit_registers import train
+from vit_registers import fine_tuning
 from vit_registers.config import InitFrom, Mesh
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.objectives.self_distillation import heads
@@ -107,7 +107,7 @@ def start(path, config=CONFIG, **settings):
         start_step=0, total_steps=24, batch_size=16, log_every_s=30.0, earlier_s=0.0, is_quiet=False
     )
     with jax.set_mesh(mesh):
-        state = train.first_state(config, setup, progress)
+        state = fine_tuning.first_state(config.init_from, config.model, setup, say=progress.say)
     return jax.device_get((state.params, state.extra))
 
 

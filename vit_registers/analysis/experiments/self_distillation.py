@@ -13,7 +13,7 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
-from vit_registers.config import Config, from_saved
+from vit_registers.config import SelfDistillationSettings, from_saved
 from vit_registers.errors import UserError
 from vit_registers.models.blocks import dims
 from vit_registers.runs.folders import read_json_object
@@ -52,7 +52,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         return Gap(f"{subject.name}: objective.name='{objective}' has no teacher and no prototypes")
     if lacking := [name for name in _LOGGED if f"train/{name}" not in metrics]:
         return Gap(f"{subject.name}: its metrics.jsonl has no {', '.join(lacking)}")
-    curves = _curves(metrics, config)
+    curves = _curves(metrics, config.objective.self_distillation, dims(config.model).width)
     ends = {name: float(smoothed(curve.value_N)[-1]) for name, curve in curves.items()}
     verdict = _verdict(ends)
     gaps = [] if damage is None else [f"{subject.name}: {damage}"]
@@ -71,9 +71,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _curves(metrics: Metrics, config: Config) -> dict[str, _Curve]:
+def _curves(metrics: Metrics, settings: SelfDistillationSettings, width: int) -> dict[str, _Curve]:
     """The terms of the loss and the monitors, by name."""
-    settings = config.objective.self_distillation
     dino, ibot = math.log(settings.num_prototypes), math.log(settings.num_prototypes)
     if settings.has_ibot_head:
         ibot = math.log(settings.ibot_prototypes)
@@ -88,7 +87,7 @@ def _curves(metrics: Metrics, config: Config) -> dict[str, _Curve]:
     scales = {
         "entropy": ("teacher_entropy", 100 / dino, 100.0),
         "used": ("prototypes_used", 100 / settings.num_prototypes, 100.0),
-        "std": ("feature_std", math.sqrt(dims(config.model).width), 1.0),
+        "std": ("feature_std", math.sqrt(width), 1.0),
     }
     for name, (metric, factor, uniform_value) in scales.items():
         step_N, value_N = metrics[f"train/{metric}"]

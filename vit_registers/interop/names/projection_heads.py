@@ -55,7 +55,7 @@ def _leaf(name: str) -> Leaf | None:
     return ("last_layer", "g") if name in _G else ("last_layer", "v") if name in _V else None
 
 
-def read_heads(opened: OpenedWeights) -> dict[Leaf, np.ndarray]:
+def head_leaves(opened: OpenedWeights) -> dict[Leaf, np.ndarray]:
     """The heads beside the backbone that is read, float32, by leaf: ("dino_head", "mlp", 0, "kernel").
 
     Kernels and v are transposed, as torch has outputs first; g loses its axis of size 1. Empty without heads.

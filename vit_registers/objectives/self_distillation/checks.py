@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from vit_registers.config import Config, Mesh, image_size, lookup
+from vit_registers.config import Mesh, Model, SelfDistillationSettings, lookup
 from vit_registers.errors import ConfigError
 
 MASKS = ("exact", "released")
@@ -12,9 +12,13 @@ TARGETS = ("centring", "sinkhorn")
 _SECTION = "objective.self_distillation"
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError, one line, for settings with which training is not possible."""
-    settings, model, batch = config.objective.self_distillation, config.model, config.data.batch_size
+def check_distillation(
+    settings: SelfDistillationSettings, model: Model, mesh: Mesh, *, batch: int, size: tuple[int, int]
+) -> None:
+    """Raises ConfigError, one line, for settings with which training is not possible.
+
+    `batch` is the number of images of a step, and `size` the height and width of the global crops.
+    """
     lookup(dict.fromkeys(MASKS), settings.masks, f"{_SECTION}.masks")
     lookup(dict.fromkeys(TARGETS), settings.targets, f"{_SECTION}.targets")
     if not model.use_cls:
@@ -33,7 +37,7 @@ def check(config: Config) -> None:
             f"{model.patch_size}: such as {near}"
         )
     names = ("num_prototypes", *(["ibot_prototypes"] if settings.has_ibot_head else []))
-    tensor = _tensor_devices(config.mesh)
+    tensor = _tensor_devices(mesh)
     for name in names:
         if (number := getattr(settings, name)) % tensor:
             raise ConfigError(
@@ -53,7 +57,7 @@ def check(config: Config) -> None:
         low, high = getattr(settings, name)
         if low > high:
             raise ConfigError(f"{_SECTION}.{name}=({low}, {high}): the first must not be above the second")
-    rows, columns = (side // model.patch_size for side in image_size(config))
+    rows, columns = (side // model.patch_size for side in size)
     if min(rows, columns) < 2 and settings.mask_share:
         raise ConfigError(f"{_SECTION}: a grid of {rows} x {columns} patches is too small for masks")
 

@@ -13,7 +13,7 @@ from vit_registers.data.block_masks import BlockMasks, batch_masks
 from vit_registers.models.params import abstract_model, init_params
 from vit_registers.models.tokens import patch_grid
 from vit_registers.objectives.base import BACKBONE, TEACHER, Best, Sums
-from vit_registers.objectives.self_distillation import checks
+from vit_registers.objectives.self_distillation.checks import check_distillation
 from vit_registers.objectives.self_distillation.forward import (
     DINO_HEAD,
     IBOT_HEAD,
@@ -78,7 +78,14 @@ class SelfDistillation:
 
     def check(self) -> None:
         """Raises ConfigError for settings with which training is not possible."""
-        checks.check(self._config)
+        config = self._config
+        check_distillation(
+            self._settings,
+            config.model,
+            config.mesh,
+            batch=config.data.batch_size,
+            size=image_size(config),
+        )
 
     def init(self, key: jax.Array, backbone: Any = None, heads: Any = None) -> tuple[Any, Any]:
         """(student, {"teacher": its copy, "centre": zeros})."""
