@@ -89,7 +89,7 @@ from vit_registers.conversion import Input, open_input, read_run
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
-from vit_registers.interop.export import stablehlo, targets
+from vit_registers.interop.export import library_configs, stablehlo, targets
 from vit_registers.interop.export.preprocessing_files import own_json
 from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.opened import OpenedWeights
@@ -160,7 +160,9 @@ def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Ex
         written.append(write_family_card(folder, facts, exported, dtype))
     _say_written(written)
     if target == "timm" and not folder.is_dir():
-        print(f"timm.models.vision_transformer.VisionTransformer(**{targets.timm_arguments(exported.model)})")
+        print(
+            f"timm.models.vision_transformer.VisionTransformer(**{library_configs.timm_arguments(exported.model)})"
+        )
     return exported
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import vit_registers
 from vit_registers.analysis.report.markdown import inline
 from vit_registers.config import Config, Model, image_size
+from vit_registers.interop.export.library_configs import timm_arguments
 from vit_registers.interop.export.preprocessing_files import Preprocessing
 from vit_registers.interop.export.stablehlo import STABLEHLO_FILE, Signature
-from vit_registers.interop.export.targets import Export, is_config_complete, timm_arguments
+from vit_registers.interop.export.targets import Export, is_config_complete
 from vit_registers.interop.summary import describe_model, describe_preprocessing
 from vit_registers.models.blocks import dims
 

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 
 from vit_registers.config import Data, Model, lookup
-from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.errors import ConfigError
 from vit_registers.interop import containers
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.export.family_rewrites import is_distilled
 from vit_registers.interop.export.files import write_npz, write_safetensors
+from vit_registers.interop.export.library_configs import timm_config, transformers_config
 from vit_registers.interop.export.preprocessing_files import (
     Preprocessing,
     own_json,
-    timm_json,
     transformers_json,
 )
 from vit_registers.interop.export.to_family import rewrite_for
@@ -61,7 +61,6 @@ _OF_FILES = (
     ".npy",
     ".zip",
 )
-_HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,118 +147,6 @@ def _prefix(key: str, model: Model) -> str:
     return _PREFIXES.get(key, "")
 
 
-def transformers_config(e: Export, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """The config.json of an export to transformers. Raises CheckpointError if it has no such sizes."""
-    model, sizes, kind = e.model, dims(e.model), e.target.split("/")[1]
-    height, width = model.image_size
-    if height != width:
-        raise CheckpointError(f"transformers makes models for square images only, not {height} x {width} px")
-    values: dict[str, Any] = {
-        "hidden_size": sizes.width,
-        "num_hidden_layers": sizes.depth,
-        "num_attention_heads": sizes.num_heads,
-        "hidden_act": _HIDDEN_ACTS[model.activation],
-        "layer_norm_eps": model.norm_eps,
-        "image_size": height,
-        "patch_size": model.patch_size,
-        "num_channels": model.channels,
-    }
-    has_head = bool(model.num_classes)
-    if kind == "clip":
-        name = "CLIPVisionModelWithProjection" if has_head else "CLIPVisionModel"
-        values |= {"model_type": "clip_vision_model", "intermediate_size": sizes.mlp_dim}
-        return values | {"architectures": [name], "projection_dim": model.num_classes or 512}
-    values |= {"qkv_bias": model.use_qkv_bias}
-    if has_head:
-        names = class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
-        labels = {str(i): name for i, name in enumerate(names)}
-        values |= {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}
-    suffix = "ForImageClassification" if has_head else "Model"
-    if kind in ("vit", "deit"):
-        name = {"vit": "ViT", "deit": "DeiT"}[kind] + suffix
-        name += "WithTeacher" if model.pooling == "cls_registers" and has_head else ""
-        return values | {"model_type": kind, "architectures": [name], "intermediate_size": sizes.mlp_dim}
-    has_registers = model.num_registers > 0
-    name = ("Dinov2WithRegisters" if has_registers else "Dinov2") + suffix
-    values |= {
-        "model_type": "dinov2_with_registers" if has_registers else "dinov2",
-        "architectures": [name],
-        "use_swiglu_ffn": sizes.mlp == "swiglu",
-        "mlp_ratio": _mlp_ratio(sizes.width, sizes.mlp_dim, sizes.mlp == "swiglu"),
-        "layerscale_value": 1.0,
-    }
-    return values | ({"num_register_tokens": model.num_registers} if has_registers else {})
-
-
-def _mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
-    """The ratio from which transformers computes mlp_dim. Raises CheckpointError if there is none."""
-    computed = {r: (int(width * r * 2 / 3) + 7) // 8 * 8 if is_swiglu else width * r for r in range(1, 65)}
-    for ratio, value in computed.items():
-        if value == mlp_dim:
-            return ratio
-    known = sorted(computed.values(), key=lambda value: abs(value - mlp_dim))[:3]
-    raise CheckpointError(
-        f"transformers' DINOv2 of width {width} has no MLPs {mlp_dim} wide, since its mlp_ratio is an "
-        f"integer: nearest are {', '.join(map(str, sorted(known)))}"
-    )
-
-
-def timm_arguments(model: Model) -> dict[str, Any]:
-    """The arguments of timm.models.vision_transformer.VisionTransformer for the exported tensors.
-
-    Export.notes has the arguments that are not text.
-    """
-    sizes = dims(model)
-    activation = "silu" if sizes.mlp == "swiglu" else model.activation
-    hidden = sizes.mlp_dim * (2 if sizes.mlp == "swiglu" else 1)
-    ratio = hidden / sizes.width
-    if int(sizes.width * ratio) != hidden:  # as timm computes it
-        ratio = (hidden + 0.5) / sizes.width
-    values = {
-        "img_size": list(model.image_size),
-        "patch_size": model.patch_size,
-        "in_chans": model.channels,
-        "num_classes": model.num_classes,
-        "global_pool": {"cls": "token", "gap": "avg", "map": "map"}[model.pooling],
-        "embed_dim": sizes.width,
-        "depth": sizes.depth,
-        "num_heads": sizes.num_heads,
-        "mlp_ratio": ratio,
-        "qkv_bias": model.use_qkv_bias,
-        "init_values": model.layer_scale_init,
-        "class_token": model.use_cls,
-        "no_embed_class": not (model.use_cls and model.has_cls_position) and model.extra_positions == "none",
-        "reg_tokens": model.num_registers,
-        "pre_norm": model.use_norm_pre,
-        "fc_norm": model.use_norm_after_pool if model.pooling == "gap" else None,
-        "pool_include_prefix": False,
-        "act_layer": None if activation == "gelu" else activation,
-    }
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def timm_config(e: Export, p: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """The config.json of an export to timm, for timm.create_model("local-dir:FOLDER").
-
-    It names an architecture of timm that has the layers which arguments cannot express, and all arguments.
-    """
-    architecture = "vit_base_patch16_224"
-    if dims(e.model).mlp == "swiglu":
-        architecture = "vit_giant_patch14_dinov2"
-    elif e.model.use_norm_pre:
-        architecture = "vit_base_patch16_clip_224"  # whose norms have an eps of 1e-5
-    arguments = timm_arguments(e.model)
-    values = {
-        "architecture": architecture,
-        "num_classes": e.model.num_classes,
-        "num_features": dims(e.model).width,
-        "global_pool": arguments["global_pool"],
-        "model_args": arguments,
-        "pretrained_cfg": timm_json(p, e.model.num_classes),
-    }
-    return values | ({"label_names": list(class_names)} if class_names and e.model.num_classes else {})
-
-
 def is_config_complete(e: Export) -> bool:
     """Whether the config.json of a folder determines all settings, for its library and for us."""
     if e.target == "timm":
@@ -316,10 +203,11 @@ def _jsons(
     """The JSON files of a folder, by name."""
     files: dict[str, dict[str, Any] | list[str]] = {}
     if e.target.startswith("transformers/"):
-        files["config.json"] = transformers_config(e, class_names) | {"dtype": dtype}
-        files["preprocessor_config.json"] = transformers_json(p, e.target.split("/")[1])
+        kind = e.target.split("/")[1]
+        files["config.json"] = transformers_config(e.model, kind, class_names) | {"dtype": dtype}
+        files["preprocessor_config.json"] = transformers_json(p, kind)
     elif e.target == "timm":
-        files["config.json"] = timm_config(e, p, class_names)
+        files["config.json"] = timm_config(e.model, p, class_names)
     if class_names and e.model.num_classes and e.target in _WITHOUT_NAMES:
         files[CLASS_NAMES_FILE] = list(class_names)
     return files | {PREPROCESSING_FILE: own_json(p)}
