@@ -78,7 +78,7 @@ def _losses() -> SelfDistillationSettings:
     return SelfDistillationSettings(
         num_locals=3,
         local_size=8,
-        global_ops=(crop.format(0.5, 1.0),) * 2,
+        global_ops=(crop.format(0.5, 1.0), crop.format(0.5, 1.0)),
         local_ops=crop.format(0.3, 0.7),  # smaller parts of a digit are alike for all classes
         mask_min_patches=1,
         num_prototypes=64,  # about half of the rows of a batch
