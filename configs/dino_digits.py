@@ -2,7 +2,7 @@
 
     python -m vit_registers.train --config=configs/dino_digits.py:registers=4 --workdir=runs/dino
 
-Raw pixels reach a 20-NN accuracy of 97.8 % on these centred digits, so it says whether training works, and
+Raw pixels reach a 20-NN accuracy of 98 % on these centred digits, so it says whether training works, and
 nothing about the quality of a recipe.
 """
 
@@ -26,7 +26,7 @@ from vit_registers.config import (
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: registers, mask, k (0: no summaries), steps, seed."""
-    a = parse_arg(arg, registers=4, mask="none", k=0, steps=1600, seed=0)
+    a = parse_arg(arg, registers=4, mask="none", k=0, steps=1200, seed=0)
     config = Config(
         model=Model(
             width=64,
@@ -78,8 +78,8 @@ def _losses() -> SelfDistillationSettings:
     return SelfDistillationSettings(
         num_locals=3,
         local_size=8,
-        global_ops=(crop.format(0.5, 1.0),) * 2,
-        local_ops=crop.format(0.2, 0.5),
+        global_ops=(crop.format(0.5, 1.0), crop.format(0.5, 1.0)),
+        local_ops=crop.format(0.3, 0.7),  # smaller parts of a digit are alike for all classes
         mask_min_patches=1,
         num_prototypes=64,  # about half of the rows of a batch
         head_hidden=128,
@@ -104,7 +104,6 @@ def _optimizer() -> Optimizer:
         weight_decay=0.01,
         weight_decay_end=0.05,
         decayed="all_but_norms",
-        patch_embed_rate=0.2,
         grad_clip_norm=3.0,
         grad_clip_per="module",
         delayed=("*/last_layer/*",),

@@ -124,7 +124,7 @@ def main() -> None:
     )
 
 
-def _all(results: Sequence[dict[str, Any]], key: str) -> str:
+def _all(results: Sequence[Mapping[str, Any]], key: str) -> str:
     return ", ".join(dict.fromkeys(str(result[key]) for result in results)) or "-"
 
 

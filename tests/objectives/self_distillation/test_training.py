@@ -50,7 +50,7 @@ CONFIG = change(
         "temperatures": (0.04, 0.05),
         "momentum": (0.99, 1.0),
     },
-    optimizer={"learning_rate": 1e-3},
+    optimizer={"learning_rate": 1e-3, "patch_embed_rate": 0.2},
     checkpoint={"every_steps": 8},
     run={"eval_every_steps": 8, "log_every_steps": 1},
 )
