@@ -101,6 +101,13 @@ def test_weights_without_a_head_are_one_line(run_here, root, tmp_path):
     assert code == 2 and "has no head, so there is nothing to evaluate" in err.splitlines()[-1]
 
 
+def test_settings_that_weights_lack_are_for_convert(run_here, weights, root, tmp_path):
+    (tmp_path / "bare.safetensors").write_bytes((weights / "model.safetensors").read_bytes())
+    code, _, err = run_here("evaluate", f"--checkpoint={tmp_path}/bare.safetensors", *_flags(root))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "give num_heads; convert has flags for it, and makes a run folder" in err
+
+
 def test_a_checkpoint_that_is_not_there_is_one_line(run_here):
     code, _, err = run_here("evaluate", "--checkpoint=nowhere")
     assert code == 2 and err == "error: --checkpoint=nowhere: there is no such run folder, file or folder\n"

@@ -161,7 +161,14 @@ def open_external(
 
     `params` selects a copy of the network in a file with several, as in load_model.
     """
-    opened = reading.open_path(path, source="auto", hints=Hints(params=params))
+    try:
+        opened = reading.open_path(path, source="auto", hints=Hints(params=params))
+    except CheckpointError as error:
+        names = ("source", *(field.name for field in dataclasses.fields(Hints)))
+        if any(f"give {name}" in str(error) for name in names):
+            cure = "convert has flags for it, and makes a run folder, which takes the place of the weights"
+            raise CheckpointError(f"{error}; {cure}") from None
+        raise
     data, origin = preprocessing(opened, Path(path).expanduser())
     config = with_overrides(Config(model=opened.model, data=data), overrides)
     if jax.process_index() == 0:

@@ -1,0 +1,110 @@
+"""The commands of README.md and docs/ that end within seconds are run, on small models and images.
+
+tests/test_docs.py parses all commands. Those that are not here train, download, or run all experiments.
+"""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.fixtures.digits import make_config
+from tests.fixtures.quick import parametrize_quick
+from tests.test_docs import _BLOCK, COMMANDS_OF_PAGES, PAGES
+from vit_registers.config import Data, Model
+from vit_registers.interop.export import targets
+from vit_registers.models.params import init_params
+from vit_registers.runs.checkpoint_folder import TrainedOn
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.training.state import TrainState
+
+NAMES = [f"class{number}" for number in range(10)]
+MODEL = Model(
+    width=192, depth=1, num_heads=3, mlp_dim=384, patch_size=16, image_size=(32, 32), num_classes=10
+)
+SHORT = {"configs", "convert", "evaluate"}
+_PATHS = r"=(runs|exported|exported/digits|root|photos|mine|weights)(?=[/.@]|$)"
+_STEPS = re.compile(r"(?<=@)\d+|(?<=--step=)\d+")  # the untrained run is at step 1
+
+
+def _is_short(program, *args):
+    return program in SHORT or args[:1] == ("norms",) or {"--list", "--print_config"} & set(args)
+
+
+SHORT_COMMANDS = [command for command in COMMANDS_OF_PAGES if _is_short(*command)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with the run, weights and images that the pages name."""
+    folder = tmp_path_factory.mktemp("made")
+    config = make_config(model={"num_registers": 4})
+    params = {"vit": init_params(config.model, key=jax.random.key(0))}
+    state = TrainState(step=jax.numpy.ones((), jax.numpy.int32), params=params, opt_state=None, ema=None)
+    data = TrainedOn(class_names=tuple("0123456789"), num_examples=10)
+    with Checkpoints(str(folder / "runs" / "digits"), config, data=data) as written:
+        written.save(state, {"top1": 0.5})
+    exported = targets.export(MODEL, init_params(MODEL, key=jax.random.key(0)), "timm")
+    targets.write(exported, folder / "weights.safetensors", np.dtype("float32"), Data())
+    for name in NAMES:
+        (folder / "root" / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 32), (200, 100, 0)).save(folder / "root" / "val" / name / "1.png")
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """A copy of that folder, to write in; its runs are equal."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    for name in ("mine", "dino"):
+        (tmp_path / "runs" / name).symlink_to("digits")
+    return tmp_path
+
+
+@parametrize_quick("command", SHORT_COMMANDS, ids=" ".join, number=8)
+def test_short_commands_run(command, place, run_here):
+    program, *args = command
+    args = [_STEPS.sub("1", re.sub(_PATHS, rf"={place}/\1", arg)) for arg in args]
+    code, out, err = run_here(program, *args)
+    assert (code, [line for line in err.splitlines() if line.startswith("error: ")]) == (0, [])
+    assert out
+
+
+def _shell(mark):
+    """The command of the pages that has `mark`."""
+    blocks = [code for page in PAGES for kind, code in _BLOCK.findall(page.read_text()) if kind == "sh"]
+    (block,) = [block for block in blocks if mark in block]
+    return block
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("tools/launch/tpu.sh", "--zone=us-central2-b --worker=all --command=cd"),
+        ("sbatch", "srun --kill-on-bad-exit=0 --wait=300 --label .venv/bin/vit-registers train"),
+        ("tools/launch/gpus.sh", "train --config=vit_s16_i1k:registers=4 --workdir=runs/s16 --coordinator="),
+    ],
+)
+def test_launchers_start_the_command_of_the_page(mark, said, tmp_path):
+    """With programs in the place of srun, vit-registers and nvidia-smi that print their arguments."""
+    for name in ("srun", "vit-registers"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0\necho GPU 1\n")
+    (tmp_path / "sbatch").write_text(
+        '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_JOB_ID=1 exec "$@"\n'
+    )
+    for file in tmp_path.iterdir():
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": "1"}
+    command = ["bash", "-c", _shell(mark)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert done.stdout.count("--process_id=") == (2 if "gpus" in mark else 0)
