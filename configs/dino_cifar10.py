@@ -3,7 +3,8 @@
 Crops of 32 and 16 px are made on the device, without blur. On raw pixels, 20-NN has 41.8 % (20,000 images to
 train, 2,000 to test). Below 60 % at the end, something is wrong.
 
-Measured: 300 steps of a small one on 2 CPU cores, @CIFAR@. Not run to the end.
+Measured: not run to the end. 300 steps of 32 images with width 64 and depth 2, on 2,000 images, take two
+minutes of CPU time; 20-NN on 500 images is 23.6 % at the start and 25.2 % after them.
 
     vit-registers prepare --name=cifar10
     vit-registers train --config=dino_cifar10:registers=4 --workdir=runs/dino_cifar10
@@ -86,6 +87,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 global_ops=(first, f"{first} | solarize(0.2)"),
                 local_ops=local,
                 mask_min_patches=2,  # of 8 x 8
+                mask_group=min(a.batch, 64),
+                koleo_group=min(a.batch, 64),
                 num_prototypes=1024,  # the rows of the teacher in a batch
                 head_hidden=1024,
                 head_bottleneck=128,

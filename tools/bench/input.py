@@ -11,6 +11,7 @@ broken images, without a separate order and without Batch:
   plain    only the parts that inception_crop draws are decoded (decode_and_crop_jpeg), resized and flipped;
            for evaluation the whole image is decoded and resized
   recipes  only the parts that the recipe's crop draws are decoded and flipped, not resized
+  multi-crop  (self-distillation, 2 + 8 crops) the image is decoded once, and all crops are cut and resized
 profile prints the milliseconds of CPU per image that each operation of a recipe adds.
 All are measured in turn in the same process. Ratios are medians over the rounds.
 """
@@ -24,7 +25,7 @@ import statistics
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,9 +37,10 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # as the loader, which is 
 import tensorflow as tf
 
 from vit_registers import recipes
-from vit_registers.config import Config, Data, Model
+from vit_registers.config import Config, Data, Model, ObjectiveSettings
 from vit_registers.config.strings import parse_calls
 from vit_registers.data import order, streams
+from vit_registers.data.batch import Training, View
 from vit_registers.data.loaders import open_data
 from vit_registers.data.ops import catalog, crops
 from vit_registers.data.ops.decode import Box, decode, decode_part
@@ -46,6 +48,7 @@ from vit_registers.data.ops.resize import resize_to
 from vit_registers.data.ops.strings import EXAMPLE, Target
 from vit_registers.data.sources.folder import Folder
 from vit_registers.data.tfdata import TfdataLoader
+from vit_registers.objectives.catalog import make_objective
 
 TARGET = Target(224, 224, 3)
 BATCH = 64
@@ -57,8 +60,8 @@ RECIPES = {
     "A (fractal)": recipes.recipe_a_fractal().data,
     "B (DeiT-III)": recipes.recipe_b_deit3().data,
 }
-WHAT = ("plain", "recipes", "profile", "memory")
-GOALS = {"crop and flip": 0.95, "evaluation": 0.7}
+WHAT = ("plain", "recipes", "multi-crop", "profile", "memory")
+GOALS = {"crop and flip": 0.95, "evaluation": 0.7, "multi-crop": 0.5}
 _LEAST_EVALUATED = 50_000  # images of the evaluated split, so that the start of the pipeline is negligible
 _SETTLED = 3  # marks after which memory should have settled
 
@@ -139,6 +142,25 @@ def own_evaluation(root: Path) -> Iterator[int]:
             yield int(batch.mask_B.sum())
 
 
+def own_views(root: Path, views: Mapping[str, View]) -> Iterator[int]:
+    """Endless training batches with several views of an image."""
+    data = Data(name="folder", data_dir=str(root), batch_size=BATCH, eval_split="val")
+    opened = open_data(Config(model=Model(image_size=TARGET[:2]), data=data), Training(views, {}))
+    assert isinstance(opened, TfdataLoader)
+    for batch in opened.host_train_batches(0, process_index=0, process_count=1):
+        yield len(batch.mask_B)
+
+
+def multi_crop_views() -> dict[str, View]:
+    """The views of self-distillation with the default settings."""
+    return dict(make_objective(Config(objective=ObjectiveSettings(name="self_distillation"))).views)
+
+
+def first_op(view: View) -> View:
+    """The view with only the first operation, its crop."""
+    return view._replace(ops=view.ops.split(" | ")[0])
+
+
 # --- bare decoding ------------------------------------------------------------------------------
 
 
@@ -200,6 +222,14 @@ def decode_whole(data: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return resize_to(TARGET, "bilinear")(decode(TARGET)({"bytes": data, "seed": seed})["image"])
 
 
+def decode_crops(views: Mapping[str, View]) -> Decode:
+    """Decodes the whole image, cuts and resizes the crops of all views. Returns the sum of a few levels."""
+    apply = catalog.compose_views({name: first_op(view) for name, view in views.items()}, TARGET.channels)
+    return lambda data, seed: tf.add_n(
+        [tf.reduce_sum(tf.cast(crop[:, 0, 0], tf.int32)) for crop in apply(data, seed).values()]
+    )
+
+
 # --- output -------------------------------------------------------------------------------------
 
 
@@ -222,6 +252,12 @@ def of_recipes(root: Path, args: argparse.Namespace) -> Iterator[Case]:
     for name, data in RECIPES.items():
         crop = decode_crop(data.train_ops, is_resized=False)
         yield Case(name, bare_train(root, crop), own_train(root, data.train_ops), args.warmup)
+
+
+def multi_crop(root: Path, args: argparse.Namespace) -> Iterator[Case]:
+    """Training batches of self-distillation against decoding and its crops."""
+    views = multi_crop_views()
+    yield Case("multi-crop", bare_train(root, decode_crops(views)), own_views(root, views), args.warmup)
 
 
 def compare_cases(cases: Iterator[Case], args: argparse.Namespace) -> None:
@@ -311,6 +347,8 @@ def main() -> None:
             compare_cases(plain(root, args), args)
         if "recipes" in wanted:
             compare_cases(of_recipes(root, args), args)
+        if "multi-crop" in wanted:
+            compare_cases(multi_crop(root, args), args)
         if "profile" in wanted:
             profile(root, args)
 

@@ -53,10 +53,12 @@ def compose_views(
     The first view draws as `compose` does. For several views an image is decoded once. Raises ConfigError.
     """
     targets = {name: Target(view.height, view.width, channels) for name, view in views.items()}
-    chains = {
-        name: compose(view.ops, targets[name], where=view.setting, is_decoded=len(views) > 1)
+    # Equal views share a chain, which XLA compiles once.
+    alike = {
+        view: compose(view.ops, targets[name], where=view.setting, is_decoded=len(views) > 1)
         for name, view in views.items()
     }
+    chains = {name: alike[view] for name, view in views.items()}
     read = decode(Target(0, 0, channels))
 
     def apply(data: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:

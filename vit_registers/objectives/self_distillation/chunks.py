@@ -48,9 +48,12 @@ def pad_rows(rows: Rows, num_chunks: int) -> Rows:
 
 
 def count_chunks(rows: Rows, chunk_rows: int) -> int:
-    """The number of chunks that have at most `chunk_rows` student rows, or one row of each group."""
+    """The number of chunks that have at most `chunk_rows` student rows on a device, or one row of each
+    group."""
     groups, length, each = rows.student.shape[:3]
-    return min(math.ceil(groups * length * each / chunk_rows), length)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = math.prod(sizes.get(axis, 1) for axis in ("data", "fsdp"))  # of the batch
+    return min(math.ceil(groups * length * each / (chunk_rows * parts)), length)
 
 
 def _logits(x_xE: jax.Array, kernel_ExZ: jax.Array, dtype: Any) -> jax.Array:
