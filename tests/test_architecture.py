@@ -88,6 +88,7 @@ ALLOWED = {
     "startup": {"errors", "status", "cli"},
     "cli": {"errors", "status", "startup", "config"},
     "recipes": {"errors", "config"},
+    "recipes_dinov2": {"errors", "config", "recipes"},
     "analysis": {
         "errors",
         "status",
