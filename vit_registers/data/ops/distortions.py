@@ -144,7 +144,7 @@ def blurred(image_HxWxC: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
 
 def _barrier(x: tf.Tensor) -> tf.Tensor:
     """x, which XLA computes and stores before it is used."""
-    return xla.optimization_barrier(x)[0]
+    return xla.optimization_barrier(x)[0]  # pyright: ignore[reportIndexIssue]
 
 
 def random_solarize(target: Target, p: float = 1.0, threshold: int = 128) -> PixelOp:
