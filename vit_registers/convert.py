@@ -90,6 +90,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.export import library_configs, stablehlo, targets
+from vit_registers.interop.export.files import check_name
 from vit_registers.interop.export.preprocessing_files import own_json
 from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.opened import OpenedWeights
@@ -287,7 +288,8 @@ def main() -> None:
     )
     name = parse_checkpoint(values.input, values.step, where="--input")
     if not is_dry_run:
-        targets.check_name(values.output, values.to)
+        is_folder = values.to in ("run", STABLEHLO, "transformers")
+        check_name(values.output, values.to, is_folder=is_folder)
         check_output(values.output, name.path, target=values.to)
     source = open_input(name, source=values.source, hints=hints, params=values.params)
     if is_dry_run:

@@ -37,6 +37,7 @@ def dinov2_short(*, batch: int = 2048, steps: int = 125_000, seed: int = 0) -> C
             variant="L",
             patch_size=16,
             drop_path=0.3,
+            drop_path_group=64,  # images of a GPU there
         ),
         SelfDistillationSettings(mask_group=_MASK_GROUP),  # whose defaults are those of this recipe
         Optimizer(learning_rate=4e-3, weight_decay=0.04, weight_decay_end=0.4, layer_decay=0.9),
@@ -58,6 +59,7 @@ def dinov2_long(*, batch: int = 3072, steps: int = 625_000, seed: int = 0) -> Co
             mlp="swiglu",
             mlp_dim=2736,  # (int(4 * 1024 * 2 / 3) + 7) // 8 * 8
             drop_path=0.4,
+            drop_path_group=32,
         ),
         SelfDistillationSettings(
             local_size=98,

@@ -9,8 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_registers.errors import CheckpointError
+from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.containers import SAFETENSORS_DTYPES, Weights, error_line
+
+WRITTEN = (".safetensors", ".npz")  # suffixes of files of tensors
+# Suffixes of other files of weights, which users may expect.
+_OTHERS = (
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".msgpack",
+    ".onnx",
+    ".pkl",
+    ".npy",
+    ".zip",
+)
 
 
 @contextlib.contextmanager
@@ -27,6 +44,24 @@ def _written_whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether an export to `path` is one file of tensors; otherwise it is a folder, with all that belongs."""
+    return Path(path).suffix in WRITTEN
+
+
+def check_name(output: str, target: str, *, is_folder: bool) -> None:
+    """Raises ConfigError for an output whose suffix is that of a file which is not written.
+
+    `is_folder` says that the format `target` has folders only.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix in _OTHERS or (suffix in WRITTEN and is_folder):
+        file = "" if is_folder else f", or of a file that ends in {' or '.join(WRITTEN)}"
+        raise ConfigError(
+            f"--output={output}: --to={target} writes no {suffix} files: give the name of a folder{file}"
+        )
 
 
 def write_safetensors(path: str | Path, weights: Weights, metadata: Mapping[str, str] | None) -> None:

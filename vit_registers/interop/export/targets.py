@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from vit_registers.config import Data, Model, lookup
-from vit_registers.errors import ConfigError
 from vit_registers.interop import containers
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.export.family_rewrites import is_distilled
-from vit_registers.interop.export.files import write_npz, write_safetensors
+from vit_registers.interop.export.files import is_file, write_npz, write_safetensors
 from vit_registers.interop.export.library_configs import timm_config, transformers_config
 from vit_registers.interop.export.preprocessing_files import (
     Preprocessing,
@@ -45,22 +44,6 @@ TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip
 
 # The formats whose configs have no place for class names.
 _WITHOUT_NAMES = ("big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit", "transformers/clip")
-_WRITTEN = (".safetensors", ".npz")  # suffixes of files of tensors that are written
-# Suffixes of other files of weights, which users may expect.
-_OF_FILES = (
-    ".h5",
-    ".hdf5",
-    ".keras",
-    ".pth",
-    ".pt",
-    ".bin",
-    ".ckpt",
-    ".msgpack",
-    ".onnx",
-    ".pkl",
-    ".npy",
-    ".zip",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,22 +137,6 @@ def is_config_complete(e: Export) -> bool:
         is_known = dims(e.model).mlp == "mlp" or (has_scale and not e.model.use_norm_pre)
         return is_known and e.model.norm_eps == (1e-5 if e.model.use_norm_pre else 1e-6)
     return e.target.startswith("transformers/")
-
-
-def is_file(path: str | Path) -> bool:
-    """Whether an export to `path` is one file of tensors; otherwise it is a folder, with all that belongs."""
-    return Path(path).suffix in _WRITTEN
-
-
-def check_name(output: str, target: str) -> None:
-    """Raises ConfigError for an output whose suffix is that of a file which `target` does not write."""
-    suffix = Path(output).suffix.lower()
-    has_files = target in TARGETS and target != "transformers"
-    if suffix in _OF_FILES or (suffix in _WRITTEN and not has_files):
-        file = f", or of a file that ends in {' or '.join(_WRITTEN)}" if has_files else ""
-        raise ConfigError(
-            f"--output={output}: --to={target} writes no {suffix} files: give the name of a folder{file}"
-        )
 
 
 def write(
