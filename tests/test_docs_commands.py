@@ -17,10 +17,12 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.fixtures.digits import make_config
 from tests.fixtures.quick import parametrize_quick
+from tests.objectives.self_distillation.test_training import CONFIG
 from tests.test_docs import _BLOCK, COMMANDS_OF_PAGES, PAGES
 from vit_registers.config import Data, Model
 from vit_registers.interop.export import targets
 from vit_registers.models.params import init_params
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.training.state import TrainState
@@ -45,12 +47,14 @@ SHORT_COMMANDS = [command for command in COMMANDS_OF_PAGES if _is_short(*command
 def made(tmp_path_factory):
     """A folder with the run, weights and images that the pages name."""
     folder = tmp_path_factory.mktemp("made")
-    config = make_config(model={"num_registers": 4})
-    params = {"vit": init_params(config.model, key=jax.random.key(0))}
-    state = TrainState(step=jax.numpy.ones((), jax.numpy.int32), params=params, opt_state=None, ema=None)
-    data = TrainedOn(class_names=tuple("0123456789"), num_examples=10)
-    with Checkpoints(str(folder / "runs" / "digits"), config, data=data) as written:
-        written.save(state, {"top1": 0.5})
+    for name, config in {"digits": make_config(model={"num_registers": 4}), "dino": CONFIG}.items():
+        objective = make_objective(config)
+        params, extra = objective.init(jax.random.key(0))
+        one = jax.numpy.ones((), jax.numpy.int32)
+        state = TrainState(step=one, params=params, opt_state=None, ema=None, extra=extra)
+        data = TrainedOn(class_names=tuple("0123456789"), num_examples=10)
+        with Checkpoints(str(folder / "runs" / name), config, data=data) as written:
+            written.save(state, {objective.best.metric: 0.5})
     exported = targets.export(MODEL, init_params(MODEL, key=jax.random.key(0)), "timm")
     targets.write(exported, folder / "weights.safetensors", np.dtype("float32"), Data())
     for name in NAMES:
@@ -61,10 +65,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def place(made, tmp_path):
-    """A copy of that folder, to write in; its runs are equal."""
+    """A copy of that folder, to write in; runs/mine is runs/digits."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    for name in ("mine", "dino"):
-        (tmp_path / "runs" / name).symlink_to("digits")
+    (tmp_path / "runs" / "mine").symlink_to("digits")
     return tmp_path
 
 

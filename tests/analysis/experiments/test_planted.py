@@ -25,7 +25,7 @@ from vit_registers.analysis.experiments import (
     test_time_registers,
 )
 from vit_registers.analysis.features.extract import extract
-from vit_registers.analysis.features.interventions import Intervention, remove
+from vit_registers.analysis.features.interventions import Intervention, replace_tokens
 from vit_registers.analysis.measures import neurons
 from vit_registers.analysis.options import Options
 from vit_registers.config import Config, Data, Model
@@ -217,7 +217,7 @@ def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
         store = subject.rerun(
             Intervention(
                 name="remove",
-                edits=remove,
+                edits=replace_tokens,
                 values={"block": np.int32(1), "use_mean": np.bool_(False)},
                 rows={"is_chosen_BxP": intervention_rows},
             ),
