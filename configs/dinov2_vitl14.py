@@ -7,7 +7,7 @@ steps at 518 px, with all schedules compressed.
 
 Published: k-NN 82.0, linear 84.5 on ImageNet-1k without registers, 3.3 days on 96 A100 (README of DINOv2's
 code); linear 84.3 without and 84.8 with 4 registers (arXiv:2309.16588).
-Measured: not run. Memory on TPUs is not known yet.
+Measured: not run, nor compiled for TPUs; configs/dinov2_vitl16_short.py was.
 
     vit-registers train --config=dinov2_vitl14 --config.data.data_dir=root --workdir=/shared/run
     vit-registers train --config=dinov2_vitl14:start=/shared/run,batch=1024 --workdir=/shared/518 \\

@@ -4,7 +4,7 @@ The settings are those of dinov2_vitl16_short with patches of 14 px, local crops
 0.1. That recipe was not published for a ViT-S, so no published number is a target: the released ViT-S/14 is
 distilled from a ViT-g/14. start=RUN is the stage at 518 px after the run in folder RUN.
 
-Measured: not run. Memory on TPUs is not known yet.
+Measured: not run, nor compiled for TPUs; configs/dinov2_vitl16_short.py was.
 
     vit-registers train --config=dinov2_vits14:registers=4 --workdir=/shared/run
 """
