@@ -4,8 +4,8 @@ The settings are those of vitl16_short in DINOv2's code, without registers by de
 vit_registers/recipes_dinov2.py. The learning rate follows the root of the batch, the warm-up the length.
 
 Published: 81.6 k-NN, 82.9 linear, about a day on 32 A100 (README of DINOv2's code; without registers).
-Measured: not run. By the TPU compiler, with model.use_scan=True and the batch of 2,048: 3.4 GiB of 16 on each chip
-of v5e:8x8, 3.6 GiB on v5p:4x4x4 (docs/performance.md).
+Measured: not run. By the TPU compiler, with model.use_scan=True and the batch of 2,048: 3.4 GiB of 16 on each
+chip of v5e:8x8, 3.6 GiB on v5p:4x4x4 (docs/performance.md).
 
     vit-registers prepare --name=imagenet2012   # requires the ImageNet archives
     vit-registers train --config=dinov2_vitl16_short:registers=4 --workdir=/shared/run

@@ -113,7 +113,7 @@ def knn_markdown(lines: Sequence[Line]) -> str:
 
 def main() -> None:
     """The command line."""
-    cells = read_cells(read_sweep(cli.config_of_flags()))
+    cells = read_cells(read_sweep())
     print(knn_markdown([*baselines(cells), *trained(cells)]))
     results = [result for cell in cells for result in cell.results]
     wanted = sum(len(cell.runs) for cell in cells)

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_registers.models.attention.mesh import platform
+
 _TANH_SCALE, _TANH_CUBIC = math.sqrt(2 / math.pi), 0.044715  # arXiv:1606.08415, section 2
 _QUICK = 1.702
 _PHI_0 = 1 / math.sqrt(2 * math.pi)  # the density of a standard normal at 0
@@ -42,6 +44,9 @@ def _with_slope(
     """`apply`, an activation, with the derivative `slope`; both elementwise. Stores the input."""
 
     def backward(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array]:
+        if platform() == "cpu":
+            # XLA would otherwise store parts of the slope that the forward pass computes, as large as x.
+            x = jax.lax.optimization_barrier(x)
         return ((d_out.astype(jnp.float32) * slope(x.astype(jnp.float32))).astype(x.dtype),)
 
     activation = jax.custom_vjp(apply)

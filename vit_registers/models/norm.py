@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_registers.models.attention.mesh import platform
+
 
 class LayerNorm(nnx.LayerNorm):
     """scale * (x - mean) / sqrt(variance + epsilon) + bias over the last axis (arXiv:1607.06450).
@@ -56,6 +58,10 @@ def _backward(epsilon: float, residuals: tuple[jax.Array, ...], d_out: jax.Array
     # that, and write their terms to memory in float32.
     mean, rstd = jax.lax.optimization_barrier((mean, rstd))
     normalised = (x.astype(jnp.float32) - mean) * rstd
+    if platform() == "cpu":
+        # XLA would otherwise write `scale`, repeated for all tokens, to memory before the forward pass of the
+        # next block, since nothing that comes later is required for it.
+        d_out, scale_D = jax.lax.optimization_barrier((d_out, scale_D))
     tokens = tuple(range(x.ndim - 1))
     d_scale_D, d_bias_D = (d_out * normalised).sum(axis=tokens), d_out.sum(axis=tokens)
     d_out = d_out * scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape)
