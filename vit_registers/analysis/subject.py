@@ -34,6 +34,7 @@ class Subject:
     name: str
     run: Path | None  # the run folder, of one of ours
     step: int | None  # of the run
+    params: str | None = None  # the copy of a run's parameters; None: those to evaluate
     num_parameters: int
     num_not_finite: int = 0  # parameters that are NaN or infinite
     model: Model

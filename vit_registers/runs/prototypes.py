@@ -22,15 +22,18 @@ class PrototypeUse(NamedTuple):
     mean_Z: np.ndarray  # softmax(logits / 0.1), without centring
 
 
-def prototype_use(checkpoint: RunCheckpoint, cls_BxD: np.ndarray) -> PrototypeUse | None:
-    """The PrototypeUse of outputs of cls by the teacher's head; None if the run has no such head.
+def prototype_use(
+    checkpoint: RunCheckpoint, cls_BxD: np.ndarray, *, params: str | None = None
+) -> PrototypeUse | None:
+    """The PrototypeUse of outputs of cls by the head of the same copy; None if the run has no such head.
 
+    `params` is that copy, "teacher" or "student", by default the teacher.
     Raises CheckpointError if the parameters are missing.
     """
     is_distilled = checkpoint.config.objective.name == "self_distillation"
     if not is_distilled or checkpoint.is_converted:
         return None
-    head = checkpoint.read_params(make_mesh(checkpoint.config.mesh))[DINO_HEAD]
+    head = checkpoint.read_params(make_mesh(checkpoint.config.mesh), params)[DINO_HEAD]
 
     @jax.jit
     def count(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -29,6 +29,7 @@ RNG = np.random.default_rng(0)
 
 def _subject(name, run=None, step=None, registers=4, **more):
     given = {"store": SimpleNamespace(missing=lambda names: names), "num_not_finite": 0, "num_parameters": 1}
+    given["params"] = None
     layout = SimpleNamespace(num_registers=registers, num_summaries=0)
     return SimpleNamespace(name=name, run=run, step=step, layout=layout, **given | more)
 
@@ -161,7 +162,9 @@ def test_outliers_by_registers_take_the_last_step_of_a_run(tmp_path):
 
 def _with_head(head, objective="self_distillation"):
     config = SimpleNamespace(mesh=Mesh(), objective=SimpleNamespace(name=objective))
-    return SimpleNamespace(config=config, is_converted=False, read_params=lambda mesh: {"dino_head": head})
+    copies = {None: head, "student": None if head is None else jax.tree.map(lambda x: -x, head)}
+    read = lambda mesh, params: {"dino_head": copies[params]}  # noqa: E731
+    return SimpleNamespace(config=config, is_converted=False, read_params=read)
 
 
 def test_prototype_use_against_the_head(tmp_path, monkeypatch):
@@ -184,6 +187,10 @@ def test_prototype_use_against_the_head(tmp_path, monkeypatch):
         rtol=1e-4,
     )
     assert len(result.pictures) == 1 and not result.remarks
+    student = prototype_use.EXPERIMENT.result(
+        [_subject("m", tmp_path, 7, store=store, params="student")], Options()
+    )
+    assert student.tables[0].rows != result.tables[0].rows
     one = prototype_use.EXPERIMENT.result([_subject_of_one_image(tmp_path, x_BxD)], Options())
     assert one.remarks == {"m": "all images have one prototype"}
     monkeypatch.setattr(loading, "open_run", lambda run, step: _with_head(None, "classification"))

@@ -17,7 +17,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         return Gap(f"{subject.name}: not a run, so that it has no prototypes")
     cls_BxD = subject.store.read("cls_D")
     try:
-        found = prototype_use(loading.open_run(str(subject.run), subject.step), cls_BxD)
+        checkpoint = loading.open_run(str(subject.run), subject.step)
+        found = prototype_use(checkpoint, cls_BxD, params=subject.params)
     except UserError as error:
         return Gap(f"{subject.name}: {error}")
     if found is None:

@@ -69,6 +69,7 @@ def extract(
         name=one.name,
         run=None if one.step is None else Path(one.path).expanduser(),
         step=one.step,
+        params=one.params,
         num_parameters=sum(leaf.size for leaf in parameters),
         num_not_finite=sum(int(np.sum(~np.isfinite(np.asarray(leaf)))) for leaf in parameters),
         model=one.config.model,
