@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def size_bytes(model: ViT, names: tuple[str, ...], *, image_size: tuple[int, int
     compute = _program(names, layout, (0.0,) * channels, (1.0,) * channels, NO_INTERVENTION.edits)
     image = jax.ShapeDtypeStruct((1, *image_size, channels), np.uint8)
     total = 0
-    for name, one in jax.eval_shape(compute, model, image, {}, {}).items():
+    for name, one in compute.eval_shape(*nnx.split(model), image, {}, {}).items():
         finished = FEATURES[name].finish(np.zeros(one.shape, one.dtype), layout)
         total += finished.nbytes * min(num_images, LIMITS.get(name, num_images))
     return total
@@ -53,7 +54,7 @@ def extract_features(
     if not names:
         return
     layout = model.layout_for(image_size)
-    compute = _program(names, layout, mean, std, intervention.edits)
+    compute, parts = _program(names, layout, mean, std, intervention.edits), nnx.split(model)
     with store.writer(names) as writer:
         begun, pending = 0, None
         for batch in batches:
@@ -63,7 +64,7 @@ def extract_features(
             if skipped >= size:
                 continue
             rows = intervention.rows_of(slice(begun - size, begun))
-            computed = compute(model, batch.views[IMAGE], dict(intervention.values), rows)
+            computed = compute(*parts, batch.views[IMAGE], dict(intervention.values), rows)
             computed |= {VALID: batch.mask_B, "label": batch.targets[LABEL]}
             computed = {name: value[skipped:] for name, value in computed.items()} if skipped else computed
             if pending is not None:
@@ -82,11 +83,15 @@ def _program(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     edits: Callable[[Arrays, Arrays, TokenLayout], Edits],
-) -> Callable[..., dict[str, jax.Array]]:
+) -> Any:
     """The compiled computation of features, shared by all interventions with the same `edits`."""
 
-    @nnx.jit
-    def compute(model: ViT, image_BxHxWxC: jax.Array, values: Arrays, rows: Arrays) -> dict[str, jax.Array]:
+    @functools.partial(jax.jit, static_argnums=0)
+    def compute(
+        graphdef: nnx.GraphDef, state: Any, image_BxHxWxC: jax.Array, values: Arrays, rows: Arrays
+    ) -> dict[str, jax.Array]:
+        # nnx.jit would update the attributes of the model after each call, while another thread reads them.
+        model: ViT = nnx.merge(graphdef, state)
         out = model(normalize(image_BxHxWxC, mean=mean, std=std), edits=edits(values, rows, layout))
         forward = Forward(model, out, layout, image_BxHxWxC, values, rows)
         return {name: FEATURES[name].compute(forward) for name in names if name in FEATURES}
@@ -131,11 +136,13 @@ def native(
     grid is compiled once.
     """
     patch, depth = model.model.patch_size, len(model.blocks)
+    graphdef, state = nnx.split(model)
 
-    @functools.partial(nnx.jit, static_argnums=3)
+    @functools.partial(jax.jit, static_argnums=3)
     def forward(
-        model: ViT, filled_1xHxWxC: np.ndarray, size_px: np.ndarray, num_blocks: int
+        state: Any, filled_1xHxWxC: np.ndarray, size_px: np.ndarray, num_blocks: int
     ) -> list[jax.Array]:
+        model: ViT = nnx.merge(graphdef, state)
         height, width = filled_1xHxWxC.shape[1:3]
         is_image_HxW = (jnp.arange(height) < size_px[0])[:, None] & (jnp.arange(width) < size_px[1])[None]
         normal_1xHxWxC = normalize(jnp.asarray(filled_1xHxWxC), mean=mean, std=std)
@@ -151,7 +158,7 @@ def native(
         # Padded before jit, so that all image sizes with one grid have one shape.
         filled_HxWxC = np.pad(image_HxWxC, ((0, -height % patch), (0, -width % patch), (0, 0)))
         num_blocks = min(num_blocks, depth)
-        values = forward(model, filled_HxWxC[None], np.array([height, width]), num_blocks)
+        values = forward(state, filled_HxWxC[None], np.array([height, width]), num_blocks)
         names = [(name, block) for block in range(depth - num_blocks + 1, depth + 1) for name in "qkv"]
         grid = math.ceil(height / patch), math.ceil(width / patch)
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}, grid
