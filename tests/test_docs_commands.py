@@ -75,6 +75,9 @@ def place(made, tmp_path):
 def test_short_commands_run(command, place, run_here):
     program, *args = command
     args = [_STEPS.sub("1", re.sub(_PATHS, rf"={place}/\1", arg)) for arg in args]
+    args = [re.sub(r"^--output=(?!/)", f"--output={place}/", arg) for arg in args]
+    if program == "evaluate":  # the results of weights are otherwise in the current folder
+        args.append(f"--out={place}/evaluation")
     code, out, err = run_here(program, *args)
     assert (code, [line for line in err.splitlines() if line.startswith("error: ")]) == (0, [])
     assert out
