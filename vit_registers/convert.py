@@ -89,7 +89,7 @@ from vit_registers.conversion import Input, open_input, read_run
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
-from vit_registers.interop.export import library_configs, stablehlo, targets
+from vit_registers.interop.export import json_configs, stablehlo, targets
 from vit_registers.interop.export.files import check_name
 from vit_registers.interop.export.preprocessing_files import own_json
 from vit_registers.interop.hints import Hints, make_hints
@@ -162,7 +162,7 @@ def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Ex
     _say_written(written)
     if target == "timm" and not folder.is_dir():
         print(
-            f"timm.models.vision_transformer.VisionTransformer(**{library_configs.timm_arguments(exported.model)})"
+            f"timm.models.vision_transformer.VisionTransformer(**{json_configs.timm_arguments(exported.model)})"
         )
     return exported
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import vit_registers
 from vit_registers.analysis.report.markdown import inline
 from vit_registers.config import Config, Model, image_size
-from vit_registers.interop.export.library_configs import timm_arguments
+from vit_registers.interop.export.json_configs import timm_arguments
 from vit_registers.interop.export.preprocessing_files import Preprocessing
 from vit_registers.interop.export.stablehlo import STABLEHLO_FILE, Signature
 from vit_registers.interop.export.targets import Export, is_config_complete

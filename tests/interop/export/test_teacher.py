@@ -12,7 +12,7 @@ import vit_registers
 from tests.objectives.self_distillation.test_training import CONFIG, change
 from vit_registers.analysis import opening
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.export import library_configs, targets
+from vit_registers.interop.export import json_configs, targets
 from vit_registers.models.params import abstract_model
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoints import Checkpoints
@@ -122,7 +122,7 @@ def test_timm_has_the_same_features(run, run_here, tmp_path, target, timm):
     code, _, err = run_here("convert", f"--input={run[0]}", f"--output={file}", f"--to={target}")
     assert code == 0, err
     params = jax.tree.map(np.asarray, run[1]["teacher"]["vit"])
-    arguments = library_configs.timm_arguments(targets.export(RUN.model, params, "timm").model)
+    arguments = json_configs.timm_arguments(targets.export(RUN.model, params, "timm").model)
     theirs = timm.models.vision_transformer.VisionTransformer(**arguments).eval()
     state = {name: torch.from_numpy(value) for name, value in load_file(file).items()}
     if target == "dinov2":

@@ -11,7 +11,7 @@ from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import Data
 from vit_registers.errors import CheckpointError
 from vit_registers.interop import reading
-from vit_registers.interop.export import library_configs, targets
+from vit_registers.interop.export import json_configs, targets
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("timm")
@@ -36,7 +36,7 @@ def as_theirs(timm, tmp_path):
                 f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={exported.model.norm_eps:g})" in notes
             )
             layers["norm_layer"] = functools.partial(torch.nn.LayerNorm, eps=exported.model.norm_eps)
-        arguments = json.loads(json.dumps(library_configs.timm_arguments(exported.model)))
+        arguments = json.loads(json.dumps(json_configs.timm_arguments(exported.model)))
         theirs = timm.models.vision_transformer.VisionTransformer(
             **arguments, **layers, dynamic_img_size=True
         )
@@ -151,7 +151,7 @@ def test_other_sizes_are_resampled_as_timm_does_and_that_is_said(make, params):
 def test_their_mlps_get_our_width_by_their_ratio(width, mlp_dim, mlp, make):
     """timm truncates width x ratio: 1408 x (15 / 1408) is 14.999..."""
     model = make(depth=0, width=width, num_heads=1, mlp=mlp, mlp_dim=mlp_dim).model
-    ratio = library_configs.timm_arguments(model)["mlp_ratio"]
+    ratio = json_configs.timm_arguments(model)["mlp_ratio"]
     assert int(width * ratio) == mlp_dim * (2 if mlp == "swiglu" else 1)
 
 

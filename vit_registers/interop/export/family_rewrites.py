@@ -53,7 +53,7 @@ def fit_timm_patch_bias(d: Draft) -> None:
 
 
 def note_timm_layers(d: Draft) -> None:
-    """Notes the layers of timm's arguments that library_configs.timm_arguments cannot express as text."""
+    """Notes the layers of timm's arguments that json_configs.timm_arguments cannot express as text."""
     if dims(d.model).mlp == "swiglu":
         d.notes.append("timm also needs mlp_layer=timm.layers.SwiGLUPacked")
     if d.model.norm_eps != 1e-6:

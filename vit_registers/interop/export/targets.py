@@ -14,7 +14,7 @@ from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.export.family_rewrites import is_distilled
 from vit_registers.interop.export.files import is_file, write_npz, write_safetensors
-from vit_registers.interop.export.library_configs import timm_config, transformers_config
+from vit_registers.interop.export.json_configs import timm_config, transformers_config
 from vit_registers.interop.export.preprocessing_files import (
     Preprocessing,
     own_json,
