@@ -14,6 +14,7 @@ To read a folder root/{train,test}/<class>/*.png instead: data=folder, and --con
 """
 
 import math
+import types
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -47,28 +48,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         steps=20_000,
         seed=0,
     )
-    crop = "random_resized_crop({}, {}) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2)"
-    first, local = crop.format(0.32, 1.0), crop.format(0.05, 0.32)
     config = Config(
-        model=Model(
-            width=a.width,
-            depth=a.depth,
-            num_heads=max(a.width // 32, 1),
-            patch_size=4,
-            image_size=(32, 32),
-            num_classes=0,
-            num_registers=a.registers,
-            summary_factor=a.k or None,
-            mask=a.mask,
-            use_mask_token=True,
-            positions="learned",
-            position_resampling="bicubic_aa",
-            layer_scale_init=1e-1,  # with 1e-5, blocks would stay the identity for thousands of steps
-            drop_path=0.1,
-            drop_path_schedule="constant",
-            init="dinov2",
-            pooling="cls",
-        ),
+        model=_model(a),
         data=Data(
             loader="memory",
             name=a.data,
@@ -79,25 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
         ),
-        objective=ObjectiveSettings(
-            name="self_distillation",
-            self_distillation=SelfDistillationSettings(
-                num_locals=6,
-                local_size=16,
-                global_ops=(first, f"{first} | solarize(0.2)"),
-                local_ops=local,
-                mask_min_patches=2,  # of 8 x 8
-                mask_group=min(a.batch, 64),
-                koleo_group=min(a.batch, 64),
-                num_prototypes=1024,  # the rows of the teacher in a batch
-                head_hidden=1024,
-                head_bottleneck=128,
-                has_ibot_head=True,
-                ibot_prototypes=1024,
-                ibot_bottleneck=128,
-                targets="sinkhorn",
-            ),
-        ),
+        objective=_objective(a.batch),
         optimizer=Optimizer(
             schedule="cosine_from_peak",
             learning_rate=1e-3 * math.sqrt(a.batch / 1024),
@@ -115,6 +78,52 @@ def get_config(arg: str | None = None) -> ConfigDict:
         run=Run(total_steps=a.steps, eval_every_steps=max(a.steps // 10, 1), eval_at_start=True, seed=a.seed),
     )
     return to_config_dict(config)
+
+
+def _model(a: types.SimpleNamespace) -> Model:
+    return Model(
+        width=a.width,
+        depth=a.depth,
+        num_heads=max(a.width // 32, 1),
+        patch_size=4,
+        image_size=(32, 32),
+        num_classes=0,
+        num_registers=a.registers,
+        summary_factor=a.k or None,
+        mask=a.mask,
+        use_mask_token=True,
+        positions="learned",
+        position_resampling="bicubic_aa",
+        layer_scale_init=1e-1,  # with 1e-5, blocks would stay the identity for thousands of steps
+        drop_path=0.1,
+        drop_path_schedule="constant",
+        init="dinov2",
+        pooling="cls",
+    )
+
+
+def _objective(batch: int) -> ObjectiveSettings:
+    crop = "random_resized_crop({}, {}) | flip | jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2)"
+    first, local = crop.format(0.32, 1.0), crop.format(0.05, 0.32)
+    return ObjectiveSettings(
+        name="self_distillation",
+        self_distillation=SelfDistillationSettings(
+            num_locals=6,
+            local_size=16,
+            global_ops=(first, f"{first} | solarize(0.2)"),
+            local_ops=local,
+            mask_min_patches=2,  # of 8 x 8
+            mask_group=min(batch, 64),
+            koleo_group=min(batch, 64),
+            num_prototypes=1024,  # the rows of the teacher in a batch
+            head_hidden=1024,
+            head_bottleneck=128,
+            has_ibot_head=True,
+            ibot_prototypes=1024,
+            ibot_bottleneck=128,
+            targets="sinkhorn",
+        ),
+    )
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
