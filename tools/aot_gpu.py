@@ -2,10 +2,10 @@
 
     python -m tools.aot_gpu --config=configs/vit_s16_i1k.py --chip=h200 --config.model.dtype=bfloat16
 
-Requires `pip install "jax[cuda12]"` in the version of jax; no driver, no GPU. Bytes are those that each
-top-level instruction of the program reads and writes, with every operand in full. What cannot be trusted:
-nothing is autotuned, so the choice of matmul kernels and the fusion into them are not those of a GPU; the
-workspaces of cuDNN and cuBLAS are not part of the memory; and there is no estimate of time.
+Requires the extra gpu, or `pip install "jax[cuda12]"` in the version of jax; no driver, no GPU. Bytes are
+those that each top-level instruction of the program reads and writes, with every operand in full. What cannot
+be trusted: nothing is autotuned, so the choice of matmul kernels and the fusion into them are not those of a
+GPU; the workspaces of cuDNN and cuBLAS are not part of the memory; and there is no estimate of time.
 """
 
 from vit_registers import startup
@@ -63,7 +63,9 @@ def gpu_devices(chip: str) -> list[jax.Device]:
         )
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--chip={chip}: {reason}; is jax[cuda12] installed?") from None
+        raise ConfigError(
+            f"--chip={chip}: {reason}; install the extra gpu (CUDA 13), or jax[cuda12] in the version of jax"
+        ) from None
     return found.devices
 
 
