@@ -270,7 +270,7 @@ def test_evaluate_and_load_take_the_teacher(run):
     logged = [one for one in _records(run) if "nearest_neighbour/top1" in one]
     assert [one["step"] for one in logged] == [40, 80, 120]
     result = evaluate.evaluate(str(run), step=None, overrides={}, params=None)
-    assert result["params"] == "eval"
+    assert result["params"] == "teacher"
     assert result["nearest_neighbour/top1"] == logged[-1]["nearest_neighbour/top1"] > 0.3
     best = json.loads((run / "result.json").read_text())["best"]
     assert best["top1"] == max(one["nearest_neighbour/top1"] for one in logged)

@@ -73,12 +73,15 @@ class RunCheckpoint:
     def eval_params_name(self) -> str:
         """The name of the parameters to evaluate.
 
-        "params" are the trained ones; "ema" is the average, for schedule-free training; "eval" are computed
-        by an objective that has more state than parameters, such as a teacher.
+        "params" are the trained ones; "ema" is the average, for schedule-free training; "teacher" is that of
+        self-distillation; "eval" are computed by another objective that has more state than parameters.
         """
         if self.is_converted:
             return "params"
-        return "eval" if self._shapes[1] else averages.eval_field(self.config.optimizer)
+        extra = self._shapes[1]
+        if not extra:
+            return averages.eval_field(self.config.optimizer)
+        return "teacher" if TEACHER in extra else "eval"
 
     def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
         """The parameters over `mesh`, with the backbone under BACKBONE.
