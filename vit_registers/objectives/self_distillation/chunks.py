@@ -1,8 +1,9 @@
 """Losses over prototypes in chunks of rows, so that only the logits of one chunk are in memory.
 
-The logits of a chunk are computed again in the backward pass. Axis letters: heads.py.
+The gradient of a chunk is computed with its loss, so no logits are computed twice. Axis letters: heads.py.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_registers.objectives.self_distillation import targets
-from vit_registers.objectives.self_distillation.losses import cross_entropies
+from vit_registers.objectives.self_distillation.losses import cross_entropies, target_probabilities
 
 _AXES = 2  # of rows: groups or images, and rows within
 
@@ -69,9 +70,10 @@ def weighted_cross_entropy(
     temperature: jax.typing.ArrayLike,
     chunk_rows: int,
     dtype: Any = jnp.float32,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(sums SxV of weight times cross-entropy over all rows, statistics of the teacher).
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(total, sums SxV of weight times cross-entropy over all rows, statistics of the teacher).
 
+    Only `total`, the sum of all sums, has a gradient, of the student's rows and kernel.
     `student_ExZ` and `teacher_ExZ` are the kernels of the last layers; `offset_of(logits_of, chunks)` gives
     offset_Z of the targets (targets.py), where logits_of((x, is_row)) are logits of the teacher's rows. The
     statistics are "total_Z", the sum of the teacher's logits, "count", "entropy", the sum of the entropies of
@@ -82,40 +84,108 @@ def weighted_cross_entropy(
     teacher_ExZ = jax.lax.stop_gradient(teacher_ExZ)
     chunks = chunks._replace(teacher=jax.lax.stop_gradient(chunks.teacher))
     offset_Z = offset_of(lambda x: _logits(x, teacher_ExZ, dtype), chunks)
+    constants = _Constants(
+        teacher=chunks.teacher,
+        weight=chunks.weight,
+        is_row=chunks.is_row,
+        teacher_ExZ=teacher_ExZ,
+        offset_Z=offset_Z,
+        temperature=jnp.asarray(temperature),
+    )
+    return _total(chunks.student, student_ExZ, constants, dtype)
 
-    def body(carry: Any, chunk: Rows) -> tuple[Any, None]:
-        sums_SxV, stats = carry
-        student, teacher = (
-            _logits(chunk.student, student_ExZ, dtype),
-            _logits(chunk.teacher, teacher_ExZ, dtype),
-        )
-        student, teacher = (x.reshape(-1, *x.shape[_AXES:]) for x in (student, teacher))
-        weight_MxSxV = chunk.weight.reshape(-1, *chunk.weight.shape[_AXES:])
-        ce_MxSxV = cross_entropies(student, teacher, offset_Z, temperature)
-        sums_SxV += jnp.where(weight_MxSxV > 0, weight_MxSxV * ce_MxSxV, 0.0).sum(axis=0)
-        more = _statistics(teacher, chunk.is_row.reshape(-1), offset_Z, temperature)
-        return (sums_SxV, jax.tree.map(jnp.add, stats, more)), None
 
-    num_prototypes = teacher_ExZ.shape[1]
-    zeros = {name: jnp.zeros(num_prototypes) for name in ("total_Z", "use_Z")}
-    zeros |= {name: jnp.zeros(()) for name in ("count", "entropy")}
-    first = (jnp.zeros(rows.weight.shape[_AXES:]), zeros)
-    (sums_SxV, stats), _ = jax.lax.scan(jax.checkpoint(body), first, chunks)
-    return sums_SxV, stats
+class _Constants(NamedTuple):
+    """What the cross-entropy depends on without a gradient; the first three have an axis of chunks."""
+
+    teacher: jax.Array
+    weight: jax.Array
+    is_row: jax.Array
+    teacher_ExZ: jax.Array
+    offset_Z: jax.Array
+    temperature: jax.Array
+
+
+def _chunk_total(
+    student: jax.Array, student_ExZ: jax.Array, constants: _Constants, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    """(total, (sums SxV, statistics)) of one chunk."""
+    offset_Z, temperature = constants.offset_Z, constants.temperature
+    logits = _logits(student, student_ExZ, dtype), _logits(constants.teacher, constants.teacher_ExZ, dtype)
+    own, other = (x.reshape(-1, *x.shape[_AXES:]) for x in logits)
+    weight_MxSxV = constants.weight.reshape(-1, *constants.weight.shape[_AXES:])
+    ce_MxSxV = cross_entropies(own, other, offset_Z, temperature)
+    sums_SxV = jnp.where(weight_MxSxV > 0, weight_MxSxV * ce_MxSxV, 0.0).sum(axis=0)
+    return sums_SxV.sum(), (sums_SxV, _statistics(other, constants.is_row.reshape(-1), offset_Z, temperature))
+
+
+def _over_chunks(
+    student: jax.Array, constants: _Constants, add: Callable[[Any, jax.Array, _Constants], tuple[Any, Any]]
+) -> tuple[Any, Any]:
+    """(sum, stacked) of add(chunk of `student`, its constants) = (terms to add, values to stack)."""
+
+    def body(carry: Any, chunk: Any) -> tuple[Any, Any]:
+        own, teacher, weight, is_row = chunk
+        more, kept = add(own, constants._replace(teacher=teacher, weight=weight, is_row=is_row))
+        return more if carry is None else jax.tree.map(jnp.add, carry, more), kept
+
+    chunks = (student, constants.teacher, constants.weight, constants.is_row)
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), chunks)
+    shapes = jax.eval_shape(lambda chunk: body(None, chunk)[0], first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(body, zeros, chunks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _total(
+    student: jax.Array, student_ExZ: jax.Array, constants: _Constants, dtype: Any
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(total, sums SxV, statistics) over all chunks; the last two have no gradient."""
+
+    def add(own: jax.Array, chunk: _Constants) -> tuple[Any, None]:
+        return _chunk_total(own, student_ExZ, chunk, dtype), None
+
+    (total, (sums_SxV, stats)), _ = _over_chunks(student, constants, add)
+    return total, sums_SxV, stats
+
+
+def _total_with_gradient(
+    student: jax.Array, student_ExZ: jax.Array, constants: _Constants, dtype: Any
+) -> tuple[tuple[jax.Array, jax.Array, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
+    """(what _total returns, the gradient of its total by rows and kernel)."""
+
+    def add(own: jax.Array, chunk: _Constants) -> tuple[Any, jax.Array]:
+        gradient = jax.value_and_grad(_chunk_total, argnums=(0, 1), has_aux=True)
+        found, (by_rows, by_ExZ) = gradient(own, student_ExZ, chunk, dtype)
+        return (found, by_ExZ), by_rows
+
+    ((total, (sums_SxV, stats)), by_ExZ), by_rows = _over_chunks(student, constants, add)
+    return (total, sums_SxV, stats), (by_rows, by_ExZ)
+
+
+def _backward(dtype: Any, gradient: tuple[jax.Array, jax.Array], cotangents: Any) -> tuple[Any, Any, None]:
+    by_rows, by_ExZ = gradient
+    return cotangents[0] * by_rows, cotangents[0] * by_ExZ, None
+
+
+_total.defvjp(_total_with_gradient, _backward)
 
 
 def _statistics(
     teacher_MxVxZ: jax.Array, is_row_M: jax.Array, offset_Z: jax.Array, temperature: jax.typing.ArrayLike
 ) -> dict[str, jax.Array]:
     teacher_MxVxZ = jax.lax.stop_gradient(teacher_MxVxZ)
-    log_p_MxVxZ = jax.nn.log_softmax(teacher_MxVxZ / temperature + offset_Z[None, None], axis=-1)
-    p_MxVxZ = jnp.where(is_row_M[:, None, None], jnp.exp(log_p_MxVxZ), 0.0)
-    entropy = -jnp.where(p_MxVxZ > 0, p_MxVxZ * log_p_MxVxZ, 0.0).sum()
+    p_MxVxZ = target_probabilities(teacher_MxVxZ, offset_Z, temperature)
+    # log p = x - max x + log max p, without a logarithm for each prototype
+    x_MxVxZ = teacher_MxVxZ / temperature + offset_Z[None, None]
+    below_MxVxZ = jnp.where(p_MxVxZ > 0, x_MxVxZ - x_MxVxZ.max(axis=-1, keepdims=True), 0.0)
+    entropy_MxV = -jnp.log(p_MxVxZ.max(axis=-1)) - (p_MxVxZ * below_MxVxZ).sum(axis=-1)
+    is_row_Mx1x1 = is_row_M[:, None, None]
     return {
-        "total_Z": jnp.where(is_row_M[:, None, None], teacher_MxVxZ, 0.0).sum(axis=(0, 1)),
-        "use_Z": p_MxVxZ.sum(axis=(0, 1)),
+        "total_Z": jnp.where(is_row_Mx1x1, teacher_MxVxZ, 0.0).sum(axis=(0, 1)),
+        "use_Z": jnp.where(is_row_Mx1x1, p_MxVxZ, 0.0).sum(axis=(0, 1)),
         "count": is_row_M.sum(dtype=jnp.float32) * teacher_MxVxZ.shape[1],
-        "entropy": entropy,
+        "entropy": jnp.where(is_row_M[:, None], entropy_MxV, 0.0).sum(),
     }
 
 

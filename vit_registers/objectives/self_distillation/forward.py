@@ -60,7 +60,8 @@ def distillation(
     products of the heads are computed in model.dtype, as under torch's autocast; norms, softmax and losses in
     float32.
 
-    Losses, all scalars: "loss" = dino_local + dino_global + ibot + koleo, each with its weight; "ibot_logged"
+    Losses, all scalars: "loss" = dino_local + dino_global + ibot + koleo, each with its weight, which alone
+    has the gradient of all of them; "ibot_logged"
     and "koleo_logged", which DINOv2's code logs in their place and which are half as large; monitors of
     collapse: "teacher_entropy", of the targets of cls tokens in nats, "prototypes_used", the exponential of
     the entropy of their mean, and "feature_std", the mean over dimensions of the standard deviation of the
@@ -76,7 +77,7 @@ def distillation(
         else None  # centring, whose centre is that of each loss
     )
 
-    def sums(name: str, rows: chunks.Rows, head: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def sums(name: str, rows: chunks.Rows, head: str) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         own, other = (
             heads.prototypes(ibot_head(params) if head == IBOT_HEAD else params[DINO_HEAD])
             for params in (student, teacher)
@@ -92,21 +93,27 @@ def distillation(
         )
 
     dino_rows = _dino_rows(student, teacher, out, taught, crops, group, dtype)
-    dino_SxV, dino_stats = sums("dino", dino_rows, DINO_HEAD)
-    stats, ibot_1x1, koleo = {"dino": dino_stats}, jnp.zeros((1, 1)), jnp.zeros(())
+    dino, dino_SxV, dino_stats = sums("dino", dino_rows, DINO_HEAD)
+    stats, ibot, koleo = {"dino": dino_stats}, jnp.zeros(()), jnp.zeros(())
     if num_masked and settings.ibot_weight:
         ibot_rows = _ibot_rows(student, teacher, out, taught, crops, group, num_masked, dtype)
-        ibot_1x1, stats["ibot"] = sums("ibot", ibot_rows, IBOT_HEAD)
+        ibot, _, stats["ibot"] = sums("ibot", ibot_rows, IBOT_HEAD)
     if settings.koleo_weight:
         koleo = _koleo(out["cls_BxVxD"], crops.mask_B, settings.koleo_group)
     num_terms = NUM_GLOBALS * (NUM_GLOBALS - 1) + max(crops.local_BxLxHxWxC.shape[1] * NUM_GLOBALS, 1)
-    terms = {
-        "dino_local": settings.dino_weight * dino_SxV[NUM_GLOBALS:].sum() / (num_images * num_terms),
-        "dino_global": settings.dino_weight * dino_SxV[:NUM_GLOBALS].sum() / (num_images * num_terms),
-        "ibot": settings.ibot_weight * ibot_1x1.sum() / (NUM_GLOBALS * num_images),
+    dino_share = settings.dino_weight / (num_images * num_terms)
+    optimized = {
+        "dino": dino_share * dino,
+        "ibot": settings.ibot_weight * ibot / (NUM_GLOBALS * num_images),
         "koleo": settings.koleo_weight * koleo,
     }
-    found = {"loss": sum(terms.values(), jnp.zeros(())), **terms}
+    terms = {
+        "dino_local": dino_share * dino_SxV[NUM_GLOBALS:].sum(),
+        "dino_global": dino_share * dino_SxV[:NUM_GLOBALS].sum(),
+        "ibot": optimized["ibot"],
+        "koleo": optimized["koleo"],
+    }
+    found = {"loss": sum(optimized.values(), jnp.zeros(())), **terms}
     found |= {"ibot_logged": terms["ibot"] / 2, "koleo_logged": terms["koleo"] / 2}
     return found | _monitors(dino_stats, taught["cls_BxVxD"], crops.mask_B), _new_centres(centres, stats)
 
