@@ -1,0 +1,64 @@
+"""The contract of a task, which judges the frozen features of a model: `evaluate --task=NAME`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from vit_registers.config import Data, Model, Tasks
+from vit_registers.models.edits import Edits
+
+
+class FrozenModel(NamedTuple):
+    """A backbone that no task trains, and how its images are prepared."""
+
+    name: str  # as errors and tables name it
+    model: Model
+    data: Data  # preprocessing and normalisation; its data set is not read by tasks
+    backbone: Any  # parameters over `mesh`
+    mesh: jax.sharding.Mesh
+    edits: Edits | None = None  # of each forward pass, such as registers that are added at test time
+
+
+class Splits(NamedTuple):
+    """The data sets of a task, each as (name or folder, split)."""
+
+    train: tuple[str, str]
+    test: tuple[str, str]
+
+
+class TaskTable(NamedTuple):
+    """A table, which is written as CSV."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str | int | float | None, ...]]
+
+
+class TaskResult(NamedTuple):
+    """What a task measured."""
+
+    values: Mapping[str, float | int | str]  # the metrics and what they depend on; printed, and in the JSON
+    tables: Mapping[str, TaskTable] = {}
+    pictures: Mapping[str, np.ndarray] = {}  # uint8 HxWx3, written as PNG
+    notes: Sequence[str] = ()  # lines for the reader
+
+
+class Task(Protocol):
+    """Measures one thing of a frozen model."""
+
+    def __call__(
+        self,
+        frozen: FrozenModel,
+        settings: Tasks,
+        splits: Splits,
+        *,
+        folder: Path | None,
+        say: Callable[[str], None],
+    ) -> TaskResult:
+        """The result. `folder` keeps what resumes an interrupted call; `say` gets a line of progress.
+
+        Raises ConfigError or DataError, one line each, before anything is computed where it can.
+        """
+        ...
