@@ -186,7 +186,8 @@ def _stem(about: Mapping[str, Any], splits: Splits, settings: dict[str, Any]) ->
     if about["step"] is None:
         key.append(_absolute(about["checkpoint"]))
     digest = text_digest(dumps(key, sort_keys=True))[:8]
-    parts = [about["task"], Path(name).name, split]
+    shown = Path(name).name if Path(name).expanduser().exists() else name
+    parts = [about["task"], shown, split]
     parts += [] if about["step"] is None else [str(about["step"])]
     parts += [] if about["params"] == "params" else [about["params"]]
     if about["step"] is None:
