@@ -40,6 +40,14 @@ from vit_registers.config.settings import (
     image_size,
     may_change,
 )
+from vit_registers.config.tasks import (
+    DepthSettings,
+    KnnSettings,
+    LinearSettings,
+    LogisticSettings,
+    SegmentationSettings,
+    Tasks,
+)
 
 __all__ = [
     "MESH_AXES",
@@ -50,13 +58,19 @@ __all__ = [
     "ClassificationSettings",
     "Config",
     "Data",
+    "DepthSettings",
     "InitFrom",
+    "KnnSettings",
+    "LinearSettings",
+    "LogisticSettings",
     "Mesh",
     "Model",
     "ObjectiveSettings",
     "Optimizer",
     "Run",
+    "SegmentationSettings",
     "SelfDistillationSettings",
+    "Tasks",
     "check_config",
     "check_names",
     "check_section",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vit_registers.config.settings import Config
+from vit_registers.config.tasks import IMAGE_TASKS
 from vit_registers.errors import ConfigError
 
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config))
@@ -62,6 +63,10 @@ def _share(value: float) -> str | None:
     return None if _float32(value) < 1.0 else "< 1 in float32, such as 0.9999999"
 
 
+def _part(value: float) -> str | None:
+    return None if 0.0 < value < 1.0 else "> 0 and < 1"
+
+
 def _probability(value: float) -> str | None:
     return None if 0.0 <= value <= 1.0 else ">= 0 and <= 1"
 
@@ -105,6 +110,10 @@ def _axis(value: int) -> str | None:
 
 def _kept(value: int) -> str | None:
     return None if 2 <= value <= _MAX_INT else ">= 2, so that a damaged checkpoint has one before it"
+
+
+def _image_task(value: str) -> str | None:
+    return None if value in IMAGE_TASKS else f"of {', '.join(IMAGE_TASKS)}"
 
 
 _epochs = _up_to(MAX_STEPS, has_zero=False)
@@ -185,6 +194,39 @@ RULES: dict[str, Rule] = {
     "checkpoint.keep_best": _at_least(0),
     "checkpoint.keep_every_steps": _at_least(1),
     "checkpoint.max_failed_saves": _at_least(1),
+    "tasks.seed": _seed,
+    "tasks.while_training": _image_task,
+    "tasks.knn.neighbors": _at_least(1),
+    "tasks.knn.few_shot": _at_least(1),
+    "tasks.knn.num_draws": _at_least(1, 1000),
+    "tasks.linear.num_steps": _at_least(1, MAX_STEPS),
+    "tasks.linear.batch_size": _at_least(1),
+    "tasks.linear.learning_rates": _positive,
+    "tasks.linear.num_blocks": _at_least(1, _MAX_DEPTH),
+    "tasks.linear.held_out": _part,
+    "tasks.logistic.exponents": _number,
+    "tasks.logistic.num_c": _at_least(1),
+    "tasks.logistic.max_iterations": _at_least(1),
+    "tasks.logistic.tolerance": _positive,
+    "tasks.logistic.held_out": _part,
+    "tasks.segmentation.num_steps": _at_least(1, MAX_STEPS),
+    "tasks.segmentation.batch_size": _at_least(1),
+    "tasks.segmentation.learning_rate": _positive,
+    "tasks.segmentation.weight_decay": _not_negative,
+    "tasks.segmentation.warmup_share": _share,
+    "tasks.segmentation.num_blocks": _at_least(1, _MAX_DEPTH),
+    "tasks.segmentation.short_side": _at_least(1, _MAX_PIXELS),
+    "tasks.segmentation.crop": _at_least(1, _MAX_PIXELS),
+    "tasks.segmentation.stride": _at_least(1, _MAX_PIXELS),
+    "tasks.depth.num_steps": _at_least(1, MAX_STEPS),
+    "tasks.depth.batch_size": _at_least(1),
+    "tasks.depth.learning_rate": _positive,
+    "tasks.depth.weight_decay": _not_negative,
+    "tasks.depth.warmup_share": _share,
+    "tasks.depth.grad_clip_norm": _positive,
+    "tasks.depth.num_blocks": _at_least(1, _MAX_DEPTH),
+    "tasks.depth.num_bins": _at_least(2),
+    "tasks.depth.range_m": _positive,
     "run.total_steps": _at_least(1, MAX_STEPS),
     "run.total_epochs": _epochs,
     "run.seed": _seed,

@@ -4,10 +4,12 @@ The metadata of a setting says when it may differ from the config of a run or of
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from vit_registers.config.model import Model
 from vit_registers.config.objectives import ObjectiveSettings
 from vit_registers.config.occasions import READ, RESUME, differs_on, setting
+from vit_registers.config.tasks import Tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=differs_on(RESUME, READ))
     checkpoint: Checkpoint = dataclasses.field(default=Checkpoint(), metadata=differs_on(RESUME))
+    tasks: Tasks = dataclasses.field(default=Tasks(), metadata=differs_on(RESUME, READ))
     run: Run = Run()
 
 
@@ -188,9 +191,15 @@ def may_change(occasion: str) -> frozenset[str]:
 
     If a section may differ, so may each of its settings.
     """
-    return frozenset(
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(getattr(Config, section.name))
-        if occasion in (*section.metadata.get("may_change", ()), *field.metadata.get("may_change", ()))
-    )
+    return frozenset(_may_change(Config(), "", (), occasion))
+
+
+def _may_change(section: object, prefix: str, outer: tuple[str, ...], occasion: str) -> Iterator[str]:
+    assert dataclasses.is_dataclass(section)
+    for field in dataclasses.fields(section):
+        value, name = getattr(section, field.name), f"{prefix}{field.name}"
+        occasions = (*outer, *field.metadata.get("may_change", ()))
+        if dataclasses.is_dataclass(value):
+            yield from _may_change(value, f"{name}.", occasions, occasion)
+        elif occasion in occasions:
+            yield name

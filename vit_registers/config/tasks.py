@@ -1,0 +1,134 @@
+"""The settings of the tasks that judge frozen features, with a section for each task."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+IMAGE_TASKS = ("knn", "linear", "logistic")  # those that need one label for each image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnnSettings:
+    """Weighted k-nearest-neighbour classification, by DINOv2's protocol."""
+
+    neighbors: tuple[int, ...] = (10, 20, 100, 200)  # the numbers of neighbours that vote
+    few_shot: int | None = None  # images of each class in the bank, drawn at random; None: all
+    num_draws: int = 5  # of these images, with the seeds tasks.seed, tasks.seed + 1, ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearSettings:
+    """A grid of linear classifiers, trained at once, by DINOv2's protocol."""
+
+    # None: 10 epochs of the images that are learned from, but at least 1,000 steps and at most 12,500, which
+    # are the steps on ImageNet.
+    num_steps: int | None = None
+    batch_size: int = 1024  # global; at most the number of images that are learned from
+    # Of the grid, as in the code of DINOv2; each is multiplied by batch_size / 256.
+    learning_rates: tuple[float, ...] = (
+        1e-5,
+        2e-5,
+        5e-5,
+        1e-4,
+        2e-4,
+        5e-4,
+        1e-3,
+        2e-3,
+        5e-3,
+        1e-2,
+        2e-2,
+        5e-2,
+        0.1,
+    )
+    num_blocks: tuple[int, ...] = (1, 4)  # the last blocks whose cls tokens are the input
+    # As data.train_ops; features of images that are not random are computed once. None, as released:
+    # random_resized_crop(0.08, 1.0) | flip; but data.eval_ops for images of less than 64 px, of which crops
+    # show too little.
+    train_ops: str | None = None
+    # The images on which the best classifier of the grid is chosen: held_out (a part of the training split)
+    # | test (those of the result, as released, which favours it).
+    chosen_on: str = "held_out"
+    held_out: float = 0.1  # the share of the training split that is held out, drawn from tasks.seed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogisticSettings:
+    """Logistic regression with an L2 penalty, by DINOv2's protocol."""
+
+    exponents: tuple[float, float] = (-6.0, 5.0)  # C is 10 to the power of numbers in this range
+    num_c: int = 45  # values of C
+    max_iterations: int = 1000  # for each value of C
+    tolerance: float = 1e-12  # of the largest gradient
+    chosen_on: str = "held_out"  # the images on which C is chosen: held_out | test, as tasks.linear.chosen_on
+    held_out: float = 0.1  # the share of the training split that is held out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentationSettings:
+    """A linear head for semantic segmentation, by DINOv2's protocol. None: that of the data set."""
+
+    num_steps: int | None = None  # of training
+    batch_size: int = 16  # global
+    learning_rate: float = 1e-3  # the peak
+    weight_decay: float = 1e-4  # multiplied by the learning rate
+    warmup_share: float = 0.0375  # of the steps
+    num_blocks: int = 1  # the last blocks whose patches are the input, side by side
+    short_side: int | None = None  # px, of test images, and of training images before they are scaled
+    crop: int | None = None  # px, the side of training crops and of the windows that slide over test images
+    stride: int | None = None  # px between windows
+    augment: bool | None = None  # scales training images by 0.5 to 2, flips them, and distorts their colors
+    # What the sum of the cross-entropy is divided by: all (pixels, as released) | valid (those with a label).
+    divisor: str = "all"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthSettings:
+    """A linear head for depth from one image, by DINOv2's protocol. None: that of the data set."""
+
+    num_steps: int | None = None  # of training
+    batch_size: int = 16  # global
+    learning_rate: float = 1e-4  # the peak
+    weight_decay: float = 0.01  # multiplied by the learning rate
+    warmup_share: float = 1 / 3  # of the steps
+    grad_clip_norm: float = 35.0  # gradients with a greater norm are scaled to it
+    num_blocks: int = 1  # 1 (the last) or 4 (spread over the depth)
+    num_bins: int = 256  # depths between which the head interpolates
+    range_m: tuple[float, float] | None = None  # least and largest depth
+    eval_crop: str | None = None  # the part of test images that counts: eigen | garg | all
+
+
+# For fields that are None: the settings of each data set, by its protocol (data/sources/dense.py). Sizes that
+# are None here too depend on the model: digit_scenes is as small as the images of digits models.
+_RELEASED = {"num_steps": 40_000, "short_side": 512, "crop": 512, "stride": 341, "augment": True}
+SEGMENTATION: dict[str, dict[str, Any]] = {
+    "digit_scenes": {"num_steps": 600, "short_side": None, "crop": None, "stride": None, "augment": False},
+    "ade20k": _RELEASED,
+    "voc2012": _RELEASED,
+    "oxford_iiit_pet": {"num_steps": 4000, "short_side": 224, "crop": 224, "stride": 149, "augment": True},
+    "folder": _RELEASED,
+}
+DEPTH: dict[str, dict[str, Any]] = {
+    "digit_scenes": {"num_steps": 600, "range_m": (1.0, 5.0), "eval_crop": "all"},
+    "nyu": {"num_steps": 38_400, "range_m": (0.001, 10.0), "eval_crop": "eigen"},
+    "kitti": {"num_steps": 38_400, "range_m": (0.001, 80.0), "eval_crop": "garg"},
+}
+DenseSettings = TypeVar("DenseSettings", SegmentationSettings, DepthSettings)
+
+
+def for_data(settings: DenseSettings, protocol: str) -> DenseSettings:
+    """The settings in which those of the data set take the place of None."""
+    table = SEGMENTATION if isinstance(settings, SegmentationSettings) else DEPTH
+    own = {name: value for name, value in table[protocol].items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **own)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """What frozen features are good for: `vit-registers evaluate --task=NAME`."""
+
+    seed: int = 0  # of what tasks draw: held-out images, the order of images, crops, initial heads
+    while_training: tuple[str, ...] = ()  # that each evaluation of a run computes too: knn, linear, logistic
+    knn: KnnSettings = KnnSettings()
+    linear: LinearSettings = LinearSettings()
+    logistic: LogisticSettings = LogisticSettings()
+    segmentation: SegmentationSettings = SegmentationSettings()
+    depth: DepthSettings = DepthSettings()

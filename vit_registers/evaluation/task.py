@@ -1,0 +1,77 @@
+"""The contract of a task, which judges the frozen features of a model: `evaluate --task=NAME`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from vit_registers.config import Data, Model, Tasks
+from vit_registers.models.edits import NO_EDITS, Edits
+from vit_registers.models.tokens import TokenLayout
+
+
+class FrozenModel(NamedTuple):
+    """A backbone that no task trains, and how its images are prepared."""
+
+    name: str  # as errors and tables name it
+    model: Model
+    # Preprocessing, normalisation and further splits. Its data set and eval_split are those of Splits.test
+    # (not for dense tasks), its train_split is not used; data/selection.py has the settings of another one.
+    data: Data
+    backbone: Any  # parameters over `mesh`
+    mesh: jax.sharding.Mesh
+    # Of each forward pass, by its tokens, such as for registers that are added at test time. `model` and
+    # `backbone` have these registers.
+    edits: Callable[[TokenLayout], Edits] | None = None
+
+    def edits_of(self, layout: TokenLayout) -> Edits:
+        """The edits of a forward pass with these tokens: ViT(...)(images, edits=...)."""
+        return NO_EDITS if self.edits is None else self.edits(layout)
+
+
+class Splits(NamedTuple):
+    """The data sets of a task, each as (name or folder, split)."""
+
+    train: tuple[str, str]
+    test: tuple[str, str]
+
+
+class TaskTable(NamedTuple):
+    """A table, which is written as CSV."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str | int | float | None, ...]]
+
+
+class TaskResult(NamedTuple):
+    """What a task measured."""
+
+    values: Mapping[str, float | int | str]  # the metrics and what they depend on; printed, and in the JSON
+    tables: Mapping[str, TaskTable] = {}
+    pictures: Mapping[str, np.ndarray] = {}  # uint8 HxWx3, written as PNG
+    notes: Sequence[str] = ()  # lines for the reader
+
+
+class Task(Protocol):
+    """Measures one thing of a frozen model."""
+
+    def __call__(
+        self,
+        frozen: FrozenModel,
+        settings: Tasks,
+        splits: Splits,
+        *,
+        folder: Path | None,
+        say: Callable[[str], None],
+    ) -> TaskResult:
+        """The result. `folder` keeps what resumes an interrupted call.
+
+        `say` gets lines on what the task is doing, as often as it likes: a terminal shows the newest, and a
+        log one from time to time. `pace.py` makes them. What a reader has to know afterwards is in `notes`.
+
+
+        Raises ConfigError or DataError, one line each, before anything is computed where it can.
+        """
+        ...
