@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit_registers.config import nearest
+from vit_registers.data.sources.catalog import TFDS
 from vit_registers.data.sources.dense import CLASSES, DEPTH, DenseSource
 from vit_registers.data.sources.digit_scenes import DigitScenes
-from vit_registers.errors import DataError
+from vit_registers.data.sources.mask_folders import (
+    is_ade20k,
+    is_mask_folder,
+    open_ade20k,
+    open_mask_folder,
+    open_voc,
+    voc_root,
+)
+from vit_registers.errors import DataError, require_extra
 
 
 class Layout(NamedTuple):
@@ -26,8 +35,37 @@ class DenseCatalog(NamedTuple):
     layouts: Sequence[Layout]  # the first that fits is taken
 
 
+def _open_pets(name_or_folder: str | Path) -> DenseSource:
+    require_extra("data", *TFDS, what=f"{name_or_folder}, a data set of TFDS,")
+    # TFDS takes a second to import, and the other sources do not need it
+    from vit_registers.data.sources.tfds_pairs import open_pets
+
+    return open_pets(str(name_or_folder))
+
+
+def _is_pets(folder: Path) -> bool:
+    return folder.name == _PETS or (folder / "features.json").is_file()
+
+
+_PETS = "oxford_iiit_pet"
+_CLASS_LAYOUTS = (
+    Layout("images/training and annotations/training (ADE20k)", is_ade20k, open_ade20k),
+    Layout(
+        "JPEGImages, SegmentationClass and ImageSets/Segmentation (PASCAL VOC 2012)",
+        lambda folder: voc_root(folder) is not None,
+        open_voc,
+    ),
+    Layout("images/SPLIT/* and masks/SPLIT/*.png of class numbers", is_mask_folder, open_mask_folder),
+    Layout(f"a prepared {_PETS} of TFDS", _is_pets, _open_pets),
+)
 CATALOG: dict[str, DenseCatalog] = {
-    CLASSES: DenseCatalog({"digit_scenes": functools.partial(DigitScenes, CLASSES)}, ()),
+    CLASSES: DenseCatalog(
+        {
+            "digit_scenes": functools.partial(DigitScenes, CLASSES),
+            _PETS: functools.partial(_open_pets, _PETS),
+        },
+        _CLASS_LAYOUTS,
+    ),
     DEPTH: DenseCatalog({"digit_scenes": functools.partial(DigitScenes, DEPTH)}, ()),
 }
 
