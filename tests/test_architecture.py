@@ -46,7 +46,7 @@ ALLOWED = {
         "training",
         "runs",
     },
-    "evaluation": {"errors", "config", "models", "data", "objectives", "training", "evaluation"},
+    "evaluation": {"errors", "status", "config", "models", "data", "objectives", "training", "evaluation"},
     "interop": {"errors", "strict_json", "config", "models", "interop"},
     "checkpoint_names": {"errors", "interop"},
     "model_card": {"errors", "config", "models", "interop", "analysis.report.markdown"},
