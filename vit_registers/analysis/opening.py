@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Data, Mesh, image_size
 from vit_registers.data.class_names import names_to_match
 from vit_registers.data.loaders import Loader, loader_to_evaluate, open_data
+from vit_registers.data.selection import name_and_split
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.digests import files_digest
@@ -201,7 +201,7 @@ def _open(
 def _shown(settings: Data, data: str | None, overrides: Mapping[str, Any]) -> Data:
     """The settings with the images that --data= selects, in batches of _BATCH or more."""
     if data is not None:
-        name, split = _name_and_split(data)
+        name, split = name_and_split(data)
         if Path(data).expanduser().is_dir():
             resized = settings.eval_ops if "resize" in settings.eval_ops else "resize"
             folder = str(Path(data).expanduser().resolve())
@@ -228,7 +228,7 @@ def _shown(settings: Data, data: str | None, overrides: Mapping[str, Any]) -> Da
 
 def open_boxes(given: str) -> Sequence[BoxImage]:
     """Images with boxes: a folder of PASCAL VOC, DIR or DIR:SPLIT, or NAME:SPLIT of TFDS."""
-    where, split = _name_and_split(given)
+    where, split = name_and_split(given)
     folder = Path(where).expanduser()
     if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
         return boxes.open_voc(folder, split=split or None)
@@ -237,12 +237,6 @@ def open_boxes(given: str) -> Sequence[BoxImage]:
             f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"
         )
     return boxes.open_tfds_boxes(where, split)
-
-
-def _name_and_split(given: str) -> tuple[str, str]:
-    """NAME and SPLIT of NAME:SPLIT, as in mnist:test, mnist:3.0.1:train[:10] or a/path:test."""
-    place = re.sub(r"\[.*?\]", lambda part: "_" * len(part.group()), given).rfind(":")
-    return (given, "") if place < 0 else (given[:place], given[place + 1 :])
 
 
 def _steps(checkpoint: str) -> list[str]:

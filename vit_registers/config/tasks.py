@@ -9,7 +9,8 @@ class KnnSettings:
     """Weighted k-nearest-neighbour classification, by DINOv2's protocol."""
 
     neighbors: tuple[int, ...] = (10, 20, 100, 200)  # the numbers of neighbours that vote
-    few_shot: int | None = None  # images of each class in the bank; None: all
+    few_shot: int | None = None  # images of each class in the bank, drawn at random; None: all
+    num_draws: int = 5  # of these images, with the seeds tasks.seed, tasks.seed + 1, ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,7 @@ def for_data(settings: DenseSettings, protocol: str) -> DenseSettings:
 class Tasks:
     """What frozen features are good for: `vit-registers evaluate --task=NAME`."""
 
+    seed: int = 0  # of what tasks draw: held-out images, the order of images, crops, initial heads
     while_training: tuple[str, ...] = ()  # tasks that each evaluation of a run computes too: knn, linear
     knn: KnnSettings = KnnSettings()
     linear: LinearSettings = LinearSettings()
