@@ -88,7 +88,7 @@ class DepthSettings:
     # Of the gradient loss; 0 as the released heads were trained, whose code computes it as 0.
     gradient_weight: float = 0.0
     num_blocks: int = 1  # 1 (the last) or 4 (spread over the depth)
-    num_bins: int = 256  # depths between which the head interpolates
+    num_bins: int | None = None  # depths between which the head interpolates
     range_m: tuple[float, float] | None = None  # least and largest depth
     # px, height and width of random crops of training images; of data sets without one: the whole images
     crop: tuple[int, int] | None = None
@@ -106,12 +106,19 @@ SEGMENTATION: dict[str, dict[str, Any]] = {
     "oxford_iiit_pet": {"num_steps": 4000, "short_side": 224, "crop": 224, "stride": 149, "augment": True},
     "folder": _RELEASED,
 }
-_RELEASED_DEPTH = {"num_steps": 38_400, "learning_rate": 1e-4, "mean_steps": 100, "augment": True}
+_RELEASED_DEPTH = {
+    "num_steps": 38_400,
+    "learning_rate": 1e-4,
+    "mean_steps": 100,
+    "num_bins": 256,
+    "augment": True,
+}
 DEPTH: dict[str, dict[str, Any]] = {
     "digit_scenes": {
         "num_steps": 600,
         "learning_rate": 0.01,
         "mean_steps": 0,
+        "num_bins": 64,
         "range_m": (1.0, 5.0),
         "augment": False,
         "eval_crop": "all",

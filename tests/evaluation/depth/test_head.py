@@ -7,6 +7,7 @@ import pytest
 
 from tests.fixtures.sines import sines
 from vit_registers.errors import ConfigError
+from vit_registers.evaluation.dense.features import BlockTokens
 from vit_registers.evaluation.depth.head import (
     DepthHead,
     decode,
@@ -35,7 +36,10 @@ def test_the_convolution_may_come_first():
         jnp.asarray(rng.standard_normal((20, BINS)), jnp.float32),
         jnp.asarray(rng.standard_normal(BINS), jnp.float32),
     )
-    features = jax.jit(depth_features)(jnp.asarray(patch, jnp.float32), jnp.asarray(cls, jnp.float32))
+    blocks = [
+        BlockTokens(*(jnp.asarray(x, jnp.float32) for x in pair)) for pair in zip(patch, cls, strict=True)
+    ]
+    features = jax.jit(depth_features)(blocks)
     beside = [
         np.concatenate([p, np.broadcast_to(c[:, None, None], p.shape)], -1)
         for p, c in zip(patch, cls, strict=True)
@@ -53,11 +57,6 @@ def test_the_convolution_may_come_first():
     depth = torch.nn.functional.interpolate(depth[:, None], size=(30, 50), mode="bilinear")[:, 0]
     found = jax.jit(lambda h, f: predict_depth(h, f, (30, 50), low=0.001, high=10.0))(head, features)
     np.testing.assert_allclose(found, depth.numpy(), rtol=1e-5)
-
-
-def test_features_without_cls_are_the_patches():
-    patch = jnp.arange(2 * 3 * 4 * 5 * 6.0).reshape(2, 3, 4, 5, 6)
-    np.testing.assert_array_equal(depth_features(patch, None), np.concatenate([patch[0], patch[1]], axis=-1))
 
 
 def test_a_new_head():

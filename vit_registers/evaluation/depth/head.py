@@ -1,19 +1,21 @@
 """The linear depth head of DINOv2: logits of depth bins from patches and cls of one or several blocks.
 
 The tokens are those of the residual stream, before the final norm, as the released heads were trained;
-segmentation takes them after it. Registers and summaries are not used. A model without cls gives its patches
-alone.
+segmentation takes them after it. Registers and summaries are not used. A model without cls has the mean of
+its patches in the place of cls.
 
 Axis letters: B images, H x W patches or pixels, C channels, Z bins.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vit_registers.errors import ConfigError
+from vit_registers.evaluation.dense.features import BlockTokens
 from vit_registers.evaluation.segmentation.head import enlarge
 
 UPSAMPLING = 4  # of the patch grid, before the bins are decoded
@@ -55,16 +57,11 @@ def init_depth_head(key: jax.Array, num_channels: int, num_bins: int) -> DepthHe
     )
 
 
-def depth_features(patch_LxBxHxWxD: jax.Array, cls_LxBxD: jax.Array | None) -> jax.Array:
-    """feature_BxHxWxC of L blocks: the patches beside the cls token, one block after another.
-
-    Without cls the patches alone.
-    """
+def depth_features(blocks: Sequence[BlockTokens]) -> jax.Array:
+    """feature_BxHxWxC: each patch beside the cls token of its block, one block after another."""
     parts = []
-    for block, patch_BxHxWxD in enumerate(patch_LxBxHxWxD):
-        parts.append(patch_BxHxWxD)
-        if cls_LxBxD is not None:
-            parts.append(jnp.broadcast_to(cls_LxBxD[block, :, None, None], patch_BxHxWxD.shape))
+    for patch_BxHxWxD, cls_BxD in blocks:
+        parts += [patch_BxHxWxD, jnp.broadcast_to(cls_BxD[:, None, None], patch_BxHxWxD.shape)]
     return jnp.concatenate(parts, axis=-1)
 
 

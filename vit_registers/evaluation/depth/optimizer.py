@@ -21,6 +21,7 @@ def learning_rates(settings: DepthSettings, num_steps: int) -> np.ndarray:
     regular_N = _cosine(1.0, _LAST_SHARE, step_N / num_steps)
     num_warmup = round(settings.warmup_share * num_steps)
     left_N = np.maximum(1 - step_N / num_warmup, 0) if num_warmup else np.zeros(num_steps)
+    assert settings.learning_rate is not None
     return settings.learning_rate * regular_N * (1 - left_N * (1 - _FIRST_SHARE))
 
 
