@@ -6,11 +6,11 @@ import numpy as np
 
 from vit_registers.config import SegmentationSettings
 from vit_registers.data.sources.dense import IGNORED, DenseSource
+from vit_registers.evaluation.dense.baselines import POSITION, RANDOM
 from vit_registers.evaluation.dense.pictures import palette, side_by_side
 from vit_registers.evaluation.segmentation.scores import Scores, class_table, confusion_table, scores
 from vit_registers.evaluation.task import TaskResult, TaskTable
 
-POSITION, RANDOM = "position only", "random backbone"  # the rows of the baselines
 _NUM_SHOWN = 6  # images in the picture
 
 

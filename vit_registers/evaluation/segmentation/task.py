@@ -15,7 +15,7 @@ from vit_registers.config import SegmentationSettings, Tasks
 from vit_registers.data.sources.dense import CLASSES, DenseSource
 from vit_registers.data.sources.dense_catalog import open_dense
 from vit_registers.errors import ConfigError
-from vit_registers.evaluation.dense.baselines import position_features, random_backbone
+from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
 from vit_registers.evaluation.dense.examples import Example, Examples
 from vit_registers.evaluation.dense.features import block_tokens, network_input
 from vit_registers.evaluation.dense.saved import SavedHead, checksum
@@ -30,13 +30,7 @@ from vit_registers.evaluation.segmentation.head import (
 )
 from vit_registers.evaluation.segmentation.inference import count_split, windows_at_once
 from vit_registers.evaluation.segmentation.protocol import Sizes, make_optimizer, resolved
-from vit_registers.evaluation.segmentation.result import (
-    POSITION,
-    RANDOM,
-    make_result,
-    picture,
-    shown_examples,
-)
+from vit_registers.evaluation.segmentation.result import make_result, picture, shown_examples
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model, build_model
