@@ -128,7 +128,7 @@ def test_settings_that_exclude_each_other(settings, message):
         resolved(SegmentationSettings(**settings), DigitScenes(CLASSES), model, Data())
 
 
-@pytest.mark.parametrize(("side", "want"), [(8, (24, 8, 4)), (24, (24, 24, 12)), (64, (64, 64, 32))])
+@pytest.mark.parametrize(("side", "want"), [(8, (24, 8, 8)), (24, (24, 24, 24)), (64, (64, 64, 64))])
 def test_windows_of_digit_scenes_have_the_size_of_the_models_images(side, want):
     model = Model(width=16, depth=3, num_heads=2, patch_size=2, image_size=(8, 8), channels=1)
     data = Data(image_size=(side, side))

@@ -33,7 +33,7 @@ def resolved(
     """The settings without None, and the sizes. Raises ConfigError for settings that exclude each other.
 
     Where the data set leaves a size open, the images are not made smaller than those of the model, a window
-    has the size of the model's images, and windows overlap by half.
+    has the size of the model's images, and windows lie side by side.
     """
     lookup(dict.fromkeys(DIVISORS), settings.divisor, f"{_SECTION}.divisor")
     depth = dims(model).depth
@@ -46,7 +46,7 @@ def resolved(
         assert source.image_size is not None, source.name
         short_side = max(own_side, *source.image_size)
     crop = min(own_side, short_side) if settings.crop is None else settings.crop
-    stride = max(crop // 2, 1) if settings.stride is None else settings.stride
+    stride = crop if settings.stride is None else settings.stride
     if crop > short_side:
         raise ConfigError(
             f"{_SECTION}.crop={crop} is larger than {_SECTION}.short_side={short_side}: windows must fit "

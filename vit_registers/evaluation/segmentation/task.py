@@ -14,7 +14,7 @@ import numpy as np
 from vit_registers.config import SegmentationSettings, Tasks
 from vit_registers.data.sources.dense import CLASSES, DenseSource
 from vit_registers.data.sources.dense_catalog import open_dense
-from vit_registers.errors import ConfigError
+from vit_registers.errors import ConfigError, DataError
 from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
 from vit_registers.evaluation.dense.examples import Example, Examples
 from vit_registers.evaluation.dense.features import block_tokens, network_input
@@ -115,8 +115,11 @@ def _open(frozen: FrozenModel, settings: Tasks, splits: Splits) -> _Problem:
             f"{train.name} has other classes than {test.name}, {len(train.class_names)} and "
             f"{len(test.class_names)}: train and test on data with the same classes"
         )
-    for source, split in ((train, train_split), (test, test_split)):
-        source.num_examples(split)  # to fail before anything is trained
+    test.num_examples(test_split)  # to fail before anything is trained
+    try:
+        train.num_examples(train_split)
+    except DataError as error:
+        raise DataError(f"{error}; --train_data=NAME:SPLIT says what to train on") from None
     own, sizes = resolved(settings.segmentation, train, frozen.model, frozen.data)
     return _Problem(frozen, own, settings.seed, sizes, (train, train_split), (test, test_split))
 
