@@ -76,7 +76,7 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from vit_registers import cli
-from vit_registers.analysis import opening
+from vit_registers.analysis import given_images, opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS, group_of
 from vit_registers.analysis.experiments.experiment import not_measured
 from vit_registers.analysis.features.extract import extract
@@ -232,7 +232,7 @@ def main(name: str) -> None:
     if jax.process_count() > 1:
         raise ConfigError("analyze runs on one machine, on all of its devices")
     find(np.array([[0.0, 1.0]]), values.rule)  # raises for an invalid rule before anything is computed
-    boxes = opening.open_boxes(values.boxes) if values.boxes else ()
+    boxes = given_images.open_boxes(values.boxes) if values.boxes else ()
     options = Options(
         rule=values.rule,
         num_examples=values.examples,

@@ -2,22 +2,17 @@
 
 import dataclasses
 import importlib.metadata
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import vit_registers
 from vit_registers import loading
+from vit_registers.analysis import given_images
 from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
-from vit_registers.config import Config, Data, Mesh, image_size
+from vit_registers.config import Config, Mesh, image_size
 from vit_registers.data.class_names import names_to_match
 from vit_registers.data.loaders import Loader, loader_to_evaluate, open_data
-from vit_registers.data.selection import name_and_split
-from vit_registers.data.sources import boxes
-from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.opened import describe_normalisation
@@ -31,7 +26,6 @@ from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.memory import check_memory
 
 _SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
-_BATCH = 64  # images at a time, unless the user says otherwise
 _PUBLISHED_WIDTH = 384  # of ViT-S, the smallest model of published numbers
 _FEATURES = 2  # raised when a feature of the same name has other values or another shape
 _LIBRARIES = ("jax", "flax", "numpy")
@@ -178,7 +172,7 @@ def _open(
         model, config, origin = external.build(), external.config, external.normalisation_origin
         digest = files_digest(_files(Path(local).expanduser()))
         head_names, is_converted = external.class_names, True
-    config = dataclasses.replace(config, data=_shown(config.data, data, overrides))
+    config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
     loader = open_data(config)
@@ -196,47 +190,6 @@ def _open(
         params=params,
         head_names=names_to_match(loader.class_names, head_names, is_converted=is_converted),
     )
-
-
-def _shown(settings: Data, data: str | None, overrides: Mapping[str, Any]) -> Data:
-    """The settings with the images that --data= selects, in batches of _BATCH or more."""
-    if data is not None:
-        name, split = name_and_split(data)
-        if Path(data).expanduser().is_dir():
-            resized = settings.eval_ops if "resize" in settings.eval_ops else "resize"
-            folder = str(Path(data).expanduser().resolve())
-            settings = dataclasses.replace(
-                settings,
-                name="images",
-                data_dir=folder,
-                eval_split="all",
-                eval_ops=resized,
-                image_key=None,
-                label_key=None,
-            )
-        elif not split:
-            raise ConfigError(
-                f"--data={data}: there is no such folder; give a folder of images, or NAME:SPLIT"
-            )
-        else:
-            settings = dataclasses.replace(settings, name=name, eval_split=split)
-    if "data.eval_batch_size" not in overrides:
-        devices = jax.device_count()
-        settings = dataclasses.replace(settings, eval_batch_size=math.ceil(_BATCH / devices) * devices)
-    return settings
-
-
-def open_boxes(given: str) -> Sequence[BoxImage]:
-    """Images with boxes: a folder of PASCAL VOC, DIR or DIR:SPLIT, or NAME:SPLIT of TFDS."""
-    where, split = name_and_split(given)
-    folder = Path(where).expanduser()
-    if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
-        return boxes.open_voc(folder, split=split or None)
-    if not split:
-        raise ConfigError(
-            f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"
-        )
-    return boxes.open_tfds_boxes(where, split)
 
 
 def _steps(checkpoint: str) -> list[str]:

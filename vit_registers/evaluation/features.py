@@ -9,17 +9,19 @@ import jax.numpy as jnp
 
 from vit_registers.config import Data, Model
 from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize
-from vit_registers.models.edits import Edits
+from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.params import abstract_model, build_model
+from vit_registers.models.tokens import TokenLayout
 from vit_registers.training.sharding import batch_sharding
 
 # Features of a batch by name, each with the images first: (parameters of the backbone, batch) -> {name: x}
 Features = Callable[[Any, Batch], Mapping[str, jax.Array]]
 CLS, MEAN = "cls", "mean"
+EditsOf = Callable[[TokenLayout], Edits]  # FrozenModel.edits
 
 
 @functools.lru_cache(maxsize=8)
-def block_features(model: Model, data: Data, num_blocks: int, edits: Edits) -> Features:
+def block_features(model: Model, data: Data, num_blocks: int, edits: EditsOf | None) -> Features:
     """The features {CLS: BxLxD, MEAN: BxD}, float32, of the last L = `num_blocks` blocks, the oldest first.
 
     CLS are the cls tokens, and MEAN is the mean of the patches of the last block, without registers and
@@ -31,8 +33,9 @@ def block_features(model: Model, data: Data, num_blocks: int, edits: Edits) -> F
     def features(backbone: Any, batch: Batch) -> dict[str, jax.Array]:
         image_BxHxWxC = normalize(batch.views[IMAGE], mean=data.mean, std=data.std)
         vit = build_model(graphdef, backbone)
-        groups = vit.layout_for((image_BxHxWxC.shape[1], image_BxHxWxC.shape[2])).groups
-        resid = vit(image_BxHxWxC, edits=edits).taps["resid"]
+        layout = vit.layout_for((image_BxHxWxC.shape[1], image_BxHxWxC.shape[2]))
+        groups, own_edits = layout.groups, NO_EDITS if edits is None else edits(layout)
+        resid = vit(image_BxHxWxC, edits=own_edits).taps["resid"]
         tokens = [vit.norm(x_BxTxD).astype(jnp.float32) for x_BxTxD in resid[-num_blocks:]]
         means = [x_BxTxD[:, groups["patches"]].mean(axis=1) for x_BxTxD in tokens]
         cls = [x_BxTxD[:, groups["cls"]][:, 0] for x_BxTxD in tokens] if "cls" in groups else means

@@ -13,7 +13,7 @@ from vit_registers.data.loaders import EvalSplit
 from vit_registers.evaluation import features as features_lib
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
 from vit_registers.evaluation.classification import classification_sums
-from vit_registers.evaluation.features import Features, block_features, compiled_features
+from vit_registers.evaluation.features import EditsOf, Features, block_features, compiled_features
 from vit_registers.evaluation.neighbours import (
     MOST_NEIGHBOURS,
     Bank,
@@ -22,7 +22,6 @@ from vit_registers.evaluation.neighbours import (
     unit_features,
     votes,
 )
-from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.training.sharding import batch_sharding, replicated
 
@@ -78,7 +77,7 @@ def metric_name(feature: str, right: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def model_features(model: Model, data: Data, edits: Edits = NO_EDITS) -> Features:
+def model_features(model: Model, data: Data, edits: EditsOf | None = None) -> Features:
     """The features of a model: cls, and the mean of the patches, both after the final norm.
 
     Models without cls have only the latter, in the place of cls.

@@ -21,7 +21,6 @@ from vit_registers.evaluation.knn import CLS, PATCH, knn_counter, metric_name, m
 from vit_registers.evaluation.neighbours import Bank, make_bank
 from vit_registers.evaluation.pace import Pace
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult, TaskTable
-from vit_registers.models.edits import NO_EDITS
 from vit_registers.training.sharding import batch_sharding, replicated
 
 _Rows = list[tuple[Mapping[str, jax.Array], jax.Array, jax.Array]]  # of compiled_features, for each batch
@@ -43,9 +42,7 @@ def knn_task(
     deviations. An interrupted call begins again.
     """
     images, knn = open_images(frozen, settings, splits), settings.knn
-    features = compiled_features(
-        model_features(frozen.model, frozen.data, frozen.edits or NO_EDITS), frozen.mesh
-    )
+    features = compiled_features(model_features(frozen.model, frozen.data, frozen.edits), frozen.mesh)
     trained = _rows(frozen, images.train, features, say, "features of the training images")
     label_N, count_Y = _labels(trained, frozen, images.num_classes)
     if not count_Y.sum():

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from vit_registers.config import Data, Model, Tasks
-from vit_registers.models.edits import Edits
+from vit_registers.models.edits import NO_EDITS, Edits
+from vit_registers.models.tokens import TokenLayout
 
 
 class FrozenModel(NamedTuple):
@@ -21,7 +22,13 @@ class FrozenModel(NamedTuple):
     data: Data
     backbone: Any  # parameters over `mesh`
     mesh: jax.sharding.Mesh
-    edits: Edits | None = None  # of each forward pass, such as registers that are added at test time
+    # Of each forward pass, by its tokens, such as for registers that are added at test time. `model` and
+    # `backbone` have these registers.
+    edits: Callable[[TokenLayout], Edits] | None = None
+
+    def edits_of(self, layout: TokenLayout) -> Edits:
+        """The edits of a forward pass with these tokens: ViT(...)(images, edits=...)."""
+        return NO_EDITS if self.edits is None else self.edits(layout)
 
 
 class Splits(NamedTuple):

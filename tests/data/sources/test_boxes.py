@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_registers.analysis.opening import open_boxes
+from vit_registers.analysis.given_images import open_boxes
 from vit_registers.data.sources.boxes import from_tfds, open_tfds_boxes, open_voc, read_image
 from vit_registers.errors import DataError
 
