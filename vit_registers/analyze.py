@@ -10,6 +10,10 @@ in another format, or hf://ORG/NAME for those on the Hugging Face Hub. --data is
 other. Features are stored in OUT/features and read again while nothing has changed; a command that was
 stopped resumes.
 
+Probes (probe-global, probe-position, probe-reconstruction, one-shot) are trained on a part of the images of
+--data and tested on the rest. With --train_data=NAME:train --data=NAME:test they are trained on the first and
+tested on the second. Both flags take a folder of images, FOLDER:SPLIT (FOLDER/SPLIT/CLASS/*), or NAME:SPLIT.
+
 `python -m vit_registers.analyze` is the same command.
 """
 
@@ -32,7 +36,12 @@ def define_flags() -> None:
         "Run folder, RUN@STEP, RUN@all, weights in another format, or hf://ORG/NAME; may be repeated.",
     )
     flags.DEFINE_string(
-        "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."
+        "data",
+        None,
+        "Folder of images, FOLDER:SPLIT, or NAME:SPLIT of TFDS; by default the run's evaluation split.",
+    )
+    flags.DEFINE_string(
+        "train_data", None, "The images to train probes on, as --data; by default a part of those of --data."
     )
     flags.DEFINE_string(
         "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
@@ -78,14 +87,15 @@ from ml_collections import config_flags
 from vit_registers import cli
 from vit_registers.analysis import given_images, opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS, group_of
-from vit_registers.analysis.experiments.experiment import not_measured
-from vit_registers.analysis.features.extract import extract
+from vit_registers.analysis.experiments.experiment import Experiment, not_measured
+from vit_registers.analysis.experiments.train_test import TO_COMPARE, num_shared
+from vit_registers.analysis.features.extract import Images, extract
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.progress import AnalysisProgress
 from vit_registers.analysis.report import drawing, write
 from vit_registers.analysis.report.entry import ReportEntry
-from vit_registers.analysis.report.result import Result
+from vit_registers.analysis.report.result import Result, counted
 from vit_registers.analysis.subject import Subject
 from vit_registers.config import Run, lookup
 from vit_registers.errors import ConfigError, DataError, UserError
@@ -144,12 +154,34 @@ def analyze(
     with AnalysisProgress(len(names), log_every_s) as progress:
         for one in opened:
             asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
-            features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
-            found[one.name] = extract(one, tuple(features), out, options, progress.images)
+            found[one.name] = _extracted(one, asked, out, options, progress.images)
         if len(names) == 1:
             with progress.measuring(names[0]):
                 return [answer(names[0], drawing.save_png)]
         return _in_two_threads(names, shown)
+
+
+def _extracted(
+    one: opening.OpenedModel, asked: list[Experiment], out: Path, options: Options, show: Images
+) -> Subject:
+    """The subject with all features that the experiments read.
+
+    Prints a line if images to test on are among those to train on.
+    """
+    names, train_names = (
+        dict.fromkeys(feature for experiment in chosen for feature in experiment.features)
+        for chosen in (asked, [experiment for experiment in asked if experiment.trains])
+    )
+    if one.train is None or not train_names:
+        return extract(one, tuple(names), out, options, show)
+    names[TO_COMPARE] = train_names[TO_COMPARE] = None
+    subject = extract(one, tuple(names), out, options, show, train_names=tuple(train_names))
+    if count := num_shared(subject):
+        text = (
+            f"{counted(count, 'image')} of --data are among those of --train_data, so that probes know them"
+        )
+        print(f"warning: {one.name}: {text}", file=sys.stderr)
+    return subject
 
 
 class _Findings:
@@ -223,8 +255,9 @@ def main(name: str) -> None:
         raise ConfigError(
             f"'{name}' is not an experiment: did you mean vit-registers analyze all --checkpoint={name}?"
         )
-    if name != ALL:
-        lookup(EXPERIMENTS, name, "experiment")
+    if name != ALL and not lookup(EXPERIMENTS, name, "experiment").trains and values.train_data:
+        able = ", ".join(key for key, one in EXPERIMENTS.items() if one.trains)
+        raise ConfigError(f"--train_data: {name} trains nothing: leave it out; these do: {able}")
     if not values.checkpoint:
         raise ConfigError(
             "--checkpoint is missing: give a run folder, or weights in another format; it may be repeated"
@@ -247,7 +280,12 @@ def main(name: str) -> None:
     log_every_s = values.config.run.log_every_s
     with waiting("opening the checkpoints", said_after_s=log_every_s, out=sys.stderr):
         opened = opening.open_all(
-            values.checkpoint, values.data, overrides, num_images=values.num_images, params=values.params
+            values.checkpoint,
+            values.data,
+            overrides,
+            num_images=values.num_images,
+            params=values.params,
+            train_data=values.train_data,
         )
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
@@ -263,6 +301,8 @@ def main(name: str) -> None:
         return
     (entry,) = entries
     write.write_single(entry, out, title=entry.name, about=about)
+    for line in entry.result.images:
+        print(f"images: {line}")
     for gap in entry.result.gaps:
         print(f"gap: {gap}")
     for line in entry.result.cautions:

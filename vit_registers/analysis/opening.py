@@ -46,6 +46,7 @@ class OpenedModel:
     normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
     params: str | None = None  # trained or averaged; None: those to evaluate
     head_names: Sequence[str] | None = None  # the classes that its head was trained on; None: not known
+    train: "OpenedModel | None" = None  # the same model with the images that probes are trained on
 
     @property
     def layout(self) -> TokenLayout:
@@ -59,13 +60,19 @@ class OpenedModel:
 
     def describe(self) -> str:
         """What it is, with its tokens, in a line."""
-        data = self.config.data
         step = "" if self.step is None else f", step {self.step}"
         step += "" if self.params is None else f", {self.params}"
-        where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
         groups = {name: one.stop - one.start for name, one in self.layout.groups.items()}
         tokens = ", ".join(name if name == "cls" else f"{name} ({number})" for name, number in groups.items())
-        return f"{self.path}{step}; tokens: {tokens}; {self.num_images} images of {where}"
+        trained = "" if self.train is None else f"; probes are trained on {self.train.describe_data()}"
+        return f"{self.path}{step}; tokens: {tokens}; {self.describe_data()}{trained}"
+
+    def describe_data(self) -> str:
+        """The number of its images, and where they are from."""
+        data = self.config.data
+        where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
+        where = f"{data.data_dir}, split '{data.eval_split}'" if data.name == "folder" else where
+        return f"{self.num_images} images of {where}"
 
     @property
     def shown(self) -> Shown:
@@ -123,8 +130,12 @@ def open_all(
     *,
     num_images: int | None,
     params: str | None = None,
+    train_data: str | None = None,
 ) -> list[OpenedModel]:
-    """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
+    """All checkpoints, in order, on the same images, and with those of `train_data` to train probes on.
+
+    Raises ConfigError, DataError or CheckpointError.
+    """
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
         raise ConfigError(f"{', '.join(meshes)}: analyze spreads images over all devices: leave it out")
     given = [one for checkpoint in given for one in _steps(checkpoint)]
@@ -145,7 +156,22 @@ def open_all(
                 f"{opened[0].path} was trained on {first.name}, {other.path} on {theirs.name}: "
                 "say with --data which images to show to both"
             )
-    return opened
+    if train_data is None:
+        return opened
+    return [_with_train_images(one, train_data, overrides, num_images) for one in opened]
+
+
+def _with_train_images(
+    one: OpenedModel, given: str, overrides: Mapping[str, Any], limit: int | None
+) -> OpenedModel:
+    """The model with the images to train probes on, which are prepared as those to test on."""
+    data = given_images.shown(one.config.data, given, overrides, flag="--train_data")
+    config = dataclasses.replace(one.config, data=data)
+    loader = open_data(config)
+    number = loader.num_examples(data.eval_split)
+    given_images.check_apart(one.config.data, data, loader, given)
+    train = dataclasses.replace(one, config=config, loader=loader, num_images=min(number, limit or number))
+    return dataclasses.replace(one, train=train)
 
 
 def _open(

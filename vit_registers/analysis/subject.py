@@ -39,6 +39,8 @@ class Subject:
     num_not_finite: int = 0  # parameters that are NaN or infinite
     model: Model
     store: Store
+    images: str = ""  # the number of the images and where they are from
+    train: "Subject | None" = None  # the same model on the images that probes are trained on; None: a part
     layout: TokenLayout
     class_names: tuple[str, ...]  # of the images
     head_names: Sequence[str] | None  # classes of the head; None: unknown, matched by number

@@ -36,9 +36,12 @@ def extract(
     out: Path,
     options: Options,
     show: Images = lambda what, done, total: None,
+    *,
+    train_names: tuple[str, ...] = (),
 ) -> Subject:
     """The subject, with the features `names` on disk under out/features.
 
+    `train_names` are those of the images that probes are trained on, if the model has such images.
     `show` is called with the progress of this extraction, of edited models (total 0) and of experiments.
     """
     data = one.config.data
@@ -74,6 +77,10 @@ def extract(
         num_not_finite=sum(int(np.sum(~np.isfinite(np.asarray(leaf)))) for leaf in parameters),
         model=one.config.model,
         store=store,
+        images=one.describe_data(),
+        train=None
+        if not one.train or not train_names
+        else extract(one.train, train_names, out, options, show),
         layout=one.layout,
         class_names=one.loader.class_names,
         head_names=one.head_names,

@@ -142,6 +142,7 @@ def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
         f'<section id="{_id(entry)}">',
         f'<h3>{_text(entry.question)} <span class="name">{_text(entry.name)}</span></h3>',
         f'<p class="finding">{_sentence(result.finding)}</p>',
+        *[f'<p class="quiet">{_text(line)}.</p>' for line in result.images],
         *[f'<p class="caution">Small sample: {_text(line)}.</p>' for line in result.cautions],
         *[f'<p class="gap">Gap: {_text(gap)}.</p>' for gap in result.gaps],
     ]
