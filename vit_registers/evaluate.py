@@ -11,9 +11,17 @@ set with some of the classes that the model was trained on is matched by name, a
 All devices are used, regardless of how a run was sharded; --config.mesh.NAME=VALUE shards the model over
 them.
 
+--task=NAME measures what the frozen features are good for: knn, linear, logistic, segmentation or depth
+(docs/evaluation.md), by default on the splits of the run.
+
+    vit-registers evaluate --checkpoint=runs/digits --task=linear
+    vit-registers evaluate --checkpoint=weights.pth --task=knn --data=root:val --train_data=root:train
+    vit-registers evaluate --checkpoint=runs/digits --task=segmentation --data=digit_scenes:test
+
 The result is printed, and written to RUN/evaluation/<split>-<step>.json with all data settings. If these
 differ from those of the run, the file name ends with their digest, so that no result is overwritten by
-another one. For weights of another code base it is evaluation/<name>-<split>-<digest>.json.
+another one. For weights of another code base it is evaluation/<name>-<split>-<digest>.json. Results of a
+task are <task>-<data>-<split>-<step>-<digest>.json, with tables as CSV and pictures as PNG beside it.
 
 `python -m vit_registers.evaluate` is the same command.
 """
@@ -29,6 +37,7 @@ from absl import flags
 def define_flags() -> None:
     """Defines the flags of the program."""
     from vit_registers import cli
+    from vit_registers.evaluation.tasks import TASKS
 
     flags.DEFINE_string(
         "checkpoint", None, "Run folder, RUN@STEP, weights of another code base, or hf://ORG/NAME."
@@ -43,11 +52,31 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "out", None, "Folder for the JSON file; RUN/evaluation, or for other weights evaluation."
     )
+    flags.DEFINE_enum("task", None, [*TASKS], "What to measure of the frozen features; docs/evaluation.md.")
+    flags.DEFINE_string(
+        "data", None, "With --task: the images of the result, NAME:SPLIT or FOLDER:SPLIT; those of the run."
+    )
+    flags.DEFINE_string(
+        "train_data", None, "With --task: the images that are learned from; the training split of the same."
+    )
     cli.define_settings()
     flags.mark_flags_as_required(["checkpoint"])
 
 
-startup.begin(__name__, define_flags)
+def check_flags() -> None:
+    """Raises ConfigError for flags that only a task reads."""
+    from vit_registers.errors import ConfigError
+    from vit_registers.evaluation.tasks import TASKS
+
+    for name in ("data", "train_data"):
+        if flags.FLAGS[name].value is not None and flags.FLAGS.task is None:
+            raise ConfigError(
+                f"--{name} is for --task={'|'.join(TASKS)}; without a task, "
+                "--config.data.name and --config.data.eval_split say on which images"
+            )
+
+
+startup.begin(__name__, define_flags, check_flags)
 
 import contextlib
 import dataclasses
@@ -73,27 +102,33 @@ from vit_registers.data.loaders import EvalSplit, Loader, check_classes, loader_
 from vit_registers.digests import text_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
+from vit_registers.frozen_evaluation import Given, open_task, run_task, task_splits
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
-from vit_registers.objectives.base import find_non_finite
 from vit_registers.runs.reading import RunCheckpoint, trained_config
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.status import waiting
 from vit_registers.strict_json import dumps
+from vit_registers.task_output import print_table, print_values, write_task
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
 
 
 def open_checkpoint(
-    name: CheckpointName, overrides: Mapping[str, object], params: str | None
+    name: CheckpointName, overrides: Mapping[str, object], params: str | None, *, is_task: bool = False
 ) -> RunCheckpoint | loading.ExternalCheckpoint:
-    """The checkpoint of a run, or weights of another code base, for which the data must be given."""
+    """The checkpoint of a run, or weights of another code base, for which the data must be given.
+
+    A task has other flags for data, so it checks that itself.
+    """
     if loading.is_run(name.path):
         return loading.open_run(name.path, name.step, overrides)
     if not is_hub(name.path) and not Path(name.path).expanduser().exists():
         raise CheckpointError(f"--checkpoint={name.path}: there is no such run folder, file or folder")
-    if name.step is None and "data.name" not in overrides:  # said before a model is downloaded
+    if (
+        name.step is None and not is_task and "data.name" not in overrides
+    ):  # said before a model is downloaded
         raise ConfigError(
             f"{name.path} is not a run folder, so the images must be given: --config.data.name=folder "
             "--config.data.data_dir=ROOT --config.data.eval_split=val, or the name of a data set of TFDS"
@@ -110,9 +145,8 @@ def evaluate(
     `run` is a run folder or a name of checkpoint_names.py.
     """
     checkpoint = open_checkpoint(parse_checkpoint(run, step, where="--checkpoint"), overrides, params)
-    config, origin = checkpoint.config, checkpoint.normalisation_origin
-    if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
-        print(describe_normalisation(config.data, origin), file=sys.stderr)
+    config = checkpoint.config
+    _say_normalisation(checkpoint, overrides)
     mesh = make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     data = sharding.fit_evaluation(config.data, config.model, mesh, is_size_given=is_size_given)
@@ -146,6 +180,14 @@ def evaluate(
         "time_s": round(time.monotonic() - started, 3),
         "settings": _settings(config),
     }
+
+
+def _say_normalisation(
+    checkpoint: RunCheckpoint | loading.ExternalCheckpoint, overrides: Mapping[str, object]
+) -> None:
+    origin = checkpoint.normalisation_origin
+    if origin and not overrides.keys() & {"data.mean", "data.std"} and jax.process_index() == 0:
+        print(describe_normalisation(checkpoint.config.data, origin), file=sys.stderr)
 
 
 def _class_table(
@@ -207,31 +249,43 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     return plain.with_name(f"{plain.stem}-{digest}.json") if other else plain
 
 
+def evaluate_task(name: CheckpointName, overrides: Mapping[str, object], out: str) -> None:
+    """Measures the task of the flags; prints its result and writes it to the folder `out`."""
+    values = flags.FLAGS
+    given = Given(name.path, values.task, values.data, values.train_data, values.params)
+    if not loading.is_run(name.path):
+        task_splits(given, Config(), is_run="data.name" in overrides)  # said before a model is downloaded
+    checkpoint = open_checkpoint(name, overrides, values.params, is_task=True)
+    _say_normalisation(checkpoint, overrides)
+    run = open_task(given, checkpoint, overrides)
+    folder = cli.writable_folder(out, "--out") if jax.process_index() == 0 else Path(out).expanduser()
+    measured, result = run_task(run, folder)
+    if jax.process_index() != 0:
+        return
+    width = print_values(measured, result.notes)
+    for title, table in result.tables.items():
+        print_table(title, table)
+    print()
+    for path in write_task(folder, run.stem, measured, result):
+        print(f"{'written to':<{width}}{path}")
+
+
 def main() -> None:
     """The command line."""
     values = flags.FLAGS
     overrides = config_flags.get_override_values(values["config"])
     use_compile_cache(values.config.run.compile_cache, is_quiet=jax.process_index() != 0)
     given = parse_checkpoint(values.checkpoint, values.step, where="--checkpoint")
+    is_run = loading.is_run(given.path)
+    out = values.out or (f"{given.path}/evaluation" if is_run else "evaluation")
+    if values.task is not None:
+        evaluate_task(given, overrides, out)
+        return
     result = evaluate(given.path, step=given.step, overrides=overrides, params=values.params)
     if jax.process_index() != 0:
         return
-    is_run = result["step"] is not None
-    width = max(12, *(len(name) + 2 for name in result))
-    for name, value in result.items():
-        if name == "settings" or (name == "step" and not is_run):
-            continue
-        shown = f"{value:.4f}" if isinstance(value, float) else value
-        print(f"{name:<{width}}{shown}")
-    numbers = {
-        key: value
-        for key, value in result.items()
-        if key != "step" and (value is None or isinstance(value, int | float))
-    }
-    if found := find_non_finite(numbers):
-        print(f"{'warning':<{width}}{found}")
-    default = f"{given.path}/evaluation" if is_run else "evaluation"
-    path = result_path(cli.writable_folder(values.out or default, "--out"), given.path, result)
+    width = print_values(result)
+    path = result_path(cli.writable_folder(out, "--out"), given.path, result)
     path.write_text(dumps(result) + "\n")
     print(f"{'written to':<{width}}{path}")
 

@@ -87,7 +87,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
             )
         given["data.image_size"] = size
     # Other sections are not checked: an older version may have allowed other values.
-    changed = override(to_dict(config), given, checked=("model", "data", "mesh"))
+    changed = override(to_dict(config), given, checked=("model", "data", "mesh", "tasks"))
     if "data.eval_ops" in given:
         return changed
     ops = eval_ops_at(config.data.eval_ops, old=image_size(config), new=image_size(changed))

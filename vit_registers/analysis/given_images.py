@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import jax
 
 from vit_registers.config import Data
 from vit_registers.data.loaders import Loader
+from vit_registers.data.selection import is_image_folder, name_and_split
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.data.sources.catalog import SOURCES
 from vit_registers.data.sources.folder import ALL
 from vit_registers.errors import ConfigError, DataError
 
-_OF_TFDS = "dataset_info.json"  # which TFDS writes into each version of a data set
 _BATCH = 64  # images at a time, unless the user says otherwise
 
 
@@ -36,13 +35,15 @@ def shown(settings: Data, given: str | None, overrides: Mapping[str, Any], *, fl
 
 
 def _with_images(settings: Data, given: str, flag: str) -> Data:
-    name, split = _name_and_split(given)
+    name, split = name_and_split(given)
     whole, folder = Path(given).expanduser(), Path(name).expanduser()
     if whole.is_dir():
         return _of_folder(settings, "images", whole, ALL)
     if not split:
         raise ConfigError(f"{flag}={given}: there is no such folder; give a folder of images, or NAME:SPLIT")
-    if name not in SOURCES and _has_splits(folder, split, is_path="/" in name):
+    # A name of TFDS may be that of a folder in the working folder.
+    is_meant = "/" in name or (folder / split).is_dir()
+    if name not in SOURCES and is_meant and is_image_folder(name):
         return _of_folder(settings, "folder", folder, split)
     return dataclasses.replace(settings, name=name, eval_split=split)
 
@@ -59,14 +60,6 @@ def _of_folder(settings: Data, name: str, folder: Path, split: str) -> Data:
         image_key=None,
         label_key=None,
     )
-
-
-def _has_splits(folder: Path, split: str, *, is_path: bool) -> bool:
-    """Whether a folder is one of splits with images, not one of TFDS, whose names may be those of folders."""
-    if not folder.is_dir() or any(next(folder.glob(f"{at}{_OF_TFDS}"), None) for at in ("", "*/", "*/*/")):
-        return False
-    is_builder = any(folder.glob("*_dataset_builder.py")) or (folder / f"{folder.name}.py").exists()
-    return not is_builder and (is_path or (folder / split).is_dir())
 
 
 def check_apart(test: Data, train: Data, loader: Loader, given: str) -> None:
@@ -91,18 +84,12 @@ def check_apart(test: Data, train: Data, loader: Loader, given: str) -> None:
 
 def open_boxes(given: str) -> Sequence[BoxImage]:
     """Images with boxes: a folder of PASCAL VOC, DIR or DIR:SPLIT, or NAME:SPLIT of TFDS."""
-    where, split = _name_and_split(given)
+    where, split = name_and_split(given)
     folder = Path(where).expanduser()
-    if folder.is_dir() and not (folder / _OF_TFDS).exists():
+    if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
         return boxes.open_voc(folder, split=split or None)
     if not split:
         raise ConfigError(
             f"--boxes={given}: there is no such folder; give a folder of PASCAL VOC, or NAME:SPLIT"
         )
     return boxes.open_tfds_boxes(where, split)
-
-
-def _name_and_split(given: str) -> tuple[str, str]:
-    """NAME and SPLIT of NAME:SPLIT, as in mnist:test, mnist:3.0.1:train[:10] or a/path:test."""
-    place = re.sub(r"\[.*?\]", lambda part: "_" * len(part.group()), given).rfind(":")
-    return (given, "") if place < 0 else (given[:place], given[place + 1 :])

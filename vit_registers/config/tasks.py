@@ -1,6 +1,7 @@
 """The settings of the tasks that judge frozen features, with a section for each task."""
 
 import dataclasses
+from typing import Any, TypeVar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -8,7 +9,8 @@ class KnnSettings:
     """Weighted k-nearest-neighbour classification, by DINOv2's protocol."""
 
     neighbors: tuple[int, ...] = (10, 20, 100, 200)  # the numbers of neighbours that vote
-    few_shot: int | None = None  # images of each class in the bank; None: all
+    few_shot: int | None = None  # images of each class in the bank, drawn at random; None: all
+    num_draws: int = 5  # of these images, with the seeds tasks.seed, tasks.seed + 1, ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class SegmentationSettings:
     short_side: int | None = None  # px, of test images, and of training images before they are scaled
     crop: int | None = None  # px, the side of training crops and of the windows that slide over test images
     stride: int | None = None  # px between windows
+    augment: bool | None = None  # scales training images by 0.5 to 2, flips them, and distorts their colors
     # What the sum of the cross-entropy is divided by: all (pixels, as released) | valid (those with a label).
     divisor: str = "all"
 
@@ -87,10 +90,36 @@ class DepthSettings:
     eval_crop: str | None = None  # the part of test images that counts: eigen | garg | all
 
 
+# For fields that are None: the settings of each data set, by its protocol (data/sources/dense.py). Sizes that
+# are None here too depend on the model: digit_scenes is as small as the images of digits models.
+_RELEASED = {"num_steps": 40_000, "short_side": 512, "crop": 512, "stride": 341, "augment": True}
+SEGMENTATION: dict[str, dict[str, Any]] = {
+    "digit_scenes": {"num_steps": 600, "short_side": None, "crop": None, "stride": None, "augment": False},
+    "ade20k": _RELEASED,
+    "voc2012": _RELEASED,
+    "oxford_iiit_pet": {"num_steps": 4000, "short_side": 224, "crop": 224, "stride": 149, "augment": True},
+    "folder": _RELEASED,
+}
+DEPTH: dict[str, dict[str, Any]] = {
+    "digit_scenes": {"num_steps": 600, "range_m": (1.0, 5.0), "eval_crop": "all"},
+    "nyu": {"num_steps": 38_400, "range_m": (0.001, 10.0), "eval_crop": "eigen"},
+    "kitti": {"num_steps": 38_400, "range_m": (0.001, 80.0), "eval_crop": "garg"},
+}
+DenseSettings = TypeVar("DenseSettings", SegmentationSettings, DepthSettings)
+
+
+def for_data(settings: DenseSettings, protocol: str) -> DenseSettings:
+    """The settings in which those of the data set take the place of None."""
+    table = SEGMENTATION if isinstance(settings, SegmentationSettings) else DEPTH
+    own = {name: value for name, value in table[protocol].items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **own)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks:
     """What frozen features are good for: `vit-registers evaluate --task=NAME`."""
 
+    seed: int = 0  # of what tasks draw: held-out images, the order of images, crops, initial heads
     while_training: tuple[str, ...] = ()  # tasks that each evaluation of a run computes too: knn, linear
     knn: KnnSettings = KnnSettings()
     linear: LinearSettings = LinearSettings()

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_registers.config import Data, Model, ObjectiveSettings
-from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, relabel
+from vit_registers.config import Data, KnnSettings, Model, ObjectiveSettings
+from vit_registers.data.batch import Batch, relabel
 from vit_registers.data.loaders import EvalSplit
+from vit_registers.evaluation import features as features_lib
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
+from vit_registers.evaluation.classification import classification_sums
+from vit_registers.evaluation.features import EditsOf, Features, block_features, compiled_features
 from vit_registers.evaluation.neighbours import (
     MOST_NEIGHBOURS,
     Bank,
@@ -19,17 +22,12 @@ from vit_registers.evaluation.neighbours import (
     unit_features,
     votes,
 )
-from vit_registers.models.params import abstract_model, build_model
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.training.sharding import batch_sharding, replicated
 
-NEIGHBOURS = (10, 20, 100, 200)  # the numbers k that vote, as DINOv2 reports them
 CLS = ""  # the features that rank checkpoints, whose metrics have no prefix
 PATCH = "patch"  # the mean of the patch tokens
-_RIGHT = [f"top1_k{k}" for k in NEIGHBOURS]
-
-# Features of a batch by name, BxD each: (parameters of the backbone, batch) -> {name: features}
-Features = Callable[[Any, Batch], Mapping[str, jax.Array]]
+_NEIGHBORS = KnnSettings().neighbors
 
 
 class KnnEvaluator:
@@ -42,8 +40,8 @@ class KnnEvaluator:
         """`features` is a pure function of the backbone and a batch; pass the same one to compile it once."""
         self._data, self._split, self._mesh = data, split, mesh
         self._layout = batch_sharding(mesh)
-        self._features = _compiled(features, mesh)
-        self._count = _counter(mesh, split.loader.num_classes)
+        self._features = compiled_features(features, mesh)
+        self._count = knn_counter(mesh, split.loader.num_classes, _NEIGHBORS)
 
     def __call__(self, params: Any) -> dict[str, float]:
         """{"top1_k10", ..., "patch/top1_k10", ..., "images", "non_finite"}.
@@ -60,7 +58,7 @@ class KnnEvaluator:
             totals = more if totals is None else jax.tree.map(jnp.add, totals, more)
         found = {name: int(value) for name, value in jax.device_get(totals or {}).items()}
         images, non_finite = found.get("images", 0), found.get("non_finite", 0)
-        names = [metric_name(name, right) for name in banks for right in _RIGHT]
+        names = [metric_name(name, f"top1_k{k}") for name in banks for k in _NEIGHBORS]
         shares = {name: found.get(name, 0) / max(images, 1) for name in names}
         return {**shares, "images": images, "non_finite": non_finite + left_out}
 
@@ -68,7 +66,7 @@ class KnnEvaluator:
         """({name: bank}, the largest number of rows left out of one); takes the features out of `batches`."""
         made = {}
         for name in [*batches[0][0]]:
-            rows = ((features.pop(name), label_B, mask_B) for features, label_B, mask_B in batches)
+            rows = ((features.pop(name), label_BxK[:, 0], mask_B) for features, label_BxK, mask_B in batches)
             made[name] = make_bank(rows, self._mesh)
         return {name: bank for name, (bank, _) in made.items()}, max(left for _, left in made.values())
 
@@ -79,48 +77,47 @@ def metric_name(feature: str, right: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def model_features(model: Model, data: Data) -> Features:
-    """The features of a model: cls, and the mean of the patches, both after the final norm."""
-    graphdef, _ = abstract_model(model)
+def model_features(model: Model, data: Data, edits: EditsOf | None = None) -> Features:
+    """The features of a model: cls, and the mean of the patches, both after the final norm.
+
+    Models without cls have only the latter, in the place of cls.
+    """
+    both = block_features(model, data, 1, edits)
 
     def features(backbone: Any, batch: Batch) -> dict[str, jax.Array]:
-        image = normalize(batch.views[IMAGE], mean=data.mean, std=data.std)
-        out = build_model(graphdef, backbone)(image)
-        assert out.cls is not None  # the objective requires cls
-        return {CLS: out.cls, PATCH: out.patches.astype(jnp.float32).mean(axis=1)}
+        found = both(backbone, batch)
+        cls_BxD = found[features_lib.CLS][:, 0]
+        return {CLS: cls_BxD, PATCH: found[features_lib.MEAN]} if model.use_cls else {CLS: cls_BxD}
 
     return features
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(features: Features, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """A function of the backbone and a batch: ({name: features}, labels, mask of those that count)."""
+def knn_counter(
+    mesh: jax.sharding.Mesh, num_classes: int, neighbors: tuple[int, ...]
+) -> Callable[..., dict[str, jax.Array]]:
+    """A function (banks, features, label_BxK, mask_B) that counts the right answers, by feature and k.
 
-    @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
-    def compute(backbone: Any, batch: Batch) -> tuple[Mapping[str, jax.Array], jax.Array, jax.Array]:
-        label_B = batch.targets[LABEL].reshape(len(batch.mask_B), -1)[:, 0]
-        return features(backbone, batch), label_B, batch.mask_B & (label_B >= 0)
-
-    return compute
-
-
-@functools.lru_cache(maxsize=8)
-def _counter(mesh: jax.sharding.Mesh, num_classes: int) -> Callable[..., dict[str, jax.Array]]:
-    """A function that counts the right answers of a batch, by feature and k."""
+    They are "<feature>/top1_k<k>", and "top5_k<k>" with more than five classes. Each label of an image is
+    right. The softmax of the votes is over MOST_NEIGHBOURS, or the largest k if that is more.
+    """
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def count(
-        banks: Mapping[str, Bank], features: Mapping[str, jax.Array], label_B: jax.Array, mask_B: jax.Array
+        banks: Mapping[str, Bank], features: Mapping[str, jax.Array], label_BxK: jax.Array, mask_B: jax.Array
     ) -> dict[str, jax.Array]:
         found, is_finite_B = {}, jnp.ones_like(mask_B)
         for name, bank in banks.items():
             query_BxD = unit_features(features[name])
             own_B = jnp.isfinite(query_BxD).all(axis=-1)
-            similarity_BxJ, found_BxJ = nearest_rows(bank, jnp.nan_to_num(query_BxD), MOST_NEIGHBOURS)
-            each = votes(similarity_BxJ, found_BxJ, num_classes=num_classes, numbers=NEIGHBOURS)
-            for right, votes_BxY in zip(_RIGHT, each, strict=True):
-                is_right_B = mask_B & own_B & (votes_BxY.argmax(axis=-1) == label_B)
-                found[metric_name(name, right)] = is_right_B.sum()
+            most = max(MOST_NEIGHBOURS, *neighbors)
+            similarity_BxJ, found_BxJ = nearest_rows(bank, jnp.nan_to_num(query_BxD), most)
+            each = votes(similarity_BxJ, found_BxJ, num_classes=num_classes, numbers=neighbors)
+            for k, votes_BxY in zip(neighbors, each, strict=True):
+                no_loss_B = jnp.zeros(len(votes_BxY))
+                sums = classification_sums(votes_BxY, label_BxK, mask_B & own_B, no_loss_B)
+                for top in [top for top in ("top1", "top5") if top in sums]:
+                    found[metric_name(name, f"{top}_k{k}")] = sums[top][0]
             is_finite_B &= own_B
         return {**found, "images": mask_B.sum(), "non_finite": (mask_B & ~is_finite_B).sum()}
 

@@ -17,7 +17,9 @@ class FrozenModel(NamedTuple):
 
     name: str  # as errors and tables name it
     model: Model
-    data: Data  # preprocessing and normalisation; its data set is not read by tasks
+    # Preprocessing, normalisation and further splits. Its data set and eval_split are those of Splits.test
+    # (not for dense tasks), its train_split is not used; data/selection.py has the settings of another one.
+    data: Data
     backbone: Any  # parameters over `mesh`
     mesh: jax.sharding.Mesh
     # Of each forward pass, by its tokens, such as for registers that are added at test time. `model` and
@@ -64,7 +66,11 @@ class Task(Protocol):
         folder: Path | None,
         say: Callable[[str], None],
     ) -> TaskResult:
-        """The result. `folder` keeps what resumes an interrupted call; `say` gets a line of progress.
+        """The result. `folder` keeps what resumes an interrupted call.
+
+        `say` gets lines on what the task is doing, as often as it likes: a terminal shows the newest, and a
+        log one from time to time. `pace.py` makes them. What a reader has to know afterwards is in `notes`.
+
 
         Raises ConfigError or DataError, one line each, before anything is computed where it can.
         """

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_registers.data.sources.dense import IGNORED
 from vit_registers.evaluation.segmentation.head import (
-    IGNORED,
     SegmentationHead,
     Statistics,
     enlarge,

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.config import nearest
+from vit_registers.data.sources.dense import DEPTH, DensePair, DenseSource, check_split
 from vit_registers.data.sources.digits import CLASS_NAMES as DIGIT_NAMES
 from vit_registers.data.sources.digits import load_split
-from vit_registers.errors import DataError
 
 NUM_SCENES = {"train": 1000, "test": 200}
 CLASS_NAMES = ("background", *DIGIT_NAMES)
@@ -37,8 +36,7 @@ def scene(split: str, index: int, *, seed: int = 0) -> Scene:
 
     Scenes of "train" and "test" have no digit in common. Raises DataError for another split.
     """
-    if split not in NUM_SCENES:
-        raise DataError(f"digit_scenes has no split '{split}': {nearest(split, NUM_SCENES)}")
+    check_split("digit_scenes", split, [*NUM_SCENES])
     digit_NxHxWx1, label_N = load_split(split)
     rng = np.random.default_rng([seed, [*NUM_SCENES].index(split), index])
     is_occupied = rng.random(_CELLS**2) < _OCCUPIED
@@ -78,3 +76,23 @@ def _overlap(top: int, left: int, side: int) -> tuple[tuple[slice, slice], tuple
     target = tuple(slice(max(start, 0), min(start + side, SIDE)) for start in (top, left))
     own = tuple(slice(t.start - s, t.stop - s) for t, s in zip(target, (top, left), strict=True))
     return (target[0], target[1]), (own[0], own[1])
+
+
+class DigitScenes(DenseSource):
+    """The scenes of seed 0, with the class of each pixel or its depth."""
+
+    name = protocol = "digit_scenes"
+
+    def __init__(self, kind: str) -> None:
+        """`kind` is CLASSES or DEPTH."""
+        self.kind = kind
+        self.class_names = () if kind == DEPTH else CLASS_NAMES
+
+    def num_examples(self, split: str) -> int:
+        check_split(self.name, split, [*NUM_SCENES])
+        return NUM_SCENES[split]
+
+    def read(self, split: str, i: int, channels: int) -> DensePair:
+        image_HxWx1, class_HxW, depth_HxW = scene(split, i)
+        label_HxW = depth_HxW if self.kind == DEPTH else class_HxW.astype(np.int32)
+        return DensePair(np.repeat(image_HxWx1, channels, axis=2), label_HxW)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-IGNORED = 255  # the label of pixels that neither train the head nor count in an evaluation
+from vit_registers.data.sources.dense import IGNORED
+
 _EPSILON = 1e-5
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 

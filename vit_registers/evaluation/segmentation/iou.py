@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_registers.evaluation.segmentation.head import IGNORED
+from vit_registers.data.sources.dense import IGNORED
 
 
 def confusion(label_HxW: np.ndarray, predicted_HxW: np.ndarray, num_classes: int) -> np.ndarray:

@@ -1,0 +1,54 @@
+"""The data sets with a label for each pixel, by name and by the layout of their folder. Add new ones here."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_registers.config import nearest
+from vit_registers.data.sources.dense import CLASSES, DEPTH, DenseSource
+from vit_registers.data.sources.digit_scenes import DigitScenes
+from vit_registers.errors import DataError
+
+
+class Layout(NamedTuple):
+    """A form of folders, which is recognised by what the folder holds."""
+
+    text: str  # the paths that such a folder has, as errors name it
+    is_there: Callable[[Path], bool]
+    open: Callable[[Path], DenseSource]
+
+
+class DenseCatalog(NamedTuple):
+    """The data sets with one kind of labels."""
+
+    named: Mapping[str, Callable[[], DenseSource]]
+    layouts: Sequence[Layout]  # the first that fits is taken
+
+
+CATALOG: dict[str, DenseCatalog] = {
+    CLASSES: DenseCatalog({"digit_scenes": functools.partial(DigitScenes, CLASSES)}, ()),
+    DEPTH: DenseCatalog({"digit_scenes": functools.partial(DigitScenes, DEPTH)}, ()),
+}
+
+
+def open_dense(name_or_folder: str, kind: str) -> DenseSource:
+    """The data set of a name, or in a folder, with labels of `kind`: CLASSES or DEPTH.
+
+    Raises DataError for an unknown name, a folder that is not there, or one of another layout.
+    """
+    named, layouts = CATALOG[kind]
+    if name_or_folder in named:
+        return named[name_or_folder]()
+    folder = Path(name_or_folder).expanduser()
+    if not folder.is_dir():
+        is_path = "/" in name_or_folder or name_or_folder.startswith((".", "~"))
+        hint = "there is no such folder" if is_path else nearest(name_or_folder, named)
+        raise DataError(
+            f"data '{name_or_folder}' is neither a data set with {kind} of pixels nor a folder: {hint}"
+        )
+    for layout in layouts:
+        if layout.is_there(folder):
+            return layout.open(folder)
+    texts = "; or ".join(layout.text for layout in layouts)
+    raise DataError(f"{folder} has none of the layouts of data with {kind} of pixels: {texts}")

@@ -1,0 +1,47 @@
+"""A head in training, on disk: arrays in one file that is complete or unchanged."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class SavedHead(NamedTuple):
+    """Where a head is kept, and what it is trained from."""
+
+    path: Path  # NAME.npz
+    identity: str  # everything that the head depends on; a file of another identity is not resumed
+
+
+def write_head(saved: SavedHead, state: Any) -> None:
+    """Writes the arrays of `state`, nested tuples and dicts, atomically. Raises OSError."""
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
+    saved.path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = saved.path.with_name(f"{saved.path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, np.array(saved.identity), *arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, saved.path)
+
+
+def read_head(saved: SavedHead, like: Any) -> Any | None:
+    """The state on disk, as numpy arrays in the structure of `like`.
+
+    None if there is no file, or one of another identity or of other shapes, or one that is damaged.
+    """
+    shapes, structure = jax.tree.flatten(like)
+    try:
+        # np.load leaves a damaged file open that it has opened
+        with saved.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays["arr_0"]) != saved.identity:
+                return None
+            leaves = [arrays[f"arr_{i + 1}"] for i in range(len(shapes))]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(leaves, shapes, strict=True)):
+        return None
+    return jax.tree.unflatten(structure, leaves)

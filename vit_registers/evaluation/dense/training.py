@@ -1,0 +1,222 @@
+"""The training of a head with a loss for each pixel, on a frozen backbone."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_registers.data.order import Order
+from vit_registers.errors import ConfigError, TrainingError
+from vit_registers.evaluation.dense.examples import DenseBatch, Examples, in_threads, stack, train_batches
+from vit_registers.evaluation.dense.saved import SavedHead, read_head, write_head
+from vit_registers.status import clock
+from vit_registers.training.sharding import batch_sharding, replicated
+
+_MAX_CACHED_BYTES = 4 << 30  # features on the host
+_SAVE_EVERY_S = 20.0
+_SAY_EVERY_S = 10.0
+
+# (backbone, images uint8, their sizes) -> features with an axis of images, without gradient
+Features = Callable[[Any, jax.Array, jax.Array], jax.Array]
+# (head, statistics, features, labels, key, step) -> (loss, statistics)
+Loss = Callable[[Any, Any, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Init = Callable[[jax.Array], tuple[Any, Any]]  # key -> (head, statistics), float32
+
+
+class Recipe(NamedTuple):
+    """How a head is trained."""
+
+    init: Init
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    num_steps: int
+    batch_size: int  # global
+    seed: int
+
+
+class HeadState(NamedTuple):
+    """A head in training. `first_bad` are the first steps with a loss and with features not finite, or -1."""
+
+    step: jax.Array
+    head: Any
+    statistics: Any
+    moments: Any
+    first_bad_2: jax.Array
+
+
+class HeadTrainer:
+    """Trains heads of one recipe, on features of several backbones of one architecture.
+
+    The backbone takes no part in the differentiation, so that none of its activations is kept. Batches are
+    split over the axes data and fsdp of the mesh, and the head is on every device.
+    """
+
+    def __init__(self, recipe: Recipe, features: Features, mesh: jax.sharding.Mesh, *, setting: str) -> None:
+        """`setting` is the section of the settings, for messages. Raises ConfigError for the batch size."""
+        layout = batch_sharding(mesh)
+        try:
+            layout.shard_shape((recipe.batch_size,))
+        except ValueError:
+            raise ConfigError(
+                f"{setting}.batch_size={recipe.batch_size} does not divide over {layout.num_devices} devices"
+            ) from None
+        self._recipe, self._layout, self._setting = recipe, layout, setting
+        everywhere = replicated(mesh)
+        update = functools.partial(_update, recipe)
+
+        def step(backbone: Any, state: HeadState, batch: DenseBatch) -> tuple[HeadState, jax.Array]:
+            feature = features(backbone, batch.image_BxHxWxC, batch.size_Bx2)
+            return update(state, jax.lax.stop_gradient(feature), batch.label_BxHxW)
+
+        self._init = jax.jit(functools.partial(_init, recipe), out_shardings=everywhere)
+        self._step = jax.jit(step, donate_argnums=1, out_shardings=everywhere)
+        self._update = jax.jit(update, donate_argnums=0, out_shardings=everywhere)
+        self._features = jax.jit(features, out_shardings=everywhere)
+        self._everywhere = everywhere
+
+    def train(
+        self,
+        backbone: Any,
+        examples: Examples,
+        *,
+        what: str,
+        saved: SavedHead | None,
+        say: Callable[[str], None],
+    ) -> tuple[Any, Any]:
+        """(head, statistics) after the last step.
+
+        `what` is trained, as progress and errors name it. A run that was interrupted continues from `saved`,
+        and ends with the same bits. Raises TrainingError if the loss or the features are not finite.
+        """
+        recipe, state = self._recipe, self._init()
+        if saved is not None and saved.path.exists():
+            found = read_head(saved, state)
+            if found is None:
+                say(f"{what}: {saved.path} is damaged or has a head of other settings: a new one is trained")
+            else:
+                state = jax.device_put(found, self._everywhere)
+                if int(state.step) < recipe.num_steps:
+                    say(f"{what}: continues at step {int(state.step):,}")
+        first = int(state.step)
+        is_kept = not examples.is_random and self._fits(backbone, examples)
+        steps = (self._cached_steps if is_kept else self._steps)(backbone, examples, first)
+        pace = _Pace(what, first, recipe.num_steps, say)
+        written_s = time.monotonic()
+        for done, take in enumerate(steps, first + 1):
+            state, loss = take(state)
+            if pace.is_due(done):
+                pace.report(done, float(loss))
+                self._check(state, what)
+            if saved is not None and time.monotonic() - written_s > _SAVE_EVERY_S:
+                self._check(state, what)
+                _write(saved, state)
+                written_s = time.monotonic()
+        self._check(state, what)
+        if saved is not None and first < recipe.num_steps:
+            _write(saved, state)
+        return state.head, state.statistics
+
+    def _steps(self, backbone: Any, examples: Examples, first: int) -> Iterator[Any]:
+        """A function for each step from `first` on: state -> (state, loss)."""
+        steps = range(first, self._recipe.num_steps)
+        for batch in train_batches(examples, self._order(examples), steps, self._layout):
+            yield lambda state, batch=batch: self._step(backbone, state, batch)
+
+    def _cached_steps(self, backbone: Any, examples: Examples, first: int) -> Iterator[Any]:
+        """As `_steps`, with the features of each example computed once."""
+        order, size = self._order(examples), self._recipe.batch_size
+        feature_NxHxWxC, label_NxHxW = self._all_features(backbone, examples)
+        for step in range(first, self._recipe.num_steps):
+            rows = order.records(step * size + np.arange(size))
+            pair = jax.device_put((feature_NxHxWxC[rows], label_NxHxW[rows]), self._layout)
+            yield lambda state, pair=pair: self._update(state, *pair)
+
+    def _all_features(self, backbone: Any, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """(features, labels) of all examples, on the host."""
+        number, size, features, labels = examples.number, self._recipe.batch_size, [], []
+
+        def tasks(start: int) -> list[tuple[Any, ...]]:
+            records = np.minimum(np.arange(start, start + size), number - 1)
+            return [(examples.make, int(record), np.random.default_rng(0)) for record in records]
+
+        for batch in in_threads(tasks, range(0, number, size), stack):
+            placed = jax.device_put(batch, self._layout)
+            features.append(np.asarray(self._features(backbone, placed.image_BxHxWxC, placed.size_Bx2)))
+            labels.append(batch.label_BxHxW)
+        return np.concatenate(features)[:number], np.concatenate(labels)[:number]
+
+    def _fits(self, backbone: Any, examples: Examples) -> bool:
+        """Whether the features of all examples are few enough to be kept."""
+        batch = stack([examples.make(0, np.random.default_rng(0))])
+        shape = jax.eval_shape(self._features, backbone, batch.image_BxHxWxC, batch.size_Bx2)
+        return examples.number * shape.size * shape.dtype.itemsize <= _MAX_CACHED_BYTES
+
+    def _order(self, examples: Examples) -> Order:
+        recipe = self._recipe
+        return Order(seed=recipe.seed, num_examples=examples.number, batch_size=recipe.batch_size)
+
+    def _check(self, state: HeadState, what: str) -> None:
+        loss, features = (int(step) for step in state.first_bad_2)
+        if features >= 0:
+            raise TrainingError(
+                f"{what}: its features are not finite from step {features} on, so no head fits"
+            )
+        if loss >= 0:
+            rate = f"{self._setting}.learning_rate"
+            raise TrainingError(
+                f"{what}: the loss of the head is not finite from step {loss} on: lower {rate}"
+            )
+
+
+def _init(recipe: Recipe) -> HeadState:
+    head, statistics = recipe.init(jax.random.key(recipe.seed))
+    moments = recipe.optimizer.init(head)
+    return HeadState(jnp.zeros((), jnp.int32), head, statistics, moments, jnp.full(2, -1, jnp.int32))
+
+
+def _update(
+    recipe: Recipe, state: HeadState, feature_BxHxWxC: jax.Array, label_BxHxW: jax.Array
+) -> tuple[HeadState, jax.Array]:
+    """(state, loss) after a step."""
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    (loss, statistics), grads = jax.value_and_grad(recipe.loss, has_aux=True)(
+        state.head, state.statistics, feature_BxHxWxC, label_BxHxW, key, state.step
+    )
+    updates, moments = recipe.optimizer.update(grads, state.moments, state.head)
+    is_bad_2 = jnp.stack([~jnp.isfinite(loss), ~jnp.isfinite(feature_BxHxWxC).all()])
+    first_bad_2 = jnp.where((state.first_bad_2 < 0) & is_bad_2, state.step, state.first_bad_2)
+    head = optax.apply_updates(state.head, updates)
+    return HeadState(state.step + 1, head, statistics, moments, first_bad_2), loss
+
+
+def _write(saved: SavedHead, state: HeadState) -> None:
+    if jax.process_index() == 0:
+        write_head(saved, state)
+
+
+class _Pace:
+    """Lines of progress, with the time that is left."""
+
+    def __init__(self, what: str, first: int, total: int, say: Callable[[str], None]) -> None:
+        self._what, self._total, self._say = what, total, say
+        self._first, self._started_s = first, time.monotonic()
+        self._said_s = self._started_s
+
+    def is_due(self, done: int) -> bool:
+        """Whether a line is due after `done` steps. The first step, which compiles, does not count."""
+        if done == self._first + 1:
+            self._first, self._started_s = done, time.monotonic()
+            return False
+        return time.monotonic() - self._said_s > _SAY_EVERY_S and done < self._total
+
+    def report(self, done: int, loss: float) -> None:
+        """Says how far the training is."""
+        self._said_s = time.monotonic()
+        rate = (done - self._first) / max(self._said_s - self._started_s, 1e-9)
+        place, left = f"step {done:,} of {self._total:,}", clock((self._total - done) / rate)
+        self._say(f"{self._what}: {place}, loss {loss:.4f}, {rate:.1f} steps/s, {left} left")

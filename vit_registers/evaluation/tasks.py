@@ -1,0 +1,34 @@
+"""The tasks by name: `evaluate --task=NAME`. Imports nothing slow, as the help lists them.
+
+To add one, write its module and add it here.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vit_registers.evaluation.task import Task
+
+
+class TaskEntry(NamedTuple):
+    """Where a task is, and the data that it is measured on if none is given."""
+
+    module: str  # of vit_registers.evaluation, imported when the task is run
+    name: str  # in the module
+    is_dense: bool = False  # labels for each pixel: the data of a run have none
+
+
+TASKS: dict[str, TaskEntry] = {
+    "knn": TaskEntry("knn_task", "KNN_TASK"),
+    "linear": TaskEntry("linear.task", "LINEAR"),
+    "logistic": TaskEntry("logistic_task", "LOGISTIC"),
+    "segmentation": TaskEntry("segmentation.task", "SEGMENTATION", is_dense=True),
+    "depth": TaskEntry("depth.task", "DEPTH", is_dense=True),
+}
+
+
+def import_task(name: str) -> "Task":
+    """The task of that name."""
+    entry = TASKS[name]
+    module = importlib.import_module(f"vit_registers.evaluation.{entry.module}")
+    return getattr(module, entry.name)

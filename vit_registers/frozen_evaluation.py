@@ -1,0 +1,190 @@
+"""Runs a task of evaluation/tasks.py on a checkpoint: `evaluate --task=NAME`."""
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from vit_registers import status
+from vit_registers.analysis.file_names import file_name
+from vit_registers.config import Config, Data, Tasks, check_section, image_size
+from vit_registers.data.loaders import loader_to_evaluate
+from vit_registers.data.selection import require_split, select
+from vit_registers.digests import text_digest
+from vit_registers.errors import ConfigError
+from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+from vit_registers.evaluation.tasks import TASKS, import_task
+from vit_registers.loading import ExternalCheckpoint
+from vit_registers.objectives.base import BACKBONE
+from vit_registers.runs.reading import RunCheckpoint
+from vit_registers.runtime.mesh import make_mesh
+from vit_registers.strict_json import dumps
+from vit_registers.training import sharding
+from vit_registers.training.memory import check_memory
+
+_NO_EFFECT = ("eval_batch_size", "also_eval", "batch_size", "train_split", "train_ops", "eval_split")
+
+
+class Given(NamedTuple):
+    """What a user asks for."""
+
+    checkpoint: str  # without its step
+    task: str
+    data: str | None = None  # NAME:SPLIT or FOLDER:SPLIT
+    train_data: str | None = None
+    params: str | None = None
+
+
+class TaskRun(NamedTuple):
+    """A task with all that it reads, and the name of its result, which other settings do not have."""
+
+    frozen: FrozenModel
+    settings: Tasks
+    splits: Splits
+    about: dict[str, Any]  # the head of the result
+    stem: str
+    log_every_s: float
+
+
+def task_splits(given: Given, config: Config, *, is_run: bool) -> Splits:
+    """The data of a task: those that are given, or the splits of the run, for a task that can use them.
+
+    Raises ConfigError if there are none.
+    """
+    data, is_dense = config.data, TASKS[given.task].is_dense
+    if given.data is not None:
+        test = require_split(given.data, flag="--data")
+    elif is_dense:
+        raise ConfigError(
+            f"--task={given.task} requires images with a label for each pixel: give --data=NAME:SPLIT; "
+            "--data=digit_scenes:test is always there"
+        )
+    elif not is_run:
+        raise ConfigError(
+            f"{given.checkpoint} is not a run folder, so the images must be given: --data=FOLDER:SPLIT with "
+            "images at FOLDER/SPLIT/CLASS/, or --data=NAME:SPLIT with the name of a data set of TFDS"
+        )
+    else:
+        test = (data.name, data.eval_split)
+    if given.train_data is not None:
+        return Splits(require_split(given.train_data, flag="--train_data"), test)
+    is_own = test[0] == data.name and not is_dense and is_run
+    return Splits((test[0], data.train_split if is_own else "train"), test)
+
+
+def open_task(
+    given: Given, checkpoint: RunCheckpoint | ExternalCheckpoint, overrides: Mapping[str, object]
+) -> TaskRun:
+    """The task on a checkpoint, whose parameters are read. Raises UserErrors, one line each."""
+    config = checkpoint.config
+    check_section("tasks", config.tasks)
+    splits = task_splits(given, config, is_run=checkpoint.step is not None or "data.name" in overrides)
+    data = config.data
+    if not TASKS[given.task].is_dense:
+        data = select(data, *splits.test)
+        own = {key: getattr(config.data, key) for key in ("data_dir", "image_key", "label_key")}
+        data = dataclasses.replace(data, **{k: own[k] for k in own if f"data.{k}" in overrides})
+    mesh = make_mesh(config.mesh)
+    is_size_given = "data.eval_batch_size" in overrides
+    data = sharding.fit_evaluation(data, config.model, mesh, is_size_given=is_size_given)
+    data = dataclasses.replace(loader_to_evaluate(data), image_size=image_size(config))
+    check_memory(config.model, data, mesh, training=None)
+    about = {
+        "checkpoint": given.checkpoint,
+        "step": checkpoint.step,
+        "params": given.params or checkpoint.eval_params_name,
+        "task": given.task,
+        "data": ":".join(splits.test),
+        "train_data": ":".join(splits.train),
+    }
+    settings = _settings(config, data, given.task)
+    stem = _stem(about, splits, settings)
+    with jax.set_mesh(mesh):
+        backbone = checkpoint.read_params(mesh, given.params)[BACKBONE]
+    frozen = FrozenModel(_model_name(about), config.model, data, backbone, mesh)
+    about["settings"] = settings
+    return TaskRun(frozen, config.tasks, splits, about, stem, config.run.log_every_s)
+
+
+def run_task(run: TaskRun, folder: Path) -> tuple[dict[str, Any], TaskResult]:
+    """(what the JSON file says, the result); an interrupted call with the same `folder` is resumed."""
+    unfinished = folder / "unfinished" / run.stem
+    started = time.monotonic()
+    say = _Lines(run.log_every_s, is_quiet=jax.process_index() != 0)
+    try:
+        with jax.set_mesh(run.frozen.mesh):
+            task = import_task(run.about["task"])
+            result = task(run.frozen, run.settings, run.splits, folder=unfinished, say=say)
+    finally:
+        status.clear()
+    if jax.process_index() == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished.parent.is_dir() and not any(unfinished.parent.iterdir()):
+            unfinished.parent.rmdir()
+    about = {key: value for key, value in run.about.items() if key != "settings"}
+    spent_s = round(time.monotonic() - started, 3)
+    return about | {**result.values, "time_s": spent_s, "settings": run.about["settings"]}, result
+
+
+class _Lines:
+    """Shows the newest of many lines: in place on a terminal, and from time to time in a log."""
+
+    def __init__(self, log_every_s: float, *, is_quiet: bool):
+        self._log_every_s, self._is_quiet = log_every_s, is_quiet
+        self._next = time.monotonic() + (0.0 if status.is_live() else log_every_s)
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if self._is_quiet or now < self._next:
+            return
+        if status.is_live():
+            status.show(line)
+            self._next = now + status.REFRESH_S
+        else:
+            status.say(line, sys.stderr)
+            self._next = now + self._log_every_s
+
+
+def _settings(config: Config, data: Data, task: str) -> dict[str, Any]:
+    """All that the result depends on besides the checkpoint and the splits."""
+    folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
+    return {
+        "data": dataclasses.asdict(data) | {"data_dir": folder, "image_size": list(image_size(config))},
+        "model": {"dtype": config.model.dtype, "attention": config.model.attention},
+        "tasks": {"seed": config.tasks.seed, task: dataclasses.asdict(getattr(config.tasks, task))},
+    }
+
+
+def _stem(about: Mapping[str, Any], splits: Splits, settings: dict[str, Any]) -> str:
+    """[<weights>-]<task>-<data>-<split>[-<step>][-ema]-<digest>; the digest is that of all settings."""
+    name, split = splits.test
+    data = {key: value for key, value in settings["data"].items() if key not in _NO_EFFECT}
+    key = [_absolute(splits.train[0]), splits.train[1], _absolute(name), split]
+    key += [data, settings["model"]["dtype"], settings["tasks"]]
+    if about["task"] == "linear":
+        key.append(settings["data"]["also_eval"])
+    if about["step"] is None:
+        key.append(_absolute(about["checkpoint"]))
+    digest = text_digest(dumps(key, sort_keys=True))[:8]
+    parts = [about["task"], Path(name).name, split]
+    parts += [] if about["step"] is None else [str(about["step"])]
+    parts += [] if about["params"] == "params" else [about["params"]]
+    if about["step"] is None:
+        parts.insert(0, Path(about["checkpoint"]).name)
+    return f"{file_name('-'.join(parts))}-{digest}"
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _model_name(about: Mapping[str, Any]) -> str:
+    name = Path(about["checkpoint"]).name or about["checkpoint"]
+    return name if about["step"] is None else f"{name}@{about['step']}"
