@@ -167,7 +167,7 @@ def _with_train_images(
     """The model with the images to train probes on, which are prepared as those to test on."""
     data = given_images.shown(one.config.data, given, overrides, flag="--train_data")
     config = dataclasses.replace(one.config, data=data)
-    loader = open_data(config)
+    loader = open_data(config, needs_labels=False)
     number = loader.num_examples(data.eval_split)
     given_images.check_apart(one.config.data, data, loader, given)
     train = dataclasses.replace(one, config=config, loader=loader, num_images=min(number, limit or number))
@@ -201,7 +201,7 @@ def _open(
     config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
-    loader = open_data(config)
+    loader = open_data(config, needs_labels=False)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
         name=name,

@@ -85,6 +85,8 @@ class Subject:
     def other_classes(self) -> str | None:
         """Why the images' classes are not those of the model's own head; None where they are."""
         theirs, own = len(self.class_names), self.model.num_classes
+        if not theirs:
+            return "the images have no classes"
         if self.head_names is not None and len(self.head_names) == own > 0:
             try:
                 match(self.class_names, self.head_names, where="the image set")

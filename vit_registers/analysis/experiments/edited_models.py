@@ -79,7 +79,8 @@ def change(subject: Subject, before: Store, after: Store, images: np.ndarray) ->
         first, then = (choices(store.read("logits_Y")[images]) for store in (before, after))
         agreement = float(((first == then) & (then != NO_CHOICE)).mean())
         label_B = subject.head_labels()
-        accuracy = None if label_B is None else float((then == label_B[images]).mean())
+        if label_B is not None and (is_labelled_B := label_B[images] >= 0).any():
+            accuracy = float((then == label_B[images])[is_labelled_B].mean())
     return Change(cls, registers, agreement, accuracy)
 
 
