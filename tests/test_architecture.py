@@ -118,6 +118,7 @@ ALLOWED = {
         "runtime",
         "training",
         "runs",
+        "evaluation",
         "interop",
         "checkpoint_names",
         "loading",

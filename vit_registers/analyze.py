@@ -63,6 +63,10 @@ def define_flags() -> None:
         ("edited_images", Options.num_edited, "The number of images that edited models are shown, at most."),
     ):
         flags.DEFINE_integer(name, default, text, lower_bound=1)
+    flags.DEFINE_list("tasks", [], "For frozen-heads: tasks, such as linear, segmentation and depth.")
+    flags.DEFINE_list(
+        "task_data", None, "For frozen-heads: TRAIN,TEST of segmentation and depth, each as NAME:SPLIT."
+    )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print all experiments and exit.")
     cli.define_settings()
@@ -72,9 +76,7 @@ def define_flags() -> None:
 NAME = startup.take_name() if __name__ == "__main__" else ""
 startup.begin(__name__, define_flags)
 
-import math
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,8 +93,8 @@ from vit_registers.analysis.experiments.experiment import Experiment, not_measur
 from vit_registers.analysis.experiments.train_test import TO_COMPARE, num_shared
 from vit_registers.analysis.features.extract import Images, extract
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.options import Options
-from vit_registers.analysis.progress import AnalysisProgress
+from vit_registers.analysis.options import Options, parse_energy
+from vit_registers.analysis.progress import AnalysisProgress, Findings
 from vit_registers.analysis.report import drawing, write
 from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.report.result import Result, counted
@@ -100,7 +102,7 @@ from vit_registers.analysis.subject import Subject
 from vit_registers.config import Run, lookup
 from vit_registers.errors import ConfigError, DataError, UserError
 from vit_registers.runtime.compile_cache import use_compile_cache
-from vit_registers.status import say, waiting
+from vit_registers.status import waiting
 
 ALL = "all"
 
@@ -150,7 +152,7 @@ def analyze(
         findings.add(name, entry.result.finding)
         return entry
 
-    findings = _Findings(names)
+    findings = Findings(names)
     with AnalysisProgress(len(names), log_every_s) as progress:
         for one in opened:
             asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
@@ -184,20 +186,6 @@ def _extracted(
     return subject
 
 
-class _Findings:
-    """Prints findings in the order of `names`, each as soon as it and those before it are known."""
-
-    def __init__(self, names: list[str]):
-        self._left, self._known, self._lock = list(names), dict[str, str](), threading.Lock()
-
-    def add(self, name: str, finding: str) -> None:
-        with self._lock:
-            self._known[name] = finding
-            while self._left and self._left[0] in self._known:
-                first = self._left.pop(0)
-                say(f"{first}: {self._known[first]}")
-
-
 def _in_two_threads(
     names: list[str], answer: Callable[[str, Callable[[Figure, Path], None]], ReportEntry]
 ) -> list[ReportEntry]:
@@ -224,23 +212,6 @@ def show_list() -> None:
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
 
 
-def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
-    if not given:
-        return None
-    try:
-        hours, watts, pue, intensity = map(float, given)
-        is_valid = all(0 <= number < math.inf for number in (hours, watts, pue, intensity))
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise ConfigError(
-            f"--energy={','.join(given)}: must be HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
-            "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
-            "--energy=66,400,1.2,0.4"
-        )
-    return hours, watts, pue, intensity
-
-
 def main(name: str) -> None:
     """The command line, after the name of the experiment."""
     values = flags.FLAGS
@@ -258,6 +229,8 @@ def main(name: str) -> None:
     if name != ALL and not lookup(EXPERIMENTS, name, "experiment").trains and values.train_data:
         able = ", ".join(key for key, one in EXPERIMENTS.items() if one.trains)
         raise ConfigError(f"--train_data: {name} trains nothing: leave it out; these do: {able}")
+    if values.tasks and name not in (ALL, "frozen-heads"):
+        raise ConfigError(f"--tasks is for frozen-heads, not {name}: leave it out")
     if not values.checkpoint:
         raise ConfigError(
             "--checkpoint is missing: give a run folder, or weights in another format; it may be repeated"
@@ -272,7 +245,7 @@ def main(name: str) -> None:
         boxes=boxes,
         num_blocks=values.lost_blocks,
         num_edited=values.edited_images,
-        energy=_energy(values.energy),
+        energy=parse_energy(values.energy),
     )
     out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
@@ -291,6 +264,7 @@ def main(name: str) -> None:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
     if unlike := opening.differences(opened):
         print(f"warning: {unlike}", file=sys.stderr)
+    options = given_images.with_tasks(options, values.tasks, values.task_data, opened[0])
     names = list(EXPERIMENTS) if name == ALL else [name]
     entries = analyze(names, opened, options, out, log_every_s)
     about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}

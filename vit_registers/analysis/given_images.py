@@ -4,18 +4,24 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from vit_registers.config import Data
+from vit_registers.analysis.options import Options
+from vit_registers.config import Data, check_section, lookup
 from vit_registers.data.loaders import Loader
-from vit_registers.data.selection import is_image_folder, name_and_split
+from vit_registers.data.selection import is_image_folder, name_and_split, require_split
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.data.sources.catalog import SOURCES
 from vit_registers.data.sources.folder import ALL
 from vit_registers.errors import ConfigError, DataError
+from vit_registers.evaluation.task import Splits
+from vit_registers.evaluation.tasks import TASKS
+
+if TYPE_CHECKING:
+    from vit_registers.analysis.opening import OpenedModel
 
 _BATCH = 64  # images at a time, unless the user says otherwise
 
@@ -80,6 +86,45 @@ def check_apart(test: Data, train: Data, loader: Loader, given: str) -> None:
                 loader.num_examples(f"{test.eval_split}+{train.eval_split}")  # which may not overlap
             except DataError as error:
                 raise ConfigError(f"{same}: {error}") from None
+
+
+def with_tasks(
+    options: Options, tasks: Sequence[str], given: Sequence[str] | None, opened: "OpenedModel"
+) -> Options:
+    """The options with the tasks of --tasks, their settings, and the images to train and to test them on.
+
+    These are --task_data, `given`, for segmentation and depth, and --train_data and --data, with which
+    `opened` was opened, for other tasks. Raises ConfigError if there are none.
+    """
+    if not tasks:
+        return options
+    dense = images = None
+    for task in tasks:
+        if lookup(TASKS, task, "--tasks").is_dense:
+            if given is None or len(given) != 2:
+                raise ConfigError(
+                    f"--tasks={task} requires images with a label for each pixel: give "
+                    "--task_data=TRAIN,TEST, such as --task_data=digit_scenes:train,digit_scenes:test"
+                )
+            dense = Splits(*(require_split(one, flag="--task_data") for one in given))
+        elif opened.train is None:
+            raise ConfigError(f"--tasks={task} requires --train_data=NAME:SPLIT, to train on")
+        else:
+            images = Splits(_as_split(opened.train.config.data), _as_split(opened.config.data))
+    settings = opened.config.tasks
+    check_section("tasks", settings)
+    return dataclasses.replace(
+        options, tasks=tuple(tasks), task_settings=settings, task_images=images, dense_images=dense
+    )
+
+
+def _as_split(data: Data) -> tuple[str, str]:
+    """The images of analyze as those of a task: (name or folder, split)."""
+    if data.name == "images":
+        raise ConfigError(
+            f"--tasks: {data.data_dir} has no splits: give FOLDER:SPLIT, with images at FOLDER/SPLIT/CLASS/"
+        )
+    return (data.data_dir or "" if data.name == "folder" else data.name), data.eval_split
 
 
 def open_boxes(given: str) -> Sequence[BoxImage]:

@@ -45,6 +45,7 @@ class OpenedModel:
     num_images: int
     normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
     params: str | None = None  # trained or averaged; None: those to evaluate
+    params_name: str = "params"  # their name, also of those to evaluate
     head_names: Sequence[str] | None = None  # the classes that its head was trained on; None: not known
     train: "OpenedModel | None" = None  # the same model with the images that probes are trained on
 
@@ -190,6 +191,7 @@ def _open(
         model = loading.load_run(opened, params=params)
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names, is_converted = opened.class_names, opened.is_converted
+        params_name = params or opened.eval_params_name
     else:
         local = loading.external_path(parsed)
         if not Path(local).expanduser().exists():
@@ -197,7 +199,7 @@ def _open(
         external = loading.open_external(local, overrides, params=params)
         model, config, origin = external.build(), external.config, external.normalisation_origin
         digest = files_digest(_files(Path(local).expanduser()))
-        head_names, is_converted = external.class_names, True
+        head_names, is_converted, params_name = external.class_names, True, external.eval_params_name
     config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
@@ -214,6 +216,7 @@ def _open(
         num_images=min(number, limit or number),
         normalisation=None if overrides.keys() & {"data.mean", "data.std"} else origin,
         params=params,
+        params_name=params_name,
         head_names=names_to_match(loader.class_names, head_names, is_converted=is_converted),
     )
 

@@ -12,6 +12,7 @@ from vit_registers.analysis.measures.outliers import Outliers, find
 from vit_registers.config import Model
 from vit_registers.data.class_names import match
 from vit_registers.errors import ConfigError
+from vit_registers.evaluation.task import FrozenModel
 from vit_registers.models.tokens import Grid, TokenLayout
 
 # {("q", block), ...} of the last blocks for one image of any size, uint8, heads joined, PxD each; the grid
@@ -35,6 +36,7 @@ class Subject:
     run: Path | None  # the run folder, of one of ours
     step: int | None  # of the run
     params: str | None = None  # the copy of a run's parameters; None: those to evaluate
+    params_name: str = "params"  # that copy by name, also for those to evaluate
     num_parameters: int
     num_not_finite: int = 0  # parameters that are NaN or infinite
     model: Model
@@ -53,6 +55,8 @@ class Subject:
     # features of the model under an intervention, on the first images; the last argument is their number;
     # requires image_HxWxC in the store
     rerun: Callable[[Intervention, tuple[str, ...], int], Store]
+    # the model for tasks of evaluation/tasks.py, under an intervention whose rows are the same for all images
+    frozen: Callable[[Intervention], FrozenModel] | None = None
 
     def patch_norms(self) -> np.ndarray:
         """norm_BxP after the last block, before the final norm."""

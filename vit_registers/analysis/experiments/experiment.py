@@ -54,6 +54,7 @@ class Experiment:
     runs_model: bool = False  # whether `measure` runs the model: Subject.rerun or Subject.native
     trains: bool = False  # whether `measure` trains something, on Subject.train if there are such images
     compares: str = ""
+    opens: str = ""  # the title of a table that the page shows without a click
     draw: Callable[[Found], Pictures] = lambda found: ()
     arrange: Callable[[Found], Found] = lambda found: found
     across: Callable[[Found], Sequence[str]] = lambda found: ()
@@ -117,7 +118,8 @@ class Experiment:
             if count := sum(is_not_finite(cell) for row in rows for cell in row):
                 result.gaps.append(f"{title}: {count} numbers are not finite and are left out")
             if rows:
-                result.tables.append(Table(title=title, columns=names, rows=rows))
+                is_open = title == self.opens
+                result.tables.append(Table(title=title, columns=names, rows=rows, is_open=is_open))
         result.files = {name: text for one in found for name, text in one.files.items()}
         result.images = list(dict.fromkeys(one.images for one in found if one.images))
         result.cautions = [line for one in found for line in (*_small(one), *one.cautions)]

@@ -45,21 +45,22 @@ class Parts(NamedTuple):
         return f"Trained on {trained}; tested on {tested}"
 
 
-def labelled_parts(subject: Subject, feature: str, *, what: str) -> Parts | Gap:
+def labelled_parts(subject: Subject, feature: str, *, what: str, most: int | None = None) -> Parts | Gap:
     """Half of each class to train on and half to test on, or all images of --train_data and all of --data.
 
-    Of the images that `feature` is stored of; those without a class are left out. Classes of test images are
-    those of the training images, matched by name. A gap where images have no classes, or several each, or
-    classes that the training images lack, so that `what` cannot be measured.
+    Of the images that `feature` is stored of, or the first `most` of them of each set; those without a class
+    are left out. Classes of test images are those of the training images, matched by name. A gap where images
+    have no classes, or several each, or classes that the training images lack, so that `what` cannot be
+    measured.
     """
-    label_N = _classes(subject, feature, "the images", what)
+    label_N = _classes(subject, feature, "the images", what, most)
     if isinstance(label_N, Gap):
         return label_N
     if subject.train is None:
         row_N = np.flatnonzero(label_N >= 0)
         train, test = (row_N[half] for half in halves_by_class(label_N[row_N]))
         return Parts(Part(subject, train, label_N[train]), Part(subject, test, label_N[test]))
-    own_N = _classes(subject.train, feature, "the images of --train_data", what)
+    own_N = _classes(subject.train, feature, "the images of --train_data", what, most)
     if isinstance(own_N, Gap):
         return own_N
     ours, theirs = subject.class_names, subject.train.class_names
@@ -75,8 +76,8 @@ def labelled_parts(subject: Subject, feature: str, *, what: str) -> Parts | Gap:
     return Parts(Part(subject.train, train, own_N[train]), Part(subject, test, label_N[test]))
 
 
-def _classes(subject: Subject, feature: str, images: str, what: str) -> np.ndarray | Gap:
-    label_N = np.asarray(subject.store.read("label"))[: len(subject.store.read(feature))]
+def _classes(subject: Subject, feature: str, images: str, what: str, most: int | None) -> np.ndarray | Gap:
+    label_N = np.asarray(subject.store.read("label"))[: len(subject.store.read(feature))][:most]
     if label_N.ndim > 1:
         return Gap(f"{subject.name}: {images} have several labels each, {what} requires one")
     if not (label_N >= 0).any():

@@ -152,7 +152,8 @@ def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
     more = []
     for name, table in zip(entry.table_names, result.tables, strict=True):
         csv = f'<p class="quiet"><a href="{_text(link)}{_text(name)}.csv">{_text(name)}.csv</a></p>'
-        is_open = " open" if len(table.rows) <= _OPEN_ROWS and len(result.tables) == 1 else ""
+        is_only = len(table.rows) <= _OPEN_ROWS and len(result.tables) == 1
+        is_open = " open" if table.is_open or is_only else ""
         summary = f"<summary>{_text(table.title)}: {counted(len(table.rows), 'row')}</summary>"
         more.append(f"<details{is_open}>{summary}{_table(table, f'{entry.name}: ')}{csv}</details>")
     more.append(

@@ -62,6 +62,7 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Value]]
+    is_open: bool = False  # shown by the page without a click, however many tables there are
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.title
