@@ -1,14 +1,16 @@
 """Features of images that a frozen backbone computes, for k-NN and linear classifiers."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vit_registers.config import Data, Model
-from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize
+from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, relabel
+from vit_registers.data.loaders import EvalSplit
+from vit_registers.evaluation.pace import Pace
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.tokens import TokenLayout
@@ -57,3 +59,40 @@ def compiled_features(features: Features, mesh: jax.sharding.Mesh) -> Callable[.
         return features(backbone, batch), label_BxK, batch.mask_B & (label_BxK >= 0).any(axis=-1)
 
     return compute
+
+
+class Row(NamedTuple):
+    """The features of a batch on the devices, split over its images."""
+
+    features: Mapping[str, jax.Array]
+    label_BxK: jax.Array  # padded with -1
+    mask_B: jax.Array  # False: padding, or no label
+
+
+def run_features(
+    features: Features,
+    backbone: Any,
+    split: EvalSplit,
+    mesh: jax.sharding.Mesh,
+    *,
+    say: Callable[[str], None],
+) -> Iterator[Row]:
+    """The features of all images of a split, each once, in batches.
+
+    While one batch is computed, the next one is decoded. At most two are under way, so that memory does not
+    grow with the number of images.
+    """
+    compute = compiled_features(features, mesh)
+    batches = relabel(split.loader.eval_batches(split.split, batch_sharding(mesh)), split.table)
+    number = split.loader.num_examples(split.split)
+    pace = Pace(f"features of {split.loader.name}:{split.split}", number, say, unit="images")
+    before, done = None, 0
+    for batch in batches:
+        row = Row(*compute(backbone, batch))
+        if before is not None:
+            done += len(jax.block_until_ready(before).mask_B)
+            pace.done(done)
+            yield before
+        before = row
+    if before is not None:
+        yield before

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vit_registers.analysis.experiments import one_shot, probe_global, probe_position, probe_reconstruction
 from vit_registers.analysis.experiments.train_test import (
-    Parts,
+    ProbeSets,
     halves_by_class,
     labelled_parts,
     num_shared,
@@ -177,7 +177,7 @@ def test_classes_are_matched_by_name_and_images_without_one_are_left_out():
     train = _subject(30, 1)
     test = _subject(8, 2, label=[0, 1, -1, 0, 1, -1, 0, 1], names=("cow", "ant"), train=train)
     parts = labelled_parts(test, "patches_PxD", what="it")
-    assert isinstance(parts, Parts)
+    assert isinstance(parts, ProbeSets)
     assert parts.test.label_N.tolist() == [2, 0, 2, 0, 2, 0] and len(parts.train.label_N) == 30
     assert parts.test.row_N.tolist() == [0, 1, 3, 4, 6, 7]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.edited_models import FROZEN, Trial
-from vit_registers.analysis.experiments.train_test import Part, Parts, labelled_parts
+from vit_registers.analysis.experiments.train_test import ProbeImages, ProbeSets, labelled_parts
 from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove_above
 from vit_registers.analysis.options import Options
@@ -71,13 +71,13 @@ def for_images(intervention: Intervention, number: int) -> Intervention:
     )
 
 
-def stored_arrays(parts: Parts) -> Arrays:
+def stored_arrays(parts: ProbeSets) -> Arrays:
     """The features of the model as it is, of all images of both parts."""
     train, test = (np.asarray(part.subject.store.read(FROZEN))[part.row_N] for part in parts)
     return Arrays(train, parts.train.label_N, test, parts.test.label_N)
 
 
-def variant_arrays(parts: Parts, intervention: Intervention, options: Options) -> Arrays:
+def variant_arrays(parts: ProbeSets, intervention: Intervention, options: Options) -> Arrays:
     """The features of the model under an intervention, of the first images that edited models are shown.
 
     Raises NotFiniteError if they are not finite.
@@ -88,7 +88,7 @@ def variant_arrays(parts: Parts, intervention: Intervention, options: Options) -
     return Arrays(train, parts.train.label_N, test, parts.test.label_N)
 
 
-def _rerun(part: Part, intervention: Intervention, options: Options) -> np.ndarray:
+def _rerun(part: ProbeImages, intervention: Intervention, options: Options) -> np.ndarray:
     number = min(len(part.subject.store.read("image_HxWxC")), options.num_edited)
     store = part.subject.rerun(for_images(intervention, number), (FROZEN,), options.num_edited)
     return np.asarray(store.read(FROZEN))[part.row_N]

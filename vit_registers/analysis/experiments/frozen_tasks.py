@@ -8,7 +8,7 @@ from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Expe
 from vit_registers.analysis.experiments.frozen_features import stored_arrays
 from vit_registers.analysis.experiments.frozen_knn import NEIGHBORS, knn_share
 from vit_registers.analysis.experiments.frozen_logistic import logistic_share
-from vit_registers.analysis.experiments.train_test import Parts, labelled_parts
+from vit_registers.analysis.experiments.train_test import ProbeSets, labelled_parts
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.headline import Headline, share_of_images
 from vit_registers.analysis.report.result import Found, Gap, Rows, counted
@@ -33,7 +33,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     stored, gaps = _stored(subject)
     found = {task: _as_number(one) for task, one in stored.items()}
     parts = labelled_parts(subject, FROZEN, what="k-NN")
-    if isinstance(parts, Parts):
+    if isinstance(parts, ProbeSets):
         found |= {task: _measured_here(task, parts) for task in _HERE if task not in found}
     elif set(_HERE) - set(found):
         gaps.append(parts.reason)
@@ -47,7 +47,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     named = {task: TASK_NUMBERS[task].what.partition(",")[0] for task in found}
     cells = [_cell(found[task].headline) if task in found else None for task in TASK_NUMBERS]
     is_here = any(one.is_here for one in found.values())
-    images = parts.describe() if is_here and isinstance(parts, Parts) else ""
+    images = parts.describe() if is_here and isinstance(parts, ProbeSets) else ""
     return Rows(
         tables={_TABLE: [cells], _SOURCES: [_row(task, one) for task, one in found.items()]},
         text=", ".join(
@@ -89,7 +89,7 @@ def _as_number(one: StoredTask) -> Number:
     return Number(headline, one.data, one.train_data, f"evaluation/{one.file}")
 
 
-def _measured_here(task: str, parts: Parts) -> Number:
+def _measured_here(task: str, parts: ProbeSets) -> Number:
     arrays, value = stored_arrays(parts), None
     if len(set(arrays.train_label_N.tolist())) > 1 and len(arrays.test_label_M):
         value = _HERE[task](

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
-from vit_registers.analysis.experiments.train_test import Part, Parts, labelled_parts
+from vit_registers.analysis.experiments.train_test import ProbeImages, ProbeSets, labelled_parts
 from vit_registers.analysis.measures.one_shot import OneShot, draw_one, draw_pairs, one_shot
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
@@ -53,16 +53,16 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _draw_parts(parts: Parts, seed: int) -> Parts:
+def _draw_parts(parts: ProbeSets, seed: int) -> ProbeSets:
     """An image to train on and another one to test on of each class, of both where --data was split."""
     if not parts.is_split:
-        return Parts(*(part.take(draw_one(part.label_N, seed=seed)) for part in parts))
+        return ProbeSets(*(part.take(draw_one(part.label_N, seed=seed)) for part in parts))
     row_N, label_N = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("row_N", "label_N")
     )
     order_N = np.argsort(row_N)
-    whole = Part(parts.test.subject, row_N[order_N], label_N[order_N])
-    return Parts(*map(whole.take, draw_pairs(whole.label_N, seed=seed)))
+    whole = ProbeImages(parts.test.subject, row_N[order_N], label_N[order_N])
+    return ProbeSets(*map(whole.take, draw_pairs(whole.label_N, seed=seed)))
 
 
 def _over_seeds(scores: Sequence[OneShot], part: str) -> list[float | None]:

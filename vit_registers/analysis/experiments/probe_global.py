@@ -3,7 +3,12 @@
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment, few
-from vit_registers.analysis.experiments.train_test import Part, Parts, labelled_parts, outliers_alike
+from vit_registers.analysis.experiments.train_test import (
+    ProbeImages,
+    ProbeSets,
+    labelled_parts,
+    outliers_alike,
+)
 from vit_registers.analysis.measures.probes import ProbeInputs, choose_tokens, global_probe
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.headline import share_of_images
@@ -62,12 +67,12 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
-def _smallest_class(parts: Parts) -> int:
+def _smallest_class(parts: ProbeSets) -> int:
     label_N = np.concatenate([part.label_N for part in parts])
     return int(np.unique(label_N, return_counts=True)[1].min())
 
 
-def _inputs(parts: Parts, options: Options, kind: str, seed: int) -> ProbeInputs:
+def _inputs(parts: ProbeSets, options: Options, kind: str, seed: int) -> ProbeInputs:
     token, has = _tokens(parts.train, parts, options, kind, seed)
     tested, tested_has = (token, has) if parts.is_split else _tokens(parts.test, parts, options, kind, seed)
     train, test = (
@@ -84,7 +89,7 @@ def _inputs(parts: Parts, options: Options, kind: str, seed: int) -> ProbeInputs
 
 
 def _tokens(
-    part: Part, parts: Parts, options: Options, kind: str, seed: int
+    part: ProbeImages, parts: ProbeSets, options: Options, kind: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(token_BxD, has_B) of all images of the subject of `part`: one token each, and whether it has one."""
     subject = part.subject

@@ -14,23 +14,23 @@ TO_COMPARE = "norms_LxT"  # the feature by which equal images are found
 MANY_IMAGES = 400  # at most, to train on and to test on, for probes on all patches
 
 
-class Part(NamedTuple):
+class ProbeImages(NamedTuple):
     """Some images of a model: their rows in its store, and their classes where these are read."""
 
     subject: Subject
     row_N: np.ndarray
     label_N: np.ndarray
 
-    def take(self, place_N: np.ndarray) -> "Part":
+    def take(self, place_N: np.ndarray) -> "ProbeImages":
         """The images at these places of the part."""
-        return Part(self.subject, self.row_N[place_N], self.label_N[place_N])
+        return ProbeImages(self.subject, self.row_N[place_N], self.label_N[place_N])
 
 
-class Parts(NamedTuple):
+class ProbeSets(NamedTuple):
     """The images to train on and those to test on, of which none is in both."""
 
-    train: Part
-    test: Part
+    train: ProbeImages
+    test: ProbeImages
 
     @property
     def is_split(self) -> bool:
@@ -45,7 +45,7 @@ class Parts(NamedTuple):
         return f"Trained on {trained}; tested on {tested}"
 
 
-def labelled_parts(subject: Subject, feature: str, *, what: str, most: int | None = None) -> Parts | Gap:
+def labelled_parts(subject: Subject, feature: str, *, what: str, most: int | None = None) -> ProbeSets | Gap:
     """Half of each class to train on and half to test on, or all images of --train_data and all of --data.
 
     Of the images that `feature` is stored of, or the first `most` of them of each set; those without a class
@@ -59,7 +59,9 @@ def labelled_parts(subject: Subject, feature: str, *, what: str, most: int | Non
     if subject.train is None:
         row_N = np.flatnonzero(label_N >= 0)
         train, test = (row_N[half] for half in halves_by_class(label_N[row_N]))
-        return Parts(Part(subject, train, label_N[train]), Part(subject, test, label_N[test]))
+        return ProbeSets(
+            ProbeImages(subject, train, label_N[train]), ProbeImages(subject, test, label_N[test])
+        )
     own_N = _classes(subject.train, feature, "the images of --train_data", what, most)
     if isinstance(own_N, Gap):
         return own_N
@@ -73,7 +75,9 @@ def labelled_parts(subject: Subject, feature: str, *, what: str, most: int | Non
         )
     label_N = label_N if table is None else np.where(label_N < 0, label_N, table[np.maximum(label_N, 0)])
     train, test = np.flatnonzero(own_N >= 0), np.flatnonzero(label_N >= 0)
-    return Parts(Part(subject.train, train, own_N[train]), Part(subject, test, label_N[test]))
+    return ProbeSets(
+        ProbeImages(subject.train, train, own_N[train]), ProbeImages(subject, test, label_N[test])
+    )
 
 
 def _classes(subject: Subject, feature: str, images: str, what: str, most: int | None) -> np.ndarray | Gap:
@@ -97,7 +101,7 @@ def halves_by_class(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(np.array(train, int)), np.sort(np.array(test, int))
 
 
-def random_parts(subject: Subject, feature: str) -> Parts:
+def random_parts(subject: Subject, feature: str) -> ProbeSets:
     """A half to train on and a half to test on, or images of --train_data and of --data; MANY_IMAGES at most.
 
     Drawn at random from the images that `feature` is stored of.
@@ -109,7 +113,7 @@ def random_parts(subject: Subject, feature: str) -> Parts:
         counts = (len(subject.train.store.read(feature)), count)
         train, test = (np.sort(np.random.default_rng(0).permutation(one)[:MANY_IMAGES]) for one in counts)
     none = np.zeros(0, int)
-    return Parts(Part(subject.train or subject, train, none), Part(subject, test, none))
+    return ProbeSets(ProbeImages(subject.train or subject, train, none), ProbeImages(subject, test, none))
 
 
 def random_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +123,7 @@ def random_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(mixed[:half][:MANY_IMAGES]), np.sort(mixed[half:][:MANY_IMAGES])
 
 
-def outliers_alike(part: Part, parts: Parts, rule: str) -> np.ndarray:
+def outliers_alike(part: ProbeImages, parts: ProbeSets, rule: str) -> np.ndarray:
     """is_outlier_BxP of all images of the subject of `part`, above the threshold of the images of --data."""
     found = parts.test.subject.outliers(rule)
     if part.subject is parts.test.subject:

@@ -8,9 +8,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from vit_registers.analysis.measures.severity import finite
-from vit_registers.analysis.measures.threads import threads_for
 from vit_registers.config import lookup
 from vit_registers.errors import DataError
+from vit_registers.evaluation.threads import threads_for
 
 
 class OneShot(NamedTuple):

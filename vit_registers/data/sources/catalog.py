@@ -1,5 +1,6 @@
 """The sources by data.name. To add one, write its file and add it here."""
 
+import dataclasses
 from collections.abc import Callable
 
 from vit_registers.config import Data
@@ -7,6 +8,7 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.digits import open_digits
 from vit_registers.data.sources.folder import open_folder, open_image_tree
+from vit_registers.data.sources.parts import Parts, whole
 from vit_registers.errors import DataError, require_extra
 
 # (data, channels of the model, where images that cannot be read are reported) -> source
@@ -30,9 +32,12 @@ def open_data_source(
 ) -> DataSource:
     """The source data.name, by default one of TFDS.
 
-    Raises ConfigError or DataError if it does not open, or lacks class labels and `needs_labels`.
+    Where data.train_split or data.eval_split is a part of a split (parts.py), it has such parts. Raises
+    ConfigError or DataError if it does not open, or lacks class labels and `needs_labels`.
     """
-    source = SOURCES.get(data.name, _open_tfds)(data, channels, broken)
+    splits = {"train_split": whole(data.train_split), "eval_split": whole(data.eval_split)}
+    plain = dataclasses.replace(data, **splits)
+    source = SOURCES.get(data.name, _open_tfds)(plain, channels, broken)
     if needs_labels and source.lacks_labels is not None:
         raise DataError(source.lacks_labels)
-    return source
+    return source if plain == data else Parts(source)
