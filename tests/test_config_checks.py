@@ -29,7 +29,7 @@ SETTINGS = _settings(Config)
 TUPLES = {"model.image_size": 2, "data.image_size": 2, "data.mean": 3, "data.std": 3, "data.also_eval": 1}
 PAIRS = ("mask_ratios", "temperatures", "momentum")
 TUPLES |= {"tasks.logistic.exponents": 2, "tasks.depth.range_m": 2, "tasks.linear.learning_rates": 1}
-TUPLES |= {"tasks.linear.num_blocks": 1, "tasks.knn.neighbors": 1}
+TUPLES |= {"tasks.linear.num_blocks": 1, "tasks.knn.neighbors": 1, "tasks.depth.crop": 2}
 TUPLES |= {f"objective.self_distillation.{name}": 2 for name in PAIRS}
 
 

@@ -86,13 +86,19 @@ class DepthSettings:
 
     num_steps: int | None = None  # of training
     batch_size: int = 16  # global
-    learning_rate: float = 1e-4  # the peak
+    learning_rate: float | None = None  # the peak
     weight_decay: float = 0.01  # multiplied by the learning rate
     warmup_share: float = 1 / 3  # of the steps
     grad_clip_norm: float = 35.0  # gradients with a greater norm are scaled to it
+    mean_steps: int | None = None  # the first steps, whose loss is the mean difference alone
+    # Of the gradient loss; 0 as the released heads were trained, whose code computes it as 0.
+    gradient_weight: float = 0.0
     num_blocks: int = 1  # 1 (the last) or 4 (spread over the depth)
-    num_bins: int = 256  # depths between which the head interpolates
+    num_bins: int | None = None  # depths between which the head interpolates
     range_m: tuple[float, float] | None = None  # least and largest depth
+    # px, height and width of random crops of training images; of data sets without one: the whole images
+    crop: tuple[int, int] | None = None
+    augment: bool | None = None  # rotates, mirrors and recolors training images
     eval_crop: str | None = None  # the part of test images that counts: eigen | garg | all
 
 
@@ -106,10 +112,26 @@ SEGMENTATION: dict[str, dict[str, Any]] = {
     "oxford_iiit_pet": {"num_steps": 4000, "short_side": 224, "crop": 224, "stride": 149, "augment": True},
     "folder": _RELEASED,
 }
+_RELEASED_DEPTH = {
+    "num_steps": 38_400,
+    "learning_rate": 1e-4,
+    "mean_steps": 100,
+    "num_bins": 256,
+    "augment": True,
+}
 DEPTH: dict[str, dict[str, Any]] = {
-    "digit_scenes": {"num_steps": 600, "range_m": (1.0, 5.0), "eval_crop": "all"},
-    "nyu": {"num_steps": 38_400, "range_m": (0.001, 10.0), "eval_crop": "eigen"},
-    "kitti": {"num_steps": 38_400, "range_m": (0.001, 80.0), "eval_crop": "garg"},
+    "digit_scenes": {
+        "num_steps": 600,
+        "learning_rate": 0.01,
+        "mean_steps": 0,
+        "num_bins": 64,
+        "range_m": (1.0, 5.0),
+        "augment": False,
+        "eval_crop": "all",
+    },
+    "nyu": _RELEASED_DEPTH | {"range_m": (0.001, 10.0), "crop": (416, 544), "eval_crop": "eigen"},
+    "kitti": _RELEASED_DEPTH | {"range_m": (0.001, 80.0), "crop": (352, 704), "eval_crop": "garg"},
+    "folder": _RELEASED_DEPTH | {"range_m": (0.001, 10.0), "eval_crop": "all"},
 }
 DenseSettings = TypeVar("DenseSettings", SegmentationSettings, DepthSettings)
 

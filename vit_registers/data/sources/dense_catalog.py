@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit_registers.config import nearest
+from vit_registers.data.sources import depth_folders
 from vit_registers.data.sources.dense import CLASSES, DEPTH, DenseSource
 from vit_registers.data.sources.digit_scenes import DigitScenes
 from vit_registers.errors import DataError
@@ -26,9 +27,45 @@ class DenseCatalog(NamedTuple):
     layouts: Sequence[Layout]  # the first that fits is taken
 
 
+def _nyu_of_tfds(name_or_folder: str | Path) -> DenseSource:
+    from vit_registers.data.sources.tfds_depth import open_tfds_depth  # imports TFDS
+
+    return open_tfds_depth(str(name_or_folder))
+
+
+def _is_prepared_by_tfds(folder: Path) -> bool:
+    return any((*folder.glob("features.json"), *folder.glob("*/features.json")))
+
+
+_DEPTH_LAYOUTS = (
+    Layout(
+        " and ".join(depth_folders.NYU_LISTS.values()) + " (NYU Depth v2)",
+        lambda folder: any((folder / name).is_file() for name in depth_folders.NYU_LISTS.values()),
+        depth_folders.open_nyu,
+    ),
+    Layout(
+        " and ".join(depth_folders.KITTI_LISTS.values()) + " (KITTI)",
+        lambda folder: any((folder / name).is_file() for name in depth_folders.KITTI_LISTS.values()),
+        depth_folders.open_kitti,
+    ),
+    Layout(
+        "images/SPLIT and depth/SPLIT with PNG in millimetres",
+        depth_folders.is_depth_folder,
+        depth_folders.open_depth_folder,
+    ),
+    Layout("a folder of nyu_depth_v2 that TFDS has prepared", _is_prepared_by_tfds, _nyu_of_tfds),
+)
+
+
 CATALOG: dict[str, DenseCatalog] = {
     CLASSES: DenseCatalog({"digit_scenes": functools.partial(DigitScenes, CLASSES)}, ()),
-    DEPTH: DenseCatalog({"digit_scenes": functools.partial(DigitScenes, DEPTH)}, ()),
+    DEPTH: DenseCatalog(
+        {
+            "digit_scenes": functools.partial(DigitScenes, DEPTH),
+            "nyu_depth_v2": functools.partial(_nyu_of_tfds, "nyu_depth_v2"),
+        },
+        _DEPTH_LAYOUTS,
+    ),
 }
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from vit_registers.digests import bytes_digest
 
 
 class SavedHead(NamedTuple):
@@ -45,3 +48,11 @@ def read_head(saved: SavedHead, like: Any) -> Any | None:
     if any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(leaves, shapes, strict=True)):
         return None
     return jax.tree.unflatten(structure, leaves)
+
+
+def checksum(params: Any) -> str:
+    """A text that differs between parameters: the sum and the sum of squares of each array."""
+    if not (leaves := jax.tree.leaves(params)):
+        return ""
+    sums = jax.jit(lambda leaves: [jnp.stack([x.sum(), jnp.square(x).sum()]) for x in leaves])(leaves)
+    return bytes_digest(b"".join(np.asarray(x).tobytes() for x in sums))

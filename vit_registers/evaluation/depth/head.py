@@ -1,17 +1,26 @@
 """The linear depth head of DINOv2: logits of depth bins from patches and cls of one or several blocks.
 
+The tokens are those of the residual stream, before the final norm, as the released heads were trained;
+segmentation takes them after it. Registers and summaries are not used. A model without cls has the mean of
+its patches in the place of cls.
+
 Axis letters: B images, H x W patches or pixels, C channels, Z bins.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vit_registers.errors import ConfigError
+from vit_registers.evaluation.dense.features import BlockTokens
 from vit_registers.evaluation.segmentation.head import enlarge
 
-NUM_BINS = 256
 UPSAMPLING = 4  # of the patch grid, before the bins are decoded
+# Of the released heads, by depth of the model; even spacing for others (5 instead of 4 for a depth of 24).
+RELEASED_BLOCKS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
 _LEAST_WEIGHT = 0.1
 
 
@@ -22,18 +31,34 @@ class DepthHead(NamedTuple):
     bias_Z: jax.Array
 
 
-def init_depth_head(key: jax.Array, num_channels: int) -> DepthHead:
+def spread_blocks(depth: int, num_blocks: int) -> tuple[int, ...]:
+    """The numbers of `num_blocks` of the `depth` blocks, from 0 on: the last, or RELEASED_BLOCKS, or even.
+
+    Even spacing ends at the last block: block round((i + 1) depth / n) - 1 for i = 0 .. n - 1, where a half
+    is rounded down. Raises ConfigError if the model has fewer blocks.
+    """
+    if num_blocks > depth:
+        raise ConfigError(
+            f"tasks.depth.num_blocks={num_blocks}: the model has {depth} blocks: must be <= {depth}"
+        )
+    released = RELEASED_BLOCKS.get(depth, ())
+    if len(released) == num_blocks:
+        return released
+    return tuple(math.ceil((i + 1) * depth / num_blocks - 0.5) - 1 for i in range(num_blocks))
+
+
+def init_depth_head(key: jax.Array, num_channels: int, num_bins: int) -> DepthHead:
     """A new head, uniform in +-1 / sqrt(channels), as torch initialises a convolution."""
     bound = num_channels**-0.5
     key_kernel, key_bias = jax.random.split(key)
     return DepthHead(
-        jax.random.uniform(key_kernel, (num_channels, NUM_BINS), minval=-bound, maxval=bound),
-        jax.random.uniform(key_bias, (NUM_BINS,), minval=-bound, maxval=bound),
+        jax.random.uniform(key_kernel, (num_channels, num_bins), minval=-bound, maxval=bound),
+        jax.random.uniform(key_bias, (num_bins,), minval=-bound, maxval=bound),
     )
 
 
-def depth_features(blocks: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """feature_BxHxWxC of blocks (patch_BxHxWxD, cls_BxD): patches beside cls, for one block after another."""
+def depth_features(blocks: Sequence[BlockTokens]) -> jax.Array:
+    """feature_BxHxWxC: each patch beside the cls token of its block, one block after another."""
     parts = []
     for patch_BxHxWxD, cls_BxD in blocks:
         parts += [patch_BxHxWxD, jnp.broadcast_to(cls_BxD[:, None, None], patch_BxHxWxD.shape)]

@@ -1,0 +1,159 @@
+"""Depth from one image by a linear head on frozen features, by DINOv2's protocol: `--task=depth`."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_registers.config import Tasks
+from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
+from vit_registers.evaluation.dense.examples import Examples
+from vit_registers.evaluation.dense.saved import SavedHead, checksum
+from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recipe
+from vit_registers.evaluation.depth.head import init_depth_head, predict_depth
+from vit_registers.evaluation.depth.losses import gradient_loss, sig_loss
+from vit_registers.evaluation.depth.measure import Measured, make_predictor, measure
+from vit_registers.evaluation.depth.optimizer import depth_optimizer
+from vit_registers.evaluation.depth.protocol import (
+    Problem,
+    model_features,
+    open_problem,
+    training_examples,
+)
+from vit_registers.evaluation.depth.result import make_result, shown_examples
+from vit_registers.evaluation.pace import Pace
+from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+
+_BASELINES = {POSITION: "position", RANDOM: "random"}
+
+
+class _Program(NamedTuple):
+    """What is compiled for heads on one kind of features."""
+
+    trainer: HeadTrainer
+    predict: Callable[[Any, Any, jax.Array], jax.Array]  # of measure.py
+
+
+class _Row(NamedTuple):
+    """A head and what it is trained on."""
+
+    name: str
+    program: _Program
+    backbone: Any
+    is_resumable: bool = True
+
+
+def depth(
+    frozen: FrozenModel,
+    settings: Tasks,
+    splits: Splits,
+    *,
+    folder: Path | None,
+    say: Callable[[str], None],
+) -> TaskResult:
+    """The errors of a linear head, with their spread over images, and those of two baselines, as a Task.
+
+    The baselines are the same head on the position of each patch alone, and on the same architecture with
+    new parameters. Heads that an interrupted call has trained, or begun, are in `folder`.
+    """
+    problem = open_problem(frozen, settings, splits)
+    examples = training_examples(problem)
+    with jax.set_mesh(frozen.mesh):
+        own = model_features(problem, frozen.edits)
+        plain = own if frozen.edits is None else model_features(problem, None)
+        rows, columns, _ = _shape(own, frozen.backbone, examples)
+        position = position_features(own, frozen.backbone, grid=(rows, columns))
+        program = _program(problem, own, frozen.backbone, examples)
+        same = program if plain is own else _program(problem, plain, frozen.backbone, examples)
+        new = random_backbone(frozen.model, frozen.mesh, seed=problem.seed)
+        heads = (
+            _Row(frozen.name, program, frozen.backbone, is_resumable=frozen.edits is None),
+            _Row(RANDOM, same, new),
+            _Row(POSITION, _program(problem, position, {}, examples), {}),
+        )
+        measured = {row.name: _measure(problem, row, examples, folder, say) for row in heads}
+    return make_result(problem, measured)
+
+
+DEPTH = depth
+
+
+def _shape(features: Features, backbone: Any, examples: Examples) -> tuple[int, int, int]:
+    """(rows, columns, channels) of the features of a training image."""
+    image_HxWxC = examples.make(0, np.random.default_rng(0)).image_HxWxC
+    image = jax.ShapeDtypeStruct((1, *image_HxWxC.shape), jnp.uint8)
+    size = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return jax.eval_shape(features, backbone, image, size).shape[1:]
+
+
+def _program(problem: Problem, features: Features, backbone: Any, examples: Examples) -> _Program:
+    settings, (*_, num_channels) = problem.settings, _shape(features, backbone, examples)
+    num_bins, num_steps = settings.num_bins, settings.num_steps
+    assert num_bins is not None and num_steps is not None
+    recipe = Recipe(
+        lambda key: (init_depth_head(key, num_channels, num_bins), ()),
+        functools.partial(_loss, problem),
+        depth_optimizer(settings, num_steps),
+        num_steps,
+        settings.batch_size,
+        problem.seed,
+    )
+    trainer = HeadTrainer(recipe, features, problem.frozen.mesh, setting="tasks.depth")
+    return _Program(trainer, make_predictor(problem, features))
+
+
+def _measure(
+    problem: Problem, row: _Row, examples: Examples, folder: Path | None, say: Callable[[str], None]
+) -> Measured:
+    """What a head predicts of the test split. The head is trained first."""
+    what, saved, number = f"depth of {row.name}", None, problem.test.number
+    if folder is not None and row.is_resumable:
+        file = f"depth_{_BASELINES.get(row.name, 'model')}.npz"
+        saved = SavedHead(folder / file, _identity(problem, row))
+    head, _ = row.program.trainer.train(row.backbone, examples, what=what, saved=saved, say=say)
+    return measure(
+        problem,
+        lambda image_BxHxWxC: row.program.predict(row.backbone, head, image_BxHxWxC),
+        kept=shown_examples(number),
+        pace=Pace(f"{what}, test", number, say, unit="images"),
+    )
+
+
+def _loss(
+    problem: Problem,
+    head: Any,
+    statistics: Any,
+    feature_BxHxWxC: jax.Array,
+    label_BxHxW: jax.Array,
+    key: jax.Array,
+    step: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """(loss of the prediction at the size of the labels, statistics, of which the head has none)."""
+    settings, (low, high) = problem.settings, problem.range_m
+    height, width = label_BxHxW.shape[1:]
+    predicted_BxHxW = predict_depth(head, feature_BxHxWxC, (height, width), low=low, high=high)
+    loss = sig_loss(predicted_BxHxW, label_BxHxW, is_warm_up=step < (settings.mean_steps or 0))
+    if settings.gradient_weight:
+        loss += settings.gradient_weight * gradient_loss(predicted_BxHxW, label_BxHxW)
+    return loss, statistics
+
+
+def _identity(problem: Problem, row: _Row) -> str:
+    """Everything that the trained head depends on, but for edits of the forward pass."""
+    frozen, train = problem.frozen, problem.train
+    parts = {
+        "row": _BASELINES.get(row.name, "model"),
+        "settings": dataclasses.asdict(problem.settings),
+        "seed": problem.seed,
+        "data": [train.source.name, train.split, train.number],
+        "model": dataclasses.asdict(frozen.model),
+        "images": [frozen.data.mean, frozen.data.std],
+        "parameters": checksum(row.backbone),
+    }
+    return json.dumps(parts, sort_keys=True, default=str)
