@@ -140,7 +140,6 @@ ALLOWED = {
         "runs",
         "evaluation",
         "interop",
-        "evaluation",
         "checkpoint_names",
         "loading",
         "analysis",

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from vit_registers.config import Data
 from vit_registers.data.batch import normalize
-from vit_registers.models.edits import NO_EDITS, Edits
+from vit_registers.evaluation.features import EditsOf
+from vit_registers.models.edits import NO_EDITS
 from vit_registers.models.vit import ViT
 
 
@@ -41,21 +42,19 @@ def block_tokens(
     *,
     blocks: Sequence[int],
     is_normed: bool,
-    edits: Edits | None = None,
+    edits: EditsOf | None = None,
 ) -> list[BlockTokens]:
     """The tokens after `blocks`, numbers from 0 on, or from the end if negative; no gradient flows through.
 
-    With `is_normed` they are after the final norm. That of a model which pools cls and norms it later, as
-    CLIP does, is applied to all tokens; that of pooled patches is not, since it is no norm of single tokens.
+    With `is_normed` they are after the final norm, also those of models that apply it after pooling, such as
+    CLIP. `edits` are those of a FrozenModel.
     """
-    settings = model.model
-    resid = model(image_BxHxWxC, edits=NO_EDITS if edits is None else edits).taps["resid"]
     layout = model.layout_for((image_BxHxWxC.shape[1], image_BxHxWxC.shape[2]))
-    has_norm = is_normed and (not settings.use_norm_after_pool or settings.pooling == "cls")
+    resid = model(image_BxHxWxC, edits=NO_EDITS if edits is None else edits(layout)).taps["resid"]
     outputs, found = resid[1:], []
     for block in blocks:
         token_BxTxD = jax.lax.stop_gradient(outputs[block])
-        token_BxTxD = (model.norm(token_BxTxD) if has_norm else token_BxTxD).astype(jnp.float32)
+        token_BxTxD = (model.norm(token_BxTxD) if is_normed else token_BxTxD).astype(jnp.float32)
         patch_BxPxD = token_BxTxD[:, layout.patches]
         cls_BxD = token_BxTxD[:, 0] if layout.has_cls else patch_BxPxD.mean(axis=1)
         patch_BxHxWxD = patch_BxPxD.reshape(len(patch_BxPxD), *layout.patch_grid, -1)

@@ -16,9 +16,9 @@ from vit_registers.evaluation.dense.training import Features
 from vit_registers.evaluation.depth.augment import training_pair
 from vit_registers.evaluation.depth.errors import eval_region
 from vit_registers.evaluation.depth.head import depth_features, spread_blocks
+from vit_registers.evaluation.features import EditsOf
 from vit_registers.evaluation.task import FrozenModel, Splits
 from vit_registers.models.blocks import dims
-from vit_registers.models.edits import Edits
 from vit_registers.models.params import abstract_model, build_model
 
 
@@ -120,7 +120,7 @@ def training_examples(problem: Problem) -> Examples:
     return Examples(train.number, make_equal, is_random)
 
 
-def model_features(problem: Problem, edits: Edits | None) -> Features:
+def model_features(problem: Problem, edits: EditsOf | None) -> Features:
     """The features of the head: a function of the backbone and images, uint8, and their sizes."""
     model, data = problem.frozen.model, problem.frozen.data
     graphdef = abstract_model(model)[0]
