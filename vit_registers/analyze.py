@@ -212,12 +212,8 @@ def show_list() -> None:
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
 
 
-def main(name: str) -> None:
-    """The command line, after the name of the experiment."""
-    values = flags.FLAGS
-    if values.list:
-        show_list()
-        return
+def _check(name: str, values: flags.FlagValues) -> None:
+    """Raises ConfigError for flags that are wrong before anything is opened."""
     if not name:
         raise ConfigError(
             "name an experiment, such as norms, or all; vit-registers analyze --list shows them"
@@ -237,7 +233,16 @@ def main(name: str) -> None:
         )
     if jax.process_count() > 1:
         raise ConfigError("analyze runs on one machine, on all of its devices")
-    find(np.array([[0.0, 1.0]]), values.rule)  # raises for an invalid rule before anything is computed
+    find(np.array([[0.0, 1.0]]), values.rule)
+
+
+def main(name: str) -> None:
+    """The command line, after the name of the experiment."""
+    values = flags.FLAGS
+    if values.list:
+        show_list()
+        return
+    _check(name, values)
     boxes = given_images.open_boxes(values.boxes) if values.boxes else ()
     options = Options(
         rule=values.rule,
@@ -273,8 +278,12 @@ def main(name: str) -> None:
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
         print(f"{path}\n{out / 'report.md'}")
         return
-    (entry,) = entries
-    write.write_single(entry, out, title=entry.name, about=about)
+    write.write_single(entries[0], out, title=name, about=about)
+    _print_entry(entries[0], out / name)
+
+
+def _print_entry(entry: ReportEntry, folder: Path) -> None:
+    """Prints the finding, and what it is limited by. Raises UserError if nothing was measured."""
     for line in entry.result.images:
         print(f"images: {line}")
     for gap in entry.result.gaps:
@@ -282,9 +291,9 @@ def main(name: str) -> None:
     for line in entry.result.cautions:
         print(f"small sample: {line}")
     print(f"finding: {entry.result.finding}")
-    print(out / name)
+    print(folder)
     if entry.result.gaps and not entry.result.tables:
-        raise UserError(f"{name} could not be measured on any of the checkpoints")
+        raise UserError(f"{entry.name} could not be measured on any of the checkpoints")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ EDITS = (
     f"'{WITH_REGISTER.capitalize()}': the neurons that test-time-registers chose on the images of --data are "
     f"moved to one added register. '{REMOVED.capitalize()}': before the first block whose input has them, "
     "before each later one and after the last, patches whose norm is above the threshold of the outliers are "
-    "replaced by the mean of the image's other patches."
+    "replaced by the mean of the image's other patches; cls stays where outliers begin in the last block."
 )
 
 

@@ -97,7 +97,7 @@ def _measured_here(task: str, parts: ProbeSets) -> Number:
         )
     headline = share_of_images(TASK_NUMBERS[task].headline, value, len(arrays.test_label_M))
     half = " (half of each class)" if parts.is_split else ""
-    trained, tested = (f"{len(part.row_N):,} of the {part.subject.images}{half}" for part in parts)
+    trained, tested = (f"{len(part.row_N)} of the {part.subject.images}{half}" for part in parts)
     return Number(headline, tested, trained, "this report", is_here=True)
 
 

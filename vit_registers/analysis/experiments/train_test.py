@@ -41,7 +41,7 @@ class ProbeSets(NamedTuple):
         """Which images trained and which tested; empty where --data was split, as definitions say so."""
         if self.is_split:
             return ""
-        trained, tested = (f"{len(part.row_N):,} of the {part.subject.images}" for part in self)
+        trained, tested = (f"{len(part.row_N)} of the {part.subject.images}" for part in self)
         return f"Trained on {trained}; tested on {tested}"
 
 

@@ -48,16 +48,14 @@ def extract(
     `train_names` are those of the images that probes are trained on, if the model has such images.
     `show` is called with the progress of this extraction, of edited models (total 0) and of experiments.
     """
-    data = one.config.data
+    data, mesh = one.config.data, make_mesh(one.config.mesh)
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
-    mesh = make_mesh(one.config.mesh)
     if missing := store.missing((*names, VALID, "label") if names else ()):
         _say_cost(one, missing, store)
         with jax.set_mesh(mesh):
-            batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
             compute.extract_features(
                 one.model,
-                batches,
+                one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh)),
                 store,
                 names,
                 image_size=image_size(one.config),
@@ -72,6 +70,7 @@ def extract(
         first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
     is_valid_B = np.asarray(first.mask_B)
     parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
+    trained = extract(one.train, train_names, out, options, show) if one.train and train_names else None
     return Subject(
         name=one.name,
         run=None if one.step is None else Path(one.path).expanduser(),
@@ -83,9 +82,7 @@ def extract(
         model=one.config.model,
         store=store,
         images=one.describe_data(),
-        train=None
-        if not one.train or not train_names
-        else extract(one.train, train_names, out, options, show),
+        train=trained,
         layout=one.layout,
         class_names=one.loader.class_names,
         head_names=one.head_names,
