@@ -106,7 +106,7 @@ class DepthSettings:
 # are None here too depend on the model: digit_scenes is as small as the images of digits models.
 _RELEASED = {"num_steps": 40_000, "short_side": 512, "crop": 512, "stride": 341, "augment": True}
 SEGMENTATION: dict[str, dict[str, Any]] = {
-    "digit_scenes": {"num_steps": 600, "short_side": None, "crop": None, "stride": None, "augment": False},
+    "digit_scenes": {"num_steps": 2000, "short_side": None, "crop": None, "stride": None, "augment": False},
     "ade20k": _RELEASED,
     "voc2012": _RELEASED,
     "oxford_iiit_pet": {"num_steps": 4000, "short_side": 224, "crop": 224, "stride": 149, "augment": True},

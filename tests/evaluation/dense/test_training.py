@@ -101,9 +101,10 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, is_random):
         train(examples, saved=saved)
     monkeypatch.setattr(training, "write_head", write)
     assert_same(straight, train(examples, saved=saved, said=said))
-    assert said == ["a head: continues at step 5"]
+    assert said[0] == "a head: continues at step 5" and said[1].startswith("a head: 6 of 12 steps  ETA 0:0")
+    said.clear()
     assert_same(straight, train(examples, saved=saved, said=said))  # complete: nothing is trained
-    assert len(said) == 1
+    assert not said
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "shape"])
@@ -118,7 +119,7 @@ def test_a_file_of_something_else_is_not_resumed(tmp_path, damage):
         np.savez(saved.path, np.array("settings"), np.zeros(3))
     said = []
     assert_same(train(), train(saved=saved, said=said))
-    assert len(said) == 1 and "damaged or has a head of other settings" in said[0]
+    assert "damaged or has a head of other settings" in said[0]
 
 
 def test_numbers_that_are_not_finite_end_in_one_line(tmp_path):

@@ -116,11 +116,13 @@ def test_sliding_is_the_mean_over_windows():
         for x in (0, 6):
             total[y : y + 24, x : x + 24] += image[y : y + 24, x : x + 24, :1] * weight
             count[y : y + 24, x : x + 24] += 1
-    for batch in (1, 4, 6, 8):
-        found = sliding_logits(predict, image, window=24, stride=16, batch=batch)
-        np.testing.assert_allclose(found, total / count, rtol=1e-5, atol=1e-6)
-    short = sliding_logits(predict, image[:10], window=24, stride=16, batch=2)
-    assert short.shape == (10, 30, 2)
+    for batch in (1, 4, 6, 8):  # the second image has windows of another shape, the others share batches
+        images = [image, image[:10], image, -image, 2 * image]
+        found = list(sliding_logits(predict, images, window=24, stride=16, batch=batch))
+        for sign, place in ((1, 0), (1, 2), (-1, 3), (2, 4)):
+            np.testing.assert_allclose(found[place], sign * total / count, rtol=1e-5, atol=1e-6)
+        assert found[1].shape == (10, 30, 2) and len(found) == 5
+    assert list(sliding_logits(predict, [], window=24, stride=16, batch=2)) == []
 
 
 @pytest.mark.parametrize("size", [(13, 11), (4, 5), (3, 2), (5, 30)])

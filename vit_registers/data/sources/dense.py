@@ -32,6 +32,8 @@ class DenseSource(Protocol):
     protocol: str  # the data set whose settings are the defaults: SEGMENTATION and DEPTH of config/tasks.py
     kind: str  # CLASSES or DEPTH
     class_names: tuple[str, ...]  # empty for DEPTH
+    first_label: int = 0  # the number that class 0 has in the files, for messages
+    image_size: tuple[int, int] | None = None  # (height, width) of all images, if they have one size
 
     def num_examples(self, split: str) -> int:
         """The number of examples in the split."""
@@ -52,12 +54,12 @@ class DenseSource(Protocol):
         labels differ, if a label is no class, or if no pixel has a label.
         """
         pair = self.read(split, i, channels)
-        if problem := _problem(pair, self.kind, len(self.class_names)):
+        if problem := _problem(pair, self.kind, len(self.class_names), self.first_label):
             raise DataError(f"{self.describe(split, i)}: {problem}")
         return pair
 
 
-def _problem(pair: DensePair, kind: str, num_classes: int) -> str | None:
+def _problem(pair: DensePair, kind: str, num_classes: int, first: int) -> str | None:
     """What is wrong with the labels of an example; None if nothing is."""
     image_HxWxC, label_HxW = pair
     if label_HxW.shape != image_HxWxC.shape[:2]:
@@ -69,14 +71,11 @@ def _problem(pair: DensePair, kind: str, num_classes: int) -> str | None:
         return None if label_HxW.any() else "the depth of every pixel is 0, so none is known: leave it out"
     is_valid_HxW = label_HxW != IGNORED
     if not is_valid_HxW.any():
-        return f"every pixel is ignored (label {IGNORED}), so there is no label: leave it out"
+        return "every pixel is ignored, so there is no label: leave it out"
     valid = label_HxW[is_valid_HxW]
     if valid.min() < 0 or valid.max() >= num_classes:
         wrong = int(valid.max()) if valid.max() >= num_classes else int(valid.min())
-        return (
-            f"the label {wrong} is no class: there are {num_classes}, 0 to {num_classes - 1}, and {IGNORED} "
-            "for ignored pixels"
-        )
+        return f"the label {wrong + first} is no class: those are {first} to {first + num_classes - 1}"
     return None
 
 

@@ -7,9 +7,18 @@ from typing import NamedTuple
 
 from vit_registers.config import nearest
 from vit_registers.data.sources import depth_folders
+from vit_registers.data.sources.catalog import TFDS
 from vit_registers.data.sources.dense import CLASSES, DEPTH, DenseSource
 from vit_registers.data.sources.digit_scenes import DigitScenes
-from vit_registers.errors import DataError
+from vit_registers.data.sources.mask_folders import (
+    is_ade20k,
+    is_mask_folder,
+    open_ade20k,
+    open_mask_folder,
+    open_voc,
+    voc_root,
+)
+from vit_registers.errors import DataError, require_extra
 
 
 class Layout(NamedTuple):
@@ -27,16 +36,36 @@ class DenseCatalog(NamedTuple):
     layouts: Sequence[Layout]  # the first that fits is taken
 
 
-def _nyu_of_tfds(name_or_folder: str | Path) -> DenseSource:
-    from vit_registers.data.sources.tfds_depth import open_tfds_depth  # imports TFDS
+def _open_pets(name_or_folder: str | Path) -> DenseSource:
+    require_extra("data", *TFDS, what=f"{name_or_folder}, a data set of TFDS,")
+    # TFDS takes a second to import, and the other sources do not need it
+    from vit_registers.data.sources.tfds_pairs import open_pets
 
-    return open_tfds_depth(str(name_or_folder))
-
-
-def _is_prepared_by_tfds(folder: Path) -> bool:
-    return any((*folder.glob("features.json"), *folder.glob("*/features.json")))
+    return open_pets(str(name_or_folder))
 
 
+def _open_nyu_of_tfds(name_or_folder: str | Path) -> DenseSource:
+    require_extra("data", *TFDS, what=f"{name_or_folder}, a data set of TFDS,")
+    from vit_registers.data.sources.tfds_pairs import open_nyu_of_tfds  # as in _open_pets
+
+    return open_nyu_of_tfds(str(name_or_folder))
+
+
+def _is_of_tfds(folder: Path, name: str) -> bool:
+    return folder.name == name or (folder / "features.json").is_file()
+
+
+_PETS, _NYU = "oxford_iiit_pet", "nyu_depth_v2"
+_CLASS_LAYOUTS = (
+    Layout("images/training and annotations/training (ADE20k)", is_ade20k, open_ade20k),
+    Layout(
+        "JPEGImages, SegmentationClass and ImageSets/Segmentation (PASCAL VOC 2012)",
+        lambda folder: voc_root(folder) is not None,
+        open_voc,
+    ),
+    Layout("images/SPLIT/* and masks/SPLIT/*.png of class numbers", is_mask_folder, open_mask_folder),
+    Layout(f"a prepared {_PETS} of TFDS", functools.partial(_is_of_tfds, name=_PETS), _open_pets),
+)
 _DEPTH_LAYOUTS = (
     Layout(
         " and ".join(depth_folders.NYU_LISTS.values()) + " (NYU Depth v2)",
@@ -53,16 +82,20 @@ _DEPTH_LAYOUTS = (
         depth_folders.is_depth_folder,
         depth_folders.open_depth_folder,
     ),
-    Layout("a folder of nyu_depth_v2 that TFDS has prepared", _is_prepared_by_tfds, _nyu_of_tfds),
+    Layout(f"a prepared {_NYU} of TFDS", functools.partial(_is_of_tfds, name=_NYU), _open_nyu_of_tfds),
 )
-
-
 CATALOG: dict[str, DenseCatalog] = {
-    CLASSES: DenseCatalog({"digit_scenes": functools.partial(DigitScenes, CLASSES)}, ()),
+    CLASSES: DenseCatalog(
+        {
+            "digit_scenes": functools.partial(DigitScenes, CLASSES),
+            _PETS: functools.partial(_open_pets, _PETS),
+        },
+        _CLASS_LAYOUTS,
+    ),
     DEPTH: DenseCatalog(
         {
             "digit_scenes": functools.partial(DigitScenes, DEPTH),
-            "nyu_depth_v2": functools.partial(_nyu_of_tfds, "nyu_depth_v2"),
+            _NYU: functools.partial(_open_nyu_of_tfds, _NYU),
         },
         _DEPTH_LAYOUTS,
     ),

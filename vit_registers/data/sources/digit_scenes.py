@@ -5,6 +5,7 @@ digit is enlarged 1 to 1.5 times: a larger one is nearer, and covers those behin
 of dense evaluation, not a benchmark: depth can be read from the size of the strokes.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -78,10 +79,19 @@ def _overlap(top: int, left: int, side: int) -> tuple[tuple[slice, slice], tuple
     return (target[0], target[1]), (own[0], own[1])
 
 
+@functools.lru_cache(maxsize=sum(NUM_SCENES.values()))
+def _kept_scene(split: str, index: int) -> Scene:
+    kept = scene(split, index)
+    for array in kept:
+        array.setflags(write=False)
+    return kept
+
+
 class DigitScenes(DenseSource):
     """The scenes of seed 0, with the class of each pixel or its depth."""
 
     name = protocol = "digit_scenes"
+    image_size = (SIDE, SIDE)
 
     def __init__(self, kind: str) -> None:
         """`kind` is CLASSES or DEPTH."""
@@ -93,6 +103,6 @@ class DigitScenes(DenseSource):
         return NUM_SCENES[split]
 
     def read(self, split: str, i: int, channels: int) -> DensePair:
-        image_HxWx1, class_HxW, depth_HxW = scene(split, i)
+        image_HxWx1, class_HxW, depth_HxW = _kept_scene(split, i)
         label_HxW = depth_HxW if self.kind == DEPTH else class_HxW.astype(np.int32)
         return DensePair(np.repeat(image_HxWx1, channels, axis=2), label_HxW)

@@ -1,6 +1,8 @@
 """The training of a head with a loss for each pixel, on a frozen backbone."""
 
+import collections
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,12 +16,12 @@ from vit_registers.data.order import Order
 from vit_registers.errors import ConfigError, TrainingError
 from vit_registers.evaluation.dense.examples import DenseBatch, Examples, in_threads, stack, train_batches
 from vit_registers.evaluation.dense.saved import SavedHead, read_head, write_head
-from vit_registers.status import clock
+from vit_registers.evaluation.pace import Pace
 from vit_registers.training.sharding import batch_sharding, replicated
 
 _MAX_CACHED_BYTES = 4 << 30  # features on the host
 _SAVE_EVERY_S = 20.0
-_SAY_EVERY_S = 10.0
+_IN_FLIGHT = 8  # steps that are not complete yet
 
 # (backbone, images uint8, their sizes) -> features with an axis of images, without gradient
 Features = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -103,21 +105,24 @@ class HeadTrainer:
                 if int(state.step) < recipe.num_steps:
                     say(f"{what}: continues at step {int(state.step):,}")
         first = int(state.step)
+        if first == recipe.num_steps:
+            return state.head, state.statistics
         is_kept = not examples.is_random and self._fits(backbone, examples)
         steps = (self._cached_steps if is_kept else self._steps)(backbone, examples, first)
-        pace = _Pace(what, first, recipe.num_steps, say)
-        written_s = time.monotonic()
+        pace = Pace(what, recipe.num_steps, say, unit="steps", first=first)
+        written_s, losses = time.monotonic(), collections.deque()
         for done, take in enumerate(steps, first + 1):
             state, loss = take(state)
-            if pace.is_due(done):
-                pace.report(done, float(loss))
+            losses.append(loss)
+            if len(losses) > _IN_FLIGHT and not math.isfinite(losses.popleft()):
                 self._check(state, what)
+            pace.done(done)
             if saved is not None and time.monotonic() - written_s > _SAVE_EVERY_S:
                 self._check(state, what)
                 _write(saved, state)
                 written_s = time.monotonic()
         self._check(state, what)
-        if saved is not None and first < recipe.num_steps:
+        if saved is not None:
             _write(saved, state)
         return state.head, state.statistics
 
@@ -197,26 +202,3 @@ def _update(
 def _write(saved: SavedHead, state: HeadState) -> None:
     if jax.process_index() == 0:
         write_head(saved, state)
-
-
-class _Pace:
-    """Lines of progress, with the time that is left."""
-
-    def __init__(self, what: str, first: int, total: int, say: Callable[[str], None]) -> None:
-        self._what, self._total, self._say = what, total, say
-        self._first, self._started_s = first, time.monotonic()
-        self._said_s = self._started_s
-
-    def is_due(self, done: int) -> bool:
-        """Whether a line is due after `done` steps. The first step, which compiles, does not count."""
-        if done == self._first + 1:
-            self._first, self._started_s = done, time.monotonic()
-            return False
-        return time.monotonic() - self._said_s > _SAY_EVERY_S and done < self._total
-
-    def report(self, done: int, loss: float) -> None:
-        """Says how far the training is."""
-        self._said_s = time.monotonic()
-        rate = (done - self._first) / max(self._said_s - self._started_s, 1e-9)
-        place, left = f"step {done:,} of {self._total:,}", clock((self._total - done) / rate)
-        self._say(f"{self._what}: {place}, loss {loss:.4f}, {rate:.1f} steps/s, {left} left")

@@ -96,9 +96,10 @@ def _notes(
         )
     for name, difference in differences.items():
         if difference.mean <= 2 * difference.spread:
-            amount = f"{difference.mean:.4f} m with a standard error of {difference.spread:.4f}"
+            relation = "not clearly better" if difference.mean >= -2 * difference.spread else "worse"
             notes.append(
-                f"{model} is not clearly better than the baseline '{name}': its RMSE is lower by {amount}"
+                f"{model} is {relation} than the baseline '{name}', whose RMSE minus that of {model} is "
+                f"{difference.mean:.4f} m with a standard error of {difference.spread:.4f}"
             )
     if not problem.frozen.model.use_cls:
         notes.append("the model has no cls token: the head reads the mean patch in its place")

@@ -1,0 +1,255 @@
+"""Semantic segmentation by a linear head on frozen patches, by DINOv2's protocol."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_registers.config import SegmentationSettings, Tasks
+from vit_registers.data.sources.dense import CLASSES, DenseSource
+from vit_registers.data.sources.dense_catalog import open_dense
+from vit_registers.errors import ConfigError
+from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
+from vit_registers.evaluation.dense.examples import Example, Examples
+from vit_registers.evaluation.dense.features import block_tokens, network_input
+from vit_registers.evaluation.dense.saved import SavedHead, checksum
+from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recipe
+from vit_registers.evaluation.features import EditsOf
+from vit_registers.evaluation.segmentation.crops import training_example
+from vit_registers.evaluation.segmentation.head import (
+    enlarge,
+    init_head,
+    pixel_cross_entropy,
+    segmentation_logits,
+)
+from vit_registers.evaluation.segmentation.inference import count_split, windows_at_once
+from vit_registers.evaluation.segmentation.protocol import Sizes, make_optimizer, resolved
+from vit_registers.evaluation.segmentation.result import (
+    make_result,
+    picture,
+    shown_examples,
+)
+from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+from vit_registers.models.blocks import dims
+from vit_registers.models.params import abstract_model, build_model
+from vit_registers.training.sharding import batch_sharding, replicated
+
+
+class _Problem(NamedTuple):
+    """What all rows of the table have in common."""
+
+    frozen: FrozenModel
+    settings: SegmentationSettings
+    seed: int
+    sizes: Sizes
+    train: tuple[DenseSource, str]
+    test: tuple[DenseSource, str]
+
+
+class _Row(NamedTuple):
+    """A head and what it is trained on."""
+
+    name: str
+    features: Features
+    backbone: Any
+    is_resumable: bool = True
+
+
+def segmentation(
+    frozen: FrozenModel,
+    settings: Tasks,
+    splits: Splits,
+    *,
+    folder: Path | None,
+    say: Callable[[str], None],
+) -> TaskResult:
+    """mIoU and accuracies of a linear head with batch norm, with those of two baselines, as a Task.
+
+    The baselines are the same head on the position of each patch alone, and on the same architecture with
+    new parameters.
+    """
+    problem = _open(frozen, settings, splits)
+    shown = shown_examples(problem.test[0].num_examples(problem.test[1]))
+    counts: dict[str, np.ndarray] = {}
+    predictions: dict[int, np.ndarray] = {}
+    with jax.set_mesh(frozen.mesh):
+        own = _features(problem, frozen.edits)
+        plain = own if frozen.edits is None else _features(problem, None)
+        rows = (
+            _Row(frozen.name, own, frozen.backbone, frozen.edits is None),
+            _Row(RANDOM, plain, random_backbone(frozen.model, frozen.mesh, seed=settings.seed)),
+            _Row(POSITION, position_features(own, frozen.backbone), {}),
+        )
+        machines: dict[Features, _Machine] = {}
+        for row in rows:
+            if row.features not in machines:
+                machines[row.features] = _machine(problem, row.features, row.backbone)
+            kept = shown if row is rows[0] else ()
+            counts[row.name], found = _measure(problem, row, machines[row.features], folder, say, kept)
+            predictions |= found
+    return make_result(
+        counts,
+        settings=problem.settings,
+        train=problem.train,
+        test=problem.test,
+        picture_HxWx3=picture(problem.test, predictions, frozen.model.channels),
+    )
+
+
+SEGMENTATION = segmentation
+
+
+def _open(frozen: FrozenModel, settings: Tasks, splits: Splits) -> _Problem:
+    """The data sets and the settings. Raises ConfigError or DataError for what does not fit."""
+    if frozen.model.channels not in (1, 3):
+        raise ConfigError(
+            f"{frozen.name}: model.channels={frozen.model.channels}, and segmentation requires 1 or 3"
+        )
+    (train_name, train_split), (test_name, test_split) = splits.train, splits.test
+    test = open_dense(test_name, CLASSES)
+    train = test if train_name == test_name else open_dense(train_name, CLASSES)
+    if train.class_names != test.class_names:
+        raise ConfigError(
+            f"{train.name} has other classes than {test.name}, {len(train.class_names)} and "
+            f"{len(test.class_names)}: train and test on data with the same classes"
+        )
+    for source, split in ((train, train_split), (test, test_split)):
+        source.num_examples(split)  # to fail before anything is trained
+    own, sizes = resolved(settings.segmentation, train, frozen.model, frozen.data)
+    return _Problem(frozen, own, settings.seed, sizes, (train, train_split), (test, test_split))
+
+
+def _features(problem: _Problem, edits: EditsOf | None) -> Features:
+    """The normed patches of the last blocks, side by side: a function of the backbone and images."""
+    model, data = problem.frozen.model, problem.frozen.data
+    graphdef, depth = abstract_model(model)[0], dims(model).depth
+    blocks = range(depth - problem.settings.num_blocks, depth)
+
+    def features(backbone: Any, image_BxHxWxC: jax.Array, size_Bx2: jax.Array) -> jax.Array:
+        image_BxHxWxC = network_input(image_BxHxWxC, size_Bx2, data, patch_size=model.patch_size)
+        network = build_model(graphdef, backbone)
+        tokens = block_tokens(network, image_BxHxWxC, blocks=blocks, is_normed=True, edits=edits)
+        return jnp.concatenate([one.patch_BxHxWxD for one in tokens], axis=-1)
+
+    return features
+
+
+class _Machine(NamedTuple):
+    """What heads on the same kind of features share, so that it is compiled once."""
+
+    trainer: HeadTrainer
+    # (backbone, head, statistics, window_BxHxWxC) -> logit_BxHxWxY of the size of the windows
+    logits: Callable[[Any, Any, Any, Any], jax.Array]
+
+
+def _machine(problem: _Problem, features: Features, backbone: Any) -> _Machine:
+    """The trainer and the logits of heads on `features`, which `backbone` has the shapes for."""
+    frozen, settings, crop = problem.frozen, problem.settings, problem.sizes.crop
+    assert settings.num_steps is not None
+    shape = jax.ShapeDtypeStruct((settings.batch_size, crop, crop, frozen.model.channels), jnp.uint8)
+    size = jax.ShapeDtypeStruct((settings.batch_size, 2), jnp.int32)
+    num_channels = jax.eval_shape(features, backbone, shape, size).shape[-1]
+    num_classes = len(problem.train[0].class_names)
+    recipe = Recipe(
+        functools.partial(init_head, num_channels=num_channels, num_classes=num_classes),
+        functools.partial(_loss, divisor=settings.divisor),
+        make_optimizer(settings, settings.num_steps),
+        settings.num_steps,
+        settings.batch_size,
+        problem.seed,
+    )
+
+    @functools.partial(jax.jit, out_shardings=replicated(frozen.mesh))
+    def logits(backbone: Any, head: Any, statistics: Any, window_BxHxWxC: jax.Array) -> jax.Array:
+        size_Bx2 = jnp.full((len(window_BxHxWxC), 2), crop, jnp.int32)
+        feature_BxHxWxC = features(backbone, window_BxHxWxC, size_Bx2)
+        logit_BxHxWxY, _ = segmentation_logits(head, statistics, feature_BxHxWxC, is_training=False)
+        return enlarge(logit_BxHxWxY, (crop, crop))
+
+    return _Machine(HeadTrainer(recipe, features, frozen.mesh, setting="tasks.segmentation"), logits)
+
+
+def _examples(problem: _Problem) -> Examples:
+    """The training crops."""
+    (source, split), settings, sizes = problem.train, problem.settings, problem.sizes
+    assert settings.augment is not None
+    is_augmented, channels = settings.augment, problem.frozen.model.channels
+
+    def make(record: int, rng: np.random.Generator) -> Example:
+        pair = source.load(split, record, channels)
+        return training_example(
+            pair, rng, short_side=sizes.short_side, crop=sizes.crop, is_augmented=is_augmented
+        )
+
+    is_one_crop = (
+        source.image_size is not None
+        and sizes.crop >= sizes.short_side
+        and (source.image_size[0] == source.image_size[1])
+    )
+    return Examples(source.num_examples(split), make, is_augmented or not is_one_crop)
+
+
+def _measure(
+    problem: _Problem,
+    row: _Row,
+    machine: _Machine,
+    folder: Path | None,
+    say: Callable[[str], None],
+    kept: Sequence[int],
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """(count_YxY, predicted classes of the images `kept`) of a head, which is trained first."""
+    layout, what, saved = batch_sharding(problem.frozen.mesh), f"head of {row.name}", None
+    if folder is not None and row.is_resumable:
+        name = row.name.replace(" ", "_") if row.name in (POSITION, RANDOM) else "model"
+        saved = SavedHead(folder / f"segmentation_{name}.npz", _identity(problem, row))
+    examples = _examples(problem)
+    head, statistics = machine.trainer.train(row.backbone, examples, what=what, saved=saved, say=say)
+    source, split = problem.test
+    return count_split(
+        lambda windows: machine.logits(row.backbone, head, statistics, jax.device_put(windows, layout)),
+        source,
+        split,
+        sizes=problem.sizes,
+        channels=problem.frozen.model.channels,
+        batch=windows_at_once(len(source.class_names), problem.sizes.crop, layout.num_devices),
+        kept=kept,
+        say=say,
+        what=what,
+    )
+
+
+def _loss(
+    head: Any,
+    statistics: Any,
+    feature_BxHxWxC: jax.Array,
+    label_BxHxW: jax.Array,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    divisor: str,
+) -> tuple[jax.Array, Any]:
+    """(cross-entropy at the size of the labels, statistics)."""
+    logit_BxHxWxY, statistics = segmentation_logits(head, statistics, feature_BxHxWxC, is_training=True)
+    height, width = label_BxHxW.shape[1:]
+    large_BxHxWxY = enlarge(logit_BxHxWxY, (height, width))
+    return pixel_cross_entropy(large_BxHxWxY, label_BxHxW, divisor=divisor), statistics
+
+
+def _identity(problem: _Problem, row: _Row) -> str:
+    """Everything that the trained head depends on."""
+    source, split = problem.train
+    parts = {
+        "row": row.name if row.name in (POSITION, RANDOM) else "model",
+        "settings": [dataclasses.asdict(problem.settings), problem.seed],
+        "data": [source.name, split, source.num_examples(split), source.class_names],
+        "model": dataclasses.asdict(problem.frozen.model),
+        "images": [problem.frozen.data.mean, problem.frozen.data.std],
+        "parameters": checksum(row.backbone),
+    }
+    return json.dumps(parts, sort_keys=True, default=str)
