@@ -47,8 +47,8 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "params",
         None,
-        ["params", "ema", "teacher", "student"],
-        "Trained (params, student) or averaged (ema, teacher) ones; by default those of the objective.",
+        ["params", "ema", "teacher", "student", "initial"],
+        "Trained (params, student), averaged (ema, teacher) or untrained; by default those of the objective.",
     )
     flags.DEFINE_string(
         "out", None, "Folder for the JSON file; RUN/evaluation, or for other weights evaluation."

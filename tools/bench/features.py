@@ -30,7 +30,7 @@ from vit_registers.analysis.features.store import Store
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.batch import normalize
 from vit_registers.data.loaders import EvalSplit, open_data
-from vit_registers.evaluation.features import block_features
+from vit_registers.evaluation.features import block_features, run_features
 from vit_registers.evaluation.linear.host_features import feature_batches, host_features
 from vit_registers.models.vit import ViT
 from vit_registers.runtime.mesh import make_mesh
@@ -73,7 +73,8 @@ def time_task(cfg: Config, model: ViT, number: int) -> float:
     features = block_features(cfg.model, cfg.data, 4, None)
     started = time.monotonic()
     with jax.set_mesh(mesh):
-        found = feature_batches(features, nnx.to_pure_dict(params), split, mesh, say=lambda line: None)
+        rows = run_features(features, nnx.to_pure_dict(params), split, mesh, say=lambda line: None)
+        found = feature_batches(rows)
         host_features(itertools.islice(found, number // BATCH), mesh)
     return time.monotonic() - started
 

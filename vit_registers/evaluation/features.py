@@ -1,15 +1,18 @@
 """Features of images that a frozen backbone computes, for k-NN and linear classifiers."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_registers.config import Data, Model
 from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, relabel
+from vit_registers.data.class_names import some
 from vit_registers.data.loaders import EvalSplit
+from vit_registers.errors import DataError
 from vit_registers.evaluation.pace import Pace
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.params import abstract_model, build_model
@@ -96,3 +99,31 @@ def run_features(
         before = row
     if before is not None:
         yield before
+
+
+def training_features(
+    features: Features,
+    backbone: Any,
+    split: EvalSplit,
+    mesh: jax.sharding.Mesh,
+    *,
+    say: Callable[[str], None],
+) -> Iterator[Row]:
+    """The same of images to learn from. Raises DataError if they have several labels each."""
+    for row in run_features(features, backbone, split, mesh, say=say):
+        if row.label_BxK.shape[1] > 1:
+            raise DataError(
+                f"'{split.loader.name}' has several labels for an image, so it is for --data only: give "
+                "other training images with --train_data=NAME:SPLIT"
+            )
+        yield row
+
+
+def empty_classes(count_Y: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A note that names the classes without a training image, `count_Y` images each; none if all have one."""
+    empty = [name for name, count in zip(names, count_Y, strict=True) if not count]
+    if not empty:
+        return []
+    return [
+        f"{len(empty)} of {len(names)} classes have no training image, so they are not learned: {some(empty)}"
+    ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_registers.config import KnnSettings, Tasks
 from vit_registers.errors import DataError
-from vit_registers.evaluation.features import Row, run_features
+from vit_registers.evaluation.features import Row, empty_classes, run_features, training_features
 from vit_registers.evaluation.images import ImageTask, TaskImages
 from vit_registers.evaluation.knn import CLS, PATCH, knn_counter, metric_name, model_features
 from vit_registers.evaluation.neighbours import Bank, make_bank
@@ -38,7 +38,7 @@ def measure_knn(
     """
     knn, train = settings.knn, images.train
     features = model_features(frozen.model, frozen.data, frozen.edits)
-    trained = [*run_features(features, frozen.backbone, train, frozen.mesh, say=say)]
+    trained = [*training_features(features, frozen.backbone, train, frozen.mesh, say=say)]
     label_N, count_Y = _labels(trained, frozen, images.num_classes)
     if not count_Y.sum():
         raise DataError(f"split '{train.split}' of '{train.loader.name}' has no image with a label")
@@ -146,10 +146,7 @@ def _notes(
 ) -> Iterator[str]:
     if not frozen.model.use_cls:
         yield "the model has no cls token: its features are the mean of the patches"
-    if empty := [name for name, count in zip(names, count_Y, strict=True) if not count]:
-        yield f"classes without a training image, which are never predicted: {', '.join(empty[:5])}" + (
-            f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        )
+    yield from empty_classes(count_Y, names)
     least = int(count_Y[count_Y > 0].min())
     if settings.few_shot is not None and least < settings.few_shot:
         yield f"a class has {least} training images, fewer than tasks.knn.few_shot={settings.few_shot}"

@@ -15,7 +15,7 @@ from vit_registers.config import LogisticSettings, Tasks, lookup
 from vit_registers.data.sources.parts import held_out_records
 from vit_registers.errors import DataError
 from vit_registers.evaluation.dense.saved import SavedHead, read_head, write_head
-from vit_registers.evaluation.features import block_features
+from vit_registers.evaluation.features import block_features, empty_classes, run_features, training_features
 from vit_registers.evaluation.images import ImageTask, TaskImages
 from vit_registers.evaluation.linear.host_features import FeatureBatch, feature_batches, host_features
 from vit_registers.evaluation.linear.plan import CHOICES
@@ -54,10 +54,10 @@ def measure_logistic(
     logistic = settings.logistic
     lookup(dict.fromkeys(CHOICES), logistic.chosen_on, "tasks.logistic.chosen_on")
     trained, held_N, left_out = _training(frozen, settings, images, say)
-    tested = {
-        name: _examples(host_features(_batches(frozen, images, name, say), frozen.mesh))
-        for name in images.tests
-    }
+    features, tested = block_features(frozen.model, frozen.data, 1, frozen.edits), {}
+    for name, split in images.tests.items():
+        made = run_features(features, frozen.backbone, split, frozen.mesh, say=say)
+        tested[name] = _examples(host_features(feature_batches(made), frozen.mesh))
     c_Y = 10 ** np.linspace(*logistic.exponents, logistic.num_c)
     is_held = logistic.chosen_on == "held_out"
     fitted = Examples(*(x[~held_N] for x in trained)) if is_held else trained
@@ -70,21 +70,16 @@ def measure_logistic(
     values: dict[str, float | int | str] = {}
     for name, examples in tested.items():
         table = images.tests[name].table
-        own = _metrics(model, examples, None if table is None else np.unique(table), images.num_classes)
+        own = score_logistic(model, examples, None if table is None else np.unique(table), images.num_classes)
         values |= {f"{name}/{key}" if name else key: value for key, value in own.items()}
     values |= {"held_out_top1": float(scores_Cx3[best, 0])} if is_held else {}
     values |= {"C": float(c_Y[best]), "chosen_on": logistic.chosen_on, "training_images": len(held_N)}
     values |= {"left_out": images.num_broken, "not_learned": left_out}
     rows = [(float(c), *map(float, row[:2]), int(row[2])) for c, row in zip(c_Y, scores_Cx3, strict=True)]
     notes = [*_notes(frozen, settings, scores_Cx3, int(held_N.sum())), *_limits(c_Y, best)]
+    count_Y = np.bincount(trained.label_NxK[:, 0], minlength=images.num_classes)
+    notes += empty_classes(count_Y, images.train.loader.class_names)
     return TaskResult(values, {"strengths": TaskTable(_COLUMNS, rows)}, notes=notes)
-
-
-def _batches(
-    frozen: FrozenModel, images: TaskImages, name: str, say: Callable[[str], None]
-) -> Iterator[FeatureBatch]:
-    features = block_features(frozen.model, frozen.data, 1, frozen.edits)
-    return feature_batches(features, frozen.backbone, images.tests[name], frozen.mesh, say=say)
 
 
 def _training(
@@ -92,7 +87,8 @@ def _training(
 ) -> tuple[Examples, np.ndarray, int]:
     """(examples to learn from, whether each is held out, the number of those that are not finite)."""
     features, split = block_features(frozen.model, frozen.data, 1, frozen.edits), images.train
-    rows = host_features(feature_batches(features, frozen.backbone, split, frozen.mesh, say=say), frozen.mesh)
+    made = training_features(features, frozen.backbone, split, frozen.mesh, say=say)
+    rows = host_features(feature_batches(made), frozen.mesh)
     number = split.loader.num_examples(split.split)
     held_N = np.zeros(len(rows.mask_B), bool)
     held_N[held_out_records(number, settings.logistic.held_out, settings.seed)] = True
@@ -136,7 +132,7 @@ def _choose(
     num_classes = int(max(fitted.label_NxK.max(), judged.label_NxK.max())) + 1
     for i in left:
         model = _fit(settings, c_Y[i], fitted)
-        own = _metrics(model, judged, None, num_classes)
+        own = score_logistic(model, judged, None, num_classes)
         scores_Cx3[i] = own["top1"], own["loss"], model.is_converged
         pace.done(i + 1)
         if saved is not None:
@@ -144,7 +140,7 @@ def _choose(
     return scores_Cx3
 
 
-def _metrics(
+def score_logistic(
     model: LogisticModel, examples: Examples, classes: np.ndarray | None, num_classes: int
 ) -> dict[str, float | int]:
     """top1, top5, loss, images and non_finite. Every label of an image is right, as for the other tasks.

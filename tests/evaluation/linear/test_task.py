@@ -121,6 +121,8 @@ def test_the_rules_of_the_plan():
     few = _plan(30, train_ops="resize | central_crop")
     assert few.batch_size == 24 and few.is_cached
     assert few.learning_rates[-1] == pytest.approx(0.1 * 24 / 256)
+    with pytest.raises(ConfigError, match="draws random images, which"):
+        _plan(data=Data(loader="pil"))
     for message, settings in (
         ("tasks.linear.chosen_on='best'", {"chosen_on": "best"}),
         ("does not divide over 8 devices", {"batch_size": 12}),

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_registers.data.loaders import EvalSplit
 from vit_registers.data.order import Order
-from vit_registers.evaluation.features import CLS, MEAN, Features, run_features
+from vit_registers.evaluation.features import CLS, MEAN, Row
 from vit_registers.training.sharding import batch_sharding, replicated
 
 
@@ -26,16 +25,9 @@ class FeatureBatch(NamedTuple):
         return FeatureBatch(*(x[index] for x in self))
 
 
-def feature_batches(
-    features: Features,
-    backbone: Any,
-    split: EvalSplit,
-    mesh: jax.sharding.Mesh,
-    *,
-    say: Callable[[str], None],
-) -> Iterator[FeatureBatch]:
-    """The features of `block_features` of all images of a split, each once, on the devices."""
-    for found, label_BxK, mask_B in run_features(features, backbone, split, mesh, say=say):
+def feature_batches(rows: Iterator[Row]) -> Iterator[FeatureBatch]:
+    """The features of `block_features`, of run_features or training_features, on the devices."""
+    for found, label_BxK, mask_B in rows:
         yield FeatureBatch(found[CLS], found[MEAN], label_BxK, mask_B)
 
 

@@ -6,7 +6,7 @@ from, or on the test images, as released.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,16 @@ from vit_registers.data.order import Order
 from vit_registers.data.prefetch import ahead
 from vit_registers.data.sources.parts import held_out, held_out_records, kept, kept_records
 from vit_registers.evaluation.dense.saved import SavedHead
-from vit_registers.evaluation.features import CLS, MEAN, Features, block_features, compiled_features
+from vit_registers.evaluation.features import (
+    CLS,
+    MEAN,
+    Features,
+    block_features,
+    compiled_features,
+    empty_classes,
+    run_features,
+    training_features,
+)
 from vit_registers.evaluation.images import ImageTask, TaskImages
 from vit_registers.evaluation.linear.host_features import (
     FeatureBatch,
@@ -38,7 +47,8 @@ class Sources(NamedTuple):
     """What a grid is trained on and chosen on."""
 
     training: Callable[[int], Iterator[FeatureBatch]]  # endless batches, from a step on
-    held_out: Callable[[], Iterator[FeatureBatch]]  # none if the choice is made on test images
+    held_out: Callable[[], Iterator[FeatureBatch]]  # not used if the choice is made on test images
+    notes: Sequence[str] = ()
 
 
 def measure_linear(
@@ -67,7 +77,7 @@ def measure_linear(
     state = train_grid(grid, sources.training, seed=settings.seed, saved=saved, say=say)
     scores = {}
     for name, split in images.tests.items():
-        tested = feature_batches(features, frozen.backbone, split, frozen.mesh, say=say)
+        tested = feature_batches(run_features(features, frozen.backbone, split, frozen.mesh, say=say))
         scores[name] = score_grid(grid, state.heads, tested, _some_classes(split, images.num_classes))
     chosen_on = scores[""]
     if plan.num_held_out:
@@ -79,7 +89,7 @@ def measure_linear(
     return TaskResult(
         values,
         {"classifiers": _table(plan, settings, chosen_on if plan.num_held_out else None, scores[""])},
-        notes=list(_notes(frozen, settings, plan)),
+        notes=[*_notes(frozen, settings, plan), *sources.notes],
     )
 
 
@@ -97,7 +107,8 @@ def cached_sources(
     if plan.train_ops != images.train_data.eval_ops:
         loader = open_data(_config(frozen, settings, data))
     split = EvalSplit(loader, images.train.split)
-    rows = host_features(feature_batches(features, frozen.backbone, split, frozen.mesh, say=say), frozen.mesh)
+    made = training_features(features, frozen.backbone, split, frozen.mesh, say=say)
+    rows = host_features(feature_batches(made), frozen.mesh)
     # Rows beyond the images of the split are padding.
     number, share = loader.num_examples(split.split), settings.linear.held_out
     keep = kept_records(number, share, settings.seed) if plan.num_held_out else np.arange(number)
@@ -107,7 +118,9 @@ def cached_sources(
         index = held_out_records(number, share, settings.seed)
         return evaluation_order(rows.rows(index), data.eval_batch_size, frozen.mesh)
 
-    return Sources(lambda start: training_order(learned, order, start, frozen.mesh), held)
+    count_Y = np.bincount(learned.label_BxK[learned.mask_B, 0], minlength=images.num_classes)
+    notes = empty_classes(count_Y, loader.class_names)
+    return Sources(lambda start: training_order(learned, order, start, frozen.mesh), held, notes)
 
 
 def streamed_sources(
@@ -138,7 +151,7 @@ def streamed_sources(
 
     def held() -> Iterator[FeatureBatch]:
         split = EvalSplit(loader, data.eval_split)
-        return feature_batches(features, frozen.backbone, split, frozen.mesh, say=say)
+        return feature_batches(run_features(features, frozen.backbone, split, frozen.mesh, say=say))
 
     return Sources(training, held)
 
