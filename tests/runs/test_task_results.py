@@ -6,7 +6,7 @@ import os
 import pytest
 
 from vit_registers.evaluation.tasks import TASKS
-from vit_registers.runs.task_results import TASK_NUMBERS, read_task_results, task_number
+from vit_registers.runs.task_results import TASK_NUMBERS, read_task_results, task_baselines, task_number
 
 KNN = {"task": "knn", "step": 8, "params": "ema", "data": "d:test", "train_data": "d:train"}
 KNN |= {"top1_k10": 0.5, "top1_k20": 0.75, "images": 300}
@@ -39,6 +39,12 @@ def test_numbers_have_their_unit_and_error():
     assert task_number("segmentation", {"miou": 0.25, "test_images": 40}) == (25.0, None, 40)
     assert task_number("linear", {"top1": None, "images": 3}) is None
     assert task_number("linear", {"top1": float("nan"), "images": 3}) is None
+
+
+def test_baselines_have_the_unit_of_their_task():
+    values = {"miou": 0.25, "random_backbone_miou": 0.125, "position_only_miou": float("nan")}
+    assert task_baselines("segmentation", values) == {"random backbone": 12.5, "position only": None}
+    assert task_baselines("knn", KNN) == {"random backbone": None, "position only": None}
 
 
 def test_the_results_of_one_checkpoint_are_read(run):

@@ -42,6 +42,9 @@ TASK_NUMBERS: dict[str, TaskNumber] = {
 }
 
 
+BASELINES = {"random backbone": "random_backbone", "position only": "position_only"}  # prefixes of keys
+
+
 class StoredTask(NamedTuple):
     """The result of a task."""
 
@@ -51,6 +54,7 @@ class StoredTask(NamedTuple):
     count: int  # of test images
     data: str
     train_data: str
+    baselines: Mapping[str, float | None]  # the number of each of BASELINES, of tasks that have them
     file: str
 
 
@@ -67,6 +71,16 @@ def task_number(task: str, values: Mapping[str, Any]) -> tuple[float, float | No
     elif number.is_share_of_images and count and 0 <= value <= 1:
         error = number.scale * math.sqrt(value * (1 - value) / count)
     return number.scale * value, error, count
+
+
+def task_baselines(task: str, values: Mapping[str, Any]) -> dict[str, float | None]:
+    """The number of each of BASELINES, in the unit of TASK_NUMBERS; None where the task has none."""
+    number = TASK_NUMBERS[task]
+    found = {name: values.get(f"{prefix}_{number.keys[0]}") for name, prefix in BASELINES.items()}
+    return {
+        name: number.scale * value if _is_number(value) and value is not None else None
+        for name, value in found.items()
+    }
 
 
 def read_task_results(run: Path, *, step: int, params: str) -> tuple[list[StoredTask], list[str]]:
@@ -95,7 +109,8 @@ def read_task_results(run: Path, *, step: int, params: str) -> tuple[list[Stored
             left_out.append(f"{path} has no number of its task")
         else:
             data, train_data = (str(values.get(key, "")) for key in ("data", "train_data"))
-            found.append(StoredTask(values["task"], *number, data, train_data, path.name))
+            baselines = task_baselines(values["task"], values)
+            found.append(StoredTask(values["task"], *number, data, train_data, baselines, path.name))
     return found, left_out
 
 

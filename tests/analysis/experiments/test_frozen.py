@@ -55,7 +55,7 @@ def run(tmp_path):
     about = {"step": 8, "params": "params", "data": "d:test", "train_data": "d:train"}
     for task, values in (
         ("linear", {"top1": 0.9, "images": 100}),
-        ("depth", {"rmse": 0.25, "rmse_se": 0.01, "test_images": 50}),
+        ("depth", {"rmse": 0.25, "rmse_se": 0.01, "test_images": 50, "position_only_rmse": 0.5}),
     ):
         text = json.dumps(about | {"task": task} | values)
         (tmp_path / "evaluation" / f"{task}.json").write_text(text)
@@ -89,10 +89,12 @@ def test_a_row_for_each_model_from_its_run_and_from_the_features(run):
     assert first[1].endswith("(n = 45)") and first[4] is None
     assert second[0] == "b" and second[2] is None and second[5] is None
     found = {(row[0], row[1]): row for row in sources.rows}
-    assert found["a", "linear"][5:] == ("d:train", "d:test", "evaluation/linear.json")
+    assert sources.columns[5:7] == ("random backbone", "position only")
+    assert found["a", "depth"][5:7] == (None, 0.5)
+    assert found["a", "linear"][7:] == ("d:train", "d:test", "evaluation/linear.json")
     assert found["a", "depth"][2:5] == (0.25, 0.01, 50)
     half = "45 of the 90 images of set 0 (half of each class)"
-    assert found["a", "knn"][5:] == (half, half, "this report")
+    assert found["a", "knn"][7:] == (half, half, "this report")
     assert "a: not measured: segmentation; vit-registers evaluate --task=NAME measures them" in result.gaps
     assert "b: not measured: linear, segmentation, depth; vit-registers" in result.gaps[1]
     # Of other images: no comparison, neither in the finding nor in the head of the report.

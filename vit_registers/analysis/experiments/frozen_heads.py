@@ -1,15 +1,17 @@
 """frozen-heads: tasks that train heads, on features as they are and of edited models."""
 
+from collections.abc import Sequence
+
 from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
-from vit_registers.analysis.experiments.frozen_features import EDITS, find_variants
+from vit_registers.analysis.experiments.frozen_features import AS_IS, EDITS, find_variants
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, number
 from vit_registers.analysis.subject import Subject
 from vit_registers.errors import UserError
 from vit_registers.evaluation.task import Splits
 from vit_registers.evaluation.tasks import TASKS, import_task
-from vit_registers.runs.task_results import TASK_NUMBERS, task_number
+from vit_registers.runs.task_results import TASK_NUMBERS, task_baselines, task_number
 
 _TABLE = "Heads of edited models"
 
@@ -41,16 +43,26 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
                 gaps.append(f"{subject.name}: {task}, {name}: no number")
                 continue
             rows.append((TASK_NUMBERS[task].what, name, *found))
+            if name == AS_IS:
+                baselines = task_baselines(task, result.values).items()
+                own = [(TASK_NUMBERS[task].what, key, value, None, found[-1]) for key, value in baselines]
+                rows += [row for row in own if row[2] is not None]
     if not rows:
         return Gap("; ".join(gaps))
     return Rows(
         tables={_TABLE: rows},
-        text=", ".join(f"{what} {number(value)} {name}" for what, name, value, *_ in rows),
+        text="; ".join(_clause(what, rows) for what in dict.fromkeys(row[0] for row in rows)),
         compared=rows[0][2],
         count=counted(max(row[-1] for row in rows), "test image"),
         gaps=gaps,
         images="; ".join(_images(options)),
     )
+
+
+def _clause(what: str, rows: Sequence[tuple[str, str, float | None, float | None, int]]) -> str:
+    name, _, unit = what.partition(", ")
+    given = (f"{number(value, unit)} {edit}" for task, edit, value, *_ in rows if task == what)
+    return f"{name} {', '.join(given)}"
 
 
 def _images(options: Options) -> list[str]:
@@ -71,7 +83,8 @@ def _text(splits: Splits) -> str:
 EXPERIMENT = Experiment(
     question="Do registers at test time, or the removal of outliers, change what heads make of features?",
     answers=f"{REGISTERS}, table 2a; arXiv:2506.08010, test-time registers",
-    definition=f"The tasks of evaluate --task=NAME that --tasks names, with their settings. {EDITS}",
+    definition=f"The tasks of evaluate --task=NAME that --tasks names, with their settings, and the "
+    f"baselines of those that have them. {EDITS}",
     tables={_TABLE: "model | task | edit | value | standard error | test images"},
     measure=_measure,
     features=edited_models.BASE,

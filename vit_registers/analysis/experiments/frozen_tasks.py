@@ -1,6 +1,8 @@
 """frozen-tasks: what frozen features are good for, one row for each model."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vit_registers.analysis.experiments.edited_models import FROZEN
@@ -13,7 +15,7 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.headline import Headline, share_of_images
 from vit_registers.analysis.report.result import Found, Gap, Rows, counted
 from vit_registers.analysis.subject import Subject
-from vit_registers.runs.task_results import TASK_NUMBERS, StoredTask, read_task_results
+from vit_registers.runs.task_results import BASELINES, TASK_NUMBERS, StoredTask, read_task_results
 
 _HERE = {"knn": knn_share, "logistic": logistic_share}  # measured from the features of the report
 _TABLE, _SOURCES = "Frozen features", "Where the numbers are from"
@@ -26,6 +28,7 @@ class Number(NamedTuple):
     data: str
     train_data: str
     source: str
+    baselines: Mapping[str, float | None] = MappingProxyType({})
     is_here: bool = False  # measured from the features of the report
 
 
@@ -72,7 +75,8 @@ def _cell(one: Headline) -> str:
 
 def _row(task: str, one: Number) -> tuple[str | float | int | None, ...]:
     head = one.headline
-    return task, head.value, head.error, head.count, one.train_data, one.data, one.source
+    baselines = [one.baselines.get(name) for name in BASELINES]
+    return task, head.value, head.error, head.count, *baselines, one.train_data, one.data, one.source
 
 
 def _stored(subject: Subject) -> tuple[dict[str, StoredTask], list[str]]:
@@ -86,7 +90,7 @@ def _stored(subject: Subject) -> tuple[dict[str, StoredTask], list[str]]:
 def _as_number(one: StoredTask) -> Number:
     what = TASK_NUMBERS[one.task].headline
     headline = Headline(what=what, value=one.value, error=one.error, count=one.count)
-    return Number(headline, one.data, one.train_data, f"evaluation/{one.file}")
+    return Number(headline, one.data, one.train_data, f"evaluation/{one.file}", one.baselines)
 
 
 def _measured_here(task: str, parts: ProbeSets) -> Number:
@@ -137,7 +141,8 @@ EXPERIMENT = Experiment(
     "cannot be compared.",
     tables={
         _TABLE: "model | " + " | ".join(one.what for one in TASK_NUMBERS.values()),
-        _SOURCES: "model | task | value | standard error | test images | trained on | tested on | source",
+        _SOURCES: f"model | task | value | standard error | test images | {' | '.join(BASELINES)}"
+        " | trained on | tested on | source",
     },
     measure=_measure,
     features=(FROZEN,),
