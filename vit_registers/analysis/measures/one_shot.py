@@ -40,6 +40,11 @@ def draw_pairs(label_N: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarra
     return row_Yx2[:, 0], row_Yx2[:, 1]
 
 
+def draw_one(label_N: np.ndarray, *, seed: int) -> np.ndarray:
+    """row_Y: a random row of each class, in the order of the classes."""
+    return _draw(label_N, 1, np.random.default_rng(seed))[1][:, 0]
+
+
 def one_shot(
     full_NxD: np.ndarray,
     label_N: np.ndarray,
