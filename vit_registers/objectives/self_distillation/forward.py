@@ -61,21 +61,16 @@ def distillation(
     float32.
 
     Losses, all scalars: "loss" = dino_local + dino_global + ibot + koleo, each with its weight, which alone
-    has the gradient of all of them; "ibot_logged"
-    and "koleo_logged", which DINOv2's code logs in their place and which are half as large; monitors of
-    collapse: "teacher_entropy", of the targets of cls tokens in nats, "prototypes_used", the exponential of
-    the entropy of their mean, and "feature_std", the mean over dimensions of the standard deviation of the
-    teacher's unit cls vectors.
+    has the gradient of all of them; "ibot_logged" and "koleo_logged", which DINOv2's code logs in their place
+    and which are half as large; monitors of collapse: "teacher_entropy", of the targets of cls tokens in
+    nats, "prototypes_used", the exponential of the entropy of their mean, and "feature_std", the mean over
+    dimensions of the standard deviation of the teacher's unit cls vectors.
     """
     group, dtype = settings.mask_group, DTYPES[build_model(graphdef, student[BACKBONE]).model.dtype]
     out = _outputs(graphdef, student, crops, is_student=True, key=key)
     taught = jax.lax.stop_gradient(_outputs(graphdef, teacher, crops, is_student=False, key=None))
     num_images = jnp.maximum(crops.mask_B.sum(), 1)
-    offset = (
-        chunks.sinkhorn(temperature)
-        if settings.targets == "sinkhorn"
-        else None  # centring, whose centre is that of each loss
-    )
+    offset = chunks.sinkhorn(temperature) if settings.targets == "sinkhorn" else None  # None: centring
 
     def sums(name: str, rows: chunks.Rows, head: str) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         own, other = (
@@ -100,22 +95,24 @@ def distillation(
         ibot, _, stats["ibot"] = sums("ibot", ibot_rows, IBOT_HEAD)
     if settings.koleo_weight:
         koleo = _koleo(out["cls_BxVxD"], crops.mask_B, settings.koleo_group)
-    num_terms = NUM_GLOBALS * (NUM_GLOBALS - 1) + max(crops.local_BxLxHxWxC.shape[1] * NUM_GLOBALS, 1)
-    dino_share = settings.dino_weight / (num_images * num_terms)
-    optimized = {
-        "dino": dino_share * dino,
-        "ibot": settings.ibot_weight * ibot / (NUM_GLOBALS * num_images),
-        "koleo": settings.koleo_weight * koleo,
-    }
-    terms = {
+    dino_share = settings.dino_weight / (num_images * _num_terms(crops))
+    ibot *= settings.ibot_weight / (NUM_GLOBALS * num_images)
+    koleo *= settings.koleo_weight
+    found = {
+        "loss": dino_share * dino + ibot + koleo,
         "dino_local": dino_share * dino_SxV[NUM_GLOBALS:].sum(),
         "dino_global": dino_share * dino_SxV[:NUM_GLOBALS].sum(),
-        "ibot": optimized["ibot"],
-        "koleo": optimized["koleo"],
+        "ibot": ibot,
+        "koleo": koleo,
+        "ibot_logged": ibot / 2,
+        "koleo_logged": koleo / 2,
     }
-    found = {"loss": sum(optimized.values(), jnp.zeros(())), **terms}
-    found |= {"ibot_logged": terms["ibot"] / 2, "koleo_logged": terms["koleo"] / 2}
     return found | _monitors(dino_stats, taught["cls_BxVxD"], crops.mask_B), _new_centres(centres, stats)
+
+
+def _num_terms(crops: Crops) -> int:
+    """The number of pairs of crops that are compared, by which the released code divides."""
+    return NUM_GLOBALS * (NUM_GLOBALS - 1) + max(crops.local_BxLxHxWxC.shape[1] * NUM_GLOBALS, 1)
 
 
 def _new_centres(centres: Mapping[str, jax.Array], stats: Mapping[str, Any]) -> dict[str, jax.Array]:
