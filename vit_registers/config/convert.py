@@ -41,7 +41,9 @@ def suggestion(path: str) -> str:
     if path in known:
         return f"did you mean '{path}'?"
     own = [name for name in known if name.startswith(f"{section}.")]
-    for names in (own, known):
+    # Tasks have settings of the same names as training, which is meant more often.
+    of_training = [name for name in known if not name.startswith("tasks.")]
+    for names in (own, of_training, known):
         if found := _like(key, names):
             return f"did you mean {' or '.join(repr(name) for name in found[:3])}?"
     if own:
