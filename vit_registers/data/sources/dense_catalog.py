@@ -36,36 +36,24 @@ class DenseCatalog(NamedTuple):
     layouts: Sequence[Layout]  # the first that fits is taken
 
 
-def _open_pets(name_or_folder: str | Path) -> DenseSource:
+def _nyu_of_tfds(name_or_folder: str | Path) -> DenseSource:
     require_extra("data", *TFDS, what=f"{name_or_folder}, a data set of TFDS,")
-    # TFDS takes a second to import, and the other sources do not need it
+    from vit_registers.data.sources.tfds_pairs import open_nyu_of_tfds  # TFDS takes a second to import
+
+    return open_nyu_of_tfds(str(name_or_folder))
+
+
+def _pets_of_tfds(name_or_folder: str | Path) -> DenseSource:
+    require_extra("data", *TFDS, what=f"{name_or_folder}, a data set of TFDS,")
     from vit_registers.data.sources.tfds_pairs import open_pets
 
     return open_pets(str(name_or_folder))
 
 
-def _open_nyu_of_tfds(name_or_folder: str | Path) -> DenseSource:
-    require_extra("data", *TFDS, what=f"{name_or_folder}, a data set of TFDS,")
-    from vit_registers.data.sources.tfds_pairs import open_nyu_of_tfds  # as in _open_pets
-
-    return open_nyu_of_tfds(str(name_or_folder))
+def _is_prepared_by_tfds(folder: Path) -> bool:
+    return any((*folder.glob("features.json"), *folder.glob("*/features.json")))
 
 
-def _is_of_tfds(folder: Path, name: str) -> bool:
-    return folder.name == name or (folder / "features.json").is_file()
-
-
-_PETS, _NYU = "oxford_iiit_pet", "nyu_depth_v2"
-_CLASS_LAYOUTS = (
-    Layout("images/training and annotations/training (ADE20k)", is_ade20k, open_ade20k),
-    Layout(
-        "JPEGImages, SegmentationClass and ImageSets/Segmentation (PASCAL VOC 2012)",
-        lambda folder: voc_root(folder) is not None,
-        open_voc,
-    ),
-    Layout("images/SPLIT/* and masks/SPLIT/*.png of class numbers", is_mask_folder, open_mask_folder),
-    Layout(f"a prepared {_PETS} of TFDS", functools.partial(_is_of_tfds, name=_PETS), _open_pets),
-)
 _DEPTH_LAYOUTS = (
     Layout(
         " and ".join(depth_folders.NYU_LISTS.values()) + " (NYU Depth v2)",
@@ -82,20 +70,35 @@ _DEPTH_LAYOUTS = (
         depth_folders.is_depth_folder,
         depth_folders.open_depth_folder,
     ),
-    Layout(f"a prepared {_NYU} of TFDS", functools.partial(_is_of_tfds, name=_NYU), _open_nyu_of_tfds),
+    Layout("a folder of nyu_depth_v2 that TFDS has prepared", _is_prepared_by_tfds, _nyu_of_tfds),
 )
+
+
+_PETS = "oxford_iiit_pet"
+_CLASS_LAYOUTS = (
+    Layout("images/training and annotations/training (ADE20k)", is_ade20k, open_ade20k),
+    Layout(
+        "JPEGImages, SegmentationClass and ImageSets/Segmentation (PASCAL VOC 2012)",
+        lambda folder: voc_root(folder) is not None,
+        open_voc,
+    ),
+    Layout("images/SPLIT/* and masks/SPLIT/*.png of class numbers", is_mask_folder, open_mask_folder),
+    Layout(f"a folder of {_PETS} that TFDS has prepared", _is_prepared_by_tfds, _pets_of_tfds),
+)
+
+
 CATALOG: dict[str, DenseCatalog] = {
     CLASSES: DenseCatalog(
         {
             "digit_scenes": functools.partial(DigitScenes, CLASSES),
-            _PETS: functools.partial(_open_pets, _PETS),
+            _PETS: functools.partial(_pets_of_tfds, _PETS),
         },
         _CLASS_LAYOUTS,
     ),
     DEPTH: DenseCatalog(
         {
             "digit_scenes": functools.partial(DigitScenes, DEPTH),
-            _NYU: functools.partial(_open_nyu_of_tfds, _NYU),
+            "nyu_depth_v2": functools.partial(_nyu_of_tfds, "nyu_depth_v2"),
         },
         _DEPTH_LAYOUTS,
     ),

@@ -27,6 +27,7 @@ class TfdsPairs(DenseSource):
         builder: tfds.core.DatasetBuilder,
         *,
         kind: str,
+        protocol: str,
         keys: tuple[str, str],
         class_names: Sequence[str],
         first_label: int,
@@ -34,11 +35,13 @@ class TfdsPairs(DenseSource):
     ) -> None:
         """`keys` are those of the image and of the labels. Raises DataError if a feature is missing."""
         info: Any = builder.info  # whose types allow None everywhere
-        self._builder, self.name, self.protocol = builder, info.name, info.name
+        self._builder, self.name, self.protocol = builder, info.name, protocol
         self.kind, self.class_names, self.first_label = kind, tuple(class_names), first_label
         self._keys, self._convert = keys, convert
         if missing := [key for key in keys if key not in info.features]:
-            raise DataError(f"{builder.data_path} has no feature '{missing[0]}': prepare {info.name} again")
+            raise DataError(
+                f"{builder.data_path} has no feature '{missing[0]}', so it has no {kind} of pixels"
+            )
         if info.file_format.value != "array_record":
             raise DataError(
                 f"{builder.data_path} has {info.file_format.value} files, without random access: delete "
@@ -70,16 +73,14 @@ class TfdsPairs(DenseSource):
 
 def open_pets(name_or_folder: str) -> DenseSource:
     """oxford_iiit_pet: 3 classes, in masks from 1 on. Raises DataError if it is not prepared."""
-    builder = tfds_location.open_builder(name_or_folder, None, setting="--data")
-    if builder is None:
-        raise tfds_location.not_prepared(name_or_folder, None)
 
     def convert(encoded: bytes, where: str) -> np.ndarray:
         return decode_mask(io.BytesIO(encoded), f"the mask of {where}") - 1
 
     return TfdsPairs(
-        builder,
+        _open(name_or_folder),
         kind=CLASSES,
+        protocol="oxford_iiit_pet",
         keys=("image", "segmentation_mask"),
         class_names=("pet", "background", "border"),
         first_label=1,
@@ -88,20 +89,25 @@ def open_pets(name_or_folder: str) -> DenseSource:
 
 
 def open_nyu_of_tfds(name_or_folder: str) -> DenseSource:
-    """nyu_depth_v2: float16 metres. Depths that are not finite count as not known.
-
-    Raises DataError if it is not prepared.
-    """
-    builder = tfds_location.open_builder(name_or_folder, None, setting="--data")
-    if builder is None:
-        raise tfds_location.not_prepared(name_or_folder, None, setting="--data")
+    """nyu_depth_v2: float16 metres; those that are not finite are not known. Raises DataError."""
 
     def convert(depth_HxW: np.ndarray, where: str) -> np.ndarray:
         depth_HxW = np.asarray(depth_HxW, np.float32)
         return np.where(np.isfinite(depth_HxW), depth_HxW, np.float32(0))
 
-    pairs = TfdsPairs(
-        builder, kind=DEPTH, keys=("image", "depth"), class_names=(), first_label=0, convert=convert
+    return TfdsPairs(
+        _open(name_or_folder),
+        kind=DEPTH,
+        protocol="nyu",
+        keys=("image", "depth"),
+        class_names=(),
+        first_label=0,
+        convert=convert,
     )
-    pairs.protocol = "nyu"
-    return pairs
+
+
+def _open(name_or_folder: str) -> tfds.core.DatasetBuilder:
+    builder = tfds_location.open_builder(name_or_folder, None, setting="--data")
+    if builder is None:
+        raise tfds_location.not_prepared(name_or_folder, None, setting="--data")
+    return builder

@@ -30,11 +30,7 @@ from vit_registers.evaluation.segmentation.head import (
 )
 from vit_registers.evaluation.segmentation.inference import count_split, windows_at_once
 from vit_registers.evaluation.segmentation.protocol import Sizes, make_optimizer, resolved
-from vit_registers.evaluation.segmentation.result import (
-    make_result,
-    picture,
-    shown_examples,
-)
+from vit_registers.evaluation.segmentation.result import make_result, picture, shown_examples
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model, build_model
