@@ -25,7 +25,7 @@ from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runtime.mesh import make_mesh
-from vit_registers.task_output import print_table, write_task
+from vit_registers.task_output import print_task_table, write_task
 from vit_registers.training.state import TrainState
 
 CONFIG = make_config(model={"depth": 2})
@@ -136,7 +136,7 @@ def test_files_of_a_result(tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "seg-x-samples.png")), picture)
     found = json.loads((tmp_path / "seg-x.json").read_text())
     assert found["notes"] == ["one note"] and found["tables"]["classes"]["rows"][1] == [None, None]
-    print_table("classes", table)
+    print_task_table("classes", table)
     assert "12 more rows" in capsys.readouterr().out
 
 

@@ -28,7 +28,7 @@ from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
 
-_CPU_PIXELS = 16 * 224 * 224
+_CPU_IMAGES, _CPU_PIXELS = 64, 16 * 224 * 224
 _NO_EFFECT = ("eval_batch_size", "also_eval", "batch_size", "train_split", "train_ops", "eval_split")
 
 
@@ -116,12 +116,12 @@ def open_task(
 
 
 def _batch_size(config: Config) -> int:
-    """data.eval_batch_size, but on a CPU at most as many images as have the pixels of 16 of 224 x 224.
+    """data.eval_batch_size, but on a CPU at most 64 images, or as many as have the pixels of 16 of 224 x 224.
 
     There larger batches are not faster, and the last one is padded: 200 images would take the time of 1,024.
     """
     height, width = image_size(config)
-    most = max(_CPU_PIXELS // (height * width), 1)
+    most = max(min(_CPU_PIXELS // (height * width), _CPU_IMAGES), 1)
     size = config.data.eval_batch_size
     return min(size, most) if jax.default_backend() == "cpu" else size
 

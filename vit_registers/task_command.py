@@ -15,7 +15,7 @@ from vit_registers.evaluation.tasks import TASKS
 from vit_registers.frozen_evaluation import Given, open_task, run_task
 from vit_registers.loading import ExternalCheckpoint
 from vit_registers.runs.reading import RunCheckpoint
-from vit_registers.task_output import print_table, print_values, write_task
+from vit_registers.task_output import print_task_table, print_values, write_task
 
 _METRICS = ("top1", "top1_k10", "top5", "top5_k10")  # of a suite's table, where a task has them
 _COLUMNS = ("data", "result", "images", "time_s", "note")
@@ -105,7 +105,7 @@ def _measure(
 def _say(measured: dict[str, Any], result: TaskResult, folder: Path, stem: str) -> None:
     width = print_values(measured, result.notes)
     for title, table in result.tables.items():
-        print_table(title, table)
+        print_task_table(title, table)
     print()
     for path in write_task(folder, stem, measured, result):
         print(f"{'written to':<{width}}{path}")

@@ -16,7 +16,7 @@ from vit_registers.evaluation.images import open_images
 from vit_registers.evaluation.knn_task import KNN_TASK
 from vit_registers.evaluation.linear.host_features import feature_batches, host_features
 from vit_registers.evaluation.logistic import fit_plain
-from vit_registers.evaluation.logistic_task import LOGISTIC, Examples, score_logistic
+from vit_registers.evaluation.logistic_task import LOGISTIC, LabelledFeatures, score_logistic
 from vit_registers.evaluation.task import FrozenModel, Splits
 from vit_registers.models.params import init_params
 from vit_registers.runtime.mesh import make_mesh
@@ -139,10 +139,10 @@ def test_several_labels_some_classes_and_values_that_are_not_finite():
     model = fit_plain(x_NxD, label_N, strength=1.0, max_iterations=100, tolerance=1e-8)
     label_NxK = np.array([[0, 2], [4, -1], [-1, -1], [0, -1], [1, -1]])
     test_NxD = np.array([[0, 9, 0, 0], [0, 0, 9, 0], [0, 0, 0, 0], [np.nan, 0, 0, 0], [9, 0, 0, 0]], float)
-    found = score_logistic(model, Examples(test_NxD, label_NxK), None, 6)
+    found = score_logistic(model, LabelledFeatures(test_NxD, label_NxK), None, 6)
     assert (found["images"], found["non_finite"], found["top1"]) == (4, 1, 0.5)
     some = score_logistic(
-        model, Examples(np.array([[1.0, 9, 0, 0]]), np.array([[0, -1]])), np.array([0, 4]), 6
+        model, LabelledFeatures(np.array([[1.0, 9, 0, 0]]), np.array([[0, -1]])), np.array([0, 4]), 6
     )
     assert some["top1"] == 1.0  # class 2, the likeliest of all, is not among them
 

@@ -64,7 +64,7 @@ def compiled_features(features: Features, mesh: jax.sharding.Mesh) -> Callable[.
     return compute
 
 
-class Row(NamedTuple):
+class BatchFeatures(NamedTuple):
     """The features of a batch on the devices, split over its images."""
 
     features: Mapping[str, jax.Array]
@@ -79,7 +79,7 @@ def run_features(
     mesh: jax.sharding.Mesh,
     *,
     say: Callable[[str], None],
-) -> Iterator[Row]:
+) -> Iterator[BatchFeatures]:
     """The features of all images of a split, each once, in batches.
 
     While one batch is computed, the next one is decoded. At most two are under way, so that memory does not
@@ -91,7 +91,7 @@ def run_features(
     pace = Pace(f"features of {split.loader.name}:{split.split}", number, say, unit="images")
     before, done = None, 0
     for batch in batches:
-        row = Row(*compute(backbone, batch))
+        row = BatchFeatures(*compute(backbone, batch))
         if before is not None:
             done += len(jax.block_until_ready(before).mask_B)
             pace.done(done)
@@ -108,7 +108,7 @@ def training_features(
     mesh: jax.sharding.Mesh,
     *,
     say: Callable[[str], None],
-) -> Iterator[Row]:
+) -> Iterator[BatchFeatures]:
     """The same of images to learn from. Raises DataError if they have several labels each."""
     for row in run_features(features, backbone, split, mesh, say=say):
         if row.label_BxK.shape[1] > 1:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_registers.config import KnnSettings, Tasks
 from vit_registers.errors import DataError
-from vit_registers.evaluation.features import Row, empty_classes, run_features, training_features
+from vit_registers.evaluation.features import BatchFeatures, empty_classes, run_features, training_features
 from vit_registers.evaluation.images import ImageTask, TaskImages
 from vit_registers.evaluation.knn import CLS, PATCH, knn_counter, metric_name, model_features
 from vit_registers.evaluation.neighbours import Bank, make_bank
@@ -66,7 +66,9 @@ def measure_knn(
     return TaskResult(values, {"neighbors": TaskTable(_COLUMNS, lines)}, notes=notes)
 
 
-def _labels(rows: list[Row], frozen: FrozenModel, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _labels(
+    rows: list[BatchFeatures], frozen: FrozenModel, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(label_N of all rows, -1 for padding; the number of images of each class), on the host."""
     gather = jax.jit(lambda label_BxK, mask_B: jnp.where(mask_B, label_BxK[:, 0], -1))
     everywhere = jax.jit(lambda x: x, out_shardings=replicated(frozen.mesh))
@@ -85,7 +87,9 @@ def _chosen(label_N: np.ndarray, few_shot: int | None, seed: int) -> np.ndarray:
     return chosen_N
 
 
-def _banks(rows: list[Row], chosen_N: np.ndarray, frozen: FrozenModel) -> tuple[dict[str, Bank], int]:
+def _banks(
+    rows: list[BatchFeatures], chosen_N: np.ndarray, frozen: FrozenModel
+) -> tuple[dict[str, Bank], int]:
     """({feature: bank of the chosen rows}, the number of rows that are left out as they are not finite)."""
     layout = batch_sharding(frozen.mesh)
     size = len(chosen_N) // len(rows)
@@ -108,7 +112,7 @@ def _banks(rows: list[Row], chosen_N: np.ndarray, frozen: FrozenModel) -> tuple[
 
 def _count(
     banks: Mapping[str, Bank],
-    rows: list[Row],
+    rows: list[BatchFeatures],
     frozen: FrozenModel,
     num_classes: int,
     neighbors: tuple[int, ...],

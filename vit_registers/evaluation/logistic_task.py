@@ -27,7 +27,7 @@ from vit_registers.evaluation.threads import threads_for
 _COLUMNS = ("C", "top1", "loss", "converged")
 
 
-class Examples(NamedTuple):
+class LabelledFeatures(NamedTuple):
     """Features and labels; labels -1 are padding, and not each row has features that are finite."""
 
     x_NxD: np.ndarray  # float64
@@ -60,8 +60,8 @@ def measure_logistic(
         tested[name] = _examples(host_features(feature_batches(made), frozen.mesh))
     c_Y = 10 ** np.linspace(*logistic.exponents, logistic.num_c)
     is_held = logistic.chosen_on == "held_out"
-    fitted = Examples(*(x[~held_N] for x in trained)) if is_held else trained
-    judged = Examples(*(x[held_N] for x in trained)) if is_held else tested[""]
+    fitted = LabelledFeatures(*(x[~held_N] for x in trained)) if is_held else trained
+    judged = LabelledFeatures(*(x[held_N] for x in trained)) if is_held else tested[""]
     saved = None if folder is None else SavedHead(folder / "scores.npz", repr((logistic, len(held_N))))
     with threads_for(fitted.x_NxD.size * images.num_classes):
         scores_Cx3 = _choose(logistic, c_Y, fitted, judged, saved, say)
@@ -84,7 +84,7 @@ def measure_logistic(
 
 def _training(
     frozen: FrozenModel, settings: Tasks, images: TaskImages, say: Callable[[str], None]
-) -> tuple[Examples, np.ndarray, int]:
+) -> tuple[LabelledFeatures, np.ndarray, int]:
     """(examples to learn from, whether each is held out, the number of those that are not finite)."""
     features, split = block_features(frozen.model, frozen.data, 1, frozen.edits), images.train
     made = training_features(features, frozen.backbone, split, frozen.mesh, say=say)
@@ -94,7 +94,7 @@ def _training(
     held_N[held_out_records(number, settings.logistic.held_out, settings.seed)] = True
     examples = _examples(rows)
     good_N = rows.mask_B & examples.is_finite_N
-    trained = Examples(*(x[good_N] for x in examples))
+    trained = LabelledFeatures(*(x[good_N] for x in examples))
     held_N = held_N[good_N] if settings.logistic.chosen_on == "held_out" else np.zeros(good_N.sum(), bool)
     classes = len(np.unique(trained.label_NxK[~held_N, 0]))
     if classes < 2:
@@ -105,12 +105,12 @@ def _training(
     return trained, held_N, int((rows.mask_B & ~examples.is_finite_N).sum())
 
 
-def _examples(rows: FeatureBatch) -> Examples:
+def _examples(rows: FeatureBatch) -> LabelledFeatures:
     label_NxK = np.where(rows.mask_B[:, None], rows.label_BxK, -1)
-    return Examples(rows.cls_BxLxD[:, -1].astype(np.float64), label_NxK)
+    return LabelledFeatures(rows.cls_BxLxD[:, -1].astype(np.float64), label_NxK)
 
 
-def _fit(settings: LogisticSettings, strength: float, examples: Examples) -> LogisticModel:
+def _fit(settings: LogisticSettings, strength: float, examples: LabelledFeatures) -> LogisticModel:
     limits = {"max_iterations": settings.max_iterations, "tolerance": settings.tolerance}
     return fit_plain(examples.x_NxD, examples.label_NxK[:, 0], strength=float(strength), **limits)
 
@@ -118,8 +118,8 @@ def _fit(settings: LogisticSettings, strength: float, examples: Examples) -> Log
 def _choose(
     settings: LogisticSettings,
     c_Y: np.ndarray,
-    fitted: Examples,
-    judged: Examples,
+    fitted: LabelledFeatures,
+    judged: LabelledFeatures,
     saved: SavedHead | None,
     say: Callable[[str], None],
 ) -> np.ndarray:
@@ -141,7 +141,7 @@ def _choose(
 
 
 def score_logistic(
-    model: LogisticModel, examples: Examples, classes: np.ndarray | None, num_classes: int
+    model: LogisticModel, examples: LabelledFeatures, classes: np.ndarray | None, num_classes: int
 ) -> dict[str, float | int]:
     """top1, top5, loss, images and non_finite. Every label of an image is right, as for the other tasks.
 

@@ -14,9 +14,9 @@ from vit_registers.evaluation.features import block_features
 from vit_registers.evaluation.images import open_images
 from vit_registers.evaluation.linear import task
 from vit_registers.evaluation.linear.grid import init_heads
-from vit_registers.evaluation.linear.host_features import FeatureBatch, evaluation_order
+from vit_registers.evaluation.linear.host_features import FeatureBatch, evaluation_batches
 from vit_registers.evaluation.linear.plan import Plan, make_plan
-from vit_registers.evaluation.linear.training import Grid, score_grid
+from vit_registers.evaluation.linear.training import LinearGrid, score_grid
 from vit_registers.evaluation.task import FrozenModel, Splits
 from vit_registers.models.params import init_params
 from vit_registers.models.vit import ViT
@@ -135,14 +135,14 @@ def test_the_rules_of_the_plan():
 
 def test_only_the_classes_of_a_smaller_data_set_are_predicted():
     mesh = make_mesh(CONFIG.mesh)
-    grid = Grid(Plan(1, 8, "", (1,), (0.1,), 0), 4, False, 6, mesh)
+    grid = LinearGrid(Plan(1, 8, "", (1,), (0.1,), 0), 4, False, 6, mesh)
     rng = np.random.default_rng(0)
     x_NxD, label_N = rng.standard_normal((8, 4)).astype(np.float32), np.array([1, 3] * 4)
     rows = FeatureBatch(x_NxD[:, None], x_NxD, label_N[:, None], np.ones(8, bool))
     with jax.set_mesh(mesh):
         heads = init_heads(jax.random.key(1), grid.widths(), num_rates=1, num_classes=6)
-        (all_classes,) = score_grid(grid, heads, evaluation_order(rows, 8, mesh)).values()
-        (some,) = score_grid(grid, heads, evaluation_order(rows, 16, mesh), [1, 3]).values()
+        (all_classes,) = score_grid(grid, heads, evaluation_batches(rows, 8, mesh)).values()
+        (some,) = score_grid(grid, heads, evaluation_batches(rows, 16, mesh), [1, 3]).values()
     logit_NxY = x_NxD @ np.asarray(heads["last1"].kernel_RxDxY[0])
     assert some.top1_R[0] == np.mean(np.array([1, 3])[logit_NxY[:, [1, 3]].argmax(1)] == label_N)
     assert all_classes.top1_R[0] == np.mean(logit_NxY.argmax(1) == label_N)

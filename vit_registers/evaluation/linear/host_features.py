@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vit_registers.data.order import Order
-from vit_registers.evaluation.features import CLS, MEAN, Row
+from vit_registers.evaluation.features import CLS, MEAN, BatchFeatures
 from vit_registers.training.sharding import batch_sharding, replicated
 
 
@@ -25,7 +25,7 @@ class FeatureBatch(NamedTuple):
         return FeatureBatch(*(x[index] for x in self))
 
 
-def feature_batches(rows: Iterator[Row]) -> Iterator[FeatureBatch]:
+def feature_batches(rows: Iterator[BatchFeatures]) -> Iterator[FeatureBatch]:
     """The features of `block_features`, of run_features or training_features, on the devices."""
     for found, label_BxK, mask_B in rows:
         yield FeatureBatch(found[CLS], found[MEAN], label_BxK, mask_B)
@@ -52,7 +52,7 @@ def _fetch(mesh: jax.sharding.Mesh) -> Callable[[FeatureBatch], FeatureBatch]:
     return jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
 
 
-def evaluation_order(rows: FeatureBatch, size: int, mesh: jax.sharding.Mesh) -> Iterator[FeatureBatch]:
+def evaluation_batches(rows: FeatureBatch, size: int, mesh: jax.sharding.Mesh) -> Iterator[FeatureBatch]:
     """The rows on the host in batches of `size` on the devices; the last one is padded."""
     number, layout = len(rows.mask_B), batch_sharding(mesh)
     for start in range(0, number, size):
@@ -62,7 +62,7 @@ def evaluation_order(rows: FeatureBatch, size: int, mesh: jax.sharding.Mesh) -> 
         yield jax.device_put(padded, layout)
 
 
-def training_order(
+def training_batches(
     rows: FeatureBatch, order: Order, start_step: int, mesh: jax.sharding.Mesh
 ) -> Iterator[FeatureBatch]:
     """Endless batches of rows on the host in the order of training, from a step on, on the devices."""

@@ -28,10 +28,10 @@ class Plan(NamedTuple):
     @property
     def is_cached(self) -> bool:
         """Whether features are computed once, as training images are not random."""
-        return is_fixed(self.train_ops)
+        return draws_nothing(self.train_ops)
 
 
-def is_fixed(ops: str) -> bool:
+def draws_nothing(ops: str) -> bool:
     """Whether a chain of operations draws nothing, so that it makes the same image each time."""
     return {part.partition("(")[0].strip() for part in ops.split("|")} <= _FIXED
 
@@ -73,7 +73,7 @@ def make_plan(
     if ops is None:
         height, width = data.image_size or model.image_size
         ops = _RELEASED_OPS if min(height, width) >= _LEAST_PIXELS else data.eval_ops
-    if data.loader == "pil" and not is_fixed(ops):
+    if data.loader == "pil" and not draws_nothing(ops):
         raise ConfigError(
             f"tasks.linear.train_ops={ops!r} draws random images, which data.loader='pil' does not: set "
             "data.loader=tfdata, or tasks.linear.train_ops to operations that draw nothing, such as those of "

@@ -31,13 +31,13 @@ from vit_registers.evaluation.features import (
 from vit_registers.evaluation.images import ImageTask, TaskImages
 from vit_registers.evaluation.linear.host_features import (
     FeatureBatch,
-    evaluation_order,
+    evaluation_batches,
     feature_batches,
     host_features,
-    training_order,
+    training_batches,
 )
 from vit_registers.evaluation.linear.plan import Plan, make_plan
-from vit_registers.evaluation.linear.training import Grid, Scores, score_grid, train_grid
+from vit_registers.evaluation.linear.training import LinearGrid, Scores, score_grid, train_grid
 from vit_registers.evaluation.task import FrozenModel, TaskResult, TaskTable
 from vit_registers.models.blocks import dims
 from vit_registers.training.sharding import batch_sharding
@@ -69,7 +69,7 @@ def measure_linear(
     plan = make_plan(
         linear, model, images.train_data, num_images=number, num_shards=shards, seed=settings.seed
     )
-    grid = Grid(plan, dims(model).width, model.use_cls, images.num_classes, frozen.mesh)
+    grid = LinearGrid(plan, dims(model).width, model.use_cls, images.num_classes, frozen.mesh)
     features = block_features(model, frozen.data, max(plan.num_blocks), frozen.edits)
     make = cached_sources if plan.is_cached else streamed_sources
     sources = make(frozen, settings, images, plan, features, say)
@@ -116,11 +116,11 @@ def cached_sources(
 
     def held() -> Iterator[FeatureBatch]:
         index = held_out_records(number, share, settings.seed)
-        return evaluation_order(rows.rows(index), data.eval_batch_size, frozen.mesh)
+        return evaluation_batches(rows.rows(index), data.eval_batch_size, frozen.mesh)
 
     count_Y = np.bincount(learned.label_BxK[learned.mask_B, 0], minlength=images.num_classes)
     notes = empty_classes(count_Y, loader.class_names)
-    return Sources(lambda start: training_order(learned, order, start, frozen.mesh), held, notes)
+    return Sources(lambda start: training_batches(learned, order, start, frozen.mesh), held, notes)
 
 
 def streamed_sources(

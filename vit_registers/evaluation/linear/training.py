@@ -46,7 +46,7 @@ class Scores(NamedTuple):
     non_finite_R: np.ndarray
 
 
-class Grid(NamedTuple):
+class LinearGrid(NamedTuple):
     """The inputs and the classes of a grid."""
 
     plan: Plan
@@ -74,7 +74,7 @@ class Grid(NamedTuple):
 
 
 def train_grid(
-    grid: Grid,
+    grid: LinearGrid,
     batches: Callable[[int], Iterator[FeatureBatch]],
     *,
     seed: int,
@@ -107,14 +107,14 @@ def train_grid(
     return state
 
 
-def _init(grid: Grid, seed: int) -> GridState:
+def _init(grid: LinearGrid, seed: int) -> GridState:
     rates, zero = len(grid.plan.learning_rates), jnp.zeros((), jnp.int32)
     heads = init_heads(jax.random.key(seed), grid.widths(), num_rates=rates, num_classes=grid.num_classes)
     return GridState(zero, heads, jax.tree.map(jnp.zeros_like, heads), zero)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_step(grid: Grid) -> Callable[..., tuple[GridState, jax.Array]]:
+def _compiled_step(grid: LinearGrid) -> Callable[..., tuple[GridState, jax.Array]]:
     """A function (state, batch, peak rates) -> (state after a step, its loss)."""
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(grid.mesh))
@@ -133,7 +133,7 @@ def _compiled_step(grid: Grid) -> Callable[..., tuple[GridState, jax.Array]]:
 
 
 def score_grid(
-    grid: Grid,
+    grid: LinearGrid,
     heads: Mapping[str, Heads],
     batches: Iterable[FeatureBatch],
     classes: Sequence[int] | None = None,
@@ -159,7 +159,7 @@ def score_grid(
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_scores(grid: Grid, classes: tuple[int, ...] | None) -> Callable[..., Any]:
+def _compiled_scores(grid: LinearGrid, classes: tuple[int, ...] | None) -> Callable[..., Any]:
     """A function (heads, batch) -> {input: sums of classification_sums, each with an axis of classifiers}."""
     is_there_Y = np.isin(np.arange(grid.num_classes), classes) if classes is not None else None
 
