@@ -140,7 +140,81 @@ def test_all_steps_of_a_run(place, run_here):
     assert len(steps) > 1
 
 
+TRAINED = ("--train_data=digits:train", "--data=digits:test", "--num_images=300")
+
+
+def test_probes_of_two_splits_store_the_features_of_both(place, run_here):
+    code, out, err = _analyze(run_here, place, "probe-global", *TRAINED, checkpoints=("extra",), out="two")
+    assert code == 0, err
+    assert err.count("extra: 300 images, ") == 2
+    trained = "Trained on 300 of the 300 images of digits, split 'train'; tested on 300 of the 300 images of"
+    assert f"images: {trained} digits, split 'test'" in out
+    folder = place / "two" / "probe-global"
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["images"] == [f"{trained} digits, split 'test'"]
+    assert {tuple(row[4:6]) for row in numbers["tables"][0]["rows"] if row[1] == "cls"} == {(300, 300)}
+    page = (folder / "report.html").read_text()
+    assert "probes are trained on 300 images of digits, split &#x27;train&#x27;" in page
+    assert "Trained on 300 of the 300" in page and "Trained on 300" in (folder / "result.md").read_text()
+    code, _, err = _analyze(run_here, place, "probe-position", *TRAINED, checkpoints=("extra",), out="two")
+    assert code == 0 and "of features to" not in err, err
+    # The features to train on are in the folder of those that another command reads as --data.
+    code, _, err = _analyze(
+        run_here, place, "norms", "--data=digits:train", "--num_images=300", checkpoints=("extra",), out="two"
+    )
+    assert code == 0, err
+    assert len(list((place / "two" / "features").iterdir())) == 2
+
+
+def test_a_folder_with_splits_and_one_of_the_same_images(place, run_here):
+    """cats/ and dogs/ of two splits, of which one image is in both."""
+    rng = np.random.default_rng(0)
+    same = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    for split, number in (("train", 6), ("val", 4)):
+        for i in range(number):
+            folder = place / "splits" / split / ("cats" if i % 2 else "dogs")
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = same if i == 1 else rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    given = (f"--train_data={place / 'splits'}:train", f"--data={place / 'splits'}:val")
+    code, out, err = _analyze(run_here, place, "one-shot", *given, checkpoints=("extra",), out="splits")
+    assert code == 0, err
+    assert f"Trained on 6 of the 6 images of {place / 'splits'}, split 'train'; tested on 4 of the 4" in out
+    assert "warning: extra: 1 image of --data are among those of --train_data" in err
+
+
 BAD = {
+    "other classes to train on": (
+        ("one-shot", "--train_data={place}/images", "--data=digits:test", "--config.data.on_broken=skip"),
+        {"checkpoints": ("extra",)},
+        "one-shot could not be measured on any of the checkpoints",
+    ),
+    "the same images to train on": (
+        ("one-shot", "--train_data=digits:test"),
+        {},
+        "--train_data=digits:test has images of --data: probes must be tested on other images: give another",
+    ),
+    "a folder inside the other": (
+        ("one-shot", "--train_data={place}/images", "--data={place}/images/cats"),
+        {},
+        "give a folder that is not inside the other",
+    ),
+    "no such split to train on": (
+        ("one-shot", "--train_data=digits:trian"),
+        {},
+        "digits has no split 'trian': did you mean 'train'?",
+    ),
+    "no such folder to train on": (
+        ("one-shot", "--train_data=nowhere"),
+        {},
+        "--train_data=nowhere: there is no such folder",
+    ),
+    "a folder without that split": (
+        ("one-shot", "--train_data={place}/images:train"),
+        {},
+        "has no split 'train'",
+    ),
+    "nothing to train": (("norms", "--train_data=digits:train"), {}, "norms trains nothing: leave it out"),
     "unknown experiment": (("norm",), {}, "norms"),
     "no outliers rule": (("norms", "--rule=median:3"), {}, "--rule='median' is unknown"),
     "missing data": (("norms", "--data=nowhere"), {}, "--data=nowhere: there is no such folder"),
@@ -154,6 +228,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case, place, run_here):
     args, options, line = BAD[case]
+    args = [one.format(place=place) for one in args]
     code, _, err = _analyze(run_here, place, *args, out="bad", **options)
     assert code == 2
     assert line in err.splitlines()[-1]

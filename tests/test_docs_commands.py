@@ -32,7 +32,11 @@ MODEL = Model(
     width=192, depth=1, num_heads=3, mlp_dim=384, patch_size=16, image_size=(32, 32), num_classes=10
 )
 SHORT = {"configs", "convert", "evaluate"}
-_PATHS = r"=(runs|exported|exported/digits|root|photos|mine|weights)(?=[/.@]|$)"
+_PATHS = r"=(runs|exported|exported/digits|root|photos|mine|weights)(?=[/.@:]|$)"
+SHORTER = {  # a few steps
+    "--task=linear": ["--config.tasks.linear.num_steps=5"],
+    "--task=logistic": ["--config.tasks.logistic.num_c=2"],
+}
 _STEPS = re.compile(r"(?<=@)\d+|(?<=--step=)\d+")  # the untrained run is at step 1
 
 
@@ -78,6 +82,7 @@ def test_short_commands_run(command, place, run_here):
     args = [re.sub(r"^--output=(?!/)", f"--output={place}/", arg) for arg in args]
     if program == "evaluate":  # the results of weights are otherwise in the current folder
         args.append(f"--out={place}/evaluation")
+        args += SHORTER.get(next((arg for arg in args if arg.startswith("--task=")), ""), [])
     code, out, err = run_here(program, *args)
     assert (code, [line for line in err.splitlines() if line.startswith("error: ")]) == (0, [])
     assert out

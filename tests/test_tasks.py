@@ -11,27 +11,32 @@ import pytest
 from PIL import Image
 
 from tests.fixtures.digits import make_config
-from vit_registers.config import Config, Data
+from vit_registers.config import Config, Data, LinearSettings, Tasks, override, to_dict
+from vit_registers.data.loaders import EvalSplit, open_data
 from vit_registers.data.selection import is_image_folder, name_and_split, select
 from vit_registers.errors import ConfigError
-from vit_registers.evaluation import tasks
+from vit_registers.evaluation import suites, tasks
+from vit_registers.evaluation.catalog import make_evaluators
 from vit_registers.evaluation.task import Splits, TaskResult, TaskTable
 from vit_registers.frozen_evaluation import Given, open_task, task_splits
 from vit_registers.loading import open_run
 from vit_registers.models.params import init_params
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.task_output import print_table, write_task
+from vit_registers.runtime.mesh import make_mesh
+from vit_registers.task_output import print_task_table, write_task
 from vit_registers.training.state import TrainState
 
 CONFIG = make_config(model={"depth": 2})
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder with an untrained model of two blocks at step 0."""
     folder = tmp_path_factory.mktemp("runs") / "untrained"
-    params = jax.jit(lambda: init_params(CONFIG.model, key=jax.random.key(0)))()
+    params = jax.jit(lambda: init_params(CONFIG.model, key=jax.random.key(1)))()
     state = TrainState(step=np.zeros((), np.int32), params={"vit": params}, opt_state=None, ema=None)
     data = TrainedOn(class_names=tuple("0123456789"), num_examples=1438)
     with Checkpoints(str(folder), CONFIG, data=data) as written:
@@ -131,7 +136,7 @@ def test_files_of_a_result(tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "seg-x-samples.png")), picture)
     found = json.loads((tmp_path / "seg-x.json").read_text())
     assert found["notes"] == ["one note"] and found["tables"]["classes"]["rows"][1] == [None, None]
-    print_table("classes", table)
+    print_task_table("classes", table)
     assert "12 more rows" in capsys.readouterr().out
 
 
@@ -142,3 +147,57 @@ def test_every_task_has_its_module():
         path = folder / f"{entry.module.replace('.', '/')}.py"
         if path.exists():
             assert callable(tasks.import_task(name))
+
+
+def test_an_untrained_model_of_a_run(run):
+    """--params=initial: the parameters of the seed, whatever the checkpoint holds."""
+    checkpoint, mesh = open_run(str(run)), make_mesh(CONFIG.mesh)
+    found = checkpoint.read_params(mesh, "initial")["vit"]
+    objective = make_objective(CONFIG)
+    params, _ = jax.jit(objective.init)(jax.random.key(CONFIG.run.seed))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, params["vit"])
+    trained = checkpoint.read_params(mesh)["vit"]
+    assert not np.array_equal(found["patch_embed"]["kernel"], trained["patch_embed"]["kernel"])
+
+
+@pytest.mark.slow
+def test_tasks_of_a_run_are_evaluated_and_do_not_rank_its_checkpoints():
+    config = make_config(model={"depth": 2})
+    linear = LinearSettings(num_steps=4, batch_size=64, learning_rates=(0.1,))
+    tasks_of_run = Tasks(while_training=("knn", "linear"), linear=linear)
+    mesh, split = make_mesh(config.mesh), EvalSplit(open_data(config), "test")
+    with jax.set_mesh(mesh):
+        made = make_evaluators(
+            config.objective, config.model, config.data, {"test": split}, mesh, tasks_of_run
+        )
+        assert [*made] == ["test", "knn", "linear"]
+        params = {"vit": jax.jit(lambda: init_params(config.model, key=jax.random.key(0)))()}
+        found = {name: made[name](params) for name in ("knn", "linear")}
+    assert found["knn"]["top1_k20"] > 0.2 and found["knn"]["images"] == 359
+    assert {"top1", "top5", "loss", "held_out_top1"} < found["linear"].keys()
+    with pytest.raises(ConfigError, match="must be of knn, linear, logistic"):
+        override(to_dict(config), {"tasks.while_training": ("depth",)})
+
+
+@pytest.mark.slow
+def test_a_suite_leaves_out_what_is_not_there(run, run_here, monkeypatch):
+    members = (
+        suites.Member("digits"),
+        suites.Member("no_such_set"),
+        suites.Member("voc", obstacle="a reason"),
+    )
+    monkeypatch.setitem(suites.SUITES, "small_vits", members)
+    args = ("evaluate", f"--checkpoint={run}", "--task=knn", "--suite=small_vits")
+    code, out, err = run_here(*args)
+    assert code == 0, err
+    assert "no_such_set: left out: " in out and "voc: left out: a reason" in out
+    (file,) = (run / "evaluation").glob("suite-small_vits-knn-0-*.json")
+    found = json.loads(file.read_text())
+    assert found["measured"] == 1 and len(found["tables"]["suite"]["rows"]) == 3
+    assert found["digits/top1_k10"] == found["tables"]["suite"]["rows"][0][1]
+    code, _, err = run_here(*args, "--data=digits:test")
+    assert code == 2 and err.count("\n") == 1 and "leave --data and --train_data out" in err
+
+
+def test_the_suites_of_the_papers():
+    assert [len(suites.SUITES[name]) for name in ("registers", "small_vits")] == [14, 4]

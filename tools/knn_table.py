@@ -65,7 +65,7 @@ def baselines(cells: Sequence[Cell]) -> list[Line]:
 def _untrained(config: Config, split: EvalSplit, mesh: jax.sharding.Mesh) -> dict[str, float]:
     objective = make_objective(config)
     splits = {config.data.eval_split: split}
-    evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
+    evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh, config.tasks)
     if "knn" not in evaluators:
         raise ConfigError(f"objective.name='{config.objective.name}' has no k-NN evaluation")
     params, extra = jax.jit(objective.init)(jax.random.key(config.run.seed))

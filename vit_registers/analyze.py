@@ -10,6 +10,10 @@ in another format, or hf://ORG/NAME for those on the Hugging Face Hub. --data is
 other. Features are stored in OUT/features and read again while nothing has changed; a command that was
 stopped resumes.
 
+Probes (probe-global, probe-position, probe-reconstruction, one-shot) are trained on a part of the images of
+--data and tested on the rest. With --train_data=NAME:train --data=NAME:test they are trained on the first and
+tested on the second. Both flags take a folder of images, FOLDER:SPLIT (FOLDER/SPLIT/CLASS/*), or NAME:SPLIT.
+
 `python -m vit_registers.analyze` is the same command.
 """
 
@@ -32,7 +36,12 @@ def define_flags() -> None:
         "Run folder, RUN@STEP, RUN@all, weights in another format, or hf://ORG/NAME; may be repeated.",
     )
     flags.DEFINE_string(
-        "data", None, "Folder of images, or NAME:SPLIT of TFDS; by default the run's evaluation split."
+        "data",
+        None,
+        "Folder of images, FOLDER:SPLIT, or NAME:SPLIT of TFDS; by default the run's evaluation split.",
+    )
+    flags.DEFINE_string(
+        "train_data", None, "The images to train probes on, as --data; by default a part of those of --data."
     )
     flags.DEFINE_string(
         "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
@@ -54,6 +63,10 @@ def define_flags() -> None:
         ("edited_images", Options.num_edited, "The number of images that edited models are shown, at most."),
     ):
         flags.DEFINE_integer(name, default, text, lower_bound=1)
+    flags.DEFINE_list("tasks", [], "For frozen-heads: tasks, such as linear, segmentation and depth.")
+    flags.DEFINE_list(
+        "task_data", None, "For frozen-heads: TRAIN,TEST of segmentation and depth, each as NAME:SPLIT."
+    )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print all experiments and exit.")
     cli.define_settings()
@@ -63,9 +76,7 @@ def define_flags() -> None:
 NAME = startup.take_name() if __name__ == "__main__" else ""
 startup.begin(__name__, define_flags)
 
-import math
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,19 +89,20 @@ from ml_collections import config_flags
 from vit_registers import cli
 from vit_registers.analysis import given_images, opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS, group_of
-from vit_registers.analysis.experiments.experiment import not_measured
-from vit_registers.analysis.features.extract import extract
+from vit_registers.analysis.experiments.experiment import Experiment, not_measured
+from vit_registers.analysis.experiments.train_test import TO_COMPARE, num_shared
+from vit_registers.analysis.features.extract import Images, extract
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.options import Options
-from vit_registers.analysis.progress import AnalysisProgress
+from vit_registers.analysis.options import Options, parse_energy
+from vit_registers.analysis.progress import AnalysisProgress, Findings
 from vit_registers.analysis.report import drawing, write
 from vit_registers.analysis.report.entry import ReportEntry
-from vit_registers.analysis.report.result import Result
+from vit_registers.analysis.report.result import Result, counted
 from vit_registers.analysis.subject import Subject
 from vit_registers.config import Run, lookup
 from vit_registers.errors import ConfigError, DataError, UserError
 from vit_registers.runtime.compile_cache import use_compile_cache
-from vit_registers.status import say, waiting
+from vit_registers.status import waiting
 
 ALL = "all"
 
@@ -140,30 +152,38 @@ def analyze(
         findings.add(name, entry.result.finding)
         return entry
 
-    findings = _Findings(names)
+    findings = Findings(names)
     with AnalysisProgress(len(names), log_every_s) as progress:
         for one in opened:
             asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
-            features = dict.fromkeys(feature for experiment in asked for feature in experiment.features)
-            found[one.name] = extract(one, tuple(features), out, options, progress.images)
+            found[one.name] = _extracted(one, asked, out, options, progress.images)
         if len(names) == 1:
             with progress.measuring(names[0]):
                 return [answer(names[0], drawing.save_png)]
         return _in_two_threads(names, shown)
 
 
-class _Findings:
-    """Prints findings in the order of `names`, each as soon as it and those before it are known."""
+def _extracted(
+    one: opening.OpenedModel, asked: list[Experiment], out: Path, options: Options, show: Images
+) -> Subject:
+    """The subject with all features that the experiments read.
 
-    def __init__(self, names: list[str]):
-        self._left, self._known, self._lock = list(names), dict[str, str](), threading.Lock()
-
-    def add(self, name: str, finding: str) -> None:
-        with self._lock:
-            self._known[name] = finding
-            while self._left and self._left[0] in self._known:
-                first = self._left.pop(0)
-                say(f"{first}: {self._known[first]}")
+    Prints a line if images to test on are among those to train on.
+    """
+    names, train_names = (
+        dict.fromkeys(feature for experiment in chosen for feature in experiment.features)
+        for chosen in (asked, [experiment for experiment in asked if experiment.trains])
+    )
+    if one.train is None or not train_names:
+        return extract(one, tuple(names), out, options, show)
+    names[TO_COMPARE] = train_names[TO_COMPARE] = None
+    subject = extract(one, tuple(names), out, options, show, train_names=tuple(train_names))
+    if count := num_shared(subject):
+        text = (
+            f"{counted(count, 'image')} of --data are among those of --train_data, so that probes know them"
+        )
+        print(f"warning: {one.name}: {text}", file=sys.stderr)
+    return subject
 
 
 def _in_two_threads(
@@ -192,29 +212,8 @@ def show_list() -> None:
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
 
 
-def _energy(given: list[str]) -> tuple[float, float, float, float] | None:
-    if not given:
-        return None
-    try:
-        hours, watts, pue, intensity = map(float, given)
-        is_valid = all(0 <= number < math.inf for number in (hours, watts, pue, intensity))
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise ConfigError(
-            f"--energy={','.join(given)}: must be HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
-            "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
-            "--energy=66,400,1.2,0.4"
-        )
-    return hours, watts, pue, intensity
-
-
-def main(name: str) -> None:
-    """The command line, after the name of the experiment."""
-    values = flags.FLAGS
-    if values.list:
-        show_list()
-        return
+def _check(name: str, values: flags.FlagValues) -> None:
+    """Raises ConfigError for flags that are wrong before anything is opened."""
     if not name:
         raise ConfigError(
             "name an experiment, such as norms, or all; vit-registers analyze --list shows them"
@@ -223,15 +222,27 @@ def main(name: str) -> None:
         raise ConfigError(
             f"'{name}' is not an experiment: did you mean vit-registers analyze all --checkpoint={name}?"
         )
-    if name != ALL:
-        lookup(EXPERIMENTS, name, "experiment")
+    if name != ALL and not lookup(EXPERIMENTS, name, "experiment").trains and values.train_data:
+        able = ", ".join(key for key, one in EXPERIMENTS.items() if one.trains)
+        raise ConfigError(f"--train_data: {name} trains nothing: leave it out; these do: {able}")
+    if values.tasks and name not in (ALL, "frozen-heads"):
+        raise ConfigError(f"--tasks is for frozen-heads, not {name}: leave it out")
     if not values.checkpoint:
         raise ConfigError(
             "--checkpoint is missing: give a run folder, or weights in another format; it may be repeated"
         )
     if jax.process_count() > 1:
         raise ConfigError("analyze runs on one machine, on all of its devices")
-    find(np.array([[0.0, 1.0]]), values.rule)  # raises for an invalid rule before anything is computed
+    find(np.array([[0.0, 1.0]]), values.rule)
+
+
+def main(name: str) -> None:
+    """The command line, after the name of the experiment."""
+    values = flags.FLAGS
+    if values.list:
+        show_list()
+        return
+    _check(name, values)
     boxes = given_images.open_boxes(values.boxes) if values.boxes else ()
     options = Options(
         rule=values.rule,
@@ -239,7 +250,7 @@ def main(name: str) -> None:
         boxes=boxes,
         num_blocks=values.lost_blocks,
         num_edited=values.edited_images,
-        energy=_energy(values.energy),
+        energy=parse_energy(values.energy),
     )
     out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
@@ -247,12 +258,18 @@ def main(name: str) -> None:
     log_every_s = values.config.run.log_every_s
     with waiting("opening the checkpoints", said_after_s=log_every_s, out=sys.stderr):
         opened = opening.open_all(
-            values.checkpoint, values.data, overrides, num_images=values.num_images, params=values.params
+            values.checkpoint,
+            values.data,
+            overrides,
+            num_images=values.num_images,
+            params=values.params,
+            train_data=values.train_data,
         )
     for one in opened:
         print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
     if unlike := opening.differences(opened):
         print(f"warning: {unlike}", file=sys.stderr)
+    options = given_images.with_tasks(options, values.tasks, values.task_data, opened[0])
     names = list(EXPERIMENTS) if name == ALL else [name]
     entries = analyze(names, opened, options, out, log_every_s)
     about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
@@ -261,16 +278,22 @@ def main(name: str) -> None:
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
         print(f"{path}\n{out / 'report.md'}")
         return
-    (entry,) = entries
-    write.write_single(entry, out, title=entry.name, about=about)
+    write.write_single(entries[0], out, title=name, about=about)
+    _print_entry(entries[0], out / name)
+
+
+def _print_entry(entry: ReportEntry, folder: Path) -> None:
+    """Prints the finding, and what it is limited by. Raises UserError if nothing was measured."""
+    for line in entry.result.images:
+        print(f"images: {line}")
     for gap in entry.result.gaps:
         print(f"gap: {gap}")
     for line in entry.result.cautions:
         print(f"small sample: {line}")
     print(f"finding: {entry.result.finding}")
-    print(out / name)
+    print(folder)
     if entry.result.gaps and not entry.result.tables:
-        raise UserError(f"{name} could not be measured on any of the checkpoints")
+        raise UserError(f"{entry.name} could not be measured on any of the checkpoints")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from absl import flags
 def define_flags() -> None:
     """Defines the flags of the program."""
     from vit_registers import cli
+    from vit_registers.evaluation.suites import SUITES
     from vit_registers.evaluation.tasks import TASKS
 
     flags.DEFINE_string(
@@ -46,8 +47,8 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "params",
         None,
-        ["params", "ema", "teacher", "student"],
-        "Trained (params, student) or averaged (ema, teacher) ones; by default those of the objective.",
+        ["params", "ema", "teacher", "student", "initial"],
+        "Trained (params, student), averaged (ema, teacher) or untrained; by default those of the objective.",
     )
     flags.DEFINE_string(
         "out", None, "Folder for the JSON file; RUN/evaluation, or for other weights evaluation."
@@ -59,6 +60,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "train_data", None, "With --task: the images that are learned from; the training split of the same."
     )
+    flags.DEFINE_enum("suite", None, [*SUITES], "With --task: the data sets of a paper, one by one.")
     cli.define_settings()
     flags.mark_flags_as_required(["checkpoint"])
 
@@ -68,7 +70,7 @@ def check_flags() -> None:
     from vit_registers.errors import ConfigError
     from vit_registers.evaluation.tasks import TASKS
 
-    for name in ("data", "train_data"):
+    for name in ("data", "train_data", "suite"):
         if flags.FLAGS[name].value is not None and flags.FLAGS.task is None:
             raise ConfigError(
                 f"--{name} is for --task={'|'.join(TASKS)}; without a task, "
@@ -102,7 +104,7 @@ from vit_registers.data.loaders import EvalSplit, Loader, check_classes, loader_
 from vit_registers.digests import text_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
-from vit_registers.frozen_evaluation import Given, open_task, run_task, task_splits
+from vit_registers.frozen_evaluation import Given, task_splits
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.runs.reading import RunCheckpoint, trained_config
@@ -110,7 +112,8 @@ from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.status import waiting
 from vit_registers.strict_json import dumps
-from vit_registers.task_output import print_table, print_values, write_task
+from vit_registers.task_command import run_command, run_suite
+from vit_registers.task_output import print_values
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
 
@@ -159,7 +162,7 @@ def evaluate(
     table = _class_table(run, checkpoint, loader) if config.model.num_classes else None
     with jax.set_mesh(mesh):
         splits = {split: EvalSplit(loader, split, table)}
-        evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
+        evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh, config.tasks)
         values = checkpoint.read_params(mesh, params)
         started = time.monotonic()
         is_quiet, long_s = jax.process_index() != 0, config.run.log_every_s
@@ -253,21 +256,15 @@ def evaluate_task(name: CheckpointName, overrides: Mapping[str, object], out: st
     """Measures the task of the flags; prints its result and writes it to the folder `out`."""
     values = flags.FLAGS
     given = Given(name.path, values.task, values.data, values.train_data, values.params)
-    if not loading.is_run(name.path):
+    if not loading.is_run(name.path) and values.suite is None:
         task_splits(given, Config(), is_run="data.name" in overrides)  # said before a model is downloaded
     checkpoint = open_checkpoint(name, overrides, values.params, is_task=True)
     _say_normalisation(checkpoint, overrides)
-    run = open_task(given, checkpoint, overrides)
     folder = cli.writable_folder(out, "--out") if jax.process_index() == 0 else Path(out).expanduser()
-    measured, result = run_task(run, folder)
-    if jax.process_index() != 0:
-        return
-    width = print_values(measured, result.notes)
-    for title, table in result.tables.items():
-        print_table(title, table)
-    print()
-    for path in write_task(folder, run.stem, measured, result):
-        print(f"{'written to':<{width}}{path}")
+    if values.suite is None:
+        run_command(given, checkpoint, overrides, folder)
+    else:
+        run_suite(values.suite, given, checkpoint, overrides, folder)
 
 
 def main() -> None:

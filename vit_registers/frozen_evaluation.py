@@ -28,6 +28,7 @@ from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
 
+_CPU_IMAGES, _CPU_PIXELS = 64, 16 * 224 * 224
 _NO_EFFECT = ("eval_batch_size", "also_eval", "batch_size", "train_split", "train_ops", "eval_split")
 
 
@@ -92,6 +93,8 @@ def open_task(
         data = dataclasses.replace(data, **{k: own[k] for k in own if f"data.{k}" in overrides})
     mesh = make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
+    if not is_size_given:
+        data = dataclasses.replace(data, eval_batch_size=_batch_size(config))
     data = sharding.fit_evaluation(data, config.model, mesh, is_size_given=is_size_given)
     data = dataclasses.replace(loader_to_evaluate(data), image_size=image_size(config))
     check_memory(config.model, data, mesh, training=None)
@@ -110,6 +113,17 @@ def open_task(
     frozen = FrozenModel(_model_name(about), config.model, data, backbone, mesh)
     about["settings"] = settings
     return TaskRun(frozen, config.tasks, splits, about, stem, config.run.log_every_s)
+
+
+def _batch_size(config: Config) -> int:
+    """data.eval_batch_size, but on a CPU at most 64 images, or as many as have the pixels of 16 of 224 x 224.
+
+    There larger batches are not faster, and the last one is padded: 200 images would take the time of 1,024.
+    """
+    height, width = image_size(config)
+    most = max(min(_CPU_PIXELS // (height * width), _CPU_IMAGES), 1)
+    size = config.data.eval_batch_size
+    return min(size, most) if jax.default_backend() == "cpu" else size
 
 
 def run_task(run: TaskRun, folder: Path) -> tuple[dict[str, Any], TaskResult]:
@@ -172,7 +186,8 @@ def _stem(about: Mapping[str, Any], splits: Splits, settings: dict[str, Any]) ->
     if about["step"] is None:
         key.append(_absolute(about["checkpoint"]))
     digest = text_digest(dumps(key, sort_keys=True))[:8]
-    parts = [about["task"], Path(name).name, split]
+    shown = Path(name).name if Path(name).expanduser().exists() else name
+    parts = [about["task"], shown, split]
     parts += [] if about["step"] is None else [str(about["step"])]
     parts += [] if about["params"] == "params" else [about["params"]]
     if about["step"] is None:

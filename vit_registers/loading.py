@@ -1,6 +1,7 @@
 """Loads the config, the parameters or the model of a run folder or of a checkpoint of another code base."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ from vit_registers.interop.unwrap import COPIES
 from vit_registers.loaded_model import About, LoadedModel, build_loaded
 from vit_registers.models.attention_choice import choose_attention
 from vit_registers.models.checks import attention_obstacle
-from vit_registers.models.params import abstract_model, build_model
+from vit_registers.models.params import abstract_model, build_model, init_params
 from vit_registers.models.vit import ViT
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
-from vit_registers.runs.reading import RunCheckpoint, trained_config
+from vit_registers.runs.reading import INITIAL, RunCheckpoint, trained_config
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training.sharding import parameter_shardings
 
@@ -149,8 +150,15 @@ class ExternalCheckpoint:
         return reading.load_opened(self.opened)
 
     def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
-        """The parameters over `mesh`, with the backbone under BACKBONE; `name` was given to open_external."""
-        params = {BACKBONE: reading.read_leaves(self.opened)}
+        """The parameters over `mesh`, with the backbone under BACKBONE.
+
+        `name` is INITIAL for those of an untrained model; others were given to open_external.
+        """
+        if name == INITIAL:
+            initialize = functools.partial(init_params, self.config.model)
+            params = {BACKBONE: jax.jit(initialize)(key=jax.random.key(self.config.run.seed))}
+        else:
+            params = {BACKBONE: reading.read_leaves(self.opened)}
         return jax.device_put(params, parameter_shardings(params, mesh))
 
 
@@ -159,10 +167,11 @@ def open_external(
 ) -> ExternalCheckpoint:
     """A checkpoint of another code base, whose config has `overrides`. Prints a line that describes it.
 
-    `params` selects a copy of the network in a file with several, as in load_model.
+    `params` selects a copy of the network in a file with several, as in load_model, or is INITIAL.
     """
+    copy = None if params == INITIAL else params
     try:
-        opened = reading.open_path(path, source="auto", hints=Hints(params=params))
+        opened = reading.open_path(path, source="auto", hints=Hints(params=copy))
     except CheckpointError as error:
         names = ("source", *(field.name for field in dataclasses.fields(Hints)))
         if any(f"give {name}" in str(error) for name in names):

@@ -35,7 +35,7 @@ def print_values(result: Mapping[str, Any], notes: Sequence[str] = ()) -> int:
     return width
 
 
-def print_table(name: str, table: TaskTable) -> None:
+def print_task_table(name: str, table: TaskTable) -> None:
     """Prints the table with aligned columns, and its first rows only if it is long."""
     rows = [[_cell(cell) for cell in row] for row in table.rows[:_MOST_ROWS]]
     cells = [list(table.columns), *rows]

@@ -252,7 +252,7 @@ def state_evaluators(
     the first evaluator is also applied to it, as <name>_ema.
     """
     field = averages.eval_field(config.optimizer)
-    evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh)
+    evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh, config.tasks)
     named: dict[str, Callable[[TrainState], dict[str, float]]] = {}
     for name, evaluator in evaluators.items():
         is_first = not named

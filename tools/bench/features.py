@@ -2,12 +2,14 @@
 
     python -m tools.bench.features --images=DIR [--variant=S] [--timed=1000] [--rounds=2] [--numbers=250,1000]
 
-The lower bound is the jitted forward pass of the same model on batches in memory, with its logits fetched.
-Both are measured in turn in one process. Peak memory is then measured in a separate process for each number
-of images.
+`features` are those of `analyze all`, and `tasks` those of `evaluate --task`: cls of four blocks and the mean
+patch. The lower bound is the jitted forward pass of the same model on batches in memory, with its logits
+fetched. All are measured in turn in one process. Peak memory is then measured in a separate process for each
+number of images.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -27,7 +29,9 @@ from vit_registers.analysis.features import compute
 from vit_registers.analysis.features.store import Store
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.batch import normalize
-from vit_registers.data.loaders import open_data
+from vit_registers.data.loaders import EvalSplit, open_data
+from vit_registers.evaluation.features import block_features, run_features
+from vit_registers.evaluation.linear.host_features import feature_batches, host_features
 from vit_registers.models.vit import ViT
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
@@ -62,6 +66,19 @@ def time_extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
     return time.monotonic() - started
 
 
+def time_task(cfg: Config, model: ViT, number: int) -> float:
+    """Seconds to compute the features of the tasks of the first `number` images, decoding included."""
+    mesh, (_, params) = make_mesh(cfg.mesh), nnx.split(model, nnx.Param)
+    split = EvalSplit(open_data(cfg), "all")
+    features = block_features(cfg.model, cfg.data, 4, None)
+    started = time.monotonic()
+    with jax.set_mesh(mesh):
+        rows = run_features(features, nnx.to_pure_dict(params), split, mesh, say=lambda line: None)
+        found = feature_batches(rows)
+        host_features(itertools.islice(found, number // BATCH), mesh)
+    return time.monotonic() - started
+
+
 def forward(cfg: Config, model: ViT, number: int) -> float:
     """Seconds of the bare forward pass of `number` images."""
     batch = np.random.default_rng(0).integers(0, 256, (BATCH, *cfg.model.image_size, 3), dtype=np.uint8)
@@ -86,6 +103,26 @@ def peak_mib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
+def measure(args: argparse.Namespace, cfg: Config, model: ViT, folder: Path) -> None:
+    """Prints the speeds of each round, and the median of their ratios to the forward pass."""
+    forward(cfg, model, BATCH)
+    if args.skip_analysis:
+        time_task(cfg, model, BATCH)  # compiles
+    ratios: dict[str, list[float]] = {}
+    for i in range(args.rounds):
+        bare = forward(cfg, model, args.timed)
+        spent = {"tasks": time_task(cfg, model, args.timed)}
+        if not args.skip_analysis:
+            spent["features"] = time_extract(cfg, model, folder / str(i), args.timed)
+        line = f"bare {args.timed / bare:6.1f}/s"
+        for name, own in spent.items():
+            ratios.setdefault(name, []).append(bare / own)
+            line += f"   {name} {args.timed / own:6.1f}/s   ratio {bare / own:.2f}"
+        print(line, flush=True)
+    for name, found in ratios.items():
+        print(f"{name}: median ratio {statistics.median(found):.2f}, decoding included")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -98,27 +135,24 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=1000, help="number of images for the speed")
     parser.add_argument("--rounds", type=int, default=2, help="number of measurements of the speed")
     parser.add_argument("--numbers", default="250,1000", help="numbers of images for the peak memory")
+    parser.add_argument("--skip_analysis", action="store_true", help="only the features of tasks")
     parser.add_argument("--only", type=int, help="extract this number of images, and print the peak memory")
     args = parser.parse_args()
     cfg = config(args)
     model = ViT(cfg.model, rngs=nnx.Rngs(0))
     with tempfile.TemporaryDirectory() as folder:
         if args.only:
-            time_extract(cfg, model, Path(folder), args.only)
+            if args.skip_analysis:
+                time_task(cfg, model, args.only)
+            else:
+                time_extract(cfg, model, Path(folder), args.only)
             print(peak_mib())
             return
-        forward(cfg, model, BATCH)
-        ratios = []
-        for i in range(args.rounds):
-            bare = forward(cfg, model, args.timed)
-            own = time_extract(cfg, model, Path(folder) / str(i), args.timed)
-            ratios.append(bare / own)
-            speeds = f"bare {args.timed / bare:6.1f}/s   features {args.timed / own:6.1f}/s"
-            print(f"{speeds}   ratio {ratios[-1]:.2f}", flush=True)
-        print(f"median ratio {statistics.median(ratios):.2f}, compiling and decoding included")
+        measure(args, cfg, model, Path(folder))
     for number in args.numbers.split(","):
         command = [sys.executable, "-m", "tools.bench.features", f"--images={args.images}"]
         command += [f"--variant={args.variant}", f"--only={number}"]
+        command += ["--skip_analysis"] * args.skip_analysis
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         print(f"{number} images: peak {float(done.stdout.split()[-1]):.0f} MiB", flush=True)
 

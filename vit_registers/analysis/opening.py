@@ -45,7 +45,9 @@ class OpenedModel:
     num_images: int
     normalisation: str | None = None  # where the mean and deviation come from; None: given, or the config's
     params: str | None = None  # trained or averaged; None: those to evaluate
+    params_name: str = "params"  # their name, also of those to evaluate
     head_names: Sequence[str] | None = None  # the classes that its head was trained on; None: not known
+    train: "OpenedModel | None" = None  # the same model with the images that probes are trained on
 
     @property
     def layout(self) -> TokenLayout:
@@ -59,13 +61,19 @@ class OpenedModel:
 
     def describe(self) -> str:
         """What it is, with its tokens, in a line."""
-        data = self.config.data
         step = "" if self.step is None else f", step {self.step}"
         step += "" if self.params is None else f", {self.params}"
-        where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
         groups = {name: one.stop - one.start for name, one in self.layout.groups.items()}
         tokens = ", ".join(name if name == "cls" else f"{name} ({number})" for name, number in groups.items())
-        return f"{self.path}{step}; tokens: {tokens}; {self.num_images} images of {where}"
+        trained = "" if self.train is None else f"; probes are trained on {self.train.describe_data()}"
+        return f"{self.path}{step}; tokens: {tokens}; {self.describe_data()}{trained}"
+
+    def describe_data(self) -> str:
+        """The number of its images, and where they are from."""
+        data = self.config.data
+        where = data.data_dir if data.name == "images" else f"{data.name}, split '{data.eval_split}'"
+        where = f"{data.data_dir}, split '{data.eval_split}'" if data.name == "folder" else where
+        return f"{self.num_images} images of {where}"
 
     @property
     def shown(self) -> Shown:
@@ -123,8 +131,12 @@ def open_all(
     *,
     num_images: int | None,
     params: str | None = None,
+    train_data: str | None = None,
 ) -> list[OpenedModel]:
-    """All checkpoints, in order, on the same images. Raises ConfigError, DataError or CheckpointError."""
+    """All checkpoints, in order, on the same images, and with those of `train_data` to train probes on.
+
+    Raises ConfigError, DataError or CheckpointError.
+    """
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
         raise ConfigError(f"{', '.join(meshes)}: analyze spreads images over all devices: leave it out")
     given = [one for checkpoint in given for one in _steps(checkpoint)]
@@ -145,7 +157,22 @@ def open_all(
                 f"{opened[0].path} was trained on {first.name}, {other.path} on {theirs.name}: "
                 "say with --data which images to show to both"
             )
-    return opened
+    if train_data is None:
+        return opened
+    return [_with_train_images(one, train_data, overrides, num_images) for one in opened]
+
+
+def _with_train_images(
+    one: OpenedModel, given: str, overrides: Mapping[str, Any], limit: int | None
+) -> OpenedModel:
+    """The model with the images to train probes on, which are prepared as those to test on."""
+    data = given_images.shown(one.config.data, given, overrides, flag="--train_data")
+    config = dataclasses.replace(one.config, data=data)
+    loader = open_data(config, needs_labels=False)
+    number = loader.num_examples(data.eval_split)
+    given_images.check_apart(one.config.data, data, loader, given)
+    train = dataclasses.replace(one, config=config, loader=loader, num_images=min(number, limit or number))
+    return dataclasses.replace(one, train=train)
 
 
 def _open(
@@ -164,6 +191,7 @@ def _open(
         model = loading.load_run(opened, params=params)
         digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
         head_names, is_converted = opened.class_names, opened.is_converted
+        params_name = params or opened.eval_params_name
     else:
         local = loading.external_path(parsed)
         if not Path(local).expanduser().exists():
@@ -171,11 +199,11 @@ def _open(
         external = loading.open_external(local, overrides, params=params)
         model, config, origin = external.build(), external.config, external.normalisation_origin
         digest = files_digest(_files(Path(local).expanduser()))
-        head_names, is_converted = external.class_names, True
+        head_names, is_converted, params_name = external.class_names, True, external.eval_params_name
     config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
-    loader = open_data(config)
+    loader = open_data(config, needs_labels=False)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
         name=name,
@@ -188,6 +216,7 @@ def _open(
         num_images=min(number, limit or number),
         normalisation=None if overrides.keys() & {"data.mean", "data.std"} else origin,
         params=params,
+        params_name=params_name,
         head_names=names_to_match(loader.class_names, head_names, is_converted=is_converted),
     )
 

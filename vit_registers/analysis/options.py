@@ -1,11 +1,16 @@
 """The settings of the command line that experiments read. Imports nothing slow: --help shows the defaults."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vit_registers.errors import ConfigError
+
 if TYPE_CHECKING:
+    from vit_registers.config import Tasks
     from vit_registers.data.sources.boxes import BoxImage
+    from vit_registers.evaluation.task import Splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,4 +22,27 @@ class Options:
     boxes: "Sequence[BoxImage]" = ()  # the images of lost
     num_blocks: int = 1  # the last blocks whose features LOST uses
     num_edited: int = 128  # images that edited models are shown, at most
+    # frozen-heads: the tasks, their settings, the images of the classifiers, and those of dense tasks
+    tasks: tuple[str, ...] = ()
+    task_settings: "Tasks | None" = None
+    task_images: "Splits | None" = None
+    dense_images: "Splits | None" = None
     energy: tuple[float, float, float, float] | None = None  # hours, watts, PUE, kg of CO2 for each kWh
+
+
+def parse_energy(given: Sequence[str] | None) -> tuple[float, float, float, float] | None:
+    """The four numbers of --energy; None without it. Raises ConfigError for others."""
+    if not given:
+        return None
+    try:
+        hours, watts, pue, intensity = map(float, given)
+        is_valid = all(0 <= number < math.inf for number in (hours, watts, pue, intensity))
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(
+            f"--energy={','.join(given)}: must be HOURS,WATTS,PUE,INTENSITY, four numbers: hours of all "
+            "devices, watts of one, power usage effectiveness, kg of CO2 for each kWh, as in "
+            "--energy=66,400,1.2,0.4"
+        )
+    return hours, watts, pue, intensity

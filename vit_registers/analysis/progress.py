@@ -88,3 +88,18 @@ class AnalysisProgress(contextlib.AbstractContextManager):
             elif line is not None and time.monotonic() >= self._next_log:
                 status.say(line, sys.stderr)
                 self._next_log = time.monotonic() + self._log_every_s
+
+
+class Findings:
+    """Prints findings in the order of `names`, each as soon as it and those before it are known."""
+
+    def __init__(self, names: list[str]):
+        self._left, self._known, self._lock = list(names), dict[str, str](), threading.Lock()
+
+    def add(self, name: str, finding: str) -> None:
+        """Notes the finding of an experiment."""
+        with self._lock:
+            self._known[name] = finding
+            while self._left and self._left[0] in self._known:
+                first = self._left.pop(0)
+                status.say(f"{first}: {self._known[first]}")

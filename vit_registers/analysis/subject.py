@@ -12,6 +12,7 @@ from vit_registers.analysis.measures.outliers import Outliers, find
 from vit_registers.config import Model
 from vit_registers.data.class_names import match
 from vit_registers.errors import ConfigError
+from vit_registers.evaluation.task import FrozenModel
 from vit_registers.models.tokens import Grid, TokenLayout
 
 # {("q", block), ...} of the last blocks for one image of any size, uint8, heads joined, PxD each; the grid
@@ -35,10 +36,13 @@ class Subject:
     run: Path | None  # the run folder, of one of ours
     step: int | None  # of the run
     params: str | None = None  # the copy of a run's parameters; None: those to evaluate
+    params_name: str = "params"  # that copy by name, also for those to evaluate
     num_parameters: int
     num_not_finite: int = 0  # parameters that are NaN or infinite
     model: Model
     store: Store
+    images: str = ""  # the number of the images and where they are from
+    train: "Subject | None" = None  # the same model on the images that probes are trained on; None: a part
     layout: TokenLayout
     class_names: tuple[str, ...]  # of the images
     head_names: Sequence[str] | None  # classes of the head; None: unknown, matched by number
@@ -51,6 +55,8 @@ class Subject:
     # features of the model under an intervention, on the first images; the last argument is their number;
     # requires image_HxWxC in the store
     rerun: Callable[[Intervention, tuple[str, ...], int], Store]
+    # the model for tasks of evaluation/tasks.py, under an intervention whose rows are the same for all images
+    frozen: Callable[[Intervention], FrozenModel] | None = None
 
     def patch_norms(self) -> np.ndarray:
         """norm_BxP after the last block, before the final norm."""
@@ -83,6 +89,8 @@ class Subject:
     def other_classes(self) -> str | None:
         """Why the images' classes are not those of the model's own head; None where they are."""
         theirs, own = len(self.class_names), self.model.num_classes
+        if not theirs:
+            return "the images have no classes"
         if self.head_names is not None and len(self.head_names) == own > 0:
             try:
                 match(self.class_names, self.head_names, where="the image set")

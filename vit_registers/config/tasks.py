@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, TypeVar
 
+IMAGE_TASKS = ("knn", "linear", "logistic")  # those that need one label for each image
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnnSettings:
@@ -17,8 +19,10 @@ class KnnSettings:
 class LinearSettings:
     """A grid of linear classifiers, trained at once, by DINOv2's protocol."""
 
-    num_steps: int = 12_500  # 10 epochs of 1,250 steps
-    batch_size: int = 1024  # global
+    # None: 10 epochs of the images that are learned from, but at least 1,000 steps and at most 12,500, which
+    # are the steps on ImageNet.
+    num_steps: int | None = None
+    batch_size: int = 1024  # global; at most the number of images that are learned from
     # Of the grid, as in the code of DINOv2; each is multiplied by batch_size / 256.
     learning_rates: tuple[float, ...] = (
         1e-5,
@@ -36,12 +40,14 @@ class LinearSettings:
         0.1,
     )
     num_blocks: tuple[int, ...] = (1, 4)  # the last blocks whose cls tokens are the input
-    # As data.train_ops. Features of images that are not random are computed once.
-    train_ops: str = "random_resized_crop(0.08, 1.0) | flip"
+    # As data.train_ops; features of images that are not random are computed once. None, as released:
+    # random_resized_crop(0.08, 1.0) | flip; but data.eval_ops for images of less than 64 px, of which crops
+    # show too little.
+    train_ops: str | None = None
     # The images on which the best classifier of the grid is chosen: held_out (a part of the training split)
     # | test (those of the result, as released, which favours it).
     chosen_on: str = "held_out"
-    held_out: float = 0.1  # the share of the training split that is held out
+    held_out: float = 0.1  # the share of the training split that is held out, drawn from tasks.seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +148,7 @@ class Tasks:
     """What frozen features are good for: `vit-registers evaluate --task=NAME`."""
 
     seed: int = 0  # of what tasks draw: held-out images, the order of images, crops, initial heads
-    while_training: tuple[str, ...] = ()  # tasks that each evaluation of a run computes too: knn, linear
+    while_training: tuple[str, ...] = ()  # that each evaluation of a run computes too: knn, linear, logistic
     knn: KnnSettings = KnnSettings()
     linear: LinearSettings = LinearSettings()
     logistic: LogisticSettings = LogisticSettings()

@@ -49,7 +49,9 @@ class Loader(Protocol):
         ...
 
 
-def _open_tfdata(data: Data, target: Target, seed: int, groups: int, training: Training | None) -> Loader:
+def _open_tfdata(
+    data: Data, target: Target, seed: int, groups: int, training: Training | None, needs_labels: bool = True
+) -> Loader:
     cure = "set data.loader='memory' for images that fit into memory" if data.name in SOURCES else ""
     require_extra(
         "data", "tensorflow", what=f"data.loader='tfdata' (data.name={data.name!r})", otherwise=cure
@@ -61,32 +63,38 @@ def _open_tfdata(data: Data, target: Target, seed: int, groups: int, training: T
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     from vit_registers.data.tfdata import TfdataLoader
 
-    return TfdataLoader(data, target, seed=seed, groups=groups, training=training)
+    return TfdataLoader(data, target, seed=seed, groups=groups, training=training, needs_labels=needs_labels)
 
 
-def _open_memory(data: Data, target: Target, seed: int, groups: int, training: Training | None) -> Loader:
+def _open_memory(
+    data: Data, target: Target, seed: int, groups: int, training: Training | None, needs_labels: bool = True
+) -> Loader:
     from vit_registers.data.memory import MemoryLoader
 
-    return MemoryLoader(data, target, seed=seed, groups=groups, training=training)
+    return MemoryLoader(data, target, seed=seed, groups=groups, training=training, needs_labels=needs_labels)
 
 
-def _open_pil(data: Data, target: Target, seed: int, groups: int, training: Training | None) -> Loader:
+def _open_pil(
+    data: Data, target: Target, seed: int, groups: int, training: Training | None, needs_labels: bool = True
+) -> Loader:
     from vit_registers.data.pil_loader import PilLoader
 
-    return PilLoader(data, target)
+    return PilLoader(data, target, needs_labels=needs_labels)
 
 
-LOADERS: dict[str, Callable[[Data, Target, int, int, Training | None], Loader]] = {
+# (data, target, seed, groups, training, whether images must have a class) -> loader
+LOADERS: dict[str, Callable[..., Loader]] = {
     "tfdata": _open_tfdata,
     "memory": _open_memory,
     "pil": _open_pil,
 }
 
 
-def open_data(config: Config, training: Training | None = None) -> Loader:
+def open_data(config: Config, training: Training | None = None, *, needs_labels: bool = True) -> Loader:
     """The loader data.loader, with its data set opened; `training` are the views of training batches.
 
-    By default a training batch has one view, made by data.train_ops.
+    By default a training batch has one view, made by data.train_ops. Unless `needs_labels`, images may have
+    no class: the label is -1, and class_names may be empty.
 
     Raises ConfigError for invalid settings, DataError for a data set that is missing or unfit.
     """
@@ -98,7 +106,7 @@ def open_data(config: Config, training: Training | None = None) -> Loader:
     check_section("data", data)
     groups = config.objective.classification.mix_groups
     target = Target(*image_size(config), model.channels)
-    return open_loader(data, target, config.run.seed, groups, training)
+    return open_loader(data, target, config.run.seed, groups, training, needs_labels)
 
 
 def loader_to_evaluate(data: Data) -> Data:

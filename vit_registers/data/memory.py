@@ -28,7 +28,7 @@ from vit_registers.data.ops import strings
 from vit_registers.data.ops.on_device import MEMORY_OPS, Resize
 from vit_registers.data.ops.pil_ops import resize_in_memory
 from vit_registers.data.ops.strings import Target
-from vit_registers.data.sources.base import DataSource
+from vit_registers.data.sources.base import DataSource, usable_labels
 from vit_registers.data.sources.catalog import open_data_source
 from vit_registers.errors import ConfigError, DataError
 
@@ -51,9 +51,17 @@ class MemoryLoader:
     """The Loader (loaders.py) for data.loader='memory'."""
 
     def __init__(
-        self, data: Data, target: Target, *, seed: int, groups: int, training: Training | None = None
+        self,
+        data: Data,
+        target: Target,
+        *,
+        seed: int,
+        groups: int,
+        training: Training | None = None,
+        needs_labels: bool = True,
     ) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
+        self._needs_labels = needs_labels
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
         evaluated = {IMAGE: View(target.height, target.width, data.eval_ops, "data.eval_ops")}
         trained = default_training(data, target) if training is None else training
@@ -66,7 +74,7 @@ class MemoryLoader:
                 "'central_crop'"
             )
         self._broken = BrokenImages(data)
-        self._source = open_data_source(data, target.channels, self._broken)
+        self._source = open_data_source(data, target.channels, self._broken, needs_labels=needs_labels)
         _check_source(self._source, data.name)
         self.name = data.name
         self.class_names = self._source.class_names
@@ -164,6 +172,8 @@ class MemoryLoader:
         """
         source, target = self._source, self._target
         label_N, read = source.labels(split), source.image_reader(split)
+        records = range(len(label_N))
+        label_N = usable_labels(source, split, records, label_N, needs_labels=self._needs_labels)
         image_N: list[np.ndarray | None] = []
         for i in range(len(label_N)):
             image_HxWxC = self._broken.decode(source, split, i, read, channels=target.channels)

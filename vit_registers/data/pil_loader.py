@@ -14,6 +14,7 @@ from vit_registers.data.batch import Batch, check_divides, labelled_batch, to_de
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops.pil_ops import compose_pil
 from vit_registers.data.ops.strings import Target
+from vit_registers.data.sources.base import usable_labels
 from vit_registers.data.sources.catalog import open_data_source
 from vit_registers.errors import ConfigError, DataError
 
@@ -21,12 +22,12 @@ from vit_registers.errors import ConfigError, DataError
 class PilLoader:
     """The Loader (loaders.py) for data.loader='pil'."""
 
-    def __init__(self, data: Data, target: Target) -> None:
+    def __init__(self, data: Data, target: Target, *, needs_labels: bool = True) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
-        self._data, self._target = data, target
+        self._data, self._target, self._needs_labels = data, target, needs_labels
         self._process = compose_pil(data.eval_ops, target, where="data.eval_ops (data.loader='pil')")
         self._broken = BrokenImages(data)
-        self._source = open_data_source(data, target.channels, self._broken)
+        self._source = open_data_source(data, target.channels, self._broken, needs_labels=needs_labels)
         if self._source.tfrecords is not None or self._source.has_several_labels:
             raise DataError(f"data.name='{data.name}' is not for data.loader='pil': set data.loader='tfdata'")
         self.name = data.name
@@ -68,6 +69,10 @@ class PilLoader:
             label_B[i], mask_B[i] = label_N[record], image_HxWxC is not None
             if image_HxWxC is not None:
                 image_BxHxWxC[i] = self._fitted(split, record, self._process(image_HxWxC))
+        number = min(len(records), max(len(label_N) - records.start, 0))
+        label_B[:number] = usable_labels(
+            self._source, split, records[:number], label_B[:number], needs_labels=self._needs_labels
+        )
         return labelled_batch(image_BxHxWxC, label_B, mask_B)
 
     def _fitted(self, split: str, record: int, image_HxWxC: np.ndarray) -> np.ndarray:

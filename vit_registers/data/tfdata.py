@@ -22,7 +22,7 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.pixel_ops import fold_in
 from vit_registers.data.ops.strings import Target
-from vit_registers.data.sources.base import MAX_LABELS, check_labels
+from vit_registers.data.sources.base import MAX_LABELS, usable_labels
 from vit_registers.data.sources.catalog import open_data_source
 from vit_registers.data.sources.tf_readers import CHUNK
 from vit_registers.data.streams import Chunk, Share
@@ -38,9 +38,17 @@ class TfdataLoader:
     """The Loader (loaders.py) for data.loader='tfdata'."""
 
     def __init__(
-        self, data: Data, target: Target, *, seed: int, groups: int, training: Training | None = None
+        self,
+        data: Data,
+        target: Target,
+        *,
+        seed: int,
+        groups: int,
+        training: Training | None = None,
+        needs_labels: bool = True,
     ) -> None:
         """Opens the data set; reads no image. Raises DataError or ConfigError, one line each."""
+        self._needs_labels = needs_labels
         tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
         self._data, self._target, self._seed, self._groups = data, target, seed, groups
         evaluated = {IMAGE: View(target.height, target.width, data.eval_ops, "data.eval_ops")}
@@ -54,7 +62,7 @@ class TfdataLoader:
         self._open: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
         # TensorFlow's threads call Python to read array_record files: if left running, they block its exit
         weakref.finalize(self, _close, self._open)
-        self._source = open_data_source(data, target.channels, self._broken)
+        self._source = open_data_source(data, target.channels, self._broken, needs_labels=needs_labels)
         self._image_readers: dict[str, Callable[[int], bytes]] = {}  # by split, for broken images
         self.name = data.name
         self.class_names = self._source.class_names
@@ -155,9 +163,11 @@ class TfdataLoader:
             if status_B[i] == _WRONG_SIZE:
                 raise DataError(self._wrong_size(columns["size"], int(i), split, record, kind))
             self._report_broken(split, record)
+        label_B = columns["label"]
         if not self._source.has_several_labels:
-            check_labels(self._source, split, columns["record"], columns["label"])
-        return Batch(columns["views"], {LABEL: columns["label"]}, status_B == _OK)
+            records = columns["record"]
+            label_B = usable_labels(self._source, split, records, label_B, needs_labels=self._needs_labels)
+        return Batch(columns["views"], {LABEL: label_B}, status_B == _OK)
 
     def _wrong_size(
         self, sizes: dict[str, np.ndarray], place: int, split: str, record: int, kind: str

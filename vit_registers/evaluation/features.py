@@ -1,14 +1,19 @@
 """Features of images that a frozen backbone computes, for k-NN and linear classifiers."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_registers.config import Data, Model
-from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize
+from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, relabel
+from vit_registers.data.class_names import some
+from vit_registers.data.loaders import EvalSplit
+from vit_registers.errors import DataError
+from vit_registers.evaluation.pace import Pace
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.tokens import TokenLayout
@@ -57,3 +62,68 @@ def compiled_features(features: Features, mesh: jax.sharding.Mesh) -> Callable[.
         return features(backbone, batch), label_BxK, batch.mask_B & (label_BxK >= 0).any(axis=-1)
 
     return compute
+
+
+class BatchFeatures(NamedTuple):
+    """The features of a batch on the devices, split over its images."""
+
+    features: Mapping[str, jax.Array]
+    label_BxK: jax.Array  # padded with -1
+    mask_B: jax.Array  # False: padding, or no label
+
+
+def run_features(
+    features: Features,
+    backbone: Any,
+    split: EvalSplit,
+    mesh: jax.sharding.Mesh,
+    *,
+    say: Callable[[str], None],
+) -> Iterator[BatchFeatures]:
+    """The features of all images of a split, each once, in batches.
+
+    While one batch is computed, the next one is decoded. At most two are under way, so that memory does not
+    grow with the number of images.
+    """
+    compute = compiled_features(features, mesh)
+    batches = relabel(split.loader.eval_batches(split.split, batch_sharding(mesh)), split.table)
+    number = split.loader.num_examples(split.split)
+    pace = Pace(f"features of {split.loader.name}:{split.split}", number, say, unit="images")
+    before, done = None, 0
+    for batch in batches:
+        row = BatchFeatures(*compute(backbone, batch))
+        if before is not None:
+            done += len(jax.block_until_ready(before).mask_B)
+            pace.done(done)
+            yield before
+        before = row
+    if before is not None:
+        yield before
+
+
+def training_features(
+    features: Features,
+    backbone: Any,
+    split: EvalSplit,
+    mesh: jax.sharding.Mesh,
+    *,
+    say: Callable[[str], None],
+) -> Iterator[BatchFeatures]:
+    """The same of images to learn from. Raises DataError if they have several labels each."""
+    for row in run_features(features, backbone, split, mesh, say=say):
+        if row.label_BxK.shape[1] > 1:
+            raise DataError(
+                f"'{split.loader.name}' has several labels for an image, so it is for --data only: give "
+                "other training images with --train_data=NAME:SPLIT"
+            )
+        yield row
+
+
+def empty_classes(count_Y: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A note that names the classes without a training image, `count_Y` images each; none if all have one."""
+    empty = [name for name, count in zip(names, count_Y, strict=True) if not count]
+    if not empty:
+        return []
+    return [
+        f"{len(empty)} of {len(names)} classes have no training image, so they are not learned: {some(empty)}"
+    ]

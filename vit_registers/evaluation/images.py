@@ -1,14 +1,15 @@
 """The data sets of the tasks that need one label for each image: knn, linear and logistic."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from vit_registers.config import Config, Data, Run, Tasks
 from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
 from vit_registers.data.selection import select
 from vit_registers.errors import DataError
-from vit_registers.evaluation.task import FrozenModel, Splits
+from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 
 
 class TaskImages(NamedTuple):
@@ -24,10 +25,51 @@ class TaskImages(NamedTuple):
         return self.train.loader.num_classes
 
     @property
+    def test_name(self) -> str:
+        """NAME:SPLIT of the result."""
+        first = self.tests[""]
+        return f"{first.loader.name}:{first.split}"
+
+    @property
     def num_broken(self) -> int:
         """The number of images that were left out so far, as they cannot be decoded."""
         loaders = {id(one.loader): one.loader for one in (self.train, *self.tests.values())}
         return sum(loader.num_broken for loader in loaders.values())
+
+
+class MeasureImages(Protocol):
+    """Measures a frozen model on images that are open; see task.py: Task."""
+
+    def __call__(
+        self,
+        frozen: FrozenModel,
+        settings: Tasks,
+        images: TaskImages,
+        *,
+        folder: Path | None,
+        say: Callable[[str], None],
+    ) -> TaskResult:
+        """The result."""
+        ...
+
+
+class ImageTask(NamedTuple):
+    """A Task on images with one label each."""
+
+    measure: MeasureImages
+
+    def __call__(
+        self,
+        frozen: FrozenModel,
+        settings: Tasks,
+        splits: Splits,
+        *,
+        folder: Path | None,
+        say: Callable[[str], None],
+    ) -> TaskResult:
+        """The result on these splits, which are opened first."""
+        images = open_images(frozen, settings, splits)
+        return self.measure(frozen, settings, images, folder=folder, say=say)
 
 
 def open_images(frozen: FrozenModel, settings: Tasks, splits: Splits) -> TaskImages:

@@ -5,33 +5,28 @@ DINOv2's protocol: the bank has the features of all images of the training split
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_registers.config import KnnSettings, Tasks
-from vit_registers.data.batch import relabel
-from vit_registers.data.loaders import EvalSplit
 from vit_registers.errors import DataError
-from vit_registers.evaluation.features import compiled_features
-from vit_registers.evaluation.images import open_images
+from vit_registers.evaluation.features import BatchFeatures, empty_classes, run_features, training_features
+from vit_registers.evaluation.images import ImageTask, TaskImages
 from vit_registers.evaluation.knn import CLS, PATCH, knn_counter, metric_name, model_features
 from vit_registers.evaluation.neighbours import Bank, make_bank
-from vit_registers.evaluation.pace import Pace
-from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult, TaskTable
+from vit_registers.evaluation.task import FrozenModel, TaskResult, TaskTable
 from vit_registers.training.sharding import batch_sharding, replicated
 
-_Rows = list[tuple[Mapping[str, jax.Array], jax.Array, jax.Array]]  # of compiled_features, for each batch
 _FEATURES = {CLS: "cls", PATCH: "mean patch"}
 _COLUMNS = ("data", "feature", "neighbors", "top1", "top5", "top1_std", "top5_std")
 
 
-def knn_task(
+def measure_knn(
     frozen: FrozenModel,
     settings: Tasks,
-    splits: Splits,
+    images: TaskImages,
     *,
     folder: Path | None,
     say: Callable[[str], None],
@@ -41,19 +36,19 @@ def knn_task(
     With tasks.knn.few_shot they are means over the draws of the bank, and the table has their standard
     deviations. An interrupted call begins again.
     """
-    images, knn = open_images(frozen, settings, splits), settings.knn
-    features = compiled_features(model_features(frozen.model, frozen.data, frozen.edits), frozen.mesh)
-    trained = _rows(frozen, images.train, features, say, "features of the training images")
+    knn, train = settings.knn, images.train
+    features = model_features(frozen.model, frozen.data, frozen.edits)
+    trained = [*training_features(features, frozen.backbone, train, frozen.mesh, say=say)]
     label_N, count_Y = _labels(trained, frozen, images.num_classes)
     if not count_Y.sum():
-        raise DataError(f"split '{splits.train[1]}' of '{splits.train[0]}' has no image with a label")
+        raise DataError(f"split '{train.split}' of '{train.loader.name}' has no image with a label")
     draws = range(settings.seed, settings.seed + (1 if knn.few_shot is None else knn.num_draws))
     chosen = [_chosen(label_N, knn.few_shot, seed) for seed in draws]
     values: dict[str, float | int | str] = {"classes": images.num_classes}
     values["bank"] = round(float(np.mean([one.sum() for one in chosen])))
     lines, left_out = [], 0
     tested = {
-        name: _rows(frozen, split, features, say, f"features of {name or ':'.join(splits.test)}")
+        name: [*run_features(features, frozen.backbone, split, frozen.mesh, say=say)]
         for name, split in images.tests.items()
     }
     found: dict[str, list[dict[str, int]]] = {name: [] for name in tested}
@@ -64,29 +59,16 @@ def knn_task(
     for name, counts in found.items():
         more, table = _summary(counts, knn)
         values |= {f"{name}/{key}" if name else key: value for key, value in more.items()}
-        lines += [(name or ":".join(splits.test), *row) for row in table]
+        lines += [(name or images.test_name, *row) for row in table]
     values["non_finite"] = int(values["non_finite"]) + left_out
     values["left_out"] = images.num_broken
-    notes = list(_notes(frozen, knn, count_Y, images.train.loader.class_names))
+    notes = list(_notes(frozen, knn, count_Y, train.loader.class_names))
     return TaskResult(values, {"neighbors": TaskTable(_COLUMNS, lines)}, notes=notes)
 
 
-def _rows(
-    frozen: FrozenModel, split: EvalSplit, features: Callable[..., Any], say: Callable[[str], None], what: str
-) -> _Rows:
-    """The features of all images of a split, on the devices."""
-    batches = split.loader.eval_batches(split.split, batch_sharding(frozen.mesh))
-    pace = Pace(what, split.loader.num_examples(split.split), say, unit="images")
-    rows: _Rows = []
-    for batch in relabel(batches, split.table):
-        rows.append(features(frozen.backbone, batch))
-        if len(rows) > 1:  # one batch behind, so that the next one is decoded while this one is computed
-            jax.block_until_ready(rows[-2][2])
-            pace.done((len(rows) - 1) * frozen.data.eval_batch_size)
-    return rows
-
-
-def _labels(rows: _Rows, frozen: FrozenModel, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _labels(
+    rows: list[BatchFeatures], frozen: FrozenModel, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(label_N of all rows, -1 for padding; the number of images of each class), on the host."""
     gather = jax.jit(lambda label_BxK, mask_B: jnp.where(mask_B, label_BxK[:, 0], -1))
     everywhere = jax.jit(lambda x: x, out_shardings=replicated(frozen.mesh))
@@ -105,7 +87,9 @@ def _chosen(label_N: np.ndarray, few_shot: int | None, seed: int) -> np.ndarray:
     return chosen_N
 
 
-def _banks(rows: _Rows, chosen_N: np.ndarray, frozen: FrozenModel) -> tuple[dict[str, Bank], int]:
+def _banks(
+    rows: list[BatchFeatures], chosen_N: np.ndarray, frozen: FrozenModel
+) -> tuple[dict[str, Bank], int]:
     """({feature: bank of the chosen rows}, the number of rows that are left out as they are not finite)."""
     layout = batch_sharding(frozen.mesh)
     size = len(chosen_N) // len(rows)
@@ -128,7 +112,7 @@ def _banks(rows: _Rows, chosen_N: np.ndarray, frozen: FrozenModel) -> tuple[dict
 
 def _count(
     banks: Mapping[str, Bank],
-    rows: _Rows,
+    rows: list[BatchFeatures],
     frozen: FrozenModel,
     num_classes: int,
     neighbors: tuple[int, ...],
@@ -166,13 +150,10 @@ def _notes(
 ) -> Iterator[str]:
     if not frozen.model.use_cls:
         yield "the model has no cls token: its features are the mean of the patches"
-    if empty := [name for name, count in zip(names, count_Y, strict=True) if not count]:
-        yield f"classes without a training image, which are never predicted: {', '.join(empty[:5])}" + (
-            f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        )
+    yield from empty_classes(count_Y, names)
     least = int(count_Y[count_Y > 0].min())
     if settings.few_shot is not None and least < settings.few_shot:
         yield f"a class has {least} training images, fewer than tasks.knn.few_shot={settings.few_shot}"
 
 
-KNN_TASK = knn_task
+KNN_TASK = ImageTask(measure_knn)

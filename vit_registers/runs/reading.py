@@ -13,12 +13,23 @@ from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs import checkpoint_folder
 from vit_registers.training import averages, sharding
 
+INITIAL = "initial"  # the parameters before training, which no checkpoint needs to hold
 _PAIR = {"teacher": "eval", "student": "params"}  # names in self-distillation
 
 
 def trained_config(run: str, step: int) -> Config:
     """The config with which a checkpoint was trained."""
     return from_saved(checkpoint_folder.read_meta(run, step)["config"])
+
+
+def initial_params(objective: Objective, config: Config, mesh: jax.sharding.Mesh) -> Any:
+    """The parameters over `mesh` that the objective evaluates before the first step of a new run.
+
+    They are those of run.seed, also where the run started from other weights.
+    """
+    params, extra = jax.jit(objective.init)(jax.random.key(config.run.seed))
+    params = objective.eval_params(params, extra)
+    return jax.device_put(params, sharding.parameter_shardings(params, mesh))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +94,13 @@ class RunCheckpoint:
     def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
         """The parameters over `mesh`, with the backbone under BACKBONE.
 
-        `name` is "params", "ema", "teacher", "student", or None for those to evaluate. Raises CheckpointError
-        if they are missing.
+        `name` is "params", "ema", "teacher", "student", INITIAL, or None for those to evaluate. Raises
+        CheckpointError if they are missing.
         """
         name = name or self.eval_params_name
         shapes, extra = self._shapes
+        if name == INITIAL:
+            return initial_params(self._objective, self.config, mesh)
         if name in _PAIR:
             if self.is_converted or TEACHER not in extra:
                 raise CheckpointError(

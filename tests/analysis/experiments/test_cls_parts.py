@@ -27,7 +27,7 @@ class Watched(np.ndarray):
 def make_subject(terms, label, name="model", **more):
     features = {"terms_ExD": terms, "label": label, **more}
     store = SimpleNamespace(read=features.__getitem__, num_read=lambda: len(terms))
-    return SimpleNamespace(name=name, layout=LAYOUT, store=store)
+    return SimpleNamespace(name=name, layout=LAYOUT, store=store, train=None)
 
 
 def make_terms(num_classes=7, num_each=6, width=9, seed=0):

@@ -17,6 +17,7 @@ from vit_registers.analysis import opening
 from vit_registers.analysis.experiments import (
     attention_bias,
     edited_models,
+    frozen_features,
     norms,
     norms_by_layer,
     probe_position,
@@ -29,7 +30,9 @@ from vit_registers.analysis.features.interventions import Intervention, replace_
 from vit_registers.analysis.measures import neurons
 from vit_registers.analysis.options import Options
 from vit_registers.config import Config, Data, Model
+from vit_registers.data.batch import labelled_batch
 from vit_registers.data.loaders import open_data
+from vit_registers.evaluation.features import CLS, MEAN, block_features
 from vit_registers.models.vit import ViT
 
 BLOCK, NEURON, NORM = 1, 7, 300.0
@@ -230,6 +233,34 @@ def test_taking_outliers_away_before_they_are_made_takes_them_away(planted):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_features_of_edited_models_have_no_outliers_and_are_those_that_tasks_read(planted):
+    """In the forward passes of tasks as in those of the analysis, which have other interfaces."""
+    subject, is_bright_BxP = planted
+    variants = frozen_features.find_variants(subject, OPTIONS)
+    assert list(variants.interventions) == [
+        frozen_features.AS_IS,
+        frozen_features.WITH_REGISTER,
+        frozen_features.REMOVED,
+    ]
+    assert not variants.gaps
+    image = jnp.asarray(subject.store.read("image_HxWxC")[: OPTIONS.num_edited])
+    batch = labelled_batch(image, jnp.zeros(len(image), jnp.int32), jnp.ones(len(image), bool))
+    for name, intervention in variants.interventions.items():
+        here = frozen_features.for_images(intervention, len(image))
+        store = subject.rerun(here, ("norms_LxT", "frozen_2xD"), OPTIONS.num_edited)
+        layout = dataclasses.replace(subject.layout, num_registers=intervention.num_registers)
+        norms = store.read("norms_LxT")[:, :, layout.patches]
+        is_above = (norms[:, -1] > 100).any(1)
+        np.testing.assert_array_equal(
+            is_above, is_bright_BxP[: len(image)].any(1) & (name == frozen_features.AS_IS)
+        )
+        frozen = subject.frozen(intervention)
+        read = block_features(frozen.model, frozen.data, 1, frozen.edits)(frozen.backbone, batch)
+        found = np.stack([read[CLS][:, 0], read[MEAN]], axis=1)
+        np.testing.assert_allclose(found, store.read("frozen_2xD"), rtol=1e-4, atol=1e-4)
+
+
 def test_planted_positions_are_recovered_and_absent_ones_are_not(folder, planted):
     rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([planted[0]], OPTIONS))}
     assert rows["normal"]["top-1, %"] == 100.0

@@ -95,6 +95,13 @@ def test_norms_and_tokens(case):
     np.testing.assert_array_equal(store.read("label"), np.arange(len(IMAGES)))
 
 
+def test_what_tasks_read_is_cls_and_the_mean_patch_after_the_final_norm(case):
+    _, store, out = case
+    cls, mean = store.read("frozen_2xD").swapaxes(0, 1)
+    np.testing.assert_allclose(cls, out.cls, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mean, np.asarray(out.patches).mean(1), rtol=1e-5, atol=1e-5)
+
+
 def test_attention_mass_and_entropy(case):
     model, store, out = case
     mask_TxT, bias = static_attention(model.model, model.layout)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from vit_registers.analysis.measures import logistic, position_probe, probes
-from vit_registers.analysis.measures.threads import threads_for
+from vit_registers.analysis.measures import position_probe, probes
+from vit_registers.evaluation import logistic
+from vit_registers.evaluation.threads import threads_for
 
 
 def _threads():

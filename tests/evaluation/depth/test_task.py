@@ -1,6 +1,7 @@
 """The depth task: its result, devices, kills, batches, what the head reads, and what is refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from vit_registers.config import DepthSettings, Mesh, Tasks
 from vit_registers.data.sources.digit_scenes import scene
 from vit_registers.errors import ConfigError, DataError
 from vit_registers.evaluation.dense import training
+from vit_registers.evaluation.dense.baselines import position_features
 from vit_registers.evaluation.depth.head import init_depth_head
 from vit_registers.evaluation.depth.measure import make_predictor, measure
 from vit_registers.evaluation.depth.protocol import model_features, open_problem, training_examples
@@ -37,6 +39,7 @@ SMALL = DepthSettings(
 NUM_TRAIN, NUM_TEST = 17, 11
 
 
+@functools.cache
 def frozen(devices=1, config=CONFIG):
     mesh = make_mesh(Mesh(), devices=jax.devices()[:devices])
     backbone = jax.jit(lambda: init_params(config.model, key=jax.random.key(3)))()
@@ -142,6 +145,21 @@ def test_features_are_patches_and_cls_before_the_final_norm(folder):
     assert found.shape == (2, 6, 5, 64)
 
 
+def test_positions_between_those_of_training():
+    """NYU is trained on crops and tested on whole images, whose patch grids differ."""
+    image, size = jnp.zeros((2, 8, 12, 1), jnp.uint8), jnp.array([[8, 12]] * 2)
+
+    def places(grid):
+        features = position_features(lambda _, x, size: x[:, ::2, ::2].astype(jnp.float32), {}, grid=grid)
+        return jax.jit(features)({}, image, size)
+
+    np.testing.assert_array_equal(places((4, 6))[1].reshape(24, 24), np.eye(24))
+    between = places((2, 3))
+    assert between.shape == (2, 4, 6, 6)
+    np.testing.assert_allclose(between.sum(axis=-1), 1, atol=1e-6)
+    np.testing.assert_allclose(between[0, 0, 0], [1, 0, 0, 0, 0, 0], atol=1e-6)
+
+
 def test_predictions_are_those_of_the_mirror_image_mirrored(folder):
     opened = problem(folder)
     predict = make_predictor(opened, model_features(opened, None))
@@ -224,6 +242,12 @@ def test_data_that_are_refused(folder, tmp_path):
     Image.fromarray(np.zeros((24, 24), np.uint16)).save(tmp_path / "depth/train/0.png")
     with pytest.raises(DataError, match=r"0\.png: the depth of every pixel is 0"):
         run(tmp_path, test="train")
+
+
+@pytest.mark.slow
+def test_the_gradient_loss_is_a_setting(folder, result):
+    other = run(folder, settings=dataclasses.replace(SMALL, gradient_weight=0.5)).values
+    assert other["gradient_weight"] == 0.5 and 0.001 < abs(other["rmse"] - result.values["rmse"]) < 1
 
 
 @pytest.mark.slow

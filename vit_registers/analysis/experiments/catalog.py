@@ -14,6 +14,10 @@ from vit_registers.analysis.experiments import (
     cost,
     curves,
     feature_spread,
+    frozen_heads,
+    frozen_knn,
+    frozen_logistic,
+    frozen_tasks,
     image_complexity,
     lost,
     mask,
@@ -51,6 +55,12 @@ GROUPS: dict[str, dict[str, Experiment]] = {
         "over-training": over_training.EXPERIMENT,
         "attention-over-training": attention_over_training.EXPERIMENT,
         "cost": cost.EXPERIMENT,
+    },
+    "What features are good for": {
+        "frozen-tasks": frozen_tasks.EXPERIMENT,
+        "frozen-knn": frozen_knn.EXPERIMENT,
+        "frozen-logistic": frozen_logistic.EXPERIMENT,
+        "frozen-heads": frozen_heads.EXPERIMENT,
     },
     "Attention": {
         "attention-maps": attention_maps.EXPERIMENT,

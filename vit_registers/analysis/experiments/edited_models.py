@@ -21,6 +21,7 @@ from vit_registers.models.blocks import dims
 from vit_registers.models.masks import parse_mask
 from vit_registers.models.tokens import TokenLayout
 
+FROZEN = "frozen_2xD"  # the feature that tasks read
 BASE = ("norms_LxT", "image_HxWxC")  # features that the store of a subject needs for its edited models
 NO_CHOICE = -2  # neither a class nor a label: -1 is that of images without one
 GONE = 0.05  # the share of the outliers below which they count as gone
@@ -60,7 +61,7 @@ def run_unedited(subject: Subject, names: tuple[str, ...], options: Options) -> 
     compile.
     """
     of_cls = ("attention_NxExT", "cls_attention_L") if subject.layout.has_cls else ()
-    together = (*outputs_of(subject), "middle_norms_LxT", *of_cls)
+    together = (*outputs_of(subject), "middle_norms_LxT", FROZEN, *of_cls)
     with contextlib.suppress(NotFiniteError):  # of features that this experiment may not read
         subject.rerun(NO_INTERVENTION, together, options.num_edited)
     return subject.rerun(NO_INTERVENTION, names, options.num_edited)
@@ -79,7 +80,8 @@ def change(subject: Subject, before: Store, after: Store, images: np.ndarray) ->
         first, then = (choices(store.read("logits_Y")[images]) for store in (before, after))
         agreement = float(((first == then) & (then != NO_CHOICE)).mean())
         label_B = subject.head_labels()
-        accuracy = None if label_B is None else float((then == label_B[images]).mean())
+        if label_B is not None and (is_labelled_B := label_B[images] >= 0).any():
+            accuracy = float((then == label_B[images])[is_labelled_B].mean())
     return Change(cls, registers, agreement, accuracy)
 
 
@@ -243,7 +245,8 @@ def start_trial(subject: Subject, options: Options) -> Trial | Gap:
         return Gap(f"{subject.name}: its head reads the registers, so that none can be added")
     if parse_mask(subject.model.mask).name == "file":
         return Gap(f"{subject.name}: the matrix of its mask has no rows for more registers")
-    names = (*(["attention_NxExT"] if subject.layout.has_cls else []), *outputs_of(subject))
+    of_cls = ("attention_NxExT",) if subject.layout.has_cls else ()
+    names = (*of_cls, *outputs_of(subject), FROZEN)  # one program computes what several experiments read
     before = run_unedited(subject, names, options)
     return Trial(subject=subject, options=options, found=found, names=names, before=before)
 

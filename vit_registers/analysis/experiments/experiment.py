@@ -52,7 +52,9 @@ class Experiment:
     features: tuple[str, ...] = ()
     needs_any: tuple[str, ...] = ()
     runs_model: bool = False  # whether `measure` runs the model: Subject.rerun or Subject.native
+    trains: bool = False  # whether `measure` trains something, on Subject.train if there are such images
     compares: str = ""
+    opens: str = ""  # the title of a table that the page shows without a click
     draw: Callable[[Found], Pictures] = lambda found: ()
     arrange: Callable[[Found], Found] = lambda found: found
     across: Callable[[Found], Sequence[str]] = lambda found: ()
@@ -75,6 +77,10 @@ class Experiment:
         models of the report: the place in it gives a model its colour.
         """
         flaws = {subject.name: _flaw(subject, self.features) for subject in subjects}
+        for subject in subjects if self.trains else ():
+            if flaws[subject.name] is None and subject.train is not None:
+                flaw = _flaw(subject.train, self.features)
+                flaws[subject.name] = None if flaw is None else f"of the images to train on, {flaw}"
         able = [one for one in subjects if flaws[one.name] is None or not self.features]
         result = self.result(able, options, order)
         result.gaps[:0] = [f"{name}: {flaw}" for name, flaw in flaws.items() if flaw is not None]
@@ -112,8 +118,10 @@ class Experiment:
             if count := sum(is_not_finite(cell) for row in rows for cell in row):
                 result.gaps.append(f"{title}: {count} numbers are not finite and are left out")
             if rows:
-                result.tables.append(Table(title=title, columns=names, rows=rows))
+                is_open = title == self.opens
+                result.tables.append(Table(title=title, columns=names, rows=rows, is_open=is_open))
         result.files = {name: text for one in found for name, text in one.files.items()}
+        result.images = list(dict.fromkeys(one.images for one in found if one.images))
         result.cautions = [line for one in found for line in (*_small(one), *one.cautions)]
         in_order = sorted(found, key=lambda one: one.place)
         result.headlines = {one.name: one.headlines for one in in_order if one.headlines}

@@ -49,7 +49,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
             f"zeroing outliers before block {block} lowers the {output} to {number(lowest)}, zeroing as many "
             f"random patches to {number(other)}"
         )
-    no_head = f"{subject.name}: no accuracy, as the images' classes are not its head's"
+    why = "the images' classes are not its head's" if subject.class_names else "the images have no classes"
+    no_head = f"{subject.name}: no accuracy, as {why}"
     return Rows(
         tables={"Patches taken away": rows},
         text=text,

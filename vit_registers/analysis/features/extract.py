@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vit_registers.analysis.features import compute
 from vit_registers.analysis.features.finite import NotFiniteError, describe_not_finite, not_finite
-from vit_registers.analysis.features.interventions import Intervention
+from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention
 from vit_registers.analysis.features.store import VALID, Store
 from vit_registers.analysis.features.table import LIMITS
 from vit_registers.analysis.opening import OpenedModel
@@ -22,6 +23,9 @@ from vit_registers.analysis.subject import Native, Subject
 from vit_registers.config import image_size
 from vit_registers.data.batch import IMAGE
 from vit_registers.errors import DataError
+from vit_registers.evaluation.task import FrozenModel
+from vit_registers.models.edits import Edits
+from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
 from vit_registers.runtime.mesh import make_mesh
@@ -36,21 +40,22 @@ def extract(
     out: Path,
     options: Options,
     show: Images = lambda what, done, total: None,
+    *,
+    train_names: tuple[str, ...] = (),
 ) -> Subject:
     """The subject, with the features `names` on disk under out/features.
 
+    `train_names` are those of the images that probes are trained on, if the model has such images.
     `show` is called with the progress of this extraction, of edited models (total 0) and of experiments.
     """
-    data = one.config.data
+    data, mesh = one.config.data, make_mesh(one.config.mesh)
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
-    mesh = make_mesh(one.config.mesh)
     if missing := store.missing((*names, VALID, "label") if names else ()):
         _say_cost(one, missing, store)
         with jax.set_mesh(mesh):
-            batches = one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))
             compute.extract_features(
                 one.model,
-                batches,
+                one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh)),
                 store,
                 names,
                 image_size=image_size(one.config),
@@ -65,15 +70,19 @@ def extract(
         first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
     is_valid_B = np.asarray(first.mask_B)
     parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
+    trained = extract(one.train, train_names, out, options, show) if one.train and train_names else None
     return Subject(
         name=one.name,
         run=None if one.step is None else Path(one.path).expanduser(),
         step=one.step,
         params=one.params,
+        params_name=one.params_name,
         num_parameters=sum(leaf.size for leaf in parameters),
         num_not_finite=sum(int(np.sum(~np.isfinite(np.asarray(leaf)))) for leaf in parameters),
         model=one.config.model,
         store=store,
+        images=one.describe_data(),
+        train=trained,
         layout=one.layout,
         class_names=one.loader.class_names,
         head_names=one.head_names,
@@ -81,6 +90,7 @@ def extract(
         std=data.std,
         rerun=_rerun(one, store, out / "features", show),
         native=_native(one),
+        frozen=functools.partial(_frozen, one),
         progress=lambda what, done, total: show(f"{one.name}, {what}", done, total),
         example_NxHxWxC=np.asarray(first.views[IMAGE])[is_valid_B][: min(options.num_examples, number)],
     )
@@ -141,6 +151,29 @@ def _rerun(
         return edited
 
     return rerun
+
+
+def _frozen(one: OpenedModel, intervention: Intervention) -> FrozenModel:
+    """The model for tasks, with the registers of the intervention; its rows are made for any tokens."""
+    added = intervention.num_registers
+    values = {name: jnp.asarray(value) for name, value in intervention.values.items()}
+    vit = add_zero_registers(one.model, added) if added else one.model
+    mesh = make_mesh(one.config.mesh)
+    params = nnx.to_pure_dict(nnx.state(vit, nnx.Param))
+
+    def edits(layout: TokenLayout) -> Edits:
+        is_target_1xT = np.zeros((1, layout.num_tokens), bool)
+        is_target_1xT[:, layout.registers.stop - added : layout.registers.stop] = True
+        return intervention.edits(values, {"is_target_BxT": jnp.asarray(is_target_1xT)}, layout)
+
+    return FrozenModel(
+        name=one.name,
+        model=vit.model,
+        data=one.config.data,
+        backbone=jax.device_put(params, sharding.replicated(mesh)),
+        mesh=mesh,
+        edits=None if intervention is NO_INTERVENTION else edits,
+    )
 
 
 def _native(one: OpenedModel) -> Callable[[np.ndarray, int], Native]:

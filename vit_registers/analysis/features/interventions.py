@@ -78,6 +78,24 @@ def replace_tokens(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
     return Edits(resid=edit)
 
 
+def remove_above(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
+    """Replaces patches with norms above a threshold by the mean of the image's other patches.
+
+    values: `threshold`; `first`, the block before which they are replaced, as before all later ones and after
+    the last. An image in which all patches are above it gets zeros.
+    """
+
+    def edit(block: int, resid_BxTxD: jax.Array) -> jax.Array:
+        patches_BxPxD = resid_BxTxD[:, layout.patches].astype(jnp.float32)
+        is_above_BxPx1 = jnp.linalg.norm(patches_BxPxD, axis=-1, keepdims=True) > values["threshold"]
+        others = jnp.maximum((~is_above_BxPx1).sum(1, keepdims=True), 1)
+        mean_Bx1xD = jnp.where(is_above_BxPx1, 0.0, patches_BxPxD).sum(1, keepdims=True) / others
+        changed_BxPxD = jnp.where(is_above_BxPx1 & (values["first"] <= block), mean_Bx1xD, patches_BxPxD)
+        return resid_BxTxD.at[:, layout.patches].set(changed_BxPxD.astype(resid_BxTxD.dtype))
+
+    return Edits(resid=edit)
+
+
 def move_neurons(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
     """Moves the activations of some neurons from all tokens to the targets (arXiv:2506.08010, algorithm 2).
 

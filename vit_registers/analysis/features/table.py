@@ -133,6 +133,18 @@ def cls_D(forward: Forward) -> jax.Array:
     return cls_BxD.astype(jnp.float32)
 
 
+def frozen_2xD(forward: Forward) -> jax.Array:
+    """What tasks of frozen features read: cls, and the mean of the patches, after the final norm: Bx2xD.
+
+    Models without cls have the mean twice. The norm is applied to tokens also where the model applies it
+    after pooling, as in evaluation/features.py.
+    """
+    layout, tokens_BxTxD = forward.layout, forward.model.norm(forward.resid_LxBxTxD[-1])
+    tokens_BxTxD = tokens_BxTxD.astype(jnp.float32)
+    mean_BxD = tokens_BxTxD[:, layout.patches].mean(axis=1)
+    return jnp.stack([tokens_BxTxD[:, 0] if layout.has_cls else mean_BxD, mean_BxD], axis=1)
+
+
 def terms_ExD(forward: Forward) -> jax.Array:
     """The terms of cls after the attention of the last block, before its MLP: BxExD, as Subject.term_names.
 
@@ -245,6 +257,7 @@ FEATURES: dict[str, Feature] = {
     "logits_Y": Feature(logits_Y, needs="head"),
     "cls_LxD": Feature(cls_LxD, needs="cls"),
     "cls_D": Feature(cls_D, needs="cls"),
+    "frozen_2xD": Feature(frozen_2xD),
     "terms_ExD": Feature(terms_ExD, needs="cls"),
     "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers", max_images=_MANY),
     "middle_norms_LxT": Feature(middle_norms_LxT),

@@ -8,9 +8,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from vit_registers.analysis.measures.severity import finite
-from vit_registers.analysis.measures.threads import threads_for
 from vit_registers.config import lookup
 from vit_registers.errors import DataError
+from vit_registers.evaluation.threads import threads_for
 
 
 class OneShot(NamedTuple):
@@ -38,6 +38,11 @@ def draw_pairs(label_N: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarra
     """
     _, row_Yx2 = _draw(label_N, 2, np.random.default_rng(seed))
     return row_Yx2[:, 0], row_Yx2[:, 1]
+
+
+def draw_one(label_N: np.ndarray, *, seed: int) -> np.ndarray:
+    """row_Y: a random row of each class, in the order of the classes."""
+    return _draw(label_N, 1, np.random.default_rng(seed))[1][:, 0]
 
 
 def one_shot(

@@ -12,8 +12,8 @@ import scipy.optimize
 from scipy.linalg import solve_triangular
 
 from vit_registers.analysis.measures.probes import HELD_OUT
-from vit_registers.analysis.measures.threads import threads_for
 from vit_registers.errors import DataError
+from vit_registers.evaluation.threads import threads_for
 from vit_registers.models.tokens import Grid
 
 CHUNK_IMAGES = 16  # read at once

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vit_registers.analysis.measures import logistic
 from vit_registers.analysis.measures.severity import finite
-from vit_registers.analysis.measures.threads import threads_for
 from vit_registers.config import lookup
 from vit_registers.errors import DataError
+from vit_registers.evaluation import logistic
+from vit_registers.evaluation.threads import threads_for
 from vit_registers.models.tokens import Grid
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

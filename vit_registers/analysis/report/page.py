@@ -142,6 +142,7 @@ def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
         f'<section id="{_id(entry)}">',
         f'<h3>{_text(entry.question)} <span class="name">{_text(entry.name)}</span></h3>',
         f'<p class="finding">{_sentence(result.finding)}</p>',
+        *[f'<p class="quiet">{_text(line)}.</p>' for line in result.images],
         *[f'<p class="caution">Small sample: {_text(line)}.</p>' for line in result.cautions],
         *[f'<p class="gap">Gap: {_text(gap)}.</p>' for gap in result.gaps],
     ]
@@ -151,7 +152,8 @@ def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
     more = []
     for name, table in zip(entry.table_names, result.tables, strict=True):
         csv = f'<p class="quiet"><a href="{_text(link)}{_text(name)}.csv">{_text(name)}.csv</a></p>'
-        is_open = " open" if len(table.rows) <= _OPEN_ROWS and len(result.tables) == 1 else ""
+        is_only = len(table.rows) <= _OPEN_ROWS and len(result.tables) == 1
+        is_open = " open" if table.is_open or is_only else ""
         summary = f"<summary>{_text(table.title)}: {counted(len(table.rows), 'row')}</summary>"
         more.append(f"<details{is_open}>{summary}{_table(table, f'{entry.name}: ')}{csv}</details>")
     more.append(

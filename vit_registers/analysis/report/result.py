@@ -33,7 +33,8 @@ class Rows:
     shows. `text` is the clause of the finding on this model, without its name; `compared` is the number that
     models are compared by, and `count` what the numbers are means over, such as "196 images". `files` are
     written beside the tables, by name. For the head of the report: `headlines`, and `remark`, a clause on
-    what has no number. `cautions` say what is too small for a claim.
+    what has no number. `cautions` say what is too small for a claim. `images` says which images trained and
+    which tested, where --train_data names them.
     """
 
     tables: Mapping[str, Sequence[Sequence[Value]]]
@@ -48,6 +49,7 @@ class Rows:
     headlines: Sequence["Headline"] = ()
     remark: str = ""
     cautions: Sequence[str] = ()
+    images: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Value]]
+    is_open: bool = False  # shown by the page without a click, however many tables there are
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.title
@@ -116,7 +119,8 @@ class Result:
 
     `finding` is the answer in one line. Each line of `gaps` says what is missing, and why; each of `cautions`
     what is too small for a claim. `files` are written beside the tables, by name, and are too long for the
-    report. `headlines` and `remarks` are by model.
+    report. `headlines` and `remarks` are by model. Each of `images` says which images trained and which
+    tested.
     """
 
     definition: str
@@ -128,12 +132,14 @@ class Result:
     cautions: list[str] = dataclasses.field(default_factory=list)
     headlines: dict[str, Sequence["Headline"]] = dataclasses.field(default_factory=dict)
     remarks: dict[str, str] = dataclasses.field(default_factory=dict)
+    images: list[str] = dataclasses.field(default_factory=list)
 
     def numbers(self) -> dict[str, Any]:
         """The finding, all tables, gaps and cautions, for a JSON file."""
         tables = [table.numbers() for table in self.tables]
-        cautions = {"cautions": list(self.cautions)} if self.cautions else {}
-        return {"finding": self.finding, "tables": tables, "gaps": list(self.gaps), **cautions}
+        given = {"cautions": self.cautions, "images": self.images}
+        more = {name: list(lines) for name, lines in given.items() if lines}
+        return {"finding": self.finding, "tables": tables, "gaps": list(self.gaps), **more}
 
 
 def number(value: float | None, unit: str = "") -> str:

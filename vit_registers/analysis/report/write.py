@@ -106,6 +106,7 @@ def _markdown(entry: ReportEntry, folder: str) -> str:
         f"{block(result.definition)}\n",
         f"Answers: {inline(entry.answers)}.\n",
     ]
+    parts += [f"{inline(line)}.\n" for line in result.images]
     parts += [f"Small sample: {inline(line)}.\n" for line in result.cautions]
     parts += [f"Gap: {inline(gap)}.\n" for gap in result.gaps]
     parts += [f"### {block(table.title)}\n\n{table.markdown()}" for table in result.tables]

@@ -27,6 +27,7 @@ class DataSource(Protocol):
     class_names: tuple[str, ...]
     label_name: str = "label"  # as errors name it
     has_several_labels: bool = False  # an image may have any number of right labels; for evaluation only
+    lacks_labels: str | None = None  # why images have no class labels, and the remedy; None: they have
 
     @property
     def tfrecords(self) -> "TFRecordSource | None":
@@ -93,6 +94,16 @@ def check_labels(source: DataSource, split: str, record_N: Iterable[int], label_
                 f"{source.describe(split, int(record))} has the {source.label_name} {label}, which is none "
                 f"of the {len(source.class_names)} classes: take a split that has labels"
             )
+
+
+def usable_labels(
+    source: DataSource, split: str, record_N: Iterable[int], label_N: np.ndarray, *, needs_labels: bool
+) -> np.ndarray:
+    """label_N, int32, with -1 for what is no class; raises DataError for it where `needs_labels`."""
+    if needs_labels:
+        check_labels(source, split, record_N, label_N)
+        return label_N
+    return np.where((label_N >= 0) & (label_N < len(source.class_names)), label_N, np.int32(-1))
 
 
 def check_feature_keys(data: Data, *, image_key: str | None = None, label_key: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """The sources by data.name. To add one, write its file and add it here."""
 
+import dataclasses
 from collections.abc import Callable
 
 from vit_registers.config import Data
@@ -7,7 +8,8 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.digits import open_digits
 from vit_registers.data.sources.folder import open_folder, open_image_tree
-from vit_registers.errors import require_extra
+from vit_registers.data.sources.parts import Parts, whole
+from vit_registers.errors import DataError, require_extra
 
 # (data, channels of the model, where images that cannot be read are reported) -> source
 TFDS = ("tensorflow_datasets", "tensorflow", "array_record")  # the packages that its data sets require
@@ -25,6 +27,17 @@ def _open_tfds(data: Data, channels: int, broken: BrokenImages) -> DataSource:
 SOURCES: dict[str, Opener] = {"digits": open_digits, "folder": open_folder, "images": open_image_tree}
 
 
-def open_data_source(data: Data, channels: int, broken: BrokenImages) -> DataSource:
-    """The source data.name, by default one of TFDS. Raises ConfigError or DataError if it does not open."""
-    return SOURCES.get(data.name, _open_tfds)(data, channels, broken)
+def open_data_source(
+    data: Data, channels: int, broken: BrokenImages, *, needs_labels: bool = True
+) -> DataSource:
+    """The source data.name, by default one of TFDS.
+
+    Where data.train_split or data.eval_split is a part of a split (parts.py), it has such parts. Raises
+    ConfigError or DataError if it does not open, or lacks class labels and `needs_labels`.
+    """
+    splits = {"train_split": whole(data.train_split), "eval_split": whole(data.eval_split)}
+    plain = dataclasses.replace(data, **splits)
+    source = SOURCES.get(data.name, _open_tfds)(plain, channels, broken)
+    if needs_labels and source.lacks_labels is not None:
+        raise DataError(source.lacks_labels)
+    return source if plain == data else Parts(source)

@@ -86,12 +86,16 @@ def from_serialized(
 
 
 def parse_examples(
-    serialized_N: tf.Tensor, *, image_key: str, label_key: str, has_several_labels: bool, name: str
+    serialized_N: tf.Tensor, *, image_key: str, label_key: str | None, has_several_labels: bool, name: str
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """(encoded_N, label_N) of serialized tf.train.Examples of the data set `name`.
 
-    With several labels they are label_NxK with K = MAX_LABELS, padded with -1.
+    With several labels they are label_NxK with K = MAX_LABELS, padded with -1. Without a key they are -1.
     """
+    if label_key is None:
+        image = {image_key: tf.io.FixedLenFeature([], tf.string)}
+        encoded_N: Any = tf.io.parse_example(serialized_N, image)
+        return encoded_N[image_key], tf.fill(tf.shape(serialized_N), tf.constant(-1, tf.int32))
     label = tf.io.RaggedFeature(tf.int64) if has_several_labels else tf.io.FixedLenFeature([], tf.int64)
     features = {image_key: tf.io.FixedLenFeature([], tf.string), label_key: label}
     parsed: Any = tf.io.parse_example(serialized_N, features)

@@ -13,7 +13,7 @@ from etils import epath
 
 from vit_registers.config import Data, nearest
 from vit_registers.data.sources import tfds_location, tfds_splits
-from vit_registers.data.sources.base import RecordFile, TFRecordSource, check_labels, not_empty
+from vit_registers.data.sources.base import RecordFile, TFRecordSource, not_empty
 from vit_registers.data.sources.tfds_splits import Part
 from vit_registers.errors import DataError
 
@@ -33,11 +33,12 @@ _CHANNELS = {1: "grey", 2: "grey and alpha", 3: "color", 4: "color and alpha"}
 
 
 class TfdsData(TFRecordSource):
-    """A prepared data set with an image and a label in each record.
+    """A prepared data set with an image, and in most a label, in each record.
 
     Parts such as 'train[:99%]' are splits too (tfds_splits.py). The label is a ClassLabel, or a sequence of
     ClassLabels for any number of right labels. `image_key` and `label_key` are the keys of the two features,
-    'a/b' for b in the dict a; None is the default. Files are array_record, with random access, or TFRecord.
+    'a/b' for b in the dict a; None is the default. A data set without the default label has no classes, and
+    `lacks_labels` says so. Files are array_record, with random access, or TFRecord.
     Raises DataError if a feature is missing or has an unfit type.
     """
 
@@ -50,16 +51,24 @@ class TfdsData(TFRecordSource):
         self.image_key = _IMAGE if image_key is None else image_key
         default = next((key for key in _LABELS if key in features), _LABELS[-1])
         self.label_name = default if label_key is None else label_key
+        self._label: Any = None  # of a data set without class labels
         images = {key: feature for key, feature in features.items() if _is_image(feature)}
         labels = {key: feature for key, feature in features.items() if _class_label(feature)}
         image = _find(images, self.image_key, "image_key", "an image of uint8 or uint16", self.name, features)
-        label = _find(labels, self.label_name, "label_key", "a ClassLabel", self.name, features)
         self.num_channels: int | None = image.shape[-1]
-        self.has_several_labels = label is not _class_label(label)
-        label: Any = _class_label(label)
-        self.class_names = tuple(label.names or map(str, range(label.num_classes)))
         self._image = tfds.features.FeaturesDict({self.image_key: image})
-        self._label = tfds.features.FeaturesDict({self.label_name: label})
+        self.class_names = ()
+        try:
+            found = _find(labels, self.label_name, "label_key", "a ClassLabel", self.name, features)
+        except DataError as error:
+            if label_key is not None:
+                raise
+            self.lacks_labels = str(error)
+        else:
+            self.has_several_labels = found is not _class_label(found)
+            label: Any = _class_label(found)
+            self.class_names = tuple(label.names or map(str, range(label.num_classes)))
+            self._label = tfds.features.FeaturesDict({self.label_name: label})
         self._format = info.file_format.value
         if self._format not in ("array_record", "tfrecord"):
             raise DataError(
@@ -85,11 +94,11 @@ class TfdsData(TFRecordSource):
         return files
 
     def labels(self, split: str) -> np.ndarray:
-        """label_N, int32. Reads all records; raises DataError for damaged files and for invalid labels."""
+        """label_N, int32, which may be no class. Reads all records; raises DataError for damaged files."""
+        if self._label is None:
+            return np.full(self.num_examples(split), -1, np.int32)
         read = self._reader(split, self._label)
-        label_N = np.array([read(i)[self.label_name] for i in range(self.num_examples(split))], np.int32)
-        check_labels(self, split, range(len(label_N)), label_N)
-        return label_N
+        return np.array([read(i)[self.label_name] for i in range(self.num_examples(split))], np.int32)
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
         read = self._reader(split, self._image, {self.image_key: tfds.decode.SkipDecoding()})
@@ -106,7 +115,7 @@ class TfdsData(TFRecordSource):
         return tf_readers.parse_examples(
             serialized_N,
             image_key=self.image_key,
-            label_key=self.label_name,
+            label_key=None if self._label is None else self.label_name,
             has_several_labels=self.has_several_labels,
             name=self.name,
         )
@@ -215,7 +224,7 @@ def open_prepared(data: Data, channels: int) -> TfdsData:
     """The prepared data set data.name in data.data_dir. 'digits', which is embedded, is prepared if missing.
 
     Logs a warning if its images do not have the `channels` of the model. Raises DataError if the data set is
-    unknown, not prepared or damaged, or has no labelled images.
+    unknown, not prepared or damaged, or has no images.
     """
     builder = tfds_location.open_builder(data.name, data.data_dir)
     if builder is None and data.name == "digits":

@@ -13,6 +13,7 @@ from vit_registers.evaluation.depth.protocol import Problem
 from vit_registers.evaluation.task import TaskResult, TaskTable
 
 _NUM_SHOWN = 6  # images in the picture
+_LEAST_WIDTH = 240  # px, of wide images in it
 _UNKNOWN = (255, 255, 255)  # the color of pixels without a depth
 # Of depths from near to far: points of a scale from dark violet over teal to yellow.
 _SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
@@ -96,9 +97,10 @@ def _notes(
         )
     for name, difference in differences.items():
         if difference.mean <= 2 * difference.spread:
-            amount = f"{difference.mean:.4f} m with a standard error of {difference.spread:.4f}"
+            relation = "not clearly better" if difference.mean >= -2 * difference.spread else "worse"
             notes.append(
-                f"{model} is not clearly better than the baseline '{name}': its RMSE is lower by {amount}"
+                f"{model} is {relation} than the baseline '{name}', whose RMSE minus that of {model} is "
+                f"{difference.mean:.4f} m with a standard error of {difference.spread:.4f}"
             )
     if not problem.frozen.model.use_cls:
         notes.append("the model has no cls token: the head reads the mean patch in its place")
@@ -116,12 +118,21 @@ def _picture(problem: Problem, measured: Mapping[str, Measured]) -> np.ndarray:
         truths.append(depth_HxW[depth_HxW > 0])
     low, high = (float(np.quantile(np.concatenate(truths), share)) for share in (0.01, 0.99))
     high = max(high, low + 1e-3)
-    painted = [(image, *(_colors(one, low, high) for one in depths)) for image, *depths in rows]
+    painted = [
+        [_smaller(one) for one in (image, *(_colors(depth, low, high) for depth in depths))]
+        for image, *depths in rows
+    ]
     legend = [
         (f"{value:.3g} m", _colors(np.array([[value]]), low, high)[0, 0])
         for value in np.linspace(low, high, _NUM_LEGEND)
     ]
     return side_by_side(painted, ("image", "truth", *measured), legend)
+
+
+def _smaller(image_HxWx3: np.ndarray) -> np.ndarray:
+    """Every n-th pixel of an image that is wide."""
+    step = max(image_HxWx3.shape[1] // _LEAST_WIDTH, 1)
+    return image_HxWx3[::step, ::step]
 
 
 def _colors(depth_HxW: np.ndarray, low: float, high: float) -> np.ndarray:

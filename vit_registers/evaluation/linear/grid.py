@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # per 256 images
 _MOMENTUM = 0.9
 
 
@@ -20,19 +19,21 @@ class Heads(NamedTuple):
     bias_RxY: jax.Array
 
 
-def linear_inputs(cls: Sequence[jax.Array], patches_BxPxD: jax.Array) -> dict[str, jax.Array]:
-    """The inputs of the grid by name, float32: cls of the last 1 or 4 blocks, with the mean patch or without.
+def linear_inputs(
+    cls_BxLxD: jax.Array, mean_BxD: jax.Array | None, num_blocks: Sequence[int]
+) -> dict[str, jax.Array]:
+    """The inputs of the grid by name, float32: cls of the last n blocks, and the same with the mean patch.
 
-    `cls` has cls_BxD of the last blocks, the oldest first, and `patches_BxPxD` are the patches of the last
-    block, all after the final norm. Registers are in none of them.
+    `cls_BxLxD` are the cls tokens of the last L blocks, the oldest first, and `mean_BxD` is the mean of the
+    patches of the last block, all after the final norm; without it there are only inputs without. There are
+    no inputs of more blocks than L.
     """
-    mean_BxD = patches_BxPxD.astype(jnp.float32).mean(axis=1)
     inputs = {}
-    for number in (1, 4):
-        if number <= len(cls):
-            chosen = [x.astype(jnp.float32) for x in cls[-number:]]
-            inputs[f"last{number}"] = jnp.concatenate(chosen, axis=-1)
-            inputs[f"last{number}_mean"] = jnp.concatenate([*chosen, mean_BxD], axis=-1)
+    for number in [number for number in num_blocks if number <= cls_BxLxD.shape[1]]:
+        cls_BxM = cls_BxLxD[:, -number:].reshape(len(cls_BxLxD), -1).astype(jnp.float32)
+        inputs[f"last{number}"] = cls_BxM
+        if mean_BxD is not None:
+            inputs[f"last{number}_mean"] = jnp.concatenate([cls_BxM, mean_BxD.astype(jnp.float32)], axis=-1)
     return inputs
 
 
@@ -48,22 +49,26 @@ def init_heads(
 
 
 def grid_logits(heads: Mapping[str, Heads], inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """logit_RxBxY for each input."""
+    """logit_BxRxY for each input."""
     precision = jax.lax.Precision.HIGHEST
     return {
-        name: jnp.einsum("bd,rdy->rby", inputs[name], head.kernel_RxDxY, precision=precision)
-        + head.bias_RxY[:, None]
+        name: jnp.einsum("bd,rdy->bry", inputs[name], head.kernel_RxDxY, precision=precision)
+        + head.bias_RxY[None]
         for name, head in heads.items()
     }
 
 
-def grid_loss(heads: Mapping[str, Heads], inputs: Mapping[str, jax.Array], label_B: jax.Array) -> jax.Array:
-    """The sum over heads of the mean cross-entropy. The heads have no parameter in common."""
-    total = jnp.zeros(())
-    for logit_RxBxY in grid_logits(heads, inputs).values():
-        log_RxBxY = jax.nn.log_softmax(logit_RxBxY)
-        own_RxB = jnp.take_along_axis(log_RxBxY, label_B[None, :, None], axis=-1)[..., 0]
-        total -= own_RxB.mean(axis=1).sum()
+def grid_loss(
+    heads: Mapping[str, Heads], inputs: Mapping[str, jax.Array], label_B: jax.Array, mask_B: jax.Array
+) -> jax.Array:
+    """The sum over heads of the mean cross-entropy over `mask_B`. The heads have no parameter in common."""
+    total, count = jnp.zeros(()), jnp.maximum(mask_B.sum(), 1)
+    for logit_BxRxY in grid_logits(heads, inputs).values():
+        # A product, as the backward pass of a gather is slow on a CPU.
+        is_own_BxY = jax.nn.one_hot(label_B, logit_BxRxY.shape[-1])
+        own_BxR = jnp.einsum("bry,by->br", logit_BxRxY, is_own_BxY, precision=jax.lax.Precision.HIGHEST)
+        log_BxR = own_BxR - jax.nn.logsumexp(logit_BxRxY, axis=-1)
+        total -= jnp.where(mask_B[:, None], log_BxR, 0.0).sum() / count
     return total
 
 
@@ -72,18 +77,19 @@ def grid_step(
     velocity: dict[str, Heads],
     inputs: Mapping[str, jax.Array],
     label_B: jax.Array,
+    mask_B: jax.Array,
     rate_R: jax.Array,
-) -> tuple[dict[str, Heads], dict[str, Heads]]:
-    """(heads, velocity) after a step of SGD with momentum 0.9, without weight decay, at rates `rate_R`."""
-    grads = jax.grad(grid_loss)(heads, inputs, label_B)
+) -> tuple[dict[str, Heads], dict[str, Heads], jax.Array]:
+    """(heads, velocity, loss) after a step of SGD with momentum 0.9 at rates `rate_R`, no weight decay."""
+    loss, grads = jax.value_and_grad(grid_loss)(heads, inputs, label_B, mask_B)
     velocity = jax.tree.map(lambda v, g: _MOMENTUM * v + g, velocity, grads)
 
     def moved(value: jax.Array, speed: jax.Array) -> jax.Array:
         return value - rate_R.reshape(-1, *[1] * (value.ndim - 1)) * speed
 
-    return jax.tree.map(moved, heads, velocity), velocity
+    return jax.tree.map(moved, heads, velocity), velocity, loss
 
 
-def rates_at(step: int, total_steps: int, rate_R: jax.Array) -> jax.Array:
+def rates_at(step: int | jax.Array, total_steps: int, rate_R: jax.Array) -> jax.Array:
     """The learning rates of a step: cosine from the peak at step 0, without warm-up."""
     return rate_R * 0.5 * (1 + jnp.cos(jnp.pi * step / total_steps))

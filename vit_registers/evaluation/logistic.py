@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on standardised features, as scikit-learn's, with half of its cost.
+"""Multinomial logistic regression, as scikit-learn's, with half of its cost.
 
 Fits of probes are small and many, and scikit-learn spends more time around the arithmetic than on it. The
 axis letter N counts examples, E = D + 1 features with a constant one.
@@ -19,40 +19,52 @@ _TOLERANCE = (
 class LogisticModel:
     """A fitted classifier."""
 
-    scaler: StandardScaler
+    scaler: StandardScaler | None  # None: the features as they are
     classes_Y: np.ndarray
     weight_ExY: np.ndarray  # the last row is the bias
     is_converged: bool  # False: stopped at the iteration limit, or by the line search
 
     def predict(self, token_NxD: np.ndarray) -> np.ndarray:
         """The class of the highest logit; the first one among equals."""
-        return self.classes_Y[self._logits(token_NxD).argmax(axis=1)]
+        return self.classes_Y[self.logits(token_NxD).argmax(axis=1)]
 
     def log_loss(self, token_NxD: np.ndarray, label_N: np.ndarray) -> float:
         """The mean negative log of the probability of the label, clipped as in sklearn.metrics.log_loss."""
-        probability_NxY = np.exp(self._logits(token_NxD))
+        probability_NxY = np.exp(self.logits(token_NxD))
         probability_NxY /= probability_NxY.sum(axis=1, keepdims=True)
         own_N = probability_NxY[np.arange(len(label_N)), np.searchsorted(self.classes_Y, label_N)]
         smallest = np.finfo(own_N.dtype).eps
         return float(-np.log(np.clip(own_N, smallest, 1 - smallest)).mean())
 
-    def _logits(self, token_NxD: np.ndarray) -> np.ndarray:
-        """Logits whose largest is 0."""
-        logit_NxY = _with_one(np.asarray(self.scaler.transform(token_NxD))) @ self.weight_ExY
+    def logits(self, token_NxD: np.ndarray) -> np.ndarray:
+        """Logits of `classes_Y`, of which the largest is 0."""
+        scaled_NxD = token_NxD if self.scaler is None else np.asarray(self.scaler.transform(token_NxD))
+        logit_NxY = _with_one(scaled_NxD) @ self.weight_ExY
         return logit_NxY - logit_NxY.max(axis=1, keepdims=True)
 
 
 def fit_logistic(
     token_NxD: np.ndarray, label_N: np.ndarray, *, strength: float, max_iterations: int
 ) -> LogisticModel:
+    """The classifier of standardised features that minimises the loss of `fit_plain`."""
+    scaler = StandardScaler()
+    scaled_NxD = np.asarray(scaler.fit_transform(token_NxD))
+    model = fit_plain(
+        scaled_NxD, label_N, strength=strength, max_iterations=max_iterations, tolerance=_TOLERANCE
+    )
+    return dataclasses.replace(model, scaler=scaler)
+
+
+def fit_plain(
+    token_NxD: np.ndarray, label_N: np.ndarray, *, strength: float, max_iterations: int, tolerance: float
+) -> LogisticModel:
     """The classifier that minimises the summed cross-entropy plus |weights|^2 / (2 strength).
 
     The bias has no penalty. L-BFGS from zero in float64, with the settings of scikit-learn's
     LogisticRegression. As there, two classes are fitted by one logistic function, which is the softmax of two
-    with twice the penalty.
+    with twice the penalty. It stops where no entry of the gradient of the mean loss exceeds `tolerance`.
     """
-    scaler = StandardScaler()
-    token_NxE = _with_one(scaler.fit_transform(token_NxD))
+    token_NxE = _with_one(token_NxD)
     classes_Y, index_N = np.unique(label_N, return_inverse=True)
     count, shape = len(label_N), (token_NxE.shape[1], len(classes_Y))
     penalty = (2.0 if len(classes_Y) == 2 else 1.0) / (strength * count)
@@ -74,11 +86,11 @@ def fit_logistic(
         loss = (np.log(sum_Nx1).sum() - own) / count
         return loss + 0.5 * penalty * np.vdot(weight_ExY[:-1], weight_ExY[:-1]), gradient_ExY.ravel()
 
-    options = {"maxiter": max_iterations, "maxls": 50, "gtol": _TOLERANCE, "ftol": 64 * np.finfo(float).eps}
+    options = {"maxiter": max_iterations, "maxls": 50, "gtol": tolerance, "ftol": 64 * np.finfo(float).eps}
     start = np.zeros(shape[0] * shape[1])
     found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     return LogisticModel(
-        scaler=scaler,
+        scaler=None,
         classes_Y=classes_Y,
         weight_ExY=found.x.reshape(shape),
         is_converged=found.status == 0,

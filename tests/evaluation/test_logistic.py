@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vit_registers.analysis.measures.logistic import fit_logistic
+from vit_registers.evaluation.logistic import fit_logistic
 
 
 def _examples(num_classes, *, count=120, width=9, seed=0):
