@@ -45,7 +45,7 @@ def run(tmp_path_factory):
 
 
 def _splits(task, data=None, train_data=None, *, is_run=True):
-    return task_splits(Given("runs/one", task, data, train_data), CONFIG, is_run=is_run)
+    return task_splits(Given("runs/one", task, data, train_data), CONFIG.data, is_run=is_run)
 
 
 def test_the_data_of_a_task():

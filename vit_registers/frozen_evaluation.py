@@ -13,7 +13,7 @@ import jax
 
 from vit_registers import status
 from vit_registers.analysis.file_names import file_name
-from vit_registers.config import Config, Data, Tasks, check_section, image_size
+from vit_registers.config import Data, Model, Tasks, check_section, image_size
 from vit_registers.data.loaders import loader_to_evaluate
 from vit_registers.data.selection import require_split, select
 from vit_registers.digests import text_digest
@@ -53,12 +53,12 @@ class TaskRun(NamedTuple):
     log_every_s: float
 
 
-def task_splits(given: Given, config: Config, *, is_run: bool) -> Splits:
+def task_splits(given: Given, data: Data, *, is_run: bool) -> Splits:
     """The data of a task: those that are given, or the splits of the run, for a task that can use them.
 
     Raises ConfigError if there are none.
     """
-    data, is_dense = config.data, TASKS[given.task].is_dense
+    is_dense = TASKS[given.task].is_dense
     if given.data is not None:
         test = require_split(given.data, flag="--data")
     elif is_dense:
@@ -85,7 +85,7 @@ def open_task(
     """The task on a checkpoint, whose parameters are read. Raises UserErrors, one line each."""
     config = checkpoint.config
     check_section("tasks", config.tasks)
-    splits = task_splits(given, config, is_run=checkpoint.step is not None or "data.name" in overrides)
+    splits = task_splits(given, config.data, is_run=checkpoint.step is not None or "data.name" in overrides)
     data = config.data
     if not TASKS[given.task].is_dense:
         data = select(data, *splits.test)
@@ -94,7 +94,9 @@ def open_task(
     mesh = make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     if not is_size_given:
-        data = dataclasses.replace(data, eval_batch_size=_batch_size(config))
+        data = dataclasses.replace(
+            data, eval_batch_size=_batch_size(data.eval_batch_size, image_size(config))
+        )
     data = sharding.fit_evaluation(data, config.model, mesh, is_size_given=is_size_given)
     data = dataclasses.replace(loader_to_evaluate(data), image_size=image_size(config))
     check_memory(config.model, data, mesh, training=None)
@@ -106,7 +108,7 @@ def open_task(
         "data": ":".join(splits.test),
         "train_data": ":".join(splits.train),
     }
-    settings = _settings(config, data, given.task)
+    settings = _settings(config.model, data, config.tasks, given.task)
     stem = _stem(about, splits, settings)
     with jax.set_mesh(mesh):
         backbone = checkpoint.read_params(mesh, given.params)[BACKBONE]
@@ -115,14 +117,12 @@ def open_task(
     return TaskRun(frozen, config.tasks, splits, about, stem, config.run.log_every_s)
 
 
-def _batch_size(config: Config) -> int:
+def _batch_size(size: int, image: tuple[int, int]) -> int:
     """data.eval_batch_size, but on a CPU at most 64 images, or as many as have the pixels of 16 of 224 x 224.
 
     There larger batches are not faster, and the last one is padded: 200 images would take the time of 1,024.
     """
-    height, width = image_size(config)
-    most = max(min(_CPU_PIXELS // (height * width), _CPU_IMAGES), 1)
-    size = config.data.eval_batch_size
+    most = max(min(_CPU_PIXELS // (image[0] * image[1]), _CPU_IMAGES), 1)
     return min(size, most) if jax.default_backend() == "cpu" else size
 
 
@@ -165,13 +165,14 @@ class _Lines:
             self._next = now + self._log_every_s
 
 
-def _settings(config: Config, data: Data, task: str) -> dict[str, Any]:
+def _settings(model: Model, data: Data, tasks: Tasks, task: str) -> dict[str, Any]:
     """All that the result depends on besides the checkpoint and the splits."""
     folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
     return {
-        "data": dataclasses.asdict(data) | {"data_dir": folder, "image_size": list(image_size(config))},
-        "model": {"dtype": config.model.dtype, "attention": config.model.attention},
-        "tasks": {"seed": config.tasks.seed, task: dataclasses.asdict(getattr(config.tasks, task))},
+        "data": dataclasses.asdict(data)
+        | {"data_dir": folder, "image_size": list(data.image_size or model.image_size)},
+        "model": {"dtype": model.dtype, "attention": model.attention},
+        "tasks": {"seed": tasks.seed, task: dataclasses.asdict(getattr(tasks, task))},
     }
 
 

@@ -22,12 +22,12 @@ def trained_config(run: str, step: int) -> Config:
     return from_saved(checkpoint_folder.read_meta(run, step)["config"])
 
 
-def initial_params(objective: Objective, config: Config, mesh: jax.sharding.Mesh) -> Any:
+def initial_params(objective: Objective, seed: int, mesh: jax.sharding.Mesh) -> Any:
     """The parameters over `mesh` that the objective evaluates before the first step of a new run.
 
     They are those of run.seed, also where the run started from other weights.
     """
-    params, extra = jax.jit(objective.init)(jax.random.key(config.run.seed))
+    params, extra = jax.jit(objective.init)(jax.random.key(seed))
     params = objective.eval_params(params, extra)
     return jax.device_put(params, sharding.parameter_shardings(params, mesh))
 
@@ -103,7 +103,7 @@ class RunCheckpoint:
         name = name or self.eval_params_name
         shapes, extra = self._shapes
         if name == INITIAL:
-            return initial_params(self._objective, self.config, mesh)
+            return initial_params(self._objective, self.config.run.seed, mesh)
         if name in _PAIR:
             if self.is_converted or TEACHER not in extra:
                 raise CheckpointError(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_registers.evaluation.dense.images import distorted, resized, resized_part, size_of_short_side
+from vit_registers.evaluation.dense.images import distorted, resize_and_cut, resized, size_of_short_side
 
 
 def noise(shape, seed=0):
@@ -39,7 +39,7 @@ def test_a_part_is_that_of_the_whole():
     image, labels = noise((17, 13, 3)), noise((17, 13), 1).astype(np.int32)
     for array, most in ((image, 1), (labels, 0)):
         whole = resized(array, (40, 33))
-        part = resized_part(array, (40, 33), (5, 8), (20, 21)).astype(int)
+        part = resize_and_cut(array, (40, 33), (5, 8), (20, 21)).astype(int)
         assert np.abs(part - whole[5:25, 8:29]).max() <= most
 
 

@@ -9,7 +9,7 @@ import pytest
 from vit_registers.config import Mesh
 from vit_registers.errors import ConfigError, TrainingError
 from vit_registers.evaluation.dense import training
-from vit_registers.evaluation.dense.examples import Example, Examples, in_threads
+from vit_registers.evaluation.dense.examples import DenseExample, Examples, in_threads
 from vit_registers.evaluation.dense.saved import SavedHead
 from vit_registers.evaluation.dense.training import HeadTrainer, Recipe
 from vit_registers.runtime.mesh import make_mesh
@@ -53,7 +53,7 @@ def make(record, rng, *, is_random=True):
     image = np.random.default_rng(record).integers(0, 256, (2, 3, 3), np.uint8)
     if is_random and rng.random() < 0.5:
         image = image[::-1]
-    return Example(image, image[..., 0].astype(np.float32) / 255, (2, 3))
+    return DenseExample(image, image[..., 0].astype(np.float32) / 255, (2, 3))
 
 
 RANDOM = Examples(NUMBER, make, True)

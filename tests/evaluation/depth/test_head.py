@@ -10,7 +10,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.evaluation.dense.features import BlockTokens
 from vit_registers.evaluation.depth.head import (
     DepthHead,
-    decode,
+    decode_depth,
     depth_features,
     init_depth_head,
     predict_depth,
@@ -22,7 +22,7 @@ BINS = 256
 
 def test_bins_of_the_fact_sheet():
     logits = jnp.asarray(sines((1, 1, 1, 5), 0.3, 2.1), jnp.float32)
-    decoded = jax.jit(lambda x: decode(x, low=0.001, high=10.0))
+    decoded = jax.jit(lambda x: decode_depth(x, low=0.001, high=10.0))
     assert decoded(logits)[0, 0, 0] == pytest.approx(5.379706, rel=1e-6)
     assert decoded(jnp.zeros((1, 1, 1, 256)))[0, 0, 0] == pytest.approx(5.0005, rel=1e-5)
 

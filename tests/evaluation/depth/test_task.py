@@ -17,7 +17,7 @@ from vit_registers.evaluation.dense import training
 from vit_registers.evaluation.dense.baselines import position_features
 from vit_registers.evaluation.depth.head import init_depth_head
 from vit_registers.evaluation.depth.measure import make_predictor, measure
-from vit_registers.evaluation.depth.protocol import model_features, open_problem, training_examples
+from vit_registers.evaluation.depth.protocol import depth_model_features, open_problem, training_examples
 from vit_registers.evaluation.depth.task import DEPTH
 from vit_registers.evaluation.pace import Pace
 from vit_registers.evaluation.task import FrozenModel, Splits
@@ -134,7 +134,9 @@ def test_features_are_patches_and_cls_before_the_final_norm(folder):
     opened = problem(folder, dataclasses.replace(SMALL, num_blocks=2))
     model = opened.frozen.model
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 24, 20, 1), np.uint8))
-    found = jax.jit(model_features(opened, None))(opened.frozen.backbone, image, jnp.array([[24, 20]] * 2))
+    found = jax.jit(depth_model_features(opened, None))(
+        opened.frozen.backbone, image, jnp.array([[24, 20]] * 2)
+    )
     vit = build_model(abstract_model(model)[0], opened.frozen.backbone)
     tokens = jax.jit(lambda x: vit.intermediates(x, blocks=(0, 1), norm=False))((image / 255 - 0.5) / 0.5)
     for block in (0, 1):
@@ -162,7 +164,7 @@ def test_positions_between_those_of_training():
 
 def test_predictions_are_those_of_the_mirror_image_mirrored(folder):
     opened = problem(folder)
-    predict = make_predictor(opened, model_features(opened, None))
+    predict = make_predictor(opened, depth_model_features(opened, None))
     head = init_depth_head(jax.random.key(0), 32, 12)
     image = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 1), np.uint8)
     one, other = (predict(opened.frozen.backbone, head, x) for x in (image, image[:, :, ::-1]))

@@ -10,11 +10,11 @@ from vit_registers.evaluation.segmentation.head import (
     SegmentationHead,
     Statistics,
     enlarge,
-    init_head,
+    init_segmentation_head,
     pixel_cross_entropy,
     segmentation_logits,
 )
-from vit_registers.evaluation.segmentation.iou import confusion, iou, pixel_accuracy
+from vit_registers.evaluation.segmentation.iou import class_iou, confusion, pixel_accuracy
 from vit_registers.evaluation.segmentation.windows import predicted_classes, sliding_logits, window_starts
 
 
@@ -89,7 +89,7 @@ def test_training_is_torchs(divisor):
 
 
 def test_a_new_head():
-    head, statistics = init_head(jax.random.key(0), 64, 500)
+    head, statistics = init_segmentation_head(jax.random.key(0), 64, 500)
     assert float(head.kernel_CxY.std()) == pytest.approx(0.01, rel=0.02) and not head.bias_Y.any()
     assert (statistics.variance_C == 1).all() and (head.scale_C == 1).all()
 
@@ -140,11 +140,13 @@ def test_iou():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(3)
     label, predicted = rng.choice([0, 1, 2, IGNORED], size=(40, 30)), rng.integers(0, 4, (40, 30))
-    found = iou(confusion(label[:20], predicted[:20], 5) + confusion(label[20:], predicted[20:], 5))
+    found = class_iou(confusion(label[:20], predicted[:20], 5) + confusion(label[20:], predicted[20:], 5))
     valid = label != IGNORED
     want = metrics.jaccard_score(label[valid], predicted[valid], average=None, labels=range(3))
     np.testing.assert_allclose(found[:3], want)
     assert found[3] == 0 and np.isnan(found[4])  # predicted, never labelled; neither
     accuracy = metrics.accuracy_score(label[valid], predicted[valid])
     assert pixel_accuracy(confusion(label, predicted, 5)) == pytest.approx(accuracy)
-    assert np.isnan(pixel_accuracy(np.zeros((2, 2), int))) and np.isnan(iou(np.zeros((2, 2), int))).all()
+    assert (
+        np.isnan(pixel_accuracy(np.zeros((2, 2), int))) and np.isnan(class_iou(np.zeros((2, 2), int))).all()
+    )

@@ -14,7 +14,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.evaluation.dense.pictures import palette, side_by_side
 from vit_registers.evaluation.segmentation.crops import training_example
 from vit_registers.evaluation.segmentation.iou import confusion
-from vit_registers.evaluation.segmentation.protocol import learning_rate, make_optimizer, resolved
+from vit_registers.evaluation.segmentation.protocol import learning_rate, resolved, segmentation_optimizer
 from vit_registers.evaluation.segmentation.scores import class_table, scores
 
 SETTINGS = SegmentationSettings()
@@ -37,7 +37,7 @@ def test_the_optimiser_is_torchs():
     start = np.random.default_rng(0).standard_normal(7).astype(np.float32)
     theirs = torch.nn.Parameter(torch.tensor(start))
     adamw = torch.optim.AdamW([theirs], lr=1.0, weight_decay=settings.weight_decay)
-    ours, optimizer = jnp.asarray(start), make_optimizer(settings, number)
+    ours, optimizer = jnp.asarray(start), segmentation_optimizer(settings, number)
     state = optimizer.init(ours)
     for step in range(number):
         grad = np.random.default_rng(step).standard_normal(7).astype(np.float32)

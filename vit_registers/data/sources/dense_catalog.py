@@ -15,7 +15,7 @@ from vit_registers.data.sources.mask_folders import (
     is_mask_folder,
     open_ade20k,
     open_mask_folder,
-    open_voc,
+    open_voc_masks,
     voc_root,
 )
 from vit_registers.errors import DataError, require_extra
@@ -80,7 +80,7 @@ _CLASS_LAYOUTS = (
     Layout(
         "JPEGImages, SegmentationClass and ImageSets/Segmentation (PASCAL VOC 2012)",
         lambda folder: voc_root(folder) is not None,
-        open_voc,
+        open_voc_masks,
     ),
     Layout("images/SPLIT/* and masks/SPLIT/*.png of class numbers", is_mask_folder, open_mask_folder),
     Layout(f"a folder of {_PETS} that TFDS has prepared", _is_prepared_by_tfds, _pets_of_tfds),

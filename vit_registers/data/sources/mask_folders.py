@@ -78,7 +78,7 @@ class MaskFolder(DenseSource):
         label_HxW = np.where(number_HxW == self._ignored, IGNORED, number_HxW - self.first_label)
         if self._ignored != IGNORED:  # then this number is that of no class
             label_HxW = np.where(number_HxW - self.first_label == IGNORED, IGNORED + 1, label_HxW)
-        return DensePair(read_image(image, channels), label_HxW)
+        return DensePair(read_pair_image(image, channels), label_HxW)
 
     def _files(self, split: str) -> Sequence[Pair]:
         check_split(self.name, split, self._splits)
@@ -89,7 +89,7 @@ class MaskFolder(DenseSource):
         return self._pairs[split]
 
 
-def read_image(path: Path, channels: int) -> np.ndarray:
+def read_pair_image(path: Path, channels: int) -> np.ndarray:
     """The image in a file, uint8 HxWxC. Raises DataError, which names the file."""
     try:
         return decode_image(path.read_bytes(), channels=channels)
@@ -192,7 +192,7 @@ def voc_root(folder: Path) -> Path | None:
     return None
 
 
-def open_voc(folder: Path) -> DenseSource:
+def open_voc_masks(folder: Path) -> DenseSource:
     """PASCAL VOC 2012: 21 classes with background; the borders of objects, 255, are ignored."""
     root = voc_root(folder)
     assert root is not None

@@ -19,7 +19,7 @@ _AHEAD = 3  # batches
 _MAX_THREADS = 16
 
 
-class Example(NamedTuple):
+class DenseExample(NamedTuple):
     """An image with labels, of the same size as all examples of a head."""
 
     image_HxWxC: np.ndarray  # uint8
@@ -31,7 +31,7 @@ class Examples(NamedTuple):
     """The training split of a head."""
 
     number: int
-    make: Callable[[int, np.random.Generator], Example]  # of a record from 0 to number - 1
+    make: Callable[[int, np.random.Generator], DenseExample]  # of a record from 0 to number - 1
     is_random: bool  # whether `make` draws; features of other examples are computed once
 
 
@@ -43,7 +43,7 @@ class DenseBatch(NamedTuple):
     size_Bx2: Any  # int32
 
 
-def stack(examples: list[Example]) -> DenseBatch:
+def stack(examples: list[DenseExample]) -> DenseBatch:
     """The batch of examples."""
     images, labels, sizes = zip(*examples, strict=True)
     return DenseBatch(np.stack(images), np.stack(labels), np.array(sizes, np.int32))
@@ -56,14 +56,14 @@ def train_batches(
     local = order.batch_size // jax.process_count()
     places = range(jax.process_index() * local, (jax.process_index() + 1) * local)
 
-    def make(record: int, step: int, place: int) -> Example:
+    def make(record: int, step: int, place: int) -> DenseExample:
         return examples.make(record, np.random.default_rng([order.seed, step, place]))
 
     def tasks(step: int) -> list[tuple[Any, ...]]:
         records = order.records(step * order.batch_size + np.array(places))
         return [(make, int(record), step, place) for record, place in zip(records, places, strict=True)]
 
-    def put(made: list[Example]) -> DenseBatch:
+    def put(made: list[DenseExample]) -> DenseBatch:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), stack(made))
 
     return in_threads(tasks, steps, put)

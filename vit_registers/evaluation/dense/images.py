@@ -14,7 +14,7 @@ def size_of_short_side(size: tuple[int, int], short_side: int) -> tuple[int, int
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
-def resized_part(
+def resize_and_cut(
     array_HxWxC: np.ndarray, size: tuple[int, int], top_left: tuple[int, int], part: tuple[int, int]
 ) -> np.ndarray:
     """The part, (height, width) at (top, left), of an image or of labels resized to `size`.
@@ -38,8 +38,8 @@ def resized_part(
 
 
 def resized(array_HxWxC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The whole image, or all labels, as `resized_part` resizes them."""
-    return resized_part(array_HxWxC, size, (0, 0), size)
+    """The whole image, or all labels, as `resize_and_cut` resizes them."""
+    return resize_and_cut(array_HxWxC, size, (0, 0), size)
 
 
 def distorted(image_HxWxC: np.ndarray, rng: np.random.Generator) -> np.ndarray:

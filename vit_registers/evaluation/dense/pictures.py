@@ -10,7 +10,13 @@ from vit_registers.data.sources.dense import IGNORED, MAX_CLASSES
 
 _LEAST_SIDE, _GAP, _TITLE, _LINE = 144, 6, 18, 16  # px
 _MAX_LEGEND = 24
+_NUM_SHOWN = 6  # images in a picture
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def shown_examples(number: int) -> list[int]:
+    """The examples in the picture, spread over a split of `number`."""
+    return sorted({i * number // _NUM_SHOWN for i in range(_NUM_SHOWN)} & {*range(number)})
 
 
 def palette() -> np.ndarray:

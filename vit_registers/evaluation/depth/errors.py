@@ -74,7 +74,7 @@ def depth_errors(
     }
 
 
-class Summary(NamedTuple):
+class DepthSummary(NamedTuple):
     """The errors of a split."""
 
     means: dict[str, float]  # over images, by ERRORS
@@ -83,8 +83,8 @@ class Summary(NamedTuple):
     num_without_depth: int  # left out, as no pixel of the part that counts has a depth in the range
 
 
-def summarize(errors: Sequence[dict[str, float] | None], *, where: str) -> Summary:
-    """The Summary of the errors of each image. Raises DataError, about `where`, if no image counts."""
+def summarize(errors: Sequence[dict[str, float] | None], *, where: str) -> DepthSummary:
+    """The DepthSummary of the errors of each image. Raises DataError, about `where`, if no image counts."""
     counted = [one for one in errors if one is not None]
     if not counted:
         raise DataError(
@@ -94,7 +94,7 @@ def summarize(errors: Sequence[dict[str, float] | None], *, where: str) -> Summa
     number = len(counted)
     value_NxE = np.array([[one[name] for name in ERRORS] for one in counted])
     deviation_E = value_NxE.std(axis=0, ddof=1) if number > 1 else np.zeros(len(ERRORS))
-    return Summary(
+    return DepthSummary(
         means=dict(zip(ERRORS, value_NxE.mean(axis=0).tolist(), strict=True)),
         spreads=dict(zip(ERRORS, (deviation_E / number**0.5).tolist(), strict=True)),
         num_images=number,

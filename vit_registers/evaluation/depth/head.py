@@ -65,7 +65,7 @@ def depth_features(blocks: Sequence[BlockTokens]) -> jax.Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def decode(logit_BxHxWxZ: jax.Array, *, low: float, high: float) -> jax.Array:
+def decode_depth(logit_BxHxWxZ: jax.Array, *, low: float, high: float) -> jax.Array:
     """depth_BxHxW: the mean of evenly spaced depths from low to high, weighted by relu(logit) + 0.1."""
     weight_BxHxWxZ = jax.nn.relu(logit_BxHxWxZ) + _LEAST_WEIGHT
     depth_Z = jnp.linspace(low, high, logit_BxHxWxZ.shape[-1])
@@ -90,5 +90,5 @@ def predict_depth(
     larger_BxHxWxZ = enlarge(
         logit_BxHxWxZ + head.bias_Z[None, None, None], (UPSAMPLING * height, UPSAMPLING * width)
     )
-    depth_BxHxW = decode(larger_BxHxWxZ, low=low, high=high)
+    depth_BxHxW = decode_depth(larger_BxHxWxZ, low=low, high=high)
     return enlarge(depth_BxHxW[..., None], size)[..., 0]

@@ -10,7 +10,7 @@ from vit_registers.config.tasks import for_data
 from vit_registers.data.sources.dense import DEPTH, DensePair, DenseSource
 from vit_registers.data.sources.dense_catalog import open_dense
 from vit_registers.errors import ConfigError, DataError
-from vit_registers.evaluation.dense.examples import Example, Examples
+from vit_registers.evaluation.dense.examples import DenseExample, Examples
 from vit_registers.evaluation.dense.features import block_tokens, network_input
 from vit_registers.evaluation.dense.training import Features
 from vit_registers.evaluation.depth.augment import training_pair
@@ -98,15 +98,15 @@ def training_examples(problem: Problem) -> Examples:
     settings, train, channels = problem.settings, problem.train, problem.frozen.model.channels
     protocol = train.source.protocol
 
-    def make(record: int, rng: np.random.Generator) -> Example:
+    def make(record: int, rng: np.random.Generator) -> DenseExample:
         image_HxWxC, depth_HxW = training_pair(
             train.load(record, channels), settings, protocol=protocol, rng=rng
         )
-        return Example(image_HxWxC, depth_HxW, (depth_HxW.shape[0], depth_HxW.shape[1]))
+        return DenseExample(image_HxWxC, depth_HxW, (depth_HxW.shape[0], depth_HxW.shape[1]))
 
     size = make(0, np.random.default_rng(0)).size
 
-    def make_equal(record: int, rng: np.random.Generator) -> Example:
+    def make_equal(record: int, rng: np.random.Generator) -> DenseExample:
         example = make(record, rng)
         if example.size != size:
             (height, width), first = example.size, f"{size[0]} x {size[1]}"
@@ -120,7 +120,7 @@ def training_examples(problem: Problem) -> Examples:
     return Examples(train.number, make_equal, is_random)
 
 
-def model_features(problem: Problem, edits: EditsOf | None) -> Features:
+def depth_model_features(problem: Problem, edits: EditsOf | None) -> Features:
     """The features of the head: a function of the backbone and images, uint8, and their sizes."""
     model, data = problem.frozen.model, problem.frozen.data
     graphdef = abstract_model(model)[0]

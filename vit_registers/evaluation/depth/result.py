@@ -7,12 +7,11 @@ import numpy as np
 
 from vit_registers.evaluation.dense.baselines import POSITION, RANDOM
 from vit_registers.evaluation.dense.pictures import side_by_side
-from vit_registers.evaluation.depth.errors import ERRORS, Summary, summarize
+from vit_registers.evaluation.depth.errors import ERRORS, DepthSummary, summarize
 from vit_registers.evaluation.depth.measure import Measured
 from vit_registers.evaluation.depth.protocol import Problem
 from vit_registers.evaluation.task import TaskResult, TaskTable
 
-_NUM_SHOWN = 6  # images in the picture
 _LEAST_WIDTH = 240  # px, of wide images in it
 _UNKNOWN = (255, 255, 255)  # the color of pixels without a depth
 # Of depths from near to far: points of a scale from dark violet over teal to yellow.
@@ -27,12 +26,7 @@ class Difference(NamedTuple):
     spread: float  # its standard error
 
 
-def shown_examples(number: int) -> list[int]:
-    """The examples in the picture, spread over a split of `number`."""
-    return sorted({i * number // _NUM_SHOWN for i in range(_NUM_SHOWN)})
-
-
-def make_result(problem: Problem, measured: Mapping[str, Measured]) -> TaskResult:
+def depth_result(problem: Problem, measured: Mapping[str, Measured]) -> TaskResult:
     """The result from what each row of the table predicts; the first row is the model's."""
     model, own = next(iter(measured.items()))
     summaries = {
@@ -55,7 +49,10 @@ def _difference(row: Measured, model: Measured) -> Difference:
 
 
 def _values(
-    problem: Problem, own: Measured, summaries: Mapping[str, Summary], differences: Mapping[str, Difference]
+    problem: Problem,
+    own: Measured,
+    summaries: Mapping[str, DepthSummary],
+    differences: Mapping[str, Difference],
 ) -> dict[str, float | int | str]:
     settings, summary = problem.settings, next(iter(summaries.values()))
     values: dict[str, float | int | str] = {}
@@ -78,7 +75,7 @@ def _values(
     return values | {name: getattr(settings, name) for name in (*names, "num_bins")}
 
 
-def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Difference]) -> TaskTable:
+def _table(summaries: Mapping[str, DepthSummary], differences: Mapping[str, Difference]) -> TaskTable:
     columns = [name for error in ERRORS for name in (error, f"{error}_se")]
     rows = []
     for name, summary in summaries.items():
@@ -88,7 +85,7 @@ def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Differenc
 
 
 def _notes(
-    problem: Problem, model: str, summaries: Mapping[str, Summary], differences: Mapping[str, Difference]
+    problem: Problem, model: str, summaries: Mapping[str, DepthSummary], differences: Mapping[str, Difference]
 ) -> list[str]:
     notes = ["*_se is the standard error over images, of the mean of each image's error; heads have one seed"]
     if number := summaries[model].num_without_depth:

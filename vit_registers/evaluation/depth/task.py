@@ -14,6 +14,7 @@ import numpy as np
 from vit_registers.config import Tasks
 from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
 from vit_registers.evaluation.dense.examples import Examples
+from vit_registers.evaluation.dense.pictures import shown_examples
 from vit_registers.evaluation.dense.saved import SavedHead, checksum
 from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recipe
 from vit_registers.evaluation.depth.head import init_depth_head, predict_depth
@@ -22,11 +23,11 @@ from vit_registers.evaluation.depth.measure import Measured, make_predictor, mea
 from vit_registers.evaluation.depth.optimizer import depth_optimizer
 from vit_registers.evaluation.depth.protocol import (
     Problem,
-    model_features,
+    depth_model_features,
     open_problem,
     training_examples,
 )
-from vit_registers.evaluation.depth.result import make_result, shown_examples
+from vit_registers.evaluation.depth.result import depth_result
 from vit_registers.evaluation.pace import Pace
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 
@@ -65,8 +66,8 @@ def depth(
     problem = open_problem(frozen, settings, splits)
     examples = training_examples(problem)
     with jax.set_mesh(frozen.mesh):
-        own = model_features(problem, frozen.edits)
-        plain = own if frozen.edits is None else model_features(problem, None)
+        own = depth_model_features(problem, frozen.edits)
+        plain = own if frozen.edits is None else depth_model_features(problem, None)
         rows, columns, _ = _shape(own, frozen.backbone, examples)
         position = position_features(own, frozen.backbone, grid=(rows, columns))
         program = _program(problem, own, frozen.backbone, examples)
@@ -78,7 +79,7 @@ def depth(
             _Row(POSITION, _program(problem, position, {}, examples), {}),
         )
         measured = {row.name: _measure(problem, row, examples, folder, say) for row in heads}
-    return make_result(problem, measured)
+    return depth_result(problem, measured)
 
 
 DEPTH = depth

@@ -37,7 +37,7 @@ from vit_registers.evaluation.linear.host_features import (
     training_batches,
 )
 from vit_registers.evaluation.linear.plan import Plan, make_plan
-from vit_registers.evaluation.linear.training import LinearGrid, Scores, score_grid, train_grid
+from vit_registers.evaluation.linear.training import GridScores, LinearGrid, score_grid, train_grid
 from vit_registers.evaluation.task import FrozenModel, TaskResult, TaskTable
 from vit_registers.models.blocks import dims
 from vit_registers.training.sharding import batch_sharding
@@ -171,7 +171,7 @@ def _some_classes(split: EvalSplit, num_classes: int) -> list[int] | None:
     return None if table is None or len(set(table)) == num_classes else sorted(int(i) for i in set(table))
 
 
-def _best(scores: dict[str, Scores]) -> tuple[str, int]:
+def _best(scores: dict[str, GridScores]) -> tuple[str, int]:
     """(input, index of the rate) of the highest top-1; of equals that with the lowest loss."""
 
     def rank(place: tuple[str, int]) -> tuple[float, float]:
@@ -185,8 +185,8 @@ def _best(scores: dict[str, Scores]) -> tuple[str, int]:
 def _values(
     plan: Plan,
     settings: Tasks,
-    scores: dict[str, dict[str, Scores]],
-    chosen_on: dict[str, Scores],
+    scores: dict[str, dict[str, GridScores]],
+    chosen_on: dict[str, GridScores],
     best: tuple[str, int],
     *,
     num_heads: int,
@@ -213,7 +213,9 @@ def _values(
     }
 
 
-def _table(plan: Plan, settings: Tasks, held: dict[str, Scores] | None, test: dict[str, Scores]) -> TaskTable:
+def _table(
+    plan: Plan, settings: Tasks, held: dict[str, GridScores] | None, test: dict[str, GridScores]
+) -> TaskTable:
     rows = []
     for name, own in test.items():
         for r, base in enumerate(settings.linear.learning_rates):

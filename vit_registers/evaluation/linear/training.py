@@ -36,7 +36,7 @@ class GridState(NamedTuple):
     num_left_out: jax.Array  # images that were left out, as their features were not finite
 
 
-class Scores(NamedTuple):
+class GridScores(NamedTuple):
     """The metrics of the R classifiers of an input on a split."""
 
     top1_R: np.ndarray
@@ -137,7 +137,7 @@ def score_grid(
     heads: Mapping[str, Heads],
     batches: Iterable[FeatureBatch],
     classes: Sequence[int] | None = None,
-) -> dict[str, Scores]:
+) -> dict[str, GridScores]:
     """The metrics of all classifiers on a split, by input, with every label of an image right.
 
     With `classes`, only these are predicted, as for data sets that have some of the classes of training. The
@@ -154,7 +154,7 @@ def score_grid(
         number = max(int(sums["top1"][1][0]), 1)
         top5 = sums["top5"][0] / number if "top5" in sums else None
         top1, loss = sums["top1"][0] / number, sums["loss"][0] / number
-        scores[name] = Scores(top1, top5, loss, int(sums["top1"][1][0]), sums["non_finite"][0])
+        scores[name] = GridScores(top1, top5, loss, int(sums["top1"][1][0]), sums["non_finite"][0])
     return scores
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from vit_registers.data.sources.dense import IGNORED, DensePair
-from vit_registers.evaluation.dense.examples import Example
-from vit_registers.evaluation.dense.images import distorted, resized_part, size_of_short_side
+from vit_registers.evaluation.dense.examples import DenseExample
+from vit_registers.evaluation.dense.images import distorted, resize_and_cut, size_of_short_side
 
 _SCALES = (0.5, 2.0)
 _MOST_OF_ONE_CLASS = 0.75  # of the labelled pixels of a crop
@@ -13,7 +13,7 @@ _NUM_TRIES = 10
 
 def training_example(
     pair: DensePair, rng: np.random.Generator, *, short_side: int, crop: int, is_augmented: bool
-) -> Example:
+) -> DenseExample:
     """A square crop of `crop` px, padded with 0 and IGNORED to the right and below.
 
     The short side of the image is scaled to `short_side`, times U(0.5, 2) with `is_augmented`. A crop with
@@ -25,13 +25,13 @@ def training_example(
     size = size_of_short_side(shape, max(scaled_side, 1))
     part = (min(crop, size[0]), min(crop, size[1]))
     top_left, label_HxW = _crop(pair.label_HxW, size, part, rng)
-    image_HxWxC = resized_part(pair.image_HxWxC, size, top_left, part)
+    image_HxWxC = resize_and_cut(pair.image_HxWxC, size, top_left, part)
     if is_augmented:
         if rng.random() < 0.5:
             image_HxWxC, label_HxW = image_HxWxC[:, ::-1], label_HxW[:, ::-1]
         image_HxWxC = distorted(image_HxWxC, rng)
     missing = ((0, crop - part[0]), (0, crop - part[1]))
-    return Example(
+    return DenseExample(
         np.pad(image_HxWxC, (*missing, (0, 0))),
         np.pad(label_HxW, missing, constant_values=IGNORED).astype(np.int32),
         part,
@@ -45,7 +45,7 @@ def _crop(
 
     def draw() -> tuple[tuple[int, int], np.ndarray]:
         top, left = (int(rng.integers(0, a - b + 1)) for a, b in zip(size, part, strict=True))
-        return (top, left), resized_part(label_HxW, size, (top, left), part)
+        return (top, left), resize_and_cut(label_HxW, size, (top, left), part)
 
     found = draw()
     for _ in range(_NUM_TRIES):

@@ -30,7 +30,9 @@ class Statistics(NamedTuple):
     variance_C: jax.Array
 
 
-def init_head(key: jax.Array, num_channels: int, num_classes: int) -> tuple[SegmentationHead, Statistics]:
+def init_segmentation_head(
+    key: jax.Array, num_channels: int, num_classes: int
+) -> tuple[SegmentationHead, Statistics]:
     """A new head: kernel N(0, 0.01), as the released heads start; and its statistics, 0 and 1."""
     ones_C, zeros_C = jnp.ones(num_channels), jnp.zeros(num_channels)
     kernel_CxY = 0.01 * jax.random.normal(key, (num_channels, num_classes))

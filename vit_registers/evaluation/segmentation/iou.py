@@ -15,7 +15,7 @@ def confusion(label_HxW: np.ndarray, predicted_HxW: np.ndarray, num_classes: int
     return np.bincount(place, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def iou(count_YxY: np.ndarray) -> np.ndarray:
+def class_iou(count_YxY: np.ndarray) -> np.ndarray:
     """Intersection over union of each class; NaN for a class that is neither label nor prediction.
 
     A class that is predicted but is no label has 0. The mean IoU is numpy.nanmean of these.

@@ -75,7 +75,7 @@ def learning_rate(settings: SegmentationSettings, num_steps: int, step: Any) -> 
     return settings.learning_rate * decay * (done + (1.0 - done) * _WARMUP_START)
 
 
-def make_optimizer(settings: SegmentationSettings, num_steps: int) -> optax.GradientTransformation:
+def segmentation_optimizer(settings: SegmentationSettings, num_steps: int) -> optax.GradientTransformation:
     """AdamW with 0.9 and 0.999, whose weight decay falls on all parameters of the head."""
     return optax.adamw(
         lambda step: learning_rate(settings, num_steps, step), weight_decay=settings.weight_decay

@@ -11,15 +11,8 @@ from vit_registers.evaluation.dense.pictures import palette, side_by_side
 from vit_registers.evaluation.segmentation.scores import Scores, class_table, confusion_table, scores
 from vit_registers.evaluation.task import TaskResult, TaskTable
 
-_NUM_SHOWN = 6  # images in the picture
 
-
-def shown_examples(number: int) -> list[int]:
-    """The examples in the picture, spread over a split of `number`."""
-    return sorted({i * number // _NUM_SHOWN for i in range(_NUM_SHOWN)} & {*range(number)})
-
-
-def make_result(
+def segmentation_result(
     counts: Mapping[str, np.ndarray],
     *,
     settings: SegmentationSettings,

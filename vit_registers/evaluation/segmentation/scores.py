@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.evaluation.segmentation.iou import iou, pixel_accuracy
+from vit_registers.evaluation.segmentation.iou import class_iou, pixel_accuracy
 from vit_registers.evaluation.task import TaskTable
 
 
@@ -19,7 +19,9 @@ class Scores(NamedTuple):
 def scores(count_YxY: np.ndarray) -> Scores:
     """The scores of a confusion matrix; see iou.confusion."""
     accuracy_Y = class_accuracies(count_YxY)
-    return Scores(float(np.nanmean(iou(count_YxY))), pixel_accuracy(count_YxY), float(np.nanmean(accuracy_Y)))
+    return Scores(
+        float(np.nanmean(class_iou(count_YxY))), pixel_accuracy(count_YxY), float(np.nanmean(accuracy_Y))
+    )
 
 
 def class_accuracies(count_YxY: np.ndarray) -> np.ndarray:
@@ -33,7 +35,7 @@ def class_table(count_YxY: np.ndarray, names: tuple[str, ...]) -> TaskTable:
     """A row for each class: IoU, accuracy, and its pixels in labels and in predictions."""
     rows = zip(
         names,
-        map(_finite, iou(count_YxY)),
+        map(_finite, class_iou(count_YxY)),
         map(_finite, class_accuracies(count_YxY)),
         map(int, count_YxY.sum(axis=1)),
         map(int, count_YxY.sum(axis=0)),

@@ -16,21 +16,22 @@ from vit_registers.data.sources.dense import CLASSES, DenseSource
 from vit_registers.data.sources.dense_catalog import open_dense
 from vit_registers.errors import ConfigError, DataError
 from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
-from vit_registers.evaluation.dense.examples import Example, Examples
+from vit_registers.evaluation.dense.examples import DenseExample, Examples
 from vit_registers.evaluation.dense.features import block_tokens, network_input
+from vit_registers.evaluation.dense.pictures import shown_examples
 from vit_registers.evaluation.dense.saved import SavedHead, checksum
 from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recipe
 from vit_registers.evaluation.features import EditsOf
 from vit_registers.evaluation.segmentation.crops import training_example
 from vit_registers.evaluation.segmentation.head import (
     enlarge,
-    init_head,
+    init_segmentation_head,
     pixel_cross_entropy,
     segmentation_logits,
 )
 from vit_registers.evaluation.segmentation.inference import count_split, windows_at_once
-from vit_registers.evaluation.segmentation.protocol import Sizes, make_optimizer, resolved
-from vit_registers.evaluation.segmentation.result import make_result, picture, shown_examples
+from vit_registers.evaluation.segmentation.protocol import Sizes, resolved, segmentation_optimizer
+from vit_registers.evaluation.segmentation.result import picture, segmentation_result
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model, build_model
@@ -89,7 +90,7 @@ def segmentation(
             kept = shown if row is rows[0] else ()
             counts[row.name], found = _measure(problem, row, machines[row.features], folder, say, kept)
             predictions |= found
-    return make_result(
+    return segmentation_result(
         counts,
         settings=problem.settings,
         train=problem.train,
@@ -156,9 +157,9 @@ def _machine(problem: _Problem, features: Features, backbone: Any) -> _Machine:
     num_channels = jax.eval_shape(features, backbone, shape, size).shape[-1]
     num_classes = len(problem.train[0].class_names)
     recipe = Recipe(
-        functools.partial(init_head, num_channels=num_channels, num_classes=num_classes),
+        functools.partial(init_segmentation_head, num_channels=num_channels, num_classes=num_classes),
         functools.partial(_loss, divisor=settings.divisor),
-        make_optimizer(settings, settings.num_steps),
+        segmentation_optimizer(settings, settings.num_steps),
         settings.num_steps,
         settings.batch_size,
         problem.seed,
@@ -180,7 +181,7 @@ def _examples(problem: _Problem) -> Examples:
     assert settings.augment is not None
     is_augmented, channels = settings.augment, problem.frozen.model.channels
 
-    def make(record: int, rng: np.random.Generator) -> Example:
+    def make(record: int, rng: np.random.Generator) -> DenseExample:
         pair = source.load(split, record, channels)
         return training_example(
             pair, rng, short_side=sizes.short_side, crop=sizes.crop, is_augmented=is_augmented

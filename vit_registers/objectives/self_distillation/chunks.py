@@ -120,7 +120,7 @@ def _chunk_total(
 
 
 def _over_chunks(
-    student: jax.Array, constants: _Constants, add: Callable[[Any, jax.Array, _Constants], tuple[Any, Any]]
+    student: jax.Array, constants: _Constants, add: Callable[[jax.Array, _Constants], tuple[Any, Any]]
 ) -> tuple[Any, Any]:
     """(sum, stacked) of add(chunk of `student`, its constants) = (terms to add, values to stack)."""
 
