@@ -50,6 +50,7 @@ ALLOWED = {
         "errors",
         "status",
         "digests",
+        "strict_json",
         "config",
         "models",
         "data",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from vit_registers.evaluation.depth.protocol import (
 from vit_registers.evaluation.depth.result import depth_result
 from vit_registers.evaluation.pace import Pace
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+from vit_registers.strict_json import dumps
 
 _BASELINES = {POSITION: "position", RANDOM: "random"}
 
@@ -157,4 +157,4 @@ def _identity(problem: Problem, row: _Row) -> str:
         "images": [frozen.data.mean, frozen.data.std],
         "parameters": checksum(row.backbone),
     }
-    return json.dumps(parts, sort_keys=True, default=str)
+    return dumps(parts, sort_keys=True)

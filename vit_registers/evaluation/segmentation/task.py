@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ from vit_registers.evaluation.segmentation.result import picture, segmentation_r
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model, build_model
+from vit_registers.strict_json import dumps
 from vit_registers.training.sharding import batch_sharding, replicated
 
 
@@ -252,4 +252,4 @@ def _identity(problem: _Problem, row: _Row) -> str:
         "images": [problem.frozen.data.mean, problem.frozen.data.std],
         "parameters": checksum(row.backbone),
     }
-    return json.dumps(parts, sort_keys=True, default=str)
+    return dumps(parts, sort_keys=True)
