@@ -66,7 +66,7 @@ def test_the_commands_take_params(run, run_here, tmp_path):
         (file,) = (tmp_path / str(params)).iterdir()
         found[params] = json.loads(file.read_text())
     assert found[None]["knn/top1_k20"] != found["student"]["knn/top1_k20"]
-    assert [found[name]["params"] for name in found] == ["eval", "student"]
+    assert [found[name]["params"] for name in found] == ["teacher", "student"]
     code, _, err = run_here(
         "analyze",
         "norms",
