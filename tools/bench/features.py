@@ -9,7 +9,7 @@ number of images.
 """
 
 import argparse
-import itertools
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -66,16 +66,27 @@ def time_extract(cfg: Config, model: ViT, folder: Path, number: int) -> float:
     return time.monotonic() - started
 
 
-def time_task(cfg: Config, model: ViT, number: int) -> float:
-    """Seconds to compute the features of the tasks of the first `number` images, decoding included."""
+def first_images(images: Path, number: int, folder: Path) -> Path:
+    """`folder` with links to the first `number` JPEGs, so that none is decoded ahead of the end in vain."""
+    folder.mkdir()
+    found = [p for p in sorted(images.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")][:number]
+    if len(found) < number:
+        sys.exit(f"error: {images} has {len(found)} JPEGs: give --timed and --numbers of at most as many")
+    for i, path in enumerate(found):
+        (folder / f"{i:06}.jpg").symlink_to(path.resolve())
+    return folder
+
+
+def time_task(cfg: Config, model: ViT, images: Path) -> float:
+    """Seconds to compute the features of the tasks of all `images`, decoding included."""
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, data_dir=str(images)))
     mesh, (_, params) = make_mesh(cfg.mesh), nnx.split(model, nnx.Param)
     split = EvalSplit(open_data(cfg), "all")
     features = block_features(cfg.model, cfg.data, 4, None)
     started = time.monotonic()
     with jax.set_mesh(mesh):
         rows = run_features(features, nnx.to_pure_dict(params), split, mesh, say=lambda line: None)
-        found = feature_batches(rows)
-        host_features(itertools.islice(found, number // BATCH), mesh)
+        host_features(feature_batches(rows), mesh)
     return time.monotonic() - started
 
 
@@ -106,12 +117,13 @@ def peak_mib() -> float:
 def measure(args: argparse.Namespace, cfg: Config, model: ViT, folder: Path) -> None:
     """Prints the speeds of each round, and the median of their ratios to the forward pass."""
     forward(cfg, model, BATCH)
+    images = first_images(args.images, args.timed, folder / "timed")
     if args.skip_analysis:
-        time_task(cfg, model, BATCH)  # compiles
+        time_task(cfg, model, first_images(args.images, BATCH, folder / "few"))  # compiles
     ratios: dict[str, list[float]] = {}
     for i in range(args.rounds):
         bare = forward(cfg, model, args.timed)
-        spent = {"tasks": time_task(cfg, model, args.timed)}
+        spent = {"tasks": time_task(cfg, model, images)}
         if not args.skip_analysis:
             spent["features"] = time_extract(cfg, model, folder / str(i), args.timed)
         line = f"bare {args.timed / bare:6.1f}/s"
@@ -143,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.only:
             if args.skip_analysis:
-                time_task(cfg, model, args.only)
+                time_task(cfg, model, first_images(args.images, args.only, Path(folder) / "images"))
             else:
                 time_extract(cfg, model, Path(folder), args.only)
             print(peak_mib())
