@@ -13,7 +13,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
-from vit_registers.training.optimizer import make_optimizer
+from vit_registers.training.optimizer import bounds_update, make_optimizer
 from vit_registers.training.parameter_groups import decay_mask
 
 DURATIONS = Durations(total_steps=1000, warmup_steps=100, eval_every_steps=100, steps_per_epoch=62.5)
@@ -295,3 +295,45 @@ def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message) as error:
         make_optimizer(Optimizer(**settings), DURATIONS)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mu_dtype", ["float32", "bfloat16"])
+def test_an_update_that_the_settings_bound_is_finite_for_every_finite_gradient(mu_dtype):
+    """With the largest rate, and gradients from the largest of a finite norm to the smallest."""
+    settings = Optimizer(
+        learning_rate=10.0,
+        eps=1e-8,
+        weight_decay=0.1,
+        schedule="constant",
+        warmup_steps=0,
+        grad_clip_norm=None,
+        mu_dtype=mu_dtype,
+    )
+    assert bounds_update(settings)
+    optimizer = make_optimizer(settings, DURATIONS)
+    largest = float(np.sqrt(np.finfo(np.float32).max / 4)) * 0.999  # of 4 entries
+    params = {"kernel": jnp.full((4, 1), 2e36)}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for scale in (1e-38, 1.0, -1.0, 1e-38, 1e-20, 1.0, -1e-30, 0.0):
+        grads = {"kernel": jnp.full((4, 1), np.float32(scale * largest))}
+        assert np.isfinite(optax.tree.norm(grads))
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state, params)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "lamb"},
+        {"name": "schedule_free_adamw"},
+        {"learning_rate": 1e30},
+        {"eps": 1e-30},
+        {"head_rate": 1e9},
+        {"weight_decay_end": 1e6},
+    ],
+)
+def test_settings_that_do_not_bound_the_update(settings):
+    assert bounds_update(Optimizer())
+    assert not bounds_update(Optimizer(**settings))

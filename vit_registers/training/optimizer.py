@@ -152,6 +152,19 @@ def make_optimizer(optimizer: Optimizer, durations: Durations) -> optax.Gradient
     return optax.chain(*parts)
 
 
+def bounds_update(optimizer: Optimizer) -> bool:
+    """Whether every update of these settings is finite where the norm of its gradient is.
+
+    The squares of a gradient with a finite norm do not overflow: its entries are at most g = 1.9e19. So are
+    the first moments, which are weighted means of gradients. A step of AdamW changes a parameter by at most
+    rate * g / eps, beside the weight decay, which shrinks it. Thus parameters stay below 2e36 in MAX_STEPS
+    steps if rate / eps <= 1e9. Updates of LAMB are as large as the parameters, so they have no such bound.
+    """
+    rate = optimizer.learning_rate * max(1.0, optimizer.head_rate) * max(1.0, optimizer.patch_embed_rate)
+    decay = max(optimizer.weight_decay, optimizer.weight_decay_end or 0.0)
+    return optimizer.name == "adamw" and rate <= 1e9 * optimizer.eps and decay <= 1.0 and rate * decay <= 1.0
+
+
 def _without_frozen(optimizer: Optimizer, updates: Any, params: Any) -> Any:
     multiples = rate_multipliers(params, optimizer)
     return jax.tree.map(lambda u, rate: u if rate else jnp.zeros_like(u), updates, multiples)

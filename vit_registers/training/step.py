@@ -13,6 +13,7 @@ from vit_registers.data.batch import Batch
 from vit_registers.models.attention.mesh import platform
 from vit_registers.objectives.base import Objective, Sums, add_sums
 from vit_registers.training.averages import make_average
+from vit_registers.training.optimizer import bounds_update
 from vit_registers.training.parameter_groups import without_frozen_gradients
 from vit_registers.training.state import TrainState
 
@@ -87,8 +88,9 @@ def make_train_step(
 ) -> Step:
     """A function that updates the state by one batch. Jit it with the state donated.
 
-    Metrics are the means of the objective's sums, such as loss; grad_norm before clipping; update_norm, of
-    what is added to the parameters; and the learning_rate of this step. If one of them is not finite, only
+    Metrics are the means of the objective's sums, such as loss; grad_norm before clipping; the learning_rate
+    of this step; and update_norm, of what is added to the parameters, unless bounds_update says that it is
+    finite: it costs one more pass over gradients, moments and parameters. If one of them is not finite, only
     the step is counted: parameters, extra, optimiser state and average do not change, nor does the
     optimiser's count of updates, which the schedule reads.
     """
@@ -111,11 +113,12 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(updates_made(state.opt_state)),
         }
-        # A finite gradient may give an update that is not finite: 0 / 0 in the optimiser, or an overflow.
-        updates, _ = optimizer.update(grads, state.opt_state, state.params)
-        metrics["update_norm"] = optax.tree.norm(updates)
+        if not bounds_update(settings):
+            # A finite gradient may give an update that is not finite: 0 / 0 in the optimiser, or an overflow.
+            updates, _ = optimizer.update(grads, state.opt_state, state.params)
+            metrics["update_norm"] = optax.tree.norm(updates)
         is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
-        if platform() == "tpu":
+        if platform() == "tpu" and "update_norm" in metrics:
             # The update is computed again in the pass that writes the new state. Otherwise a TPU writes it to
             # memory for its norm, reads it here, and updates each array in a pass of its own.
             grads, state, is_finite = jax.lax.optimization_barrier((grads, state, is_finite))
