@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_registers.config import SegmentationSettings, Tasks
+from vit_registers.config.tasks import head_settings
 from vit_registers.data.sources.dense import CLASSES, DenseSource
 from vit_registers.data.sources.dense_catalog import open_dense
 from vit_registers.errors import ConfigError, DataError
-from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
 from vit_registers.evaluation.dense.examples import DenseExample, Examples
 from vit_registers.evaluation.dense.features import block_tokens, network_input
 from vit_registers.evaluation.dense.pictures import shown_examples
-from vit_registers.evaluation.dense.saved import SavedHead, checksum
+from vit_registers.evaluation.dense.task import DenseTask, Row, measure_rows, table_rows
+from vit_registers.evaluation.dense.task import Scores as ScoresOf
 from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recipe
 from vit_registers.evaluation.features import EditsOf
 from vit_registers.evaluation.segmentation.crops import training_example
@@ -28,13 +29,13 @@ from vit_registers.evaluation.segmentation.head import (
     pixel_cross_entropy,
     segmentation_logits,
 )
-from vit_registers.evaluation.segmentation.inference import count_split, windows_at_once
+from vit_registers.evaluation.segmentation.inference import Counted, count_split, windows_at_once
 from vit_registers.evaluation.segmentation.protocol import Sizes, resolved, segmentation_optimizer
 from vit_registers.evaluation.segmentation.result import picture, segmentation_result
+from vit_registers.evaluation.segmentation.scores import Scores, scores
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model, build_model
-from vit_registers.strict_json import dumps
 from vit_registers.training.sharding import batch_sharding, replicated
 
 
@@ -47,15 +48,6 @@ class _Problem(NamedTuple):
     sizes: Sizes
     train: tuple[DenseSource, str]
     test: tuple[DenseSource, str]
-
-
-class _Row(NamedTuple):
-    """A head and what it is trained on."""
-
-    name: str
-    features: Features
-    backbone: Any
-    is_resumable: bool = True
 
 
 def segmentation(
@@ -73,33 +65,41 @@ def segmentation(
     """
     problem = _open(frozen, settings, splits)
     shown = shown_examples(problem.test[0].num_examples(problem.test[1]))
-    counts: dict[str, np.ndarray] = {}
-    predictions: dict[int, np.ndarray] = {}
     with jax.set_mesh(frozen.mesh):
-        own = _features(problem, frozen.edits)
-        plain = own if frozen.edits is None else _features(problem, None)
-        rows = (
-            _Row(frozen.name, own, frozen.backbone, frozen.edits is None),
-            _Row(RANDOM, plain, random_backbone(frozen.model, frozen.mesh, seed=settings.seed)),
-            _Row(POSITION, position_features(own, frozen.backbone), {}),
+        rows = table_rows(frozen, functools.partial(_features, problem), seed=problem.seed)
+        counted = measure_rows(
+            rows,
+            functools.partial(_program, problem),
+            lambda row, program: _measure(
+                problem, row, program, folder, say, shown if row is rows[0] else ()
+            ),
         )
-        machines: dict[Features, _Machine] = {}
-        for row in rows:
-            if row.features not in machines:
-                machines[row.features] = _machine(problem, row.features, row.backbone)
-            kept = shown if row is rows[0] else ()
-            counts[row.name], found = _measure(problem, row, machines[row.features], folder, say, kept)
-            predictions |= found
     return segmentation_result(
-        counts,
+        counted,
         settings=problem.settings,
         train=problem.train,
         test=problem.test,
-        picture_HxWx3=picture(problem.test, predictions, frozen.model.channels),
+        picture_HxWx3=picture(problem.test, counted[frozen.name].predictions, frozen.model.channels),
     )
 
 
-SEGMENTATION = segmentation
+def _open_scores(frozen: FrozenModel, settings: Tasks, splits: Splits) -> ScoresOf:
+    problem = _open(frozen, settings, splits)
+    features = _features(problem, frozen.edits)
+    program = _program(problem, features, frozen.backbone)
+    number = problem.test[0].num_examples(problem.test[1])
+
+    def scores_of(backbone: Any) -> dict[str, float]:
+        row = Row(frozen.name, features, backbone)
+        with jax.set_mesh(frozen.mesh):
+            found = _measure(problem, row, program, None, lambda line: None, ())
+        own = scores(found.count_YxY)._asdict()
+        return {**own, "images": number, "non_finite": found.num_non_finite}
+
+    return scores_of
+
+
+SEGMENTATION = DenseTask(segmentation, _open_scores, Scores._fields)
 
 
 def _open(frozen: FrozenModel, settings: Tasks, splits: Splits) -> _Problem:
@@ -140,7 +140,7 @@ def _features(problem: _Problem, edits: EditsOf | None) -> Features:
     return features
 
 
-class _Machine(NamedTuple):
+class _Program(NamedTuple):
     """What heads on the same kind of features share, so that it is compiled once."""
 
     trainer: HeadTrainer
@@ -148,7 +148,7 @@ class _Machine(NamedTuple):
     logits: Callable[[Any, Any, Any, Any], jax.Array]
 
 
-def _machine(problem: _Problem, features: Features, backbone: Any) -> _Machine:
+def _program(problem: _Problem, features: Features, backbone: Any) -> _Program:
     """The trainer and the logits of heads on `features`, which `backbone` has the shapes for."""
     frozen, settings, crop = problem.frozen, problem.settings, problem.sizes.crop
     assert settings.num_steps is not None
@@ -172,7 +172,7 @@ def _machine(problem: _Problem, features: Features, backbone: Any) -> _Machine:
         logit_BxHxWxY, _ = segmentation_logits(head, statistics, feature_BxHxWxC, is_training=False)
         return enlarge(logit_BxHxWxY, (crop, crop))
 
-    return _Machine(HeadTrainer(recipe, features, frozen.mesh, setting="tasks.segmentation"), logits)
+    return _Program(HeadTrainer(recipe, features, frozen.mesh, setting="tasks.segmentation"), logits)
 
 
 def _examples(problem: _Problem) -> Examples:
@@ -197,22 +197,29 @@ def _examples(problem: _Problem) -> Examples:
 
 def _measure(
     problem: _Problem,
-    row: _Row,
-    machine: _Machine,
+    row: Row,
+    program: _Program,
     folder: Path | None,
     say: Callable[[str], None],
     kept: Sequence[int],
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """(count_YxY, predicted classes of the images `kept`) of a head, which is trained first."""
-    layout, what, saved = batch_sharding(problem.frozen.mesh), f"head of {row.name}", None
-    if folder is not None and row.is_resumable:
-        name = row.name.replace(" ", "_") if row.name in (POSITION, RANDOM) else "model"
-        saved = SavedHead(folder / f"segmentation_{name}.npz", _identity(problem, row))
-    examples = _examples(problem)
-    head, statistics = machine.trainer.train(row.backbone, examples, what=what, saved=saved, say=say)
+) -> Counted:
+    """What a head predicts of the test split, with the images `kept`. The head is trained first."""
+    layout, what, frozen = batch_sharding(problem.frozen.mesh), f"head of {row.name}", problem.frozen
+    source, split = problem.train
+    about = {
+        "settings": head_settings(problem.settings),
+        "seed": problem.seed,
+        "data": [source.name, split, source.num_examples(split), source.class_names],
+        "model": dataclasses.asdict(frozen.model),
+        "images": [frozen.data.mean, frozen.data.std],
+    }
+    saved = row.saved(folder, "segmentation", about)
+    head, statistics = program.trainer.train(
+        row.backbone, _examples(problem), what=what, saved=saved, say=say
+    )
     source, split = problem.test
     return count_split(
-        lambda windows: machine.logits(row.backbone, head, statistics, jax.device_put(windows, layout)),
+        lambda windows: program.logits(row.backbone, head, statistics, jax.device_put(windows, layout)),
         source,
         split,
         sizes=problem.sizes,
@@ -239,17 +246,3 @@ def _loss(
     height, width = label_BxHxW.shape[1:]
     large_BxHxWxY = enlarge(logit_BxHxWxY, (height, width))
     return pixel_cross_entropy(large_BxHxWxY, label_BxHxW, divisor=divisor), statistics
-
-
-def _identity(problem: _Problem, row: _Row) -> str:
-    """Everything that the trained head depends on."""
-    source, split = problem.train
-    parts = {
-        "row": row.name if row.name in (POSITION, RANDOM) else "model",
-        "settings": [dataclasses.asdict(problem.settings), problem.seed],
-        "data": [source.name, split, source.num_examples(split), source.class_names],
-        "model": dataclasses.asdict(problem.frozen.model),
-        "images": [problem.frozen.data.mean, problem.frozen.data.std],
-        "parameters": checksum(row.backbone),
-    }
-    return dumps(parts, sort_keys=True)
