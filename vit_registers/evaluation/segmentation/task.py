@@ -24,6 +24,8 @@ from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recip
 from vit_registers.evaluation.features import EditsOf
 from vit_registers.evaluation.segmentation.crops import training_example
 from vit_registers.evaluation.segmentation.head import (
+    SegmentationHead,
+    Statistics,
     enlarge,
     init_segmentation_head,
     pixel_cross_entropy,
@@ -67,19 +69,21 @@ def segmentation(
     shown = shown_examples(problem.test[0].num_examples(problem.test[1]))
     with jax.set_mesh(frozen.mesh):
         rows = table_rows(frozen, functools.partial(_features, problem), seed=problem.seed)
-        counted = measure_rows(
+        measured = measure_rows(
             rows,
             functools.partial(_program, problem),
             lambda row, program: _measure(
                 problem, row, program, folder, say, shown if row is rows[0] else ()
             ),
         )
+    own = measured[frozen.name]
     return segmentation_result(
-        counted,
+        {name: one.counted for name, one in measured.items()},
+        labelled_Y=own.labelled_Y,
         settings=problem.settings,
         train=problem.train,
         test=problem.test,
-        picture_HxWx3=picture(problem.test, counted[frozen.name].predictions, frozen.model.channels),
+        picture_HxWx3=picture(problem.test, own.counted.predictions, frozen.model.channels),
     )
 
 
@@ -92,7 +96,7 @@ def _open_scores(frozen: FrozenModel, settings: Tasks, splits: Splits) -> Scores
     def scores_of(backbone: Any) -> dict[str, float]:
         row = Row(frozen.name, features, backbone)
         with jax.set_mesh(frozen.mesh):
-            found = _measure(problem, row, program, None, lambda line: None, ())
+            found = _measure(problem, row, program, None, lambda line: None, ()).counted
         own = scores(found.count_YxY)._asdict()
         return {**own, "images": number, "non_finite": found.num_non_finite}
 
@@ -140,11 +144,23 @@ def _features(problem: _Problem, edits: EditsOf | None) -> Features:
     return features
 
 
+class _State(NamedTuple):
+    """What a head carries besides its parameters."""
+
+    statistics: Statistics
+    labelled_Y: jax.Array  # whether a pixel of the class was trained on
+
+
+class _Measured(NamedTuple):
+    counted: Counted
+    labelled_Y: np.ndarray
+
+
 class _Program(NamedTuple):
     """What heads on the same kind of features share, so that it is compiled once."""
 
     trainer: HeadTrainer
-    # (backbone, head, statistics, window_BxHxWxC) -> logit_BxHxWxY of the size of the windows
+    # (backbone, head, state, window_BxHxWxC) -> logit_BxHxWxY of the size of the windows
     logits: Callable[[Any, Any, Any, Any], jax.Array]
 
 
@@ -157,7 +173,7 @@ def _program(problem: _Problem, features: Features, backbone: Any) -> _Program:
     num_channels = jax.eval_shape(features, backbone, shape, size).shape[-1]
     num_classes = len(problem.train[0].class_names)
     recipe = Recipe(
-        functools.partial(init_segmentation_head, num_channels=num_channels, num_classes=num_classes),
+        functools.partial(_init, num_channels=num_channels, num_classes=num_classes),
         functools.partial(_loss, divisor=settings.divisor),
         segmentation_optimizer(settings, settings.num_steps),
         settings.num_steps,
@@ -166,10 +182,10 @@ def _program(problem: _Problem, features: Features, backbone: Any) -> _Program:
     )
 
     @functools.partial(jax.jit, out_shardings=replicated(frozen.mesh))
-    def logits(backbone: Any, head: Any, statistics: Any, window_BxHxWxC: jax.Array) -> jax.Array:
+    def logits(backbone: Any, head: Any, state: _State, window_BxHxWxC: jax.Array) -> jax.Array:
         size_Bx2 = jnp.full((len(window_BxHxWxC), 2), crop, jnp.int32)
         feature_BxHxWxC = features(backbone, window_BxHxWxC, size_Bx2)
-        logit_BxHxWxY, _ = segmentation_logits(head, statistics, feature_BxHxWxC, is_training=False)
+        logit_BxHxWxY, _ = segmentation_logits(head, state.statistics, feature_BxHxWxC, is_training=False)
         return enlarge(logit_BxHxWxY, (crop, crop))
 
     return _Program(HeadTrainer(recipe, features, frozen.mesh, setting="tasks.segmentation"), logits)
@@ -202,7 +218,7 @@ def _measure(
     folder: Path | None,
     say: Callable[[str], None],
     kept: Sequence[int],
-) -> Counted:
+) -> _Measured:
     """What a head predicts of the test split, with the images `kept`. The head is trained first."""
     layout, what, frozen = batch_sharding(problem.frozen.mesh), f"head of {row.name}", problem.frozen
     source, split = problem.train
@@ -214,12 +230,10 @@ def _measure(
         "images": [frozen.data.mean, frozen.data.std],
     }
     saved = row.saved(folder, "segmentation", about)
-    head, statistics = program.trainer.train(
-        row.backbone, _examples(problem), what=what, saved=saved, say=say
-    )
+    head, state = program.trainer.train(row.backbone, _examples(problem), what=what, saved=saved, say=say)
     source, split = problem.test
-    return count_split(
-        lambda windows: program.logits(row.backbone, head, statistics, jax.device_put(windows, layout)),
+    counted = count_split(
+        lambda windows: program.logits(row.backbone, head, state, jax.device_put(windows, layout)),
         source,
         split,
         sizes=problem.sizes,
@@ -229,20 +243,27 @@ def _measure(
         say=say,
         what=what,
     )
+    return _Measured(counted, np.asarray(state.labelled_Y))
+
+
+def _init(key: jax.Array, *, num_channels: int, num_classes: int) -> tuple[SegmentationHead, _State]:
+    head, statistics = init_segmentation_head(key, num_channels, num_classes)
+    return head, _State(statistics, jnp.zeros(num_classes, bool))
 
 
 def _loss(
     head: Any,
-    statistics: Any,
+    state: _State,
     feature_BxHxWxC: jax.Array,
     label_BxHxW: jax.Array,
     key: jax.Array,
     step: jax.Array,
     *,
     divisor: str,
-) -> tuple[jax.Array, Any]:
-    """(cross-entropy at the size of the labels, statistics)."""
-    logit_BxHxWxY, statistics = segmentation_logits(head, statistics, feature_BxHxWxC, is_training=True)
+) -> tuple[jax.Array, _State]:
+    """(cross-entropy at the size of the labels, what else the head carries)."""
+    logit_BxHxWxY, statistics = segmentation_logits(head, state.statistics, feature_BxHxWxC, is_training=True)
     height, width = label_BxHxW.shape[1:]
+    labelled_Y = state.labelled_Y.at[label_BxHxW].set(True, mode="drop")  # IGNORED is above all classes
     large_BxHxWxY = enlarge(logit_BxHxWxY, (height, width))
-    return pixel_cross_entropy(large_BxHxWxY, label_BxHxW, divisor=divisor), statistics
+    return pixel_cross_entropy(large_BxHxWxY, label_BxHxW, divisor=divisor), _State(statistics, labelled_Y)
