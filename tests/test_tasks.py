@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.fixtures.digits import make_config
-from vit_registers.config import Config, Data, LinearSettings, Tasks, override, to_dict
+from vit_registers.config import Config, Data, LinearSettings, SegmentationSettings, Tasks, override, to_dict
 from vit_registers.data.loaders import EvalSplit, open_data
 from vit_registers.data.selection import is_image_folder, name_and_split, select
 from vit_registers.errors import ConfigError
@@ -25,7 +25,7 @@ from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runtime.mesh import make_mesh
-from vit_registers.task_output import print_task_table, write_task
+from vit_registers.task_output import print_task_table, print_values, write_task
 from vit_registers.training.state import TrainState
 
 CONFIG = make_config(model={"depth": 2})
@@ -44,8 +44,8 @@ def run(tmp_path_factory):
     return folder
 
 
-def _splits(task, data=None, train_data=None, *, is_run=True):
-    return task_splits(Given("runs/one", task, data, train_data), CONFIG.data, is_run=is_run)
+def _splits(task, data=None, train_data=None, *, is_run=True, tasks=CONFIG.tasks):
+    return task_splits(Given("runs/one", task, data, train_data), CONFIG.data, tasks, is_run=is_run)
 
 
 def test_the_data_of_a_task():
@@ -55,6 +55,17 @@ def test_the_data_of_a_task():
     assert _splits("linear", None, "mnist:train[:10]").train == ("mnist", "train[:10]")
     dense = _splits("depth", "digit_scenes:test")
     assert dense == Splits(("digit_scenes", "train"), ("digit_scenes", "test"))
+    own = SegmentationSettings(data="digit_scenes:test", train_data="data/ade:training")
+    settings = Tasks(segmentation=own)
+    assert _splits("segmentation", tasks=settings) == Splits(
+        ("data/ade", "training"), ("digit_scenes", "test")
+    )
+    trained = _splits("segmentation", train_data="digit_scenes:train", tasks=settings)
+    assert trained == Splits(("digit_scenes", "train"), ("digit_scenes", "test"))
+    given = _splits("segmentation", "voc:val", tasks=settings, is_run=False)
+    assert given == Splits(("voc", "train"), ("voc", "val"))
+    with pytest.raises(ConfigError, match="--data=digit_scenes:test is always there"):
+        _splits("depth", tasks=settings)
     for data in ("digits", ":test", "digits:"):
         with pytest.raises(ConfigError, match="must be NAME:SPLIT or FOLDER:SPLIT"):
             _splits("knn", data)
@@ -138,6 +149,8 @@ def test_files_of_a_result(tmp_path, capsys):
     assert found["notes"] == ["one note"] and found["tables"]["classes"]["rows"][1] == [None, None]
     print_task_table("classes", table)
     assert "12 more rows" in capsys.readouterr().out
+    print_values({"rmse": 0.5, "test_images": 9, "non_finite": 2})
+    assert "2 of 9 images are not finite" in capsys.readouterr().out
 
 
 def test_every_task_has_its_module():
@@ -175,8 +188,8 @@ def test_tasks_of_a_run_are_evaluated_and_do_not_rank_its_checkpoints():
         found = {name: made[name](params) for name in ("knn", "linear")}
     assert found["knn"]["top1_k20"] > 0.2 and found["knn"]["images"] == 359
     assert {"top1", "top5", "loss", "held_out_top1"} < found["linear"].keys()
-    with pytest.raises(ConfigError, match="must be of knn, linear, logistic"):
-        override(to_dict(config), {"tasks.while_training": ("depth",)})
+    with pytest.raises(ConfigError, match="must be of knn, linear, logistic, segmentation, depth"):
+        override(to_dict(config), {"tasks.while_training": ("kmeans",)})
 
 
 @pytest.mark.slow

@@ -257,9 +257,10 @@ def evaluate_task(name: CheckpointName, overrides: Mapping[str, object], out: st
     values = flags.FLAGS
     given = Given(name.path, values.task, values.data, values.train_data, values.params)
     if not loading.is_run(name.path) and values.suite is None:
-        task_splits(
-            given, Config().data, is_run="data.name" in overrides
-        )  # said before a model is downloaded
+        settings = {key: value for key, value in overrides.items() if key.startswith("tasks.")}
+        tasks = config_lib.override(config_lib.to_dict(Config()), settings).tasks
+        # said before a model is downloaded
+        task_splits(given, Config().data, tasks, is_run="data.name" in overrides)
     checkpoint = open_checkpoint(name, overrides, values.params, is_task=True)
     _say_normalisation(checkpoint, overrides)
     folder = cli.writable_folder(out, "--out") if jax.process_index() == 0 else Path(out).expanduser()

@@ -14,10 +14,12 @@ import jax
 from vit_registers import status
 from vit_registers.analysis.file_names import file_name
 from vit_registers.config import Data, Model, Tasks, check_section, image_size
+from vit_registers.config.tasks import head_settings
 from vit_registers.data.loaders import loader_to_evaluate
 from vit_registers.data.selection import require_split, select
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
+from vit_registers.evaluation.dense.task import splits_of_settings
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.evaluation.tasks import TASKS, import_task
 from vit_registers.loading import ExternalCheckpoint
@@ -53,12 +55,17 @@ class TaskRun(NamedTuple):
     log_every_s: float
 
 
-def task_splits(given: Given, data: Data, *, is_run: bool) -> Splits:
-    """The data of a task: those that are given, or the splits of the run, for a task that can use them.
+def task_splits(given: Given, data: Data, settings: Tasks, *, is_run: bool) -> Splits:
+    """The data of a task: those that are given, those of its settings, or the splits of the run.
 
-    Raises ConfigError if there are none.
+    Only dense tasks have such settings, and only the others can use the splits of the run. Raises ConfigError
+    if there are none.
     """
     is_dense = TASKS[given.task].is_dense
+    if given.data is None and is_dense:
+        own = splits_of_settings(given.task, settings, given.train_data)
+        if own is not None:
+            return own
     if given.data is not None:
         test = require_split(given.data, flag="--data")
     elif is_dense:
@@ -85,7 +92,8 @@ def open_task(
     """The task on a checkpoint, whose parameters are read. Raises UserErrors, one line each."""
     config = checkpoint.config
     check_section("tasks", config.tasks)
-    splits = task_splits(given, config.data, is_run=checkpoint.step is not None or "data.name" in overrides)
+    is_run = checkpoint.step is not None or "data.name" in overrides
+    splits = task_splits(given, config.data, config.tasks, is_run=is_run)
     data = config.data
     if not TASKS[given.task].is_dense:
         data = select(data, *splits.test)
@@ -172,7 +180,7 @@ def _settings(model: Model, data: Data, tasks: Tasks, task: str) -> dict[str, An
         "data": dataclasses.asdict(data)
         | {"data_dir": folder, "image_size": list(data.image_size or model.image_size)},
         "model": {"dtype": model.dtype, "attention": model.attention},
-        "tasks": {"seed": tasks.seed, task: dataclasses.asdict(getattr(tasks, task))},
+        "tasks": {"seed": tasks.seed, task: head_settings(getattr(tasks, task))},
     }
 
 

@@ -28,6 +28,8 @@ def print_values(result: Mapping[str, Any], notes: Sequence[str] = ()) -> int:
         for key, value in result.items()
         if key != "step" and (value is None or isinstance(value, int | float))
     }
+    if "test_images" in numbers:  # the name in results of dense tasks
+        numbers["images"] = numbers["test_images"]
     if found := find_non_finite(numbers):
         print(f"{'warning':<{width}}{found}")
     for note in notes:

@@ -4,8 +4,9 @@
 
 `features` are those of `analyze all`, and `tasks` those of `evaluate --task`: cls of four blocks and the mean
 patch. The lower bound is the jitted forward pass of the same model on batches in memory, with its logits
-fetched. All are measured in turn in one process. Peak memory is then measured in a separate process for each
-number of images.
+fetched. All are measured in turn in one process. Where the system is Linux, each speed is printed with the
+cores that this process used, and those that all others used: a round during which others used some is not to
+be trusted. Peak memory is then measured in a separate process for each number of images.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -79,10 +81,10 @@ def first_images(images: Path, number: int, folder: Path) -> Path:
 
 def time_task(cfg: Config, model: ViT, images: Path) -> float:
     """Seconds to compute the features of the tasks of all `images`, decoding included."""
+    features = block_features(cfg.model, cfg.data, 4, None)  # compiled once for all folders
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, data_dir=str(images)))
     mesh, (_, params) = make_mesh(cfg.mesh), nnx.split(model, nnx.Param)
     split = EvalSplit(open_data(cfg), "all")
-    features = block_features(cfg.model, cfg.data, 4, None)
     started = time.monotonic()
     with jax.set_mesh(mesh):
         rows = run_features(features, nnx.to_pure_dict(params), split, mesh, say=lambda line: None)
@@ -90,13 +92,15 @@ def time_task(cfg: Config, model: ViT, images: Path) -> float:
     return time.monotonic() - started
 
 
+@nnx.jit
+def logits(model: ViT, image_BxHxWxC: jax.Array) -> jax.Array:
+    """The bare forward pass."""
+    return model(normalize(image_BxHxWxC, mean=_HALF, std=_HALF)).logits
+
+
 def forward(cfg: Config, model: ViT, number: int) -> float:
     """Seconds of the bare forward pass of `number` images."""
     batch = np.random.default_rng(0).integers(0, 256, (BATCH, *cfg.model.image_size, 3), dtype=np.uint8)
-
-    @nnx.jit
-    def logits(model: ViT, image: jax.Array) -> jax.Array:
-        return model(normalize(image, mean=_HALF, std=_HALF)).logits
 
     started, pending = time.monotonic(), None
     for _ in range(number // BATCH):
@@ -106,6 +110,25 @@ def forward(cfg: Config, model: ViT, number: int) -> float:
         pending = computed
     np.asarray(pending)
     return time.monotonic() - started
+
+
+def busy_s() -> tuple[float, float]:
+    """(seconds of all cores that this process has used, that all processes have used; 0 if not on Linux)."""
+    own, stat = os.times(), Path("/proc/stat")
+    if not stat.exists():
+        return own.user + own.system, 0.0
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, stat.read_text().split("\n")[0].split()[1:])
+    ticks = user + nice + system + irq + softirq + steal
+    return own.user + own.system, ticks / os.sysconf("SC_CLK_TCK")
+
+
+def timed(measure: Callable[[], float]) -> tuple[float, str]:
+    """(what `measure` returns, a text with the cores that were used meanwhile)."""
+    started, (own, total) = time.monotonic(), busy_s()
+    spent, (own_then, total_then) = measure(), busy_s()
+    cores = (own_then - own) / (time.monotonic() - started)
+    others = (total_then - total) / (time.monotonic() - started) - cores
+    return spent, f"({cores:.1f} cores, others {max(others, 0):.1f})"
 
 
 def peak_mib() -> float:
@@ -122,14 +145,15 @@ def measure(args: argparse.Namespace, cfg: Config, model: ViT, folder: Path) -> 
         time_task(cfg, model, first_images(args.images, BATCH, folder / "few"))  # compiles
     ratios: dict[str, list[float]] = {}
     for i in range(args.rounds):
-        bare = forward(cfg, model, args.timed)
-        spent = {"tasks": time_task(cfg, model, images)}
+        bare, text = timed(lambda: forward(cfg, model, args.timed))
+        spent = {"tasks": timed(lambda: time_task(cfg, model, images))}
         if not args.skip_analysis:
-            spent["features"] = time_extract(cfg, model, folder / str(i), args.timed)
-        line = f"bare {args.timed / bare:6.1f}/s"
-        for name, own in spent.items():
+            out = folder / str(i)
+            spent["features"] = timed(lambda out=out: time_extract(cfg, model, out, args.timed))
+        line = f"bare {args.timed / bare:6.1f}/s {text}"
+        for name, (own, text) in spent.items():
             ratios.setdefault(name, []).append(bare / own)
-            line += f"   {name} {args.timed / own:6.1f}/s   ratio {bare / own:.2f}"
+            line += f"   {name} {args.timed / own:6.1f}/s {text}   ratio {bare / own:.2f}"
         print(line, flush=True)
     for name, found in ratios.items():
         print(f"{name}: median ratio {statistics.median(found):.2f}, decoding included")

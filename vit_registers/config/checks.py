@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vit_registers.config.settings import Config
-from vit_registers.config.tasks import IMAGE_TASKS
+from vit_registers.config.tasks import DENSE_TASKS, IMAGE_TASKS
 from vit_registers.errors import ConfigError
 
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config))
@@ -112,8 +112,9 @@ def _kept(value: int) -> str | None:
     return None if 2 <= value <= _MAX_INT else ">= 2, so that a damaged checkpoint has one before it"
 
 
-def _image_task(value: str) -> str | None:
-    return None if value in IMAGE_TASKS else f"of {', '.join(IMAGE_TASKS)}"
+def _task(value: str) -> str | None:
+    names = (*IMAGE_TASKS, *DENSE_TASKS)
+    return None if value in names else f"of {', '.join(names)}"
 
 
 _epochs = _up_to(MAX_STEPS, has_zero=False)
@@ -195,7 +196,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.keep_every_steps": _at_least(1),
     "checkpoint.max_failed_saves": _at_least(1),
     "tasks.seed": _seed,
-    "tasks.while_training": _image_task,
+    "tasks.while_training": _task,
     "tasks.knn.neighbors": _at_least(1),
     "tasks.knn.few_shot": _at_least(1),
     "tasks.knn.num_draws": _at_least(1, 1000),

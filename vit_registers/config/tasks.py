@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 IMAGE_TASKS = ("knn", "linear", "logistic")  # those that need one label for each image
+DENSE_TASKS = ("segmentation", "depth")  # those that need a label for each pixel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,12 @@ class LogisticSettings:
 class SegmentationSettings:
     """A linear head for semantic segmentation, by DINOv2's protocol. None: that of the data set."""
 
+    # The images of the result, NAME:SPLIT or FOLDER:SPLIT, such as "digit_scenes:test"; None: --data is
+    # required. --data takes the place of this setting and of the next one.
+    data: str | None = None
+    # The images that the head is trained on; None: the split train of the same data set. --train_data takes
+    # its place.
+    train_data: str | None = None
     num_steps: int | None = None  # of training
     batch_size: int = 16  # global
     learning_rate: float = 1e-3  # the peak
@@ -84,6 +91,8 @@ class SegmentationSettings:
 class DepthSettings:
     """A linear head for depth from one image, by DINOv2's protocol. None: that of the data set."""
 
+    data: str | None = None  # as tasks.segmentation.data
+    train_data: str | None = None  # as tasks.segmentation.train_data
     num_steps: int | None = None  # of training
     batch_size: int = 16  # global
     learning_rate: float | None = None  # the peak
@@ -143,12 +152,20 @@ def for_data(settings: DenseSettings, protocol: str) -> DenseSettings:
     return dataclasses.replace(settings, **own)
 
 
+def head_settings(settings: Any) -> dict[str, Any]:
+    """The settings of a task by name, without those that say which data: a result has these elsewhere."""
+    values = dataclasses.asdict(settings)
+    return {name: value for name, value in values.items() if name not in ("data", "train_data")}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks:
     """What frozen features are good for: `vit-registers evaluate --task=NAME`."""
 
     seed: int = 0  # of what tasks draw: held-out images, the order of images, crops, initial heads
-    while_training: tuple[str, ...] = ()  # that each evaluation of a run computes too: knn, linear, logistic
+    # Tasks that each evaluation of a run computes too: knn, linear, logistic, segmentation, depth. The last
+    # two require tasks.segmentation.data and tasks.depth.data.
+    while_training: tuple[str, ...] = ()
     knn: KnnSettings = KnnSettings()
     linear: LinearSettings = LinearSettings()
     logistic: LogisticSettings = LogisticSettings()

@@ -119,11 +119,9 @@ def training_features(
         yield row
 
 
-def empty_classes(count_Y: np.ndarray, names: Sequence[str]) -> list[str]:
-    """A note that names the classes without a training image, `count_Y` images each; none if all have one."""
+def empty_classes(count_Y: np.ndarray, names: Sequence[str], *, what: str = "training image") -> list[str]:
+    """A note that names the classes of which `count_Y` is 0; none if all have a training image, or `what`."""
     empty = [name for name, count in zip(names, count_Y, strict=True) if not count]
     if not empty:
         return []
-    return [
-        f"{len(empty)} of {len(names)} classes have no training image, so they are not learned: {some(empty)}"
-    ]
+    return [f"{len(empty)} of {len(names)} classes have no {what}, so they are not learned: {some(empty)}"]

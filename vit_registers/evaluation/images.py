@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from vit_registers.config import Config, Data, Run, Tasks
 from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
 from vit_registers.data.selection import select
 from vit_registers.errors import DataError
-from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+from vit_registers.evaluation.task import FrozenModel, Measure, Splits, TaskResult
 
 
 class TaskImages(NamedTuple):
@@ -37,26 +37,10 @@ class TaskImages(NamedTuple):
         return sum(loader.num_broken for loader in loaders.values())
 
 
-class MeasureImages(Protocol):
-    """Measures a frozen model on images that are open; see task.py: Task."""
-
-    def __call__(
-        self,
-        frozen: FrozenModel,
-        settings: Tasks,
-        images: TaskImages,
-        *,
-        folder: Path | None,
-        say: Callable[[str], None],
-    ) -> TaskResult:
-        """The result."""
-        ...
-
-
 class ImageTask(NamedTuple):
     """A Task on images with one label each."""
 
-    measure: MeasureImages
+    measure: Measure[TaskImages]  # on images that are open
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_registers.config import LogisticSettings, Tasks, lookup
 from vit_registers.data.sources.parts import held_out_records
-from vit_registers.errors import DataError
+from vit_registers.errors import DataError, TrainingError
 from vit_registers.evaluation.dense.saved import SavedHead, read_head, write_head
 from vit_registers.evaluation.features import block_features, empty_classes, run_features, training_features
 from vit_registers.evaluation.images import ImageTask, TaskImages
@@ -97,12 +97,18 @@ def _training(
     trained = LabelledFeatures(*(x[good_N] for x in examples))
     held_N = held_N[good_N] if settings.logistic.chosen_on == "held_out" else np.zeros(good_N.sum(), bool)
     classes = len(np.unique(trained.label_NxK[~held_N, 0]))
+    left_out = int((rows.mask_B & ~examples.is_finite_N).sum())
+    if classes < 2 and left_out:
+        raise TrainingError(
+            f"the features of {left_out} of {int(rows.mask_B.sum())} training images are not finite, so no "
+            "logistic regression fits"
+        )
     if classes < 2:
         raise DataError(
             f"split '{split.split}' of '{split.loader.name}' has images of {classes} class(es) to learn "
             "from: must be 2 or more"
         )
-    return trained, held_N, int((rows.mask_B & ~examples.is_finite_N).sum())
+    return trained, held_N, left_out
 
 
 def _examples(rows: FeatureBatch) -> LabelledFeatures:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -54,14 +54,18 @@ class TaskResult(NamedTuple):
     notes: Sequence[str] = ()  # lines for the reader
 
 
-class Task(Protocol):
-    """Measures one thing of a frozen model."""
+D_contra = TypeVar("D_contra", contravariant=True)
+
+
+class Measure(Protocol[D_contra]):
+    """Measures one thing of a frozen model on data of a type, such as Splits."""
 
     def __call__(
         self,
         frozen: FrozenModel,
         settings: Tasks,
-        splits: Splits,
+        data: D_contra,
+        /,
         *,
         folder: Path | None,
         say: Callable[[str], None],
@@ -71,7 +75,9 @@ class Task(Protocol):
         `say` gets lines on what the task is doing, as often as it likes: a terminal shows the newest, and a
         log one from time to time. `pace.py` makes them. What a reader has to know afterwards is in `notes`.
 
-
         Raises ConfigError or DataError, one line each, before anything is computed where it can.
         """
         ...
+
+
+Task = Measure[Splits]  # opens the data itself

@@ -121,7 +121,7 @@ def test_an_interrupted_run_ends_with_the_same_result(folder, result, tmp_path, 
     assert "depth of tiny: continues at step 9" in said
     assert resumed.tables == result.tables and resumed.values == result.values
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"depth_{name}.npz" for name in ("model", "random", "position")
+        f"depth_{name}.npz" for name in ("model", "random_backbone", "position_only")
     }
 
 

@@ -7,7 +7,10 @@ import pytest
 from tests.fixtures.digits import CONFIG
 from vit_registers.config import Mesh, Model, SegmentationSettings, Tasks
 from vit_registers.data.sources import digit_scenes
+from vit_registers.data.sources.dense import CLASSES, IGNORED
 from vit_registers.errors import ConfigError, DataError
+from vit_registers.evaluation.segmentation.inference import count_split
+from vit_registers.evaluation.segmentation.protocol import Sizes
 from vit_registers.evaluation.segmentation.task import SEGMENTATION
 from vit_registers.evaluation.task import FrozenModel, Splits
 from vit_registers.models.params import init_params
@@ -76,6 +79,31 @@ def test_errors_come_before_anything_is_computed(tmp_path):
     fails(ConfigError, r"batch_size=6 does not divide over 4 devices", devices=4, batch_size=6)
     model = Model(channels=4, image_size=(8, 8), patch_size=4, width=16, depth=1, num_heads=2)
     fails(ConfigError, r"model.channels=4, and segmentation requires 1 or 3", model=model)
+
+
+def test_an_image_with_logits_that_are_not_finite_is_wrong():
+    def predict(window_BxHxWxC):
+        logit = np.zeros((*window_BxHxWxC.shape[:3], 11), np.float32)
+        logit[..., 0] = 1  # the background
+        logit[4] = np.nan  # a window of the first scene
+        return logit
+
+    source, sizes = digit_scenes.DigitScenes(CLASSES), Sizes(short_side=24, crop=8, stride=8)
+    found = count_split(
+        predict,
+        source,
+        "test",
+        sizes=sizes,
+        channels=1,
+        batch=63,
+        kept=(0, 1),
+        say=lambda line: None,
+        what="x",
+    )
+    assert found.num_non_finite == 1 and found.count_YxY.sum() == 7 * 24 * 24
+    assert (found.predictions[0] == IGNORED).all() and not found.predictions[1].any()
+    right = sum(int((source.load("test", i, 1).label_HxW == 0).sum()) for i in range(1, 7))
+    assert np.trace(found.count_YxY) == right
 
 
 def test_train_and_test_must_have_the_same_classes(tmp_path):

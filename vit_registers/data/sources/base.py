@@ -90,9 +90,11 @@ def check_labels(source: DataSource, split: str, record_N: Iterable[int], label_
     """Raises DataError for a label that is not a class, such as the -1 of test sets without labels."""
     for record, label in zip(record_N, label_N, strict=True):
         if not 0 <= label < len(source.class_names):
+            number = len(source.class_names)
+            cure = "take a split that has labels" if label < 0 else "the data set must list all its classes"
             raise DataError(
                 f"{source.describe(split, int(record))} has the {source.label_name} {label}, which is none "
-                f"of the {len(source.class_names)} classes: take a split that has labels"
+                f"of the {number} classes (0 to {number - 1}): {cure}"
             )
 
 

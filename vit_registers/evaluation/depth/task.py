@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_registers.config import Tasks
-from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
+from vit_registers.config.tasks import head_settings
 from vit_registers.evaluation.dense.examples import Examples
 from vit_registers.evaluation.dense.pictures import shown_examples
-from vit_registers.evaluation.dense.saved import SavedHead, checksum
+from vit_registers.evaluation.dense.task import DenseTask, Row, Scores, measure_rows, table_rows
 from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recipe
+from vit_registers.evaluation.depth.errors import summarize
 from vit_registers.evaluation.depth.head import init_depth_head, predict_depth
 from vit_registers.evaluation.depth.losses import gradient_loss, sig_loss
 from vit_registers.evaluation.depth.measure import Measured, make_predictor, measure
@@ -29,9 +30,8 @@ from vit_registers.evaluation.depth.protocol import (
 from vit_registers.evaluation.depth.result import depth_result
 from vit_registers.evaluation.pace import Pace
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
-from vit_registers.strict_json import dumps
 
-_BASELINES = {POSITION: "position", RANDOM: "random"}
+_METRICS = ("rmse", "abs_rel", "a1")  # while training
 
 
 class _Program(NamedTuple):
@@ -39,15 +39,6 @@ class _Program(NamedTuple):
 
     trainer: HeadTrainer
     predict: Callable[[Any, Any, jax.Array], jax.Array]  # of measure.py
-
-
-class _Row(NamedTuple):
-    """A head and what it is trained on."""
-
-    name: str
-    program: _Program
-    backbone: Any
-    is_resumable: bool = True
 
 
 def depth(
@@ -66,23 +57,37 @@ def depth(
     problem = open_problem(frozen, settings, splits)
     examples = training_examples(problem)
     with jax.set_mesh(frozen.mesh):
-        own = depth_model_features(problem, frozen.edits)
-        plain = own if frozen.edits is None else depth_model_features(problem, None)
-        rows, columns, _ = _shape(own, frozen.backbone, examples)
-        position = position_features(own, frozen.backbone, grid=(rows, columns))
-        program = _program(problem, own, frozen.backbone, examples)
-        same = program if plain is own else _program(problem, plain, frozen.backbone, examples)
-        new = random_backbone(frozen.model, frozen.mesh, seed=problem.seed)
-        heads = (
-            _Row(frozen.name, program, frozen.backbone, is_resumable=frozen.edits is None),
-            _Row(RANDOM, same, new),
-            _Row(POSITION, _program(problem, position, {}, examples), {}),
+        rows = table_rows(
+            frozen,
+            functools.partial(depth_model_features, problem),
+            seed=problem.seed,
+            grid_of=lambda own: _shape(own, frozen.backbone, examples)[:2],
         )
-        measured = {row.name: _measure(problem, row, examples, folder, say) for row in heads}
+        measured = measure_rows(
+            rows,
+            lambda features, backbone: _program(problem, features, backbone, examples),
+            lambda row, program: _measure(problem, row, program, examples, folder, say),
+        )
     return depth_result(problem, measured)
 
 
-DEPTH = depth
+def _open_scores(frozen: FrozenModel, settings: Tasks, splits: Splits) -> Scores:
+    problem = open_problem(frozen, settings, splits)
+    examples, features = training_examples(problem), depth_model_features(problem, frozen.edits)
+    program = _program(problem, features, frozen.backbone, examples)
+
+    def scores(backbone: Any) -> dict[str, float]:
+        row = Row(frozen.name, features, backbone)
+        with jax.set_mesh(frozen.mesh):
+            found = _measure(problem, row, program, examples, None, lambda line: None)
+        summary = summarize(found.errors, where=f"test data {problem.test}")
+        own = {name: summary.means[name] for name in _METRICS}
+        return {**own, "images": summary.num_images, "non_finite": found.num_non_finite}
+
+    return scores
+
+
+DEPTH = DenseTask(depth, _open_scores, _METRICS)
 
 
 def _shape(features: Features, backbone: Any, examples: Examples) -> tuple[int, int, int]:
@@ -110,17 +115,27 @@ def _program(problem: Problem, features: Features, backbone: Any, examples: Exam
 
 
 def _measure(
-    problem: Problem, row: _Row, examples: Examples, folder: Path | None, say: Callable[[str], None]
+    problem: Problem,
+    row: Row,
+    program: _Program,
+    examples: Examples,
+    folder: Path | None,
+    say: Callable[[str], None],
 ) -> Measured:
     """What a head predicts of the test split. The head is trained first."""
-    what, saved, number = f"depth of {row.name}", None, problem.test.number
-    if folder is not None and row.is_resumable:
-        file = f"depth_{_BASELINES.get(row.name, 'model')}.npz"
-        saved = SavedHead(folder / file, _identity(problem, row))
-    head, _ = row.program.trainer.train(row.backbone, examples, what=what, saved=saved, say=say)
+    what, number, train = f"depth of {row.name}", problem.test.number, problem.train
+    about = {
+        "settings": head_settings(problem.settings),
+        "seed": problem.seed,
+        "data": [train.source.name, train.split, train.number],
+        "model": dataclasses.asdict(problem.frozen.model),
+        "images": [problem.frozen.data.mean, problem.frozen.data.std],
+    }
+    saved = row.saved(folder, "depth", about)
+    head, _ = program.trainer.train(row.backbone, examples, what=what, saved=saved, say=say)
     return measure(
         problem,
-        lambda image_BxHxWxC: row.program.predict(row.backbone, head, image_BxHxWxC),
+        lambda image_BxHxWxC: program.predict(row.backbone, head, image_BxHxWxC),
         kept=shown_examples(number),
         pace=Pace(f"{what}, test", number, say, unit="images"),
     )
@@ -143,18 +158,3 @@ def _loss(
     if settings.gradient_weight:
         loss += settings.gradient_weight * gradient_loss(predicted_BxHxW, label_BxHxW)
     return loss, statistics
-
-
-def _identity(problem: Problem, row: _Row) -> str:
-    """Everything that the trained head depends on, but for edits of the forward pass."""
-    frozen, train = problem.frozen, problem.train
-    parts = {
-        "row": _BASELINES.get(row.name, "model"),
-        "settings": dataclasses.asdict(problem.settings),
-        "seed": problem.seed,
-        "data": [train.source.name, train.split, train.number],
-        "model": dataclasses.asdict(frozen.model),
-        "images": [frozen.data.mean, frozen.data.std],
-        "parameters": checksum(row.backbone),
-    }
-    return dumps(parts, sort_keys=True)

@@ -6,7 +6,7 @@ from, or on the test images, as released.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,21 @@ class Sources(NamedTuple):
 
     training: Callable[[int], Iterator[FeatureBatch]]  # endless batches, from a step on
     held_out: Callable[[], Iterator[FeatureBatch]]  # not used if the choice is made on test images
-    notes: Sequence[str] = ()
+
+
+class Given(NamedTuple):
+    """What the sources are made of."""
+
+    frozen: FrozenModel
+    settings: Tasks
+    images: TaskImages
+    plan: Plan
+    features: Features
+    say: Callable[[str], None]
+
+    def config(self, data: Data) -> Config:
+        """The settings of a loader of `data`."""
+        return Config(model=self.frozen.model, data=data, run=Run(seed=self.settings.seed))
 
 
 def measure_linear(
@@ -72,7 +86,7 @@ def measure_linear(
     grid = LinearGrid(plan, dims(model).width, model.use_cls, images.num_classes, frozen.mesh)
     features = block_features(model, frozen.data, max(plan.num_blocks), frozen.edits)
     make = cached_sources if plan.is_cached else streamed_sources
-    sources = make(frozen, settings, images, plan, features, say)
+    sources = make(Given(frozen, settings, images, plan, features, say))
     saved = None if folder is None else SavedHead(folder / "classifiers.npz", repr((plan, number)))
     state = train_grid(grid, sources.training, seed=settings.seed, saved=saved, say=say)
     scores = {}
@@ -86,26 +100,22 @@ def measure_linear(
     values = _values(plan, settings, scores, chosen_on, best, num_heads=grid.num_heads)
     values["left_out"] = images.num_broken
     values["not_learned"] = int(state.num_left_out)
+    what = f"image among those of the {plan.num_steps} steps"
+    empty = empty_classes(np.asarray(state.learned_Y), images.train.loader.class_names, what=what)
     return TaskResult(
         values,
         {"classifiers": _table(plan, settings, chosen_on if plan.num_held_out else None, scores[""])},
-        notes=[*_notes(frozen, settings, plan), *sources.notes],
+        notes=[*_notes(frozen, settings, plan), *empty],
     )
 
 
-def cached_sources(
-    frozen: FrozenModel,
-    settings: Tasks,
-    images: TaskImages,
-    plan: Plan,
-    features: Features,
-    say: Callable[[str], None],
-) -> Sources:
+def cached_sources(given: Given) -> Sources:
     """The features of all training images, computed once, with the images that plan.train_ops make."""
+    frozen, settings, images, plan, features, say = given
     data = dataclasses.replace(images.train_data, eval_ops=plan.train_ops)
     loader = images.train.loader
     if plan.train_ops != images.train_data.eval_ops:
-        loader = open_data(_config(frozen, settings, data))
+        loader = open_data(given.config(data))
     split = EvalSplit(loader, images.train.split)
     made = training_features(features, frozen.backbone, split, frozen.mesh, say=say)
     rows = host_features(feature_batches(made), frozen.mesh)
@@ -118,20 +128,12 @@ def cached_sources(
         index = held_out_records(number, share, settings.seed)
         return evaluation_batches(rows.rows(index), data.eval_batch_size, frozen.mesh)
 
-    count_Y = np.bincount(learned.label_BxK[learned.mask_B, 0], minlength=images.num_classes)
-    notes = empty_classes(count_Y, loader.class_names)
-    return Sources(lambda start: training_batches(learned, order, start, frozen.mesh), held, notes)
+    return Sources(lambda start: training_batches(learned, order, start, frozen.mesh), held)
 
 
-def streamed_sources(
-    frozen: FrozenModel,
-    settings: Tasks,
-    images: TaskImages,
-    plan: Plan,
-    features: Features,
-    say: Callable[[str], None],
-) -> Sources:
+def streamed_sources(given: Given) -> Sources:
     """Features of images that are made for each step: one pass of the backbone trains all classifiers."""
+    frozen, settings, images, plan, features, say = given
     data, share = images.train_data, settings.linear.held_out
     if plan.num_held_out:
         data = dataclasses.replace(
@@ -140,7 +142,7 @@ def streamed_sources(
             eval_split=held_out(data.train_split, share, settings.seed),
         )
     changed = {"train_ops": plan.train_ops, "batch_size": plan.batch_size, "repeats": 1, "drop_last": False}
-    loader = open_data(_config(frozen, settings, dataclasses.replace(data, **changed)))
+    loader = open_data(given.config(dataclasses.replace(data, **changed)))
     compute = compiled_features(features, frozen.mesh)
 
     def training(start: int) -> Iterator[FeatureBatch]:
@@ -154,10 +156,6 @@ def streamed_sources(
         return feature_batches(run_features(features, frozen.backbone, split, frozen.mesh, say=say))
 
     return Sources(training, held)
-
-
-def _config(frozen: FrozenModel, settings: Tasks, data: Data) -> Config:
-    return Config(model=frozen.model, data=data, run=Run(seed=settings.seed))
 
 
 def _order(plan: Plan, settings: Tasks, number: int) -> Order:

@@ -34,6 +34,7 @@ class GridState(NamedTuple):
     heads: dict[str, Heads]
     velocity: dict[str, Heads]
     num_left_out: jax.Array  # images that were left out, as their features were not finite
+    learned_Y: jax.Array  # images of each class that were learned from, over all steps
 
 
 class GridScores(NamedTuple):
@@ -110,7 +111,8 @@ def train_grid(
 def _init(grid: LinearGrid, seed: int) -> GridState:
     rates, zero = len(grid.plan.learning_rates), jnp.zeros((), jnp.int32)
     heads = init_heads(jax.random.key(seed), grid.widths(), num_rates=rates, num_classes=grid.num_classes)
-    return GridState(zero, heads, jax.tree.map(jnp.zeros_like, heads), zero)
+    learned_Y = jnp.zeros(grid.num_classes, jnp.int32)
+    return GridState(zero, heads, jax.tree.map(jnp.zeros_like, heads), zero, learned_Y)
 
 
 @functools.lru_cache(maxsize=4)
@@ -127,7 +129,8 @@ def _compiled_step(grid: LinearGrid) -> Callable[..., tuple[GridState, jax.Array
         now_R = rates_at(state.step, grid.plan.num_steps, rate_R)
         heads, velocity, loss = grid_step(state.heads, state.velocity, inputs, label_B, mask_B, now_R)
         left_out = state.num_left_out + (batch.mask_B & ~is_finite_B).sum(dtype=jnp.int32)
-        return GridState(state.step + 1, heads, velocity, left_out), loss
+        learned_Y = state.learned_Y.at[label_B].add(mask_B.astype(jnp.int32))
+        return GridState(state.step + 1, heads, velocity, left_out, learned_Y), loss
 
     return step
 

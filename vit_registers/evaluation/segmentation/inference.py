@@ -3,10 +3,11 @@
 import collections
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
-from vit_registers.data.sources.dense import DenseSource
+from vit_registers.data.sources.dense import IGNORED, DenseSource
 from vit_registers.evaluation.dense.examples import in_threads
 from vit_registers.evaluation.dense.images import resized, size_of_short_side
 from vit_registers.evaluation.pace import Pace
@@ -16,6 +17,14 @@ from vit_registers.evaluation.segmentation.windows import Predict, predicted_cla
 
 _THREADS = 8  # each holds the logits of an image
 _MAX_LOGIT_BYTES = 1 << 30  # of a call
+
+
+class Counted(NamedTuple):
+    """What a head predicts of a split."""
+
+    count_YxY: np.ndarray  # of confusion
+    predictions: dict[int, np.ndarray]  # the classes of the images that are kept
+    num_non_finite: int  # images with logits that are not finite
 
 
 def windows_at_once(num_classes: int, crop: int, num_devices: int) -> int:
@@ -35,11 +44,13 @@ def count_split(
     kept: Collection[int],
     say: Callable[[str], None],
     what: str,
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """(count_YxY, the predicted classes of the images `kept`) of a split.
+) -> Counted:
+    """What is predicted of a split, with the classes of the images `kept`.
 
     The short side of each image is resized to sizes.short_side; the mean logits of its windows are resized to
     the size of its labels, and the highest one is the prediction. `predict` gets `batch` windows, uint8.
+    Every pixel of an image with logits that are not finite is wrong: the class after its label is counted,
+    and IGNORED is kept.
     """
     number, num_classes = source.num_examples(split), len(source.class_names)
     labels: collections.deque[np.ndarray] = collections.deque()
@@ -56,17 +67,22 @@ def count_split(
 
     def counted(logit_HxWxY: np.ndarray, label_HxW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, width = label_HxW.shape
+        if not np.isfinite(logit_HxWxY).all():
+            wrong_HxW = (label_HxW + 1) % num_classes
+            return confusion(label_HxW, wrong_HxW, num_classes), np.full(label_HxW.shape, IGNORED, np.int32)
         predicted_HxW = predicted_classes(logit_HxWxY, (height, width))
         return confusion(label_HxW, predicted_HxW, num_classes), predicted_HxW
 
     total_YxY, found = np.zeros((num_classes, num_classes), np.int64), {}
+    num_non_finite = 0
     waiting: collections.deque[Future[tuple[np.ndarray, np.ndarray]]] = collections.deque()
     pace, done = Pace(f"{what}: split '{split}'", number, say, unit="images"), 0
 
     def take() -> None:
-        nonlocal done
+        nonlocal done, num_non_finite
         count_YxY, predicted_HxW = waiting.popleft().result()
         total_YxY[...] += count_YxY
+        num_non_finite += bool((predicted_HxW == IGNORED).all())
         if done in kept:
             found[done] = predicted_HxW
         done += 1
@@ -80,4 +96,4 @@ def count_split(
                 take()
         while waiting:
             take()
-    return total_YxY, found
+    return Counted(total_YxY, found, num_non_finite)

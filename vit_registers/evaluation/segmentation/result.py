@@ -8,21 +8,27 @@ from vit_registers.config import SegmentationSettings
 from vit_registers.data.sources.dense import IGNORED, DenseSource
 from vit_registers.evaluation.dense.baselines import POSITION, RANDOM
 from vit_registers.evaluation.dense.pictures import palette, side_by_side
+from vit_registers.evaluation.features import empty_classes
+from vit_registers.evaluation.segmentation.inference import Counted
 from vit_registers.evaluation.segmentation.scores import Scores, class_table, confusion_table, scores
 from vit_registers.evaluation.task import TaskResult, TaskTable
 
 
 def segmentation_result(
-    counts: Mapping[str, np.ndarray],
+    counted: Mapping[str, Counted],
     *,
+    labelled_Y: np.ndarray,
     settings: SegmentationSettings,
     train: tuple[DenseSource, str],
     test: tuple[DenseSource, str],
     picture_HxWx3: np.ndarray,
 ) -> TaskResult:
-    """The result from the confusion matrices, by row of the table; the first one is the model's."""
-    found = {name: scores(count_YxY) for name, count_YxY in counts.items()}
-    model, count_YxY = next(iter(counts.items()))
+    """The result from what each row of the table predicts; the first one is the model's.
+
+    `labelled_Y` says which classes have a pixel that the model's head was trained on.
+    """
+    found = {name: scores(one.count_YxY) for name, one in counted.items()}
+    model, (count_YxY, _, num_non_finite) = next(iter(counted.items()))
     (source, split), names = test, test[0].class_names
     own = found[model]
     values: dict[str, float | int | str] = {
@@ -30,6 +36,7 @@ def segmentation_result(
         "random_backbone_miou": found[RANDOM].miou,
         "position_only_miou": found[POSITION].miou,
         "test_images": source.num_examples(split),
+        "non_finite": num_non_finite,
         "train_images": train[0].num_examples(train[1]),
         "classes": len(names),
         "divisor": settings.divisor,
@@ -42,7 +49,9 @@ def segmentation_result(
         "classes": class_table(count_YxY, names),
         "confusion": confusion_table(count_YxY, names),
     }
-    return TaskResult(values, tables, {"predictions": picture_HxWx3}, _notes(model, found, count_YxY, names))
+    notes = empty_classes(labelled_Y, names, what="pixel in the images of the training")
+    notes += _notes(model, found, count_YxY, names)
+    return TaskResult(values, tables, {"predictions": picture_HxWx3}, notes)
 
 
 def _notes(

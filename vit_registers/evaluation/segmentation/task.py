@@ -11,30 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_registers.config import SegmentationSettings, Tasks
+from vit_registers.config.tasks import head_settings
 from vit_registers.data.sources.dense import CLASSES, DenseSource
 from vit_registers.data.sources.dense_catalog import open_dense
 from vit_registers.errors import ConfigError, DataError
-from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
 from vit_registers.evaluation.dense.examples import DenseExample, Examples
 from vit_registers.evaluation.dense.features import block_tokens, network_input
 from vit_registers.evaluation.dense.pictures import shown_examples
-from vit_registers.evaluation.dense.saved import SavedHead, checksum
+from vit_registers.evaluation.dense.task import DenseTask, Row, measure_rows, table_rows
+from vit_registers.evaluation.dense.task import Scores as ScoresOf
 from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recipe
 from vit_registers.evaluation.features import EditsOf
 from vit_registers.evaluation.segmentation.crops import training_example
 from vit_registers.evaluation.segmentation.head import (
+    SegmentationHead,
+    Statistics,
     enlarge,
     init_segmentation_head,
     pixel_cross_entropy,
     segmentation_logits,
 )
-from vit_registers.evaluation.segmentation.inference import count_split, windows_at_once
+from vit_registers.evaluation.segmentation.inference import Counted, count_split, windows_at_once
 from vit_registers.evaluation.segmentation.protocol import Sizes, resolved, segmentation_optimizer
 from vit_registers.evaluation.segmentation.result import picture, segmentation_result
+from vit_registers.evaluation.segmentation.scores import Scores, scores
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model, build_model
-from vit_registers.strict_json import dumps
 from vit_registers.training.sharding import batch_sharding, replicated
 
 
@@ -47,15 +50,6 @@ class _Problem(NamedTuple):
     sizes: Sizes
     train: tuple[DenseSource, str]
     test: tuple[DenseSource, str]
-
-
-class _Row(NamedTuple):
-    """A head and what it is trained on."""
-
-    name: str
-    features: Features
-    backbone: Any
-    is_resumable: bool = True
 
 
 def segmentation(
@@ -73,33 +67,43 @@ def segmentation(
     """
     problem = _open(frozen, settings, splits)
     shown = shown_examples(problem.test[0].num_examples(problem.test[1]))
-    counts: dict[str, np.ndarray] = {}
-    predictions: dict[int, np.ndarray] = {}
     with jax.set_mesh(frozen.mesh):
-        own = _features(problem, frozen.edits)
-        plain = own if frozen.edits is None else _features(problem, None)
-        rows = (
-            _Row(frozen.name, own, frozen.backbone, frozen.edits is None),
-            _Row(RANDOM, plain, random_backbone(frozen.model, frozen.mesh, seed=settings.seed)),
-            _Row(POSITION, position_features(own, frozen.backbone), {}),
+        rows = table_rows(frozen, functools.partial(_features, problem), seed=problem.seed)
+        measured = measure_rows(
+            rows,
+            functools.partial(_program, problem),
+            lambda row, program: _measure(
+                problem, row, program, folder, say, shown if row is rows[0] else ()
+            ),
         )
-        machines: dict[Features, _Machine] = {}
-        for row in rows:
-            if row.features not in machines:
-                machines[row.features] = _machine(problem, row.features, row.backbone)
-            kept = shown if row is rows[0] else ()
-            counts[row.name], found = _measure(problem, row, machines[row.features], folder, say, kept)
-            predictions |= found
+    own = measured[frozen.name]
     return segmentation_result(
-        counts,
+        {name: one.counted for name, one in measured.items()},
+        labelled_Y=own.labelled_Y,
         settings=problem.settings,
         train=problem.train,
         test=problem.test,
-        picture_HxWx3=picture(problem.test, predictions, frozen.model.channels),
+        picture_HxWx3=picture(problem.test, own.counted.predictions, frozen.model.channels),
     )
 
 
-SEGMENTATION = segmentation
+def _open_scores(frozen: FrozenModel, settings: Tasks, splits: Splits) -> ScoresOf:
+    problem = _open(frozen, settings, splits)
+    features = _features(problem, frozen.edits)
+    program = _program(problem, features, frozen.backbone)
+    number = problem.test[0].num_examples(problem.test[1])
+
+    def scores_of(backbone: Any) -> dict[str, float]:
+        row = Row(frozen.name, features, backbone)
+        with jax.set_mesh(frozen.mesh):
+            found = _measure(problem, row, program, None, lambda line: None, ()).counted
+        own = scores(found.count_YxY)._asdict()
+        return {**own, "images": number, "non_finite": found.num_non_finite}
+
+    return scores_of
+
+
+SEGMENTATION = DenseTask(segmentation, _open_scores, Scores._fields)
 
 
 def _open(frozen: FrozenModel, settings: Tasks, splits: Splits) -> _Problem:
@@ -140,15 +144,27 @@ def _features(problem: _Problem, edits: EditsOf | None) -> Features:
     return features
 
 
-class _Machine(NamedTuple):
+class _State(NamedTuple):
+    """What a head carries besides its parameters."""
+
+    statistics: Statistics
+    labelled_Y: jax.Array  # whether a pixel of the class was trained on
+
+
+class _Measured(NamedTuple):
+    counted: Counted
+    labelled_Y: np.ndarray
+
+
+class _Program(NamedTuple):
     """What heads on the same kind of features share, so that it is compiled once."""
 
     trainer: HeadTrainer
-    # (backbone, head, statistics, window_BxHxWxC) -> logit_BxHxWxY of the size of the windows
+    # (backbone, head, state, window_BxHxWxC) -> logit_BxHxWxY of the size of the windows
     logits: Callable[[Any, Any, Any, Any], jax.Array]
 
 
-def _machine(problem: _Problem, features: Features, backbone: Any) -> _Machine:
+def _program(problem: _Problem, features: Features, backbone: Any) -> _Program:
     """The trainer and the logits of heads on `features`, which `backbone` has the shapes for."""
     frozen, settings, crop = problem.frozen, problem.settings, problem.sizes.crop
     assert settings.num_steps is not None
@@ -157,7 +173,7 @@ def _machine(problem: _Problem, features: Features, backbone: Any) -> _Machine:
     num_channels = jax.eval_shape(features, backbone, shape, size).shape[-1]
     num_classes = len(problem.train[0].class_names)
     recipe = Recipe(
-        functools.partial(init_segmentation_head, num_channels=num_channels, num_classes=num_classes),
+        functools.partial(_init, num_channels=num_channels, num_classes=num_classes),
         functools.partial(_loss, divisor=settings.divisor),
         segmentation_optimizer(settings, settings.num_steps),
         settings.num_steps,
@@ -166,13 +182,13 @@ def _machine(problem: _Problem, features: Features, backbone: Any) -> _Machine:
     )
 
     @functools.partial(jax.jit, out_shardings=replicated(frozen.mesh))
-    def logits(backbone: Any, head: Any, statistics: Any, window_BxHxWxC: jax.Array) -> jax.Array:
+    def logits(backbone: Any, head: Any, state: _State, window_BxHxWxC: jax.Array) -> jax.Array:
         size_Bx2 = jnp.full((len(window_BxHxWxC), 2), crop, jnp.int32)
         feature_BxHxWxC = features(backbone, window_BxHxWxC, size_Bx2)
-        logit_BxHxWxY, _ = segmentation_logits(head, statistics, feature_BxHxWxC, is_training=False)
+        logit_BxHxWxY, _ = segmentation_logits(head, state.statistics, feature_BxHxWxC, is_training=False)
         return enlarge(logit_BxHxWxY, (crop, crop))
 
-    return _Machine(HeadTrainer(recipe, features, frozen.mesh, setting="tasks.segmentation"), logits)
+    return _Program(HeadTrainer(recipe, features, frozen.mesh, setting="tasks.segmentation"), logits)
 
 
 def _examples(problem: _Problem) -> Examples:
@@ -197,22 +213,27 @@ def _examples(problem: _Problem) -> Examples:
 
 def _measure(
     problem: _Problem,
-    row: _Row,
-    machine: _Machine,
+    row: Row,
+    program: _Program,
     folder: Path | None,
     say: Callable[[str], None],
     kept: Sequence[int],
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """(count_YxY, predicted classes of the images `kept`) of a head, which is trained first."""
-    layout, what, saved = batch_sharding(problem.frozen.mesh), f"head of {row.name}", None
-    if folder is not None and row.is_resumable:
-        name = row.name.replace(" ", "_") if row.name in (POSITION, RANDOM) else "model"
-        saved = SavedHead(folder / f"segmentation_{name}.npz", _identity(problem, row))
-    examples = _examples(problem)
-    head, statistics = machine.trainer.train(row.backbone, examples, what=what, saved=saved, say=say)
+) -> _Measured:
+    """What a head predicts of the test split, with the images `kept`. The head is trained first."""
+    layout, what, frozen = batch_sharding(problem.frozen.mesh), f"head of {row.name}", problem.frozen
+    source, split = problem.train
+    about = {
+        "settings": head_settings(problem.settings),
+        "seed": problem.seed,
+        "data": [source.name, split, source.num_examples(split), source.class_names],
+        "model": dataclasses.asdict(frozen.model),
+        "images": [frozen.data.mean, frozen.data.std],
+    }
+    saved = row.saved(folder, "segmentation", about)
+    head, state = program.trainer.train(row.backbone, _examples(problem), what=what, saved=saved, say=say)
     source, split = problem.test
-    return count_split(
-        lambda windows: machine.logits(row.backbone, head, statistics, jax.device_put(windows, layout)),
+    counted = count_split(
+        lambda windows: program.logits(row.backbone, head, state, jax.device_put(windows, layout)),
         source,
         split,
         sizes=problem.sizes,
@@ -222,34 +243,27 @@ def _measure(
         say=say,
         what=what,
     )
+    return _Measured(counted, np.asarray(state.labelled_Y))
+
+
+def _init(key: jax.Array, *, num_channels: int, num_classes: int) -> tuple[SegmentationHead, _State]:
+    head, statistics = init_segmentation_head(key, num_channels, num_classes)
+    return head, _State(statistics, jnp.zeros(num_classes, bool))
 
 
 def _loss(
     head: Any,
-    statistics: Any,
+    state: _State,
     feature_BxHxWxC: jax.Array,
     label_BxHxW: jax.Array,
     key: jax.Array,
     step: jax.Array,
     *,
     divisor: str,
-) -> tuple[jax.Array, Any]:
-    """(cross-entropy at the size of the labels, statistics)."""
-    logit_BxHxWxY, statistics = segmentation_logits(head, statistics, feature_BxHxWxC, is_training=True)
+) -> tuple[jax.Array, _State]:
+    """(cross-entropy at the size of the labels, what else the head carries)."""
+    logit_BxHxWxY, statistics = segmentation_logits(head, state.statistics, feature_BxHxWxC, is_training=True)
     height, width = label_BxHxW.shape[1:]
+    labelled_Y = state.labelled_Y.at[label_BxHxW].set(True, mode="drop")  # IGNORED is above all classes
     large_BxHxWxY = enlarge(logit_BxHxWxY, (height, width))
-    return pixel_cross_entropy(large_BxHxWxY, label_BxHxW, divisor=divisor), statistics
-
-
-def _identity(problem: _Problem, row: _Row) -> str:
-    """Everything that the trained head depends on."""
-    source, split = problem.train
-    parts = {
-        "row": row.name if row.name in (POSITION, RANDOM) else "model",
-        "settings": [dataclasses.asdict(problem.settings), problem.seed],
-        "data": [source.name, split, source.num_examples(split), source.class_names],
-        "model": dataclasses.asdict(problem.frozen.model),
-        "images": [problem.frozen.data.mean, problem.frozen.data.std],
-        "parameters": checksum(row.backbone),
-    }
-    return dumps(parts, sort_keys=True)
+    return pixel_cross_entropy(large_BxHxWxY, label_BxHxW, divisor=divisor), _State(statistics, labelled_Y)
