@@ -8,14 +8,19 @@
 
 import os
 
-try:  # these imports take 50 ms
-    import runpy
-    import sys
+try:
+    from vit_registers import startup
 
-    from vit_registers import __version__, startup
-except KeyboardInterrupt:
+    if __name__ == "__main__":
+        startup.end_on_interrupt()
+except KeyboardInterrupt:  # in these few milliseconds
     os.write(2, b"error: interrupted\n")
     os._exit(130)  # errors.INTERRUPTED, which may not be imported yet
+
+import runpy
+import sys
+
+from vit_registers import __version__
 
 COMMANDS = {
     "train": "train a model, or resume a run",
