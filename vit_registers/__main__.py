@@ -13,14 +13,13 @@ try:
 
     if __name__ == "__main__":
         startup.end_on_interrupt()
-except KeyboardInterrupt:  # in these few milliseconds
+    import runpy
+    import sys
+
+    from vit_registers import __version__
+except KeyboardInterrupt:  # before the handler is set; the installed command sets it in `main`
     os.write(2, b"error: interrupted\n")
     os._exit(130)  # errors.INTERRUPTED, which may not be imported yet
-
-import runpy
-import sys
-
-from vit_registers import __version__
 
 COMMANDS = {
     "train": "train a model, or resume a run",
