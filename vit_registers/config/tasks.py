@@ -19,10 +19,10 @@ class KnnSettings:
 class LinearSettings:
     """A grid of linear classifiers, trained at once, by DINOv2's protocol."""
 
-    # None: 10 epochs of the images that are learned from, but at least 1,000 steps and at most 12,500, which
-    # are the steps on ImageNet.
+    # None: 10 epochs of the training images without held-out ones, but at least 1,000 and at most 12,500
+    # steps.
     num_steps: int | None = None
-    batch_size: int = 1024  # global; at most the number of images that are learned from
+    batch_size: int = 1024  # global; at most the number of training images without held-out ones
     # Of the grid, as in the code of DINOv2; each is multiplied by batch_size / 256.
     learning_rates: tuple[float, ...] = (
         1e-5,
@@ -137,7 +137,7 @@ DenseSettings = TypeVar("DenseSettings", SegmentationSettings, DepthSettings)
 
 
 def for_data(settings: DenseSettings, protocol: str) -> DenseSettings:
-    """The settings in which those of the data set take the place of None."""
+    """The settings, with those of the data set instead of None."""
     table = SEGMENTATION if isinstance(settings, SegmentationSettings) else DEPTH
     own = {name: value for name, value in table[protocol].items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **own)
