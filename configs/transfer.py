@@ -20,6 +20,7 @@ The first decays the rate from block to block and gives the head its own; the se
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -29,6 +30,7 @@ from vit_registers.config import (
     Config,
     Data,
     InitFrom,
+    Model,
     Optimizer,
     Run,
     parse_arg,
@@ -70,33 +72,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         head_rate=1.0,
         frozen="",
     )
-    if not a.path:
-        raise ConfigError("--config=transfer:path=... is missing: give a run folder or weights")
-    start = InitFrom(
-        path=a.path,
-        source=a.source,
-        num_heads=a.heads or None,
-        hidden_act=a.act or None,
-        params=a.params or None,
-        leave_out=tuple(a.leave_out.split("+")) if a.leave_out else (),
-        registers=a.old_registers,
-        summaries=a.old_summaries,
-    )
-    model, images = start_settings(start, run=cli.early_flag("workdir"))
-    weights_size = images.image_size or model.image_size
-    channels = a.channels or model.channels
-    image_size = (a.image, a.image) if a.image else model.image_size
-    model = dataclasses.replace(
-        model,
-        image_size=image_size,
-        num_classes=a.classes,
-        use_head_bias=True,
-        channels=channels,
-        num_registers=model.num_registers if a.registers < 0 else a.registers,
-        summary_factor=a.k or model.summary_factor,
-        mask=a.mask if a.mask != "none" else model.mask,
-        drop_path=0.1,
-    )
+    start = _start(a)
+    weights, images = start_settings(start, run=cli.early_flag("workdir"))
+    model = _changed(weights, a)
     config = Config(
         model=model,
         init_from=start,
@@ -104,9 +82,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name=a.data,
             batch_size=256,
             eval_batch_size=256,
-            mean=adapt_statistics(images.mean, channels),
-            std=adapt_statistics(images.std, channels),
-            eval_ops=_eval_ops(images, old=weights_size, new=image_size),
+            mean=adapt_statistics(images.mean, model.channels),
+            std=adapt_statistics(images.std, model.channels),
+            eval_ops=_eval_ops(images, old=images.image_size or weights.image_size, new=model.image_size),
         ),
         optimizer=Optimizer(
             learning_rate=1e-4,
@@ -114,12 +92,47 @@ def get_config(arg: str | None = None) -> ConfigDict:
             weight_decay=0.05,
             layer_decay=a.layer_decay,
             head_rate=a.head_rate,
-            frozen=tuple(a.frozen.split("+")) if a.frozen else (),
+            frozen=_patterns(a.frozen),
         ),
         run=Run(total_epochs=a.epochs, eval_every_epochs=1.0, seed=a.seed),
         checkpoint=Checkpoint(every_steps=1000),
     )
     return to_config_dict(config)
+
+
+def _start(a: Any) -> InitFrom:
+    """The weights that the arguments name, and what is read of them."""
+    if not a.path:
+        raise ConfigError("--config=transfer:path=... is missing: give a run folder or weights")
+    return InitFrom(
+        path=a.path,
+        source=a.source,
+        num_heads=a.heads or None,
+        hidden_act=a.act or None,
+        params=a.params or None,
+        leave_out=_patterns(a.leave_out),
+        registers=a.old_registers,
+        summaries=a.old_summaries,
+    )
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    return tuple(text.split("+")) if text else ()
+
+
+def _changed(weights: Model, a: Any) -> Model:
+    """The model of the weights with the changes that the arguments ask for."""
+    return dataclasses.replace(
+        weights,
+        image_size=(a.image, a.image) if a.image else weights.image_size,
+        num_classes=a.classes,
+        use_head_bias=True,
+        channels=a.channels or weights.channels,
+        num_registers=weights.num_registers if a.registers < 0 else a.registers,
+        summary_factor=a.k or weights.summary_factor,
+        mask=a.mask if a.mask != "none" else weights.mask,
+        drop_path=0.1,
+    )
 
 
 def _eval_ops(images: Data, *, old: tuple[int, int], new: tuple[int, int]) -> str:

@@ -111,7 +111,7 @@ def _shell(mark):
     ],
 )
 def test_launchers_start_the_command_of_the_page(mark, said, tmp_path):
-    """With programs in the place of srun, vit-registers and nvidia-smi that print their arguments."""
+    """With programs instead of srun, vit-registers and nvidia-smi that print their arguments."""
     for name in ("srun", "vit-registers"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0\necho GPU 1\n")

@@ -1,7 +1,9 @@
 """The command vit-registers: its help, its errors, and that it starts the programs."""
 
 import runpy
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,28 @@ def test_the_command_starts_the_program_as_python_does(answer, monkeypatch):
     )
     answer("train", "--help")
     assert started == [(("vit_registers.train",), {"run_name": "__main__", "alter_sys": True}, ["--help"])]
+
+
+FIRST_LINES = [
+    "from vit_registers import startup",
+    'if __name__ == "__main__":',
+    "    startup.end_on_interrupt()",
+]
+IMPORTED_FIRST = """
+import collections.abc, runpy, signal, sys
+before = set(sys.modules)
+import vit_registers.startup
+print(*sorted(set(sys.modules) - before))
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+def test_programs_handle_ctrl_c_before_they_import_anything_slow():
+    """All programs import startup first; what it imports is the time in which ctrl-C shows a traceback."""
+    root = Path(command.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", IMPORTED_FIRST], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "vit_registers vit_registers.errors vit_registers.startup\n", done.stderr
+    for name in command.COMMANDS:
+        text = (root / "vit_registers" / f"{name}.py").read_text()
+        begin = [line for line in text.split('"""', 2)[2].splitlines() if line][:3]
+        assert begin == FIRST_LINES, name

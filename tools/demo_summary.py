@@ -48,8 +48,8 @@ def summary(runs: Path) -> list[str]:
     spreads = [found for _, row in RUNS.values() if (found := seed_spread(row, text))]
     if spreads:
         lines.append(
-            f"Seeds move such runs by {' and '.join(spreads)} points (standard deviations of three seeds, "
-            "docs/results.md): one run of each does not rank them."
+            f"Accuracies of such runs vary by {' and '.join(spreads)} points (standard deviations over three "
+            "seeds, docs/results.md), so one run of each does not rank them."
         )
     lines.append("Three findings:")
     for name in FINDINGS:

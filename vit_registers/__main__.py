@@ -8,12 +8,16 @@
 
 import os
 
-try:  # these imports take 50 ms
+try:
+    from vit_registers import startup
+
+    if __name__ == "__main__":
+        startup.end_on_interrupt()
     import runpy
     import sys
 
-    from vit_registers import __version__, startup
-except KeyboardInterrupt:
+    from vit_registers import __version__
+except KeyboardInterrupt:  # before the handler is set; the installed command sets it in `main`
     os.write(2, b"error: interrupted\n")
     os._exit(130)  # errors.INTERRUPTED, which may not be imported yet
 

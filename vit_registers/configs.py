@@ -7,9 +7,12 @@
 The same as python -m vit_registers.configs. NAME may also be the path of a config file of your own.
 """
 
-from absl import flags
-
 from vit_registers import startup
+
+if __name__ == "__main__":
+    startup.end_on_interrupt()
+
+from absl import flags
 
 
 def define_flags() -> None:

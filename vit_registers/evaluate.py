@@ -55,10 +55,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum("task", None, [*TASKS], "What to measure of the frozen features; docs/evaluation.md.")
     flags.DEFINE_string(
-        "data", None, "With --task: the images of the result, NAME:SPLIT or FOLDER:SPLIT; those of the run."
+        "data", None, "With --task: the test images, NAME:SPLIT or FOLDER:SPLIT; by default those of the run."
     )
     flags.DEFINE_string(
-        "train_data", None, "With --task: the images that are learned from; the training split of the same."
+        "train_data",
+        None,
+        "With --task: the training images; by default the training split of the same data set.",
     )
     flags.DEFINE_enum("suite", None, [*SUITES], "With --task: the data sets of a paper, one by one.")
     cli.define_settings()

@@ -175,7 +175,7 @@ def open_external(
     except CheckpointError as error:
         names = ("source", *(field.name for field in dataclasses.fields(Hints)))
         if any(f"give {name}" in str(error) for name in names):
-            cure = "convert has flags for it, and makes a run folder, which takes the place of the weights"
+            cure = "convert has flags for it, and makes a run folder: give that instead of the weights"
             raise CheckpointError(f"{error}; {cure}") from None
         raise
     data, origin = preprocessing(opened, Path(path).expanduser())

@@ -11,12 +11,13 @@ archives TFDS cannot download, such as imagenet2012, put them into DIR/downloads
 """
 
 from vit_registers import startup
-from vit_registers.errors import require_extra
 
 if __name__ == "__main__":
     startup.end_on_interrupt()
 
 from absl import flags
+
+from vit_registers.errors import require_extra
 
 
 def define_flags() -> None:

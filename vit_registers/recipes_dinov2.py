@@ -114,10 +114,10 @@ def _dinov2(
         ),
         data=Data(
             name=name,
-            eval_split="validation" if name == "imagenet2012" else "val",
+            eval_split=_eval_split(name),
             batch_size=batch,
             train_ops="",
-            eval_ops="resize_small(256, method='pil_bicubic') | central_crop(rounding='half_even')",
+            eval_ops=_eval_ops(224),
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         ),
@@ -142,6 +142,16 @@ def _dinov2(
     )
 
 
+def _eval_split(data: str) -> str:
+    """The split to test on: that of TFDS for ImageNet-1k, else the folder of ImageNet's layout."""
+    return "validation" if data == "imagenet2012" else "val"
+
+
+def _eval_ops(size: int) -> str:
+    """Evaluation at `size` px: the image at 8/7 of it, and its central part."""
+    return f"resize_small({round(size * 8 / 7)}, method='pil_bicubic') | central_crop(rounding='half_even')"
+
+
 def adjusted(config: Config, *, registers: int, mask: str, k: int, data: str, start: str) -> Config:
     """`config` with the usual arguments of the run cards of DINOv2.
 
@@ -158,10 +168,8 @@ def adjusted(config: Config, *, registers: int, mask: str, k: int, data: str, st
     )
     config = dataclasses.replace(config, model=model)
     if data and data != config.data.name:
-        split = "validation" if data == "imagenet2012" else "val"
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, name=data, eval_split=split)
-        )
+        images = dataclasses.replace(config.data, name=data, eval_split=_eval_split(data))
+        config = dataclasses.replace(config, data=images)
     return high_resolution(config, path=start) if start else config
 
 
@@ -182,11 +190,7 @@ def high_resolution(config: Config, *, path: str, steps: int = 10_000) -> Config
         config,
         model=dataclasses.replace(config.model, image_size=(size, size)),
         init_from=InitFrom(path=path, keep_head=True),
-        data=dataclasses.replace(
-            config.data,
-            eval_ops=f"resize_small({round(size * 8 / 7)}, method='pil_bicubic') "
-            "| central_crop(rounding='half_even')",
-        ),
+        data=dataclasses.replace(config.data, eval_ops=_eval_ops(size)),
         optimizer=dataclasses.replace(
             config.optimizer, learning_rate=config.optimizer.learning_rate / 4, warmup_steps=warmup
         ),

@@ -1,4 +1,7 @@
-"""What every program does before its slow imports."""
+"""What every program does before its slow imports.
+
+Programs import this first, to handle ctrl-C, so it imports only what Python has loaded by then, and signal.
+"""
 
 import contextlib
 import os
@@ -7,7 +10,6 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from vit_registers import status
 from vit_registers.errors import INTERRUPTED
 
 
@@ -19,6 +21,7 @@ class Refused(SystemExit):
         self.line = line
 
 
+_before_end: list[Callable[[], None]] = []  # what the handler of ctrl-C calls first
 loading = contextlib.ExitStack()  # shows on a terminal that libraries are imported; cli.run closes it
 
 
@@ -40,7 +43,9 @@ def begin(
     if module_name != "__main__":
         return
     end_on_interrupt()
-    from vit_registers import cli  # imported here, as it takes a moment
+    from vit_registers import cli, status  # imported here, as they take a moment
+
+    _before_end[:] = [status.clear]
 
     try:
         cli.check_settings()
@@ -72,7 +77,8 @@ def end_on_interrupt() -> None:
 def end_interrupted(_number: int, _frame: FrameType | None) -> None:
     """The handler of end_on_interrupt: ends the process at once, without waiting for threads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    status.clear()
+    for function in _before_end:
+        function()
     with contextlib.suppress(OSError):
         os.write(2, b"error: interrupted\n")
     os._exit(INTERRUPTED)

@@ -13,7 +13,7 @@ from vit_registers.data.prefetch import ahead
 
 
 class Source:
-    """0, 1, 2, ...; `taken` says how many were asked for. Raises `error` in the place of item `broken`."""
+    """0, 1, 2, ...; `taken` says how many were asked for. Raises `error` instead of item `broken`."""
 
     def __init__(self, length=None, broken=None, error=RuntimeError):
         self.taken, self.length, self.broken, self.error = 0, length, broken, error

@@ -12,13 +12,22 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_registers.config.cards import find_config, read_card
-from vit_registers.config.convert import check_names, override, section_values, similar_settings, suggestion
+from vit_registers.config.convert import (
+    check_names,
+    nearest,
+    override,
+    section_values,
+    similar_settings,
+    suggestion,
+)
 from vit_registers.config.settings import Config
 from vit_registers.errors import ConfigError, UserError
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _FLAG = re.compile(r"--?config(?:=|$)")
 _NOT_A_NUMBER = re.compile(r"flag (--.*): (?:invalid literal for (int)|could not convert string to float)")
+_NOT_A_CHOICE = re.compile(r"flag (--\w+)=(.*): value should be one of <(.*)>")
+_NOT_TRUE_OR_FALSE = re.compile(r"flag (--.*): \('Non-boolean argument to boolean flag', ")
 _EXAMPLES = {
     "--config": "digits:registers=4",
     "--workdir": "runs/digits",
@@ -165,6 +174,10 @@ def explain(error: BaseException, path: str = "") -> UserError:
         return unknown_flag(error.flagname)
     if found := _NOT_A_NUMBER.search(str(error)):
         return ConfigError(f"{found[1]}: must be a {'whole ' if found[2] else ''}number")
+    if found := _NOT_A_CHOICE.search(str(error)):
+        return ConfigError(f"{found[1]}={found[2]} is unknown: {nearest(found[2], found[3].split('|'))}")
+    if found := _NOT_TRUE_OR_FALSE.search(str(error)):
+        return ConfigError(f"{found[1]}: must be True or False")
     if found := re.search(r"Flag (--\w+) must have a value other than None", str(error)):
         return missing_flag(found[1])
     return ConfigError(_text(error) if isinstance(error, flags.Error) else _problem(error))

@@ -20,10 +20,10 @@ class KnnSettings:
 class LinearSettings:
     """A grid of linear classifiers, trained at once, by DINOv2's protocol."""
 
-    # None: 10 epochs of the images that are learned from, but at least 1,000 steps and at most 12,500, which
-    # are the steps on ImageNet.
+    # None: 10 epochs of the training images without held-out ones, but at least 1,000 and at most 12,500
+    # steps.
     num_steps: int | None = None
-    batch_size: int = 1024  # global; at most the number of images that are learned from
+    batch_size: int = 1024  # global; at most the number of training images without held-out ones
     # Of the grid, as in the code of DINOv2; each is multiplied by batch_size / 256.
     learning_rates: tuple[float, ...] = (
         1e-5,
@@ -68,10 +68,10 @@ class SegmentationSettings:
     """A linear head for semantic segmentation, by DINOv2's protocol. None: that of the data set."""
 
     # The images of the result, NAME:SPLIT or FOLDER:SPLIT, such as "digit_scenes:test"; None: --data is
-    # required. --data takes the place of this setting and of the next one.
+    # required. With --data, this setting and the next one are not read.
     data: str | None = None
-    # The images that the head is trained on; None: the split train of the same data set. --train_data takes
-    # its place.
+    # The images that the head is trained on; None: the split train of the same data set. --train_data
+    # overrides it.
     train_data: str | None = None
     num_steps: int | None = None  # of training
     batch_size: int = 16  # global
@@ -146,7 +146,7 @@ DenseSettings = TypeVar("DenseSettings", SegmentationSettings, DepthSettings)
 
 
 def for_data(settings: DenseSettings, protocol: str) -> DenseSettings:
-    """The settings in which those of the data set take the place of None."""
+    """The settings, with those of the data set instead of None."""
     table = SEGMENTATION if isinstance(settings, SegmentationSettings) else DEPTH
     own = {name: value for name, value in table[protocol].items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **own)

@@ -93,7 +93,7 @@ def to_device(batch: Batch, sharding: jax.sharding.Sharding) -> Batch:
 
 
 def relabel(batches: Iterable[Batch], table: np.ndarray | None) -> Iterator[Batch]:
-    """The batches on the devices with table[i] in the place of label i; -1 stays.
+    """The batches on the devices with table[i] instead of label i; -1 stays.
 
     Without a table, the batches are unchanged.
     """

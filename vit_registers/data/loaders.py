@@ -110,7 +110,7 @@ def open_data(config: Config, training: Training | None = None, *, needs_labels:
 
 
 def loader_to_evaluate(data: Data) -> Data:
-    """The settings with data.loader='pil' in the place of 'tfdata' if TensorFlow is not installed.
+    """The settings with data.loader='pil' instead of 'tfdata' if TensorFlow is not installed.
 
     Prints a line then. Data sets of TFDS require TensorFlow in any case.
     """

@@ -13,7 +13,7 @@ def ahead(batches: Iterator[T], count: int, *, number: int = 2) -> Iterator[T]:
 
     Transfers to the device are asynchronous, so batches that are taken ahead are transferred while steps run.
     The first item is yielded before any is taken ahead, so that the step compiles meanwhile. An exception of
-    `batches` is raised in the place of its item. At most `count` items are taken: no image beyond the last
+    `batches` is raised instead of its item. At most `count` items are taken: no image beyond the last
     step is read. This needs device memory for `number` more batches. It uses no thread: processes that share
     a mesh must start their work on it in the same order.
     """

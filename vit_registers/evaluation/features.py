@@ -31,7 +31,7 @@ def block_features(model: Model, data: Data, num_blocks: int, edits: EditsOf | N
 
     CLS are the cls tokens, and MEAN is the mean of the patches of the last block, without registers and
     summaries. Every block's output goes through the final norm, also for models that apply it after pooling,
-    such as CLIP. Models without cls have the mean of the patches of each block in the place of cls.
+    such as CLIP. Models without cls have the mean of the patches of each block instead of cls.
     """
     graphdef, _ = abstract_model(model)
 

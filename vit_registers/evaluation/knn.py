@@ -80,7 +80,7 @@ def metric_name(feature: str, right: str) -> str:
 def model_features(model: Model, data: Data, edits: EditsOf | None = None) -> Features:
     """The features of a model: cls, and the mean of the patches, both after the final norm.
 
-    Models without cls have only the latter, in the place of cls.
+    Models without cls have only the latter, instead of cls.
     """
     both = block_features(model, data, 1, edits)
 

@@ -17,7 +17,7 @@ SUITES: dict[str, tuple[Member, ...]] = {
     # arXiv:2309.16588, table 1: logistic regression on single tokens
     "registers": (
         Member("imagenet2012", test="validation"),
-        Member("places365_small", test="validation", note="Places365 in the place of Places205"),
+        Member("places365_small", test="validation", note="Places365 instead of Places205"),
         Member("fgvc_aircraft", note="not in TFDS: a folder data.data_dir/fgvc_aircraft/SPLIT/CLASS"),
         Member("cifar10"),
         Member("cifar100"),

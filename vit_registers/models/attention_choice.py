@@ -20,7 +20,7 @@ TOLERANCE = 0.03
 
 
 def choose_attention(model: Model) -> tuple[Model, str | None]:
-    """The model with a back end in the place of "auto", and why the fastest one is not used; None if it is.
+    """The model with a back end instead of "auto", and why the fastest one is not used; None if it is.
 
     The fastest is cudnn for bfloat16 on a GPU where the head size fits, and xla otherwise. Another one than
     xla has to give the values and gradients of xla for two examples of the model's tokens, heads, mask and

@@ -172,7 +172,7 @@ def subject(tmp_path_factory):
 @pytest.mark.slow
 def test_each_edit_has_a_row_of_the_same_images(subject):
     one, options = subject
-    edits = ["as it is", "with a test-time register", "with outliers removed"]
+    edits = ["unedited", "with a test-time register", "with outliers removed"]
     for experiment in (frozen_knn, frozen_logistic):
         result = experiment.EXPERIMENT.result([one], options)
         (table,) = result.tables
@@ -190,10 +190,10 @@ def test_a_task_gives_what_the_stored_features_give(subject):
     options = given_images.with_tasks(Options(rule="absolute:1e9"), ["knn"], None, opened)
     result = frozen_heads.EXPERIMENT.result([one], options)
     values = {row[2]: row[3] for row in result.tables[0].rows}
-    assert [*values] == ["as it is"]
-    assert result.gaps == ["a: no outliers by absolute:1e9, so its features are shown as they are"]
+    assert [*values] == ["unedited"]
+    assert result.gaps == ["a: no outliers by absolute:1e9, so only the unedited model is measured"]
     here = frozen_tasks.EXPERIMENT.result([one], options).tables[1].rows
-    assert values["as it is"] == pytest.approx(next(row[2] for row in here if row[1] == "knn"), abs=1e-4)
+    assert values["unedited"] == pytest.approx(next(row[2] for row in here if row[1] == "knn"), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_features_of_edited_models_have_no_outliers_and_are_those_that_tasks_rea
     subject, is_bright_BxP = planted
     variants = frozen_features.find_variants(subject, OPTIONS)
     assert list(variants.interventions) == [
-        frozen_features.AS_IS,
+        edited_models.UNEDITED,
         frozen_features.WITH_REGISTER,
         frozen_features.REMOVED,
     ]
@@ -253,7 +253,7 @@ def test_features_of_edited_models_have_no_outliers_and_are_those_that_tasks_rea
         norms = store.read("norms_LxT")[:, :, layout.patches]
         is_above = (norms[:, -1] > 100).any(1)
         np.testing.assert_array_equal(
-            is_above, is_bright_BxP[: len(image)].any(1) & (name == frozen_features.AS_IS)
+            is_above, is_bright_BxP[: len(image)].any(1) & (name == edited_models.UNEDITED)
         )
         frozen = subject.frozen(intervention)
         read = block_features(frozen.model, frozen.data, 1, frozen.edits)(frozen.backbone, batch)

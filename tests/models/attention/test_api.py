@@ -22,7 +22,7 @@ from vit_registers.models.tokens import TokenLayout, summary_grids
 
 
 def padded(q, k, v, *, mask_TxT=None, bias_NxTxT=None):
-    """What `cudnn` does, with XLA in the place of cuDNN."""
+    """What `cudnn` does, with XLA instead of cuDNN."""
     return attend_even(q, k, v, bias_NxTxT, mask_TxT=mask_TxT, implementation="xla")
 
 

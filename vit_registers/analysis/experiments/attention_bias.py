@@ -10,7 +10,7 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, percent
 from vit_registers.analysis.subject import Subject
 
-_UNEDITED, _BIASED = "unedited", "and a key and value"  # variants, as the table names them
+_BIASED = "and a key and value"  # a variant, as the table names it
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -28,7 +28,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     biased = Intervention(name="bias", edits=add_key, values=values, rows={})
     outputs = subject.rerun(biased, edited_models.outputs_of(subject), options.num_edited)
     found = {
-        _UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
+        edited_models.UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
         "neurons silent": trial.measure(silent)[1],
         _BIASED: trial.outcome(outputs, biased),
         "test-time register": trial.measure(register)[1],
@@ -36,7 +36,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     what = f"a key and a value instead of {counted(count, 'neuron')}"
     return Rows(
         tables={"Attention bias": [(name, *one.cells()) for name, one in found.items()]},
-        text=edited_models.outliers_clause(found[_UNEDITED], found[_BIASED], what),
+        text=edited_models.outliers_clause(found[edited_models.UNEDITED], found[_BIASED], what),
         compared=percent(found[_BIASED].share),
         count=counted(trial.num_images, "image"),
     )

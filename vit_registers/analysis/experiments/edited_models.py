@@ -24,6 +24,7 @@ from vit_registers.models.tokens import TokenLayout
 FROZEN = "frozen_2xD"  # the feature that tasks read
 BASE = ("norms_LxT", "image_HxWxC")  # features that the store of a subject needs for its edited models
 NO_CHOICE = -2  # neither a class nor a label: -1 is that of images without one
+UNEDITED = "unedited"  # in tables: the model without an edit
 GONE = 0.05  # the share of the outliers below which they count as gone
 OUTCOME = (
     "patches above threshold, % | largest patch | norm of the target | attention of cls to it, %"

@@ -1,4 +1,4 @@
-"""Frozen features of a model as it is, with a test-time register, and without outliers, side by side."""
+"""Frozen features of a model unedited, with a test-time register, and without outliers, side by side."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_registers.analysis.experiments import edited_models
-from vit_registers.analysis.experiments.edited_models import FROZEN, Trial
+from vit_registers.analysis.experiments.edited_models import FROZEN, UNEDITED, Trial
 from vit_registers.analysis.experiments.train_test import ProbeImages, ProbeSets, labelled_parts
 from vit_registers.analysis.features.finite import NotFiniteError
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, remove_above
@@ -15,7 +15,7 @@ from vit_registers.analysis.report.headline import share_of_images
 from vit_registers.analysis.report.result import Gap, Rows, counted, number
 from vit_registers.analysis.subject import Subject
 
-AS_IS, WITH_REGISTER, REMOVED = "as it is", "with a test-time register", "with outliers removed"
+WITH_REGISTER, REMOVED = "with a test-time register", "with outliers removed"
 EDITS = (
     f"'{WITH_REGISTER.capitalize()}': the neurons that test-time-registers chose on the images of --data are "
     f"moved to one added register. '{REMOVED.capitalize()}': before the first block whose input has them, "
@@ -42,7 +42,7 @@ class Variants(NamedTuple):
 
 def find_variants(subject: Subject, options: Options) -> Variants:
     """The unedited model, and where it has outliers, one with a test-time register and one without them."""
-    made, gaps = {AS_IS: NO_INTERVENTION}, []
+    made, gaps = {UNEDITED: NO_INTERVENTION}, []
     trial = edited_models.start_trial(subject, options)
     if isinstance(trial, Trial):
         _, count = trial.sweep_counts()
@@ -52,7 +52,7 @@ def find_variants(subject: Subject, options: Options) -> Variants:
         gaps.append(f"{trial.reason}, so there is no row '{WITH_REGISTER}'")
         found = edited_models.find_neurons(subject, options)
     if found is None:
-        gaps[-1:] = [f"{subject.name}: no outliers by {options.rule}, so its features are shown as they are"]
+        gaps[-1:] = [f"{subject.name}: no outliers by {options.rule}, so only the unedited model is measured"]
     else:
         values = {"threshold": np.float32(found.threshold), "first": np.int32(found.last_block + 1)}
         made[REMOVED] = Intervention(name="without", edits=remove_above, values=values, rows={})
@@ -72,7 +72,7 @@ def for_images(intervention: Intervention, number: int) -> Intervention:
 
 
 def stored_arrays(parts: ProbeSets) -> Arrays:
-    """The features of the model as it is, of all images of both parts."""
+    """The features of the unedited model, of all images of both parts."""
     train, test = (np.asarray(part.subject.store.read(FROZEN))[part.row_N] for part in parts)
     return Arrays(train, parts.train.label_N, test, parts.test.label_N)
 

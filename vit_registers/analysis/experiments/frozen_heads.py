@@ -1,10 +1,10 @@
-"""frozen-heads: tasks that train heads, on features as they are and of edited models."""
+"""frozen-heads: tasks that train heads, on features of the unedited and of edited models."""
 
 from collections.abc import Sequence
 
 from vit_registers.analysis.experiments import edited_models
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
-from vit_registers.analysis.experiments.frozen_features import AS_IS, EDITS, find_variants
+from vit_registers.analysis.experiments.frozen_features import EDITS, find_variants
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Gap, Rows, counted, number
 from vit_registers.analysis.subject import Subject
@@ -43,7 +43,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
                 gaps.append(f"{subject.name}: {task}, {name}: no number")
                 continue
             rows.append((TASK_NUMBERS[task].what, name, *found))
-            if name == AS_IS:
+            if name == edited_models.UNEDITED:
                 baselines = task_baselines(task, result.values).items()
                 own = [(TASK_NUMBERS[task].what, key, value, None, found[-1]) for key, value in baselines]
                 rows += [row for row in own if row[2] is not None]

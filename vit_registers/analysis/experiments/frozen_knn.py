@@ -1,4 +1,4 @@
-"""frozen-knn: nearest neighbours in frozen features, as they are and of edited models."""
+"""frozen-knn: nearest neighbours in frozen features of the unedited and of edited models."""
 
 import numpy as np
 

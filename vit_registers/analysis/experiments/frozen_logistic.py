@@ -1,4 +1,4 @@
-"""frozen-logistic: a linear classifier of frozen features, as they are and of edited models."""
+"""frozen-logistic: a linear classifier of frozen features of the unedited and of edited models."""
 
 from collections.abc import Sequence
 

@@ -18,7 +18,6 @@ from vit_registers.analysis.subject import Subject
 from vit_registers.models.blocks import dims
 
 _SEED = 0
-_UNEDITED = "unedited"  # in the table: the model without an edit
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
@@ -40,7 +39,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
             "Test-time registers": [(name, *one.cells()) for name, one in variants.items()],
             "Number of neurons": [(tried, *one.cells()) for tried, one in outcomes.items()],
         },
-        text=edited_models.outliers_clause(variants[_UNEDITED], variants[moved], what),
+        text=edited_models.outliers_clause(variants[edited_models.UNEDITED], variants[moved], what),
         compared=percent(variants[moved].share),
         count=counted(trial.num_images, "image"),
         values=(count, norms, trial.found.threshold, _maps(trial, stores[moved])),
@@ -77,7 +76,7 @@ def _variants(trial: Trial, count: int) -> tuple[dict[str, Outcome], dict[str, S
         "neurons silent": trial.moved(neuron_Ex2, num_registers=0),
         "neurons to a random patch": trial.moved(neuron_Ex2, num_registers=0, is_target_BxP=is_patch_BxP),
     }
-    outcomes, stores = {_UNEDITED: trial.outcome(trial.before, NO_INTERVENTION)}, {}
+    outcomes, stores = {edited_models.UNEDITED: trial.outcome(trial.before, NO_INTERVENTION)}, {}
     for name, intervention in moves.items():
         stores[name], outcomes[name] = trial.measure(intervention)
     return outcomes, stores

@@ -75,7 +75,7 @@ def in_threads(
     """finish(results of the tasks) for each number, in order; the tasks run in threads ahead of it.
 
     `tasks_of(number)` returns the tasks, each a function and its arguments. Threads are enough, since PIL and
-    NumPy release the interpreter. An exception of a task is raised in the place of its result.
+    NumPy release the interpreter. An exception of a task is raised instead of its result.
     """
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS))
     waiting: collections.deque[list[Future[Any]]] = collections.deque()

@@ -2,7 +2,7 @@
 
 The tokens are those of the residual stream, before the final norm, as the released heads were trained;
 segmentation takes them after it. Registers and summaries are not used. A model without cls has the mean of
-its patches in the place of cls.
+its patches instead of cls.
 
 Axis letters: B images, H x W patches or pixels, C channels, Z bins.
 """

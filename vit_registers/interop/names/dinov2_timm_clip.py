@@ -1,6 +1,6 @@
 """The tensor names of every family. recognize.py and unwrap.py have those that tell families apart.
 
-A name contains {} in the place of "weight" or "bias". The name of a block contains {} in the place of its
+A name contains {} instead of "weight" or "bias". The name of a block contains {} instead of its
 number. None means that the family has no such tensor. Sources: the repositories of the families, and the
 state_dict of transformers 5.23.
 """
