@@ -76,6 +76,7 @@ def define_flags() -> None:
 NAME = startup.take_name() if __name__ == "__main__" else ""
 startup.begin(__name__, define_flags)
 
+import contextlib
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +84,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from vit_registers import cli
@@ -121,7 +121,7 @@ def analyze(
     """
     found: dict[str, Subject] = {}
 
-    def answer(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
+    def answer(name: str) -> ReportEntry:
         experiment = EXPERIMENTS[name]
         lacking = {one.name: experiment.lacking(one.parts) for one in opened}
         able = [found[key] for key, missing in lacking.items() if not missing]
@@ -129,7 +129,7 @@ def analyze(
         try:
             result = experiment.run(able, options, [one.name for one in opened])
         except DataError as error:
-            if len(names) == 1:
+            if is_single:
                 raise
             result = Result(definition="Not measured.", gaps=[str(error)])
         result.gaps[:0] = gaps
@@ -146,20 +146,23 @@ def analyze(
         write.write_entry(entry, out, draw)
         return entry
 
-    def shown(name: str, draw: Callable[[Figure, Path], None]) -> ReportEntry:
+    def shown(name: str) -> ReportEntry:
         with progress.measuring(name):
-            entry = answer(name, draw)
+            entry = answer(name)
         findings.add(name, entry.result.finding)
         return entry
 
     findings = Findings(names)
-    with AnalysisProgress(len(names), log_every_s) as progress:
+    is_single = len(names) == 1
+    # Another process draws the pictures of several experiments; it starts while features are computed.
+    drawer = contextlib.nullcontext(drawing.save_png) if is_single else drawing.in_background()
+    with AnalysisProgress(len(names), log_every_s) as progress, drawer as draw:
         for one in opened:
             asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
             found[one.name] = _extracted(one, asked, out, options, progress.images)
-        if len(names) == 1:
+        if is_single:
             with progress.measuring(names[0]):
-                return [answer(names[0], drawing.save_png)]
+                return [answer(names[0])]
         return _in_two_threads(names, shown)
 
 
@@ -186,21 +189,16 @@ def _extracted(
     return subject
 
 
-def _in_two_threads(
-    names: list[str], answer: Callable[[str, Callable[[Figure, Path], None]], ReportEntry]
-) -> list[ReportEntry]:
-    """The entries of several experiments, whose pictures another process draws.
+def _in_two_threads(names: list[str], answer: Callable[[str], ReportEntry]) -> list[ReportEntry]:
+    """The entries of several experiments.
 
     One thread runs models, whose programs compile while this thread does the other experiments.
     """
     runner = ThreadPoolExecutor(1)
     try:
-        with drawing.in_background() as draw:
-            running = {
-                name: runner.submit(answer, name, draw) for name in names if EXPERIMENTS[name].runs_model
-            }
-            done = {name: answer(name, draw) for name in names if name not in running}
-            return [running[name].result() if name in running else done[name] for name in names]
+        running = {name: runner.submit(answer, name) for name in names if EXPERIMENTS[name].runs_model}
+        done = {name: answer(name) for name in names if name not in running}
+        return [running[name].result() if name in running else done[name] for name in names]
     finally:
         runner.shutdown(wait=False, cancel_futures=True)
 

@@ -49,10 +49,17 @@ def fit_logistic(
     """The classifier of standardised features that minimises the loss of `fit_plain`."""
     scaler = StandardScaler()
     scaled_NxD = np.asarray(scaler.fit_transform(token_NxD))
-    model = fit_plain(
+    model = fit_scaled(scaled_NxD, label_N, strength=strength, max_iterations=max_iterations)
+    return dataclasses.replace(model, scaler=scaler)
+
+
+def fit_scaled(
+    scaled_NxD: np.ndarray, label_N: np.ndarray, *, strength: float, max_iterations: int
+) -> LogisticModel:
+    """`fit_plain` of features that are standardised already, to the tolerance of probes."""
+    return fit_plain(
         scaled_NxD, label_N, strength=strength, max_iterations=max_iterations, tolerance=_TOLERANCE
     )
-    return dataclasses.replace(model, scaler=scaler)
 
 
 def fit_plain(

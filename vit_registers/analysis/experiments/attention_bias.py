@@ -20,8 +20,8 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     _, count = trial.sweep_counts()
     neuron_Ex2 = trial.found.neuron_Ex2[:count]
     register, silent = trial.moved(neuron_Ex2), trial.moved(neuron_Ex2, num_registers=0)
-    store = subject.rerun(register, ("register_kv_LxCxNxK",), options.num_edited)
-    mean_CxLxNxK = np.moveaxis(store.read("register_kv_LxCxNxK").mean(0, dtype=np.float64), 1, 0)
+    store, with_register = trial.measure(register)
+    mean_CxLxNxK = np.moveaxis(store.read(edited_models.KEYS_VALUES).mean(0, dtype=np.float64), 1, 0)
     key, value = mean_CxLxNxK.astype(np.float32)
     is_neuron_LxF = as_mask(neuron_Ex2, trial.found.score_LxF.shape)
     values = {"is_neuron_LxF": is_neuron_LxF, "key_LxNxK": key, "value_LxNxK": value}
@@ -31,7 +31,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         edited_models.UNEDITED: trial.outcome(trial.before, NO_INTERVENTION),
         "neurons silent": trial.measure(silent)[1],
         _BIASED: trial.outcome(outputs, biased),
-        "test-time register": trial.measure(register)[1],
+        "test-time register": with_register,
     }
     what = f"a key and a value instead of {counted(count, 'neuron')}"
     return Rows(

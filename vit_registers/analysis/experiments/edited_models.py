@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_registers.analysis.features.finite import NotFiniteError
-from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention, move_neurons, nothing
+from vit_registers.analysis.features.interventions import Intervention, move_neurons, nothing
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.neurons import as_mask, first_block, highest, neuron_scores
 from vit_registers.analysis.measures.severity import cosine_similarity, summarize_values
@@ -22,6 +22,8 @@ from vit_registers.models.masks import parse_mask
 from vit_registers.models.tokens import TokenLayout
 
 FROZEN = "frozen_2xD"  # the feature that tasks read
+KEYS_VALUES = "register_kv_LxCxNxK"  # the feature that attention-bias reads, of the added register
+_NEURONS = "neurons_2xLxF"
 BASE = ("norms_LxT", "image_HxWxC")  # features that the store of a subject needs for its edited models
 NO_CHOICE = -2  # neither a class nor a label: -1 is that of images without one
 UNEDITED = "unedited"  # in tables: the model without an edit
@@ -58,14 +60,16 @@ def outputs_of(subject: Subject) -> tuple[str, ...]:
 def run_unedited(subject: Subject, names: tuple[str, ...], options: Options) -> Store:
     """The features `names` of the unedited model, on the images that edited models are shown.
 
-    All that experiments compare with edited models are computed together, as each program takes seconds to
-    compile.
+    All that experiments read of it are computed together, as each program takes seconds to compile. Among
+    these are the activations of neurons on the outliers by the rule of `options`.
     """
+    rows = {"is_outlier_BxP": subject.outliers(options.rule).is_outlier_BxP[: options.num_edited]}
+    unedited = Intervention(name="unedited", edits=nothing, values={}, rows=rows)
     of_cls = ("attention_NxExT", "cls_attention_L") if subject.layout.has_cls else ()
-    together = (*outputs_of(subject), "middle_norms_LxT", FROZEN, *of_cls)
+    together = (*outputs_of(subject), "middle_norms_LxT", FROZEN, _NEURONS, *of_cls)
     with contextlib.suppress(NotFiniteError):  # of features that this experiment may not read
-        subject.rerun(NO_INTERVENTION, together, options.num_edited)
-    return subject.rerun(NO_INTERVENTION, names, options.num_edited)
+        subject.rerun(unedited, together, options.num_edited)
+    return subject.rerun(unedited, names, options.num_edited)
 
 
 def change(subject: Subject, before: Store, after: Store, images: np.ndarray) -> Change:
@@ -110,10 +114,8 @@ def find_neurons(subject: Subject, options: Options) -> RegisterNeurons | None:
     has_outlier_B, has_other_B = np.asarray(is_outlier_BxP.any(1)), np.asarray((~is_outlier_BxP).any(1))
     if outliers.threshold is None or not has_outlier_B.any():
         return None
-    rows = {"is_outlier_BxP": is_outlier_BxP}
-    intervention = Intervention(name="neurons", edits=nothing, values={}, rows=rows)
-    store = subject.rerun(intervention, ("neurons_2xLxF",), options.num_edited)
-    score_LxF, others_LxF = neuron_scores(store.read("neurons_2xLxF"), has_outlier_B, has_other_B)
+    store = run_unedited(subject, (_NEURONS,), options)
+    score_LxF, others_LxF = neuron_scores(store.read(_NEURONS), has_outlier_B, has_other_B)
     norm_BxLxP = subject.store.read("norms_LxT")[: options.num_edited, :, subject.layout.patches]
     last_block = first_block(norm_BxLxP, is_outlier_BxP, outliers.threshold)
     return RegisterNeurons(
@@ -197,7 +199,8 @@ class Trial:
 
     def measure(self, intervention: Intervention) -> tuple[Store, Outcome]:
         """The features and the outcome of the model under the intervention."""
-        store = self.subject.rerun(intervention, self.names, self.options.num_edited)
+        names = (*self.names, KEYS_VALUES) if intervention.num_registers else self.names
+        store = self.subject.rerun(intervention, names, self.options.num_edited)
         return store, self.outcome(store, intervention)
 
     def outcome(self, store: Store, intervention: Intervention) -> Outcome:

@@ -20,14 +20,27 @@ from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import ViT
 
 
-def size_bytes(model: ViT, names: tuple[str, ...], *, image_size: tuple[int, int], num_images: int) -> int:
-    """The size of the features on the disk. Nothing is computed."""
-    layout, channels = model.layout_for(image_size), model.model.channels
-    compute = _program(names, layout, (0.0,) * channels, (1.0,) * channels, NO_INTERVENTION.edits)
-    image = jax.ShapeDtypeStruct((1, *image_size, channels), np.uint8)
+def size_bytes(
+    model: ViT,
+    names: tuple[str, ...],
+    *,
+    image_size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int,
+    num_images: int,
+) -> int:
+    """The size of the features on the disk. Nothing is computed.
+
+    The model is traced as `extract_features` does with batches of that size, which then does not trace it
+    again.
+    """
+    layout = model.layout_for(image_size)
+    compute = _program(names, layout, mean, std, NO_INTERVENTION.edits)
+    image = jax.ShapeDtypeStruct((batch_size, *image_size, model.model.channels), np.uint8)
     total = 0
     for name, one in compute.eval_shape(*nnx.split(model), image, {}, {}).items():
-        finished = FEATURES[name].finish(np.zeros(one.shape, one.dtype), layout)
+        finished = FEATURES[name].finish(np.zeros((1, *one.shape[1:]), one.dtype), layout)
         total += finished.nbytes * min(num_images, LIMITS.get(name, num_images))
     return total
 

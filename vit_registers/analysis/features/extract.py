@@ -50,9 +50,9 @@ def extract(
     """
     data, mesh = one.config.data, make_mesh(one.config.mesh)
     store = Store(out / "features", one.name, one.provenance(), LIMITS)
-    if missing := store.missing((*names, VALID, "label") if names else ()):
-        _say_cost(one, missing, store)
+    if missing := store.missing((VALID, "label", *names) if names else ()):
         with jax.set_mesh(mesh):
+            _say_cost(one, missing, store)
             compute.extract_features(
                 one.model,
                 one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh)),
@@ -99,7 +99,15 @@ def extract(
 def _say_cost(one: OpenedModel, names: tuple[str, ...], store: Store) -> None:
     """Prints the size of the features to compute. Raises DataError if the disk has not enough space."""
     size, number = image_size(one.config), store.num_images
-    needed = compute.size_bytes(one.model, names, image_size=size, num_images=number)
+    needed = compute.size_bytes(
+        one.model,
+        names,
+        image_size=size,
+        mean=one.config.data.mean,
+        std=one.config.data.std,
+        batch_size=one.config.data.eval_batch_size,
+        num_images=number,
+    )
     free = shutil.disk_usage(store.folder).free
     print(f"{one.name}: {number} images, {_readable(needed)} of features to {store.folder}", file=sys.stderr)
     if needed > free:

@@ -160,7 +160,7 @@ class Writer:
         self._files: dict[str, BinaryIO] = {}
         self._hashes: dict[str, Any] = {}
         self._done: dict[str, int] = {}  # images that were written since the start
-        self._saved_at = time.monotonic()
+        self._began = self._saved_at = time.monotonic()
 
     def append(self, features: Mapping[str, np.ndarray]) -> None:
         """Appends a batch, [B, ...] of each name. Raises DataError if it cannot be written."""
@@ -189,9 +189,11 @@ class Writer:
                     file.close()
 
     def _save(self) -> None:
+        is_long = time.monotonic() - self._began > _SAVE_EVERY_S
         for file in self._files.values():
             file.flush()
-            os.fsync(file.fileno())
+            if is_long:  # what a power failure takes of others is found by its digest and computed again
+                os.fsync(file.fileno())
         if self._done:
             progress = self._store._progress()
             progress |= self._done

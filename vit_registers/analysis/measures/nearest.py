@@ -1,8 +1,9 @@
 """Classification by the nearest of other images, with the votes of evaluation/neighbours.py. Uses JAX."""
 
+import functools
 from collections.abc import Sequence
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from vit_registers.evaluation.neighbours import MOST_NEIGHBOURS, Bank, nearest_rows, unit_features, votes
@@ -24,13 +25,27 @@ def knn_right(
     The protocol of DINOv2: cosines, softmax with temperature .07 over the nearest 200. Of equal votes the
     lower class wins.
     """
-    bank = Bank(unit_features(jnp.asarray(train_NxD))[None], jnp.asarray(train_label_N, jnp.int32)[None])
+    bank = _make_bank(train_NxD, train_label_N.astype(np.int32))
     right: dict[int, list[np.ndarray]] = {k: [] for k in neighbors}
     for start in range(0, len(test_MxD), _QUERIES):
-        query_QxD = unit_features(jnp.asarray(test_MxD[start : start + _QUERIES]))
-        similarity_QxJ, label_QxJ = nearest_rows(bank, query_QxD, MOST_NEIGHBOURS)
-        each = votes(similarity_QxJ, label_QxJ, num_classes=num_classes, numbers=neighbors)
-        own_Q = test_label_M[start : start + _QUERIES]
-        for k, votes_QxY in zip(neighbors, each, strict=True):
-            right[k].append(np.asarray(votes_QxY.argmax(axis=-1)) == own_Q)
+        part = slice(start, start + _QUERIES)
+        choices = _choices(bank, test_MxD[part], num_classes, tuple(neighbors))
+        for k, choice_Q in zip(neighbors, choices, strict=True):
+            right[k].append(np.asarray(choice_Q) == test_label_M[part])
     return {k: np.concatenate([np.zeros(0, bool), *parts]) for k, parts in right.items()}
+
+
+# Compiled whole: each operation on its own would be compiled for each new number of images.
+@jax.jit
+def _make_bank(train_NxD: jax.Array, label_N: jax.Array) -> Bank:
+    return Bank(unit_features(train_NxD)[None], label_N[None])
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _choices(
+    bank: Bank, test_QxD: jax.Array, num_classes: int, neighbors: tuple[int, ...]
+) -> list[jax.Array]:
+    """The class with the most votes of each query, for each number of neighbours."""
+    similarity_QxJ, label_QxJ = nearest_rows(bank, unit_features(test_QxD), MOST_NEIGHBOURS)
+    each = votes(similarity_QxJ, label_QxJ, num_classes=num_classes, numbers=neighbors)
+    return [votes_QxY.argmax(axis=-1) for votes_QxY in each]

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from sklearn.preprocessing import StandardScaler
 
 from vit_registers.analysis.measures.severity import finite
 from vit_registers.config import lookup
@@ -112,11 +113,11 @@ def _choose_strength(
 ) -> float:
     held_out_NxD, held_out_label_N = train_NxD[is_held_out_N], label_N[is_held_out_N]
     rest_NxD, rest_label_N = train_NxD[~is_held_out_N], label_N[~is_held_out_N]
+    scaler = StandardScaler().fit(rest_NxD)  # once for all strengths
+    rest_NxD, held_out_NxD = (np.asarray(scaler.transform(part)) for part in (rest_NxD, held_out_NxD))
     scores = []
     for strength in strengths:
-        model = logistic.fit_logistic(
-            rest_NxD, rest_label_N, strength=strength, max_iterations=max_iterations
-        )
+        model = logistic.fit_scaled(rest_NxD, rest_label_N, strength=strength, max_iterations=max_iterations)
         accuracy = float(np.mean(model.predict(held_out_NxD) == held_out_label_N))
         scores.append((accuracy, -model.log_loss(held_out_NxD, held_out_label_N)))
     return strengths[scores.index(max(scores))]

@@ -144,7 +144,7 @@ def train_mlp(
     Its input is (token - mean_D) / scale_D, with (mean_D, scale_D) = `moments`.
     """
     token_mean_D, scale_D = (x.astype(np.float32) for x in moments)
-    state = _optimizer(learning_rate).init(parameters)
+    state = jax.jit(_optimizer(learning_rate).init)(parameters)
     batch_images = min(batch_images, len(pairs))
     for order_B in orders:
         for start in range(0, len(pairs) - batch_images + 1, batch_images):
