@@ -95,7 +95,7 @@ def measure_rows(
 def splits_of_settings(task: str, settings: Tasks, train_data: str | None = None) -> Splits | None:
     """The data that tasks.<task>.data and train_data select; None if the first is not set.
 
-    `train_data`, NAME:SPLIT, takes the place of the second. Raises ConfigError for a value without a split.
+    `train_data`, NAME:SPLIT, overrides the second. Raises ConfigError for a value without a split.
     """
     own: SegmentationSettings | DepthSettings = getattr(settings, task)
     if own.data is None:
