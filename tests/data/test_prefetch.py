@@ -3,13 +3,14 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.fixtures.digits import make_config
 from vit_registers.data.batch import synthetic_batches, to_device
 from vit_registers.data.loaders import open_data
-from vit_registers.data.prefetch import ahead
+from vit_registers.data.prefetch import ahead, in_turn
 
 
 class Source:
@@ -110,3 +111,18 @@ def test_batches_on_the_device_are_those_of_their_steps_after_a_restart_too():
                 assert a.views["image"].committed == b.views["image"].committed
                 for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
                     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_in_turn_yields_every_result_and_starts_few_ahead(number):
+    started = []
+
+    def programs():
+        for i in range(7):
+            started.append(i)
+            yield {"sum": jnp.full(3, i).sum()}
+
+    for i, result in enumerate(in_turn(programs(), number=number)):
+        assert result["sum"].is_ready() and int(result["sum"]) == 3 * i
+        assert len(started) == min(i + number + 1, 7)
+    assert i == 6

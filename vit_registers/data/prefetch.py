@@ -1,9 +1,11 @@
-"""Prefetching of batches to the device."""
+"""Batches that are transferred, and programs that are started, ahead of those that are needed."""
 
 import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+import jax
 
 T = TypeVar("T")
 
@@ -37,3 +39,20 @@ def ahead(batches: Iterator[T], count: int, *, number: int = 2) -> Iterator[T]:
         yield ready.popleft()
     if failure is not None:
         raise failure
+
+
+def in_turn(results: Iterable[T], *, number: int = 2) -> Iterator[T]:
+    """The results of programs that the iterable starts on the devices, in order, each when it is computed.
+
+    Up to `number` programs are started ahead of the result that is yielded. More of them would hold their
+    batches in device memory. On a CPU with several devices they would also deadlock: of the programs that are
+    started at the same time, about 30 can wait, and the threads of the others are those that a reduction over
+    the devices waits for.
+    """
+    waiting: collections.deque[T] = collections.deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > number:
+            yield jax.block_until_ready(waiting.popleft())
+    while waiting:
+        yield jax.block_until_ready(waiting.popleft())

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from vit_registers.config import ClassificationSettings, Data, Model, ObjectiveSettings
 from vit_registers.data.batch import IMAGE, LABEL, Batch, normalize, relabel
 from vit_registers.data.loaders import EvalSplit
+from vit_registers.data.prefetch import in_turn
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.objectives.base import BACKBONE, Sums, add_sums
@@ -80,8 +81,8 @@ class ClassificationEvaluator:
     def __call__(self, params: Any) -> dict[str, float]:
         """{"loss", "top1", "top5", "images", "non_finite"}."""
         batches = self._split.loader.eval_batches(self._split.split, self._layout)
-        parts = [self._sums(params[BACKBONE], batch) for batch in relabel(batches, self._split.table)]
-        return classification_metrics(functools.reduce(add_sums, jax.device_get(parts)))
+        started = (self._sums(params[BACKBONE], batch) for batch in relabel(batches, self._split.table))
+        return classification_metrics(functools.reduce(add_sums, map(jax.device_get, in_turn(started))))
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all splits

@@ -1,7 +1,8 @@
 """k-NN accuracy of features on a split, with the training split as the bank: neighbours.py, over batches."""
 
+import collections
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from vit_registers.config import Data, KnnSettings, Model, ObjectiveSettings
 from vit_registers.data.batch import Batch, relabel
 from vit_registers.data.loaders import EvalSplit
+from vit_registers.data.prefetch import in_turn
 from vit_registers.evaluation import features as features_lib
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
 from vit_registers.evaluation.classification import classification_sums
@@ -51,12 +53,9 @@ class KnnEvaluator:
         backbone = params[BACKBONE]
         loader, split = self._split.loader, self._split.split
         own = loader.eval_batches(self._data.train_split, self._layout)
-        banks, left_out = self._banks([self._features(backbone, batch) for batch in own])
-        totals = None
-        for batch in relabel(loader.eval_batches(split, self._layout), self._split.table):
-            more = self._count(banks, *self._features(backbone, batch))
-            totals = more if totals is None else jax.tree.map(jnp.add, totals, more)
-        found = {name: int(value) for name, value in jax.device_get(totals or {}).items()}
+        banks, left_out = self._banks([*in_turn(self._features(backbone, batch) for batch in own)])
+        tested = relabel(loader.eval_batches(split, self._layout), self._split.table)
+        found = total_counts(self._count(banks, *self._features(backbone, batch)) for batch in tested)
         images, non_finite = found.get("images", 0), found.get("non_finite", 0)
         names = [metric_name(name, f"top1_k{k}") for name in banks for k in _NEIGHBORS]
         shares = {name: found.get(name, 0) / max(images, 1) for name in names}
@@ -122,6 +121,14 @@ def knn_counter(
         return {**found, "images": mask_B.sum(), "non_finite": (mask_B & ~is_finite_B).sum()}
 
     return count
+
+
+def total_counts(started: Iterable[Mapping[str, jax.Array]]) -> dict[str, int]:
+    """The sums of the counts of all batches, whose programs the iterable starts."""
+    total: collections.Counter[str] = collections.Counter()
+    for counts in in_turn(started):
+        total.update({name: int(count) for name, count in jax.device_get(counts).items()})
+    return dict(total)
 
 
 def _is_for(objective: ObjectiveSettings, model: Model) -> bool:

@@ -14,7 +14,7 @@ from vit_registers.config import KnnSettings, Tasks
 from vit_registers.errors import DataError
 from vit_registers.evaluation.features import BatchFeatures, empty_classes, run_features, training_features
 from vit_registers.evaluation.images import ImageTask, TaskImages
-from vit_registers.evaluation.knn import CLS, PATCH, knn_counter, metric_name, model_features
+from vit_registers.evaluation.knn import CLS, PATCH, knn_counter, metric_name, model_features, total_counts
 from vit_registers.evaluation.neighbours import Bank, make_bank
 from vit_registers.evaluation.task import FrozenModel, TaskResult, TaskTable
 from vit_registers.training.sharding import batch_sharding, replicated
@@ -117,11 +117,8 @@ def _count(
     num_classes: int,
     neighbors: tuple[int, ...],
 ) -> dict[str, int]:
-    counter, totals = knn_counter(frozen.mesh, num_classes, neighbors), None
-    for row in rows:
-        more = counter(banks, *row)
-        totals = more if totals is None else jax.tree.map(jnp.add, totals, more)
-    return {name: int(value) for name, value in jax.device_get(totals or {}).items()}
+    counter = knn_counter(frozen.mesh, num_classes, neighbors)
+    return total_counts(counter(banks, *row) for row in rows)
 
 
 def _summary(

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vit_registers.data.prefetch import in_turn
+
 TEMPERATURE = 0.07
 MOST_NEIGHBOURS = 200  # the softmax is over as many, whatever the number that votes
 
@@ -53,7 +55,7 @@ def make_bank(
         left_out = (mask_B & ~is_finite_B).sum()
         return x_BxD.reshape(shards, -1, x_BxD.shape[-1]), label_B.reshape(shards, -1), left_out
 
-    parts = [add(*batch) for batch in batches]
+    parts = [*in_turn(add(*batch) for batch in batches)]
     join = jax.jit(lambda arrays: jnp.concatenate(arrays, axis=1), out_shardings=layout)
     x, label, left_out = zip(*parts, strict=True)
     return Bank(join(list(x)), join(list(label))), int(sum(map(int, jax.device_get(list(left_out)))))

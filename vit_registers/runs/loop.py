@@ -21,6 +21,8 @@ from vit_registers.training.durations import Durations
 from vit_registers.training.state import TrainState
 from vit_registers.training.step import Step
 
+_MAX_AHEAD = 8  # steps that are started before one is complete
+
 
 @dataclasses.dataclass
 class Loop:
@@ -65,6 +67,8 @@ class Loop:
                 state, metrics = self._step(step, state, batches)
                 step, evaluated = step + 1, None
                 self._pending.append((step, metrics))
+                if len(self._pending) > _MAX_AHEAD:  # see in_turn in data/prefetch.py
+                    jax.block_until_ready(self._pending[-_MAX_AHEAD][1]["loss"])
                 self._show()
                 self.watchdog.started(step, metrics["loss"])
                 self.profile.after(step, metrics["loss"])

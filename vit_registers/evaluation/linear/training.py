@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_registers.data.prefetch import in_turn
 from vit_registers.evaluation.classification import classification_sums
 from vit_registers.evaluation.dense.saved import SavedHead, read_head, write_head
 from vit_registers.evaluation.linear.grid import (
@@ -147,13 +148,9 @@ def score_grid(
     loss is that of the uniform distribution over the right labels.
     """
     count = _compiled_scores(grid, None if classes is None else tuple(classes))
-    totals = None
-    for batch in batches:
-        more = count(heads, batch)
-        totals = more if totals is None else jax.tree.map(jnp.add, totals, more)
-    assert totals is not None, "a split has images"
+    parts = map(jax.device_get, in_turn(count(heads, batch) for batch in batches))  # a split has images
     scores = {}
-    for name, sums in jax.device_get(totals).items():
+    for name, sums in functools.reduce(functools.partial(jax.tree.map, np.add), parts).items():
         number = max(int(sums["top1"][1][0]), 1)
         top5 = sums["top5"][0] / number if "top5" in sums else None
         top1, loss = sums["top1"][0] / number, sums["loss"][0] / number

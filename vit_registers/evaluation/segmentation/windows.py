@@ -34,13 +34,17 @@ def sliding_logits(
         padded = waiting + waiting[-1:] * (batch - len(waiting))
         called.append(([*waiting], predict(np.stack([part.window(corner) for part, corner in padded]))))
         waiting.clear()
+        read(1)
 
-    def finished(number: int) -> Iterator[np.ndarray]:
-        """The images that are complete when all but `number` calls are read."""
+    def read(number: int) -> None:
+        """Adds the results of all calls but the last `number` to their images."""
         while len(called) > number:
             places, logits = called.popleft()
             for (part, corner), logit_HxWxY in zip(places, np.asarray(logits), strict=False):
                 part.add(corner, logit_HxWxY)
+
+    def finished() -> Iterator[np.ndarray]:
+        """The images that are complete."""
         while open_sums and open_sums[0].is_complete:
             yield open_sums.popleft().mean()
 
@@ -53,10 +57,11 @@ def sliding_logits(
             waiting.append((part, corner))
             if len(waiting) == batch:
                 call()
-        yield from finished(1)
+        yield from finished()
     if waiting:
         call()
-    yield from finished(0)
+    read(0)
+    yield from finished()
 
 
 class _Sum:
