@@ -120,6 +120,20 @@ def test_one_experiment_has_a_page_without_a_head(tmp_path, monkeypatch):
         assert link[1:] in tree.ids if link.startswith("#") else (path.parent / link).is_file(), link
 
 
+def test_an_experiment_without_a_result_is_one_line_among_others_and_open_alone(tmp_path):
+    gaps = ["a: no prototypes", "b: no prototypes"]
+    result = Result(definition="What.", finding=f"Not measured: {gaps[0]}.", gaps=gaps)
+    entry = ReportEntry("prototype-use", "Why?", "figure 1", result, group="Training")
+    for one in (entry, ENTRIES[0]):
+        write_entry(one, tmp_path)
+    among = write_report([entry, ENTRIES[0]], tmp_path, title="R", about={"a": "x"}).read_text()
+    section = re.search(r'<section id="prototype-use">.*?</section>', among, re.S)[0]
+    assert section.startswith('<section id="prototype-use"><details><summary><h3>Why?')
+    assert all(f"Gap: {gap}." in section for gap in gaps) and "What." in section
+    alone = write_single(entry, tmp_path, title="R", about={"a": "x"}).read_text()
+    assert '<section id="prototype-use">\n<h3>' in alone and f"Not measured: {gaps[0]}" in alone
+
+
 def test_names_are_escaped(tmp_path):
     entry = _entry("norms", "<b>")
     write_entry(entry, tmp_path)

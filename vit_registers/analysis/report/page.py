@@ -54,7 +54,9 @@ def page(
         if has_head:
             own = "".join(f'<li><a href="#{_id(e)}">{_text(e.name)}</a></li>' for e in members)
             parts += [f'<ul class="here">{own}</ul>']
-        parts += [_experiment(entry, folders[entry.name], links[entry.name]) for entry in members]
+        parts += [
+            _experiment(entry, folders[entry.name], links[entry.name], not has_head) for entry in members
+        ]
         parts += ['<p class="top"><a href="#top">Back to top</a></p>'] if has_head else []
     return "\n".join([*parts, f"</main><script>{SCRIPT}</script></body></html>\n"])
 
@@ -136,15 +138,17 @@ def _figure(picture: Picture, png: bytes, *, link: str = "") -> str:
     return f'<figure style="width: {width}px">{image}<figcaption>{caption}{more}</figcaption></figure>'
 
 
-def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
+def _experiment(entry: ReportEntry, folder: Path, link: str, is_alone: bool) -> str:
     result = entry.result
+    if not (result.tables or result.pictures or is_alone):
+        return _not_measured(entry)
     parts = [
         f'<section id="{_id(entry)}">',
-        f'<h3>{_text(entry.question)} <span class="name">{_text(entry.name)}</span></h3>',
+        _question(entry),
         f'<p class="finding">{_sentence(result.finding)}</p>',
         *[f'<p class="quiet">{_text(line)}.</p>' for line in result.images],
         *[f'<p class="caution">Small sample: {_text(line)}.</p>' for line in result.cautions],
-        *[f'<p class="gap">Gap: {_text(gap)}.</p>' for gap in result.gaps],
+        *_gaps(result.gaps),
     ]
     names = zip(entry.picture_names, result.pictures, strict=True)
     pictures = [_figure(one, (folder / f"{name}.png").read_bytes()) for name, one in names]
@@ -156,18 +160,37 @@ def _experiment(entry: ReportEntry, folder: Path, link: str) -> str:
         is_open = " open" if table.is_open or is_only else ""
         summary = f"<summary>{_text(table.title)}: {counted(len(table.rows), 'row')}</summary>"
         more.append(f"<details{is_open}>{summary}{_table(table, f'{entry.name}: ')}{csv}</details>")
-    more.append(
-        f"<details><summary>How it is measured</summary><p>{_text(result.definition)}</p>"
-        f"<p>Answers: {_text(entry.answers)}.</p></details>"
-    )
-    if entry.published:
-        tables = [
-            f"<h4>{_text(table.title)}</h4>{_table(table, f'{entry.name}: ')}" for table in entry.published
-        ]
-        is_open = " open" if entry.is_comparable else ""
-        inside = f'<div class="published">{"".join(tables)}</div>'
-        more.append(f"<details{is_open}><summary>{NOT_OURS}</summary>{inside}</details>")
+    more.append(f"<details><summary>How it is measured</summary>{_method(entry)}</details>")
+    more.append(_published(entry))
     return "\n".join([*parts, f'<div class="more">{"".join(more)}</div></section>'])
+
+
+def _not_measured(entry: ReportEntry) -> str:
+    """A section of one line, which opens: an experiment without a result says why, and how to have one."""
+    inside = "".join([*_gaps(entry.result.gaps), _method(entry), _published(entry)])
+    summary = f"<summary>{_question(entry)} not measured</summary>"
+    return f'<section id="{_id(entry)}"><details>{summary}{inside}</details></section>'
+
+
+def _published(entry: ReportEntry) -> str:
+    if not entry.published:
+        return ""
+    tables = [f"<h4>{_text(table.title)}</h4>{_table(table, f'{entry.name}: ')}" for table in entry.published]
+    is_open = " open" if entry.is_comparable else ""
+    inside = f'<div class="published">{"".join(tables)}</div>'
+    return f"<details{is_open}><summary>{NOT_OURS}</summary>{inside}</details>"
+
+
+def _question(entry: ReportEntry) -> str:
+    return f'<h3>{_text(entry.question)} <span class="name">{_text(entry.name)}</span></h3>'
+
+
+def _gaps(gaps: Sequence[str]) -> list[str]:
+    return [f'<p class="gap">Gap: {_text(gap)}.</p>' for gap in gaps]
+
+
+def _method(entry: ReportEntry) -> str:
+    return f"<p>{_text(entry.result.definition)}</p><p>Answers: {_text(entry.answers)}.</p>"
 
 
 def _table(table: Table, where: str = "") -> str:

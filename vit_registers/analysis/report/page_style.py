@@ -15,7 +15,7 @@ a { color: var(--link); }
 .skip:focus { left: 0; }
 main { padding: 0 1rem 2rem; }
 h1 { margin: 0.8rem 0 0.3rem; font-size: 1.6rem; }
-h2 { margin: 2rem 0 0.6rem; border-top: 2px solid var(--line); padding-top: 0.6rem; font-size: 1.35rem; }
+h2 { margin: 1.5rem 0 0.5rem; border-top: 2px solid var(--line); padding-top: 0.6rem; font-size: 1.35rem; }
 h3 { margin: 0 0 0.1rem; font-size: 1.05rem; }
 h4, h5 { margin: 0.6rem 0 0.2rem; font-size: 0.85rem; }
 h5 { font-weight: 400; }
@@ -30,7 +30,7 @@ nav ul ul { display: none; }
 .here { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 1rem; list-style: none; padding: 0;
   margin: 0.2rem 0 0.6rem; }
 .here a { padding: 0.15rem 0; display: inline-block; }
-section { border-top: 1px solid var(--line); padding: 0.7rem 0; }
+section { border-top: 1px solid var(--line); padding: 0.5rem 0; }
 .name { font-size: 0.8rem; font-weight: 400; color: var(--quiet); margin-left: 0.4rem;
   white-space: nowrap; }
 .finding { border-left: 4px solid var(--link); padding-left: 0.8rem; margin: 0.4rem 0; }
@@ -45,6 +45,7 @@ figcaption { font-size: 0.8rem; color: var(--quiet); }
 details { margin: 0.3rem 0; max-width: 100%; }
 details[open] { flex-basis: 100%; }
 .more { display: flex; flex-wrap: wrap; gap: 0 1.4rem; font-size: 0.9rem; }
+summary h3 { display: inline; color: var(--ink); }
 summary { cursor: pointer; color: var(--link); padding: 0.2rem 0; }
 .scroll { overflow-x: auto;  /* a shadow at the right edge while columns are hidden there */
   background: linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
