@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,14 @@ POD = ["--name=my-pod", "--zone=z", "--accelerator_type=v4-16", "--runtime_versi
 QUICK = ["--poll_s=0.2", "--restart_delay_s=0.1", "--grace_s=3"]
 COMMAND = ["train", "--config=digits", "--workdir=gs://b/a b/$HOME/it's"]
 SHORT, LONG = {"run_s": 0.3, "code": 0}, {"run_s": 60, "code": 0}
+
+
+def command_of(pid):
+    """The command line of a process, b"" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 class Place:
@@ -60,14 +69,13 @@ class Place:
         calls = [" ".join(json.loads(line)) for line in lines]
         return [call for call in calls if all(mark in call for mark in marks)]
 
+    def trainers_of(self, worker):
+        pids = stand_in.processes_of(worker, self.folder)
+        return [pid for pid in pids if b"gcloud_stand_in.py\0trainer" in command_of(pid)]
+
     def trainers(self):
         """The number of trainers that run on each worker."""
-        counts = []
-        for worker in stand_in.WORKERS:
-            pids = stand_in.processes_of(worker, self.folder)
-            lines = [(tpu_worker.Path("/proc") / str(pid) / "cmdline").read_bytes() for pid in pids]
-            counts.append(sum(b"gcloud_stand_in.py\0trainer" in line for line in lines))
-        return counts
+        return [len(self.trainers_of(worker)) for worker in stand_in.WORKERS]
 
     def wait_for_no_trainers(self):
         deadline = time.monotonic() + 10
@@ -116,6 +124,10 @@ def test_a_finished_run_deletes_the_pod_if_asked(place):
     place.plan(SHORT)
     assert place.run("--delete_at_end")[0] == 0
     assert json.loads((place.folder / "pods.json").read_text()) == {}
+
+    place.plan(SHORT, SHORT, failures=[{"verb": "delete", "error": "ERROR: later"}])
+    code, _, err = place.run("--delete_at_end")
+    assert code == 0 and "delete: exit code 1: ERROR: later" in err and "my-pod is still there" in err
 
 
 @pytest.mark.slow
@@ -247,6 +259,7 @@ def test_exit_code_1_restarts_it_up_to_the_limit(place):
     place.plan({"run_s": 0.2, "code": 1}, {"run_s": 0.2, "code": 7})
     code, _, err = place.run("--max_restarts=1")
     assert code == 7 and "exit code 1: restart 1 of 1" in err
+    assert err.count("exit code 7: error: as planned") == 2  # of both workers
     assert len(place.calls(" create ")) == 1  # on the same pod
 
 
@@ -301,15 +314,36 @@ def test_another_command_replaces_one_that_saves(place):
 
 
 @pytest.mark.slow
+def test_the_same_command_replaces_one_that_saves_if_asked(place):
+    place.plan(LONG, SHORT)
+    program = place.launch("--delete_at_end")
+    place.wait_for("attempt 0 line 1")
+    code, out, _ = place.run("--replace")
+    assert code == 0 and "attempt 1" in out and (place.folder / "attempts1").read_text() == "2"
+    assert program.wait(30) == 0  # the first launcher: stopped by request
+    assert len(place.calls(" delete ")) == 0
+
+
+@pytest.mark.slow
+def test_a_signal_that_was_not_asked_for_restarts_it(place):
+    place.plan(LONG, SHORT)
+    program = place.launch()
+    place.wait_for("attempt 0 line 1")
+    for pid in place.trainers_of(0) + place.trainers_of(1):
+        os.kill(pid, signal.SIGTERM)
+    assert program.wait(60) == 0
+    assert "saved after a signal: restart 1 of 50" in place.text()
+
+
+@pytest.mark.slow
 def test_a_run_whose_processes_were_killed_is_restarted(place):
     place.plan(LONG, SHORT)
     program = place.launch()
     place.wait_for("attempt 0 line 1")
     for pid in tpu_worker.runners(stand_in.processes_of(0, place.folder)):
         os.kill(pid, signal.SIGKILL)  # as when memory is short; its trainer is left
-    for pid in stand_in.processes_of(0, place.folder):
-        if b"trainer" in tpu_worker.Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+    for pid in place.trainers_of(0):
+        os.kill(pid, signal.SIGKILL)
     assert program.wait(60) == 0
     assert "exit code 137: restart 1" in place.text()
 

@@ -53,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--file", action="append", default=[], help="also copied, such as a config of your own; repeatable")
     add("--extras", default="tpu,data,gcs", help="of the wheel (default: %(default)s)")
     add("--python", default="3.12", help="version of Python on the workers (default: %(default)s)")
-    add("--replace", action="store_true", help="stops another command that runs on the pod; it saves first")
+    add(
+        "--replace",
+        action="store_true",
+        help="stops what runs on the pod, which saves first, instead of following it",
+    )
     add("--delete_at_end", action="store_true", help="deletes the pod when the run has finished")
     add("--dry_run", action="store_true", help="prints the gcloud commands and runs none")
     add("--create_flag", action="append", default=[], help="for `queued-resources create`; repeatable")
@@ -209,7 +213,8 @@ def main(words: list[str]) -> int:
                 "gcloud was not found: install the Google Cloud CLI, and log in with `gcloud auth login`"
             )
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, _interrupt)
         try:
             return tpu_life.life(launch)
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from tools.launch.tpu_pod import ACTIVE, GONE, LEAVING, Follower, GcloudError, R
 
 FIXABLE, LOST, INTERRUPTED = 2, 3, 130
 STOPPED = 75  # the run saved after a signal, and has steps left: train --stop_code
+_REQUESTED = "stopped by request"
 _TRIES = 3  # at the first installation
 _SIGN_S = 300.0  # a sign of life while it waits
 
@@ -94,12 +95,17 @@ def _wait(launch: Launch, during: tuple[str, ...] | None) -> str:
 # --- the run -----------------------------------------------------------------------------------
 
 
-def find(launch: Launch) -> str | None:
-    """The attempt of this command that runs on all workers, or None. Refused if another command runs."""
+def find(launch: Launch, *, is_replaced: bool) -> str | None:
+    """The attempt of this command that runs on all workers, or None. Refused if another command runs.
+
+    With `is_replaced` it is None, whatever runs.
+    """
     lines = tpu_pod.call(launch.request.ssh("all", tpu_pod.status_command()))
     told = tpu_pod.messages(lines)
     others = [one for one in told if one["running"] and one["command"] not in ([], list(launch.command))]
-    if others and not launch.is_replaced:
+    if is_replaced:
+        return None
+    if others:
         raise Refused(
             f"{launch.request.name} runs another command: {shlex.join(others[0]['command'])}; "
             f"--replace stops it (it saves first)"
@@ -128,7 +134,7 @@ def begin(launch: Launch, *, has_run: bool) -> str:
     """
     for left in range(0 if has_run else _TRIES - 1, -1, -1):
         try:
-            attempt = find(launch)
+            attempt = find(launch, is_replaced=launch.is_replaced and not has_run)
             if attempt is not None:
                 say(f"attempt {attempt} runs already; the log of worker 0 follows")
             return attempt or start(launch)
@@ -153,11 +159,7 @@ def watch(launch: Launch, attempt: str) -> tuple[int | None, str]:
             code = follower.ended["ended"]
             if code != STOPPED:
                 return code, f"exit code {code}"
-            return (
-                (0, "stopped by request")
-                if follower.ended["is_requested"]
-                else (None, "saved after a signal")
-            )
+            return (0, _REQUESTED) if follower.ended["is_requested"] else (None, "saved after a signal")
         if lost:
             return None, lost
         if follower.has_connected:
@@ -214,23 +216,25 @@ def life(launch: Launch) -> int:
             if not has_run:  # most often quota, permission, a wrong type or a wheel that does not install
                 raise Refused(str(error)) from None
             how = str(error)
-        if code in (0, FIXABLE):
-            return _end(launch, code)
-        if code is not None:
+        if code:
             report(launch)
+        if code in (0, FIXABLE):
+            return _end(launch, code, how)
         if restart < launch.max_restarts:
             say(f"{how}: restart {restart + 1} of {launch.max_restarts} in {launch.restart_delay_s:g} s")
             time.sleep(launch.restart_delay_s)
     say(f"{how}: it was restarted {launch.max_restarts} times (--max_restarts)")
-    return _end(launch, code or LOST)
+    return _end(launch, code or LOST, how)
 
 
-def _end(launch: Launch, code: int) -> int:
-    if code:
-        report(launch)
-    if launch.is_deleted_at_end and code == 0:
+def _end(launch: Launch, code: int, how: str) -> int:
+    delete = launch.request.delete()
+    if launch.is_deleted_at_end and code == 0 and how != _REQUESTED:  # another launcher may have replaced it
         say(f"deleting {launch.request.name}")
-        tpu_pod.call(launch.request.delete())
-    else:
-        say(f"{launch.request.name} is still there; to delete it:\n  {shlex.join(launch.request.delete())}")
+        try:
+            tpu_pod.call(delete)
+            return code
+        except GcloudError as error:
+            say(str(error))
+    say(f"{launch.request.name} is still there; to delete it:\n  {shlex.join(delete)}")
     return code

@@ -1,9 +1,11 @@
 """The gcloud commands of tools/launch/tpu.py: a queued resource with one TPU node, and its workers."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -159,7 +161,11 @@ class Follower(threading.Thread):
         self.reason, self.has_connected = "", False
         command = request.ssh("0", worker_command("follow", attempt, str(position)))
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that `close` also ends the ssh that gcloud starts
         )
         self._errors = threading.Thread(target=self._read_errors, daemon=True)
 
@@ -189,5 +195,6 @@ class Follower(threading.Thread):
 
     def close(self) -> None:
         """Ends the connection."""
-        self._process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
         self.join(10)
