@@ -21,7 +21,8 @@ ALLOWED = {
     "status": set(),
     "config": {"errors", "config"},
     "models": {"errors", "digests", "config", "models"},
-    "data": {"errors", "config", "data"},
+    "storage": {"errors", "status", "digests", "storage"},
+    "data": {"errors", "config", "storage", "data"},
     "runtime": {"errors", "status", "config", "runtime"},
     "objectives": {
         "errors",
@@ -110,6 +111,7 @@ ALLOWED = {
         "training",
         "runs",
         "runtime",
+        "storage",
         "loading",
         "analysis.file_names",
     },

@@ -1,5 +1,6 @@
-"""SHA-256 digests as hexadecimal text. No other module computes hashes."""
+"""SHA-256 digests as hexadecimal text, and CRC32C. No other module computes hashes."""
 
+import base64
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,21 @@ def files_digest(paths: Iterable[Path | epath.Path]) -> str:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def file_checksums(path: Path) -> tuple[str, str]:
+    """The SHA-256 digest of a file, and its CRC32C in base64, as stores give it. Raises OSError.
+
+    Requires google-crc32c, of the extra [gcs].
+    """
+    import google_crc32c
+
+    sha256, crc32c = hashlib.sha256(), google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            sha256.update(block)
+            crc32c.update(block)
+    return sha256.hexdigest(), base64.b64encode(crc32c.digest()).decode()
 
 
 def prefix_hash(file: BinaryIO, num_bytes: int) -> Any:

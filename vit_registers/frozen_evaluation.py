@@ -1,7 +1,6 @@
 """Runs a task of evaluation/tasks.py on a checkpoint: `evaluate --task=NAME`."""
 
 import dataclasses
-import os
 import shutil
 import sys
 import time
@@ -26,6 +25,7 @@ from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.storage import paths
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -175,7 +175,7 @@ class _Lines:
 
 def _settings(model: Model, data: Data, tasks: Tasks, task: str) -> dict[str, Any]:
     """All that the result depends on besides the checkpoint and the splits."""
-    folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
+    folder = None if data.data_dir is None else str(paths.absolute(data.data_dir))
     return {
         "data": dataclasses.asdict(data)
         | {"data_dir": folder, "image_size": list(data.image_size or model.image_size)},
