@@ -22,7 +22,7 @@ ALLOWED = {
     "storage": {"errors", "status", "strict_json", "digests", "storage"},
     "config": {"errors", "config"},
     "models": {"errors", "digests", "config", "models"},
-    "data": {"errors", "config", "data"},
+    "data": {"errors", "config", "storage", "data"},
     "runtime": {"errors", "status", "config", "runtime"},
     "objectives": {
         "errors",

@@ -85,7 +85,6 @@ startup.begin(__name__, define_flags, check_flags)
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -219,7 +218,7 @@ def _class_table(
 def _settings(config: Config) -> dict[str, Any]:
     """All data settings, with an absolute data_dir, and the settings of the computation."""
     data = config.data
-    folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
+    folder = None if data.data_dir is None else str(paths.absolute(data.data_dir))
     size = list(config_lib.image_size(config))
     return {
         "data": dataclasses.asdict(data) | {"data_dir": folder, "image_size": size},

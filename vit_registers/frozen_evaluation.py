@@ -1,7 +1,6 @@
 """Runs a task of evaluation/tasks.py on a checkpoint: `evaluate --task=NAME`."""
 
 import dataclasses
-import os
 import shutil
 import sys
 import time
@@ -27,7 +26,7 @@ from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runtime.mesh import make_mesh
-from vit_registers.storage.paths import is_remote
+from vit_registers.storage import paths
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -141,7 +140,7 @@ def run_task(run: TaskRun, folder: epath.Path) -> tuple[dict[str, Any], TaskResu
 
     An interrupted call with the same `folder` is resumed, unless that is in gs://.
     """
-    unfinished = None if is_remote(folder) else Path(folder) / "unfinished" / run.stem
+    unfinished = None if paths.is_remote(folder) else Path(folder) / "unfinished" / run.stem
     started = time.monotonic()
     say = _Lines(run.log_every_s, is_quiet=jax.process_index() != 0)
     try:
@@ -180,7 +179,7 @@ class _Lines:
 
 def _settings(model: Model, data: Data, tasks: Tasks, task: str) -> dict[str, Any]:
     """All that the result depends on besides the checkpoint and the splits."""
-    folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
+    folder = None if data.data_dir is None else str(paths.absolute(data.data_dir))
     return {
         "data": dataclasses.asdict(data)
         | {"data_dir": folder, "image_size": list(data.image_size or model.image_size)},

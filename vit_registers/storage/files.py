@@ -13,6 +13,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from etils import epath
@@ -105,7 +106,7 @@ def write_text(path: Name, text: str) -> None:
     if is_remote(path):
         objects.write(path, text.encode())
     else:
-        strict_json.write_text(epath.Path(path), text)
+        strict_json.write_text(Path(path), text)
 
 
 def write_json(path: Name, value: Any) -> None:

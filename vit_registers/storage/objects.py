@@ -103,6 +103,12 @@ def write(path: Name, data: bytes, *, generation: str | None = None) -> str:
     return str(made["generation"])
 
 
+def send(file: Name, path: Name) -> None:
+    """Writes a local file as an object, in parts if it is large. Raises StoreError."""
+    with _answered(path):
+        store().put_file(os.fspath(file), os.fspath(path))
+
+
 def find(path: Name) -> Found | None:
     """The object at a path; None if there is none."""
     bucket, key = _parts(path)
