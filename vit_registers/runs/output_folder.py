@@ -102,3 +102,12 @@ def nothing_new_on_failure(path: epath.Path) -> Iterator[None]:
             for made in new:
                 files.remove(made)
         raise
+
+
+@contextlib.contextmanager
+def reported_errors(output: str) -> Iterator[None]:
+    """A context in which an error of the disk becomes one line; those of writing do not name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or output} cannot be written: {error.strerror}") from error
