@@ -3,8 +3,6 @@
 RUN/checkpoints/<step>/state/...      the TrainState
 RUN/checkpoints/<step>/meta/...       format version, resolved config, data position, what was trained on
 RUN/checkpoints/<step>/manifest.json  size and checksum of every file, written before the commit
-
-Orbax commits by renaming a folder, or in gs:// by writing commit_success.txt last.
 """
 
 import contextlib
