@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import stat
 import tempfile
@@ -105,7 +106,7 @@ def write_text(path: Name, text: str) -> None:
     if is_remote(path):
         objects.write(path, text.encode())
     else:
-        strict_json.write_text(epath.Path(path), text)
+        strict_json.write_text(pathlib.Path(path), text)
 
 
 def write_json(path: Name, value: Any) -> None:

@@ -76,8 +76,9 @@ def _is_left(path: epath.Path, holder: dict[str, Any], generation: str) -> bool:
     if time.monotonic() - since > LOST_S:
         return True
     pid = holder.get("pid")
-    is_here = holder.get("machine") == _machine() and isinstance(pid, int)
-    return is_here and _started(pid) != holder.get("started")
+    if holder.get("machine") != _machine() or not isinstance(pid, int):
+        return False
+    return _started(pid) != holder.get("started")
 
 
 def holder(path: epath.Path) -> str | None:
