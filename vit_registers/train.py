@@ -77,7 +77,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 from etils import epath
@@ -176,7 +175,7 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
             progress=progress,
             agreement=Agreement(mesh, config.run.stop_every_steps),
             watchdog=watchdog,
-            profile=Profile(Path(run) / "profile", traced),
+            profile=Profile(str(run / "profile"), traced),
         )
         batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
         state = loop.run(state, ahead(batches, durations.total_steps - start_step))

@@ -8,12 +8,12 @@ import errno
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from etils import epath
@@ -106,7 +106,7 @@ def write_text(path: Name, text: str) -> None:
     if is_remote(path):
         objects.write(path, text.encode())
     else:
-        strict_json.write_text(Path(path), text)
+        strict_json.write_text(pathlib.Path(path), text)
 
 
 def write_json(path: Name, value: Any) -> None:
@@ -148,6 +148,12 @@ def copy(path: Name, target: Name) -> None:
 def move(path: Name, target: Name) -> None:
     """Renames a file or folder of this machine."""
     os.rename(path, target)
+
+
+def check_appendable(path: Name) -> None:
+    """Raises OSError if nothing can be appended to a file of this machine. Creates it if needed."""
+    if not is_remote(path):
+        open(path, "ab").close()
 
 
 @contextlib.contextmanager
