@@ -31,7 +31,7 @@ def files_digest(paths: Iterable[Path | epath.Path]) -> str:
     return digest.hexdigest()
 
 
-def file_checksums(path: Path) -> tuple[str, str]:
+def file_checksums(path: Path | epath.Path) -> tuple[str, str]:
     """The SHA-256 digest of a file, and its CRC32C in base64, as stores give it. Raises OSError.
 
     Requires google-crc32c, of the extra [gcs].

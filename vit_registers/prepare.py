@@ -120,7 +120,7 @@ def _folders() -> tuple[str, str | None]:
         raise ConfigError(f"--local_dir={local} is for a --data_dir in gs://: give only --data_dir")
     given, flag = (local, "--local_dir") if is_remote else (target, "--data_dir")
     folder = str(tfds_location.full_data_dir(given))
-    cli.writable_folder(folder, flag)
+    cli.local_folder(folder, flag)
     return folder, target.rstrip("/") if is_remote else None
 
 

@@ -1,9 +1,9 @@
-"""Measures training batches of one data set from gs://, from local array_record files and from a local folder.
+"""Measures training batches of a data set in gs://, in local array_record files and in a local folder.
 
     python -m tools.emulator python -m tools.bench.remote_input --images=imagenet-sample.zip
     python -m tools.bench.remote_input --images=DIR --data_dir=gs://BUCKET/PATH
 
-The images are prepared with `prepare`, uploaded to --data_dir and read from there, crop and flip, in turn with
+The images are prepared, uploaded to --data_dir and read from there, crop and flip, in turn with
 the local files, in the same process. Ratios are medians over the rounds.
 """
 

@@ -6,6 +6,7 @@ gcsfs tries again for about half a minute if a server is busy or does not answer
 import contextlib
 import errno
 import functools
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from vit_registers.errors import require_extra
 
 Name = str | os.PathLike[str]
+_BORDER = "vit-registers-7f3b9c"  # between the parts of a request
 
 
 class StoreError(OSError):
@@ -37,9 +39,7 @@ def store() -> Any:
 
     # The cache of listings would hide the files of other processes.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    logging.getLogger("gcsfs").setLevel(
-        logging.CRITICAL
-    )  # it logs stack traces of errors that it also raises
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors that it also raises
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
@@ -61,7 +61,7 @@ def _line(error: Exception) -> str:
     if str(code) == "401":
         return "the credentials are missing or expired: gcloud auth application-default login"
     if str(code) == "403" or text.startswith("Forbidden"):
-        return f"permission denied ({text.removeprefix('Forbidden: ')}): grant roles/storage.objectUser on the bucket"
+        return f"permission denied: grant roles/storage.objectUser on the bucket ({text})"
     return f"the store does not answer ({text})" if code is None else f"the store answers {code} ({text})"
 
 
@@ -83,12 +83,20 @@ def write(path: Name, data: bytes, *, generation: str | None = None) -> str:
     has another one, and StoreError if there is no such bucket.
     """
     bucket, key = _parts(path)
-    only = {} if generation is None else {"ifGenerationMatch": generation}
     place = store().base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o"
+    about = f"--{_BORDER}\nContent-Type: application/json; charset=UTF-8\n\n{json.dumps({'name': key})}\n"
+    head = f"{about}--{_BORDER}\nContent-Type: application/octet-stream\n\n".encode()
     try:
         with _answered(path):
             made = store().call(
-                "POST", place, bucket, uploadType="media", name=key, data=data, json_out=True, **only
+                "POST",
+                place,
+                bucket,
+                uploadType="multipart",
+                ifGenerationMatch=generation,
+                headers={"Content-Type": f'multipart/related; boundary="{_BORDER}"'},
+                data=head + data + f"\n--{_BORDER}--".encode(),
+                json_out=True,
             )
     except FileNotFoundError as error:
         raise StoreError(errno.ENOENT, f"there is no bucket gs://{bucket}", os.fspath(path)) from error

@@ -1,5 +1,6 @@
 """Paths of run folders: on this machine, or gs://BUCKET/FOLDER."""
 
+import contextlib
 import os
 import re
 
@@ -29,7 +30,7 @@ def check_scheme(path: str, where: str) -> None:
         raise ConfigError(f"{where}={path} has no bucket: give gs://BUCKET/FOLDER")
     if path.startswith(f"{scheme[0]}/"):
         raise ConfigError(
-            f"{where}={path}: {scheme[1]}:// is not supported, only local folders and gs://: mount the bucket, "
+            f"{where}={path}: {scheme[1]}:// is not supported, only local folders and gs://: mount it, "
             "or copy the folder"
         )
 
@@ -43,3 +44,16 @@ def folder(path: str | os.PathLike[str]) -> epath.Path:
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """The same as an absolute path, as Orbax requires."""
     return folder(path) if is_remote(path) else epath.Path(os.path.abspath(folder(path)))
+
+
+def resolved(path: str | os.PathLike[str]) -> epath.Path:
+    """The absolute path without local links."""
+    return folder(path) if is_remote(path) else epath.Path(os.path.realpath(folder(path)))
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two paths lead to the same file or folder, which need not exist."""
+    with contextlib.suppress(OSError):
+        if not is_remote(one) and not is_remote(other):
+            return os.path.samefile(folder(one), folder(other))
+    return resolved(one) == resolved(other)
