@@ -164,6 +164,16 @@ def test_images_and_labels_in_gs_are_those_of_the_folder_in_its_order(prepare, f
         np.testing.assert_array_equal(ours.labels(split), theirs.labels(split))
         read, read_file = ours.image_reader(split), theirs.image_reader(split)
         assert [read(i) for i in range(number)] == [read_file(i) for i in range(number)]
+    of_folder, of_gs = _first_batch(name="folder", data_dir=str(folder)), _first_batch(data_dir=gs_folder)
+    jax.tree.map(np.testing.assert_array_equal, of_folder, of_gs)
+
+
+def _first_batch(**settings):
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, **settings))
+    batches = open_data(config).host_train_batches(0, process_index=0, process_count=1)
+    batch = next(batches)
+    batches.close()
+    return batch
 
 
 READ = """
