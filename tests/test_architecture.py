@@ -215,7 +215,7 @@ NOT_OF_RUN_FOLDERS = {
     "loading.py": {"Path(path)", "Path(path).expanduser("},
     "fine_tuning.py": {"Path(path)", "Path(path).expanduser("},
     "conversion.py": {"Path(local)", "Path(local).expanduser("},
-    "evaluate.py": {"Path(name.path)", "Path(run)", "expanduser(data.data_dir"},
+    "evaluate.py": {"Path(name.path)", "Path(run)"},
     "task_command.py": {"Path(data_dir)"},
 }
 
