@@ -45,7 +45,7 @@ esac
 # Where the environment names a proxy, JAX would call the other nodes through it, and does not reach them.
 if [ -n "${grpc_proxy:-}${https_proxy:-}${http_proxy:-}" ]; then
     no_grpc_proxy=$(scontrol show hostnames | paste --serial --delimiters=,)
-    export no_grpc_proxy JAX_CHECK_PROXY_ENVS=false
+    export no_grpc_proxy
 fi
 
 show_time() { # show_time EndTime: that field of the job, "" if it is not set
