@@ -9,7 +9,7 @@ receives config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run
 TensorBoard files. result.json is written at the end. docs/running.md describes what is printed. On SIGTERM
 or ctrl-C the program finishes the step, saves and exits (--stop_code). The same command resumes the run.
 
-Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
+Several processes train one run if each is started with --distributed (TPU pods, SLURM, Open MPI), or with
 --coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
 processes stop at the same step, and all of them end if one fails.
 
@@ -30,7 +30,9 @@ def define_flags() -> None:
 
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Run folder; created if it does not exist, else resumed.")
-    flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or SLURM job.")
+    flags.DEFINE_bool(
+        "distributed", False, "Join the other processes of a TPU pod, or of a SLURM or Open MPI job."
+    )
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on any other cluster.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
