@@ -28,7 +28,9 @@ import numpy as np
 
 from vit_registers.config import Checkpoint, Config, Data, Mesh, Run
 from vit_registers.data.order import training_order
+from vit_registers.runs.checkpoint_folder import checkpoint_root
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.manifest import MANIFEST
 from vit_registers.runs.retention import is_any, reason
 from vit_registers.runtime import distributed, rendezvous
 from vit_registers.runtime.barrier import Barrier
@@ -101,7 +103,13 @@ def _save(run: str, mesh: jax.sharding.Mesh) -> Times:
     with Checkpoints(run, CONFIG) as checkpoints:
         checkpoints.save_surely(state(next(steps)), None)
         taken = [_timed(lambda: checkpoints.save_surely(state(next(steps)), None)) for _ in range(_SAVES)]
-    return {f"save {_STATE_MIB} MiB to the commit, s": statistics.median(taken)}
+    opened = rendezvous.key_value_store().key_value_dir_get(f"{rendezvous.KEYS}saves/")  # of the last save
+    folder = checkpoint_root(run) / str(1 + _SAVES)
+    return {
+        f"save {_STATE_MIB} MiB to the commit, s": statistics.median(taken),
+        "barriers of a save": sum(key.endswith("/open") for key, _ in opened),
+        "files of a checkpoint": len(json.loads((folder / MANIFEST).read_text())["files"]),
+    }
 
 
 def _open(run: str) -> None:
