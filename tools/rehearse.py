@@ -2,6 +2,7 @@
 
     python -m tools.rehearse                               # 2 processes with 2 fake CPU devices each
     python -m tools.rehearse --processes=4 --devices=2 --events=preempt,kill,storage
+    python -m tools.rehearse --store=gs                    # in gs:// of tools.emulator
     python -m tools.rehearse --steps=300 -- --config=configs/digits.py:mask=fractal,k=2
 
 The processes are those of vit_registers.train, joined with --coordinator over loopback. First a run is
@@ -15,22 +16,25 @@ Arguments after -- are passed to vit_registers.train.
 """
 
 import argparse
+import contextlib
 import os
-import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import logging
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of this program and of all processes
 
+from tools.emulator import Emulator, free_port
 from tools.rehearsal import life as life_lib
 from tools.rehearsal.jobs import Command, Job
 from tools.rehearsal.life import EVENTS, LOST_TIMEOUT_S, Life, Row
 from tools.rehearsal.losses import compare
-from tools.rehearsal.stores import LocalStore, Store, enter_small_disk
+from tools.rehearsal.stores import GsStore, LocalStore, Store, enter_small_disk
 
+LOGS = "logs"  # in the folder
 TOLERANCE = 1e-4
 # The large epsilon: Adam divides by it where gradients are rounding only.
 TRAIN = ("--config=configs/digits.py:registers=4", "--config.optimizer.eps=1e-4")
@@ -62,17 +66,15 @@ def rehearse(
     Raises RuntimeError if a run cannot go on.
     """
     command = Command(
-        settings(args, folder / "compiled"), args.devices, _free_port(), store.environment, _LIMIT_S
+        settings(args, folder / "compiled"), args.devices, free_port(), store.environment, _LIMIT_S
     )
     reference, run, other = (store.run(name) for name in ("undisturbed", "run", "copy"))
-    with Job(command, processes=args.processes, workdir=reference, logs=folder / "logs-undisturbed") as job:
+    with Job(command, processes=args.processes, workdir=reference, logs=folder / LOGS / "undisturbed") as job:
         job.wait_until_ended()
         if any(job.codes()):
             raise RuntimeError(f"the undisturbed run failed: {job.ends()}")
     names = [name for name in args.events if name in EVENTS or (name == "storage" and store.outages)]
-    with Life(
-        command, store=store, run=run, processes=args.processes, logs=folder / "logs", rows=rows
-    ) as life:
+    with Life(command, store=store, run=run, processes=args.processes, logs=folder / LOGS, rows=rows) as life:
         for number, name in enumerate(names, start=1):
             step = args.steps * number // 20
             life.job.wait_for(lambda step=step: life.job.last_step() >= step, f"step {step}")
@@ -103,10 +105,19 @@ def rehearse(
     return lost, compared
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@contextlib.contextmanager
+def open_store(args: argparse.Namespace, folder: Path) -> Iterator[Store]:
+    """The store of --store. A small local disk starts this program again."""
+    if args.store == "gs":
+        with Emulator() as emulator:
+            os.environ.update(emulator.environment)  # this program reads the run folders too
+            yield GsStore(emulator)
+        return
+    disk = folder / "store"
+    disk.mkdir(parents=True, exist_ok=True)
+    if "storage" in args.events:
+        enter_small_disk(disk, "tools.rehearse")
+    yield LocalStore(disk)
 
 
 def table(rows: list[Row]) -> str:
@@ -125,6 +136,7 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = [*EVENTS, "storage"]
+    parser.add_argument("--store", choices=("local", "gs"), default="local", help="where run folders are")
     parser.add_argument("--processes", type=int, default=2, help="number of processes, at least 2")
     parser.add_argument("--devices", type=int, default=2, help="fake CPU devices of each")
     parser.add_argument("--steps", type=int, default=600, help="length of the run")
@@ -136,6 +148,8 @@ def parse() -> argparse.Namespace:
     args.events = args.events.split(",")
     if unknown := {*args.events} - {*known}:
         parser.error(f"--events: {', '.join(sorted(unknown))}: must be of {', '.join(known)}")
+    if args.folder is not None and (args.folder / LOGS).exists():
+        parser.error(f"--folder={args.folder} holds an earlier rehearsal: give another one")
     if args.processes < 2:
         parser.error(f"--processes={args.processes}: must be at least 2")
     return args
@@ -146,21 +160,19 @@ def main() -> int:
     args = parse()
     logging.set_verbosity(logging.ERROR)  # Orbax warns of files that its own reader does not need
     folder = args.folder or Path(tempfile.mkdtemp(prefix="rehearsal-"))
-    (folder / "store").mkdir(parents=True, exist_ok=True)
-    if "storage" in args.events:
-        enter_small_disk(folder / "store", "tools.rehearse")
-    store = LocalStore(folder / "store")
-    if "storage" in args.events and not store.outages:
-        print("storage is not lost: this system allows no mount namespace for a small disk")
     rows: list[Row] = []
-    try:
-        lost, compared = rehearse(args, store, folder, rows)
-    except RuntimeError as error:
-        lost, compared = [str(error)], []
+    with open_store(args, folder) as store:
+        if "storage" in args.events and not store.outages:
+            print("storage is not lost: this system allows no mount namespace for a small disk")
+        try:
+            lost, compared = rehearse(args, store, folder, rows)
+        except RuntimeError as error:
+            lost, compared = [str(error)], []
     print(table(rows))
     print(f"\nlost: {'nothing' if not lost else ''}".rstrip())
     for line in [*lost, *compared, f"computed twice: {sum(row.repeated for row in rows)} steps"]:
         print(line)
+    print(f"logs of all processes: {folder / LOGS}")
     return int(bool(lost))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fixtures.digits import CONFIG, make_config
 from tools import rehearse
+from tools.emulator import PACKAGE
 from tools.rehearsal.life import Life
 from tools.rehearsal.losses import compare, newest_saved
 from vit_registers.train import train
@@ -20,17 +21,14 @@ TINY = ("--", "--config=configs/digits.py", "--config.model.depth=1", "--config.
 TOTAL = CONFIG.run.total_steps
 
 
+def _rehearse(quick, folder, *args):
+    command = [sys.executable, "-m", "tools.rehearse", *SHORT, f"--folder={folder}", *args, *TINY]
+    return subprocess.run(command, cwd=ROOT, env=quick(), capture_output=True, text=True, timeout=900)
+
+
 @pytest.mark.slow
 def test_a_short_life_on_local_disk_loses_nothing(quick, tmp_path):
-    command = [sys.executable, "-m", "tools.rehearse", *SHORT, f"--folder={tmp_path}"]
-    done = subprocess.run(
-        [*command, "--events=preempt,kill,storage", *TINY],
-        cwd=ROOT,
-        env=quick(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = _rehearse(quick, tmp_path, "--events=preempt,kill,storage")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     events = ["SIGTERM to process 1", "SIGKILL to process 1"]
@@ -41,6 +39,17 @@ def test_a_short_life_on_local_disk_loses_nothing(quick, tmp_path):
         rows
     )
     assert "exit codes 0, 0" in rows[0] and "exit codes 3, -9" in rows[1]
+    assert "\nlost: nothing\nfinished with 2 processes: equals the undisturbed run bit for bit" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_short_life_in_gs_loses_nothing(quick, tmp_path):
+    pytest.importorskip("gcsfs", reason="gs:// requires gcsfs: pip install -e '.[test]'")
+    pytest.importorskip(PACKAGE, reason="the emulator of gs:// requires pip install -e '.[test]'")
+    done = _rehearse(quick, tmp_path, "--store=gs", "--events=kill,storage")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| the store does not answer for 3 s" in done.stdout
+    assert "| the store is gone for 3 s" in done.stdout
     assert "\nlost: nothing\nfinished with 2 processes: equals the undisturbed run bit for bit" in done.stdout
 
 
@@ -140,10 +149,12 @@ def test_another_final_state_and_a_damaged_one(runs, tmp_path):
     assert newest_saved(str(copy)) == 4
 
 
-def test_an_event_that_does_not_exist(monkeypatch, capsys):
+def test_arguments_that_cannot_be_used(monkeypatch, capsys, tmp_path):
+    (tmp_path / rehearse.LOGS).mkdir()
     for arguments, message in (
         (["--events=kill,flood"], "--events: flood: must be of preempt, kill, "),
         (["--processes=1"], "--processes=1: must be at least 2"),
+        ([f"--folder={tmp_path}"], "holds an earlier rehearsal"),
     ):
         monkeypatch.setattr("sys.argv", ["rehearse", *arguments])
         with pytest.raises(SystemExit, match="2"):

@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+
+from tools.emulator import BUCKET, Emulator
 
 _INSIDE = "VIT_REGISTERS_REHEARSAL_DISK"  # set in the mount namespace of the small disk
 _DISK_MIB = 256
@@ -71,3 +74,31 @@ def enter_small_disk(folder: Path, module: str) -> None:
         return
     program = [sys.executable, "-m", module, f"--folder={folder.parent}", *sys.argv[1:]]
     os.execvpe(own[0], [*own, *mount, *program], os.environ | {_INSIDE: str(folder)})
+
+
+class GsStore:
+    """gs:// of a server on this machine (tools/emulator.py)."""
+
+    def __init__(self, emulator: Emulator):
+        self._emulator = emulator
+        self._name = uuid.uuid4().hex[:8]
+        self.environment = emulator.environment
+        self.outages = {"the store does not answer": self._hang, "the store is gone": self._end}
+
+    def run(self, name: str) -> str:
+        return f"gs://{BUCKET}/{self._name}/{name}"
+
+    def copy(self, run: str, other: str) -> None:
+        import gcsfs  # reads the environment of the emulator
+
+        gcsfs.GCSFileSystem(token="anon", use_listings_cache=False).copy(run, other, recursive=True)
+
+    def _hang(self, seconds: float) -> None:
+        self._emulator.pause()
+        time.sleep(seconds)
+        self._emulator.go_on()
+
+    def _end(self, seconds: float) -> None:
+        self._emulator.stop()
+        time.sleep(seconds)
+        self._emulator.start()
