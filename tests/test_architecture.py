@@ -19,6 +19,7 @@ ALLOWED = {
     "strict_json": set(),
     "digests": set(),
     "status": set(),
+    "storage": {"errors", "status", "strict_json", "digests", "storage"},
     "config": {"errors", "config"},
     "models": {"errors", "digests", "config", "models"},
     "data": {"errors", "config", "data"},
@@ -34,6 +35,7 @@ ALLOWED = {
     },
     "training": {"errors", "config", "models", "data", "objectives", "training"},
     "runs": {
+        "storage",
         "errors",
         "status",
         "strict_json",
@@ -62,6 +64,7 @@ ALLOWED = {
     "checkpoint_names": {"errors", "interop"},
     "model_card": {"errors", "config", "models", "interop", "analysis.report.markdown"},
     "conversion": {
+        "storage",
         "config",
         "models",
         "runs",
@@ -73,6 +76,7 @@ ALLOWED = {
     },
     "loaded_model": {"errors", "config", "models", "data", "interop"},
     "loading": {
+        "storage",
         "errors",
         "checkpoint_names",
         "loaded_model",
@@ -86,6 +90,7 @@ ALLOWED = {
         "interop",
     },
     "fine_tuning": {
+        "storage",
         "errors",
         "config",
         "models",
@@ -99,6 +104,7 @@ ALLOWED = {
         "loading",
     },
     "frozen_evaluation": {
+        "storage",
         "errors",
         "status",
         "strict_json",
@@ -123,12 +129,13 @@ ALLOWED = {
         "frozen_evaluation",
         "task_output",
     },
-    "task_output": {"strict_json", "evaluation", "objectives", "runs"},
+    "task_output": {"storage", "strict_json", "evaluation", "objectives", "runs"},
     "startup": {"errors", "status", "cli"},
-    "cli": {"errors", "status", "startup", "config"},
+    "cli": {"storage", "errors", "status", "startup", "config"},
     "recipes": {"errors", "config"},
     "recipes_dinov2": {"errors", "config", "recipes"},
     "analysis": {
+        "storage",
         "errors",
         "status",
         "strict_json",

@@ -250,7 +250,7 @@ def main(name: str) -> None:
         num_edited=values.edited_images,
         energy=parse_energy(values.energy),
     )
-    out = cli.writable_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
+    out = cli.local_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
     overrides = config_flags.get_override_values(values["config"])
     use_compile_cache(values.config.run.compile_cache)
     log_every_s = values.config.run.log_every_s

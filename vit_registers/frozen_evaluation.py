@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from vit_registers import status
 from vit_registers.analysis.file_names import file_name
@@ -26,6 +27,7 @@ from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.storage.paths import is_remote
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -134,9 +136,12 @@ def _batch_size(size: int, image: tuple[int, int]) -> int:
     return min(size, most) if jax.default_backend() == "cpu" else size
 
 
-def run_task(run: TaskRun, folder: Path) -> tuple[dict[str, Any], TaskResult]:
-    """(what the JSON file says, the result); an interrupted call with the same `folder` is resumed."""
-    unfinished = folder / "unfinished" / run.stem
+def run_task(run: TaskRun, folder: epath.Path) -> tuple[dict[str, Any], TaskResult]:
+    """(what the JSON file says, the result).
+
+    An interrupted call with the same `folder` is resumed, unless that is in gs://.
+    """
+    unfinished = None if is_remote(folder) else Path(folder) / "unfinished" / run.stem
     started = time.monotonic()
     say = _Lines(run.log_every_s, is_quiet=jax.process_index() != 0)
     try:
@@ -145,7 +150,7 @@ def run_task(run: TaskRun, folder: Path) -> tuple[dict[str, Any], TaskResult]:
             result = task(run.frozen, run.settings, run.splits, folder=unfinished, say=say)
     finally:
         status.clear()
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and unfinished is not None:
         shutil.rmtree(unfinished, ignore_errors=True)
         if unfinished.parent.is_dir() and not any(unfinished.parent.iterdir()):
             unfinished.parent.rmdir()

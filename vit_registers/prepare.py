@@ -65,7 +65,7 @@ def main() -> None:
         raise DataError(f"--name={name}: this data set needs no preparation")
     data_dir = str(tfds_location.full_data_dir(data_dir))
     if "://" not in data_dir:
-        cli.writable_folder(data_dir, "--data_dir")
+        cli.local_folder(data_dir, "--data_dir")
     path = tfds_location.as_path(name)
     script = None if path is None else tfds_location.find_script(path)
     logging.getLogger("urllib3.connectionpool").addFilter(_SayOnce())

@@ -76,9 +76,9 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
+from etils import epath
 
 from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
@@ -98,7 +98,6 @@ from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.prepared import Prepared, prepare
 from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
-from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.trackers import open_trackers, tracker_names
 from vit_registers.runs.writers import MetricWriter
 from vit_registers.runtime import distributed, rendezvous
@@ -107,6 +106,8 @@ from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.status import say
+from vit_registers.storage import files, paths
+from vit_registers.storage.run_lock import Lock, lock_run
 from vit_registers.training import averages, sharding
 from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState
@@ -118,15 +119,15 @@ def train(config: Config, workdir: str) -> None:
     if jax.process_index() != 0:
         _train(config, workdir, None)
         return
-    check_path(Path(workdir).expanduser())
+    check_path(paths.folder(workdir))
     tracker_names(config.run.writers)  # raises
-    with RunLock(cli.writable_folder(workdir, "--workdir")) as lock:
-        check_workdir(Path(workdir).expanduser())
+    with lock_run(cli.writable_folder(workdir, "--workdir")) as lock:
+        check_workdir(paths.folder(workdir))
         _train(config, workdir, lock)
 
 
-def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
-    run = Path(workdir).expanduser()
+def _train(config: Config, workdir: str, lock: Lock | None) -> None:
+    run = paths.folder(workdir)
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
@@ -134,6 +135,8 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     prepared = prepare(config)
     mesh, loader, durations, setup = prepared.mesh, prepared.loader, prepared.durations, prepared.setup
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
+    if traced is not None:
+        cli.check_local(workdir, "run.profile_steps: a trace is written to --workdir, and --workdir")
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         attention = prepared.computed.model.attention
@@ -177,7 +180,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
         batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
         state = loop.run(state, ahead(batches, durations.total_steps - start_step))
         steps, total = int(state.step) - start_step, durations.total_steps
-        is_new = steps > 0 or not (run / results.FILE).exists()
+        is_new = steps > 0 or not files.exists(run / results.FILE)
         if writer is not None:
             writer.settle()
         if writer is not None and start_step + steps == total and is_new:
@@ -189,7 +192,7 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
 
 
 def open_files(
-    config: Config, prepared: Prepared, run: Path, checkpoints: Checkpoints, evaluators: list[str]
+    config: Config, prepared: Prepared, run: epath.Path, checkpoints: Checkpoints, evaluators: list[str]
 ) -> MetricWriter:
     """The writer of the metrics of a run, after the files that describe the run are written."""
     settings, durations = config_lib.to_dict(config), prepared.durations

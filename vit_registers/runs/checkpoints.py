@@ -1,8 +1,10 @@
-"""Saves and restores the checkpoints of a run, with Orbax and a SHA-256 manifest.
+"""Saves and restores the checkpoints of a run, with Orbax and a manifest.
 
 RUN/checkpoints/<step>/state/...      the TrainState
 RUN/checkpoints/<step>/meta/...       format version, resolved config, data position, what was trained on
-RUN/checkpoints/<step>/manifest.json  size and SHA-256 of every file, written before the commit
+RUN/checkpoints/<step>/manifest.json  size and checksum of every file, written before the commit
+
+Orbax commits by renaming a folder, or in gs:// by writing commit_success.txt last.
 """
 
 import contextlib
@@ -19,20 +21,23 @@ from vit_registers.objectives.catalog import best_metric
 from vit_registers.runs.checkpoint_folder import (
     TrainedOn,
     checkpoint_root,
+    find_written,
     list_steps,
     newest_intact_step,
     read_meta,
+    remove_uncommitted,
+    remove_unfinished,
     restore_args,
     trained_on,
 )
 from vit_registers.runs.compatibility import check_same_config, check_same_data, say_changed_attention
-from vit_registers.runs.folders import remove
 from vit_registers.runs.formats import FORMAT_VERSION, from_format, in_format
 from vit_registers.runs.manifest import find_damage, write_manifest
 from vit_registers.runs.retention import FailedSaves, Keep, is_any, reason
-from vit_registers.runs.run_lock import RunLock
 from vit_registers.runtime.barrier import Barrier
 from vit_registers.status import say
+from vit_registers.storage import files
+from vit_registers.storage.run_lock import Lock
 from vit_registers.strict_json import as_plain
 from vit_registers.training.state import TrainState
 
@@ -62,7 +67,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self,
         run: str,
         config: config_lib.Config,
-        lock: RunLock | None = None,
+        lock: Lock | None = None,
         *,
         data: TrainedOn | None = None,
         attention: str | None = None,
@@ -115,14 +120,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         """(step to resume from, its (total, consecutive) skipped steps). Moves damaged entries away."""
         if jax.process_index() == 0:
             try:
-                self._root.mkdir(parents=True, exist_ok=True)
-                for unfinished in self._root.glob("*.orbax-checkpoint-tmp*"):
-                    remove(unfinished)
+                files.make_folder(self._root)
+                remove_unfinished(self._run)
             except OSError as error:
                 where = error.filename or self._root
                 raise CheckpointError(f"{where} cannot be used: {error.strerror}") from error
         step = newest_intact_step(self._run, set_aside=True)
-        if not (self._root if step is None else self._root / str(step)).is_dir():
+        if not (files.can_hold(self._root) if step is None else files.is_folder(self._root / str(step))):
             raise CheckpointError(
                 f"{self._root} differs from that of process 0: all processes require the same --workdir"
             )
@@ -156,7 +160,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Prints a line if the last checkpoint was removed, and lets Orbax read the folder again."""
         self.check_folder()
         step = self.last_saved_step
-        is_gone = jax.process_index() == 0 and step is not None and not (self._root / str(step)).is_dir()
+        is_gone = (
+            jax.process_index() == 0 and step is not None and not files.is_folder(self._root / str(step))
+        )
         if not is_any(is_gone):
             return
         if jax.process_index() == 0:
@@ -172,10 +178,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         with contextlib.suppress(Exception):
             self._manager.close()
         if failed_step is not None and jax.process_index() == 0:
-            unfinished = self._root.glob(f"{failed_step}.orbax-checkpoint-tmp*")
-            for path in [*unfinished, self._root / str(failed_step)]:
-                with contextlib.suppress(OSError):
-                    remove(path)
+            with contextlib.suppress(CheckpointError, OSError):
+                remove_unfinished(self._run, failed_step)
+            with contextlib.suppress(OSError):
+                files.remove(self._root / str(failed_step))
         self._manager = self._open()
 
     def restore(self, abstract: TrainState) -> TrainState:
@@ -236,6 +242,9 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._barrier.begin()
         self._note(step, metrics)
         self._saving_step = step
+        if jax.process_index() == 0:
+            with contextlib.suppress(CheckpointError, OSError):  # the save meets the same error
+                remove_uncommitted(self._run, step)
         items = ocp.args.PyTreeSave(_items(state), ocdbt_target_data_file_size=DATA_FILE_BYTES)
         try:
             self._manager.save(step, args=ocp.args.Composite(state=items, meta=ocp.args.JsonSave(meta)))
@@ -291,5 +300,4 @@ class Checkpoints(contextlib.AbstractContextManager):
         if jax.process_index() != 0:
             return
         self.check_folder()  # TensorStore creates removed folders again for the files that it still writes
-        unfinished = list(self._root.glob(f"{self._saving_step}.orbax-checkpoint-tmp*"))
-        write_manifest(unfinished[0] if unfinished else self._root / str(self._saving_step))
+        write_manifest(find_written(self._run, self._saving_step))

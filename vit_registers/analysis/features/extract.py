@@ -29,6 +29,7 @@ from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.storage import paths
 from vit_registers.training import sharding
 
 Images = Callable[[str, int, int], None]  # shows progress: what is computed, images done, images in total
@@ -73,7 +74,7 @@ def extract(
     trained = extract(one.train, train_names, out, options, show) if one.train and train_names else None
     return Subject(
         name=one.name,
-        run=None if one.step is None else Path(one.path).expanduser(),
+        run=None if one.step is None else paths.folder(one.path),
         step=one.step,
         params=one.params,
         params_name=one.params_name,
