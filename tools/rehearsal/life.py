@@ -175,6 +175,11 @@ def lose_storage(life: Life, how: str, seconds: float) -> Row:
         look_for_lines()
         outage.join(0.05)
     step, ended = job.last_step(), time.monotonic()
+    job.look()
+    if job.ended_at and not any(job.codes()):
+        raise RuntimeError(
+            f"{event}: the run has reached its end, so the rehearsal cannot go on: more --steps"
+        )
     job.wait_for(is_saved_again, f"a save after the storage is back, at step {step}")
     back_s, failed = time.monotonic() - ended, len(job.failed_writes()) - before
     return Row(

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
 from vit_registers.runs.metrics_log import read_records
+from vit_registers.storage import paths
 
 _TIMES = "time_s"  # in the records that differ between equal runs
 
@@ -71,7 +71,7 @@ def _state(run: str, step: int) -> dict[str, np.ndarray]:
 
 
 def _records(run: str) -> list[dict[str, Any]]:
-    return [record for record in read_records(Path(run)).records if _TIMES not in record]
+    return [record for record in read_records(paths.folder(run)).records if _TIMES not in record]
 
 
 def _key(record: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:

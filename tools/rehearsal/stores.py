@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tools.emulator import BUCKET, Emulator
+from vit_registers.storage import objects
 
 _INSIDE = "VIT_REGISTERS_REHEARSAL_DISK"  # set in the mount namespace of the small disk
 _DISK_MIB = 256
@@ -89,9 +90,7 @@ class GsStore:
         return f"gs://{BUCKET}/{self._name}/{name}"
 
     def copy(self, run: str, other: str) -> None:
-        import gcsfs  # reads the environment of the emulator
-
-        gcsfs.GCSFileSystem(token="anon", use_listings_cache=False).copy(run, other, recursive=True)
+        objects.store().copy(run, other, recursive=True)
 
     def _hang(self, seconds: float) -> None:
         self._emulator.pause()
