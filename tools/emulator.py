@@ -75,7 +75,9 @@ class Emulator(contextlib.AbstractContextManager):
         return environment(self.address)
 
     def start(self) -> None:
-        """Starts the server, with the objects that were there when it was stopped."""
+        """Starts the server, if it is not running, with the objects that were there when it was stopped."""
+        if self._server is not None:
+            return
         flags = {
             "scheme": "http",
             "backend": "filesystem",

@@ -149,6 +149,12 @@ def move(path: Name, target: Name) -> None:
     os.rename(path, target)
 
 
+def check_appendable(path: Name) -> None:
+    """Raises OSError if nothing can be appended to a file of this machine. Creates it if needed."""
+    if not is_remote(path):
+        open(path, "ab").close()
+
+
 @contextlib.contextmanager
 def appended(path: Name) -> Iterator[BinaryIO]:
     """A file to append to, with a descriptor that other programs can write to.

@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vit_registers.errors import require_extra
+from vit_registers.errors import UserError, require_extra
 
 Name = str | os.PathLike[str]
+_SILENCE_S = 60.0  # of a server, before a request is tried again
 _BORDER = "vit-registers-7f3b9c"  # between the parts of a request
 
 
@@ -34,11 +35,13 @@ class Found(NamedTuple):
 def store() -> Any:
     """The file system of gcsfs, which epath and Orbax use too. Raises MissingPackageError."""
     require_extra("gcs", "gcsfs", what="a path in gs://", otherwise="mount the bucket")
+    import aiohttp
     import fsspec
     import fsspec.config
 
-    # The cache of listings would hide the files of other processes.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    settings = fsspec.config.conf.setdefault("gcs", {})
+    settings["use_listings_cache"] = False  # it would hide the files of other processes
+    settings["requests_timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SILENCE_S)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors that it also raises
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
@@ -47,6 +50,8 @@ def store() -> Any:
 def _answered(path: Name) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from error
     except FileExistsError as error:
