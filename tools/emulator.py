@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -104,6 +105,16 @@ class Emulator(contextlib.AbstractContextManager):
             self._server.kill()
             self._server.wait()
             self._server = None
+
+    def pause(self) -> None:
+        """Stops the server from answering, until go_on(). Clients can connect."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Lets a paused server answer."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGCONT)
 
     def make_bucket(self, name: str) -> None:
         """Creates the bucket gs://NAME."""
