@@ -33,6 +33,7 @@ from tools.rehearsal.jobs import Command, Job
 from tools.rehearsal.life import EVENTS, LOST_TIMEOUT_S, Life, Row
 from tools.rehearsal.losses import compare
 from tools.rehearsal.stores import GsStore, LocalStore, Store, enter_small_disk
+from vit_registers.errors import UserError
 
 LOGS = "logs"  # in the folder
 TOLERANCE = 1e-4
@@ -166,7 +167,7 @@ def main() -> int:
             print("storage is not lost: this system allows no mount namespace for a small disk")
         try:
             lost, compared = rehearse(args, store, folder, rows)
-        except RuntimeError as error:
+        except (RuntimeError, UserError) as error:
             lost, compared = [str(error)], []
     print(table(rows))
     print(f"\nlost: {'nothing' if not lost else ''}".rstrip())
