@@ -114,7 +114,7 @@ def _folders() -> tuple[str, str | None]:
     target, local = flags.FLAGS.data_dir, flags.FLAGS.local_dir
     paths.check_scheme(target or "", "--data_dir")
     if target is not None and paths.is_remote(target):
-        objects.is_folder(target)  # errors of the store before the work
+        objects.has_objects(target)  # errors of the store before the work
         given, flag, upload_to = local, "--local_dir", target.rstrip("/")
     elif local is not None:
         raise ConfigError(f"--local_dir={local} is for a --data_dir in gs://: give only --data_dir")

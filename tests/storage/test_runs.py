@@ -130,10 +130,10 @@ def test_damage_is_marked_and_the_step_is_written_again(run, finished, whole):
     root = epath.Path(finished) / "checkpoints"
     newest, before = list_steps(finished)[:2]
     path = next(path for path in objects.find_all(root / str(newest)) if path.startswith("state/d/"))
-    data = bytearray(objects.read(root / str(newest) / path))
+    data = bytearray(objects.read_object(root / str(newest) / path))
     data[-1] ^= 1
-    objects.write(root / str(newest) / path, bytes(data))
-    objects.write(root / "48" / "state" / "_METADATA", b"{}")  # of a save that was killed
+    objects.write_object(root / str(newest) / path, bytes(data))
+    objects.write_object(root / "48" / "state" / "_METADATA", b"{}")  # of a save that was killed
     assert newest_intact_step(finished) == before
     code, out, err = run("train", *ARGS, f"--workdir={finished}")
     assert code == 0, err

@@ -35,7 +35,7 @@ def check_output(output: str, source: str, *, target: str) -> None:
     path = paths.folder(output)
     if paths.is_same_place(output, source):
         raise CheckpointError(f"{output} is the input: give another --output")
-    for parent in paths.resolved(output).parents:
+    for parent in paths.real_path(output).parents:
         if parent.name == "checkpoints" and list_steps(str(parent.parent)):
             raise CheckpointError(f"{output} lies in the checkpoints of a run: give another --output")
     parts = [name for name in _OF_RUNS if files.is_taken(path / name)]

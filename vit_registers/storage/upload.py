@@ -30,7 +30,7 @@ def upload_folder(source: Path, target: str, *, last: str) -> None:
     if the target holds another file `last`, or if an object has another checksum than the file that was sent,
     and OSError for errors of the store.
     """
-    there = objects.find_all(target) if objects.is_folder(target) else {}
+    there = objects.find_all(target) if objects.has_objects(target) else {}
     files = _read(source)
     files.sort(key=lambda file: file.path.name == last)
     if last in there and not files[-1].is_at(there[last]):
@@ -65,8 +65,8 @@ def _send(files: list[_File], target: str) -> None:
             status.say(line)
             said = time.monotonic()
         path = f"{target}/{file.path.name}"
-        objects.send(file.path, path)
-        if not file.is_at(objects.find(path)):
+        objects.send_file(file.path, path)
+        if not file.is_at(objects.find_object(path)):
             raise DataError(f"{path} has another checksum than {file.path}: run the same command again")
         done += file.size
     status.clear()
