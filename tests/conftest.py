@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[1]
 pytest_plugins = [
     "tests.fixtures.digits",
     "tests.fixtures.emulator",
+    "tests.fixtures.slurm",
     "tests.fixtures.sweeps",
     "tests.fixtures.training",
 ]

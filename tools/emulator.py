@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +75,9 @@ class Emulator(contextlib.AbstractContextManager):
         return environment(self.address)
 
     def start(self) -> None:
-        """Starts the server, with the objects that were there when it was stopped."""
+        """Starts the server, if it is not running, with the objects that were there when it was stopped."""
+        if self._server is not None:
+            return
         flags = {
             "scheme": "http",
             "backend": "filesystem",
@@ -102,6 +105,16 @@ class Emulator(contextlib.AbstractContextManager):
             self._server.kill()
             self._server.wait()
             self._server = None
+
+    def pause(self) -> None:
+        """Stops the server from answering, until go_on(). Clients can connect."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Lets a paused server answer."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGCONT)
 
     def make_bucket(self, name: str) -> None:
         """Creates the bucket gs://NAME."""

@@ -74,7 +74,7 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,12 @@ from vit_registers.models.paths import Leaf, leaves_of, path_text
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
-from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
+from vit_registers.runs.output_folder import (
+    check_output,
+    no_new_folders_on_failure,
+    nothing_new_on_failure,
+    reported_errors,
+)
 from vit_registers.runs.writers import write_parameter_overview
 from vit_registers.storage import files, paths
 from vit_registers.storage.run_lock import lock_run
@@ -225,15 +230,6 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
     return compare_parameters(reading.iter_leaves(opened), expected, jnp.dtype(dtype), output)
 
 
-@contextlib.contextmanager
-def _disk_errors(output: str) -> Iterator[None]:
-    """A context in which an error of the disk becomes one line; those of writing do not name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or output} cannot be written: {error.strerror}") from error
-
-
 def convert_to(source: Input, output: str, target: str, dtype: str) -> str:
     """Writes `output` and compares it with `source`; returns what was compared, in a line.
 
@@ -246,7 +242,7 @@ def convert_to(source: Input, output: str, target: str, dtype: str) -> str:
             stack.enter_context(lock_run(cli.writable_folder(output, "--output")))
             check_output(output, source.path, target=target)  # again: the lock now excludes other writers
         stack.enter_context(nothing_new_on_failure(path))
-        stack.enter_context(_disk_errors(output))
+        stack.enter_context(reported_errors(output))
         if target == STABLEHLO:
             return to_stablehlo(source, output)
         exported = None

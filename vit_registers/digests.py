@@ -31,19 +31,18 @@ def files_digest(paths: Iterable[Path | epath.Path]) -> str:
     return digest.hexdigest()
 
 
-def file_checksums(path: Path | epath.Path) -> tuple[str, str]:
-    """The SHA-256 digest of a file, and its CRC32C in base64, as stores give it. Raises OSError.
+def file_crc32c(path: Path | epath.Path) -> str:
+    """The CRC32C of a file, which is read, in base64, as stores give it. Raises OSError.
 
     Requires google-crc32c, of the extra [gcs].
     """
     import google_crc32c
 
-    sha256, crc32c = hashlib.sha256(), google_crc32c.Checksum()
+    digest = google_crc32c.Checksum()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
-            sha256.update(block)
-            crc32c.update(block)
-    return sha256.hexdigest(), base64.b64encode(crc32c.digest()).decode()
+            digest.update(block)
+    return base64.b64encode(digest.digest()).decode()
 
 
 def prefix_hash(file: BinaryIO, num_bytes: int) -> Any:

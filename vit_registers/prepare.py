@@ -113,15 +113,16 @@ def _folders() -> tuple[str, str | None]:
     """The local folder of --data_dir or --local_dir, which is created, and the --data_dir in gs://."""
     target, local = flags.FLAGS.data_dir, flags.FLAGS.local_dir
     paths.check_scheme(target or "", "--data_dir")
-    is_remote = target is not None and paths.is_remote(target)
-    if is_remote:
-        objects.is_folder(target)  # errors of the store before the work
-    if local is not None and not is_remote:
+    if target is not None and paths.is_remote(target):
+        objects.has_objects(target)  # errors of the store before the work
+        given, flag, upload_to = local, "--local_dir", target.rstrip("/")
+    elif local is not None:
         raise ConfigError(f"--local_dir={local} is for a --data_dir in gs://: give only --data_dir")
-    given, flag = (local, "--local_dir") if is_remote else (target, "--data_dir")
+    else:
+        given, flag, upload_to = target, "--data_dir", None
     folder = str(tfds_location.full_data_dir(given))
     cli.local_folder(folder, flag)
-    return folder, target.rstrip("/") if is_remote else None
+    return folder, upload_to
 
 
 class _SayOnce(logging.Filter):

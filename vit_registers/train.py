@@ -7,9 +7,9 @@
 setting of those below. --print_config prints the config, --dry_run what a step needs. The run folder
 receives config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False,
 TensorBoard files. result.json is written at the end. docs/running.md describes what is printed. On SIGTERM
-or ctrl-C the program finishes the step, saves and exits. The same command resumes the run.
+or ctrl-C the program finishes the step, saves and exits (--stop_code). The same command resumes the run.
 
-Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
+Several processes train one run if each is started with --distributed (TPU pods, SLURM, Open MPI), or with
 --coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
 processes stop at the same step, and all of them end if one fails.
 
@@ -30,11 +30,14 @@ def define_flags() -> None:
 
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Run folder; created if it does not exist, else resumed.")
-    flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or SLURM job.")
+    flags.DEFINE_bool(
+        "distributed", False, "Join the other processes of a TPU pod, or of a SLURM or Open MPI job."
+    )
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on any other cluster.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
     flags.DEFINE_float("connect_timeout_s", 300.0, "Seconds that processes wait for the others to start.")
+    flags.DEFINE_integer("stop_code", 0, "Exit code of all processes after a signal, if steps are left.")
     flags.DEFINE_bool("print_config", False, "Print the config as a config file in Python, and exit.")
     flags.DEFINE_bool("dry_run", False, "Check all, print what a step needs, and exit; writes nothing.")
     flags.mark_flags_as_required(["config"])
@@ -113,20 +116,19 @@ from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState
 
 
-def train(config: Config, workdir: str) -> None:
-    """Trains `config` in `workdir` until the last step, or until a stop is requested."""
+def train(config: Config, workdir: str) -> bool:
+    """Trains `config` in `workdir` until the last step, or until a signal; whether it is finished."""
     config = dataclasses.replace(config, model=resolve(config.model))
     if jax.process_index() != 0:
-        _train(config, workdir, None)
-        return
+        return _train(config, workdir, None)
     check_path(paths.folder(workdir))
     tracker_names(config.run.writers)  # raises
     with lock_run(cli.writable_folder(workdir, "--workdir")) as lock:
         check_workdir(paths.folder(workdir))
-        _train(config, workdir, lock)
+        return _train(config, workdir, lock)
 
 
-def _train(config: Config, workdir: str, lock: Lock | None) -> None:
+def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
     run = paths.folder(workdir)
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
@@ -175,20 +177,21 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> None:
             progress=progress,
             agreement=Agreement(mesh, config.run.stop_every_steps),
             watchdog=watchdog,
-            profile=Profile(run / "profile", traced),
+            profile=Profile(str(run / "profile"), traced),
         )
         batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
         state = loop.run(state, ahead(batches, durations.total_steps - start_step))
-        steps, total = int(state.step) - start_step, durations.total_steps
-        is_new = steps > 0 or not files.exists(run / results.FILE)
+        total, is_finished = durations.total_steps, int(state.step) == durations.total_steps
+        is_new = int(state.step) > start_step or not files.exists(run / results.FILE)
         if writer is not None:
             writer.settle()
-        if writer is not None and start_step + steps == total and is_new:
+        if writer is not None and is_finished and is_new:
             write_finished(run, loop, setup, state, made)
         if loader.num_broken:
             progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
-        if start_step + steps == total:
+        if is_finished:
             progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
+        return is_finished
 
 
 def open_files(
@@ -295,8 +298,10 @@ def main() -> None:
         use_compile_cache(config.run.compile_cache, is_quiet=jax.process_index() != 0)
         if given.dry_run:
             dry_run(config)
-        else:
-            train(config, given.workdir)
+            return
+        is_finished = train(config, given.workdir)
+    if not is_finished:
+        raise SystemExit(given.stop_code)
 
 
 if __name__ == "__main__":

@@ -210,13 +210,13 @@ def test_an_upload_goes_on_where_it_was_interrupted(prepare, gs_folder, tmp_path
     files = sorted(path.name for path in (tmp_path / "local/photos/1.0.0").iterdir())
     assert sorted(objects.find_all(target)) == files
     assert f"{target}: {len(files)} files sent, 0 were there; checksums are equal" in out
-    for line in objects.read(f"{target}/SHA256SUMS").decode().splitlines():
+    for line in objects.read_object(f"{target}/SHA256SUMS").decode().splitlines():
         digest, name = line.split("  ")
-        assert hashlib.sha256(objects.read(f"{target}/{name}")).hexdigest() == digest
+        assert hashlib.sha256(objects.read_object(f"{target}/{name}")).hexdigest() == digest
     damaged, missing = f"{target}/{files[-1]}", f"{target}/{files[-2]}"
-    objects.write(damaged, objects.read(damaged)[:-1])
+    objects.write_object(damaged, objects.read_object(damaged)[:-1])
     for path in (missing, f"{target}/dataset_info.json"):
-        objects.remove(path)
+        objects.remove_objects(path)
     code, out, _ = prepare()
     assert code == 0
     assert f"{target}: 3 files sent, {len(files) - 3} were there; checksums are equal" in out
@@ -226,11 +226,11 @@ def test_an_upload_goes_on_where_it_was_interrupted(prepare, gs_folder, tmp_path
 def test_a_data_set_that_is_not_whole_is_not_read(prepare, gs_folder):
     assert prepare()[0] == 0
     target = f"{gs_folder}/photos/1.0.0"
-    objects.remove(f"{target}/dataset_info.json")
+    objects.remove_objects(f"{target}/dataset_info.json")
     assert "photos/1.0.0 is only partly prepared, as it has no dataset_info.json" in _refused(gs_folder)
     assert prepare()[0] == 0
     name = next(name for name in objects.find_all(target) if "-train." in name)
-    objects.remove(f"{target}/{name}")
+    objects.remove_objects(f"{target}/{name}")
     assert f"split 'train' of photos lacks the file {target}/{name}" in _refused(gs_folder)
 
 
@@ -271,7 +271,7 @@ def test_what_cannot_be_read_is_refused_with_the_cure(emulator, gs_folder, monke
         refused = _refused(gs_folder, name=name)
         assert f"data.data_dir={gs_folder}: image folders are read from local disks only" in refused
         assert cure in refused
-    objects.write(f"{gs_folder}/train/ant/1.png", b"")
+    objects.write_object(f"{gs_folder}/train/ant/1.png", b"")
     assert cure in _refused(None, name=gs_folder)
     assert "s3:// is not supported" in _refused("s3://bucket/data")
     assert "there is no bucket gs://nowhere" in _refused("gs://nowhere/data")

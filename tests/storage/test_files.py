@@ -74,7 +74,7 @@ def test_lines_in_gs_are_put_when_due_and_before_a_save(gs_folder, monkeypatch):
 
 
 def test_nothing_of_a_bucket_that_is_missing_is_taken_for_an_empty_folder(emulator):
-    for act in (objects.is_folder, lambda path: objects.write(path, b"")):
+    for act in (objects.has_objects, lambda path: objects.write_object(path, b"")):
         with pytest.raises(objects.StoreError) as raised:
             act("gs://no-such-bucket/run")
         assert raised.value.strerror == "there is no bucket gs://no-such-bucket"

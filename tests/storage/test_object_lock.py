@@ -9,7 +9,7 @@ from etils import epath
 
 from vit_registers.errors import CheckpointError
 from vit_registers.storage import object_lock, objects
-from vit_registers.storage.object_lock import ObjectLock, holder
+from vit_registers.storage.object_lock import ObjectLock, object_holder
 from vit_registers.storage.run_lock import FILE, lock_holder, lock_run
 
 # Takes the lock of the folder of its argument, says so, and waits.
@@ -50,7 +50,7 @@ def test_a_second_program_is_refused_and_after_the_end_of_the_first_let_in(run, 
         assert "process" in lock_holder(run) and ObjectLock.take(run / FILE) is None
         with pytest.raises(CheckpointError, match="is in use by process"):
             lock_run(run)
-    assert lock_holder(run) is None and objects.find(run / FILE) is None
+    assert lock_holder(run) is None and objects.find_object(run / FILE) is None
     lock_run(run).close()
 
 
@@ -65,8 +65,10 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_taken_over_at_once(run,
 
 
 def test_a_lock_that_another_machine_does_not_write_any_more_is_taken_over(run, quick_beats, capsys):
-    objects.write(run / FILE, json.dumps({"name": "process 7 on far", "machine": "far", "pid": 7}).encode())
-    assert holder(run / FILE) == "process 7 on far"
+    objects.write_object(
+        run / FILE, json.dumps({"name": "process 7 on far", "machine": "far", "pid": 7}).encode()
+    )
+    assert object_holder(run / FILE) == "process 7 on far"
     with lock_run(run) as lock:
         lock.check()
     assert "is locked by process 7 on far; waiting up to 1 s" in capsys.readouterr().out
@@ -74,19 +76,19 @@ def test_a_lock_that_another_machine_does_not_write_any_more_is_taken_over(run, 
 
 def test_a_run_whose_lock_was_taken_over_saves_nothing_more(run, quick_beats):
     with lock_run(run) as lock:
-        objects.write(run / FILE, json.dumps({"name": "process 7 on far", "id": "x"}).encode())
+        objects.write_object(run / FILE, json.dumps({"name": "process 7 on far", "id": "x"}).encode())
         with pytest.raises(CheckpointError, match="was taken over by process 7 on far"):
             lock.check()
-    assert objects.find(run / FILE) is not None  # it is not ours to remove
+    assert objects.find_object(run / FILE) is not None  # it is not ours to remove
 
 
 def test_a_lock_that_was_removed_is_made_again_unless_the_folder_was_removed(run):
-    objects.write(run / "config.json", b"{}")
+    objects.write_object(run / "config.json", b"{}")
     with lock_run(run) as lock:
-        objects.remove(run / FILE)
+        objects.remove_objects(run / FILE)
         lock.check()
-        assert objects.find(run / FILE) is not None
-        objects.remove(run)
+        assert objects.find_object(run / FILE) is not None
+        objects.remove_objects(run)
         with pytest.raises(CheckpointError, match="was removed or emptied"):
             lock.check()
 
@@ -95,7 +97,7 @@ def test_a_lock_is_written_again_while_it_is_held(run, quick_beats):
     import time
 
     with lock_run(run):
-        first, deadline = objects.find(run / FILE).generation, time.monotonic() + 10
-        while objects.find(run / FILE).generation == first:
+        first, deadline = objects.find_object(run / FILE).generation, time.monotonic() + 10
+        while objects.find_object(run / FILE).generation == first:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -25,6 +25,7 @@ from vit_registers.runs.formats import FORMAT_VERSION, READABLE, from_format, in
 from vit_registers.runs.retention import reason
 from vit_registers.status import say
 from vit_registers.storage import files, paths
+from vit_registers.storage.objects import StoreError
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of Orbax's temporary folders
 LAST_STEP = 2**31 - 1  # the largest value of TrainState.step, an int32
@@ -101,18 +102,42 @@ def find_written(run: str, step: int | None) -> epath.Path:
     return checkpoint_root(run) / (unfinished[0] if unfinished else str(step))
 
 
+def is_gone(run: str, step: int) -> bool:
+    """Whether the folder of a step was removed. False if gs:// does not answer."""
+    with contextlib.suppress(OSError):
+        return not files.is_folder(checkpoint_root(run) / str(step))
+    return False
+
+
+def is_intact(run: str, step: int) -> bool:
+    """Whether the checkpoint of a step matches its manifest. False if gs:// does not answer."""
+    with contextlib.suppress(OSError):
+        return manifest.find_damage(checkpoint_root(run) / str(step)) is None
+    return False
+
+
 def find_step_damage(run: str, step: int, *, is_quick: bool = False) -> str | None:
     """The damage of the checkpoint of a step; None if it matches its manifest and is of that step.
 
-    With `is_quick` the contents of the files are not compared.
+    With `is_quick` the contents of the files are not compared. Raises CheckpointError if gs:// does not
+    answer, which is no damage.
     """
     folder = checkpoint_root(run) / str(step)
+    try:
+        return _find_damage(folder, step, is_quick)
+    except StoreError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _find_damage(folder: epath.Path, step: int, is_quick: bool) -> str | None:
     if damage := manifest.find_damage(folder, is_quick=is_quick):
         return damage
     try:
         saved = _read_json_item(folder / "meta")["data_position"]["next_step"]
     except (KeyError, TypeError):
         return "its meta has no step"
+    except StoreError:
+        raise
     except Exception as error:
         return f"its meta cannot be read: {reason(error)}"
     return None if saved == step else f"its state is that of step {saved}"

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from vit_registers.storage import contents, files
+from vit_registers.storage.objects import StoreError
 from vit_registers.storage.paths import is_remote
 from vit_registers.strict_json import dumps
 
@@ -57,7 +58,7 @@ def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
     """A text that describes the damage of a checkpoint folder; None if it matches its manifest.
 
     The manifest must list every file of state/ and meta/, and neither may be empty. With `is_quick` only the
-    sizes of the files are compared, not their contents.
+    sizes of the files are compared, not their contents. Raises StoreError if gs:// does not answer.
     """
     if not files.is_folder(folder):
         return "it is not a folder"
@@ -67,6 +68,8 @@ def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
         manifest = json.loads(files.read_file(folder / MANIFEST))
     except FileNotFoundError:
         return "it has no manifest, so it was never finished"
+    except StoreError:
+        raise
     except OSError as error:
         return f"its manifest cannot be read: {error.strerror}"
     except (ValueError, RecursionError):

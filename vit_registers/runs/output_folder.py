@@ -35,7 +35,7 @@ def check_output(output: str, source: str, *, target: str) -> None:
     path = paths.folder(output)
     if paths.is_same_place(output, source):
         raise CheckpointError(f"{output} is the input: give another --output")
-    for parent in paths.resolved(output).parents:
+    for parent in paths.real_path(output).parents:
         if parent.name == "checkpoints" and list_steps(str(parent.parent)):
             raise CheckpointError(f"{output} lies in the checkpoints of a run: give another --output")
     parts = [name for name in _OF_RUNS if files.is_taken(path / name)]
@@ -102,3 +102,12 @@ def nothing_new_on_failure(path: epath.Path) -> Iterator[None]:
             for made in new:
                 files.remove(made)
         raise
+
+
+@contextlib.contextmanager
+def reported_errors(output: str) -> Iterator[None]:
+    """A context in which an error of the disk becomes one line; those of writing do not name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or output} cannot be written: {error.strerror}") from error

@@ -26,7 +26,7 @@ from vit_registers.config import flatten, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.status import say
 from vit_registers.storage import files
-from vit_registers.storage.local_copy import local_folder
+from vit_registers.storage.local_copy import copied_folder
 
 FILE = "trackers.json"  # in the run folder: the run of each tracker, which a resumed run continues
 PROJECT = "vit_registers"  # unless the variables of the trackers name another one
@@ -111,7 +111,7 @@ class _Wandb:
             name=run.name,
             id=known,
             resume="allow",
-            dir=local_folder(run),
+            dir=copied_folder(run),
             config=dict(settings),
             settings=wandb.Settings(silent=True, console="off"),
         )

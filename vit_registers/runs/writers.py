@@ -40,8 +40,8 @@ class MetricWriter(contextlib.AbstractContextManager):
     ):
         self._path, self._trackers = epath.Path(run) / FILE, trackers
         try:
-            with files.appended(self._path):
-                records, damage = read_records(run)
+            files.check_appendable(self._path)
+            records, damage = read_records(run)
             if damage is not None:
                 copy = files.damaged_path(run, FILE)
                 files.copy(self._path, copy)

@@ -3,6 +3,7 @@
 No other code of this package opens, lists, writes or removes what is in a run folder.
 """
 
+import contextlib
 import os
 
 from etils.epath import gpath
@@ -11,4 +12,5 @@ from etils.epath import gpath
 os.environ.setdefault("EPATH_USE_TF", "false")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else a warning for each operation
 # epath keeps what it found when a path was first used, which may have been before this import.
-gpath._is_tf_installed.cache_clear()
+with contextlib.suppress(AttributeError):  # the function is private
+    gpath._is_tf_installed.cache_clear()

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from vit_registers.digests import file_checksums, files_digest
+from vit_registers.digests import file_crc32c, files_digest
 from vit_registers.errors import require_extra
 from vit_registers.storage import objects
 from vit_registers.storage.paths import is_remote
@@ -33,13 +33,6 @@ def describe(folder: epath.Path) -> dict[str, dict[str, Any]]:
         | ({"crc32c": found.crc32c} if found.crc32c else {"sha256": files_digest([folder / name])})
         for name, found in objects.find_all(folder).items()
     }
-
-
-def _crc32c(path: epath.Path) -> str:
-    """The CRC32C of a file, which is read, in base64. Raises MissingPackageError."""
-    require_extra("gcs", "google_crc32c", what="checking a checkpoint that was copied from gs://")
-    _, crc32c = file_checksums(path)
-    return crc32c
 
 
 class Contents:
@@ -87,4 +80,7 @@ class Contents:
         if "sha256" in entry:
             return None if files_digest([path]) == entry["sha256"] else "SHA-256"
         stored = None if self._objects is None else self._objects[name].crc32c
-        return None if (stored or _crc32c(path)) == entry["crc32c"] else "CRC32C"
+        if stored is None:
+            require_extra("gcs", "google_crc32c", what="checking a checkpoint that was copied from gs://")
+            stored = file_crc32c(path)
+        return None if stored == entry["crc32c"] else "CRC32C"

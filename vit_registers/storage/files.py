@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import stat
 import tempfile
@@ -28,7 +29,7 @@ Name = str | os.PathLike[str]
 def exists(path: Name) -> bool:
     """Whether there is a file or folder. A local link to nothing is neither."""
     if is_remote(path):
-        return objects.find(path) is not None or objects.is_folder(path)
+        return objects.find_object(path) is not None or objects.has_objects(path)
     return os.path.exists(path)
 
 
@@ -39,7 +40,7 @@ def is_taken(path: Name) -> bool:
 
 def is_folder(path: Name) -> bool:
     """Whether there is a folder. An empty one exists only on this machine."""
-    return objects.is_folder(path) if is_remote(path) else os.path.isdir(path)
+    return objects.has_objects(path) if is_remote(path) else os.path.isdir(path)
 
 
 def can_hold(path: Name) -> bool:
@@ -49,18 +50,18 @@ def can_hold(path: Name) -> bool:
 
 def names(path: Name) -> list[str]:
     """The names of what is in a folder, sorted. In gs://, a folder that does not exist is empty."""
-    return objects.names(path) if is_remote(path) else sorted(os.listdir(path))
+    return objects.list_names(path) if is_remote(path) else sorted(os.listdir(path))
 
 
 def modified_s(path: Name) -> float:
     """The time of the last change of a file, in seconds since 1970."""
-    return objects.modified_s(path) if is_remote(path) else os.stat(path).st_mtime
+    return objects.changed_s(path) if is_remote(path) else os.stat(path).st_mtime
 
 
 def read_file(path: Name) -> bytes:
     """The contents of a file. Raises OSError, also for a named pipe, which would block."""
     if is_remote(path):
-        return objects.read(path)
+        return objects.read_object(path)
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "it is not a regular file; move it away")
@@ -70,7 +71,7 @@ def read_file(path: Name) -> bytes:
 def read_end(path: Name, num_bytes: int) -> bytes:
     """The last bytes of a file; all of a shorter one."""
     if is_remote(path):
-        return objects.read(path, last_bytes=num_bytes)
+        return objects.read_object(path, last_bytes=num_bytes)
     if not os.path.isfile(path):  # a named pipe would block
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     with open(path, "rb") as file:
@@ -95,7 +96,7 @@ def read_json_object(path: Name) -> dict[str, Any] | None:
 def write_bytes(path: Name, data: bytes) -> None:
     """Writes a file. In gs:// it is complete or unchanged."""
     if is_remote(path):
-        objects.write(path, data)
+        objects.write_object(path, data)
     else:
         epath.Path(path).write_bytes(data)
 
@@ -103,9 +104,9 @@ def write_bytes(path: Name, data: bytes) -> None:
 def write_text(path: Name, text: str) -> None:
     """Writes a file that is complete or unchanged, even if the process is killed."""
     if is_remote(path):
-        objects.write(path, text.encode())
+        objects.write_object(path, text.encode())
     else:
-        strict_json.write_text(epath.Path(path), text)
+        strict_json.write_text(pathlib.Path(path), text)
 
 
 def write_json(path: Name, value: Any) -> None:
@@ -128,8 +129,8 @@ def check_writable(path: Name) -> None:
     """Creates a folder if needed, and raises OSError if a file cannot be written there."""
     if is_remote(path):
         probe = epath.Path(path) / f".writable-{os.getpid()}-{time.time_ns()}"
-        objects.write(probe, b"")
-        objects.remove(probe)
+        objects.write_object(probe, b"")
+        objects.remove_objects(probe)
         return
     make_folder(path)
     with tempfile.TemporaryFile(dir=path, prefix=".writable-"):
@@ -139,7 +140,7 @@ def check_writable(path: Name) -> None:
 def copy(path: Name, target: Name) -> None:
     """Copies a file."""
     if is_remote(path):
-        objects.copy(path, target)
+        objects.copy_object(path, target)
     else:
         shutil.copy(path, target)
 
@@ -147,6 +148,12 @@ def copy(path: Name, target: Name) -> None:
 def move(path: Name, target: Name) -> None:
     """Renames a file or folder of this machine."""
     os.rename(path, target)
+
+
+def check_appendable(path: Name) -> None:
+    """Raises OSError if nothing can be appended to a file of this machine. Creates it if needed."""
+    if not is_remote(path):
+        open(path, "ab").close()
 
 
 @contextlib.contextmanager
@@ -161,12 +168,12 @@ def appended(path: Name) -> Iterator[BinaryIO]:
         return
     with tempfile.TemporaryFile() as file:
         with contextlib.suppress(FileNotFoundError):
-            file.write(objects.read(path))
+            file.write(objects.read_object(path))
         try:
             yield file  # pyright: ignore[reportReturnType]
         finally:
             file.seek(0)
-            objects.write(path, file.read())
+            objects.write_object(path, file.read())
 
 
 def is_same(file: int, path: Name) -> bool:
@@ -202,7 +209,7 @@ class OpenFolder:
 def remove(path: Name) -> None:
     """Removes a file, a folder with its contents, or a link but not its target. Raises OSError."""
     if is_remote(path):
-        objects.remove(path)
+        objects.remove_objects(path)
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -213,7 +220,7 @@ def remove_file(path: Name) -> None:
     """Removes a file, if there is one. Raises OSError for a folder of this machine."""
     with contextlib.suppress(FileNotFoundError):
         if is_remote(path):
-            objects.remove(path)
+            objects.remove_objects(path)
         else:
             os.unlink(path)
 

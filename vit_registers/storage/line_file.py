@@ -99,7 +99,7 @@ class LineObject:
     """
 
     def __init__(self, path: epath.Path):
-        self._path, self._lines = path, objects.read(path)
+        self._path, self._lines = path, objects.read_object(path)
         self._is_waiting, self._is_failing = False, False
         self._next_s = time.monotonic() + _PUT_S
 
@@ -117,7 +117,7 @@ class LineObject:
         if not self._is_waiting:
             return None
         try:
-            objects.write(self._path, self._lines)
+            objects.write_object(self._path, self._lines)
         except OSError as error:
             self._is_failing = True
             return error

@@ -25,10 +25,10 @@ def local_copy(path: epath.Path) -> str:
         return str(path)
     copy = os.path.join(_new_folder(), path.name)
     with open(copy, "wb") as file:
-        file.write(objects.read(path))
+        file.write(objects.read_object(path))
     return copy
 
 
-def local_folder(path: epath.Path) -> str:
+def copied_folder(path: epath.Path) -> str:
     """The path of a folder on this machine: `path`, or for gs:// a new temporary folder."""
     return _new_folder() if is_remote(path) else str(path)

@@ -52,13 +52,13 @@ def _started(pid: int) -> str | None:
 def _read(path: epath.Path) -> tuple[dict[str, Any], str] | None:
     """(the holder, the generation) of a lock; None if there is none. Raises OSError."""
     for _ in range(10):  # it may be written between the two requests
-        if (found := objects.find(path)) is None:
+        if (found := objects.find_object(path)) is None:
             return None
         try:
-            data = objects.read(path)
+            data = objects.read_object(path)
         except FileNotFoundError:
             return None
-        if (again := objects.find(path)) is not None and again.generation == found.generation:
+        if (again := objects.find_object(path)) is not None and again.generation == found.generation:
             break
     try:
         value = json.loads(data)
@@ -76,11 +76,12 @@ def _is_left(path: epath.Path, holder: dict[str, Any], generation: str) -> bool:
     if time.monotonic() - since > LOST_S:
         return True
     pid = holder.get("pid")
-    is_here = holder.get("machine") == _machine() and isinstance(pid, int)
-    return is_here and _started(pid) != holder.get("started")
+    if holder.get("machine") != _machine() or not isinstance(pid, int):
+        return False
+    return _started(pid) != holder.get("started")
 
 
-def holder(path: epath.Path) -> str | None:
+def object_holder(path: epath.Path) -> str | None:
     """The program that holds a lock; None if there is none, or if it has ended."""
     try:
         found = _read(path)
@@ -156,7 +157,7 @@ class ObjectLock(contextlib.AbstractContextManager):
     def _write(self, generation: str) -> bool:
         """Writes the lock in place of `generation`. Returns False if another program was faster."""
         try:
-            self._generation = objects.write(
+            self._generation = objects.write_object(
                 self._path, json.dumps(self._holder).encode(), generation=generation
             )
         except FileExistsError:
@@ -199,7 +200,7 @@ class ObjectLock(contextlib.AbstractContextManager):
         )
 
     def _is_folder_there(self) -> bool:
-        return self._witness is None or objects.find(self._run / self._witness) is not None
+        return self._witness is None or objects.find_object(self._run / self._witness) is not None
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -211,4 +212,4 @@ class ObjectLock(contextlib.AbstractContextManager):
         with contextlib.suppress(OSError):
             found = _read(self._path)
             if found is not None and found[0].get("id") == self._holder["id"]:
-                objects.remove(self._path)
+                objects.remove_objects(self._path)

@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vit_registers.errors import require_extra
+from vit_registers.errors import UserError, require_extra
 
 Name = str | os.PathLike[str]
+_SILENCE_S = 60.0  # of a server, before a request is tried again
 _BORDER = "vit-registers-7f3b9c"  # between the parts of a request
 
 
@@ -34,11 +35,13 @@ class Found(NamedTuple):
 def store() -> Any:
     """The file system of gcsfs, which epath and Orbax use too. Raises MissingPackageError."""
     require_extra("gcs", "gcsfs", what="a path in gs://", otherwise="mount the bucket")
+    import aiohttp
     import fsspec
     import fsspec.config
 
-    # The cache of listings would hide the files of other processes.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    settings = fsspec.config.conf.setdefault("gcs", {})
+    settings["use_listings_cache"] = False  # it would hide the files of other processes
+    settings["requests_timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SILENCE_S)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors that it also raises
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
@@ -47,6 +50,8 @@ def store() -> Any:
 def _answered(path: Name) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from error
     except FileExistsError as error:
@@ -70,13 +75,13 @@ def _parts(path: Name) -> tuple[str, str]:
     return bucket, key.strip("/")
 
 
-def read(path: Name, *, last_bytes: int | None = None) -> bytes:
+def read_object(path: Name, *, last_bytes: int | None = None) -> bytes:
     """The contents of an object, or only the end of it."""
     with _answered(path):
         return store().cat_file(os.fspath(path), start=None if last_bytes is None else -last_bytes)
 
 
-def write(path: Name, data: bytes, *, generation: str | None = None) -> str:
+def write_object(path: Name, data: bytes, *, generation: str | None = None) -> str:
     """Writes an object as a whole, and returns its generation.
 
     With `generation`, only if the object has that one; "0" stands for no object. Raises FileExistsError if it
@@ -103,13 +108,13 @@ def write(path: Name, data: bytes, *, generation: str | None = None) -> str:
     return str(made["generation"])
 
 
-def send(file: Name, path: Name) -> None:
+def send_file(file: Name, path: Name) -> None:
     """Writes a local file as an object, in parts if it is large. Raises StoreError."""
     with _answered(path):
         store().put_file(os.fspath(file), os.fspath(path))
 
 
-def find(path: Name) -> Found | None:
+def find_object(path: Name) -> Found | None:
     """The object at a path; None if there is none."""
     bucket, key = _parts(path)
     try:
@@ -123,7 +128,7 @@ def _found(answer: dict[str, Any]) -> Found:
     return Found(int(answer["size"]), answer.get("crc32c"), str(answer.get("generation")))
 
 
-def is_folder(path: Name) -> bool:
+def has_objects(path: Name) -> bool:
     """Whether there are objects below a path. Raises StoreError if there is no such bucket."""
     bucket, key = _parts(path)
     prefix = f"{key}/" if key else None
@@ -135,7 +140,7 @@ def is_folder(path: Name) -> bool:
     return bool(answer.get("items"))
 
 
-def names(path: Name) -> list[str]:
+def list_names(path: Name) -> list[str]:
     """The names of the objects and folders in a folder; none if there is no such folder."""
     whole = os.fspath(path).removeprefix("gs://").rstrip("/")
     try:
@@ -159,19 +164,19 @@ def find_all(path: Name) -> dict[str, Found]:
     }
 
 
-def modified_s(path: Name) -> float:
+def changed_s(path: Name) -> float:
     """The time of the last change, in seconds since 1970."""
     with _answered(path):
         return store().info(os.fspath(path))["mtime"].timestamp()
 
 
-def copy(path: Name, target: Name) -> None:
+def copy_object(path: Name, target: Name) -> None:
     """Copies an object in the store."""
     with _answered(path):
         store().cp_file(os.fspath(path), os.fspath(target))
 
 
-def remove(path: Name) -> None:
+def remove_objects(path: Name) -> None:
     """Removes an object, or a folder with its contents. Raises FileNotFoundError if there is neither."""
     with _answered(path):
         store().rm(os.fspath(path).rstrip("/"), recursive=True)

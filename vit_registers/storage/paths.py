@@ -46,7 +46,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return folder(path) if is_remote(path) else epath.Path(os.path.abspath(folder(path)))
 
 
-def resolved(path: str | os.PathLike[str]) -> epath.Path:
+def real_path(path: str | os.PathLike[str]) -> epath.Path:
     """The absolute path without local links."""
     return folder(path) if is_remote(path) else epath.Path(os.path.realpath(folder(path)))
 
@@ -56,4 +56,4 @@ def is_same_place(one: str, other: str) -> bool:
     with contextlib.suppress(OSError):
         if not is_remote(one) and not is_remote(other):
             return os.path.samefile(folder(one), folder(other))
-    return resolved(one) == resolved(other)
+    return real_path(one) == real_path(other)

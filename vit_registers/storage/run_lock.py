@@ -119,7 +119,7 @@ class RunLock(contextlib.AbstractContextManager):
 def lock_holder(run: epath.Path, name: str = FILE) -> str | None:
     """The program that holds the lock on a file of a run folder, None if there is none. Creates no file."""
     if is_remote(run):
-        return object_lock.holder(run / name)
+        return object_lock.object_holder(run / name)
     try:
         file = os.open(run / name, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit_registers import status
-from vit_registers.digests import file_checksums
+from vit_registers.digests import file_crc32c, files_digest
 from vit_registers.errors import DataError
 from vit_registers.storage import objects
 
@@ -30,7 +30,7 @@ def upload_folder(source: Path, target: str, *, last: str) -> None:
     if the target holds another file `last`, or if an object has another checksum than the file that was sent,
     and OSError for errors of the store.
     """
-    there = objects.find_all(target) if objects.is_folder(target) else {}
+    there = objects.find_all(target) if objects.has_objects(target) else {}
     files = _read(source)
     files.sort(key=lambda file: file.path.name == last)
     if last in there and not files[-1].is_at(there[last]):
@@ -48,12 +48,10 @@ def _read(source: Path) -> list[_File]:
     with status.waiting(f"computing checksums of {source}"):
         for path in sorted(source.iterdir()):
             if path.is_file() and path.name != CHECKSUMS:
-                sha256, crc32c = file_checksums(path)
-                files.append(_File(path, path.stat().st_size, crc32c))
-                sums += f"{sha256}  {path.name}\n"
+                files.append(_File(path, path.stat().st_size, file_crc32c(path)))
+                sums += f"{files_digest([path])}  {path.name}\n"
     (source / CHECKSUMS).write_text(sums)
-    _, crc32c = file_checksums(source / CHECKSUMS)
-    return [*files, _File(source / CHECKSUMS, len(sums), crc32c)]
+    return [*files, _File(source / CHECKSUMS, len(sums), file_crc32c(source / CHECKSUMS))]
 
 
 def _send(files: list[_File], target: str) -> None:
@@ -67,8 +65,8 @@ def _send(files: list[_File], target: str) -> None:
             status.say(line)
             said = time.monotonic()
         path = f"{target}/{file.path.name}"
-        objects.send(file.path, path)
-        if not file.is_at(objects.find(path)):
+        objects.send_file(file.path, path)
+        if not file.is_at(objects.find_object(path)):
             raise DataError(f"{path} has another checksum than {file.path}: run the same command again")
         done += file.size
     status.clear()

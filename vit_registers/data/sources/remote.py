@@ -19,7 +19,7 @@ def check_access(path: str, setting: str) -> None:
     paths.check_scheme(path, setting)
     if not paths.is_remote(path):
         return
-    objects.is_folder(path)
+    objects.has_objects(path)
     if _EMULATOR not in os.environ:
         import google.auth
         import google.auth.exceptions
