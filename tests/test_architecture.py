@@ -56,6 +56,7 @@ ALLOWED = {
         "data",
         "objectives",
         "training",
+        "runtime",
         "evaluation",
     },
     "interop": {"errors", "strict_json", "config", "models", "interop"},
@@ -126,6 +127,7 @@ ALLOWED = {
     "task_output": {"strict_json", "evaluation", "objectives", "runs"},
     "startup": {"errors", "status", "cli"},
     "cli": {"errors", "status", "startup", "config"},
+    "processes": {"cli", "runtime"},
     "recipes": {"errors", "config"},
     "recipes_dinov2": {"errors", "config", "recipes"},
     "analysis": {

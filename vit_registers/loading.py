@@ -39,7 +39,7 @@ from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.reading import INITIAL, RunCheckpoint, trained_config
 from vit_registers.runtime.mesh import make_mesh
-from vit_registers.training.sharding import parameter_shardings
+from vit_registers.training.sharding import parameter_shardings, put_same
 
 
 def open_run(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> RunCheckpoint:
@@ -97,13 +97,15 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 def _runnable(model: Model, run: str) -> Model:
     """The model with an attention back end that these devices support. Prints a line if it differs."""
+    is_first = jax.process_index() == 0
     model, slow = choose_attention(model)
-    if slow is not None:
+    if slow is not None and is_first:
         print(f"{run}: model.attention='auto' is {model.attention}: {slow}", flush=True)
     obstacle = attention_obstacle(model)
     if obstacle is None:
         return model
-    print(f"{run}: computed with model.attention='xla', as {obstacle}", flush=True)
+    if is_first:
+        print(f"{run}: computed with model.attention='xla', as {obstacle}", flush=True)
     return dataclasses.replace(model, attention="xla")
 
 
@@ -159,7 +161,7 @@ class ExternalCheckpoint:
             params = {BACKBONE: jax.jit(initialize)(key=jax.random.key(self.config.run.seed))}
         else:
             params = {BACKBONE: reading.read_leaves(self.opened)}
-        return jax.device_put(params, parameter_shardings(params, mesh))
+        return put_same(params, parameter_shardings(params, mesh))
 
 
 def open_external(
