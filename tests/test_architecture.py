@@ -127,7 +127,7 @@ ALLOWED = {
     "task_output": {"strict_json", "evaluation", "objectives", "runs"},
     "startup": {"errors", "status", "cli"},
     "cli": {"errors", "status", "startup", "config"},
-    "processes": {"cli", "runtime"},
+    "processes": {"cli", "config", "runtime"},
     "recipes": {"errors", "config"},
     "recipes_dinov2": {"errors", "config", "recipes"},
     "analysis": {

@@ -38,7 +38,7 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.reading import INITIAL, RunCheckpoint, trained_config
-from vit_registers.runtime.mesh import make_mesh
+from vit_registers.runtime.mesh import make_mesh, own_mesh
 from vit_registers.training.sharding import parameter_shardings, put_same
 
 
@@ -126,13 +126,13 @@ def read_heads(
 
 
 def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices.
+    """The model of a checkpoint of a run, on all devices of this process.
 
     `params` is "params" for the trained parameters, "ema" for their average, "teacher" or "student" of
     self-distillation, or None for those to evaluate.
     Raises CheckpointError if they are missing.
     """
-    return build_model(*read_model(checkpoint, make_mesh(Mesh()), params=params))
+    return build_model(*read_model(checkpoint, own_mesh(make_mesh(Mesh())), params=params))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,11 +43,14 @@ def are_asked_for() -> bool:
 def job(lost_timeout_s: float) -> Iterator[None]:
     """A block in which all processes of the job work; it ends all of them when one fails.
 
-    Without the flags, this process is alone. Raises ConfigError if the processes do not find each other.
+    Without the flags, this process is alone. Raises ConfigError if the processes do not find each
+    other.
     """
+    from vit_registers.config import check_value
     from vit_registers.runtime import distributed  # imports JAX
 
     given = flags.FLAGS
+    check_value("run.lost_timeout_s", lost_timeout_s)
     distributed.join(
         is_cluster=given.distributed,
         coordinator=given.coordinator,
