@@ -237,7 +237,7 @@ def test_two_processes_have_the_results_of_one_and_one_of_them_writes(job, tmp_p
     assert {*ours} == {*theirs}
     assert sum(name.startswith("tasks/") and name.endswith(".json") for name in ours) == len(TASKS)
     for name in NAMES:
-        assert f"analysis/{name}/result.json" in ours or any(f"/{name}/" in one for one in ours), name
+        assert f"analysis/{name}/numbers.json" in ours, name
     for name in ours:
         if name.endswith(".json") and "progress" not in name:
             _assert_near(*(json.loads(one[name].read_text()) for one in (ours, theirs)), name)
@@ -301,7 +301,7 @@ def test_the_commands_join_and_refuse(programs, folder, tmp_path):
     checkpoint, out = f"--checkpoint={folder}/run", f"--out={tmp_path}/out"
     (code, said, err), (other, silent, quiet) = programs("analyze", "norms", checkpoint, out)
     assert (code, other, quiet, _own_lines(silent)) == (0, 0, "", []), (err, quiet)
-    assert "finding: " in said and (tmp_path / "out" / "norms" / "result.json").exists()
+    assert "finding: " in said and (tmp_path / "out" / "norms" / "numbers.json").exists()
     (code, said, err), (other, silent, quiet) = programs("evaluate", checkpoint, out)
     assert (code, other, quiet, _own_lines(silent)) == (0, 0, "", []), (err, quiet)
     assert "images      359" in said
