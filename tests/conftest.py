@@ -39,7 +39,13 @@ sys.modules.setdefault("triton", None)
 
 ROOT = Path(__file__).parents[1]
 
-pytest_plugins = ["tests.fixtures.digits", "tests.fixtures.sweeps", "tests.fixtures.training"]
+pytest_plugins = [
+    "tests.fixtures.digits",
+    "tests.fixtures.emulator",
+    "tests.fixtures.slurm",
+    "tests.fixtures.sweeps",
+    "tests.fixtures.training",
+]
 
 # Runs the command of its arguments with a limit on the size of the files that it writes.
 LIMITED = """

@@ -19,9 +19,10 @@ ALLOWED = {
     "strict_json": set(),
     "digests": set(),
     "status": set(),
+    "storage": {"errors", "status", "strict_json", "digests", "storage"},
     "config": {"errors", "config"},
     "models": {"errors", "digests", "config", "models"},
-    "data": {"errors", "config", "data"},
+    "data": {"errors", "config", "storage", "data"},
     "runtime": {"errors", "status", "config", "runtime"},
     "objectives": {
         "errors",
@@ -34,6 +35,7 @@ ALLOWED = {
     },
     "training": {"errors", "config", "models", "data", "objectives", "training"},
     "runs": {
+        "storage",
         "errors",
         "status",
         "strict_json",
@@ -63,6 +65,7 @@ ALLOWED = {
     "checkpoint_names": {"errors", "interop"},
     "model_card": {"errors", "config", "models", "interop", "analysis.report.markdown"},
     "conversion": {
+        "storage",
         "config",
         "models",
         "runs",
@@ -74,6 +77,7 @@ ALLOWED = {
     },
     "loaded_model": {"errors", "config", "models", "data", "interop"},
     "loading": {
+        "storage",
         "errors",
         "checkpoint_names",
         "loaded_model",
@@ -87,6 +91,7 @@ ALLOWED = {
         "interop",
     },
     "fine_tuning": {
+        "storage",
         "errors",
         "config",
         "models",
@@ -100,6 +105,7 @@ ALLOWED = {
         "loading",
     },
     "frozen_evaluation": {
+        "storage",
         "errors",
         "status",
         "strict_json",
@@ -124,13 +130,14 @@ ALLOWED = {
         "frozen_evaluation",
         "task_output",
     },
-    "task_output": {"strict_json", "evaluation", "objectives", "runs"},
+    "task_output": {"storage", "strict_json", "evaluation", "objectives", "runs"},
     "startup": {"errors", "status", "cli"},
-    "cli": {"errors", "status", "startup", "config"},
+    "cli": {"storage", "errors", "status", "startup", "config"},
     "processes": {"cli", "config", "runtime"},
     "recipes": {"errors", "config"},
     "recipes_dinov2": {"errors", "config", "recipes"},
     "analysis": {
+        "storage",
         "errors",
         "status",
         "strict_json",
@@ -186,6 +193,57 @@ def test_imports_point_downward(path):
             a.startswith(f"{name}.") for a in allowed
         )  # `from room import module`: the module decides
         assert is_allowed or is_room, f"{room} imports {name}"
+
+
+# What reads or writes run folders, and the calls there that are of something else: the checkout, weights of
+# other code bases, folders of data, the description in a lock that is held.
+OF_RUN_FOLDERS = (
+    *sorted((PACKAGE / "runs").glob("*.py")),
+    *(
+        PACKAGE / f"{name}.py"
+        for name in ("train", "sweep", "tabulate", "loading", "fine_tuning", "conversion")
+    ),
+    *(PACKAGE / f"{name}.py" for name in ("evaluate", "task_command", "task_output")),
+)
+_METHODS = {
+    *("open", "exists", "is_dir", "is_file", "iterdir", "glob", "rglob", "stat", "mkdir", "rmdir", "unlink"),
+    *("rename", "read_text", "read_bytes", "write_text", "write_bytes", "touch", "expanduser"),
+}
+NOT_OF_RUN_FOLDERS = {
+    "runs/results.py": {"Path(__file__)"},
+    "runs/trackers.py": {"os.environ"},
+    "sweep.py": {"os.write(lock"},
+    "tabulate.py": {"Path(values.csv)", "path.open('w'"},
+    "loading.py": {"Path(path)", "Path(path).expanduser("},
+    "fine_tuning.py": {"Path(path)", "Path(path).expanduser("},
+    "conversion.py": {"Path(local)", "Path(local).expanduser("},
+    "evaluate.py": {"Path(name.path)", "Path(run)"},
+    "task_command.py": {"Path(data_dir)"},
+}
+
+
+def _file_calls(tree):
+    """The source of each call of the file system."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        first, _, last = name.rpartition(".")
+        is_method = bool(first) and first not in ("files", "objects", "self") and last in _METHODS
+        is_function = name in ("open", "Path") or name.startswith(("os.", "shutil.", "tempfile.", "pathlib."))
+        if is_method or is_function:
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", OF_RUN_FOLDERS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_run_folders_are_opened_by_the_storage_package_only(path):
+    allowed = NOT_OF_RUN_FOLDERS.get(str(path.relative_to(PACKAGE)), set())
+    calls = [*_file_calls(ast.parse(path.read_text()))]
+    found = [call for call in calls if not any(part in call for part in allowed)]
+    assert not found, "use vit_registers/storage/"
+    assert all(any(part in call for call in calls) for part in allowed - {"os.environ"}), (
+        "not needed any more"
+    )
 
 
 def test_files_and_functions_stay_short_and_there_is_no_utils():

@@ -16,7 +16,7 @@ from vit_registers import config as config_lib
 from vit_registers.config import Data, Model
 from vit_registers.interop.export import targets
 from vit_registers.models.vit import ViT
-from vit_registers.runs.run_lock import RunLock
+from vit_registers.storage.run_lock import RunLock
 
 TINY = Model(width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=8, image_size=(16, 16), num_classes=3)
 

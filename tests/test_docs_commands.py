@@ -105,7 +105,6 @@ def _shell(mark):
 @pytest.mark.parametrize(
     ("mark", "said"),
     [
-        ("tools/launch/tpu.sh", "--zone=us-central2-b --worker=all --command=cd"),
         ("sbatch", "srun --kill-on-bad-exit=0 --wait=300 --label .venv/bin/vit-registers train"),
         ("tools/launch/gpus.sh", "train --config=vit_s16_i1k:registers=4 --workdir=runs/s16 --coordinator="),
     ],

@@ -1,14 +1,17 @@
 """Builders of one's own are prepared by path, and trained on by path; what cannot be prepared is one line."""
 
 import os
+import shutil
 import sys
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_registers.config import Config, Data, Model
 from vit_registers.data.loaders import open_data
+from vit_registers.data.sources.folder import Folder
 
 BUILDER = """
 import numpy as np
@@ -171,3 +174,67 @@ def test_a_data_dir_that_cannot_be_written(run_here, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run_here("prepare", "--name=mnist", f"--data_dir={tmp_path}/file")
     assert (code, err) == (2, f"error: --data_dir={tmp_path}/file cannot be written to: File exists\n")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """An image folder: DIR/train/{ant,bee} with 3 images each, and DIR/val/bee with 1."""
+    for i in range(7):
+        split, label = ("train", ("ant", "bee")[i % 2]) if i < 6 else ("val", "bee")
+        path = tmp_path / "photos" / split / label / f"{i}.{('png', 'jpg', 'gif')[i % 3]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8 + i, 3), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("is_on_disk", [False, True])
+def test_a_folder_is_prepared_with_its_bytes_labels_and_order(
+    is_on_disk, photos, run_here, tmp_path, monkeypatch
+):
+    pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.core import shuffle
+
+    from vit_registers.data.sources.tfds_prepared import open_prepared
+
+    if is_on_disk:  # as TFDS does from 1 GB on
+        monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
+    command = ("prepare", "--name=mine", f"--from_folder={photos}", f"--data_dir={tmp_path}/data")
+    for said in ("mine is in ", f"mine is already prepared; delete {tmp_path}/data/mine/1.0.0 to"):
+        code, out, err = run_here(*command)
+        assert (code, err) == (0, "")
+        assert said in out
+    ours = open_prepared(Data(name="mine", data_dir=f"{tmp_path}/data"), 3)
+    theirs = Folder(photos)
+    assert ours.class_names == theirs.class_names == ("ant", "bee")
+    for split, number in (("train", 6), ("val", 1)):
+        np.testing.assert_array_equal(ours.labels(split), theirs.labels(split))
+        read, read_file = ours.image_reader(split), theirs.image_reader(split)
+        assert [read(i) for i in range(number)] == [read_file(i) for i in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--name=mine", "--from_folder=DIR/nowhere"), "--from_folder=DIR/nowhere is not a folder"),
+        (("--name=mine", "--from_folder=DIR/photos/train"), "no classes under DIR/photos/train: the layout"),
+        (("--name=My-photos", "--from_folder=DIR/photos"), "--name=My-photos: must be lower-case letters"),
+        (("--name=folder", "--from_folder=DIR/photos"), "--name=folder: give another name"),
+        (
+            ("--name=mine", "--from_folder=gs://bucket/photos"),
+            "--from_folder=gs://bucket/photos: image folders are",
+        ),
+        (("--name=mine", "--local_dir=DIR"), "--local_dir=DIR is for a --data_dir in gs://: give only"),
+        (("--name=mine", "--data_dir=s3://b/data"), "--data_dir=s3://b/data: s3:// is not supported"),
+        (("--name=mine", "--from_folder=DIR/odd"), "odd/train set: the name of a split must be letters"),
+        (("--name=mine", "--from_folder=DIR/spaced"), "the class ' ant' of DIR/spaced begins or ends with"),
+    ],
+)
+def test_folders_that_cannot_be_prepared(flags, message, photos, run_here, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    for folder in ("odd/train set/ant", "spaced/train/ ant"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(photos / "train/ant/0.png", tmp_path / folder)
+    code, _, err = run_here("prepare", *(flag.replace("DIR", str(tmp_path)) for flag in flags))
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message.replace("DIR", str(tmp_path)) in err

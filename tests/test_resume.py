@@ -110,16 +110,16 @@ def test_killed_three_times_once_during_a_save(run, start, whole, tmp_path, load
     _assert_same_end(killed, reference)
 
 
-def test_sigterm_saves_says_so_and_exits_with_0(run, start, whole, tmp_path):
+def test_sigterm_saves_says_so_and_exits_with_the_code_of_the_flag(run, start, whole, tmp_path):
     args, reference = whole("memory")
     stopped = tmp_path / "stopped"
-    program = start("train", *args, f"--workdir={stopped}")
+    program = start("train", *args, f"--workdir={stopped}", "--stop_code=75")
     _wait(program, lambda: _steps_logged(stopped) >= 15)
     program.send_signal(signal.SIGTERM)
     out, err = program.communicate()
-    assert program.returncode == 0, err
+    assert program.returncode == 75, err
     assert "SIGTERM: saved at step" in out
-    assert run("train", *args, f"--workdir={stopped}")[0] == 0
+    assert run("train", *args, f"--workdir={stopped}", "--stop_code=75")[0] == 0
     _assert_same_end(stopped, reference)
     for params, name in (("params", "test"), ("ema", "test_ema")):
         assert (

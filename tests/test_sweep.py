@@ -13,7 +13,7 @@ import pytest
 from vit_registers import sweep, tabulate
 from vit_registers.config import to_dict
 from vit_registers.runs import sweep_cells
-from vit_registers.runs.run_lock import RunLock
+from vit_registers.storage.run_lock import RunLock
 
 # The same points, one after another in one process, without a sweep. The first has a result of nobody when it
 # starts; started again when it is finished, it gets its result where that is missing, and keeps what it has.

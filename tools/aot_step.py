@@ -19,10 +19,15 @@ DURATIONS = Durations(total_steps=100_000, warmup_steps=1000, eval_every_steps=1
 
 def lower_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """The train step of `config` over `devices`, which may be those of a topology description."""
+    return trace_step(config, devices).lower()
+
+
+def trace_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Traced:
+    """The train step of `config` over `devices`, traced only."""
     mesh = make_mesh(config.mesh, devices=devices)
     setup = set_up(config, DURATIONS, mesh)
     with jax.set_mesh(mesh):
-        return setup.train_step.lower(setup.abstract, _batch(config, mesh, setup.objective))
+        return setup.train_step.trace(setup.abstract, _batch(config, mesh, setup.objective))
 
 
 def lower_flax_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Lowered:

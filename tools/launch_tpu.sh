@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-echo "error: tools/launch_tpu.sh is now: tools/launch/tpu.sh" >&2
+echo "error: tools/launch_tpu.sh is now: python -m tools.launch.tpu" >&2
 exit 2

@@ -163,7 +163,7 @@ def _main(name: str, values: flags.FlagValues) -> None:
         energy=parse_energy(values.energy),
     )
     place = values.out or opening.default_out(values.checkpoint[0])
-    out = cli.writable_folder(place, "--out") if is_first else Path(place)
+    out = cli.local_folder(place, "--out") if is_first else Path(place)
     use_compile_cache(values.config.run.compile_cache, is_quiet=not is_first)
     log_every_s = values.config.run.log_every_s
     with waiting("opening the checkpoints", said_after_s=log_every_s, is_quiet=not is_first, out=sys.stderr):

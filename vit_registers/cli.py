@@ -8,11 +8,10 @@ import logging as standard_logging
 import os
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -20,6 +19,9 @@ from ml_collections import config_flags
 from vit_registers import startup, status
 from vit_registers.config import Config, flag, own, to_config_dict
 from vit_registers.errors import INTERRUPTED, UNREAD, ConfigError, UserError, user_line
+
+if TYPE_CHECKING:
+    from etils import epath  # takes longer than all that --help needs
 
 _OF_JAX = "1"  # importing jax sets TF_CPP_MIN_LOG_LEVEL to this
 
@@ -240,16 +242,26 @@ def _end_interrupted() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def writable_folder(path: str, flag: str) -> Path:
-    """The folder, which is created if needed. Raises ConfigError if it is not writable."""
+def local_folder(path: str, flag: str) -> Path:
+    """A folder of this machine, which is created if needed. Raises ConfigError if it is not writable."""
+    check_local(path, flag)
+    return Path(writable_folder(path, flag))
+
+
+def check_local(path: str, flag: str) -> None:
+    """Raises ConfigError for a path in an object store, for what is only written on this machine."""
     if "://" in path:
-        cure = "mount the bucket, or copy the output afterwards"
-        raise ConfigError(f"{flag}={path} is not a folder of a file system: {cure}")
-    folder = Path(path).expanduser()
+        raise ConfigError(f"{flag}={path} must be a path on this machine: copy the output afterwards")
+
+
+def writable_folder(path: str, flag: str) -> "epath.Path":
+    """The folder, which is created if needed; also in gs://. Raises ConfigError if it is not writable."""
+    from vit_registers.storage import files, paths
+
+    paths.check_scheme(path, flag)
+    folder = paths.folder(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, prefix=".writable-"):
-            pass
+        files.check_writable(folder)
     except OSError as error:
         raise ConfigError(f"{flag}={path} cannot be written to: {error.strerror}") from error
     return folder

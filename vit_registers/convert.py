@@ -74,7 +74,7 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,15 @@ from vit_registers.models.paths import Leaf, leaves_of, path_text
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
-from vit_registers.runs.output_folder import check_output, no_new_folders_on_failure, nothing_new_on_failure
-from vit_registers.runs.run_lock import RunLock
+from vit_registers.runs.output_folder import (
+    check_output,
+    no_new_folders_on_failure,
+    nothing_new_on_failure,
+    reported_errors,
+)
 from vit_registers.runs.writers import write_parameter_overview
+from vit_registers.storage import files, paths
+from vit_registers.storage.run_lock import lock_run
 from vit_registers.strict_json import dumps
 from vit_registers.training.state import TrainState
 
@@ -137,7 +143,7 @@ def to_run(source: Input, output: str) -> None:
         data = source.checkpoint.trained_on
     write_parameter_overview({BACKBONE: params}, run / "parameters.txt")
     write_mask_file(source.config.model, run)
-    (run / "config.json").write_text(dumps(config_lib.to_dict(source.config)) + "\n")
+    files.write_json(run / "config.json", config_lib.to_dict(source.config))
     with Checkpoints(output, source.config, data=data) as written:
         state = TrainState(step=jnp.zeros((), jnp.int32), params={BACKBONE: params}, opt_state=None, ema=None)
         written.save(
@@ -169,7 +175,7 @@ def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Ex
 
 def to_stablehlo(source: Input, output: str) -> str:
     """Exports the forward pass as a folder; returns how its outputs compare with those of the model."""
-    folder, facts, model = cli.writable_folder(output, "--output"), source.facts(), source.config.model
+    folder, facts, model = cli.local_folder(output, "--output"), source.facts(), source.config.model
     params = source.read()
     file = folder / stablehlo.STABLEHLO_FILE
     signature = stablehlo.write_stablehlo(model, params, image_size(source.config), file)
@@ -224,28 +230,19 @@ def check_written(source: Input, output: str, exported: targets.Export | None, d
     return compare_parameters(reading.iter_leaves(opened), expected, jnp.dtype(dtype), output)
 
 
-@contextlib.contextmanager
-def _disk_errors(output: str) -> Iterator[None]:
-    """A context in which an error of the disk becomes one line; those of writing do not name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or output} cannot be written: {error.strerror}") from error
-
-
 def convert_to(source: Input, output: str, target: str, dtype: str) -> str:
     """Writes `output` and compares it with `source`; returns what was compared, in a line.
 
     If this fails, everything that it wrote is deleted.
     """
-    path = Path(output).expanduser()
+    path = paths.folder(output)
     with contextlib.ExitStack() as stack:
         stack.enter_context(no_new_folders_on_failure(path))
         if target == "run":
-            stack.enter_context(RunLock(cli.writable_folder(output, "--output")))
+            stack.enter_context(lock_run(cli.writable_folder(output, "--output")))
             check_output(output, source.path, target=target)  # again: the lock now excludes other writers
         stack.enter_context(nothing_new_on_failure(path))
-        stack.enter_context(_disk_errors(output))
+        stack.enter_context(reported_errors(output))
         if target == STABLEHLO:
             return to_stablehlo(source, output)
         exported = None
@@ -288,6 +285,8 @@ def main() -> None:
     )
     name = parse_checkpoint(values.input, values.step, where="--input")
     if not is_dry_run:
+        if values.to != "run":
+            cli.check_local(values.output, "--output")
         is_folder = values.to in ("run", STABLEHLO, "transformers")
         check_name(values.output, values.to, is_folder=is_folder)
         check_output(values.output, name.path, target=values.to)

@@ -1,5 +1,6 @@
-"""SHA-256 digests as hexadecimal text. No other module computes hashes."""
+"""SHA-256 digests as hexadecimal text, and CRC32C. No other module computes hashes."""
 
+import base64
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,20 @@ def files_digest(paths: Iterable[Path | epath.Path]) -> str:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def file_crc32c(path: Path | epath.Path) -> str:
+    """The CRC32C of a file, which is read, in base64, as stores give it. Raises OSError.
+
+    Requires google-crc32c, of the extra [gcs].
+    """
+    import google_crc32c
+
+    digest = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return base64.b64encode(digest.digest()).decode()
 
 
 def prefix_hash(file: BinaryIO, num_bytes: int) -> Any:

@@ -91,7 +91,6 @@ startup.begin(__name__, define_flags, check_flags, on_refusal=processes.tell_oth
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -100,6 +99,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import config_flags
 
 from vit_registers import cli, loading
@@ -120,6 +120,7 @@ from vit_registers.runs.reading import RunCheckpoint, trained_config
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.status import waiting
+from vit_registers.storage import files, paths
 from vit_registers.strict_json import dumps
 from vit_registers.task_command import run_command, run_suite
 from vit_registers.task_output import print_values
@@ -227,7 +228,7 @@ def _class_table(
 def _settings(config: Config) -> dict[str, Any]:
     """All data settings, with an absolute data_dir, and the settings of the computation."""
     data = config.data
-    folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
+    folder = None if data.data_dir is None else str(paths.absolute(data.data_dir))
     size = list(config_lib.image_size(config))
     return {
         "data": dataclasses.asdict(data) | {"data_dir": folder, "image_size": size},
@@ -235,7 +236,7 @@ def _settings(config: Config) -> dict[str, Any]:
     }
 
 
-def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
+def result_path(folder: epath.Path, run: str, result: dict[str, Any]) -> epath.Path:
     """The path <split>-<step>[-ema][-<digest>].json in `folder`.
 
     The digest is that of the settings that differ from those of the run, except the split and settings
@@ -254,7 +255,7 @@ def result_path(folder: Path, run: str, result: dict[str, Any]) -> Path:
     if trained.is_converted:
         own = result["settings"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            own = json.loads(plain.read_text())["settings"]
+            own = json.loads(files.read_file(plain))["settings"]
     there, here = (json.loads(dumps(config_lib.flatten(one))) for one in (own, result["settings"]))
     names = ("data.eval_batch_size", "data.also_eval", "data.eval_split", "model.attention")
     other = {key: here[key] for key in here if key not in names and here[key] != there.get(key)}
@@ -275,7 +276,7 @@ def evaluate_task(name: CheckpointName, overrides: Mapping[str, object], out: st
         task_splits(given, Config().data, tasks, is_run="data.name" in overrides)
     checkpoint = open_checkpoint(name, overrides, values.params, is_task=True)
     _say_normalisation(checkpoint, overrides)
-    folder = cli.writable_folder(out, "--out") if jax.process_index() == 0 else Path(out).expanduser()
+    folder = cli.writable_folder(out, "--out") if jax.process_index() == 0 else paths.folder(out)
     if values.suite is None:
         run_command(given, checkpoint, overrides, folder)
     else:
@@ -304,7 +305,7 @@ def _main() -> None:
         return
     width = print_values(result)
     path = result_path(cli.writable_folder(out, "--out"), given.path, result)
-    path.write_text(dumps(result) + "\n")
+    files.write_json(path, result)
     print(f"{'written to':<{width}}{path}")
 
 

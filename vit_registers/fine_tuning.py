@@ -39,6 +39,7 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.storage import paths
 from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState, put_parameters
 
@@ -55,7 +56,7 @@ def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model
     if run is not None and config is not None and config.init_from.path == settings.path:
         names = [name.partition(".")[2] for name in may_change(RESUME) if name.startswith("model.")]
         defaults = {name: getattr(Model(), name) for name in names}
-        model = with_run_mask(config.model, Path(run).expanduser())
+        model = with_run_mask(config.model, paths.folder(run))
         return dataclasses.replace(model, **defaults), config.data
     path = name.local()
     if loading.is_run(path):

@@ -1,7 +1,6 @@
 """Runs a task of evaluation/tasks.py on a checkpoint: `evaluate --task=NAME`."""
 
 import dataclasses
-import os
 import shutil
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from vit_registers import status
 from vit_registers.analysis.file_names import file_name
@@ -26,6 +26,7 @@ from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runtime.mesh import make_mesh, ordered_mesh
+from vit_registers.storage import paths
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
@@ -134,9 +135,12 @@ def _batch_size(size: int, image: tuple[int, int]) -> int:
     return min(size, most) if jax.default_backend() == "cpu" else size
 
 
-def run_task(run: TaskRun, folder: Path) -> tuple[dict[str, Any], TaskResult]:
-    """(what the JSON file says, the result); an interrupted call with the same `folder` is resumed."""
-    unfinished = folder / "unfinished" / run.stem
+def run_task(run: TaskRun, folder: epath.Path) -> tuple[dict[str, Any], TaskResult]:
+    """(what the JSON file says, the result).
+
+    An interrupted call with the same `folder` is resumed, unless that is in gs://.
+    """
+    unfinished = None if paths.is_remote(folder) else Path(folder) / "unfinished" / run.stem
     started = time.monotonic()
     say = _Lines(run.log_every_s, is_quiet=jax.process_index() != 0)
     try:
@@ -145,7 +149,7 @@ def run_task(run: TaskRun, folder: Path) -> tuple[dict[str, Any], TaskResult]:
             result = task(run.frozen, run.settings, run.splits, folder=unfinished, say=say)
     finally:
         status.clear()
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and unfinished is not None:
         shutil.rmtree(unfinished, ignore_errors=True)
         if unfinished.parent.is_dir() and not any(unfinished.parent.iterdir()):
             unfinished.parent.rmdir()
@@ -175,7 +179,7 @@ class _Lines:
 
 def _settings(model: Model, data: Data, tasks: Tasks, task: str) -> dict[str, Any]:
     """All that the result depends on besides the checkpoint and the splits."""
-    folder = None if data.data_dir is None else os.path.abspath(os.path.expanduser(data.data_dir))
+    folder = None if data.data_dir is None else str(paths.absolute(data.data_dir))
     return {
         "data": dataclasses.asdict(data)
         | {"data_dir": folder, "image_size": list(data.image_size or model.image_size)},

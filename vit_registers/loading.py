@@ -25,6 +25,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.class_names import class_names_of
 from vit_registers.interop.hints import Hints
+from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import OpenedWeights, describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
@@ -39,6 +40,7 @@ from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.reading import INITIAL, RunCheckpoint, trained_config
 from vit_registers.runtime.mesh import make_mesh, own_mesh
+from vit_registers.storage import files, paths
 from vit_registers.training.sharding import parameter_shardings, put_same
 
 
@@ -52,7 +54,7 @@ def open_run(run: str, step: int | None = None, overrides: Mapping[str, Any] | N
     check_free(overrides or {})
     step = checkpoint_folder.find_step(run, step)
     config = trained_config(run, step)
-    model = with_run_mask(config.model, Path(run).expanduser())
+    model = with_run_mask(config.model, paths.folder(run))
     config = dataclasses.replace(config, model=model, mesh=Mesh())
     config = with_overrides(config, overrides or {})
     if "model.attention" not in (overrides or {}):
@@ -194,8 +196,14 @@ def open_external(
 
 
 def is_run(path: str) -> bool:
-    """Whether the path is a run folder."""
-    return checkpoint_folder.checkpoint_root(path).is_dir()
+    """Whether the path is a run folder. Raises ConfigError for s3://, and CheckpointError if gs:// fails."""
+    if is_hub(path):
+        return False
+    paths.check_scheme(path, "checkpoint")
+    try:
+        return files.is_folder(checkpoint_folder.checkpoint_root(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def load_model(text: str, *, step: int | None, params: str | None, source: str, hints: Hints) -> LoadedModel:

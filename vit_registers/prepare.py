@@ -2,6 +2,11 @@
 
     vit-registers prepare --name=cifar10 [--data_dir=DIR]
     vit-registers prepare --name=my_data/my_data_dataset_builder.py [--data_dir=DIR]
+    vit-registers prepare --name=photos --from_folder=DIR [--data_dir=DIR]  # DIR/{train,val}/<class>/*
+    vit-registers prepare ... --data_dir=gs://BUCKET/PATH [--local_dir=DIR]
+
+A --data_dir in gs:// is prepared in a local folder first, and then uploaded. The same command goes on with
+an upload that was interrupted.
 
 Your own builder is a Python file with one class that derives from a builder of tfds.core, or the folder
 that `tfds new` makes. Its code runs here only; training reads the files that it wrote. For data sets whose
@@ -25,7 +30,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "name", None, "TFDS name, such as cifar10 or imagenette/160px-v2, or the path of a builder."
     )
-    flags.DEFINE_string("data_dir", None, "Target folder; TFDS's default if not given.")
+    flags.DEFINE_string("data_dir", None, "Target folder; TFDS's default if not given. May be in gs://.")
+    flags.DEFINE_string("from_folder", None, "Folder DIR/<split>/<class>/* of images that gets the --name.")
+    flags.DEFINE_string(
+        "local_dir", None, "Folder to prepare in before the upload to gs://; TFDS's default if not given."
+    )
     flags.mark_flags_as_required(["name"])
 
 
@@ -49,36 +58,42 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow logs a line ab
 
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import registered
+from tensorflow_datasets.core import constants, registered
 
 from vit_registers import cli
 from vit_registers.config import nearest
-from vit_registers.data.sources import tfds_location, tfds_prepared
+from vit_registers.data.sources import folder_builder, tfds_location, tfds_prepared
 from vit_registers.data.sources.catalog import SOURCES
-from vit_registers.errors import DataError
+from vit_registers.errors import ConfigError, DataError, UserError
+from vit_registers.storage import objects, paths, upload
 
 
 def main() -> None:
     """The command line."""
-    name, data_dir = flags.FLAGS.name, flags.FLAGS.data_dir
+    name, images = flags.FLAGS.name, flags.FLAGS.from_folder
+    data_dir, upload_to = _folders()
     if name in SOURCES:
-        raise DataError(f"--name={name}: this data set needs no preparation")
-    data_dir = str(tfds_location.full_data_dir(data_dir))
-    if "://" not in data_dir:
-        cli.writable_folder(data_dir, "--data_dir")
-    path = tfds_location.as_path(name)
+        why = "this data set needs no preparation" if images is None else "give another name"
+        raise DataError(f"--name={name}: {why}")
+    path = None if images is not None else tfds_location.as_path(name)
     script = None if path is None else tfds_location.find_script(path)
     logging.getLogger("urllib3.connectionpool").addFilter(_SayOnce())
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        builder = _of_name(name, data_dir) if script is None else _of_script(Path(script).resolve(), data_dir)
+        if images is not None:
+            builder = folder_builder.make_builder(name, images, data_dir)
+        elif script is not None:
+            builder = _of_script(Path(script).resolve(), data_dir)
+        else:
+            builder = _of_name(name, data_dir)
         if builder.data_path.exists():
-            print(f"{name} is already prepared; raise VERSION in its code to prepare it again")
+            again = "raise VERSION in its code" if images is None else f"delete {builder.data_path}"
+            print(f"{name} is already prepared; {again} to prepare it again")
         else:
             builder.download_and_prepare(file_format="array_record")
         _check(builder.data_path)
-    except DataError:
+    except UserError:
         raise
     except KeyboardInterrupt:
         line = f"{name} was not prepared: interrupted; run the same command to start again"
@@ -88,6 +103,26 @@ def main() -> None:
         where = "" if script is None else _line(error, Path(script).resolve())
         raise DataError(f"{name} was not prepared: {where}{tfds_location.one_line(error)}") from error
     print(f"{builder.name} is in {builder.data_dir}")
+    if upload_to is not None:
+        source = Path(builder.data_path).resolve()
+        version = source.relative_to(Path(data_dir).resolve())
+        upload.upload_folder(source, f"{upload_to}/{version}", last=constants.DATASET_INFO_FILENAME)
+
+
+def _folders() -> tuple[str, str | None]:
+    """The local folder of --data_dir or --local_dir, which is created, and the --data_dir in gs://."""
+    target, local = flags.FLAGS.data_dir, flags.FLAGS.local_dir
+    paths.check_scheme(target or "", "--data_dir")
+    if target is not None and paths.is_remote(target):
+        objects.has_objects(target)  # errors of the store before the work
+        given, flag, upload_to = local, "--local_dir", target.rstrip("/")
+    elif local is not None:
+        raise ConfigError(f"--local_dir={local} is for a --data_dir in gs://: give only --data_dir")
+    else:
+        given, flag, upload_to = target, "--data_dir", None
+    folder = str(tfds_location.full_data_dir(given))
+    cli.local_folder(folder, flag)
+    return folder, upload_to
 
 
 class _SayOnce(logging.Filter):

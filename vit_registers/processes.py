@@ -14,7 +14,9 @@ flags.disclaim_key_flags()  # the flags are those of the program, so that its --
 
 def define_flags() -> None:
     """Defines the flags."""
-    flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or SLURM job.")
+    flags.DEFINE_bool(
+        "distributed", False, "Join the other processes of a TPU pod, or of a SLURM or Open MPI job."
+    )
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on any other cluster.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")

@@ -48,15 +48,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 import jax
+from etils import epath
 
 from vit_registers import cli
 from vit_registers.config import to_config_dict
 from vit_registers.errors import INTERRUPTED, ConfigError, UserError
 from vit_registers.models.params import abstract_model
-from vit_registers.runs import run_lock
 from vit_registers.runs.loop import StopRequest
 from vit_registers.runs.sweeps import (
     Sweep,
@@ -67,11 +67,13 @@ from vit_registers.runs.sweeps import (
     result_text,
     steps_text,
 )
+from vit_registers.storage import files, run_lock
 
 TRAIN = (sys.executable, "-m", "vit_registers.train")
 POLL_S = 0.2
 LOOK_AGAIN_S = 1.0
 LOCK = ".lock"  # the file of the sweeps' lock in a run folder
+LOG = "log.txt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,26 +89,17 @@ class Failure:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int | None]:
-    """The descriptor that holds the sweeps' lock of a run folder; None if another program uses the folder.
-
-    Processes that inherit the descriptor hold the lock too, until all of them have closed it or ended. It is
-    therefore only closed here, not unlocked.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a")
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from error
-    with file:
-        if not run_lock.try_lock(file.fileno(), folder / LOCK) or run_lock.lock_holder(folder) is not None:
-            yield None
-        else:
-            os.ftruncate(file.fileno(), 0)
-            yield file.fileno()
+def locked(folder: epath.Path) -> Iterator[int | None]:
+    """storage.run_lock.sweep_lock of a run folder."""
+    with contextlib.ExitStack() as held:
+        try:
+            lock = held.enter_context(run_lock.sweep_lock(folder, LOCK))
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from error
+        yield lock
 
 
-def holder(folder: Path) -> str | None:
+def holder(folder: epath.Path) -> str | None:
     """The program that uses a run folder, in a sweep or not; None if there is none. Writes no file."""
     return run_lock.lock_holder(folder) or run_lock.lock_holder(folder, LOCK)
 
@@ -118,32 +111,28 @@ class Screen:
     """Prints permanent lines, and on a terminal also a status line that the next line replaces."""
 
     def __init__(self, total: int):
-        self._total, self._is_live = total, sys.stdout.isatty()
+        self._total, self.is_live = total, sys.stdout.isatty()
 
     def say(self, run: SweepRun, text: str, *, end: str = "\n") -> None:
         """Prints a permanent line."""
-        clear = "\r\x1b[K" if self._is_live else ""
+        clear = "\r\x1b[K" if self.is_live else ""
         with contextlib.suppress(OSError):  # the output is closed
             print(f"{clear}[{run.index + 1}/{self._total}] {run.name}: {text}", end=end, flush=True)
 
     def show(self, run: SweepRun, text: str) -> None:
         """Shows a status line until the next line, on a terminal only."""
-        if self._is_live:
+        if self.is_live:
             self.say(run, text, end="")
 
 
-def start_run(run: SweepRun, lock: int) -> subprocess.Popen:
+def start_run(run: SweepRun, lock: int, log: BinaryIO) -> subprocess.Popen:
     """The process that trains the run. It holds the lock too."""
     command = [*TRAIN, *run.arguments]
-    try:
-        with (run.folder / "log.txt").open("ab") as log:
-            log.write(f"$ {shlex.join(command)}\n".encode())
-            log.flush()
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)
-            )
-    except OSError as error:
-        raise ConfigError(f"{run.folder} cannot be written to: {error.strerror}") from error
+    log.write(f"$ {shlex.join(command)}\n".encode())
+    log.flush()
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)
+    )
     with contextlib.suppress(OSError):  # only a description
         os.write(lock, f"process {child.pid} on {socket.gethostname()}\n".encode())
     return child
@@ -155,16 +144,26 @@ def watch(child: subprocess.Popen, run: SweepRun, stop: StopRequest, screen: Scr
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return child.wait(POLL_S)
-        screen.show(run, steps_text(run))
+        if screen.is_live:
+            screen.show(run, steps_text(run))
         if stop and not is_told:
             # Not SIGINT: ctrl-C on a terminal sends it to the child too, and a second one ends it at once.
             child.terminate()
             is_told = True
 
 
-def last_line(path: Path) -> str:
+def train(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> int:
+    """Trains a run, whose output is appended to its log.txt, and returns the exit code."""
+    try:
+        with files.appended(run.folder / LOG) as log:
+            return watch(start_run(run, lock, log), run, stop, screen)
+    except OSError as error:
+        raise ConfigError(f"{run.folder} cannot be written to: {error.strerror}") from error
+
+
+def last_line(path: epath.Path) -> str:
     """The last line of the output of a run."""
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    lines = [line.strip() for line in files.read_file(path).decode(errors="replace").splitlines()]
     printed = (line for line in reversed(lines) if line and not line.startswith("$ "))
     return next(printed, "it printed nothing")[:300]
 
@@ -175,7 +174,7 @@ def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple
         result = read_result(run)
         if result is not None:
             return 0, f"{result_text(result, run.best)}, finished before"
-        code = watch(start_run(run, lock), run, stop, screen)
+        code = train(run, lock, stop, screen)
         result = read_result(run)
     except UserError as error:
         return 2, f"failed: {error}"
@@ -184,9 +183,9 @@ def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple
     if stop:
         return 0, f"stopped at {steps_text(run)}"
     if code == 0:
-        return 1, f"was stopped at {steps_text(run)}: {last_line(run.folder / 'log.txt')}"
+        return 1, f"was stopped at {steps_text(run)}: {last_line(run.folder / LOG)}"
     how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-    return code, f"failed with {how}: {last_line(run.folder / 'log.txt')}"
+    return code, f"failed with {how}: {last_line(run.folder / LOG)}"
 
 
 # --- all runs --------------------------------------------------------------------------------
@@ -253,7 +252,7 @@ def print_runs(runs: Sequence[SweepRun]) -> None:
                 state, text = "finished", f"finished  {result_text(result, run.best)}"
             elif who is not None:
                 state, text = "running", f"running   {steps_text(run)}, {who}"
-            elif (run.folder / "metrics.jsonl").exists():
+            elif files.exists(run.folder / "metrics.jsonl"):
                 state, text = "begun", f"begun     {steps_text(run)}"
             else:
                 state, text = "not started", "not started"

@@ -53,6 +53,7 @@ from vit_registers.runs.sweep_cells import (
     read_cells,
 )
 from vit_registers.runs.sweeps import read_sweep
+from vit_registers.storage import files, paths
 
 
 def _show(value: float | None, form: str) -> str:
@@ -149,7 +150,7 @@ def main() -> None:
     """The command line."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     values = flags.FLAGS
-    if not Path(values.workdir).expanduser().is_dir():
+    if not files.is_folder(paths.folder(values.workdir)):
         raise ConfigError(f"--workdir={values.workdir}: there is no such folder: give that of the sweep")
     sweep = read_sweep()
     cells = read_cells(sweep)
@@ -163,7 +164,8 @@ def main() -> None:
         print("\n" + line)
     if values.csv is not None:
         path = Path(values.csv).expanduser()
-        cli.writable_folder(str(path.parent), "--csv")
+        cli.check_local(values.csv, "--csv")
+        cli.local_folder(str(path.parent), "--csv")
         write_csv(rows, path)
 
 

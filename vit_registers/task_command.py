@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from vit_registers.data.selection import is_image_folder
 from vit_registers.digests import text_digest
@@ -25,7 +26,7 @@ def run_command(
     given: Given,
     checkpoint: RunCheckpoint | ExternalCheckpoint,
     overrides: Mapping[str, object],
-    folder: Path,
+    folder: epath.Path,
 ) -> TaskResult:
     """The result of a task, which is printed and written to `folder`."""
     run = open_task(given, checkpoint, overrides)
@@ -40,7 +41,7 @@ def run_suite(
     given: Given,
     checkpoint: RunCheckpoint | ExternalCheckpoint,
     overrides: Mapping[str, object],
-    folder: Path,
+    folder: epath.Path,
 ) -> TaskResult:
     """A table with the result of the task on each data set of the suite that can be read.
 
@@ -81,7 +82,7 @@ def _measure(
     given: Given,
     checkpoint: RunCheckpoint | ExternalCheckpoint,
     overrides: Mapping[str, object],
-    folder: Path,
+    folder: epath.Path,
 ) -> tuple[tuple[str | int | float | None, ...], dict[str, float]]:
     """(row of the table, metrics) of one data set; without a result if it cannot be read."""
     name, data_dir = member.name, checkpoint.config.data.data_dir
@@ -104,7 +105,7 @@ def _measure(
     return (member.name, None, None, None, f"left out: {obstacle}"), {}
 
 
-def _say(measured: dict[str, Any], result: TaskResult, folder: Path, stem: str) -> None:
+def _say(measured: dict[str, Any], result: TaskResult, folder: epath.Path, stem: str) -> None:
     width = print_values(measured, result.notes)
     for title, table in result.tables.items():
         print_task_table(title, table)

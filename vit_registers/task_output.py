@@ -3,15 +3,15 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from PIL import Image
 
 from vit_registers.evaluation.task import TaskResult, TaskTable
 from vit_registers.objectives.base import find_non_finite
-from vit_registers.runs.folders import remove
-from vit_registers.strict_json import as_plain, write_json, write_text
+from vit_registers.storage import files
+from vit_registers.strict_json import as_plain
 
 _MOST_ROWS = 60  # of a table on the screen; files have all
 _MIN_WIDTH = 12
@@ -49,28 +49,33 @@ def print_task_table(name: str, table: TaskTable) -> None:
         print(f"... {len(table.rows) - _MOST_ROWS} more rows, which the CSV file has")
 
 
-def write_task(folder: Path, stem: str, values: Mapping[str, Any], result: TaskResult) -> list[Path]:
+def write_task(
+    folder: epath.Path, stem: str, values: Mapping[str, Any], result: TaskResult
+) -> list[epath.Path]:
     """The files of a result in `folder`: STEM.json, STEM-TABLE.csv, STEM-PICTURE.png. All are replaced.
 
     The JSON file is written last, so that a result that has one is complete.
     """
     written = []
-    for old in folder.glob(f"{stem}*"):
-        remove(old)
+    for name in files.names(folder):
+        if name.startswith(stem):
+            files.remove(folder / name)
     for name, table in result.tables.items():
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(table.columns)
         writer.writerows([["" if cell is None else cell for cell in as_plain(row)] for row in table.rows])
         written.append(folder / f"{stem}-{name}.csv")
-        write_text(written[-1], text.getvalue())
+        files.write_text(written[-1], text.getvalue())
     for name, image_HxWx3 in result.pictures.items():
         written.append(folder / f"{stem}-{name}.png")
-        Image.fromarray(image_HxWx3).save(written[-1])
+        png = io.BytesIO()
+        Image.fromarray(image_HxWx3).save(png, format="PNG")
+        files.write_bytes(written[-1], png.getvalue())
     json_path = folder / f"{stem}.json"
     tables = {name: {"columns": table.columns, "rows": table.rows} for name, table in result.tables.items()}
     names = [path.name for path in written]
-    write_json(json_path, {**values, "notes": result.notes, "tables": tables, "files": names})
+    files.write_json(json_path, {**values, "notes": result.notes, "tables": tables, "files": names})
     return [json_path, *written]
 
 

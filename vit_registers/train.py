@@ -7,9 +7,9 @@
 setting of those below. --print_config prints the config, --dry_run what a step needs. The run folder
 receives config.json, parameters.txt, metrics.jsonl, checkpoints and, unless run.use_tensorboard is False,
 TensorBoard files. result.json is written at the end. docs/running.md describes what is printed. On SIGTERM
-or ctrl-C the program finishes the step, saves and exits. The same command resumes the run.
+or ctrl-C the program finishes the step, saves and exits (--stop_code). The same command resumes the run.
 
-Several processes train one run if each is started with --distributed (TPU pods, SLURM), or with
+Several processes train one run if each is started with --distributed (TPU pods, SLURM, Open MPI), or with
 --coordinator, --num_processes and --process_id. All other flags but data.data_dir must be equal. The
 processes stop at the same step, and all of them end if one fails.
 
@@ -33,6 +33,7 @@ def define_flags() -> None:
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Run folder; created if it does not exist, else resumed.")
     processes.define_flags()
+    flags.DEFINE_integer("stop_code", 0, "Exit code of all processes after a signal, if steps are left.")
     flags.DEFINE_bool("print_config", False, "Print the config as a config file in Python, and exit.")
     flags.DEFINE_bool("dry_run", False, "Check all, print what a step needs, and exit; writes nothing.")
     flags.mark_flags_as_required(["config"])
@@ -61,9 +62,9 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
+from etils import epath
 
 from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
@@ -83,7 +84,6 @@ from vit_registers.runs.output_folder import check_path, check_workdir
 from vit_registers.runs.prepared import Prepared, prepare
 from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
-from vit_registers.runs.run_lock import RunLock
 from vit_registers.runs.trackers import open_trackers, tracker_names
 from vit_registers.runs.writers import MetricWriter
 from vit_registers.runtime import distributed
@@ -92,26 +92,27 @@ from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
 from vit_registers.runtime.watchdog import Watchdog
 from vit_registers.status import say
+from vit_registers.storage import files, paths
+from vit_registers.storage.run_lock import Lock, lock_run
 from vit_registers.training import averages, sharding
 from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState
 
 
-def train(config: Config, workdir: str) -> None:
-    """Trains `config` in `workdir` until the last step, or until a stop is requested."""
+def train(config: Config, workdir: str) -> bool:
+    """Trains `config` in `workdir` until the last step, or until a signal; whether it is finished."""
     config = dataclasses.replace(config, model=resolve(config.model))
     if jax.process_index() != 0:
-        _train(config, workdir, None)
-        return
-    check_path(Path(workdir).expanduser())
+        return _train(config, workdir, None)
+    check_path(paths.folder(workdir))
     tracker_names(config.run.writers)  # raises
-    with RunLock(cli.writable_folder(workdir, "--workdir")) as lock:
-        check_workdir(Path(workdir).expanduser())
-        _train(config, workdir, lock)
+    with lock_run(cli.writable_folder(workdir, "--workdir")) as lock:
+        check_workdir(paths.folder(workdir))
+        return _train(config, workdir, lock)
 
 
-def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
-    run = Path(workdir).expanduser()
+def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
+    run = paths.folder(workdir)
     watchdog = Watchdog(
         config.run.hang_timeout_s, functools.partial(distributed.end_all, code=distributed.LOST)
     )
@@ -119,6 +120,8 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
     prepared = prepare(config)
     mesh, loader, durations, setup = prepared.mesh, prepared.loader, prepared.durations, prepared.setup
     traced = parse_steps(config.run.profile_steps, durations.total_steps)
+    if traced is not None:
+        cli.check_local(workdir, "run.profile_steps: a trace is written to --workdir, and --workdir")
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         attention = prepared.computed.model.attention
@@ -157,24 +160,25 @@ def _train(config: Config, workdir: str, lock: RunLock | None) -> None:
             progress=progress,
             agreement=Agreement(mesh, config.run.stop_every_steps),
             watchdog=watchdog,
-            profile=Profile(run / "profile", traced),
+            profile=Profile(str(run / "profile"), traced),
         )
         batches = loader.train_batches(start_step, sharding.batch_sharding(mesh))
         state = loop.run(state, ahead(batches, durations.total_steps - start_step))
-        steps, total = int(state.step) - start_step, durations.total_steps
-        is_new = steps > 0 or not (run / results.FILE).exists()
+        total, is_finished = durations.total_steps, int(state.step) == durations.total_steps
+        is_new = int(state.step) > start_step or not files.exists(run / results.FILE)
         if writer is not None:
             writer.settle()
-        if writer is not None and start_step + steps == total and is_new:
+        if writer is not None and is_finished and is_new:
             write_finished(run, loop, setup, state, made)
         if broken := loader.broken_names:
             progress.say(f"images left out because they cannot be decoded: {len(broken)}")
-        if start_step + steps == total:
+        if is_finished:
             progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
+        return is_finished
 
 
 def open_files(
-    config: Config, prepared: Prepared, run: Path, checkpoints: Checkpoints, evaluators: list[str]
+    config: Config, prepared: Prepared, run: epath.Path, checkpoints: Checkpoints, evaluators: list[str]
 ) -> MetricWriter:
     """The writer of the metrics of a run, after the files that describe the run are written."""
     settings, durations = config_lib.to_dict(config), prepared.durations
@@ -266,8 +270,10 @@ def main() -> None:
         use_compile_cache(config.run.compile_cache, is_quiet=jax.process_index() != 0)
         if given.dry_run:
             dry_run(config)
-        else:
-            train(config, given.workdir)
+            return
+        is_finished = train(config, given.workdir)
+    if not is_finished:
+        raise SystemExit(given.stop_code)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from vit_registers.config import Checkpoint, Config, Mesh
 from vit_registers.errors import CheckpointError
 from vit_registers.runs.checkpoint_folder import find_step_damage, list_steps
 from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.runs.run_lock import FILE, RunLock, lock_holder
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.storage.run_lock import FILE, RunLock, lock_holder
 from vit_registers.training import sharding
 from vit_registers.training.state import TrainState
 

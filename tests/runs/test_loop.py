@@ -82,6 +82,9 @@ class _Writer:
     def write(self, step, scalars):
         self.lines.append((step, dict(scalars)))
 
+    def before_save(self):
+        pass
+
 
 @pytest.fixture
 def run(tiny, change, tmp_path):

@@ -143,7 +143,7 @@ def _steps(run):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("vit_registers.runs.writers._REMOVAL_S", 0.0)
+    monkeypatch.setattr("vit_registers.storage.line_file._REMOVAL_S", 0.0)
     folder = tmp_path / "run"
     folder.mkdir()
     return folder
@@ -160,7 +160,7 @@ def test_metrics_that_are_removed_are_written_again(run, capsys):
 
 
 def test_metrics_that_are_removed_shortly_before_the_end_are_written_again(run, monkeypatch):
-    monkeypatch.setattr("vit_registers.runs.writers._REMOVAL_S", 60.0)
+    monkeypatch.setattr("vit_registers.storage.line_file._REMOVAL_S", 60.0)
     with MetricWriter(run, start_step=0, use_tensorboard=False) as writer:
         writer.write(1, {"loss": 1.0})
         (run / FILE).unlink()

@@ -15,10 +15,10 @@ import pytest
 
 from vit_registers import cli
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.runs import run_lock
 from vit_registers.runs.checkpoint_folder import find_step_damage, list_steps
 from vit_registers.runs.metrics_log import read_records
-from vit_registers.runs.run_lock import RunLock, lock_holder
+from vit_registers.storage import run_lock
+from vit_registers.storage.run_lock import RunLock, lock_holder
 
 ROUNDS = 10 if "LONG_TESTS" in os.environ else 2
 ARGS = (
@@ -60,7 +60,7 @@ def test_of_two_starts_in_one_new_folder_one_trains_and_the_other_is_refused(sta
 def _hold(folder):
     """A process that holds the lock of a folder, and a child of it that outlives it."""
     code = (
-        "import subprocess, sys, pathlib; from vit_registers.runs.run_lock import RunLock\n"
+        "import subprocess, sys, pathlib; from vit_registers.storage.run_lock import RunLock\n"
         f"lock = RunLock(pathlib.Path({str(folder)!r}))\n"
         "command, pipe = [sys.executable, '-c', 'input()'], subprocess.PIPE\n"
         "child = subprocess.Popen(command, stdin=pipe, close_fds=False)\n"

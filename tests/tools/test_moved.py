@@ -26,4 +26,7 @@ def test_an_old_command_names_a_new_one_that_is_there(path):
 def test_an_old_script_names_a_new_one_that_is_there(path):
     done = subprocess.run([path], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert (ROOT / done.stderr.split(": ")[-1].strip()).is_file()
+    new = done.stderr.split(": ")[-1].strip()
+    if new.startswith("python -m "):
+        new = new.removeprefix("python -m ").replace(".", "/") + ".py"
+    assert (ROOT / new).is_file()

@@ -93,7 +93,7 @@ def time_task(cfg: Config, model: ViT, images: Path) -> float:
 
 
 @nnx.jit
-def logits(model: ViT, image_BxHxWxC: jax.Array) -> jax.Array:
+def bare_logits(model: ViT, image_BxHxWxC: jax.Array) -> jax.Array:
     """The bare forward pass."""
     return model(normalize(image_BxHxWxC, mean=_HALF, std=_HALF)).logits
 
@@ -104,7 +104,7 @@ def forward(cfg: Config, model: ViT, number: int) -> float:
 
     started, pending = time.monotonic(), None
     for _ in range(number // BATCH):
-        computed = logits(model, batch)
+        computed = bare_logits(model, batch)
         if pending is not None:
             np.asarray(pending)
         pending = computed

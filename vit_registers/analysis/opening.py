@@ -25,6 +25,7 @@ from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
 from vit_registers.runs.manifest import MANIFEST
 from vit_registers.runtime.mesh import make_mesh
+from vit_registers.storage.paths import is_remote
 from vit_registers.training.memory import check_memory
 
 _SAME_SHARE = 0.01  # sizes in whole pixels do not keep a share exactly
@@ -117,8 +118,13 @@ class OpenedModel:
 
 
 def default_out(checkpoint: str) -> str:
-    """The default folder for results: in the run folder, or for other weights in the working folder."""
+    """The default folder for results: in the run folder, or for other weights in the working folder.
+
+    Raises ConfigError for a run in gs://, as features are mapped into memory from local files.
+    """
     path = _parse(checkpoint).path
+    if is_remote(path):
+        raise ConfigError(f"--checkpoint={checkpoint}: give --out=FOLDER on this machine")
     return f"{path}/analysis" if loading.is_run(path) else "analysis"
 
 
@@ -191,7 +197,7 @@ def _open(
         opened = loading.open_run(path, step, overrides)
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
         model = loading.load_run(opened, params=params)
-        digest = files_digest([Path(checkpoint_root(path)) / str(step) / MANIFEST])
+        digest = files_digest([checkpoint_root(path) / str(step) / MANIFEST])
         head_names, is_converted = opened.class_names, opened.is_converted
         params_name = params or opened.eval_params_name
     else:

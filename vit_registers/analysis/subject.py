@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.features.store import Store
@@ -33,7 +33,7 @@ class Subject:
     """The features of a model. Subjects of one report saw the same images."""
 
     name: str
-    run: Path | None  # the run folder, of one of ours
+    run: epath.Path | None  # the run folder, of one of ours
     step: int | None  # of the run
     params: str | None = None  # the copy of a run's parameters; None: those to evaluate
     params_name: str = "params"  # that copy by name, also for those to evaluate

@@ -18,13 +18,20 @@ from vit_registers.config.settings import ALTERNATIVES, Config
 from vit_registers.errors import ConfigError
 
 _MAX_SHOWN = 80  # characters of a value in a message
+_MAX_LISTED = (
+    50  # names in a message: all experiments and settings of a section, not all parameters of a model
+)
 
 
 def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """A hint for an error message: the nearest known name, or all of them."""
+    """A hint for an error message: the nearest known name, or all of them; of many, the first ones."""
     known = sorted(known)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    if len(known) > _MAX_LISTED:
+        return f"known: {', '.join(known[:10])}, ... ({len(known)} in all)"
+    return f"known: {', '.join(known)}"
 
 
 def suggestion(path: str) -> str:

@@ -12,9 +12,11 @@ _TFDS_FILE = "dataset_info.json"
 
 
 def name_and_split(given: str) -> tuple[str, str]:
-    """NAME and SPLIT of NAME:SPLIT, as in mnist:test, mnist:3.0.1:train[:10] or a/path:test."""
+    """NAME and SPLIT of NAME:SPLIT, as in mnist:test, mnist:3.0.1:train[:10], a/path:test or gs://a/path:test."""
     place = re.sub(r"\[.*?\]", lambda part: "_" * len(part.group()), given).rfind(":")
-    return (given, "") if place < 0 else (given[:place], given[place + 1 :])
+    if place < 0 or given[place:].startswith("://"):
+        return given, ""
+    return given[:place], given[place + 1 :]
 
 
 def require_split(given: str, *, flag: str) -> tuple[str, str]:

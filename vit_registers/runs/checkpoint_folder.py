@@ -7,10 +7,8 @@ restored. A step without a manifest is unfinished.
 import contextlib
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,11 +21,13 @@ from vit_registers.errors import CheckpointError
 from vit_registers.models.paths import leaf_of, path_text
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import manifest
-from vit_registers.runs.folders import damaged_path
 from vit_registers.runs.formats import FORMAT_VERSION, READABLE, from_format, in_format
 from vit_registers.runs.retention import reason
 from vit_registers.status import say
+from vit_registers.storage import files, paths
+from vit_registers.storage.objects import StoreError
 
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of Orbax's temporary folders
 LAST_STEP = 2**31 - 1  # the largest value of TrainState.step, an int32
 
 _STEP = re.compile("0|[1-9][0-9]{0,9}")  # str.isdigit accepts "²" as well, and int "0099"
@@ -43,7 +43,7 @@ class TrainedOn:
 
 def run_folder(run: str) -> epath.Path:
     """The run folder as an absolute path, as Orbax requires."""
-    return epath.Path(os.path.abspath(os.path.expanduser(run)))
+    return paths.absolute(run)
 
 
 def checkpoint_root(run: str) -> epath.Path:
@@ -54,7 +54,7 @@ def checkpoint_root(run: str) -> epath.Path:
 def _names(run: str) -> list[str]:
     """The entries of checkpoint_root(run). Raises CheckpointError if it cannot be read."""
     try:
-        return sorted(os.listdir(checkpoint_root(run)))
+        return files.names(checkpoint_root(run))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -63,7 +63,7 @@ def _names(run: str) -> list[str]:
 
 def _is_step(run: str, name: str) -> bool:
     is_number = _STEP.fullmatch(name) and int(name) <= LAST_STEP
-    return bool(is_number) and os.path.isdir(checkpoint_root(run) / name)
+    return bool(is_number) and manifest.is_committed(checkpoint_root(run) / name)
 
 
 def list_steps(run: str) -> list[int]:
@@ -75,18 +75,69 @@ def list_steps(run: str) -> list[int]:
     return sorted((int(name) for name in _names(run) if _is_step(run, name)), reverse=True)
 
 
+def remove_unfinished(run: str, step: int | None = None) -> None:
+    """Removes what saves that did not end have left, those of `step` if it is given. Raises OSError.
+
+    In gs:// these are folders that are not committed. Those that are marked as damaged stay.
+    """
+    root = checkpoint_root(run)
+    for name in _names(run):
+        start, is_temporary, _ = name.partition(_TEMPORARY)
+        if is_temporary and (step is None or start == str(step)):
+            files.remove(root / name)
+        elif step is None and _STEP.fullmatch(name) and not manifest.is_marked(root / name):
+            remove_uncommitted(run, int(name))
+
+
+def remove_uncommitted(run: str, step: int) -> None:
+    """Removes the folder of a step in gs:// that is not committed; nothing here. Raises OSError."""
+    folder = checkpoint_root(run) / str(step)
+    if paths.is_remote(folder) and files.is_folder(folder) and not manifest.is_committed(folder):
+        files.remove(folder)
+
+
+def find_written(run: str, step: int | None) -> epath.Path:
+    """The folder in which Orbax writes the checkpoint of a step: it renames local ones at the end."""
+    unfinished = [name for name in _names(run) if name.startswith(f"{step}{_TEMPORARY}")]
+    return checkpoint_root(run) / (unfinished[0] if unfinished else str(step))
+
+
+def is_gone(run: str, step: int) -> bool:
+    """Whether the folder of a step was removed. False if gs:// does not answer."""
+    with contextlib.suppress(OSError):
+        return not files.is_folder(checkpoint_root(run) / str(step))
+    return False
+
+
+def is_intact(run: str, step: int) -> bool:
+    """Whether the checkpoint of a step matches its manifest. False if gs:// does not answer."""
+    with contextlib.suppress(OSError):
+        return manifest.find_damage(checkpoint_root(run) / str(step)) is None
+    return False
+
+
 def find_step_damage(run: str, step: int, *, is_quick: bool = False) -> str | None:
     """The damage of the checkpoint of a step; None if it matches its manifest and is of that step.
 
-    With `is_quick` the contents of the files are not compared.
+    With `is_quick` the contents of the files are not compared. Raises CheckpointError if gs:// does not
+    answer, which is no damage.
     """
     folder = checkpoint_root(run) / str(step)
+    try:
+        return _find_damage(folder, step, is_quick)
+    except StoreError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _find_damage(folder: epath.Path, step: int, is_quick: bool) -> str | None:
     if damage := manifest.find_damage(folder, is_quick=is_quick):
         return damage
     try:
         saved = _read_json_item(folder / "meta")["data_position"]["next_step"]
     except (KeyError, TypeError):
         return "its meta has no step"
+    except StoreError:
+        raise
     except Exception as error:
         return f"its meta cannot be read: {reason(error)}"
     return None if saved == step else f"its state is that of step {saved}"
@@ -137,7 +188,7 @@ def _set_odd_entries_aside(run: str, *, is_only: bool) -> None:
     """
     odd = [n for n in _names(run) if n.strip().lstrip("+-").isdigit() and not _is_step(run, n)]
     for name in odd:
-        if is_only and (checkpoint_root(run) / name / manifest.MANIFEST).exists():
+        if is_only and files.exists(checkpoint_root(run) / name / manifest.MANIFEST):
             raise CheckpointError(
                 f"{checkpoint_root(run) / name} has a manifest, but is not named by its step, and there "
                 "is no other checkpoint: rename it to its step, or move it away"
@@ -147,11 +198,17 @@ def _set_odd_entries_aside(run: str, *, is_only: bool) -> None:
 
 
 def _set_aside(run: str, name: str) -> str:
-    """Moves an entry of checkpoint_root(run) to RUN/damaged. Returns "moved to PATH"."""
+    """Moves an entry of checkpoint_root(run) to RUN/damaged. Returns what was done, "moved to PATH".
+
+    In gs://, where that would copy all data, the folder is marked instead, and is not committed any more.
+    """
     path = checkpoint_root(run) / name
     try:
-        target = damaged_path(Path(run_folder(run)), name)
-        os.rename(path, target)
+        if paths.is_remote(path):
+            manifest.mark_damaged(path)
+            return "marked as damaged"
+        target = files.damaged_path(run_folder(run), name)
+        files.move(path, target)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be moved to {run_folder(run) / 'damaged'}: {error.strerror}; move it away"
@@ -161,7 +218,7 @@ def _set_aside(run: str, name: str) -> str:
 
 def _read_json_item(folder: epath.Path) -> Any:
     # Orbax's reader waits for all processes, but only process 0 checks for damage.
-    return json.loads((folder / "metadata").read_bytes())
+    return json.loads(files.read_file(folder / "metadata"))
 
 
 def read_meta(run: str, step: int) -> dict[str, Any]:
@@ -233,8 +290,7 @@ def read_state(run: str, step: int, target: Mapping[str, Any]) -> dict[str, Any]
     """The parts of the state of a checkpoint that `target` has, such as "params", "ema" or "extra".
 
     `target` has shapes with the shardings of the result. All processes whose devices these have must call it.
-    Raises CheckpointError for a part that is missing or
-    cannot be read.
+    Raises CheckpointError for a part that is missing or cannot be read.
     """
     path = checkpoint_root(run) / str(step) / "state"
     version, names = read_meta(run, step)["format"], " and ".join(target)

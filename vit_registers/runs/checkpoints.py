@@ -1,8 +1,8 @@
-"""Saves and restores the checkpoints of a run, with Orbax and a SHA-256 manifest.
+"""Saves and restores the checkpoints of a run, with Orbax and a manifest.
 
 RUN/checkpoints/<step>/state/...      the TrainState
 RUN/checkpoints/<step>/meta/...       format version, resolved config, data position, what was trained on
-RUN/checkpoints/<step>/manifest.json  size and SHA-256 of every file, written before the commit
+RUN/checkpoints/<step>/manifest.json  size and checksum of every file, written before the commit
 """
 
 import contextlib
@@ -19,20 +19,25 @@ from vit_registers.objectives.catalog import best_metric
 from vit_registers.runs.checkpoint_folder import (
     TrainedOn,
     checkpoint_root,
+    find_written,
+    is_gone,
+    is_intact,
     list_steps,
     newest_intact_step,
     read_meta,
+    remove_uncommitted,
+    remove_unfinished,
     restore_args,
     trained_on,
 )
 from vit_registers.runs.compatibility import check_same_config, check_same_data, say_changed_attention
-from vit_registers.runs.folders import remove
 from vit_registers.runs.formats import FORMAT_VERSION, from_format, in_format
-from vit_registers.runs.manifest import find_damage, write_manifest
+from vit_registers.runs.manifest import write_manifest
 from vit_registers.runs.retention import FailedSaves, Keep, is_any, reason
-from vit_registers.runs.run_lock import RunLock
 from vit_registers.runtime.barrier import Barrier
 from vit_registers.status import say
+from vit_registers.storage import files
+from vit_registers.storage.run_lock import Lock
 from vit_registers.strict_json import as_plain
 from vit_registers.training.state import TrainState
 
@@ -62,7 +67,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self,
         run: str,
         config: config_lib.Config,
-        lock: RunLock | None = None,
+        lock: Lock | None = None,
         *,
         data: TrainedOn | None = None,
         attention: str | None = None,
@@ -92,7 +97,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         for step in list_steps(run):
             with contextlib.suppress(Exception):  # damaged checkpoints are not ranked
                 self._note(step, read_meta(run, step)["metrics"])
-        self._manager = self._open()
+        self._manager: ocp.CheckpointManager | None = self._open()
 
     def _note(self, step: int, metrics: dict[str, float] | None) -> None:
         self._keep.note(step, metrics)
@@ -115,14 +120,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         """(step to resume from, its (total, consecutive) skipped steps). Moves damaged entries away."""
         if jax.process_index() == 0:
             try:
-                self._root.mkdir(parents=True, exist_ok=True)
-                for unfinished in self._root.glob("*.orbax-checkpoint-tmp*"):
-                    remove(unfinished)
+                files.make_folder(self._root)
+                remove_unfinished(self._run)
             except OSError as error:
                 where = error.filename or self._root
                 raise CheckpointError(f"{where} cannot be used: {error.strerror}") from error
         step = newest_intact_step(self._run, set_aside=True)
-        if not (self._root if step is None else self._root / str(step)).is_dir():
+        if not (files.can_hold(self._root) if step is None else files.is_folder(self._root / str(step))):
             raise CheckpointError(
                 f"{self._root} differs from that of process 0: all processes require the same --workdir"
             )
@@ -144,8 +148,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         # The first error is the one to show, not its effect on a save.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.wait()
-        with contextlib.suppress(Exception):  # it raises the errors of saves once more
-            self._manager.close()
+        self._close()
 
     def check_folder(self) -> None:
         """Raises CheckpointError if the run folder is no longer the one in which this run was started."""
@@ -156,8 +159,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Prints a line if the last checkpoint was removed, and lets Orbax read the folder again."""
         self.check_folder()
         step = self.last_saved_step
-        is_gone = jax.process_index() == 0 and step is not None and not (self._root / str(step)).is_dir()
-        if not is_any(is_gone):
+        if not is_any(jax.process_index() == 0 and step is not None and is_gone(self._run, step)):
             return
         if jax.process_index() == 0:
             say(
@@ -169,14 +171,20 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _reopen(self, *, failed_step: int | None = None) -> None:
         """Opens a new manager, which reads the folder, after removing the files of a save that failed."""
-        with contextlib.suppress(Exception):
-            self._manager.close()
+        self._close()
         if failed_step is not None and jax.process_index() == 0:
-            unfinished = self._root.glob(f"{failed_step}.orbax-checkpoint-tmp*")
-            for path in [*unfinished, self._root / str(failed_step)]:
-                with contextlib.suppress(OSError):
-                    remove(path)
-        self._manager = self._open()
+            with contextlib.suppress(CheckpointError, OSError):
+                remove_unfinished(self._run, failed_step)
+            with contextlib.suppress(OSError):
+                files.remove(self._root / str(failed_step))
+        with contextlib.suppress(Exception):  # the next save opens it, or fails
+            self._manager = self._open()
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # it raises the errors of saves once more
+            if self._manager is not None:
+                self._manager.close()
+        self._manager = None
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The state of `restorable_step`, with the shardings of `abstract`.
@@ -184,7 +192,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises CheckpointError if it cannot be read, or is that of another step.
         """
         step = self.restorable_step
-        assert step is not None, "there is no checkpoint to restore"
+        assert step is not None and self._manager is not None, "there is no checkpoint to restore"
         version = read_meta(self._run, step)["format"]
         target = _items(abstract)
         args = ocp.args.Composite(state=restore_args(in_format(target, version), is_part=False))
@@ -236,8 +244,12 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._barrier.begin()
         self._note(step, metrics)
         self._saving_step = step
+        if jax.process_index() == 0:
+            with contextlib.suppress(CheckpointError, OSError):  # the save meets the same error
+                remove_uncommitted(self._run, step)
         items = ocp.args.PyTreeSave(_items(state), ocdbt_target_data_file_size=DATA_FILE_BYTES)
         try:
+            self._manager = self._manager or self._open()
             self._manager.save(step, args=ocp.args.Composite(state=items, meta=ocp.args.JsonSave(meta)))
         except Exception as error:
             self._error = error
@@ -270,14 +282,13 @@ class Checkpoints(contextlib.AbstractContextManager):
             return
         error, self._error = self._error, None
         try:
-            self._manager.wait_until_finished()
+            if self._manager is not None:
+                self._manager.wait_until_finished()
         except Exception as late:
             error = error or late
         step = self._saving_step
         # A checkpoint that is intact counts as saved: the error came later, as when deleting another.
-        if is_any(error is not None) and not is_any(
-            jax.process_index() == 0 and find_damage(self._root / str(step)) is None
-        ):
+        if is_any(error is not None) and not is_any(jax.process_index() == 0 and is_intact(self._run, step)):
             self.check_folder()
             self._reopen(failed_step=step)
             self._saving_step = None
@@ -291,5 +302,4 @@ class Checkpoints(contextlib.AbstractContextManager):
         if jax.process_index() != 0:
             return
         self.check_folder()  # TensorStore creates removed folders again for the files that it still writes
-        unfinished = list(self._root.glob(f"{self._saving_step}.orbax-checkpoint-tmp*"))
-        write_manifest(unfinished[0] if unfinished else self._root / str(self._saving_step))
+        write_manifest(find_written(self._run, self._saving_step))

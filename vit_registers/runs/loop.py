@@ -82,6 +82,8 @@ class Loop:
             with self.watchdog.slow("the last save"), self.progress.seldom("saving"):
                 if self._fetch() is not None:  # stopped since the last record: these seconds count too
                     self._write_times(step)
+                if self.writer is not None:
+                    self.writer.before_save()
                 self.checkpoints.save_surely(state, evaluated, skipped=self._skips())
         if step < total:
             where = f"step {step} of {total} after {self.progress.time_s:.1f} s of training"
@@ -185,6 +187,8 @@ class Loop:
             self._fetch()
             self._is_save_due = self._skipped_in_a_row > 0 and step < self.durations.total_steps
             if not self._is_save_due:
+                if self.writer is not None:
+                    self.writer.before_save()
                 self.checkpoints.save(state, metrics, skipped=self._skips())
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:

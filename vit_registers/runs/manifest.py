@@ -1,58 +1,75 @@
-"""The SHA-256 manifest of a checkpoint folder, which shows whether the folder is complete and unchanged."""
+"""The manifest of a checkpoint folder, which shows whether the folder is complete and unchanged.
+
+It has the size of each file, and its SHA-256, or the CRC32C that an object store has computed. The latter is
+compared with that of the store, without reading the file.
+"""
 
 import json
-import os
 import re
-import stat
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from etils import epath
 
-from vit_registers.digests import files_digest
-from vit_registers.runs.folders import read_file
+from vit_registers.storage import contents, files
+from vit_registers.storage.objects import StoreError
+from vit_registers.storage.paths import is_remote
 from vit_registers.strict_json import dumps
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 ITEMS = ("state", "meta")  # folders of every checkpoint; nothing else is read
-UNHASHED = {MANIFEST, "_CHECKPOINT_METADATA"}  # Orbax changes the latter after the manifest is written
+COMMITTED = "commit_success.txt"  # of Orbax, in gs://; for an item some versions write it after the manifest
+DAMAGED = "damaged"  # an object in a folder that is not to be restored
 
-_LATE = "commit_success.txt"  # some versions of Orbax write it after the manifest
-_SHA256 = re.compile("[0-9a-f]{64}")
+# Orbax changes its metadata after the manifest is written.
+UNCHECKED = {MANIFEST, DAMAGED, "_CHECKPOINT_METADATA"}
+_CHECKSUMS = {"sha256": re.compile("[0-9a-f]{64}"), "crc32c": re.compile("[A-Za-z0-9+/]{6}==")}
 
 
-def _files(folder: epath.Path) -> Iterator[str]:
-    """The files below `folder`, as paths relative to it. Links to folders are not followed."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if name not in UNHASHED:
-                yield os.path.relpath(os.path.join(parent, name), folder)
+def is_committed(folder: epath.Path) -> bool:
+    """Whether a folder holds a checkpoint that is complete. In gs:// Orbax writes the file COMMITTED last."""
+    return files.exists(folder / COMMITTED) if is_remote(folder) else files.is_folder(folder)
+
+
+def is_marked(folder: epath.Path) -> bool:
+    """Whether a folder in gs:// is marked as damaged; those of this machine are moved instead."""
+    return is_remote(folder) and files.exists(folder / DAMAGED)
+
+
+def mark_damaged(folder: epath.Path) -> None:
+    """Marks a folder in gs:// that is no checkpoint any more, and that may be written again."""
+    files.write_bytes(folder / DAMAGED, b"")
+    if files.exists(folder / COMMITTED):
+        files.remove(folder / COMMITTED)
 
 
 def write_manifest(folder: epath.Path) -> None:
-    """Writes the size and SHA-256 of every file under `folder` into its manifest."""
+    """Writes the size and the checksum of every file under `folder` into its manifest."""
     entries = {
-        name: {"bytes": (folder / name).stat().length, "sha256": files_digest([folder / name])}
-        for name in _files(folder)
+        name: entry
+        for name, entry in contents.describe(folder).items()
+        if name.rpartition("/")[2] not in UNCHECKED
     }
-    (folder / MANIFEST).write_text(dumps({"format": MANIFEST_VERSION, "files": entries}))
+    files.write_bytes(folder / MANIFEST, dumps({"format": MANIFEST_VERSION, "files": entries}).encode())
 
 
 def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
     """A text that describes the damage of a checkpoint folder; None if it matches its manifest.
 
     The manifest must list every file of state/ and meta/, and neither may be empty. With `is_quick` only the
-    sizes of the files are compared, not their contents.
+    sizes of the files are compared, not their contents. Raises StoreError if gs:// does not answer.
     """
-    if not os.path.isdir(folder):
+    if not files.is_folder(folder):
         return "it is not a folder"
+    if not is_committed(folder):
+        return "it was never finished"
     try:
-        manifest = json.loads(read_file(folder / MANIFEST))
+        manifest = json.loads(files.read_file(folder / MANIFEST))
     except FileNotFoundError:
         return "it has no manifest, so it was never finished"
+    except StoreError:
+        raise
     except OSError as error:
         return f"its manifest cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
@@ -63,13 +80,15 @@ def find_damage(folder: epath.Path, *, is_quick: bool = False) -> str | None:
     for item in ITEMS:
         if not any(name.startswith(f"{item}/") for name in entries):
             return f"its manifest lists no file of {item}/"
+    there = contents.Contents(folder)
     for name, entry in entries.items():
-        if damage := _compare(folder / name, entry, is_quick):
+        if damage := there.find_difference(name, entry, is_quick=is_quick):
             return f"{name} {damage}"
     for item in ITEMS:
-        for path in _files(folder / item):
+        for path in there.names(item):
             # File systems and file managers create hidden files, which nothing reads.
-            is_read = not os.path.basename(path).startswith(".") and os.path.basename(path) != _LATE
+            name = path.rpartition("/")[2]
+            is_read = not name.startswith(".") and name != COMMITTED and name not in UNCHECKED
             if is_read and f"{item}/{path}" not in entries:
                 return f"its manifest does not list {item}/{path}"
     return None
@@ -83,23 +102,9 @@ def _find_wrong_entry(manifest: Any) -> str | None:
         path = PurePosixPath(name)
         if str(path) != name or path.is_absolute() or ".." in path.parts or "\0" in name or name == ".":
             return f"{name!r} is not a path in the folder"
-        size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        if type(size) is not int or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        entry = entry if isinstance(entry, dict) else {}
+        digests = {key: entry[key] for key in _CHECKSUMS if isinstance(entry.get(key), str)}
+        is_valid = digests and all(_CHECKSUMS[key].fullmatch(digest) for key, digest in digests.items())
+        if type(entry.get("bytes")) is not int or not is_valid:
             return f"the entry of {name!r} has no size and SHA-256"
-    return None
-
-
-def _compare(path: epath.Path, entry: dict[str, Any], is_quick: bool) -> str | None:
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            return "is not a file"
-        if status.st_size != entry["bytes"]:
-            return f"has {status.st_size} bytes instead of {entry['bytes']}"
-        if not is_quick and files_digest([path]) != entry["sha256"]:
-            return "has changed since it was written (SHA-256 differs)"
-    except (FileNotFoundError, NotADirectoryError):
-        return "is missing"
-    except (OSError, ValueError) as error:  # ValueError: a name that no file system allows
-        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
     return None

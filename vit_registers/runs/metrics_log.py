@@ -1,11 +1,12 @@
 """Reads RUN/metrics.jsonl as records. Imports no JAX."""
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from vit_registers.errors import DataError
-from vit_registers.runs.folders import read_file
+from vit_registers.storage.files import read_file
 
 FILE = "metrics.jsonl"
 _BEGINNING = b'{"step"'  # of all lines of MetricWriter
@@ -31,7 +32,7 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
     return record if all(type(value) is int and abs(value) < 2**63 for value in integers) else None
 
 
-def read_records(run: Path) -> Records:
+def read_records(run: epath.Path) -> Records:
     """The records of RUN/metrics.jsonl; none if the file does not exist.
 
     An incomplete last line, as a killed process leaves, is ignored. `damage` counts other lines that are not

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from vit_registers.errors import TrainingError
 from vit_registers.objectives.base import Best
 from vit_registers.runs.metrics_log import read_records
-from vit_registers.strict_json import write_json
+from vit_registers.storage.files import write_json
 
 FILE = "result.json"
 Evaluations = dict[int, dict[str, float | None]]
 
 
-def trained_s(run: Path) -> float:
+def trained_s(run: epath.Path) -> float:
     """Seconds of training of a run, without steps that were lost when it was killed."""
     return max((record["time_s"] for record in read_records(run).records if "time_s" in record), default=0.0)
 
@@ -141,7 +142,7 @@ def summarize_records(
 
 
 def write_result(
-    run: Path,
+    run: epath.Path,
     *,
     evaluators: Sequence[str],
     total_steps: int,

@@ -13,6 +13,7 @@ from vit_registers.errors import CheckpointError
 from vit_registers.objectives.base import Best
 from vit_registers.runtime.barrier import FailedElsewhere
 from vit_registers.status import say
+from vit_registers.storage.objects import StoreError
 
 
 def is_any(flag: bool) -> bool:
@@ -116,6 +117,8 @@ def reason(error: BaseException | None) -> str:
             error = error.__cause__
         else:
             break
+    if isinstance(error, StoreError):
+        return f"{error.filename}: {error.strerror}"
     if found := _CAUSES.search(str(error)):
         return found[0]
     line = (str(error).partition(_SPEC)[0].strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,8 @@
 """The files of a run folder beside its checkpoints: settings, metrics and result."""
 
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from vit_registers.config import Model
 from vit_registers.errors import TrainingError
@@ -13,14 +14,14 @@ from vit_registers.runs.metrics_log import FILE, read_records
 from vit_registers.runs.trackers import Background
 from vit_registers.runs.writers import MetricWriter, write_parameter_overview
 from vit_registers.status import say
-from vit_registers.strict_json import write_json
+from vit_registers.storage import files
 from vit_registers.training.durations import Durations
 from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState
 
 
 def write_about(
-    settings: dict[str, Any], model: Model, setup: Setup, run: Path, *, is_finished: bool
+    settings: dict[str, Any], model: Model, setup: Setup, run: epath.Path, *, is_finished: bool
 ) -> None:
     """Writes `settings` as config.json, parameters.txt and the mask's file.
 
@@ -28,8 +29,8 @@ def write_about(
     """
     try:
         if not is_finished:
-            (run / results.FILE).unlink(missing_ok=True)  # its checkpoints were removed
-        write_json(run / "config.json", settings)
+            files.remove_file(run / results.FILE)  # its checkpoints were removed
+        files.write_json(run / "config.json", settings)
         write_mask_file(model, run)
         write_parameter_overview(setup.abstract.params, run / "parameters.txt")
     except OSError as error:
@@ -38,7 +39,7 @@ def write_about(
 
 
 def open_writer(
-    run: Path,
+    run: epath.Path,
     checkpoints: Checkpoints,
     durations: Durations,
     evaluators: list[str],
@@ -77,7 +78,9 @@ def _listed(steps: list[int]) -> str:
     return shown if len(steps) <= 20 else f"{shown} and {len(steps) - 20} more"
 
 
-def write_finished(run: Path, loop: Loop, setup: Setup, state: TrainState, made: dict[str, Any]) -> None:
+def write_finished(
+    run: epath.Path, loop: Loop, setup: Setup, state: TrainState, made: dict[str, Any]
+) -> None:
     """Writes RUN/result.json after the last step; `made` is from results.made_with()."""
     loop.checkpoints.check_folder()
     results.write_result(

@@ -9,14 +9,13 @@ import collections
 import dataclasses
 import inspect
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from vit_registers.config import Config, flag, flatten, override, to_dict
@@ -27,9 +26,10 @@ from vit_registers.objectives.base import Best, find_non_finite
 from vit_registers.objectives.catalog import best_metric
 from vit_registers.runs.checkpoint_folder import list_steps
 from vit_registers.runs.compatibility import check_same_config
-from vit_registers.runs.folders import read_json_object
 from vit_registers.runs.metrics_log import parse_record
 from vit_registers.runs.results import FILE, metrics_of
+from vit_registers.storage import paths
+from vit_registers.storage.files import read_end, read_json_object
 
 SEED = "run.seed"
 MAX_NAME = 150  # characters; file systems allow 255
@@ -41,7 +41,7 @@ class SweepRun:
 
     index: int
     name: str
-    folder: Path
+    folder: epath.Path
     point: Mapping[str, Any]
     config: Config
     arguments: tuple[str, ...]  # of vit_registers.train
@@ -122,7 +122,7 @@ def parse_arguments(base: ConfigDict, arguments: Sequence[str]) -> Config | None
     return flag.read_flag(values["config"])
 
 
-def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: Path) -> Sweep:
+def make_sweep(config: str, base: Config, common: Mapping[str, Any], workdir: epath.Path) -> Sweep:
     """The sweep of the config file `config`, whose argument follows a colon.
 
     `base` is its config, with the settings `common` that all runs share. Raises ConfigError for invalid
@@ -159,7 +159,7 @@ def read_sweep() -> Sweep:
     defined = flags.FLAGS["config"]
     base = flag.read_flag(defined)
     common = config_flags.get_override_values(defined)
-    workdir = Path(flags.FLAGS.workdir).expanduser()
+    workdir = paths.folder(flags.FLAGS.workdir)
     return make_sweep(config_flags.get_config_filename(defined), base, common, workdir)
 
 
@@ -177,13 +177,8 @@ def read_result(run: SweepRun) -> dict[str, Any] | None:
 
 def last_step(run: SweepRun) -> int:
     """The last step in the metrics of a run, 0 if they are missing or cannot be read."""
-    path = run.folder / "metrics.jsonl"
     try:
-        if not path.is_file():
-            return 0
-        with path.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
-            records = map(parse_record, file.read().split(b"\n"))
+        records = map(parse_record, read_end(run.folder / "metrics.jsonl", 1 << 14).split(b"\n"))
     except OSError:
         return 0
     return max((record["step"] for record in records if record is not None), default=0)

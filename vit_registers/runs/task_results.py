@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from vit_registers.runs.checkpoint_folder import checkpoint_root
 from vit_registers.runs.manifest import MANIFEST
+from vit_registers.storage import files
 
 _FOLDER = "evaluation"
 
@@ -83,18 +85,21 @@ def task_baselines(task: str, values: Mapping[str, Any]) -> dict[str, float | No
     }
 
 
-def read_task_results(run: Path, *, step: int, params: str) -> tuple[list[StoredTask], list[str]]:
+def read_task_results(run: epath.Path, *, step: int, params: str) -> tuple[list[StoredTask], list[str]]:
     """(the results of this checkpoint, the newest last; a line for each file that cannot be used).
 
     Left out without a line are results of other steps or parameters, and files of other commands. A result
     that is older than the checkpoint is of one that a later training has replaced.
     """
-    saved_s = (Path(checkpoint_root(str(run))) / str(step) / MANIFEST).stat().st_mtime
+    saved_s = files.modified_s(checkpoint_root(str(run)) / str(step) / MANIFEST)
     found, left_out = [], []
-    paths = sorted((run / _FOLDER).glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
-    for path in paths:
+    folder = run / _FOLDER
+    names = files.names(folder) if files.is_folder(folder) else []
+    paths = [folder / name for name in names if name.endswith(".json")]
+    written_s = {path: files.modified_s(path) for path in paths}
+    for path in sorted(paths, key=lambda path: (written_s[path], path.name)):
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(files.read_file(path))
         except (OSError, ValueError, RecursionError):
             left_out.append(f"{path} cannot be read")
             continue
@@ -103,7 +108,7 @@ def read_task_results(run: Path, *, step: int, params: str) -> tuple[list[Stored
         if (values.get("step"), values.get("params")) != (step, params):
             continue
         number = task_number(values["task"], values)
-        if path.stat().st_mtime < saved_s:
+        if written_s[path] < saved_s:
             left_out.append(f"{path} is older than the checkpoint of step {step}: run its task again")
         elif number is None:
             left_out.append(f"{path} has no number of its task")

@@ -18,13 +18,15 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
+
+from etils import epath
 
 from vit_registers.config import flatten, lookup
 from vit_registers.errors import ConfigError
 from vit_registers.status import say
-from vit_registers.strict_json import write_json
+from vit_registers.storage import files
+from vit_registers.storage.local_copy import copied_folder
 
 FILE = "trackers.json"  # in the run folder: the run of each tracker, which a resumed run continues
 PROJECT = "vit_registers"  # unless the variables of the trackers name another one
@@ -100,7 +102,7 @@ class Background:
 
 
 class _Wandb:
-    def __init__(self, settings: Settings, run: Path):
+    def __init__(self, settings: Settings, run: epath.Path):
         wandb = importlib.import_module("wandb")
         known = _known(run).get("wandb") or secrets.token_hex(4)
         _remember(run, "wandb", known)
@@ -109,7 +111,7 @@ class _Wandb:
             name=run.name,
             id=known,
             resume="allow",
-            dir=str(run),
+            dir=copied_folder(run),
             config=dict(settings),
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -124,7 +126,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    def __init__(self, settings: Settings, run: Path):
+    def __init__(self, settings: Settings, run: epath.Path):
         # Of a server that does not answer. MLflow's own values add up to minutes for each record.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -144,7 +146,7 @@ class _Mlflow:
                 return known
         return None
 
-    def _create(self, settings: Settings, run: Path) -> str:
+    def _create(self, settings: Settings, run: epath.Path) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
         number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
@@ -168,7 +170,7 @@ class _Mlflow:
         self._client.set_terminated(self._id, "FAILED" if is_failed else "FINISHED")
 
 
-TRACKERS: dict[str, Callable[[Settings, Path], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlflow}
+TRACKERS: dict[str, Callable[[Settings, epath.Path], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlflow}
 
 
 def tracker_names(writers: str) -> list[str]:
@@ -199,7 +201,7 @@ def _check_login(writers: str) -> None:
     )
 
 
-def open_trackers(writers: str, settings: Settings, run: Path) -> list[Background]:
+def open_trackers(writers: str, settings: Settings, run: epath.Path) -> list[Background]:
     """The trackers of run.writers, which open their runs in threads and record `settings`.
 
     Raises as `tracker_names` does.
@@ -210,14 +212,14 @@ def open_trackers(writers: str, settings: Settings, run: Path) -> list[Backgroun
     ]
 
 
-def _known(run: Path) -> dict[str, Any]:
+def _known(run: epath.Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / FILE).read_text())
+        found = json.loads(files.read_file(run / FILE))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _remember(run: Path, name: str, known: str) -> None:
+def _remember(run: epath.Path, name: str, known: str) -> None:
     with _writing:
-        write_json(run / FILE, {**_known(run), name: known})
+        files.write_json(run / FILE, {**_known(run), name: known})

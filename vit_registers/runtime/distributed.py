@@ -47,8 +47,8 @@ def join(
 ) -> None:
     """Joins the job that the arguments describe; without any, this process is alone.
 
-    With `is_cluster`, a TPU pod or SLURM numbers the processes. With `coordinator`, "host:port" of process 0,
-    `process_id` does. Raises ConfigError if the processes do not find each other.
+    With `is_cluster`, a TPU pod, SLURM or Open MPI numbers the processes. With `coordinator`, "host:port" of
+    process 0, `process_id` does. Raises ConfigError if the processes do not find each other.
     """
     if coordinator is None:
         if (num_processes, process_id) != (None, None):
@@ -79,7 +79,9 @@ def join(
         )
     except Exception as error:
         line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        hint = "; outside of TPU pods and SLURM, set --coordinator, --num_processes and --process_id"
+        hint = (
+            "; outside of TPU pods, SLURM and Open MPI, set --coordinator, --num_processes and --process_id"
+        )
         raise ConfigError(f"{how}: {line}{hint if coordinator is None else ''}") from error
     finally:
         timer.cancel()

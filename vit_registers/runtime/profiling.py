@@ -1,7 +1,7 @@
 """A trace of a few steps, for TensorBoard's profile plugin, XProf or Perfetto."""
 
 import contextlib
-from pathlib import Path
+import os
 
 import jax
 
@@ -33,7 +33,7 @@ class Profile(contextlib.ExitStack):
     A run that resumes after `first` writes none. It is a context manager, which stops a trace on exit.
     """
 
-    def __init__(self, folder: Path, steps: tuple[int, int] | None):
+    def __init__(self, folder: str | os.PathLike[str], steps: tuple[int, int] | None):
         super().__init__()
         self._folder, self._steps = folder, steps
 

@@ -1,10 +1,10 @@
 """curves: losses and accuracies of a run over its steps. No JAX."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.options import Options
@@ -24,7 +24,7 @@ Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]  # (steps, values) by name
 class RunValues(NamedTuple):
     """Rows.values of a model, which are those of its whole run."""
 
-    run: Path | None
+    run: epath.Path | None
     shown: Any  # what the figure shows of it
 
 

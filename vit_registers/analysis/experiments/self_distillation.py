@@ -16,8 +16,8 @@ from vit_registers.analysis.subject import Subject
 from vit_registers.config import SelfDistillationSettings, from_saved
 from vit_registers.errors import UserError
 from vit_registers.models.blocks import dims
-from vit_registers.runs.folders import read_json_object
 from vit_registers.runs.metrics_log import read_records
+from vit_registers.storage.files import read_json_object
 
 _TERMS = {"dino_local": "DINO, local", "dino_global": "DINO, global", "ibot": "iBOT", "koleo": "KoLeo"}
 _TARGETS = {"entropy": "entropy of targets", "used": "prototypes in use"}  # in % of a uniform output

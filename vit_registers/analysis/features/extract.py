@@ -31,6 +31,7 @@ from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
 from vit_registers.runtime.exchange import from_first
 from vit_registers.runtime.mesh import ordered_mesh, own_mesh
+from vit_registers.storage import paths
 from vit_registers.training import sharding
 
 Images = Callable[[str, int, int], None]  # shows progress: what is computed, images done, images in total
@@ -71,7 +72,7 @@ def extract(
     parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
     return Subject(
         name=one.name,
-        run=None if one.step is None else Path(one.path).expanduser(),
+        run=None if one.step is None else paths.folder(one.path),
         step=one.step,
         params=one.params,
         params_name=one.params_name,

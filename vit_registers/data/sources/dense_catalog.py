@@ -19,6 +19,7 @@ from vit_registers.data.sources.mask_folders import (
     voc_root,
 )
 from vit_registers.errors import DataError, require_extra
+from vit_registers.storage import paths
 
 
 class Layout(NamedTuple):
@@ -113,6 +114,8 @@ def open_dense(name_or_folder: str, kind: str) -> DenseSource:
     named, layouts = CATALOG[kind]
     if name_or_folder in named:
         return named[name_or_folder]()
+    if paths.is_remote(name_or_folder):
+        raise DataError(f"{name_or_folder}: labels of pixels are read from local disks only: copy the folder")
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():
         is_path = "/" in name_or_folder or name_or_folder.startswith((".", "~"))

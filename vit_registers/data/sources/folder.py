@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_registers.config import Data, nearest
 from vit_registers.data.broken import BrokenImages
-from vit_registers.data.sources import listing
+from vit_registers.data.sources import listing, remote
 from vit_registers.data.sources.base import DataSource, check_feature_keys
 from vit_registers.data.sources.listing import LeftOut, printable, shortened
 from vit_registers.errors import ConfigError, DataError
@@ -202,7 +202,8 @@ def _log_left_out(folder: Path, left_out: LeftOut) -> None:
 def open_folder(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     """The folder data.data_dir, with the classes of the splits that the settings name.
 
-    Raises ConfigError if data.data_dir is not set or keys of features are, DataError as Folder does.
+    Raises ConfigError if data.data_dir is not set or keys of features are, DataError as Folder does, and for
+    a folder in gs://.
     """
     root = _data_dir(data)
     others = (entry.strip().partition(" ") for entry in data.also_eval)
@@ -219,4 +220,5 @@ def _data_dir(data: Data) -> Path:
     check_feature_keys(data)
     if data.data_dir is None:
         raise ConfigError(f"data.name={data.name!r} requires data.data_dir: {_LAYOUT}")
+    remote.refuse_folder(data.data_dir, "data.data_dir")
     return Path(data.data_dir).expanduser()

@@ -15,6 +15,7 @@ from etils import epath
 from tensorflow_datasets.core import constants, naming, read_only_builder
 
 from vit_registers.config import nearest
+from vit_registers.data.sources import remote
 from vit_registers.errors import DataError
 
 # name, name/config, name:1.2.3, name/config:1.2.3
@@ -48,12 +49,14 @@ def open_builder(
     Raises DataError if that version or config is not prepared, and for damaged or unreadable folders.
     """
     try:
+        remote.check_access(name, setting)
+        remote.check_access(data_dir or str(full_data_dir(None)), "data.data_dir")
         path = as_path(name)
         if path is not None and find_script(path) is None:
             return _open_folder(path, name, setting)
         return _open_name(parse_name(name, setting), full_data_dir(data_dir), setting)
     except OSError as error:
-        where = error.filename or data_dir
+        where = error.filename or data_dir  # of StoreError too
         raise DataError(f"{setting}={name!r}: {where} cannot be read: {error.strerror or error}") from None
 
 
@@ -193,6 +196,8 @@ def _open_folder(path: epath.Path, name: str, setting: str) -> tfds.core.Dataset
         _list(path.parent)
         raise _neither(name, setting)
     versions = _versions(path)
+    if not versions:
+        remote.refuse_folder(str(path), setting)
     configs = {found.config for found in versions}
     if len(configs) != 1:
         has = ", ".join(str(folder.relative_to(path)) for folder in versions.values())
@@ -244,7 +249,7 @@ def _default_config(folder: epath.Path) -> str | None:
 def read_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:
     """The data set in a version folder. Raises DataError if its description is missing or damaged."""
     again = "delete the folder and run vit_registers.prepare again"
-    there = {path.name for path in folder.iterdir() if path.is_file()}
+    there = {path.name for path in folder.iterdir()}  # one request in gs://, is_file would be one for each
     for file in _FILES:
         if file not in there:
             raise DataError(f"{folder} is only partly prepared, as it has no {file}: {again}")

@@ -50,7 +50,7 @@ class Sources(NamedTuple):
     held_out: Callable[[], Iterator[FeatureBatch]]  # not used if the choice is made on test images
 
 
-class Given(NamedTuple):
+class SourceInputs(NamedTuple):
     """What the sources are made of."""
 
     frozen: FrozenModel
@@ -86,7 +86,7 @@ def measure_linear(
     grid = LinearGrid(plan, dims(model).width, model.use_cls, images.num_classes, frozen.mesh)
     features = block_features(model, frozen.data, max(plan.num_blocks), frozen.edits)
     make = cached_sources if plan.is_cached else streamed_sources
-    sources = make(Given(frozen, settings, images, plan, features, say))
+    sources = make(SourceInputs(frozen, settings, images, plan, features, say))
     saved = None if folder is None else SavedHead(folder / "classifiers.npz", repr((plan, number)))
     state = train_grid(grid, sources.training, seed=settings.seed, saved=saved, say=say)
     scores = {}
@@ -109,7 +109,7 @@ def measure_linear(
     )
 
 
-def cached_sources(given: Given) -> Sources:
+def cached_sources(given: SourceInputs) -> Sources:
     """The features of all training images, computed once, with the images that plan.train_ops make."""
     frozen, settings, images, plan, features, say = given
     data = dataclasses.replace(images.train_data, eval_ops=plan.train_ops)
@@ -131,7 +131,7 @@ def cached_sources(given: Given) -> Sources:
     return Sources(lambda start: training_batches(learned, order, start, frozen.mesh), held)
 
 
-def streamed_sources(given: Given) -> Sources:
+def streamed_sources(given: SourceInputs) -> Sources:
     """Features of images that are made for each step: one pass of the backbone trains all classifiers."""
     frozen, settings, images, plan, features, say = given
     data, share = images.train_data, settings.linear.held_out

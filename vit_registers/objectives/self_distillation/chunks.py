@@ -17,7 +17,7 @@ from vit_registers.objectives.self_distillation.losses import cross_entropies, t
 _AXES = 2  # of rows: groups or images, and rows within
 
 
-class Rows(NamedTuple):
+class HeadRows(NamedTuple):
     """Unit vectors of the heads' bottleneck, for rows that are compared with each other.
 
     student: GxMxSxE; teacher: GxMxVxE; weight: GxMxSxV, of the cross-entropy of each pair, 0 for padding;
@@ -40,7 +40,7 @@ def split(rows: Any, num_chunks: int) -> Any:
     return jax.tree.map(cut, rows)
 
 
-def pad_rows(rows: Rows, num_chunks: int) -> Rows:
+def pad_rows(rows: HeadRows, num_chunks: int) -> HeadRows:
     """The rows, padded along M to a multiple of the chunks with rows of weight 0."""
     missing = -rows.is_row.shape[1] % num_chunks
     if not missing:
@@ -48,7 +48,7 @@ def pad_rows(rows: Rows, num_chunks: int) -> Rows:
     return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - _AXES)), rows)
 
 
-def count_chunks(rows: Rows, chunk_rows: int) -> int:
+def count_chunks(rows: HeadRows, chunk_rows: int) -> int:
     """The number of chunks that have at most `chunk_rows` student rows on a device, or one row of each
     group."""
     groups, length, each = rows.student.shape[:3]
@@ -62,7 +62,7 @@ def _logits(x_xE: jax.Array, kernel_ExZ: jax.Array, dtype: Any) -> jax.Array:
 
 
 def weighted_cross_entropy(
-    rows: Rows,
+    rows: HeadRows,
     student_ExZ: jax.Array,
     teacher_ExZ: jax.Array,
     *,
@@ -197,7 +197,7 @@ def centring(centre_Z: jax.Array, temperature: jax.typing.ArrayLike) -> Callable
 def sinkhorn(temperature: jax.typing.ArrayLike) -> Callable[..., jax.Array]:
     """offset_of for Sinkhorn-Knopp over all rows of the teacher."""
 
-    def offset_of(logits_of: Callable[[Any], jax.Array], chunks: Rows) -> jax.Array:
+    def offset_of(logits_of: Callable[[Any], jax.Array], chunks: HeadRows) -> jax.Array:
         views = chunks.teacher.shape[-2]
         x = chunks.teacher.reshape(chunks.teacher.shape[0], -1, chunks.teacher.shape[-1])
         is_row = jnp.broadcast_to(chunks.is_row[..., None], (*chunks.is_row.shape, views))

@@ -1,7 +1,7 @@
 """The lock of a run folder: only one program at a time may write there.
 
-It is a lock of the kernel (flock) on RUN/.writer.lock, which is released when the process ends, even if it is
-killed. The file names the process that holds it.
+On this machine it is a lock of the kernel (flock) on RUN/.writer.lock, which is released when the process
+ends, even if it is killed. The file names the process that holds it. See object_lock.py for gs://.
 """
 
 import contextlib
@@ -10,11 +10,16 @@ import fcntl
 import os
 import socket
 import time
-from pathlib import Path
+from collections.abc import Iterator
+
+from etils import epath
 
 from vit_registers.errors import CheckpointError
-from vit_registers.runs.folders import OpenFolder, is_same
 from vit_registers.status import say
+from vit_registers.storage import object_lock
+from vit_registers.storage.files import OpenFolder, is_same
+from vit_registers.storage.object_lock import ObjectLock
+from vit_registers.storage.paths import is_remote
 
 FILE = ".writer.lock"
 _WITNESS = "config.json"  # a run writes it before anything else
@@ -23,7 +28,7 @@ _PAUSES_S = (0.05, 0.1)  # between tries, as lock_holder() holds the lock for a 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
-def try_lock(file: int, path: Path) -> bool:
+def try_lock(file: int, path: epath.Path) -> bool:
     """Locks an open file. Returns False if another process holds the lock.
 
     If the file system has no locks, prints a line and returns True. Raises CheckpointError for other errors.
@@ -53,7 +58,7 @@ class RunLock(contextlib.AbstractContextManager):
     it, or if the file cannot be created.
     """
 
-    def __init__(self, run: Path):
+    def __init__(self, run: epath.Path):
         self._run, self._path = run, run / FILE
         self._file = self._lock()
         self._folder = OpenFolder(run)
@@ -88,7 +93,7 @@ class RunLock(contextlib.AbstractContextManager):
         if self._folder.is_there():
             if is_same(self._file, self._path):
                 return
-            if (self._run / _WITNESS).exists():
+            if os.path.exists(self._run / _WITNESS):
                 lost, self._file = self._file, self._lock()
                 os.close(lost)
                 return
@@ -111,8 +116,10 @@ class RunLock(contextlib.AbstractContextManager):
         self._folder.close()
 
 
-def lock_holder(run: Path, name: str = FILE) -> str | None:
+def lock_holder(run: epath.Path, name: str = FILE) -> str | None:
     """The program that holds the lock on a file of a run folder, None if there is none. Creates no file."""
+    if is_remote(run):
+        return object_lock.object_holder(run / name)
     try:
         file = os.open(run / name, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -133,3 +140,38 @@ def _name(file: int) -> str:
         if name := os.pread(file, 500, 0).decode(errors="replace").partition("\n")[0].strip():
             return name
     return "another program"
+
+
+Lock = RunLock | ObjectLock
+
+
+def lock_run(run: epath.Path) -> Lock:
+    """The lock of a run folder, held until it is closed or the process ends. Raises CheckpointError."""
+    return ObjectLock(run, FILE, witness=_WITNESS) if is_remote(run) else RunLock(run)
+
+
+@contextlib.contextmanager
+def sweep_lock(folder: epath.Path, name: str) -> Iterator[int | None]:
+    """A context that holds the lock `name` of a sweep in a run folder; None if another program uses it.
+
+    Else it is a descriptor to inherit: processes that have it hold the lock too, until all of them have
+    closed it or ended. It is therefore only closed here, not unlocked. The lock of an object is not
+    inherited, and the descriptor then leads nowhere; a training takes the lock of its run folder itself.
+    Raises OSError.
+    """
+    path = folder / name
+    if is_remote(folder):
+        lock = ObjectLock.take(path) if lock_holder(folder) is None else None
+        if lock is None:
+            yield None
+            return
+        with lock, open(os.devnull, "ab") as nowhere:
+            yield nowhere.fileno()
+        return
+    os.makedirs(folder, exist_ok=True)
+    with open(path, "a") as file:
+        if not try_lock(file.fileno(), path) or lock_holder(folder) is not None:
+            yield None
+        else:
+            os.ftruncate(file.fileno(), 0)
+            yield file.fileno()
