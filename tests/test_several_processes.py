@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runtime import distributed
 from vit_registers.runtime.exchange import from_first, gather
 from vit_registers.runtime.mesh import ordered_mesh
+from vit_registers.storage import paths
 
 ROOT = Path(__file__).parents[1]
 LOST_S = 10.0
@@ -57,23 +59,26 @@ def _measure(folder):
     run = f"{folder}/run"
     for task in TASKS:
         data = "digit_scenes:test" if task in ("segmentation", "depth") else None
-        task_command.run_command(
-            Given(run, task, data), open_run(run, 0, SETTINGS), SETTINGS, Path(_made("tasks"))
-        )
+        given = Given(run, task, data)
+        task_command.run_command(given, open_run(run, 0, SETTINGS), SETTINGS, _results("tasks"))
     _analyze(folder, NAMES)
 
 
 def _analyze(folder, names):
-    overrides = {**SETTINGS, "data.eval_batch_size": 64}
+    overrides = {**SETTINGS, "data.eval_batch_size": 64, "data.loader": "pil"}
     opened = opening.open_all([f"{folder}/run"], f"{folder}/photos", overrides, num_images=150)
     dense = ["digit_scenes:train", "digit_scenes:test"]
     options = given_images.with_tasks(Options(num_edited=20), ["depth"], dense, opened[0])
-    assert (len(analyze(names, opened, options, Path(_made("analysis")))) > 0) == (jax.process_index() == 0)
+    entries = analyze(names, opened, options, Path(_results("analysis")))
+    assert (len(entries) == len(names)) == (jax.process_index() == 0)
 
 
-def _made(name):
-    """The folder of results; only that of process 0 may come into being."""
-    return f"{os.environ['RESULTS']}/{jax.process_count()}-{jax.process_index()}/{name}"
+def _results(name):
+    """A folder of this process. Only that of process 0 is made."""
+    folder = paths.folder(f"{os.environ['RESULTS']}/{jax.process_count()}-{jax.process_index()}/{name}")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _kill(folder):
@@ -100,7 +105,8 @@ def _fail(folder):
 
     segmentation_task.count_split = count_split
     given = Given(f"{folder}/run", "segmentation", "digit_scenes:test")
-    task_command.run_command(given, open_run(f"{folder}/run", 0, SETTINGS), SETTINGS, Path(_made("failed")))
+    checkpoint = open_run(f"{folder}/run", 0, SETTINGS)
+    task_command.run_command(given, checkpoint, SETTINGS, _results("failed"))
 
 
 def _exchange(folder):
@@ -204,23 +210,42 @@ def _own_lines(text):
 
 
 def _files(folder):
-    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    """The files of results, without the features of edited models, whose folders are named by digests."""
+    names = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    is_own = re.compile(r"(?!analysis/features/)|analysis/features/run-[0-9a-f]{12}/").match
+    return {name: path for name, path in names.items() if is_own(name)}
 
 
-def _assert_near(one, two, where=""):
-    """Equal but for times, and numbers that were reduced over devices in another order."""
+def _assert_near(one, two, tolerance, where):
+    """Equal but for times, and numbers that devices reduce in another order."""
     if isinstance(one, dict):
         assert one.keys() == two.keys(), where
         for key in one.keys() - {"time_s"}:
-            _assert_near(one[key], two[key], f"{where}/{key}")
+            _assert_near(one[key], two[key], tolerance, f"{where}/{key}")
     elif isinstance(one, list):
         assert len(one) == len(two), where
         for i, pair in enumerate(zip(one, two, strict=True)):
-            _assert_near(*pair, f"{where}/{i}")
+            _assert_near(*pair, tolerance, f"{where}/{i}")
     elif isinstance(one, float) and isinstance(two, float):
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5, err_msg=where)
+        np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance, err_msg=where)
     else:
         assert one == two, where
+
+
+def _read(path):
+    """The numbers of a file of results; None of a picture or a page."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    if path.suffix == ".csv":
+        return [[_number(cell) for cell in row] for row in csv.reader(path.open())]
+    return np.load(path).astype(np.float64).ravel().tolist() if path.suffix == ".npy" else None
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 # --- tests -------------------------------------------------------------------------------------
@@ -239,27 +264,12 @@ def test_two_processes_have_the_results_of_one_and_one_of_them_writes(job, tmp_p
     for name in NAMES:
         assert f"analysis/{name}/numbers.json" in ours, name
     for name in ours:
-        if name.endswith(".json") and "progress" not in name:
-            _assert_near(*(json.loads(one[name].read_text()) for one in (ours, theirs)), name)
-        elif name.endswith(".csv"):
-            _assert_near(*(_table(one[name]) for one in (ours, theirs)), name)
-        elif name.endswith(".npy"):
-            pair = (np.load(one[name]) for one in (ours, theirs))
-            np.testing.assert_allclose(*pair, rtol=1e-6, atol=1e-6, err_msg=name)
-    # No number of these is reduced over devices.
-    for name in ours:
-        if name.startswith(("tasks/knn", "tasks/logistic")) and name.endswith(".csv"):
+        # Heads of depth and edited models: what rounding changes grows over steps and layers.
+        tolerance = 1e-4 if re.search("depth|frozen-heads|remove-outliers", name) else 1e-6
+        _assert_near(*(_read(files[name]) for files in (ours, theirs)), tolerance, name)
+    for name in ours:  # no number of these is reduced over devices
+        if re.match(r"tasks/(knn|logistic).*csv|analysis/norms/.*csv|.*npy", name):
             assert ours[name].read_bytes() == theirs[name].read_bytes(), name
-
-
-def _table(path):
-    def value(text):
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-    return [[value(cell) for cell in row] for row in csv.reader(path.open())]
 
 
 def test_a_killed_process_ends_the_other_with_one_line(job, tmp_path):
@@ -271,7 +281,8 @@ def test_a_killed_process_ends_the_other_with_one_line(job, tmp_path):
 
 def test_an_image_that_one_process_cannot_read_ends_both_with_the_reason(job):
     for code, _, err in job("_fail"):
-        assert (code, _errors(err)) == (2, ["error: image 7 is broken: repair it"]), err
+        assert (code, len(_errors(err))) == (2, 1), err
+        assert "image 7 is broken: repair it" in _errors(err)[0]
 
 
 def test_values_and_errors_reach_all_processes(job):
