@@ -1,6 +1,6 @@
 """The contract of a data source, which data.name selects (catalog.py). Imports neither JAX nor TensorFlow."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -78,7 +78,7 @@ class TFRecordSource(DataSource, Protocol):
         ...
 
 
-def not_empty(records: Sequence[bytes], record: int) -> bytes:
+def not_empty(records: Sequence[bytes] | Mapping[int, bytes], record: int) -> bytes:
     """records[record]. Raises ValueError for empty bytes, which array_record returns for damaged parts."""
     found = records[record]
     if not found:

@@ -26,16 +26,20 @@ def by_record(read: Callable[[int], bytes], label_N: np.ndarray) -> TfReader:
             return b""
 
     def apply(record_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _in_python(read_or_nothing, record_N), tf.gather(labels, record_N)
+        return _in_python(_each(read_or_nothing), record_N), tf.gather(labels, record_N)
 
     return apply
 
 
-def _in_python(read: Callable[[int], bytes], record_N: tf.Tensor) -> tf.Tensor:
-    def read_all(record_N: np.ndarray) -> np.ndarray:
-        return np.array([read(int(record)) for record in record_N], dtype=object)
+def _each(read: Callable[[int], bytes]) -> Callable[[list[int]], list[bytes]]:
+    return lambda records: [read(record) for record in records]
 
-    data_N = tf.numpy_function(read_all, [record_N], tf.string)
+
+def _in_python(read_all: Callable[[list[int]], list[bytes]], record_N: tf.Tensor) -> tf.Tensor:
+    def as_array(record_N: np.ndarray) -> np.ndarray:
+        return np.array(read_all(record_N.tolist()), dtype=object)
+
+    data_N = tf.numpy_function(as_array, [record_N], tf.string)
     data_N.set_shape([None])
     return data_N
 
@@ -77,12 +81,22 @@ def _read_files(path_N: tf.Tensor) -> tf.Tensor:
 
 
 def from_serialized(
-    records: Sequence[bytes], parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    records: Any, parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], *, is_remote: bool
 ) -> TfReader:
-    """The reader of serialized examples with random access, such as those of array_record files."""
+    """The reader of serialized examples with random access, such as those of array_record files.
 
-    # not __getitems__, which starts new threads for every call: chunks are read in parallel already
-    return lambda record_N: parse(_in_python(lambda record: not_empty(records, record), record_N))
+    `is_remote`: they are in an object store.
+    """
+
+    # TensorFlow reads as many chunks in parallel as there are CPU cores. That is enough for a disk. A request
+    # to a store takes tens of milliseconds, so the records of a chunk are read in parallel too, in threads
+    # that __getitems__ starts for every call.
+    def read_together(wanted: list[int]) -> list[bytes]:
+        found = dict(zip(wanted, records.__getitems__(wanted), strict=True))
+        return [not_empty(found, record) for record in wanted]
+
+    read_all = read_together if is_remote else _each(lambda record: not_empty(records, record))
+    return lambda record_N: parse(_in_python(read_all, record_N))
 
 
 def parse_examples(

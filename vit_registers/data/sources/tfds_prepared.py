@@ -16,6 +16,7 @@ from vit_registers.data.sources import tfds_location, tfds_splits
 from vit_registers.data.sources.base import RecordFile, TFRecordSource, not_empty
 from vit_registers.data.sources.tfds_splits import Part
 from vit_registers.errors import DataError
+from vit_registers.storage import paths
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -107,7 +108,8 @@ class TfdsData(TFRecordSource):
     def tf_reader(self, split: str) -> "TfReader":
         from vit_registers.data.sources import tf_readers
 
-        return tf_readers.from_serialized(self._records(split), self.parse)
+        is_remote = paths.is_remote(self._builder.data_path)
+        return tf_readers.from_serialized(self._records(split), self.parse, is_remote=is_remote)
 
     def parse(self, serialized_N: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
         from vit_registers.data.sources import tf_readers

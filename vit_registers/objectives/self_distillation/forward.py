@@ -16,6 +16,7 @@ from vit_registers.models.blocks import DTYPES
 from vit_registers.models.params import build_model
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.objectives.self_distillation import chunks, heads, losses
+from vit_registers.objectives.self_distillation.chunks import HeadRows
 from vit_registers.objectives.self_distillation.targets import update_centre
 
 DINO_HEAD, IBOT_HEAD = "dino_head", "ibot_head"
@@ -72,9 +73,7 @@ def distillation(
     num_images = jnp.maximum(crops.mask_B.sum(), 1)
     offset = chunks.sinkhorn(temperature) if settings.targets == "sinkhorn" else None  # None: centring
 
-    def sums(
-        name: str, rows: chunks.HeadRows, head: str
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def sums(name: str, rows: HeadRows, head: str) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         own, other = (
             heads.prototypes(ibot_head(params) if head == IBOT_HEAD else params[DINO_HEAD])
             for params in (student, teacher)
@@ -151,7 +150,7 @@ def _outputs(
 
 def _dino_rows(
     student: Any, teacher: Any, out: Mapping, taught: Mapping, crops: Crops, group: int, dtype: Any
-) -> chunks.HeadRows:
+) -> HeadRows:
     """Rows of images: global and local crops of the student against both global crops of the teacher.
 
     A global crop is compared with the other one only.
@@ -160,7 +159,7 @@ def _dino_rows(
     num_crops = x_BxSxD.shape[1]
     pairs_SxV = jnp.ones((num_crops, NUM_GLOBALS)).at[:NUM_GLOBALS].set(1 - jnp.eye(NUM_GLOBALS))
     weight_BxSxV = jnp.where(crops.mask_B[:, None, None], pairs_SxV[None], 0.0)
-    rows = chunks.HeadRows(
+    rows = HeadRows(
         student=heads.bottleneck(student[DINO_HEAD], x_BxSxD, dtype),
         teacher=heads.bottleneck(teacher[DINO_HEAD], taught["cls_BxVxD"], dtype),
         weight=weight_BxSxV,
@@ -178,7 +177,7 @@ def _ibot_rows(
     group: int,
     num_masked: int,
     dtype: Any,
-) -> chunks.HeadRows:
+) -> HeadRows:
     """Rows of masked patches, each weighted by 1 / (masked patches of its crop)."""
     is_masked_BxVxP = crops.is_masked_BxVxP & crops.mask_B[:, None, None]
     weight_BxVxP = is_masked_BxVxP / jnp.maximum(is_masked_BxVxP.sum(axis=-1, keepdims=True), 1)
@@ -196,7 +195,7 @@ def _ibot_rows(
     def vectors(params: Any, found: Mapping) -> jax.Array:
         return heads.bottleneck(ibot_head(params), take(found["patches_BxVxPxD"]), dtype)[:, :, None]
 
-    return chunks.HeadRows(
+    return HeadRows(
         student=vectors(student, out),
         teacher=vectors(teacher, taught),
         weight=jnp.where(is_row_GxM, take(weight_BxVxP), 0.0)[..., None, None],
