@@ -237,7 +237,7 @@ def _read(path):
     if path.suffix == ".json":
         return json.loads(path.read_text())
     if path.suffix == ".csv":
-        return [[_number(cell) for cell in row] for row in csv.reader(path.open())]
+        return [[_number(cell) for cell in row] for row in csv.reader(path.read_text().splitlines())]
     return np.load(path).astype(np.float64).ravel().tolist() if path.suffix == ".npy" else None
 
 
