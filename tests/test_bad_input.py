@@ -50,7 +50,7 @@ def _assert_one_line(result, message):
             (DIGITS, "--config.model.channels=3"),
             "data.std=(0.5,): must have one value for each channel, and model.channels=3",
         ),
-        ((DIGITS, "--workdir=gs://bucket/run"), "mount the bucket"),
+        ((DIGITS, "--workdir=s3://bucket/run"), "mount it"),
     ],
 )
 def test_bad_settings(run_here, tmp_path, args, message):
