@@ -58,6 +58,7 @@ ALLOWED = {
         "data",
         "objectives",
         "training",
+        "runtime",
         "evaluation",
     },
     "interop": {"errors", "strict_json", "config", "models", "interop"},
@@ -132,6 +133,7 @@ ALLOWED = {
     "task_output": {"storage", "strict_json", "evaluation", "objectives", "runs"},
     "startup": {"errors", "status", "cli"},
     "cli": {"storage", "errors", "status", "startup", "config"},
+    "processes": {"cli", "config", "runtime"},
     "recipes": {"errors", "config"},
     "recipes_dinov2": {"errors", "config", "recipes"},
     "analysis": {

@@ -40,9 +40,9 @@ SHORTER = {  # a few steps
 _STEPS = re.compile(r"(?<=@)\d+|(?<=--step=)\d+")  # the untrained run is at step 1
 
 
-# Data sets with labels of pixels, which pages name by folders of the user's own, and runs in a bucket, which
-# tests/storage/test_runs.py reads.
-_ELSEWHERE = ("--data=/data/", "--data=data/", "--data=nyu_depth_v2", "--checkpoint=gs://")
+# Data sets with labels of pixels, which pages name by folders of the user's own, runs in a bucket, which
+# tests/storage/test_runs.py reads, and jobs of several processes (tests/test_several_processes.py).
+_ELSEWHERE = ("--data=/data/", "--data=data/", "--data=nyu_depth_v2", "--checkpoint=gs://", "--distributed")
 
 
 def _is_short(program, *args):

@@ -14,6 +14,9 @@ Probes (probe-global, probe-position, probe-reconstruction, one-shot) are traine
 --data and tested on the rest. With --train_data=NAME:train --data=NAME:test they are trained on the first and
 tested on the second. Both flags take a folder of images, FOLDER:SPLIT (FOLDER/SPLIT/CLASS/*), or NAME:SPLIT.
 
+Several processes share the images if each is started with --distributed or --coordinator, as for train.
+Process 0 alone measures, and writes the results.
+
 `python -m vit_registers.analyze` is the same command.
 """
 
@@ -23,6 +26,8 @@ if __name__ == "__main__":
     startup.end_on_interrupt()
 
 from absl import flags
+
+from vit_registers import processes
 
 
 def define_flags() -> None:
@@ -69,17 +74,15 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print all experiments and exit.")
+    processes.define_flags()
     cli.define_settings()
 
 
 # The name of the experiment; the other arguments are flags.
 NAME = startup.take_name() if __name__ == "__main__" else ""
-startup.begin(__name__, define_flags)
+startup.begin(__name__, define_flags, on_refusal=processes.tell_others)
 
-import contextlib
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -88,119 +91,22 @@ from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.analysis import given_images, opening
-from vit_registers.analysis.experiments.catalog import EXPERIMENTS, group_of
-from vit_registers.analysis.experiments.experiment import Experiment, not_measured
-from vit_registers.analysis.experiments.train_test import TO_COMPARE, num_shared
-from vit_registers.analysis.features.extract import Images, extract
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options, parse_energy
-from vit_registers.analysis.progress import AnalysisProgress, Findings
-from vit_registers.analysis.report import drawing, write
+from vit_registers.analysis.report import write
 from vit_registers.analysis.report.entry import ReportEntry
-from vit_registers.analysis.report.result import Result, counted
-from vit_registers.analysis.subject import Subject
-from vit_registers.config import Run, lookup
-from vit_registers.errors import ConfigError, DataError, UserError
+from vit_registers.analysis.run import analyze
+from vit_registers.config import lookup
+from vit_registers.errors import ConfigError, UserError
+from vit_registers.runtime import rendezvous
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.status import waiting
 
 ALL = "all"
-
-
-def analyze(
-    names: list[str],
-    opened: list[opening.OpenedModel],
-    options: Options,
-    out: Path,
-    log_every_s: float = Run().log_every_s,
-) -> list[ReportEntry]:
-    """The results of the experiments, on all models that have what they need; each is written to out/<name>.
-
-    Where there are several experiments, a DataError of one becomes a gap of its result, and the finding of
-    each is printed once it is measured.
-    """
-    found: dict[str, Subject] = {}
-
-    def answer(name: str) -> ReportEntry:
-        experiment = EXPERIMENTS[name]
-        lacking = {one.name: experiment.lacking(one.parts) for one in opened}
-        able = [found[key] for key, missing in lacking.items() if not missing]
-        gaps = [f"{key}: the model has no {missing}" for key, missing in lacking.items() if missing]
-        try:
-            result = experiment.run(able, options, [one.name for one in opened])
-        except DataError as error:
-            if is_single:
-                raise
-            result = Result(definition="Not measured.", gaps=[str(error)])
-        result.gaps[:0] = gaps
-        if not (result.tables or result.pictures):
-            result.finding = not_measured(result.gaps)
-        entry = ReportEntry(
-            name,
-            experiment.question,
-            experiment.answers,
-            result,
-            group=group_of(name),
-            is_comparable=opening.are_comparable(opened),
-        )
-        write.write_entry(entry, out, draw)
-        return entry
-
-    def shown(name: str) -> ReportEntry:
-        with progress.measuring(name):
-            entry = answer(name)
-        findings.add(name, entry.result.finding)
-        return entry
-
-    findings = Findings(names)
-    is_single = len(names) == 1
-    # Another process draws the pictures of several experiments; it starts while features are computed.
-    drawer = contextlib.nullcontext(drawing.save_png) if is_single else drawing.in_background()
-    with AnalysisProgress(len(names), log_every_s) as progress, drawer as draw:
-        for one in opened:
-            asked = [EXPERIMENTS[name] for name in names if not EXPERIMENTS[name].lacking(one.parts)]
-            found[one.name] = _extracted(one, asked, out, options, progress.images)
-        if is_single:
-            with progress.measuring(names[0]):
-                return [answer(names[0])]
-        return _in_two_threads(names, shown)
-
-
-def _extracted(
-    one: opening.OpenedModel, asked: list[Experiment], out: Path, options: Options, show: Images
-) -> Subject:
-    """The subject with all features that the experiments read.
-
-    Prints a line if images to test on are among those to train on.
-    """
-    names, train_names = (
-        dict.fromkeys(feature for experiment in chosen for feature in experiment.features)
-        for chosen in (asked, [experiment for experiment in asked if experiment.trains])
-    )
-    if one.train is None or not train_names:
-        return extract(one, tuple(names), out, options, show)
-    names[TO_COMPARE] = train_names[TO_COMPARE] = None
-    subject = extract(one, tuple(names), out, options, show, train_names=tuple(train_names))
-    if count := num_shared(subject):
-        text = (
-            f"{counted(count, 'image')} of --data are among those of --train_data, so that probes know them"
-        )
-        print(f"warning: {one.name}: {text}", file=sys.stderr)
-    return subject
-
-
-def _in_two_threads(names: list[str], answer: Callable[[str], ReportEntry]) -> list[ReportEntry]:
-    """The entries of several experiments.
-
-    One thread runs models, whose programs compile while this thread does the other experiments.
-    """
-    runner = ThreadPoolExecutor(1)
-    try:
-        running = {name: runner.submit(answer, name) for name in names if EXPERIMENTS[name].runs_model}
-        done = {name: answer(name) for name in names if name not in running}
-        return [running[name].result() if name in running else done[name] for name in names]
-    finally:
-        runner.shutdown(wait=False, cancel_futures=True)
+# That all processes must have alike.
+_FLAGS = ("checkpoint", "data", "train_data", "boxes", "out", "params", "rule", "num_images", "examples")
+_FLAGS += ("lost_blocks", "edited_images", "tasks", "task_data", "energy")
 
 
 def show_list() -> None:
@@ -229,8 +135,6 @@ def _check(name: str, values: flags.FlagValues) -> None:
         raise ConfigError(
             "--checkpoint is missing: give a run folder, or weights in another format; it may be repeated"
         )
-    if jax.process_count() > 1:
-        raise ConfigError("analyze runs on one machine, on all of its devices")
     find(np.array([[0.0, 1.0]]), values.rule)
 
 
@@ -240,8 +144,16 @@ def main(name: str) -> None:
     if values.list:
         show_list()
         return
+    with processes.job(values.config.run.lost_timeout_s):
+        _main(name, values)
+
+
+def _main(name: str, values: flags.FlagValues) -> None:
     _check(name, values)
-    boxes = given_images.open_boxes(values.boxes) if values.boxes else ()
+    overrides = config_flags.get_override_values(values["config"])
+    processes.require_same_command(_FLAGS, overrides | {"the experiment": name})
+    is_first = jax.process_index() == 0
+    boxes = given_images.open_boxes(values.boxes) if values.boxes and is_first else ()
     options = Options(
         rule=values.rule,
         num_examples=values.examples,
@@ -250,11 +162,11 @@ def main(name: str) -> None:
         num_edited=values.edited_images,
         energy=parse_energy(values.energy),
     )
-    out = cli.local_folder(values.out or opening.default_out(values.checkpoint[0]), "--out")
-    overrides = config_flags.get_override_values(values["config"])
-    use_compile_cache(values.config.run.compile_cache)
+    place = values.out or opening.default_out(values.checkpoint[0])
+    out = cli.local_folder(place, "--out") if is_first else Path(place)
+    use_compile_cache(values.config.run.compile_cache, is_quiet=not is_first)
     log_every_s = values.config.run.log_every_s
-    with waiting("opening the checkpoints", said_after_s=log_every_s, out=sys.stderr):
+    with waiting("opening the checkpoints", said_after_s=log_every_s, is_quiet=not is_first, out=sys.stderr):
         opened = opening.open_all(
             values.checkpoint,
             values.data,
@@ -263,15 +175,23 @@ def main(name: str) -> None:
             params=values.params,
             train_data=values.train_data,
         )
-    for one in opened:
-        print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
-    if unlike := opening.differences(opened):
-        print(f"warning: {unlike}", file=sys.stderr)
+    rendezvous.require_same({one.name: (one.step, one.sha256, one.num_images) for one in opened})
+    unlike = opening.differences(opened)
+    if is_first:
+        for one in opened:
+            print(f"{one.name}: {one.describe_images()}", file=sys.stderr)
+        if unlike:
+            print(f"warning: {unlike}", file=sys.stderr)
     options = given_images.with_tasks(options, values.tasks, values.task_data, opened[0])
     names = list(EXPERIMENTS) if name == ALL else [name]
     entries = analyze(names, opened, options, out, log_every_s)
-    about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
-    about |= {"Warning": unlike} if unlike else {}
+    if is_first:
+        about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}
+        _finish(name, entries, out, about | ({"Warning": unlike} if unlike else {}))
+
+
+def _finish(name: str, entries: list[ReportEntry], out: Path, about: dict[str, str]) -> None:
+    """Writes the report, or the one result, and prints where it is."""
     if name == ALL:
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
         print(f"{path}\n{out / 'report.md'}")

@@ -23,6 +23,9 @@ differ from those of the run, the file name ends with their digest, so that no r
 another one. For weights of another code base it is evaluation/<name>-<split>-<digest>.json. Results of a
 task are <task>-<data>-<split>-<step>-<digest>.json, with tables as CSV and pictures as PNG beside it.
 
+Several processes share the images if each is started with --distributed or --coordinator, as for train.
+Process 0 prints and writes.
+
 `python -m vit_registers.evaluate` is the same command.
 """
 
@@ -32,6 +35,8 @@ if __name__ == "__main__":
     startup.end_on_interrupt()
 
 from absl import flags
+
+from vit_registers import processes
 
 
 def define_flags() -> None:
@@ -63,6 +68,7 @@ def define_flags() -> None:
         "With --task: the training images; by default the training split of the same data set.",
     )
     flags.DEFINE_enum("suite", None, [*SUITES], "With --task: the data sets of a paper, one by one.")
+    processes.define_flags()
     cli.define_settings()
     flags.mark_flags_as_required(["checkpoint"])
 
@@ -80,7 +86,7 @@ def check_flags() -> None:
             )
 
 
-startup.begin(__name__, define_flags, check_flags)
+startup.begin(__name__, define_flags, check_flags, on_refusal=processes.tell_others)
 
 import contextlib
 import dataclasses
@@ -106,6 +112,7 @@ from vit_registers.data.loaders import EvalSplit, Loader, check_classes, loader_
 from vit_registers.digests import text_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
+from vit_registers.evaluation.images import num_left_out
 from vit_registers.frozen_evaluation import Given, task_splits
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
@@ -119,6 +126,9 @@ from vit_registers.task_command import run_command, run_suite
 from vit_registers.task_output import print_values
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
+
+# That all processes must have alike.
+_FLAGS = ("checkpoint", "step", "params", "out", "task", "data", "train_data", "suite")
 
 
 def open_checkpoint(
@@ -182,7 +192,7 @@ def evaluate(
         "data": config.data.name,
         "split": split,
         **result,
-        "left_out": loader.num_broken,
+        "left_out": num_left_out([loader], mesh),
         "time_s": round(time.monotonic() - started, 3),
         "settings": _settings(config),
     }
@@ -275,8 +285,14 @@ def evaluate_task(name: CheckpointName, overrides: Mapping[str, object], out: st
 
 def main() -> None:
     """The command line."""
+    with processes.job(flags.FLAGS.config.run.lost_timeout_s):
+        _main()
+
+
+def _main() -> None:
     values = flags.FLAGS
     overrides = config_flags.get_override_values(values["config"])
+    processes.require_same_command(_FLAGS, overrides)
     use_compile_cache(values.config.run.compile_cache, is_quiet=jax.process_index() != 0)
     given = parse_checkpoint(values.checkpoint, values.step, where="--checkpoint")
     is_run = loading.is_run(given.path)

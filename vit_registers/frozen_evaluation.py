@@ -13,7 +13,7 @@ from etils import epath
 
 from vit_registers import status
 from vit_registers.analysis.file_names import file_name
-from vit_registers.config import Data, Model, Tasks, check_section, image_size
+from vit_registers.config import Data, Mesh, Model, Tasks, check_section, image_size
 from vit_registers.config.tasks import head_settings
 from vit_registers.data.loaders import loader_to_evaluate
 from vit_registers.data.selection import require_split, select
@@ -25,7 +25,7 @@ from vit_registers.evaluation.tasks import TASKS, import_task
 from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.reading import RunCheckpoint
-from vit_registers.runtime.mesh import make_mesh
+from vit_registers.runtime.mesh import make_mesh, ordered_mesh
 from vit_registers.storage import paths
 from vit_registers.strict_json import dumps
 from vit_registers.training import sharding
@@ -100,7 +100,7 @@ def open_task(
         data = select(data, *splits.test)
         own = {key: getattr(config.data, key) for key in ("data_dir", "image_key", "label_key")}
         data = dataclasses.replace(data, **{k: own[k] for k in own if f"data.{k}" in overrides})
-    mesh = make_mesh(config.mesh)
+    mesh = ordered_mesh() if config.mesh == Mesh() else make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     if not is_size_given:
         data = dataclasses.replace(

@@ -39,9 +39,9 @@ from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runs.reading import INITIAL, RunCheckpoint, trained_config
-from vit_registers.runtime.mesh import make_mesh
+from vit_registers.runtime.mesh import make_mesh, own_mesh
 from vit_registers.storage import files, paths
-from vit_registers.training.sharding import parameter_shardings
+from vit_registers.training.sharding import parameter_shardings, put_same
 
 
 def open_run(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> RunCheckpoint:
@@ -99,13 +99,15 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 def _runnable(model: Model, run: str) -> Model:
     """The model with an attention back end that these devices support. Prints a line if it differs."""
+    is_first = jax.process_index() == 0
     model, slow = choose_attention(model)
-    if slow is not None:
+    if slow is not None and is_first:
         print(f"{run}: model.attention='auto' is {model.attention}: {slow}", flush=True)
     obstacle = attention_obstacle(model)
     if obstacle is None:
         return model
-    print(f"{run}: computed with model.attention='xla', as {obstacle}", flush=True)
+    if is_first:
+        print(f"{run}: computed with model.attention='xla', as {obstacle}", flush=True)
     return dataclasses.replace(model, attention="xla")
 
 
@@ -126,13 +128,13 @@ def read_heads(
 
 
 def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
-    """The model of a checkpoint of a run, on all devices.
+    """The model of a checkpoint of a run, on all devices of this process.
 
     `params` is "params" for the trained parameters, "ema" for their average, "teacher" or "student" of
     self-distillation, or None for those to evaluate.
     Raises CheckpointError if they are missing.
     """
-    return build_model(*read_model(checkpoint, make_mesh(Mesh()), params=params))
+    return build_model(*read_model(checkpoint, own_mesh(make_mesh(Mesh())), params=params))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,7 @@ class ExternalCheckpoint:
             params = {BACKBONE: jax.jit(initialize)(key=jax.random.key(self.config.run.seed))}
         else:
             params = {BACKBONE: reading.read_leaves(self.opened)}
-        return jax.device_put(params, parameter_shardings(params, mesh))
+        return put_same(params, parameter_shardings(params, mesh))
 
 
 def open_external(

@@ -53,6 +53,11 @@ def run_suite(
             f"--suite={suite} says which images, with one label each: leave --data and --train_data out, and "
             "give --task=knn, linear or logistic"
         )
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"--suite={suite} runs in one process, which uses all devices of its machine: start one, or give "
+            "several processes one data set with --data"
+        )
     rows: list[tuple[str | int | float | None, ...]] = []
     values: dict[str, float | int | str] = {"suite": suite, "task": given.task}
     step = checkpoint.step
@@ -62,14 +67,13 @@ def run_suite(
         values |= {f"{member.name}/{name}": value for name, value in found.items()}
     values["measured"] = sum(row[1] is not None for row in rows)
     result = TaskResult(values, {"suite": TaskTable(_COLUMNS, rows)})
-    if jax.process_index() == 0:
-        params = given.params or checkpoint.eval_params_name
-        about = {"checkpoint": given.checkpoint, "step": step, "params": params}
-        settings = {name: repr(value) for name, value in sorted(overrides.items())}
-        digest = text_digest(repr((given, step, settings)))[:8]
-        place = "" if step is None else f"-{step}"
-        stem = f"suite-{suite}-{given.task}{place}-{digest}"
-        _say(about | dict(values) | {"settings": settings}, result, folder, stem)
+    params = given.params or checkpoint.eval_params_name
+    about = {"checkpoint": given.checkpoint, "step": step, "params": params}
+    settings = {name: repr(value) for name, value in sorted(overrides.items())}
+    digest = text_digest(repr((given, step, settings)))[:8]
+    place = "" if step is None else f"-{step}"
+    stem = f"suite-{suite}-{given.task}{place}-{digest}"
+    _say(about | dict(values) | {"settings": settings}, result, folder, stem)
     return result
 
 
@@ -91,15 +95,13 @@ def _measure(
             run = open_task(own, checkpoint, overrides)
             measured, result = run_task(run, folder)
             found = {key: float(measured[key]) for key in _METRICS if key in measured}
-            if jax.process_index() == 0:
-                print(f"{member.name}: " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
-                write_task(folder, run.stem, measured, result)
+            print(f"{member.name}: " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
+            write_task(folder, run.stem, measured, result)
             first = next(iter(found.values()), None)
             return (member.name, first, measured["images"], measured["time_s"], member.note), found
         except UserError as error:
             obstacle = " ".join(str(error).split())
-    if jax.process_index() == 0:
-        print(f"{member.name}: left out: {obstacle}", flush=True)
+    print(f"{member.name}: left out: {obstacle}", flush=True)
     return (member.name, None, None, None, f"left out: {obstacle}"), {}
 
 

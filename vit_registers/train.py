@@ -23,6 +23,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
+from vit_registers import processes
+
 
 def define_flags() -> None:
     """Defines the flags of the program."""
@@ -30,13 +32,7 @@ def define_flags() -> None:
 
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Run folder; created if it does not exist, else resumed.")
-    flags.DEFINE_bool(
-        "distributed", False, "Join the other processes of a TPU pod, or of a SLURM or Open MPI job."
-    )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on any other cluster.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
-    flags.DEFINE_float("connect_timeout_s", 300.0, "Seconds that processes wait for the others to start.")
+    processes.define_flags()
     flags.DEFINE_integer("stop_code", 0, "Exit code of all processes after a signal, if steps are left.")
     flags.DEFINE_bool("print_config", False, "Print the config as a config file in Python, and exit.")
     flags.DEFINE_bool("dry_run", False, "Check all, print what a step needs, and exit; writes nothing.")
@@ -53,19 +49,6 @@ def check_flags() -> None:
         cli.require("workdir")
 
 
-def tell_others(line: str) -> None:
-    """Tells the other processes of a job with --coordinator why this one ends, which they would wait for."""
-    from vit_registers import cli
-
-    names = ("coordinator", "num_processes", "process_id")
-    coordinator, *numbers = (cli.early_flag(name) or "" for name in names)
-    if coordinator and all(number.isdecimal() for number in numbers):
-        from vit_registers.runtime import rendezvous  # imports JAX
-
-        count, me = map(int, numbers)
-        rendezvous.refuse(coordinator, num_processes=count, process_id=me, line=line)
-
-
 def settings_help() -> str:
     """The settings, for --help."""
     from vit_registers.config import reference
@@ -73,7 +56,7 @@ def settings_help() -> str:
     return reference.plain_text()
 
 
-startup.begin(__name__, define_flags, check_flags, settings_help, tell_others)
+startup.begin(__name__, define_flags, check_flags, settings_help, processes.tell_others)
 
 import contextlib
 import dataclasses
@@ -103,7 +86,7 @@ from vit_registers.runs.progress import Progress
 from vit_registers.runs.run_files import open_writer, write_about, write_finished
 from vit_registers.runs.trackers import open_trackers, tracker_names
 from vit_registers.runs.writers import MetricWriter
-from vit_registers.runtime import distributed, rendezvous
+from vit_registers.runtime import distributed
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.profiling import Profile, parse_steps
 from vit_registers.runtime.stopping import Agreement
@@ -187,8 +170,8 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
             writer.settle()
         if writer is not None and is_finished and is_new:
             write_finished(run, loop, setup, state, made)
-        if loader.num_broken:
-            progress.say(f"images left out because they cannot be decoded: {loader.num_broken}")
+        if broken := loader.broken_names:
+            progress.say(f"images left out because they cannot be decoded: {len(broken)}")
         if is_finished:
             progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
         return is_finished
@@ -276,25 +259,14 @@ def main() -> None:
     try:
         config = cli.config_of_flags()
     except UserError as error:
-        if not given.distributed and given.coordinator is None:
+        if not processes.are_asked_for():
             raise
         refused = error  # the other processes, whose config may be another, would wait for this one
-    lost_timeout_s = (Run() if config is None else config.run).lost_timeout_s
-    distributed.join(
-        is_cluster=given.distributed,
-        coordinator=given.coordinator,
-        num_processes=given.num_processes,
-        process_id=given.process_id,
-        connect_timeout_s=given.connect_timeout_s,
-        lost_timeout_s=lost_timeout_s,
-    )
-    with distributed.together(lost_timeout_s):
+    with processes.job((Run() if config is None else config.run).lost_timeout_s):
         if config is None:
             assert refused is not None
             raise refused
-        settings = config_lib.flatten(config_lib.to_dict(config)) | {"--workdir": given.workdir}
-        del settings["data.data_dir"]  # hosts may have the data in different places
-        rendezvous.require_same(settings)
+        processes.require_same_command(["workdir"], config_lib.flatten(config_lib.to_dict(config)))
         use_compile_cache(config.run.compile_cache, is_quiet=jax.process_index() != 0)
         if given.dry_run:
             dry_run(config)

@@ -52,14 +52,14 @@ def test_stopping_names_the_file(kind, make_loader, settings, device):
 @pytest.mark.parametrize("kind", LOADERS)
 def test_skipping_masks_and_counts_them(kind, make_loader, settings, device, small, caplog):
     loader = make_loader(kind, on_broken="skip", train_ops="flip", **settings)
-    assert loader.num_broken == 0
+    assert len(loader.broken_names) == 0
     batch = small.take(loader.train_batches(0, device), 8)  # two epochs
     assert (~batch.mask_B).sum() == 4
     assert not batch.views["image"][~batch.mask_B].any()
-    assert loader.num_broken == 2
+    assert len(loader.broken_names) == 2
     evaluated = small.take(loader.eval_batches("test", device), None)
     np.testing.assert_array_equal(np.flatnonzero(~evaluated.mask_B), [7, 28])
-    assert loader.num_broken == 4
+    assert len(loader.broken_names) == 4
     # TensorFlow logs as well, where warnings are errors that it works around.
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
     assert len(lines) == 4
@@ -83,7 +83,7 @@ def test_whole_chunks_may_be_broken(make_loader, tmp_path, device, small):
     loader = make_loader("folder", data_dir=str(tmp_path), on_broken="skip")
     batch = small.take(loader.eval_batches("test", device), None)
     assert not batch.mask_B.any()
-    assert loader.num_broken == 40
+    assert len(loader.broken_names) == 40
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
@@ -236,7 +236,7 @@ def test_unreadable_images_are_left_out_and_counted_by_both_loaders(kind, unread
     loader = open_damaged(kind, "skip")
     batch = small.take(loader.eval_batches("test", device), None)
     np.testing.assert_array_equal(batch.views["image"][batch.mask_B][:, 0, 0, 0], range(1, 6))
-    assert loader.num_broken == 1
+    assert len(loader.broken_names) == 1
     lines = [record.getMessage() for record in caplog.records if "left out: " in record.getMessage()]
     assert len(lines) == 1
     assert lines[0].startswith("left out: test/a/0.png cannot be ")

@@ -161,7 +161,7 @@ def files():
 
 @pytest.fixture(scope="module")
 def loaded(files, make_loader, device, small, tmp_path_factory):
-    """{channels: {loader: ({name: pixels, or None if it was left out}, num_broken)}}"""
+    """{channels: {loader: ({name: pixels, or None if it was left out}, number left out)}}"""
     root = tmp_path_factory.mktemp("formats")
     (root / "test" / "a").mkdir(parents=True)
     for name, data in files.items():
@@ -183,7 +183,7 @@ def loaded(files, make_loader, device, small, tmp_path_factory):
                     sorted(files, key="{}.jpg".format), batch.views["image"], batch.mask_B, strict=False
                 )
             }
-            found[channels, kind] = images, loader.num_broken
+            found[channels, kind] = images, len(loader.broken_names)
     return found
 
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import vit_registers
 from vit_registers import loading
 from vit_registers.analysis import given_images
 from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Mesh, image_size
 from vit_registers.data.class_names import names_to_match
-from vit_registers.data.loaders import Loader, loader_to_evaluate, open_data
+from vit_registers.data.loaders import EvalSplit, Loader, loader_to_evaluate, open_data, require_random_access
 from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.opened import describe_normalisation
@@ -174,7 +176,7 @@ def _with_train_images(
     """The model with the images to train probes on, which are prepared as those to test on."""
     data = given_images.shown(one.config.data, given, overrides, flag="--train_data")
     config = dataclasses.replace(one.config, data=data)
-    loader = open_data(config, needs_labels=False)
+    loader = _open_images(config)
     number = loader.num_examples(data.eval_split)
     given_images.check_apart(one.config.data, data, loader, given)
     train = dataclasses.replace(one, config=config, loader=loader, num_images=min(number, limit or number))
@@ -209,7 +211,7 @@ def _open(
     config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
-    loader = open_data(config, needs_labels=False)
+    loader = _open_images(config)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
         name=name,
@@ -227,6 +229,13 @@ def _open(
     )
 
 
+def _open_images(config: Config) -> Loader:
+    loader = open_data(config, needs_labels=False)
+    if jax.process_count() > 1:
+        require_random_access([EvalSplit(loader, config.data.eval_split)])
+    return loader
+
+
 def _steps(checkpoint: str) -> list[str]:
     """RUN@step for each step of RUN@all, the oldest first; other checkpoints unchanged."""
     parsed = _parse(checkpoint)
@@ -235,9 +244,9 @@ def _steps(checkpoint: str) -> list[str]:
     path, intact = parsed.path, []
     for step in sorted(list_steps(path)):
         if damage := find_step_damage(path, step):
-            print(
-                f"checkpoint {checkpoint_root(path) / str(step)} is damaged: {damage}; left out", flush=True
-            )
+            if jax.process_index() == 0:
+                where = checkpoint_root(path) / str(step)
+                print(f"checkpoint {where} is damaged: {damage}; left out", flush=True)
         else:
             intact.append(f"{path}@{step}")
     if not intact:

@@ -125,7 +125,7 @@ class Run:
     # at most two intervals later.
     stop_every_steps: int = setting(5, RESUME)
     # If one of several processes sends no heartbeat for this time, the others end.
-    lost_timeout_s: float = setting(60.0, RESUME)
+    lost_timeout_s: float = setting(60.0, RESUME, READ)
     # If no step finishes within this time, the process ends. 0: no limit. None: 1800 with several processes,
     # else 0. Evaluations, saves and the first step may take ten times as long.
     hang_timeout_s: float | None = setting(None, RESUME)

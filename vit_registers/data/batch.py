@@ -52,6 +52,14 @@ def default_training(data: Data, target: Any) -> Training:
     return Training({IMAGE: View(target.height, target.width, data.train_ops, "data.train_ops")}, {})
 
 
+def own_part(sharding: jax.sharding.Sharding) -> tuple[int, int]:
+    """(index, count): this process makes part `index` of `count` equal parts of a batch with this sharding.
+
+    It makes the whole batch if the sharding is over its own devices alone.
+    """
+    return (0, 1) if sharding.is_fully_addressable else (jax.process_index(), jax.process_count())
+
+
 def with_targets(
     batch: Batch,
     targets: Mapping[str, MakeTarget],
@@ -62,8 +70,9 @@ def with_targets(
     """The global batch on the devices with the `targets` of a step, of which each process makes its share."""
     if not targets:
         return batch
-    number = batch_size // jax.process_count()
-    first = jax.process_index() * number
+    index, count = own_part(sharding)
+    number = batch_size // count
+    first = index * number
     made = {name: make(step, first, number) for name, make in targets.items()}
     placed = {name: jax.make_array_from_process_local_data(sharding, x) for name, x in made.items()}
     return batch._replace(targets={**batch.targets, **placed})

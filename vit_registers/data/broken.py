@@ -25,9 +25,9 @@ class BrokenImages:
         self._names: set[str] = set()
 
     @property
-    def count(self) -> int:
-        """The number of different images that were left out so far."""
-        return len(self._names)
+    def names(self) -> frozenset[str]:
+        """The names of the images that were left out so far."""
+        return frozenset(self._names)
 
     def decode(
         self, source: DataSource, split: str, record: int, read: Callable[[int], bytes], *, channels: int

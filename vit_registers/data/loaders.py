@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -26,8 +26,13 @@ class Loader(Protocol):
     class_names: tuple[str, ...]
 
     @property
-    def num_broken(self) -> int:
-        """The number of different images that this process has left out so far as broken."""
+    def broken_names(self) -> frozenset[str]:
+        """The names of the images that this process has left out so far as broken."""
+        ...
+
+    @property
+    def has_random_access(self) -> bool:
+        """Whether any image can be read by its number. Otherwise several processes read in another order."""
         ...
 
     def num_examples(self, split: str) -> int:
@@ -44,7 +49,8 @@ class Loader(Protocol):
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Global batches of data.eval_batch_size with each image of the split exactly once.
 
-        The last batches are padded with mask False. All processes get the same number of batches.
+        The last batches are padded with mask False. All processes get the same number of batches. With a
+        sharding over the devices of one process, each process that calls it reads all images.
         """
         ...
 
@@ -150,6 +156,16 @@ class EvalSplit(NamedTuple):
     loader: Loader
     split: str
     table: np.ndarray | None = None  # of check_classes: labels of the split as classes of the model
+
+
+def require_random_access(splits: Iterable[EvalSplit]) -> None:
+    """Raises DataError if one of them has none: rows of several processes would not be in its order."""
+    for split in splits:
+        if not split.loader.has_random_access:
+            raise DataError(
+                f"data '{split.loader.name}' is prepared as TFRecord files, which several processes cannot "
+                "share in order: prepare it again with vit-registers prepare, or start one process"
+            )
 
 
 def open_also_eval(config: Config, loader: Loader) -> dict[str, EvalSplit]:

@@ -83,11 +83,15 @@ class MemoryLoader:
         self._resident: dict[tuple[str, _Size, bool, jax.sharding.Sharding], _Images] = {}
 
     @property
-    def num_broken(self) -> int:
-        return self._broken.count
+    def broken_names(self) -> frozenset[str]:
+        return self._broken.names
 
     def num_examples(self, split: str) -> int:
         return self._source.num_examples(split)
+
+    @property
+    def has_random_access(self) -> bool:
+        return True
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Endless global batches on the devices, from step `start_step` on; the same for any sharding."""

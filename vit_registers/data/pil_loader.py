@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_registers.config import Data
 from vit_registers.data import order
-from vit_registers.data.batch import Batch, check_divides, labelled_batch, to_device
+from vit_registers.data.batch import Batch, check_divides, labelled_batch, own_part, to_device
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.ops.pil_ops import compose_pil
 from vit_registers.data.ops.strings import Target
@@ -35,11 +35,15 @@ class PilLoader:
         self.num_classes = len(self.class_names)
 
     @property
-    def num_broken(self) -> int:
-        return self._broken.count
+    def broken_names(self) -> frozenset[str]:
+        return self._broken.names
 
     def num_examples(self, split: str) -> int:
         return self._source.num_examples(split)
+
+    @property
+    def has_random_access(self) -> bool:
+        return True
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Raises ConfigError."""
@@ -49,8 +53,9 @@ class PilLoader:
         """Global batches on the devices with each image of the split once, in order; the last is padded."""
         size, number = self._data.eval_batch_size, self.num_examples(split)
         check_divides(size, sharding, where="data.eval_batch_size")
-        local = order.share(size, jax.process_count(), where="data.eval_batch_size")
-        first = jax.process_index() * local
+        index, count = own_part(sharding)
+        local = order.share(size, count, where="data.eval_batch_size")
+        first = index * local
         return (
             to_device(self._batch(split, range(start + first, start + first + local)), sharding)
             for start in range(0, number, size)

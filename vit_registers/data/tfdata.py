@@ -69,17 +69,20 @@ class TfdataLoader:
         self.num_classes = len(self.class_names)
 
     @property
-    def num_broken(self) -> int:
-        return self._broken.count
+    def broken_names(self) -> frozenset[str]:
+        return self._broken.names
 
     def num_examples(self, split: str) -> int:
         return self._source.num_examples(split)
 
+    @property
+    def has_random_access(self) -> bool:
+        return self._source.tfrecords is None
+
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         batch_lib.check_divides(self._data.batch_size, sharding, where="data.batch_size")
-        batches = self.host_train_batches(
-            start_step, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+        index, count = batch_lib.own_part(sharding)
+        batches = self.host_train_batches(start_step, process_index=index, process_count=count)
         return (
             batch_lib.with_targets(
                 batch_lib.to_device(batch, sharding), self._targets, step, self._data.batch_size, sharding
@@ -89,9 +92,8 @@ class TfdataLoader:
 
     def eval_batches(self, split: str, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         batch_lib.check_divides(self._data.eval_batch_size, sharding, where="data.eval_batch_size")
-        batches = self.host_eval_batches(
-            split, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+        index, count = batch_lib.own_part(sharding)
+        batches = self.host_eval_batches(split, process_index=index, process_count=count)
         return (batch_lib.to_device(batch, sharding) for batch in batches)
 
     def host_train_batches(

@@ -1,15 +1,25 @@
 """The data sets of the tasks that need one label for each image: knn, linear and logistic."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from vit_registers.config import Config, Data, Run, Tasks
-from vit_registers.data.loaders import EvalSplit, Loader, check_classes, open_also_eval, open_data
+from vit_registers.data.loaders import (
+    EvalSplit,
+    Loader,
+    check_classes,
+    open_also_eval,
+    open_data,
+    require_random_access,
+)
 from vit_registers.data.selection import select
 from vit_registers.errors import DataError
 from vit_registers.evaluation.task import FrozenModel, Measure, Splits, TaskResult
+from vit_registers.runtime.exchange import gather
 
 
 class TaskImages(NamedTuple):
@@ -30,11 +40,9 @@ class TaskImages(NamedTuple):
         first = self.tests[""]
         return f"{first.loader.name}:{first.split}"
 
-    @property
-    def num_broken(self) -> int:
-        """The number of images that were left out so far, as they cannot be decoded."""
-        loaders = {id(one.loader): one.loader for one in (self.train, *self.tests.values())}
-        return sum(loader.num_broken for loader in loaders.values())
+    def num_broken(self, mesh: jax.sharding.Mesh) -> int:
+        """The number of images that were left out so far; see num_left_out."""
+        return num_left_out([one.loader for one in (self.train, *self.tests.values())], mesh)
 
 
 class ImageTask(NamedTuple):
@@ -53,7 +61,19 @@ class ImageTask(NamedTuple):
     ) -> TaskResult:
         """The result on these splits, which are opened first."""
         images = open_images(frozen, settings, splits)
+        if frozen.mesh.is_multi_process:
+            require_random_access([images.train, *images.tests.values()])
         return self.measure(frozen, settings, images, folder=folder, say=say)
+
+
+def num_left_out(loaders: Iterable[Loader], mesh: jax.sharding.Mesh) -> int:
+    """The number of images that could not be decoded and were left out so far, over the processes of `mesh`.
+
+    All of them have to call it.
+    """
+    unlike = {id(loader): loader for loader in loaders}.values()
+    here = [loader.broken_names for loader in unlike]
+    return sum(len(frozenset().union(*names)) for names in zip(*gather(lambda: here, mesh), strict=True))
 
 
 def open_images(frozen: FrozenModel, settings: Tasks, splits: Splits) -> TaskImages:

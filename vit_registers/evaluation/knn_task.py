@@ -17,7 +17,7 @@ from vit_registers.evaluation.images import ImageTask, TaskImages
 from vit_registers.evaluation.knn import CLS, PATCH, knn_counter, metric_name, model_features, total_counts
 from vit_registers.evaluation.neighbours import Bank, make_bank
 from vit_registers.evaluation.task import FrozenModel, TaskResult, TaskTable
-from vit_registers.training.sharding import batch_sharding, replicated
+from vit_registers.training.sharding import batch_sharding, replicate
 
 _FEATURES = {CLS: "cls", PATCH: "mean patch"}
 _COLUMNS = ("data", "feature", "neighbors", "top1", "top5", "top1_std", "top5_std")
@@ -61,7 +61,7 @@ def measure_knn(
         values |= {f"{name}/{key}" if name else key: value for key, value in more.items()}
         lines += [(name or images.test_name, *row) for row in table]
     values["non_finite"] = int(values["non_finite"]) + left_out
-    values["left_out"] = images.num_broken
+    values["left_out"] = images.num_broken(frozen.mesh)
     notes = list(_notes(frozen, knn, count_Y, train.loader.class_names))
     return TaskResult(values, {"neighbors": TaskTable(_COLUMNS, lines)}, notes=notes)
 
@@ -71,8 +71,8 @@ def _labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(label_N of all rows, -1 for padding; the number of images of each class), on the host."""
     gather = jax.jit(lambda label_BxK, mask_B: jnp.where(mask_B, label_BxK[:, 0], -1))
-    everywhere = jax.jit(lambda x: x, out_shardings=replicated(frozen.mesh))
-    label_N = np.concatenate([np.asarray(everywhere(gather(label, mask))) for _, label, mask in rows])
+    whole = replicate(frozen.mesh)
+    label_N = np.concatenate([np.asarray(whole(gather(label, mask))) for _, label, mask in rows])
     return label_N, np.bincount(label_N[label_N >= 0], minlength=num_classes)
 
 

@@ -5,7 +5,7 @@ a held-out part of the training split, then the classifier is fitted again to th
 on the test images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from vit_registers.evaluation.logistic import LogisticModel, fit_plain
 from vit_registers.evaluation.pace import Pace
 from vit_registers.evaluation.task import FrozenModel, TaskResult, TaskTable
 from vit_registers.evaluation.threads import threads_for
+from vit_registers.runtime.exchange import from_first
 
 _COLUMNS = ("C", "top1", "loss", "converged")
 
@@ -58,6 +59,27 @@ def measure_logistic(
     for name, split in images.tests.items():
         made = run_features(features, frozen.backbone, split, frozen.mesh, say=say)
         tested[name] = _examples(host_features(feature_batches(made), frozen.mesh))
+    num_broken = images.num_broken(frozen.mesh)
+
+    def fit() -> TaskResult:
+        result = _fit_and_score(frozen, settings, images, trained, held_N, tested, folder, say)
+        return result._replace(values={**result.values, "left_out": num_broken, "not_learned": left_out})
+
+    return from_first(fit, frozen.mesh)
+
+
+def _fit_and_score(
+    frozen: FrozenModel,
+    settings: Tasks,
+    images: TaskImages,
+    trained: LabelledFeatures,
+    held_N: np.ndarray,
+    tested: Mapping[str, LabelledFeatures],
+    folder: Path | None,
+    say: Callable[[str], None],
+) -> TaskResult:
+    """The result, without the numbers of images that were left out. Runs no model."""
+    logistic = settings.logistic
     c_Y = 10 ** np.linspace(*logistic.exponents, logistic.num_c)
     is_held = logistic.chosen_on == "held_out"
     fitted = LabelledFeatures(*(x[~held_N] for x in trained)) if is_held else trained
@@ -74,7 +96,6 @@ def measure_logistic(
         values |= {f"{name}/{key}" if name else key: value for key, value in own.items()}
     values |= {"held_out_top1": float(scores_Cx3[best, 0])} if is_held else {}
     values |= {"C": float(c_Y[best]), "chosen_on": logistic.chosen_on, "training_images": len(held_N)}
-    values |= {"left_out": images.num_broken, "not_learned": left_out}
     rows = [(float(c), *map(float, row[:2]), int(row[2])) for c, row in zip(c_Y, scores_Cx3, strict=True)]
     notes = [*_notes(frozen, settings, scores_Cx3, int(held_N.sum())), *_limits(c_Y, best)]
     count_Y = np.bincount(trained.label_NxK[:, 0], minlength=images.num_classes)

@@ -276,17 +276,27 @@ def restore_args(target: Any, *, is_part: bool) -> ocp.args.PyTreeRestore:
     )
 
 
+def _reader(target: Any) -> ocp.Checkpointer:
+    """Orbax's reader, which waits for no process that has no part of `target`."""
+    devices = {device for leaf in jax.tree.leaves(target) for device in leaf.sharding.device_set}
+    options = ocp.options.MultiprocessingOptions()
+    if {device.process_index for device in devices} == {me := jax.process_index()}:
+        options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
 def read_state(run: str, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of the state of a checkpoint that `target` has, such as "params", "ema" or "extra".
 
-    `target` has shapes with the shardings of the result. Raises CheckpointError for a part that is missing or
-    cannot be read.
+    `target` has shapes with the shardings of the result. All processes whose devices these have must call it.
+    Raises CheckpointError for a part that is missing or cannot be read.
     """
     path = checkpoint_root(run) / str(step) / "state"
     version, names = read_meta(run, step)["format"], " and ".join(target)
     args = restore_args(in_format(dict(target), version), is_part=True)
     try:
-        read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)
+        read = _reader(target).restore(path, args=args)
     except Exception as error:
         raise CheckpointError(f"{path}: its {names} cannot be restored: {reason(error)}") from error
     for where, leaf in jax.tree_util.tree_leaves_with_path(read):

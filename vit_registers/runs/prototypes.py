@@ -10,7 +10,7 @@ from vit_registers.objectives.self_distillation.forward import DINO_HEAD
 from vit_registers.objectives.self_distillation.heads import logits
 from vit_registers.objectives.self_distillation.losses import STUDENT_TEMPERATURE
 from vit_registers.runs.reading import RunCheckpoint
-from vit_registers.runtime.mesh import make_mesh
+from vit_registers.runtime.mesh import make_mesh, own_mesh
 
 _IMAGES = 256  # at a time, as each has a logit for every prototype
 
@@ -33,7 +33,8 @@ def prototype_use(
     is_distilled = checkpoint.config.objective.name == "self_distillation"
     if not is_distilled or checkpoint.is_converted:
         return None
-    head = checkpoint.read_params(make_mesh(checkpoint.config.mesh), params)[DINO_HEAD]
+    mesh = own_mesh(make_mesh(checkpoint.config.mesh))
+    head = checkpoint.read_params(mesh, params)[DINO_HEAD]
 
     @jax.jit
     def count(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -29,7 +29,7 @@ def initial_params(objective: Objective, seed: int, mesh: jax.sharding.Mesh) -> 
     """
     params, extra = jax.jit(objective.init)(jax.random.key(seed))
     params = objective.eval_params(params, extra)
-    return jax.device_put(params, sharding.parameter_shardings(params, mesh))
+    return sharding.put_same(params, sharding.parameter_shardings(params, mesh))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

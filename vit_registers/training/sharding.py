@@ -1,10 +1,13 @@
 """How the arrays that a step reads and writes are laid over the device mesh."""
 
 import dataclasses
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_registers.config import Data, Model, Optimizer
@@ -12,6 +15,8 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.models.partition import parameter_spec
 from vit_registers.models.paths import leaf_of, path_text
+
+T = TypeVar("T")
 
 
 def check_divisible(model: Model, data: Data, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> None:
@@ -79,3 +84,49 @@ def parameter_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     """The shape with that sharding, to which a checkpoint is restored."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+@functools.lru_cache(maxsize=8)
+def replicate(mesh: jax.sharding.Mesh) -> Callable[[T], T]:
+    """A compiled function of arrays over `mesh`: the same arrays, whole on every device.
+
+    NumPy can read them on every process. All processes of the mesh have to call it.
+    """
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def put_same(tree: T, layout: Any) -> T:
+    """The arrays on devices, from arrays that are equal on all processes and that each has as a whole.
+
+    `layout` is a sharding for all arrays, or a tree of shardings. jax.device_put would send the arrays of
+    each process to all others, to compare them.
+    """
+
+    def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(layout, jax.sharding.Sharding):
+        return jax.tree.map(lambda x: put(x, layout), tree)
+    return jax.tree.map(put, tree, layout)
+
+
+def on_own_devices(tree: T, mesh: jax.sharding.Mesh, own: jax.sharding.Mesh) -> T:
+    """The arrays over `mesh`, whole on each device of `own`, which is own_mesh(mesh) of runtime/mesh.py.
+
+    All processes have to call it; what each then does with the arrays concerns no other. Unchanged if `mesh`
+    has no other process.
+    """
+    if not mesh.is_multi_process:
+        return tree
+    here = replicated(own)
+
+    def take(x: jax.Array) -> jax.Array:
+        parts = {shard.device: shard.data for shard in x.addressable_shards}
+        return jax.make_array_from_single_device_arrays(
+            x.shape, here, [parts[device] for device in own.devices.flat]
+        )
+
+    return jax.tree.map(take, replicate(mesh)(tree))

@@ -24,7 +24,7 @@ from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import drawing
 from vit_registers.analysis.report.result import Rows, number
-from vit_registers.analyze import analyze
+from vit_registers.analysis.run import analyze
 from vit_registers.data.loaders import open_data
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.models.edits import Edits

@@ -98,7 +98,7 @@ def test_broken_images_have_its_names(kind, open_with, device, small, caplog):
     loader = open_with(kind, source, on_broken="skip")
     evaluated = small.take(loader.eval_batches("test", device), None)
     np.testing.assert_array_equal(np.flatnonzero(~evaluated.mask_B), [4, 30])
-    assert loader.num_broken == 2
+    assert len(loader.broken_names) == 2
     assert "left out: image 4 of shard 0 cannot be read: Input/output error" in caplog.text
     assert "left out: image 30 of shard 1 cannot be decoded as an image (it is in none" in caplog.text
     with pytest.raises(DataError, match=r"image (4|30) of shard"):

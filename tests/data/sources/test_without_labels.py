@@ -11,7 +11,7 @@ from PIL import Image
 from tests.fixtures.digits import make_config
 from vit_registers.analysis.opening import OpenedModel
 from vit_registers.analysis.options import Options
-from vit_registers.analyze import analyze
+from vit_registers.analysis.run import analyze
 from vit_registers.data.loaders import open_data
 from vit_registers.errors import DataError
 from vit_registers.models.vit import ViT

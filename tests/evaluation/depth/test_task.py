@@ -188,7 +188,7 @@ def test_errors_do_not_depend_on_batches_and_sizes_may_differ(folder):
 
         opened.test.source.load = cut
         pace = Pace("x", NUM_TEST, lambda line: None, unit="images")
-        return measure(opened, predict, kept=(5, 9), pace=pace)
+        return measure(opened, predict, range(NUM_TEST), kept=(5, 9), pace=pace)
 
     one, four = errors(1), errors(4)
     assert one.errors == four.errors and len(one.errors) == NUM_TEST
@@ -198,7 +198,7 @@ def test_errors_do_not_depend_on_batches_and_sizes_may_differ(folder):
 def test_a_loss_that_is_not_finite_is_counted(folder):
     opened = problem(folder)
     pace = Pace("x", NUM_TEST, lambda line: None, unit="images")
-    found = measure(opened, lambda x: jnp.full(x.shape[:3], jnp.nan), kept=(), pace=pace)
+    found = measure(opened, lambda x: jnp.full(x.shape[:3], jnp.nan), range(NUM_TEST), kept=(), pace=pace)
     assert found.num_non_finite == NUM_TEST
     assert all(np.isfinite(list(one.values())).all() for one in found.errors if one)
 

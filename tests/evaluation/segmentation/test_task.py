@@ -93,6 +93,7 @@ def test_an_image_with_logits_that_are_not_finite_is_wrong():
         predict,
         source,
         "test",
+        range(source.num_examples("test")),
         sizes=sizes,
         channels=1,
         batch=63,

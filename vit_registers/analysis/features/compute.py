@@ -12,12 +12,13 @@ from flax import nnx
 from PIL import Image
 
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Arrays, Intervention
-from vit_registers.analysis.features.store import VALID, Store, Writer
+from vit_registers.analysis.features.store import VALID, Store, Work
 from vit_registers.analysis.features.table import FEATURES, LIMITS, Forward
 from vit_registers.data.batch import IMAGE, LABEL, Batch, labelled_batch, normalize, pad_batch
 from vit_registers.models.edits import Edits
 from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import ViT
+from vit_registers.training.sharding import put_same, replicate, replicated
 
 
 def size_bytes(
@@ -63,30 +64,77 @@ def extract_features(
     again. `progress` is called with the numbers of images done and in total. `model` has the registers that
     the intervention adds.
     """
-    names = store.missing((VALID, "label", *names))
-    if not names:
-        return
-    layout = model.layout_for(image_size)
-    compute, parts = _program(names, layout, mean, std, intervention.edits), nnx.split(model)
-    with store.writer(names) as writer:
-        begun, pending = 0, None
-        for batch in batches:
-            skipped = max(writer.num_done - begun, 0) if pending is None else 0
-            size = len(batch.mask_B)
-            begun += size
-            if skipped >= size:
-                continue
-            rows = intervention.rows_of(slice(begun - size, begun))
-            computed = compute(*parts, batch.views[IMAGE], dict(intervention.values), rows)
-            computed |= {VALID: batch.mask_B, "label": batch.targets[LABEL]}
-            computed = {name: value[skipped:] for name, value in computed.items()} if skipped else computed
-            if pending is not None:
-                _write(writer, pending, store, layout, progress)
-            pending = computed
-            if begun >= store.num_images:
-                break
+    work = store.lacking((VALID, "label", *names))
+    if work is not None:
+        made = feature_batches(
+            model, batches, work, image_size=image_size, mean=mean, std=std, intervention=intervention
+        )
+        write_features(made, store, work, model.layout_for(image_size), progress)
+
+
+def feature_batches(
+    model: ViT,
+    batches: Iterator[Batch],
+    work: Work,
+    *,
+    image_size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    intervention: Intervention = NO_INTERVENTION,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The features that are lacking, before `Feature.finish`, in batches from the image work.first on.
+
+    `batches` are all of the data set, in its order; each is yielded while the next one is computed. A `mesh`
+    with devices of several processes requires all of them to take the same batches; each gets all features.
+    """
+    layout, spans = model.layout_for(image_size), mesh is not None and mesh.is_multi_process
+    compute, (graphdef, state) = (
+        _program(tuple(work.counts), layout, mean, std, intervention.edits),
+        nnx.split(model),
+    )
+    if mesh is not None and spans:
+        state = put_same(state, replicated(mesh))
+    begun, pending = 0, None
+    for batch in batches:
+        start, begun = begun, begun + len(batch.mask_B)
+        if begun <= work.first:
+            continue
+        rows = intervention.rows_of(slice(start, begun))
+        computed = compute(graphdef, state, batch.views[IMAGE], dict(intervention.values), rows)
+        computed |= {VALID: batch.mask_B, "label": batch.targets[LABEL]}
+        computed = {name: value for name, value in computed.items() if work.counts.get(name, 0) > start}
+        if mesh is not None and spans:
+            computed = replicate(mesh)(computed)
         if pending is not None:
-            _write(writer, pending, store, layout, progress)
+            yield _on_host(*pending)
+        pending = computed, max(work.first - start, 0)
+        if begun >= work.stop:
+            break
+    if pending is not None:
+        yield _on_host(*pending)
+
+
+def _on_host(computed: Mapping[str, jax.Array], skipped: int) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value)[skipped:] for name, value in computed.items()}
+
+
+def write_features(
+    made: Iterator[dict[str, np.ndarray]],
+    store: Store,
+    work: Work,
+    layout: TokenLayout,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Completes the features of `work` in the store from those of feature_batches."""
+    with store.writer(tuple(work.counts)) as writer:
+        for computed in made:
+            size = work.stop - writer.num_done
+            arrays = {name: value[:size] for name, value in computed.items()}
+            for name in arrays.keys() & FEATURES.keys():
+                arrays[name] = FEATURES[name].finish(arrays[name], layout)
+            writer.append(arrays)
+            progress(writer.num_done, work.stop)
 
 
 @functools.lru_cache(maxsize=8)
@@ -120,22 +168,6 @@ def stored_batches(
         part = slice(start, start + batch_size)
         batch = labelled_batch(image_BxHxWxC[part], label_B[part], np.ones(len(label_B[part]), bool))
         yield jax.device_put(pad_batch(batch, batch_size), sharding)
-
-
-def _write(
-    writer: Writer,
-    computed: Mapping[str, jax.Array | np.ndarray],
-    store: Store,
-    layout: TokenLayout,
-    progress: Callable[[int, int], None],
-) -> None:
-    size = store.num_images - writer.num_done
-    if size > 0:
-        arrays = {name: np.asarray(value)[:size] for name, value in computed.items()}
-        for name in arrays.keys() & FEATURES.keys():
-            arrays[name] = FEATURES[name].finish(arrays[name], layout)
-        writer.append(arrays)
-        progress(writer.num_done, store.num_images)
 
 
 def native(

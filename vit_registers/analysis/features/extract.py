@@ -1,5 +1,6 @@
 """Extracts the features of open checkpoints to the disk: of the models and of edited models."""
 
+import collections
 import functools
 import itertools
 import shutil
@@ -15,7 +16,7 @@ from flax import nnx
 from vit_registers.analysis.features import compute
 from vit_registers.analysis.features.finite import NotFiniteError, describe_not_finite, not_finite
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Intervention
-from vit_registers.analysis.features.store import VALID, Store
+from vit_registers.analysis.features.store import VALID, Store, Work
 from vit_registers.analysis.features.table import LIMITS
 from vit_registers.analysis.opening import OpenedModel
 from vit_registers.analysis.options import Options
@@ -28,7 +29,8 @@ from vit_registers.models.edits import Edits
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
-from vit_registers.runtime.mesh import make_mesh
+from vit_registers.runtime.exchange import from_first
+from vit_registers.runtime.mesh import ordered_mesh, own_mesh
 from vit_registers.storage import paths
 from vit_registers.training import sharding
 
@@ -43,35 +45,31 @@ def extract(
     show: Images = lambda what, done, total: None,
     *,
     train_names: tuple[str, ...] = (),
-) -> Subject:
+) -> Subject | None:
     """The subject, with the features `names` on disk under out/features.
 
     `train_names` are those of the images that probes are trained on, if the model has such images.
     `show` is called with the progress of this extraction, of edited models (total 0) and of experiments.
+    Several processes have to call it together. Each computes its share; process 0 gets the subject, which
+    uses no other process any more, and the others get None and write nothing.
     """
-    data, mesh = one.config.data, make_mesh(one.config.mesh)
-    store = Store(out / "features", one.name, one.provenance(), LIMITS)
-    if missing := store.missing((VALID, "label", *names) if names else ()):
-        with jax.set_mesh(mesh):
-            _say_cost(one, missing, store)
-            compute.extract_features(
-                one.model,
-                one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh)),
-                store,
-                names,
-                image_size=image_size(one.config),
-                mean=data.mean,
-                std=data.std,
-                progress=functools.partial(show, f"features of {one.name}"),
-            )
-    number = store.num_read() if names else one.num_images
-    if not number:
-        raise DataError(f"{one.describe()}: not one of them can be decoded")
-    with jax.set_mesh(mesh):  # as above, so that the loader compiles nothing again
+    data, mesh = one.config.data, ordered_mesh()
+    store = None
+    if jax.process_index() == 0:
+        store = Store(out / "features", one.name, one.provenance(), LIMITS)
+    with jax.set_mesh(mesh):
+        _complete(one, names, store, mesh, functools.partial(show, f"features of {one.name}"))
+        number = one.num_images if store is None or not names else store.num_read()
+        if not number:
+            raise DataError(f"{one.describe()}: not one of them can be decoded")
+        # in the same mesh, so that the loader compiles nothing again
         first = next(iter(one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh))))
+        first = sharding.replicate(mesh)(first) if mesh.is_multi_process else first
+    trained = extract(one.train, train_names, out, options, show) if one.train and train_names else None
+    if store is None:
+        return None
     is_valid_B = np.asarray(first.mask_B)
     parameters = jax.tree.leaves(nnx.state(one.model, nnx.Param))
-    trained = extract(one.train, train_names, out, options, show) if one.train and train_names else None
     return Subject(
         name=one.name,
         run=None if one.step is None else paths.folder(one.path),
@@ -95,6 +93,40 @@ def extract(
         progress=lambda what, done, total: show(f"{one.name}, {what}", done, total),
         example_NxHxWxC=np.asarray(first.views[IMAGE])[is_valid_B][: min(options.num_examples, number)],
     )
+
+
+def _complete(
+    one: OpenedModel,
+    names: tuple[str, ...],
+    store: Store | None,
+    mesh: jax.sharding.Mesh,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Completes the features in the store, which only process 0 has. All processes compute their share."""
+
+    def find_work() -> Work | None:
+        assert store is not None  # this is process 0
+        work = store.lacking((VALID, "label", *names) if names else ())
+        if work is not None:
+            _say_cost(one, tuple(work.counts), store)
+        return work
+
+    work, data = from_first(find_work, mesh), one.config.data
+    if work is None:
+        return
+    made = compute.feature_batches(
+        one.model,
+        one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh)),
+        work,
+        image_size=image_size(one.config),
+        mean=data.mean,
+        std=data.std,
+        mesh=mesh,
+    )
+    if store is None:
+        collections.deque(made, maxlen=0)
+    else:
+        compute.write_features(made, store, work, one.layout, progress)
 
 
 def _say_cost(one: OpenedModel, names: tuple[str, ...], store: Store) -> None:
@@ -139,7 +171,7 @@ def _rerun(
         images, label = store.read("image_HxWxC")[:num_images], store.read("label")[:num_images]
         changed = {"num_images": len(images), "intervention": intervention.provenance()}
         edited = Store(root, f"{one.name}-{intervention.name}", one.provenance() | changed)
-        mesh, data = make_mesh(one.config.mesh), one.config.data
+        mesh, data = own_mesh(ordered_mesh()), one.config.data
         if edited.missing((*names, VALID, "label")):
             show(f"{one.name}, edited model {next(number)}", 0, 0)
             with jax.set_mesh(mesh):
@@ -167,7 +199,7 @@ def _frozen(one: OpenedModel, intervention: Intervention) -> FrozenModel:
     added = intervention.num_registers
     values = {name: jnp.asarray(value) for name, value in intervention.values.items()}
     vit = add_zero_registers(one.model, added) if added else one.model
-    mesh = make_mesh(one.config.mesh)
+    mesh = own_mesh(ordered_mesh())
     params = nnx.to_pure_dict(nnx.state(vit, nnx.Param))
 
     def edits(layout: TokenLayout) -> Edits:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,18 @@ VALID = "is_valid"  # the feature that is False for images that could not be dec
 _FILES = "files"  # in progress.json, beside the numbers of images: [bytes, SHA-256] by feature
 _BLOCK_BYTES = 1 << 20
 _SAVE_EVERY_S = 5.0  # a killed process loses the images since the last save; each save waits for the disk
+
+
+class Work(NamedTuple):
+    """Features that a store lacks."""
+
+    counts: dict[str, int]  # of each, the number of images that it is kept of
+    first: int  # the first image that one of them lacks
+
+    @property
+    def stop(self) -> int:
+        """The number of images after which all are complete."""
+        return max(self.counts.values())
 
 
 class Store:
@@ -61,6 +73,14 @@ class Store:
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of `names` that are not complete. Damaged ones are reported on stderr."""
         return tuple(name for name in names if self._num_done(name) < self.count(name))
+
+    def lacking(self, names: Iterable[str]) -> Work | None:
+        """The features among `names` that are not complete, as `missing`; None if all are."""
+        lacking = self.missing(names)
+        if not lacking:
+            return None
+        first = min(self._num_done(name) for name in lacking)
+        return Work({name: self.count(name) for name in lacking}, first)
 
     def count(self, name: str) -> int:
         """The number of images that the feature is kept of, including broken ones."""
@@ -163,7 +183,7 @@ class Writer:
         self._began = self._saved_at = time.monotonic()
 
     def append(self, features: Mapping[str, np.ndarray]) -> None:
-        """Appends a batch, [B, ...] of each name. Raises DataError if it cannot be written."""
+        """Appends a batch, [B, ...] of each name that lacks some. Raises DataError if that fails."""
         with _disk_errors(self._store.folder, "cannot be written to"):
             for name in self._names:
                 room = self._store.count(name) - self.num_done
@@ -174,7 +194,7 @@ class Writer:
                 file.write(values.data)
                 self._hashes[name].update(values)
                 self._done[name] = self.num_done + len(values)
-            self.num_done += len(features[self._names[0]])
+            self.num_done += len(next(iter(features.values())))
             if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
                 self._save()
 

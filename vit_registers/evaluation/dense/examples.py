@@ -5,6 +5,7 @@ one does.
 """
 
 import collections
+import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vit_registers.data.batch import own_part
 from vit_registers.data.order import Order
 
 _AHEAD = 3  # batches
@@ -53,8 +55,7 @@ def train_batches(
     examples: Examples, order: Order, steps: range, sharding: jax.sharding.Sharding
 ) -> Iterator[DenseBatch]:
     """The global batches of `steps` on the devices. Each process makes its share."""
-    local = order.batch_size // jax.process_count()
-    places = range(jax.process_index() * local, (jax.process_index() + 1) * local)
+    places = own_places(order.batch_size, sharding)
 
     def make(record: int, step: int, place: int) -> DenseExample:
         return examples.make(record, np.random.default_rng([order.seed, step, place]))
@@ -63,10 +64,19 @@ def train_batches(
         records = order.records(step * order.batch_size + np.array(places))
         return [(make, int(record), step, place) for record, place in zip(records, places, strict=True)]
 
-    def put(made: list[DenseExample]) -> DenseBatch:
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), stack(made))
+    return in_threads(tasks, steps, functools.partial(put_shares, sharding))
 
-    return in_threads(tasks, steps, put)
+
+def own_places(batch_size: int, sharding: jax.sharding.Sharding) -> range:
+    """The places in a batch whose examples this process makes."""
+    index, count = own_part(sharding)
+    local = batch_size // count
+    return range(index * local, (index + 1) * local)
+
+
+def put_shares(sharding: jax.sharding.Sharding, made: list[DenseExample]) -> DenseBatch:
+    """The global batch on the devices, from the examples that each process makes."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), stack(made))
 
 
 def in_threads(

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from vit_registers.digests import bytes_digest
+from vit_registers.runtime.exchange import from_first
 
 
 class SavedHead(NamedTuple):
@@ -20,7 +22,9 @@ class SavedHead(NamedTuple):
 
 
 def write_head(saved: SavedHead, state: Any) -> None:
-    """Writes the arrays of `state`, nested tuples and dicts, atomically. Raises OSError."""
+    """Writes the arrays of `state`, nested tuples and dicts, atomically, in process 0. Raises OSError."""
+    if jax.process_index() != 0:
+        return
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
     saved.path.parent.mkdir(parents=True, exist_ok=True)
     temporary = saved.path.with_name(f"{saved.path.name}.tmp")
@@ -48,6 +52,17 @@ def read_head(saved: SavedHead, like: Any) -> Any | None:
     if any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(leaves, shapes, strict=True)):
         return None
     return jax.tree.unflatten(structure, leaves)
+
+
+def restore_head(saved: SavedHead, like: Any, mesh: jax.sharding.Mesh) -> Any | None:
+    """What process 0 reads by `read_head`, on every process of `mesh`, as other hosts may lack the file."""
+    found = read_head(saved, like) if jax.process_index() == 0 else None
+    if not from_first(lambda: found is not None, mesh):
+        return None
+    if not mesh.is_multi_process:
+        return found
+    blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    return broadcast_one_to_all(blank if found is None else found)
 
 
 def checksum(params: Any) -> str:

@@ -14,10 +14,19 @@ import optax
 
 from vit_registers.data.order import Order
 from vit_registers.errors import ConfigError, TrainingError
-from vit_registers.evaluation.dense.examples import DenseBatch, Examples, in_threads, stack, train_batches
-from vit_registers.evaluation.dense.saved import SavedHead, read_head, write_head
+from vit_registers.evaluation.dense.examples import (
+    DenseBatch,
+    Examples,
+    in_threads,
+    own_places,
+    put_shares,
+    stack,
+    train_batches,
+)
+from vit_registers.evaluation.dense.saved import SavedHead, restore_head, write_head
 from vit_registers.evaluation.pace import Pace
-from vit_registers.training.sharding import batch_sharding, replicated
+from vit_registers.runtime.exchange import from_first
+from vit_registers.training.sharding import batch_sharding, put_same, replicated
 
 _MAX_CACHED_BYTES = 4 << 30  # features on the host
 _SAVE_EVERY_S = 20.0
@@ -78,8 +87,14 @@ class HeadTrainer:
         self._init = jax.jit(functools.partial(_init, recipe), out_shardings=everywhere)
         self._step = jax.jit(step, donate_argnums=1, out_shardings=everywhere)
         self._update = jax.jit(update, donate_argnums=0, out_shardings=everywhere)
-        self._features = jax.jit(features, out_shardings=everywhere)
-        self._everywhere = everywhere
+        self._features = jax.jit(
+            lambda backbone, batch: (
+                features(backbone, batch.image_BxHxWxC, batch.size_Bx2),
+                batch.label_BxHxW,
+            ),
+            out_shardings=everywhere,
+        )
+        self._mesh, self._everywhere = mesh, everywhere
 
     def train(
         self,
@@ -96,12 +111,12 @@ class HeadTrainer:
         and ends with the same bits. Raises TrainingError if the loss or the features are not finite.
         """
         recipe, state = self._recipe, self._init()
-        if saved is not None and saved.path.exists():
-            found = read_head(saved, state)
+        if saved is not None and from_first(saved.path.exists, self._mesh):
+            found = restore_head(saved, state, self._mesh)
             if found is None:
                 say(f"{what}: {saved.path} is damaged or has a head of other settings: a new one is trained")
             else:
-                state = jax.device_put(found, self._everywhere)
+                state = put_same(found, self._everywhere)
                 if int(state.step) < recipe.num_steps:
                     say(f"{what}: continues at step {int(state.step):,}")
         first = int(state.step)
@@ -119,11 +134,11 @@ class HeadTrainer:
             pace.done(done)
             if saved is not None and time.monotonic() - written_s > _SAVE_EVERY_S:
                 self._check(state, what)
-                _write(saved, state)
+                write_head(saved, state)
                 written_s = time.monotonic()
         self._check(state, what)
         if saved is not None:
-            _write(saved, state)
+            write_head(saved, state)
         return state.head, state.statistics
 
     def _steps(self, backbone: Any, examples: Examples, first: int) -> Iterator[Any]:
@@ -138,27 +153,29 @@ class HeadTrainer:
         feature_NxHxWxC, label_NxHxW = self._all_features(backbone, examples)
         for step in range(first, self._recipe.num_steps):
             rows = order.records(step * size + np.arange(size))
-            pair = jax.device_put((feature_NxHxWxC[rows], label_NxHxW[rows]), self._layout)
+            pair = put_same((feature_NxHxWxC[rows], label_NxHxW[rows]), self._layout)
             yield lambda state, pair=pair: self._update(state, *pair)
 
     def _all_features(self, backbone: Any, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """(features, labels) of all examples, on the host."""
+        """(features, labels) of all examples, on the host. Each process makes its share of the examples."""
         number, size, features, labels = examples.number, self._recipe.batch_size, [], []
+        places = np.array(own_places(size, self._layout))
 
         def tasks(start: int) -> list[tuple[Any, ...]]:
-            records = np.minimum(np.arange(start, start + size), number - 1)
+            records = np.minimum(start + places, number - 1)
             return [(examples.make, int(record), np.random.default_rng(0)) for record in records]
 
-        for batch in in_threads(tasks, range(0, number, size), stack):
-            placed = jax.device_put(batch, self._layout)
-            features.append(np.asarray(self._features(backbone, placed.image_BxHxWxC, placed.size_Bx2)))
-            labels.append(batch.label_BxHxW)
+        put = functools.partial(put_shares, self._layout)
+        for batch in in_threads(tasks, range(0, number, size), put):
+            feature_BxHxWxC, label_BxHxW = self._features(backbone, batch)
+            features.append(np.asarray(feature_BxHxWxC))
+            labels.append(np.asarray(label_BxHxW))
         return np.concatenate(features)[:number], np.concatenate(labels)[:number]
 
     def _fits(self, backbone: Any, examples: Examples) -> bool:
         """Whether the features of all examples are few enough to be kept."""
         batch = stack([examples.make(0, np.random.default_rng(0))])
-        shape = jax.eval_shape(self._features, backbone, batch.image_BxHxWxC, batch.size_Bx2)
+        shape, _ = jax.eval_shape(self._features, backbone, batch)
         return examples.number * shape.size * shape.dtype.itemsize <= _MAX_CACHED_BYTES
 
     def _order(self, examples: Examples) -> Order:
@@ -197,8 +214,3 @@ def _update(
     first_bad_2 = jnp.where((state.first_bad_2 < 0) & is_bad_2, state.step, state.first_bad_2)
     head = optax.apply_updates(state.head, updates)
     return HeadState(state.step + 1, head, statistics, moments, first_bad_2), loss
-
-
-def _write(saved: SavedHead, state: HeadState) -> None:
-    if jax.process_index() == 0:
-        write_head(saved, state)

@@ -19,7 +19,7 @@ from vit_registers.evaluation.dense.training import Features, HeadTrainer, Recip
 from vit_registers.evaluation.depth.errors import summarize
 from vit_registers.evaluation.depth.head import init_depth_head, predict_depth
 from vit_registers.evaluation.depth.losses import gradient_loss, sig_loss
-from vit_registers.evaluation.depth.measure import Measured, make_predictor, measure
+from vit_registers.evaluation.depth.measure import Measured, add_measured, make_predictor, measure
 from vit_registers.evaluation.depth.optimizer import depth_optimizer
 from vit_registers.evaluation.depth.protocol import (
     Problem,
@@ -30,6 +30,9 @@ from vit_registers.evaluation.depth.protocol import (
 from vit_registers.evaluation.depth.result import depth_result
 from vit_registers.evaluation.pace import Pace
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+from vit_registers.runtime.exchange import gather, own_share
+from vit_registers.runtime.mesh import own_mesh
+from vit_registers.training.sharding import on_own_devices
 
 _METRICS = ("rmse", "abs_rel", "a1")  # while training
 
@@ -123,22 +126,30 @@ def _measure(
     say: Callable[[str], None],
 ) -> Measured:
     """What a head predicts of the test split. The head is trained first."""
-    what, number, train = f"depth of {row.name}", problem.test.number, problem.train
+    what, train, frozen = f"depth of {row.name}", problem.train, problem.frozen
     about = {
         "settings": head_settings(problem.settings),
         "seed": problem.seed,
         "data": [train.source.name, train.split, train.number],
-        "model": dataclasses.asdict(problem.frozen.model),
-        "images": [problem.frozen.data.mean, problem.frozen.data.std],
+        "model": dataclasses.asdict(frozen.model),
+        "images": [frozen.data.mean, frozen.data.std],
     }
     saved = row.saved(folder, "depth", about)
     head, _ = program.trainer.train(row.backbone, examples, what=what, saved=saved, say=say)
-    return measure(
-        problem,
-        lambda image_BxHxWxC: program.predict(row.backbone, head, image_BxHxWxC),
-        kept=shown_examples(number),
-        pace=Pace(f"{what}, test", number, say, unit="images"),
-    )
+    own, number = own_mesh(frozen.mesh), problem.test.number
+    arrays, numbers = on_own_devices((row.backbone, head), frozen.mesh, own), own_share(number, frozen.mesh)
+
+    def measure_share() -> Measured:
+        return measure(
+            problem,
+            lambda image_BxHxWxC: program.predict(*arrays, image_BxHxWxC),
+            numbers,
+            kept=shown_examples(number),
+            pace=Pace(f"{what}, test", len(numbers), say, unit="images"),
+        )
+
+    with jax.set_mesh(own):
+        return add_measured(gather(measure_share, frozen.mesh))
 
 
 def _loss(

@@ -1,7 +1,6 @@
 """Features of a split on the host, computed once."""
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from vit_registers.data.order import Order
 from vit_registers.evaluation.features import CLS, MEAN, BatchFeatures
-from vit_registers.training.sharding import batch_sharding, replicated
+from vit_registers.training.sharding import batch_sharding, put_same, replicate
 
 
 class FeatureBatch(NamedTuple):
@@ -33,8 +32,8 @@ def feature_batches(rows: Iterator[BatchFeatures]) -> Iterator[FeatureBatch]:
 
 def host_features(batches: Iterator[FeatureBatch], mesh: jax.sharding.Mesh) -> FeatureBatch:
     """All rows of `batches` on the host, on every process, padding included; float32."""
-    fetch = _fetch(mesh)
-    found = [FeatureBatch(*map(np.asarray, fetch(batch))) for batch in batches]
+    whole = replicate(mesh)
+    found = [FeatureBatch(*map(np.asarray, whole(batch))) for batch in batches]
     width = max(part.label_BxK.shape[1] for part in found)
     found = [
         part._replace(
@@ -47,11 +46,6 @@ def host_features(batches: Iterator[FeatureBatch], mesh: jax.sharding.Mesh) -> F
     return FeatureBatch(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-@functools.lru_cache(maxsize=8)
-def _fetch(mesh: jax.sharding.Mesh) -> Callable[[FeatureBatch], FeatureBatch]:
-    return jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
-
-
 def evaluation_batches(rows: FeatureBatch, size: int, mesh: jax.sharding.Mesh) -> Iterator[FeatureBatch]:
     """The rows on the host in batches of `size` on the devices; the last one is padded."""
     number, layout = len(rows.mask_B), batch_sharding(mesh)
@@ -59,7 +53,7 @@ def evaluation_batches(rows: FeatureBatch, size: int, mesh: jax.sharding.Mesh) -
         part = rows.rows(slice(start, start + size))
         missing = size - len(part.mask_B)
         padded = FeatureBatch(*(np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in part))
-        yield jax.device_put(padded, layout)
+        yield put_same(padded, layout)
 
 
 def training_batches(
@@ -69,5 +63,5 @@ def training_batches(
     layout, step = batch_sharding(mesh), start_step
     while True:
         records = order.records(step * order.batch_size + np.arange(order.batch_size))
-        yield jax.device_put(rows.rows(records), layout)
+        yield put_same(rows.rows(records), layout)
         step += 1

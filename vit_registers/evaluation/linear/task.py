@@ -98,7 +98,7 @@ def measure_linear(
         chosen_on = score_grid(grid, state.heads, sources.held_out())
     best = _best(chosen_on)
     values = _values(plan, settings, scores, chosen_on, best, num_heads=grid.num_heads)
-    values["left_out"] = images.num_broken
+    values["left_out"] = images.num_broken(frozen.mesh)
     values["not_learned"] = int(state.num_left_out)
     what = f"image among those of the {plan.num_steps} steps"
     empty = empty_classes(np.asarray(state.learned_Y), images.train.loader.class_names, what=what)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_registers.data.prefetch import in_turn
 from vit_registers.evaluation.classification import classification_sums
-from vit_registers.evaluation.dense.saved import SavedHead, read_head, write_head
+from vit_registers.evaluation.dense.saved import SavedHead, restore_head, write_head
 from vit_registers.evaluation.linear.grid import (
     Heads,
     grid_logits,
@@ -22,7 +22,7 @@ from vit_registers.evaluation.linear.grid import (
 from vit_registers.evaluation.linear.host_features import FeatureBatch
 from vit_registers.evaluation.linear.plan import Plan
 from vit_registers.evaluation.pace import Pace
-from vit_registers.training.sharding import replicated
+from vit_registers.training.sharding import put_same, replicated
 
 _SAVES = 20  # of the heads in training
 _LOWEST = -1e30  # the logit of a class that a data set lacks
@@ -90,8 +90,8 @@ def train_grid(
     """
     plan, everywhere = grid.plan, replicated(grid.mesh)
     state = jax.jit(functools.partial(_init, grid, seed), out_shardings=everywhere)()
-    if saved is not None and (found := read_head(saved, state)) is not None:
-        state = jax.device_put(found, everywhere)
+    if saved is not None and (found := restore_head(saved, state, grid.mesh)) is not None:
+        state = put_same(found, everywhere)
     start = int(state.step)
     rate_R = jnp.asarray(plan.learning_rates, jnp.float32)
     update = _compiled_step(grid)

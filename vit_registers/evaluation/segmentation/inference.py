@@ -1,7 +1,7 @@
 """The confusion matrix of a head over a split, by sliding windows, at the size of the labels."""
 
 import collections
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ def count_split(
     predict: Predict,
     source: DenseSource,
     split: str,
+    numbers: range,
     *,
     sizes: Sizes,
     channels: int,
@@ -45,14 +46,14 @@ def count_split(
     say: Callable[[str], None],
     what: str,
 ) -> Counted:
-    """What is predicted of a split, with the classes of the images `kept`.
+    """What is predicted of the images `numbers` of a split, with the classes of those `kept`.
 
     The short side of each image is resized to sizes.short_side; the mean logits of its windows are resized to
     the size of its labels, and the highest one is the prediction. `predict` gets `batch` windows, uint8.
     Every pixel of an image with logits that are not finite is wrong: the class after its label is counted,
     and IGNORED is kept.
     """
-    number, num_classes = source.num_examples(split), len(source.class_names)
+    num_classes = len(source.class_names)
     labels: collections.deque[np.ndarray] = collections.deque()
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +62,7 @@ def count_split(
         return resized(image_HxWxC, size_of_short_side((height, width), sizes.short_side)), label_HxW
 
     def images() -> Iterator[np.ndarray]:
-        for image_HxWxC, label_HxW in in_threads(lambda i: [(load, i)], range(number), lambda made: made[0]):
+        for image_HxWxC, label_HxW in in_threads(lambda i: [(load, i)], numbers, lambda made: made[0]):
             labels.append(label_HxW)
             yield image_HxWxC
 
@@ -76,15 +77,15 @@ def count_split(
     total_YxY, found = np.zeros((num_classes, num_classes), np.int64), {}
     num_non_finite = 0
     waiting: collections.deque[Future[tuple[np.ndarray, np.ndarray]]] = collections.deque()
-    pace, done = Pace(f"{what}: split '{split}'", number, say, unit="images"), 0
+    pace, done = Pace(f"{what}: split '{split}'", len(numbers), say, unit="images"), 0
 
     def take() -> None:
         nonlocal done, num_non_finite
         count_YxY, predicted_HxW = waiting.popleft().result()
         total_YxY[...] += count_YxY
         num_non_finite += bool((predicted_HxW == IGNORED).all())
-        if done in kept:
-            found[done] = predicted_HxW
+        if numbers[done] in kept:
+            found[numbers[done]] = predicted_HxW
         done += 1
         pace.done(done)
 
@@ -97,3 +98,10 @@ def count_split(
         while waiting:
             take()
     return Counted(total_YxY, found, num_non_finite)
+
+
+def add_counted(parts: Sequence[Counted]) -> Counted:
+    """What is predicted of all images, from that of parts of them."""
+    total_YxY = np.sum([one.count_YxY for one in parts], axis=0)
+    predictions = {i: classes_HxW for one in parts for i, classes_HxW in one.predictions.items()}
+    return Counted(total_YxY, predictions, sum(one.num_non_finite for one in parts))

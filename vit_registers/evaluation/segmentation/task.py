@@ -31,14 +31,21 @@ from vit_registers.evaluation.segmentation.head import (
     pixel_cross_entropy,
     segmentation_logits,
 )
-from vit_registers.evaluation.segmentation.inference import Counted, count_split, windows_at_once
+from vit_registers.evaluation.segmentation.inference import (
+    Counted,
+    add_counted,
+    count_split,
+    windows_at_once,
+)
 from vit_registers.evaluation.segmentation.protocol import Sizes, resolved, segmentation_optimizer
 from vit_registers.evaluation.segmentation.result import picture, segmentation_result
 from vit_registers.evaluation.segmentation.scores import Scores, scores
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model, build_model
-from vit_registers.training.sharding import batch_sharding, replicated
+from vit_registers.runtime.exchange import gather, own_share
+from vit_registers.runtime.mesh import own_mesh
+from vit_registers.training.sharding import batch_sharding, on_own_devices, replicated
 
 
 class _Problem(NamedTuple):
@@ -160,7 +167,8 @@ class _Program(NamedTuple):
     """What heads on the same kind of features share, so that it is compiled once."""
 
     trainer: HeadTrainer
-    # (backbone, head, state, window_BxHxWxC) -> logit_BxHxWxY of the size of the windows
+    # (backbone, head, state, window_BxHxWxC) -> logit_BxHxWxY of the size of the windows, on the devices of
+    # this process
     logits: Callable[[Any, Any, Any, Any], jax.Array]
 
 
@@ -181,7 +189,7 @@ def _program(problem: _Problem, features: Features, backbone: Any) -> _Program:
         problem.seed,
     )
 
-    @functools.partial(jax.jit, out_shardings=replicated(frozen.mesh))
+    @functools.partial(jax.jit, out_shardings=replicated(own_mesh(frozen.mesh)))
     def logits(backbone: Any, head: Any, state: _State, window_BxHxWxC: jax.Array) -> jax.Array:
         size_Bx2 = jnp.full((len(window_BxHxWxC), 2), crop, jnp.int32)
         feature_BxHxWxC = features(backbone, window_BxHxWxC, size_Bx2)
@@ -220,7 +228,7 @@ def _measure(
     kept: Sequence[int],
 ) -> _Measured:
     """What a head predicts of the test split, with the images `kept`. The head is trained first."""
-    layout, what, frozen = batch_sharding(problem.frozen.mesh), f"head of {row.name}", problem.frozen
+    what, frozen = f"head of {row.name}", problem.frozen
     source, split = problem.train
     about = {
         "settings": head_settings(problem.settings),
@@ -232,17 +240,26 @@ def _measure(
     saved = row.saved(folder, "segmentation", about)
     head, state = program.trainer.train(row.backbone, _examples(problem), what=what, saved=saved, say=say)
     source, split = problem.test
-    counted = count_split(
-        lambda windows: program.logits(row.backbone, head, state, jax.device_put(windows, layout)),
-        source,
-        split,
-        sizes=problem.sizes,
-        channels=problem.frozen.model.channels,
-        batch=windows_at_once(len(source.class_names), problem.sizes.crop, layout.num_devices),
-        kept=kept,
-        say=say,
-        what=what,
-    )
+    own = own_mesh(frozen.mesh)
+    layout, arrays = batch_sharding(own), on_own_devices((row.backbone, head, state), frozen.mesh, own)
+    numbers = own_share(source.num_examples(split), frozen.mesh)
+
+    def count() -> Counted:
+        return count_split(
+            lambda windows: program.logits(*arrays, jax.device_put(windows, layout)),
+            source,
+            split,
+            numbers,
+            sizes=problem.sizes,
+            channels=frozen.model.channels,
+            batch=windows_at_once(len(source.class_names), problem.sizes.crop, layout.num_devices),
+            kept=kept,
+            say=say,
+            what=what,
+        )
+
+    with jax.set_mesh(own):
+        counted = add_counted(gather(count, frozen.mesh))
     return _Measured(counted, np.asarray(state.labelled_Y))
 
 
