@@ -171,7 +171,10 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
         if writer is not None and is_finished and is_new:
             write_finished(run, loop, setup, state, made)
         if broken := loader.broken_names:
-            progress.say(f"images left out because they cannot be decoded: {len(broken)}")
+            without = "" if loader.texts is None else ", or have no caption"
+            progress.say(f"images left out because they cannot be decoded{without}: {len(broken)}")
+        if loader.texts is not None:
+            progress.say(loader.texts.summary())
         if is_finished:
             progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
         return is_finished
@@ -182,8 +185,16 @@ def open_files(
 ) -> MetricWriter:
     """The writer of the metrics of a run, after the files that describe the run are written."""
     settings, durations = config_lib.to_dict(config), prepared.durations
-    is_finished = (checkpoints.restorable_step or 0) >= durations.total_steps
-    write_about(settings, config.model, prepared.setup, run, is_finished=is_finished)
+    step, texts = checkpoints.restorable_step or 0, prepared.loader.texts
+    write_about(
+        settings,
+        config.model,
+        prepared.setup,
+        run,
+        tokenizer=None if texts is None else texts.tokenizer,
+        is_resumed=step > 0,
+        is_finished=step >= durations.total_steps,
+    )
     return open_writer(
         run,
         checkpoints,

@@ -8,6 +8,7 @@ A config file builds a `Config` and returns `to_config_dict(config)`, so that fl
 which refuses unknown keys, wrong types and invalid values.
 """
 
+from vit_registers.config.captions import Captions
 from vit_registers.config.checks import check_config, check_section, check_value
 from vit_registers.config.convert import (
     check_names,
@@ -54,6 +55,7 @@ __all__ = [
     "READ",
     "RESUME",
     "TRANSFER",
+    "Captions",
     "Checkpoint",
     "ClassificationSettings",
     "Config",

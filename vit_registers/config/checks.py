@@ -100,6 +100,10 @@ def _text(value: str) -> str | None:
     return None if value.strip() else "text that is not empty"
 
 
+def _template(value: str) -> str | None:
+    return None if "{}" in value else "text with {} in the place of the class"
+
+
 def _name_and_split(value: str) -> str | None:
     return None if len(value.split(maxsplit=1)) == 2 else "of the form 'NAME SPLIT', such as 'cifar10 test'"
 
@@ -147,6 +151,10 @@ RULES: dict[str, Rule] = {
     "data.std": _positive,
     "data.also_eval": _name_and_split,
     "data.repeats": _at_least(1),
+    "data.captions.tokenizer": _text,
+    "data.captions.key": _text,
+    "data.captions.templates": _template,
+    "data.captions.class_texts": _text,
     "objective.classification.mixup_alpha": _alpha,
     "objective.classification.cutmix_alpha": _alpha,
     "objective.classification.mix_groups": _at_least(1),

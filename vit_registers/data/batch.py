@@ -25,6 +25,7 @@ class Batch(NamedTuple):
 
 
 IMAGE, LABEL = "image", "label"
+TOKENS = "tokens"  # the target tokens_BxL, int32: the ids of a text of each image
 
 
 class View(NamedTuple):
@@ -40,11 +41,21 @@ class View(NamedTuple):
 MakeTarget = Callable[[int, int, int], np.ndarray]
 
 
+class Texts(NamedTuple):
+    """What the target TOKENS has: how many tokens, with ids below `vocab_size`."""
+
+    context: int
+    vocab_size: int
+    # The pairs that are compared: each `group` consecutive ones of a batch. None: all of the batch.
+    group: int | None = None
+
+
 class Training(NamedTuple):
     """What a training batch has: its views, and targets that are made on the host for each batch."""
 
     views: Mapping[str, View]
     targets: Mapping[str, MakeTarget]
+    texts: Texts | None = None  # None: no TOKENS
 
 
 def default_training(data: Data, target: Any) -> Training:

@@ -4,11 +4,11 @@ import dataclasses
 import math
 import operator
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
-from vit_registers.data.batch import Batch, MakeTarget, View
+from vit_registers.data.batch import Batch, MakeTarget, Texts, View
 
 # {name: (sum, count)}: the mean of `name` is sum / count. The sums of parts add to those of the whole.
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
@@ -117,4 +117,14 @@ class Objective(Protocol):
 
     def eval_params(self, params: Any, extra: Any) -> Any:
         """The parameters to evaluate, load and export: the given ones or, for example, those of a teacher."""
+        ...
+
+
+@runtime_checkable
+class HasTexts(Protocol):
+    """What an objective of images and texts has beside: what the loaders make of captions."""
+
+    @property
+    def texts(self) -> Texts:
+        """The target TOKENS of training batches."""
         ...
