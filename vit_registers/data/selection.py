@@ -7,7 +7,11 @@ from pathlib import Path
 from vit_registers.config import Data
 from vit_registers.errors import ConfigError
 
-_ROOTS = ("folder", "images")  # sources whose data_dir is the folder of the images, not that of TFDS
+_ROOTS = (
+    "folder",
+    "images",
+    "image_text",
+)  # sources whose data_dir is the folder of the images, not that of TFDS
 _TFDS_FILE = "dataset_info.json"
 
 
