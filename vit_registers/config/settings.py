@@ -10,6 +10,7 @@ from vit_registers.config.model import Model
 from vit_registers.config.objectives import ObjectiveSettings
 from vit_registers.config.occasions import READ, RESUME, differs_on, setting
 from vit_registers.config.tasks import Tasks
+from vit_registers.config.text import Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,7 @@ class Config:
     """One run."""
 
     model: Model = dataclasses.field(default=Model())
+    text: Text = dataclasses.field(default=Text())
     init_from: InitFrom = InitFrom()
     data: Data = dataclasses.field(default=Data(), metadata=differs_on(READ))
     objective: ObjectiveSettings = dataclasses.field(default=ObjectiveSettings())

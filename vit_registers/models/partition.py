@@ -27,6 +27,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"mlp/w3/kernel", PartitionSpec("tensor", "fsdp")),
     (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
     (r"(head|pre_logits)/kernel", PartitionSpec("fsdp", None)),
+    (r"token_embed/embedding", PartitionSpec(None, "fsdp")),
+    (r"proj/kernel", PartitionSpec("fsdp", None)),
     (r"_head/mlp/\d/kernel", PartitionSpec("fsdp", None)),
     (r"_head/last_layer/v", PartitionSpec("fsdp", "tensor")),
     (r"_head/last_layer/g", PartitionSpec("tensor")),
