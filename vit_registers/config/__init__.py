@@ -25,6 +25,7 @@ from vit_registers.config.convert import (
 from vit_registers.config.model import Model
 from vit_registers.config.objectives import (
     ClassificationSettings,
+    ImageTextSettings,
     ObjectiveSettings,
     SelfDistillationSettings,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Config",
     "Data",
     "DepthSettings",
+    "ImageTextSettings",
     "InitFrom",
     "KnnSettings",
     "LinearSettings",

@@ -58,7 +58,9 @@ class Optimizer:
     warmup_share: float | None = None  # of the run; this one, warmup_steps or warmup_epochs
     weight_decay: float = 0.1  # multiplied by the learning rate
     weight_decay_end: float | None = None  # reached by half a cosine over the run; None: constant
-    decayed: str = "kernels"  # kernels | all_but_norms: also tokens, positions, prototypes (as DINOv2)
+    # kernels | matrices: also the table of text tokens (as OpenCLIP) | all_but_norms: also tokens, positions,
+    # prototypes (as DINOv2).
+    decayed: str = "kernels"
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.999  # decay of the second moment
     eps: float = 1e-8  # added to the root of the second moment
