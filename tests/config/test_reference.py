@@ -12,6 +12,8 @@ from vit_registers.models.initializers import INITS
 from vit_registers.models.masks import MASKS
 from vit_registers.models.pooling import POOLINGS
 from vit_registers.models.resampling import RESAMPLINGS
+from vit_registers.models.text.initializers import TEXT_INITS
+from vit_registers.models.text.tower import POOLS
 from vit_registers.training.optimizer import OPTIMIZERS
 from vit_registers.training.schedules import SCHEDULES
 
@@ -40,6 +42,9 @@ def test_every_setting_is_there_with_its_default_and_a_text():
         ("model.pooling", POOLINGS),
         ("model.position_resampling", RESAMPLINGS),
         ("model.remat", REMAT),
+        ("text.variant", VARIANTS),
+        ("text.pool", POOLS),
+        ("text.init", TEXT_INITS),
         ("init_from.source", SOURCES),
         ("optimizer.name", OPTIMIZERS),
         ("optimizer.schedule", SCHEDULES),

@@ -1,7 +1,8 @@
-"""Settings with their defaults (settings.py, model.py, objectives.py), their checks, conversion and flags.
+"""Settings with their defaults, their checks, conversion and flags.
 
-checks.py holds the valid values, convert.py reads and writes configs, flag.py parses --config, and strings.py
-parses settings that are names with arguments.
+settings.py, model.py, text.py, objectives.py and tasks.py declare the settings. checks.py holds the valid
+values, convert.py reads and writes configs, flag.py parses --config, and strings.py parses settings that are
+names with arguments.
 
 A config file builds a `Config` and returns `to_config_dict(config)`, so that flags such as
 `--config.model.num_registers=8` can override every setting. Programs convert it back with `from_mapping`,
@@ -25,6 +26,7 @@ from vit_registers.config.convert import (
 from vit_registers.config.model import Model
 from vit_registers.config.objectives import (
     ClassificationSettings,
+    ImageTextSettings,
     ObjectiveSettings,
     SelfDistillationSettings,
 )
@@ -49,6 +51,7 @@ from vit_registers.config.tasks import (
     SegmentationSettings,
     Tasks,
 )
+from vit_registers.config.text import Text
 
 __all__ = [
     "MESH_AXES",
@@ -61,6 +64,7 @@ __all__ = [
     "Config",
     "Data",
     "DepthSettings",
+    "ImageTextSettings",
     "InitFrom",
     "KnnSettings",
     "LinearSettings",
@@ -73,6 +77,7 @@ __all__ = [
     "SegmentationSettings",
     "SelfDistillationSettings",
     "Tasks",
+    "Text",
     "check_config",
     "check_names",
     "check_section",

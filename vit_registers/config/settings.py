@@ -11,6 +11,7 @@ from vit_registers.config.model import Model
 from vit_registers.config.objectives import ObjectiveSettings
 from vit_registers.config.occasions import READ, RESUME, differs_on, setting
 from vit_registers.config.tasks import Tasks
+from vit_registers.config.text import Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,9 @@ class Optimizer:
     warmup_share: float | None = None  # of the run; this one, warmup_steps or warmup_epochs
     weight_decay: float = 0.1  # multiplied by the learning rate
     weight_decay_end: float | None = None  # reached by half a cosine over the run; None: constant
-    decayed: str = "kernels"  # kernels | all_but_norms: also tokens, positions, prototypes (as DINOv2)
+    # kernels | matrices: also the table of text tokens (as OpenCLIP) | all_but_norms: also tokens, positions,
+    # prototypes (as DINOv2).
+    decayed: str = "kernels"
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.999  # decay of the second moment
     eps: float = 1e-8  # added to the root of the second moment
@@ -167,6 +170,7 @@ class Config:
     """One run."""
 
     model: Model = dataclasses.field(default=Model())
+    text: Text = dataclasses.field(default=Text())
     init_from: InitFrom = InitFrom()
     data: Data = dataclasses.field(default=Data(), metadata=differs_on(READ))
     objective: ObjectiveSettings = dataclasses.field(default=ObjectiveSettings())

@@ -107,6 +107,23 @@ def pad_batch(batch: Batch, size: int) -> Batch:
     return jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), batch)
 
 
+def split_batch(tree: Any, num_parts: int) -> Any:
+    """The arrays of a batch with a leading axis of `num_parts` micro-batches.
+
+    A micro-batch has every num_parts-th example, so that each device computes on its share of the batch.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, tree)
+
+
+def join_batch(tree: Any) -> Any:
+    """The arrays of a batch from those of its micro-batches: the reverse of split_batch."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
 def to_device(batch: Batch, sharding: jax.sharding.Sharding) -> Batch:
     """The global batch on the devices, from the share that each process holds."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
