@@ -74,7 +74,7 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ from vit_registers import config as config_lib
 from vit_registers.checkpoint_names import parse_checkpoint
 from vit_registers.config import Model, image_size, lookup
 from vit_registers.conversion import Input, open_input, read_run
-from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.errors import ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.export import json_configs, stablehlo, targets
@@ -96,10 +96,11 @@ from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.preprocessing import PREPROCESSING_FILE
 from vit_registers.interop.tensor_map import TensorRule
+from vit_registers.interop.values import compare_parameters
 from vit_registers.model_card import write_family_card, write_stablehlo_card
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
-from vit_registers.models.paths import Leaf, leaves_of, path_text
+from vit_registers.models.paths import leaves_of, path_text
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
@@ -193,23 +194,6 @@ def to_stablehlo(source: Input, output: str) -> str:
 def _say_written(paths: Iterable[Path]) -> None:
     for path in paths:
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
-
-
-def compare_parameters(
-    leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtype: Any, where: str
-) -> int:
-    """The number of parameters that were compared. Raises CheckpointError if one differs in a bit.
-
-    `leaves` may be an iterator that reads them; `others` are rounded to `dtype` first.
-    """
-    left = dict(others)
-    for leaf, value in leaves:
-        other = left.pop(leaf, None)
-        if other is None or not np.array_equal(np.asarray(other).astype(dtype).astype(np.float32), value):
-            raise CheckpointError(f"{where}: {path_text(leaf)} differs from what was written")
-    if left:
-        raise CheckpointError(f"{where}: {path_text(next(iter(left)))} was not written")
-    return len(others)
 
 
 def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
