@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import vit_registers
+from tests.fixtures.digits import make_config
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.export.image_text import image_text_state_dict
@@ -399,6 +400,54 @@ def test_two_towers_of_big_vision_there_and_back(
         assert_same(towers, dict(np.load(tmp_path / "ours.npz")))
 
 
+# --- the command --------------------------------------------------------------------------------------
+
+
+def test_convert_writes_both_towers_and_says_what_it_compared(hf, run_here, tmp_path, images, agree):
+    hf("clip quick").save_pretrained(tmp_path / "theirs")
+    given = f"--input={tmp_path}/theirs"
+    code, out, err = run_here(
+        "convert", given, "--text", "--to=clip", f"--output={tmp_path}/ours.safetensors"
+    )
+    assert code == 0 and not err, err
+    assert "note: heads of width 64 are assumed there, which the image and the text tower has not" in out
+    assert f"read again: both towers, equal bit for bit; {tmp_path}/ours.safetensors" in out
+    whole = vit_registers.load_image_text(tmp_path / "ours.safetensors", num_heads=6, text_num_heads=4)
+    agree(whole, answers(hf("clip quick"), images()))
+    code, out, err = run_here("convert", given, "--text", "--dry-run", "--to=open_clip")
+    assert code == 0 and not err, err
+    assert "text_projection.weight [24, 32]  =  text/proj/kernel [32, 24]" in out
+    assert "logit_scale []  =  logit_scale []" in out
+    for flags, message in (
+        (
+            ("--to=timm", f"--output={tmp_path}/o"),
+            "--text --to=timm: models of images and texts are written as",
+        ),
+        (("--to=big_vision", f"--output={tmp_path}/o"), "'big_vision' has text towers with no causal mask"),
+        (("--to=clip", f"--output={tmp_path}/ours.safetensors"), "exists already: give another --output"),
+        (("--to=transformers", f"--output={tmp_path}/o.npz"), "writes no .npz files"),
+    ):
+        code, _, err = run_here("convert", given, "--text", *flags)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+        assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_is_saved_in_16_bits(dtype, hf, tmp_path):
+    hf("siglip").save_pretrained(tmp_path / "theirs")
+    ours = vit_registers.load_image_text(tmp_path / "theirs")
+    ours.save(tmp_path / "ours", "transformers", dtype=dtype)
+    back = vit_registers.load_image_text(tmp_path / "ours")
+    same = np.asarray(ours.text.proj.kernel[...]).astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(back.text.proj.kernel[...], same)
+
+
+def test_a_run_without_a_text_tower_is_refused(untrained, tmp_path):
+    untrained(tmp_path / "run", make_config())
+    with pytest.raises(CheckpointError, match=r"is a run without a text tower; vit_registers.load loads"):
+        vit_registers.load_image_text(tmp_path / "run")
+
+
 # --- bad input --------------------------------------------------------------------------------------
 
 
@@ -474,7 +523,7 @@ def test_formats_that_cannot_represent_a_model_say_why(hf, numpy_state):
     for name, target, message in (
         ("siglip", "clip", "'clip' has text towers with a causal mask"),
         ("clip quick", "big_vision", "'big_vision' has text towers with no causal mask"),
-        ("clip another end", "clip", "text.end_token is set"),
+        ("clip another end", "clip", "text.end_token=40 is not the largest"),
         ("clip quick", "timm", "to='timm' is unknown"),
     ):
         with pytest.raises((CheckpointError, ConfigError), match=re.escape(message)) as error:

@@ -54,6 +54,11 @@ class OpenedImageText:
         """The settings of the image tower, which has no head."""
         return dataclasses.replace(self.image.model, num_classes=0, use_head_bias=True)
 
+    @property
+    def has_logit_bias(self) -> bool:
+        """Whether logits have a bias, as in SigLIP."""
+        return any(rule.leaves == (("logit_bias",),) for rule in self.text_map)
+
 
 def understand_image_text(
     weights: Weights,
@@ -149,8 +154,7 @@ def read_image_text(opened: OpenedImageText) -> dict[str, Any]:
     if "head" in params["vit"]:
         params["image_proj"] = params["vit"].pop("head")
     weights = opened.text_weights
-    has_logit_bias = any(rule.leaves == (("logit_bias",),) for rule in opened.text_map)
-    shapes = text_leaves(opened.text, has_logit_bias=has_logit_bias)
+    shapes = text_leaves(opened.text, has_logit_bias=opened.has_logit_bias)
     for rule in opened.text_map:
         arrays = [as_float32(weights[name], name, weights.where) for name in rule.names]
         parts = rule.load(arrays, [shapes[leaf].shape for leaf in rule.leaves])

@@ -154,8 +154,10 @@ def _fit(
             f"'{key}' has text towers with {convention[0]} and pool='{convention[1]}', and this one has "
             f"text.is_causal={text.is_causal} and text.pool='{text.pool}'"
         )
-    if text.end_token is not None and key == "clip":
-        raise CheckpointError("'clip' pools the largest id of a text, and text.end_token is set")
+    if text.end_token not in (None, text.vocab_size - 1) and key == "clip":
+        raise CheckpointError(
+            f"'clip' pools the largest id of a text, and text.end_token={text.end_token} is not the largest"
+        )
     params, notes = dict(params), []
     if form.has_projection_bias and not text.has_projection_bias:
         proj = {**params["text"]["proj"], "bias": np.zeros(text.embed_dim, np.float32)}
