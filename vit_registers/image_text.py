@@ -18,6 +18,7 @@ from vit_registers.interop import image_text as interop
 from vit_registers.interop.export import targets
 from vit_registers.interop.export.files import check_name
 from vit_registers.interop.export.image_text import IMAGE_TEXT_TARGETS, export_image_text
+from vit_registers.interop.export.text_configs import is_by_timm
 from vit_registers.interop.hints import Hints
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.tensor_map import table_text
@@ -90,7 +91,7 @@ def _check_written(e: targets.Export, path: str, to: str, dtype: np.dtype) -> No
         hidden_act=e.model.activation,
         pooling=e.model.pooling,
     )
-    source = {"open_clip": "auto" if e.model.pooling == "map" else to}.get(to, to)
+    source = "timm" if is_by_timm(e.model) and to == "open_clip" else to
     heads = dims(block_settings(e.text)).num_heads
     opened = interop.open_image_text(path, source=source, hints=hints, text_num_heads=heads)
     compare_parameters(
@@ -174,7 +175,7 @@ def image_text_table(
     """Which tensors of weights of another code base are which parameters, a line for each."""
     opened = _open(name, params=params, source=source, hints=hints, text_num_heads=text_num_heads)
     image = opened.image
-    leaves = interop.text_leaves(opened.text, has_logit_bias=opened.has_logit_bias)
+    leaves = interop.text_leaves(opened.text, opened.joint)
     return "\n".join(
         (
             interop.describe_image_text(opened),

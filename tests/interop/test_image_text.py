@@ -8,14 +8,19 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
 import vit_registers
 from tests.fixtures.digits import make_config
 from tests.fixtures.quick import parametrize_quick
+from vit_registers.config import Model, Text
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.export.image_text import image_text_state_dict
 from vit_registers.interop.image_text import image_text_from_state_dict
+from vit_registers.models.text.image_text import ImageTextModel
+from vit_registers.models.text.tower import TextTower
+from vit_registers.models.vit import ViT
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -163,6 +168,11 @@ def test_images_of_another_size(hf, images, assert_close, tmp_path):
         assert_close(ours.embed_images(images((48, 24))), expected.pooler_output)
 
 
+TINY_IMAGE = {"width": 48, "depth": 2, "num_heads": 6, "mlp_dim": 64, "patch_size": 8, "image_size": (32, 32)}
+TINY_IMAGE |= {"num_classes": 0, "norm_eps": 1e-5, "use_patch_bias": False, "has_cls_position": False}
+TINY_TEXT = {"width": 32, "depth": 2, "num_heads": 4, "mlp_dim": 48, "vocab_size": 50, "context": 9}
+TINY_TEXT |= {"embed_dim": 24}
+
 # --- OpenCLIP and OpenAI, where they are installed --------------------------------------------------
 
 OPEN_CLIP = {
@@ -260,6 +270,49 @@ def test_siglip_of_open_clip_there_and_back(open_clip, randomise, numpy_state, a
             scale = max(1.0, float(np.abs(value).max()))
             np.testing.assert_allclose(np.asarray(found) / scale, value / scale, atol=1e-5, rtol=0)
         assert_same(state, image_text_state_dict(ours, "open_clip"))
+
+
+@pytest.mark.slow
+def test_an_image_tower_of_timm_with_registers_in_open_clip(
+    open_clip, randomise, numpy_state, assert_same, tmp_path
+):
+    vision = {"image_size": 256, "timm_model_name": "vit_wee_patch16_reg1_gap_256", "timm_proj_bias": True}
+    config = OPEN_CLIP | {"vision_cfg": vision}
+    theirs = theirs_of_open_clip(open_clip, randomise, config)
+    with torch.no_grad():
+        for parameter in theirs.visual.parameters():  # noise of 0.2 in 14 blocks is chaotic
+            parameter.mul_(0.3)
+    state = numpy_state(theirs)
+    images = np.random.default_rng(0).normal(size=(2, 256, 256, 3)).astype(np.float32)
+    ours = image_text_from_state_dict(state, source="timm", config=config)
+    assert ours.vit.model.num_registers == 1 and ours.vit.model.pooling == "gap"
+    for found, value in zip(
+        run(ours, images, texts()), answers_of_open_clip(theirs, images, texts()), strict=True
+    ):
+        scale = max(1.0, float(np.abs(value).max()))
+        np.testing.assert_allclose(np.asarray(found) / scale, value / scale, atol=1e-5, rtol=0)
+    assert_same(state, image_text_state_dict(ours, "open_clip"))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "gap"])
+def test_ours_with_registers_in_open_clips_names(pooling, images, tmp_path):
+    """CLIP's image tower with registers before its first norm, as a file for a tower of timm."""
+    image = Model(**TINY_IMAGE, pooling=pooling, use_cls=pooling == "cls", use_norm_pre=True, num_registers=2)
+    rngs = nnx.Rngs(0)
+    towers = ViT(image, rngs=rngs), TextTower(Text(**TINY_TEXT), rngs=rngs)
+    ours = ImageTextModel(*towers, has_image_proj=True, rngs=rngs)
+    state = image_text_state_dict(ours, "open_clip")
+    assert state["visual.trunk.reg_token"].shape == (1, 2, 48)
+    assert state["visual.head.proj.weight"].shape == (24, 48)
+    told = {"num_heads": 6, "text_num_heads": 4, "hidden_act": "gelu"}
+    back = image_text_from_state_dict(state, source="timm", **told)
+    for found, value in zip(run(back, images(), texts()), run(ours, images(), texts()), strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-5)
+    for target in ("transformers", "clip"):
+        with pytest.raises(
+            CheckpointError, match=r"have no place for registers|no cls token|cannot be written"
+        ):
+            image_text_state_dict(ours, target)
 
 
 @pytest.fixture(scope="module")

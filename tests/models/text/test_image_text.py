@@ -63,9 +63,9 @@ def test_logits_are_scaled_cosines_plus_the_bias():
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
-    with pytest.raises(ConfigError, match="model.num_classes=5: .* must be 0"):
+    with pytest.raises(ConfigError, match=r"model.num_classes=5: .* must be 0"):
         make(dataclasses.replace(IMAGE, num_classes=5))
-    with pytest.raises(ConfigError, match="text.embed_dim=24: must be the width 32 of the image tower"):
+    with pytest.raises(ConfigError, match=r"text.embed_dim=24: must be the width 32 of the image tower"):
         make(has_image_proj=False)
 
 
