@@ -91,6 +91,7 @@ ALLOWED = {
         "interop",
     },
     "image_text": {
+        "storage",
         "errors",
         "checkpoint_names",
         "config",
@@ -98,6 +99,7 @@ ALLOWED = {
         "loaded_model",
         "loading",
         "models",
+        "runs",
         "runtime",
     },
     "fine_tuning": {

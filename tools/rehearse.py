@@ -27,7 +27,8 @@ from absl import logging
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of this program and of all processes
 
-from tools.emulator import Emulator, free_port
+from tools.emulator import Emulator
+from tools.ports import free_port
 from tools.rehearsal import life as life_lib
 from tools.rehearsal.jobs import Command, Job
 from tools.rehearsal.life import EVENTS, LOST_TIMEOUT_S, Life, Row

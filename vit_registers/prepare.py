@@ -5,8 +5,8 @@
     vit-registers prepare --name=photos --from_folder=DIR [--data_dir=DIR]  # DIR/{train,val}/<class>/*
     vit-registers prepare ... --data_dir=gs://BUCKET/PATH [--local_dir=DIR]
 
-A --data_dir in gs:// is prepared in a local folder first, and then uploaded. The same command goes on with
-an upload that was interrupted.
+A --data_dir in gs:// is prepared in a local folder first, and then uploaded. The same command
+completes an upload that was interrupted.
 
 Your own builder is a Python file with one class that derives from a builder of tfds.core, or the folder
 that `tfds new` makes. Its code runs here only; training reads the files that it wrote. For data sets whose

@@ -20,13 +20,13 @@ from PIL import Image
 import vit_registers
 from tests.fixtures.digits import flags, make_config
 from tests.fixtures.faulty_store import FaultyStore
-from tools.emulator import free_port
+from tests.fixtures.processes import joined, run_processes
+from tools.ports import free_port
 from vit_registers import train as train_lib
 from vit_registers.config import Data
 from vit_registers.data.loaders import open_data
 from vit_registers.data.sources.folder import Folder
 from vit_registers.errors import UserError
-from vit_registers.runtime import distributed
 from vit_registers.storage import objects
 
 ROOT = Path(__file__).parents[2]
@@ -95,15 +95,7 @@ def _read_and_train(folder, given):
 
 
 def _work(port, count, me, folder, given):
-    distributed.join(
-        is_cluster=False,
-        coordinator=f"127.0.0.1:{port}",
-        num_processes=int(count),
-        process_id=int(me),
-        connect_timeout_s=120.0,
-        lost_timeout_s=60.0,
-    )
-    with distributed.together(60.0):
+    with joined(port, count, me, 60.0):
         _read_and_train(folder, json.loads(given))
 
 
@@ -116,22 +108,11 @@ def test_two_processes_train_on_gs_as_on_local_files_and_see_each_image_once(
 ):
     assert prepare()[0] == 0
     given, port = {"gs": gs_folder, "local": f"{tmp_path}/local"}, str(free_port())
-    variables = quick() | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     commands = [
         [sys.executable, __file__, port, "2", str(me), str(tmp_path), json.dumps(given)] for me in range(2)
     ]
-    logs = [tmp_path / f"{me}.log" for me in range(2)]
-    running = []
-    for command, log in zip(commands, logs, strict=True):
-        with log.open("w") as file:
-            running.append(subprocess.Popen(command, env=variables, stdout=file, stderr=file))
-    try:
-        codes = [program.wait(timeout=280) for program in running]
-    finally:
-        for program in running:
-            program.kill()
-            program.wait()
-    assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
+    results = run_processes(commands, quick(), tmp_path, timeout_s=280)
+    assert [code for code, _, _ in results] == [0, 0], [err[-2000:] for _, _, err in results]
     seen = {
         name: np.array([json.loads((tmp_path / f"{name}-{me}.json").read_text()) for me in range(2)])
         for name in given

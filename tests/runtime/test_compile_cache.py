@@ -9,6 +9,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from tests.fixtures.digits import flags
+from vit_registers.errors import ConfigError
 from vit_registers.runtime import compile_cache
 from vit_registers.runtime.compile_cache import AUTO, OFF, VARIABLE, use_compile_cache
 
@@ -104,6 +105,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(program, tmp_path, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("no compile cache: ") and str(tmp_path / "cache") in line
     assert "run.compile_cache=off" in line
+
+
+def test_a_folder_in_an_object_store_is_refused(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"run\.compile_cache=gs://bucket/jax must be "):
+        program("gs://bucket/jax")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_one_line(program, tmp_path, capsys, monkeypatch):

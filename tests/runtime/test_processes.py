@@ -11,7 +11,6 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.fixtures.digits import make_config
+from tests.fixtures.processes import joined, run_processes
+from tools.ports import free_port
 from vit_registers import train as train_lib
 from vit_registers.config import Mesh
 from vit_registers.errors import ConfigError
@@ -148,58 +149,29 @@ def _finish(folder):
 
 
 def _work(port, count, me, folder, what):
-    distributed.join(
-        is_cluster=False,
-        coordinator=f"127.0.0.1:{port}",
-        num_processes=int(count),
-        process_id=int(me),
-        connect_timeout_s=120.0,
-        lost_timeout_s=LOST_S,
-    )
-    with distributed.together(LOST_S):
+    with joined(port, count, me, LOST_S):
         globals()[what](folder)
 
 
 # --- starting it -------------------------------------------------------------------------------
 
 
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture
 def job(compilation_cache, tmp_path):
     """job("_train", 2) -> [(exit code, standard output, standard error), ...] of 2 processes."""
-    running = []
 
     def job(what, count=2, timeout_s=600):
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
-        port = str(_free_port())
-        # Files, because a full pipe would block its writer, and so all processes.
-        logs = [[tmp_path / f"{me}.{name}" for name in ("out", "err")] for me in range(count)]
-        for me, (out, err) in enumerate(logs):
-            command = [sys.executable, __file__, port, str(count), str(me), str(tmp_path), what]
-            with out.open("w") as stdout, err.open("w") as stderr:
-                running.append(subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr))
-        deadline = time.monotonic() + timeout_s
-        codes = [program.wait(deadline - time.monotonic()) for program in running]
-        running.clear()
-        return [
-            (code, out.read_text(), err.read_text()) for code, (out, err) in zip(codes, logs, strict=True)
-        ]
+        shared = [str(free_port()), str(count)]
+        commands = [[sys.executable, __file__, *shared, str(me), str(tmp_path), what] for me in range(count)]
+        return run_processes(commands, environment, tmp_path, timeout_s)
 
-    yield job
-    for program in running:
-        program.kill()
-        program.wait()
+    return job
 
 
 def _errors(text):
@@ -356,7 +328,7 @@ def test_processes_with_different_data_refuse_each_other(job):
     ],
 )
 def test_processes_with_different_settings_refuse_each_other(start, tmp_path, other, message):
-    port = _free_port()
+    port = free_port()
     common = ("--config=configs/digits.py:steps=4", f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
     first = start("train", *common, "--process_id=0", f"--workdir={tmp_path}", "--config.data.data_dir=here")
     second = start("train", *common, "--process_id=1", f"--workdir={tmp_path}", *other)
@@ -389,7 +361,7 @@ def test_a_job_that_is_done_ends_at_once(job):
 
 def _meet(*callers, port=None, timeout_s=1.0):
     """What each of (process_id, num_processes) gets: None, or its error."""
-    port, results = port or _free_port(), {}
+    port, results = port or free_port(), {}
 
     def call(place, process_id, count):
         try:
@@ -416,7 +388,7 @@ def test_processes_that_fit_together_meet():
 @pytest.mark.parametrize("failing", [0, 2])
 def test_a_process_that_cannot_start_tells_the_others(failing):
     """Those that called before it and those that call after it; it does not wait when all know."""
-    port, started = _free_port(), time.monotonic()
+    port, started = free_port(), time.monotonic()
     words = {"num_processes": 4, "process_id": failing, "line": "no setting 'x y': did you mean 'z'?"}
 
     def refuse():
@@ -455,7 +427,7 @@ def test_a_port_that_is_taken_is_one_line():
 
 
 def test_strangers_at_the_port_are_not_counted():
-    port, found = _free_port(), []
+    port, found = free_port(), []
     thread = threading.Thread(target=lambda: found.extend(_meet((0, 2), port=port, timeout_s=20)))
     thread.start()
     while True:

@@ -56,10 +56,12 @@ def test_a_jobset_has_the_fields_of_its_kind(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_job_is_one_of_kubernetes(kind):
-    validate = pytest.importorskip("kubernetes_validate").validate
+    schema = pytest.importorskip("kubernetes_validate")
     _, spec = job_of(kind)
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "s16"}, "spec": spec}
-    validate(job, "1.31", strict=True)
+    schema.validate(job, "1.31", strict=True)  # raises if it is not one
+    with pytest.raises(schema.ValidationError, match="two"):
+        schema.validate({**job, "spec": {**spec, "parallelism": "two"}}, "1.31", strict=True)
 
 
 def action_on(kind, *, code=None, is_disrupted=False):

@@ -11,7 +11,6 @@ cores, the times are mostly those of the CPU. What process 0 does alone is measu
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
+from tools.ports import free_port
 from vit_registers.config import Checkpoint, Config, Data, Mesh, Run
 from vit_registers.data.order import training_order
 from vit_registers.runs.checkpoint_folder import checkpoint_root
@@ -139,7 +139,7 @@ def measure(count: int) -> dict[str, Times]:
     """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     with tempfile.TemporaryDirectory() as folder:
-        shared = [str(_free_port()), str(count)]
+        shared = [str(free_port()), str(count)]
         jobs = [
             subprocess.Popen(
                 [sys.executable, "-m", "tools.bench.processes", "--work", *shared, str(me), f"{folder}/run"],
@@ -169,15 +169,9 @@ def measure(count: int) -> dict[str, Times]:
     return {TOGETHER: slowest, ALONE: found[0][ALONE]}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
-
-
 def meeting_s(count: int) -> float:
     """Seconds until process 0 and count - 1 callers have met, all of them threads of this program."""
-    port, words = _free_port(), {"num_processes": count, "timeout_s": _LIMIT_S}
+    port, words = free_port(), {"num_processes": count, "timeout_s": _LIMIT_S}
     calls = [
         threading.Thread(
             target=rendezvous.meet, args=(f"127.0.0.1:{port}",), kwargs={"process_id": me, **words}

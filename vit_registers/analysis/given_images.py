@@ -130,6 +130,8 @@ def _as_split(data: Data) -> tuple[str, str]:
 def open_boxes(given: str) -> Sequence[BoxImage]:
     """Images with boxes: a folder of PASCAL VOC, DIR or DIR:SPLIT, or NAME:SPLIT of TFDS."""
     where, split = name_and_split(given)
+    if "://" in where:
+        raise ConfigError(f"--boxes={given} must be on this machine: copy the folder to a disk")
     folder = Path(where).expanduser()
     if folder.is_dir() and not (folder / "dataset_info.json").exists():  # which TFDS writes
         return boxes.open_voc(folder, split=split or None)

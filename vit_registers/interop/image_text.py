@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import containers, reading
 from vit_registers.interop.containers import Weights
 from vit_registers.interop.hints import Hints, make_hints
-from vit_registers.interop.left_out import TEXT_TOWER
 from vit_registers.interop.names.dinov2_timm_clip import TorchNames
 from vit_registers.interop.names.text import (
+    Joint,
     TextNames,
     openai_numbers,
     recognize_text,
@@ -45,9 +45,9 @@ class OpenedImageText:
 
     image: OpenedWeights  # its head, if any, is the projection
     text: Text
-    names: TextNames
     text_weights: Weights  # by plain names
-    text_map: tuple[TensorRule, ...]  # of the leaves of "text", and of scale and bias
+    text_map: tuple[TensorRule, ...]  # of the leaves of "text", and of what joins the towers
+    joint: Joint
 
     @property
     def model(self) -> Model:
@@ -89,23 +89,23 @@ def understand_image_text(
         given={"num_heads": text_num_heads, "activation": hints.hidden_act},
         where=where,
     )
-    has_logit_bias = names.logit_bias in plain
+    joint = _joint(names, image.native, plain, where)
     names = _with_axes(names, text_weights)
-    rules = text_map(names, text, has_logit_bias=has_logit_bias, source=found.source)
+    rules = text_map(names, text, joint, source=found.source)
     refuse_quantised({plain[name]: dtype for name, dtype in text_weights.dtypes.items()}, where)
     numbers = [rule for rule in openai_numbers(text, image.native.image_size) if rule.names[0] in plain]
     reading.check_names(
         text_weights,
-        text_leaves(text, has_logit_bias=has_logit_bias),
+        text_leaves(text, joint),
         [*rules, *numbers],
         in_file=lambda name: plain.get(name, name),
         source=found.source,
     )
-    _check_widths(image.native, text, where)
-    left_out = {name: what for name, what in found.left_out.items() if what != TEXT_TOWER}
+    _check_widths(image.native, text, joint, where)
+    left_out = {name: what for name, what in found.left_out.items() if name not in found.text.values()}
     image = dataclasses.replace(image, found=dataclasses.replace(found, left_out=left_out))
     return OpenedImageText(
-        image=image, text=text, names=names, text_weights=text_weights, text_map=tuple(rules)
+        image=image, text=text, joint=joint, text_weights=text_weights, text_map=tuple(rules)
     )
 
 
@@ -121,9 +121,23 @@ def _with_axes(names: TextNames, weights: Weights) -> TextNames:
     return dataclasses.replace(names, scalar_axes=len(shape)) if shape in ((), (1,)) else names
 
 
-def _check_widths(image: Model, text: Text, where: str) -> None:
+def _joint(names: TextNames, image: Model, plain: Collection[str], where: str) -> Joint:
+    """What joins the towers; names.image_proj is no head of the image tower."""
+    kernel, bias = (names.image_proj.format(part) for part in ("weight", "bias"))
+    if kernel in plain and image.num_classes:
+        raise CheckpointError(f"{where} has '{kernel}' and a head of the image tower: two projections")
+    return Joint(
+        has_logit_bias=names.logit_bias in plain,
+        image_width=pooled_width(image) if kernel in plain else None,
+        has_image_proj_bias=bias in plain,
+    )
+
+
+def _check_widths(image: Model, text: Text, joint: Joint, where: str) -> None:
     if image.use_pre_logits:
         raise CheckpointError(f"{where} has a layer before the projection of the image tower")
+    if joint.image_width is not None:  # check_names compared its shape
+        return
     width = image.num_classes or pooled_width(image)
     if width != text.embed_dim:
         raise CheckpointError(
@@ -132,15 +146,21 @@ def _check_widths(image: Model, text: Text, where: str) -> None:
         )
 
 
-def text_leaves(text: Text, *, has_logit_bias: bool) -> dict[Leaf, jax.ShapeDtypeStruct]:
-    """The shapes of a text tower under "text", of "logit_scale" and of "logit_bias", by leaf."""
+def text_leaves(text: Text, joint: Joint) -> dict[Leaf, jax.ShapeDtypeStruct]:
+    """The shapes of a text tower under "text", of "logit_scale" and of what `joint` has, by leaf."""
     tower = nnx.eval_shape(lambda: TextTower(text, rngs=nnx.Rngs(0)))
     leaves = leaves_of(nnx.to_pure_dict(nnx.state(tower, nnx.Param)))
     shapes = {
         ("text", *leaf): jax.ShapeDtypeStruct(value.shape, value.dtype) for leaf, value in leaves.items()
     }
-    scalars = ("logit_scale", "logit_bias") if has_logit_bias else ("logit_scale",)
-    return shapes | {(name,): jax.ShapeDtypeStruct((), jnp.float32) for name in scalars}
+    others: dict[Leaf, tuple[int, ...]] = {("logit_scale",): ()}
+    if joint.has_logit_bias:
+        others[("logit_bias",)] = ()
+    if joint.image_width is not None:
+        others[("image_proj", "kernel")] = (joint.image_width, text.embed_dim)
+        if joint.has_image_proj_bias:
+            others[("image_proj", "bias")] = (text.embed_dim,)
+    return shapes | {leaf: jax.ShapeDtypeStruct(shape, jnp.float32) for leaf, shape in others.items()}
 
 
 def read_image_text(opened: OpenedImageText) -> dict[str, Any]:
@@ -149,8 +169,7 @@ def read_image_text(opened: OpenedImageText) -> dict[str, Any]:
     if "head" in params["vit"]:
         params["image_proj"] = params["vit"].pop("head")
     weights = opened.text_weights
-    has_logit_bias = any(rule.leaves == (("logit_bias",),) for rule in opened.text_map)
-    shapes = text_leaves(opened.text, has_logit_bias=has_logit_bias)
+    shapes = text_leaves(opened.text, opened.joint)
     for rule in opened.text_map:
         arrays = [as_float32(weights[name], name, weights.where) for name in rule.names]
         parts = rule.load(arrays, [shapes[leaf].shape for leaf in rule.leaves])

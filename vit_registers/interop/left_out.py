@@ -12,6 +12,7 @@ _UNUSED_INSIDE = {
     r"n_averaged|initted|decay|num_updates": "the state of training",
 }
 TEXT_TOWER = "the text tower"
+IMAGE_PROJECTION = "the projection of images"  # of OpenCLIP, beside image towers of timm
 _DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
 _PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
 TRAINING_STATE = {
@@ -27,6 +28,7 @@ _UNUSED_BESIDE = {
     r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": TEXT_TOWER,
     r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": TEXT_TOWER,
     r"input_resolution|context_length|vocab_size": TEXT_TOWER,
+    r"visual\.head\.proj\.(weight|bias)": IMAGE_PROJECTION,
 }
 _CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
 

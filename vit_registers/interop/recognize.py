@@ -27,7 +27,7 @@ class RecognizedWeights:
     file_names: dict[str, str]  # plain names -> names in the file
     prefix: str
     left_out: dict[str, str]  # names in the file -> what they are
-    text: dict[str, str]  # of those, the text tower: plain names -> names in the file
+    text: dict[str, str]  # of those, the text tower and what joins it: plain names -> names in the file
     note: str = ""  # assumptions
 
     @property

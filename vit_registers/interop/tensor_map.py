@@ -7,12 +7,13 @@ All rules are exact in both directions unless their docstring says otherwise.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vit_registers.errors import CheckpointError
-from vit_registers.models.paths import Leaf
+from vit_registers.models.paths import Leaf, path_text
 
 Shape = tuple[int, ...]
 Arrays = Sequence[np.ndarray]
@@ -210,3 +211,18 @@ class _Scanned(TensorRule):
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
         one = self.rules[0].shapes(leaf_shapes[: len(self.rules[0].leaves)])
         return [(len(self.rules), *shape) for shape in one]
+
+
+def table_text(
+    tensor_map: Sequence[TensorRule], leaves: Mapping[Leaf, Any], in_file: Callable[[str], str]
+) -> str:
+    """A line for each rule: which tensors are which parameters, with shapes. `leaves` have a shape."""
+    lines = []
+    for rule in tensor_map:
+        leaf_shapes = [leaves[leaf].shape for leaf in rule.leaves]
+        theirs = zip(rule.names, rule.shapes(leaf_shapes), strict=True)
+        ours = zip(map(path_text, rule.leaves), leaf_shapes, strict=True)
+        left = " + ".join(f"{in_file(name)} {list(shape)}" for name, shape in theirs)
+        right = " + ".join(f"{name} {list(shape)}" for name, shape in ours) or "fixed"
+        lines.append(f"{left}  =  {right}")
+    return "\n".join(lines)

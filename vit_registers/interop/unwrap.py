@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from vit_registers.config import lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.left_out import TEXT_TOWER, TRAINING_STATE, search, unused_patterns
+from vit_registers.interop.left_out import (
+    IMAGE_PROJECTION,
+    TEXT_TOWER,
+    TRAINING_STATE,
+    search,
+    unused_patterns,
+)
 from vit_registers.interop.values import refuse_quantised
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
@@ -55,7 +61,8 @@ class Network:
     file_names: dict[str, str]  # plain names -> names in the file
     asked: dict[str, str]  # the same for tensors that leave_out matches
     left_out: dict[str, str]  # names in the file -> what they are
-    text: dict[str, str]  # of those, the text tower beside the network: plain names -> names in the file
+    # Of those, the text tower and what joins it to the network: plain names -> names in the file.
+    text: dict[str, str]
     note: str  # which of several copies is loaded
 
 
@@ -255,7 +262,7 @@ def _strip(
             is_head = HEADS.fullmatch(outer)
             inner = outer if is_head else name
             what = None if is_head else search(beside, outer) or search(beside, name)
-            if what == TEXT_TOWER:
+            if what in (TEXT_TOWER, IMAGE_PROJECTION):
                 text[outer] = in_file
             if what is None and shapes[in_file] == ():
                 what = "numbers beside the network"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from vit_registers.errors import ConfigError
 from vit_registers.status import say
 
 AUTO, OFF = "auto", "off"  # values of run.compile_cache; all others are folders
@@ -32,8 +33,10 @@ def use_compile_cache(setting: str, *, is_quiet: bool = False) -> None:
     "auto" is a folder for this kind of processor in the user's cache folder, as executables for another one
     may not run here. The oldest entries are removed if the folder has more than 1 GiB. A folder that cannot
     be written is not used, and an entry that cannot be read or written is compiled again; both are a line,
-    which `is_quiet` suppresses.
+    which `is_quiet` suppresses. Raises ConfigError for a folder in an object store.
     """
+    if "://" in setting:
+        raise ConfigError(f"run.compile_cache={setting} must be 'auto', 'off' or a folder of this machine")
     speak: Callable[[str], None] = (lambda line: None) if is_quiet else say
     if VARIABLE in os.environ:
         _explain_once(None, speak)

@@ -84,8 +84,8 @@ def read_object(path: Name, *, last_bytes: int | None = None) -> bytes:
 def write_object(path: Name, data: bytes, *, generation: str | None = None) -> str:
     """Writes an object as a whole, and returns its generation.
 
-    With `generation`, only if the object has that one; "0" stands for no object. Raises FileExistsError if it
-    has another one, and StoreError if there is no such bucket.
+    With `generation`, only if the object has that one; "0" means that there must be no object. Raises
+    FileExistsError if it has another one, and StoreError if there is no such bucket.
     """
     bucket, key = _parts(path)
     place = store().base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vit_registers.analysis.given_images import open_boxes
 from vit_registers.data.sources.boxes import from_tfds, open_tfds_boxes, open_voc, read_image
-from vit_registers.errors import DataError
+from vit_registers.errors import ConfigError, DataError
 
 RACCOONS = Path(__file__).parents[4] / "shared" / "data" / "raccoon-voc.zip"
 
@@ -331,3 +331,8 @@ def test_prepared_tfds(tmp_path):
         DataError, match="toy has image, image/filename: must have image and objects with bbox"
     ):
         open_tfds_boxes("toy", "train", data_dir=write_tfds(tmp_path / "c", "array_record", has_boxes=False))
+
+
+def test_a_folder_in_an_object_store_is_refused():
+    with pytest.raises(ConfigError, match="--boxes=gs://bucket/voc must be on this machine"):
+        open_boxes("gs://bucket/voc")

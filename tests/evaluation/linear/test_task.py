@@ -44,7 +44,7 @@ def _measure(frozen, settings=SETTINGS, *, folder=None, say=lambda line: None):
         return task.LINEAR(frozen, settings, SPLITS, folder=folder, say=say)
 
 
-def _is_close(one, two):
+def _assert_close(one, two):
     for name, value in one.values.items():
         assert two.values[name] == (pytest.approx(value, abs=2e-3) if isinstance(value, float) else value)
     losses = [[row[-1] for row in result.tables["classifiers"].rows] for result in (one, two)]
@@ -58,7 +58,7 @@ def result():
 
 def test_devices_and_batch_sizes_change_nothing(result):
     one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    _is_close(result, _measure(_frozen(one_device, eval_batch_size=200)))
+    _assert_close(result, _measure(_frozen(one_device, eval_batch_size=200)))
 
 
 def test_what_is_said(result):
@@ -79,7 +79,7 @@ def test_what_is_said(result):
 def test_features_that_are_cached_are_those_of_each_step(result, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(task, "cached_sources", task.streamed_sources)
-        _is_close(result, _measure(_frozen()))
+        _assert_close(result, _measure(_frozen()))
 
 
 def test_a_training_that_was_killed_continues(result, tmp_path):

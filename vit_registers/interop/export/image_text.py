@@ -11,9 +11,10 @@ from flax import nnx
 from vit_registers.config import Model, Text, lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.export.targets import Export, export, transformers_kind
+from vit_registers.interop.export.text_configs import is_by_timm
 from vit_registers.interop.infer import FAMILIES
 from vit_registers.interop.names import text as names_text
-from vit_registers.interop.names.text import TextNames, openai_numbers, text_map
+from vit_registers.interop.names.text import Joint, TextNames, openai_numbers, text_map
 from vit_registers.interop.tensor_map import TensorRule
 from vit_registers.interop.unwrap import HEADS
 from vit_registers.models.blocks import dims
@@ -35,6 +36,7 @@ class _Format:
     needs_projection: bool  # of the image tower
     has_projection_bias: bool  # of the text tower
     has_logit_bias: bool | None  # None: with or without
+    has_own_projection: bool = False  # of images, which is no head of the image tower
     before_text: str = ""  # of the names of the text tower
     activation: str | None = None  # the only one that the format has
     norm_eps: float | None = None
@@ -58,6 +60,9 @@ _FORMATS: dict[str, _Format] = {
         True,
         True,
         activation=None,
+    ),
+    "open_clip/timm": dataclasses.replace(
+        _CLIP, image="timm", prefix="visual.trunk.", has_own_projection=True
     ),
     "clip": dataclasses.replace(
         _CLIP, image="clip", has_logit_bias=False, activation="quick_gelu", norm_eps=1e-5
@@ -88,20 +93,26 @@ def export_image_text(model: Model, text: Text, params: Mapping[str, Any], targe
     form = _FORMATS[key]
     params, notes = _fit(form, key, model, text, params)
     text = dataclasses.replace(text, has_projection_bias="bias" in params["text"]["proj"])
-    image = _export_image(key, form, *_with_head(model, text, params))
+    image = _export_image(key, form, *_with_head(form, model, text, params))
     in_file = lambda name: name if HEADS.fullmatch(name) else form.prefix + name  # noqa: E731
     rules = [_renamed(rule, in_file, "vit") for rule in image.tensor_map]
-    texts = text_map(form.names, text, has_logit_bias="logit_bias" in params, source=target)
+    joint = Joint(
+        has_logit_bias="logit_bias" in params,
+        image_width=pooled_width(model) if form.has_own_projection else None,
+        has_image_proj_bias="bias" in params.get("image_proj", {}),
+    )
+    texts = text_map(form.names, text, joint, source=target)
     if key == "clip":
         texts += openai_numbers(text, image.model.image_size)
     rules += [_renamed(rule, lambda name: form.before_text + name) for rule in texts]
-    others = {name: params[name] for name in ("text", "logit_scale", "logit_bias") if name in params}
+    names = ["text", "logit_scale", "logit_bias"] + ["image_proj"] * form.has_own_projection
+    others = {name: params[name] for name in names if name in params}
     notes += _layer_notes(form, text)
     heads = [(dims(one), name) for one, name in ((model, "image"), (block_settings(text), "text"))]
     if key == "clip" and (odd := [name for sizes, name in heads if sizes.width != 64 * sizes.num_heads]):
         notes.append(f"heads of width 64 are assumed there, which the {' and the '.join(odd)} tower has not")
     return Export(
-        target=key.replace("open_clip/siglip", "open_clip"),
+        target="open_clip" if target == "open_clip" else key,
         model=image.model,
         tensor_map=tuple(rules),
         params={"vit": image.params, **others},
@@ -141,7 +152,9 @@ def _format_of(model: Model, target: str) -> str:
                 f"SigLIP (pooling='map') only, and this one has use_norm_pre=False, pooling='{model.pooling}'"
             )
         return f"transformers/{kind}"
-    return "open_clip/siglip" if target == "open_clip" and model.pooling == "map" else target
+    if target != "open_clip" or not is_by_timm(model):
+        return target
+    return "open_clip/siglip" if model.pooling == "map" else "open_clip/timm"
 
 
 def _fit(
@@ -154,8 +167,10 @@ def _fit(
             f"'{key}' has text towers with {convention[0]} and pool='{convention[1]}', and this one has "
             f"text.is_causal={text.is_causal} and text.pool='{text.pool}'"
         )
-    if text.end_token is not None and key == "clip":
-        raise CheckpointError("'clip' pools the largest id of a text, and text.end_token is set")
+    if text.end_token not in (None, text.vocab_size - 1) and key == "clip":
+        raise CheckpointError(
+            f"'clip' pools the largest id of a text, and text.end_token={text.end_token} is not the largest"
+        )
     params, notes = dict(params), []
     if form.has_projection_bias and not text.has_projection_bias:
         proj = {**params["text"]["proj"], "bias": np.zeros(text.embed_dim, np.float32)}
@@ -182,9 +197,11 @@ def _layer_notes(form: _Format, text: Text) -> list[str]:
     return notes
 
 
-def _with_head(model: Model, text: Text, params: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """The image tower with its projection as a head, and its parameters."""
-    if "image_proj" not in params:
+def _with_head(
+    form: _Format, model: Model, text: Text, params: Mapping[str, Any]
+) -> tuple[Model, dict[str, Any]]:
+    """The image tower and its parameters; its projection is a head unless the format has another place."""
+    if "image_proj" not in params or form.has_own_projection:
         return model, params["vit"]
     has_bias = "bias" in params["image_proj"]
     model = dataclasses.replace(model, num_classes=text.embed_dim, use_head_bias=has_bias)

@@ -65,6 +65,13 @@ class Export:
         """The name in the file of a tensor of the family."""
         return name if HEADS.fullmatch(name) else self.prefix + name
 
+    def whole_params(self) -> dict[str, Any]:
+        """The parameters of a whole model by the names of an ImageTextModel, where `vit` has no head."""
+        vit = {name: value for name, value in self.params["vit"].items() if name != "head"}
+        whole = {**self.params, "vit": vit}
+        head = self.params["vit"].get("head")
+        return whole | ({"image_proj": head} if head is not None else {})
+
     def weights(self, dtype: np.dtype) -> Weights:
         """The tensors by their names in the file, each made when it is read.
 

@@ -51,18 +51,23 @@ def whole_transformers_config(vision: Mapping[str, Any], text: Text, kind: str) 
     return whole | ({"projection_dim": text.embed_dim} if kind == "clip" else {})
 
 
+def is_by_timm(model: Model) -> bool:
+    """Whether OpenCLIP takes such an image tower from timm: its own pool cls, and have no registers."""
+    return not model.use_cls or model.num_registers > 0 or model.pooling == "map"
+
+
 def open_clip_config(model: Model, text: Text, p: Preprocessing) -> dict[str, Any]:
     """The open_clip_config.json of a whole model. Raises CheckpointError if OpenCLIP has no such model."""
-    is_siglip = model.pooling == "map"
+    is_siglip, is_timm = model.pooling == "map", is_by_timm(model)
     is_quick = [one.activation == "quick_gelu" for one in (model, text)]
-    if not is_siglip and is_quick[0] != is_quick[1]:
+    if not is_timm and is_quick[0] != is_quick[1]:
         raise CheckpointError(
             f"open_clip has the quick GELU in both towers or in none: here are {model.activation} and "
             f"{text.activation}"
         )
     config = {
         "embed_dim": text.embed_dim,
-        "vision_cfg": _siglip_vision(model) if is_siglip else _vision(model),
+        "vision_cfg": _timm_vision(model) if is_timm else _vision(model),
         "text_cfg": _text(text),
     }
     if text.activation == "quick_gelu":
@@ -99,14 +104,15 @@ def _vision(model: Model) -> dict[str, Any]:
     }
 
 
-def _siglip_vision(model: Model) -> dict[str, Any]:
+def _timm_vision(model: Model) -> dict[str, Any]:
     sizes = dims(model)
     key = (sizes.width, sizes.depth, sizes.num_heads, sizes.mlp_dim, model.patch_size)
-    if key not in _TIMM_SIGLIP or model.image_size[0] != model.image_size[1]:
+    is_square, is_plain = model.image_size[0] == model.image_size[1], not model.num_registers
+    if key not in _TIMM_SIGLIP or model.pooling != "map" or not (is_square and is_plain):
         known = ", ".join(_TIMM_SIGLIP.values())
         raise CheckpointError(
-            "open_clip takes image towers with attention pooling from timm by name, which has none of these "
-            f"sizes (known: {known}): write a file (.safetensors), or another format"
+            "open_clip takes image towers with registers or without cls from timm by name, and this one is "
+            f"none of {known}: write a file (.safetensors), or another format"
         )
     return {
         "image_size": model.image_size[0],

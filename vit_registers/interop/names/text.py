@@ -27,6 +27,7 @@ class TextNames:
     projection: str = "text_projection"  # [outputs, width] if the name has {}, else [width, outputs]
     logit_scale: str = "logit_scale"
     logit_bias: str = "logit_bias"
+    image_proj: str = "visual.head.proj.{}"  # beside image towers of timm; others have it as a head
     scalar_axes: int = 0  # of these two
     is_siglip: bool = False  # pools the last token, without a causal mask
 
@@ -46,6 +47,15 @@ class TextNames:
     def with_linear_projection(self) -> "TextNames":
         """The names with a layer as the projection, which may have a bias, instead of a matrix."""
         return dataclasses.replace(self, projection=self.projection + ".{}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joint:
+    """What joins the two towers in a file, besides the scale, and is no head of the image tower."""
+
+    has_logit_bias: bool = False
+    image_width: int | None = None  # of what the projection of images reads; None: it has no place here
+    has_image_proj_bias: bool = False
 
 
 OPEN_CLIP = TextNames(layers=dataclasses.replace(CLIP, norm="ln_final.{}"))
@@ -103,8 +113,8 @@ def recognize_text(family: str, names: Collection[str], where: str) -> TextNames
     return found
 
 
-def text_map(names: TextNames, text: Text, *, has_logit_bias: bool, source: str) -> list[TensorRule]:
-    """The rules for all parameters under "text", and for "logit_scale" and "logit_bias".
+def text_map(names: TextNames, text: Text, joint: Joint, *, source: str) -> list[TensorRule]:
+    """The rules for all parameters under "text", and for those of `joint`.
 
     Raises CheckpointError if the family `source` lacks a part of them.
     """
@@ -124,8 +134,11 @@ def text_map(names: TextNames, text: Text, *, has_logit_bias: bool, source: str)
         dataclasses.replace(rule, leaves=tuple(("text", *leaf) for leaf in rule.leaves)) for rule in rules
     ]
     rules.append(_scalar(("logit_scale",), names.logit_scale, names.scalar_axes))
-    if has_logit_bias:
+    if joint.has_logit_bias:
         rules.append(_scalar(("logit_bias",), names.logit_bias, names.scalar_axes))
+    if joint.image_width is not None:
+        leaf, width = ("image_proj",), joint.image_width
+        rules += torch_linear(leaf, (names.image_proj,), inputs=width, has_bias=joint.has_image_proj_bias)
     return rules
 
 
