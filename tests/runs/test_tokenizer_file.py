@@ -30,7 +30,9 @@ def test_a_run_is_not_resumed_with_another_tokenizer(tmp_path):
     write_tokenizer(bpe("a photo of a cat"), run, is_resumed=False)
     before = (run / FILE).read_text()
     for other in (open_tokenizer("bytes", list), bpe("a photo of a dog")):
-        with pytest.raises(ConfigError, match="is not the tokenizer that the run was trained with, which is in"):
+        with pytest.raises(
+            ConfigError, match="is not the tokenizer that the run was trained with, which is in"
+        ):
             write_tokenizer(other, run, is_resumed=True)
         assert (run / FILE).read_text() == before
     write_tokenizer(open_tokenizer("bytes", list), run, is_resumed=False)
@@ -41,7 +43,9 @@ def test_runs_without_captions_have_none(tmp_path):
     run = epath.Path(tmp_path)
     write_tokenizer(None, run, is_resumed=False)
     assert not any(run.iterdir())
-    with pytest.raises(ConfigError, match=r"has no tokenizer.json: it is not a run that was trained on captions"):
+    with pytest.raises(
+        ConfigError, match=r"has no tokenizer.json: it is not a run that was trained on captions"
+    ):
         read_tokenizer(run)
 
 
