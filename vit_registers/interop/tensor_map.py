@@ -6,6 +6,7 @@ All rules are exact in both directions unless their docstring says otherwise.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -89,6 +90,32 @@ def split_bias(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
 
     return TensorRule(
         (leaf,), names, lambda arrays, shapes: [np.concatenate(arrays).reshape(shapes[0])], dump
+    )
+
+
+def joint_dense(leaves: tuple[Leaf, ...], name: str, *, inputs: int) -> TensorRule:
+    """Dense kernels [inputs, outputs...] whose outputs are concatenated in one tensor [outputs, inputs]."""
+
+    def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        ends = np.cumsum([math.prod(shape[1:]) for shape in shapes])[:-1]
+        parts = np.split(arrays[0].T, ends, axis=1)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def dump(kernels: Arrays) -> Arrays:
+        return [np.concatenate([kernel.reshape(inputs, -1) for kernel in kernels], axis=1).T]
+
+    return TensorRule(leaves, (name,), load, dump)
+
+
+def joint_bias(leaves: tuple[Leaf, ...], name: str) -> TensorRule:
+    """Biases that are concatenated in one tensor with one axis."""
+
+    def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        parts = np.split(arrays[0], np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    return TensorRule(
+        leaves, (name,), load, lambda biases: [np.concatenate([bias.reshape(-1) for bias in biases])]
     )
 
 
