@@ -79,7 +79,7 @@ class TarSamples(Samples):
                     found.setdefault(suffix, (member.offset_data, member.size))
                     # tarfile would keep all
                     members.members = []  # pyright: ignore[reportAttributeAccessIssue]
-        except (tarfile.TarError, OSError) as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             self._is_damaged = True
             reason = getattr(error, "strerror", None) or str(error)
             broken.report_unread(name, f"it is not a whole tar file ({reason})", split=split)
