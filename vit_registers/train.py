@@ -74,6 +74,7 @@ from vit_registers.data.loaders import EvalSplit, check_classes
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import UserError
 from vit_registers.evaluation.catalog import make_evaluators
+from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.models.masks import resolve
 from vit_registers.objectives.base import Objective
 from vit_registers.runs import results
@@ -130,7 +131,9 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
         if LABEL in setup.objective.targets:
             # For a resumed run, Checkpoints has compared the class names.
             check_classes(loader, config.model.num_classes)
-        evaluators = state_evaluators(prepared.computed, setup.objective, prepared.splits, mesh)
+        evaluators = state_evaluators(
+            prepared.computed, setup.objective, prepared.splits, mesh, text_reader(prepared)
+        )
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
@@ -215,7 +218,7 @@ def dry_run(config: Config) -> None:
         objective = prepared.setup.objective
         if LABEL in objective.targets:
             check_classes(prepared.loader, config.model.num_classes)
-        state_evaluators(prepared.computed, objective, prepared.splits, prepared.mesh)
+        state_evaluators(prepared.computed, objective, prepared.splits, prepared.mesh, text_reader(prepared))
         if config.init_from.path is not None:
             if config.model.num_classes:
                 fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
@@ -243,8 +246,18 @@ def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress
         return fine_tuning.first_state(config.init_from, config.model, setup, say=progress.say)
 
 
+def text_reader(prepared: Prepared) -> TextReader | None:
+    """What reads texts for the evaluators of a run with captions; None for other runs."""
+    texts = prepared.loader.texts
+    return None if texts is None else TextReader(prepared.computed.text, texts.tokenizer)
+
+
 def state_evaluators(
-    config: Config, objective: Objective, splits: Mapping[str, EvalSplit], mesh: jax.sharding.Mesh
+    config: Config,
+    objective: Objective,
+    splits: Mapping[str, EvalSplit],
+    mesh: jax.sharding.Mesh,
+    reader: TextReader | None = None,
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
     """The evaluators of `config` by name, as functions of the state.
 
@@ -252,7 +265,9 @@ def state_evaluators(
     the first evaluator is also applied to it, as <name>_ema.
     """
     field = averages.eval_field(config.optimizer)
-    evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh, config.tasks)
+    evaluators = make_evaluators(
+        config.objective, config.model, config.data, splits, mesh, config.tasks, reader
+    )
     named: dict[str, Callable[[TrainState], dict[str, float]]] = {}
     for name, evaluator in evaluators.items():
         is_first = not named

@@ -48,8 +48,10 @@ from vit_registers.config.tasks import (
     KnnSettings,
     LinearSettings,
     LogisticSettings,
+    RetrievalSettings,
     SegmentationSettings,
     Tasks,
+    ZeroShotSettings,
 )
 from vit_registers.config.text import Text
 
@@ -73,11 +75,13 @@ __all__ = [
     "Model",
     "ObjectiveSettings",
     "Optimizer",
+    "RetrievalSettings",
     "Run",
     "SegmentationSettings",
     "SelfDistillationSettings",
     "Tasks",
     "Text",
+    "ZeroShotSettings",
     "check_config",
     "check_names",
     "check_section",

@@ -252,6 +252,7 @@ RULES: dict[str, Rule] = {
     "tasks.depth.num_blocks": _at_least(1, _MAX_DEPTH),
     "tasks.depth.num_bins": _at_least(2),
     "tasks.depth.range_m": _positive,
+    "tasks.retrieval.tops": _at_least(1),
     "run.total_steps": _at_least(1, MAX_STEPS),
     "run.total_epochs": _epochs,
     "run.seed": _seed,

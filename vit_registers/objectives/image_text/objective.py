@@ -13,6 +13,7 @@ from vit_registers.data.batch import (
     TOKENS,
     Batch,
     MakeTarget,
+    Texts,
     View,
     join_batch,
     normalize,
@@ -45,6 +46,8 @@ class ImageText:
     def __init__(self, config: Config) -> None:
         self._config, self._settings = config, config.objective.image_text
         self.host_targets: dict[str, MakeTarget] = {}
+        text = config.text
+        self.texts = Texts(text.context, text.vocab_size, self._settings.group)
         self.views = {IMAGE: View(*image_size(config), config.data.train_ops, "data.train_ops")}
 
     def check(self) -> None:

@@ -1,7 +1,7 @@
 """From images and texts to the vectors that are compared, with the parameters of ImageText (objective.py)."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from vit_registers.models.norm import unit
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.partition import gathered
 from vit_registers.models.text.tower import TextTower
+from vit_registers.models.tokens import TokenLayout
 from vit_registers.objectives.base import BACKBONE
 
 # Keys of the parameters beside BACKBONE.
@@ -36,14 +37,16 @@ def embed_images(
     images_BxHxWxC: jax.Array,
     *,
     drop_key: jax.Array | None = None,
-    edits: Edits = NO_EDITS,
+    edits_of: Callable[[TokenLayout], Edits] | None = None,
 ) -> jax.Array:
-    """Unit vectors image_BxE, float32, of normalised images: what the tower pools, projected."""
-    graphdef, _ = abstract_model(model)
-    pooled_BxD = build_model(graphdef, params[BACKBONE])(
-        images_BxHxWxC, drop_key=drop_key, edits=edits
-    ).pooled
-    return unit(project(params, pooled_BxD))
+    """Unit vectors image_BxE, float32, of normalised images: what the tower pools, projected.
+
+    `edits_of` gives the edits of the forward pass for its tokens.
+    """
+    vit = build_model(abstract_model(model)[0], params[BACKBONE])
+    layout = vit.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
+    edits = NO_EDITS if edits_of is None else edits_of(layout)
+    return unit(project(params, vit(images_BxHxWxC, drop_key=drop_key, edits=edits).pooled))
 
 
 def project(params: Mapping[str, Any], x_xD: jax.Array) -> jax.Array:
@@ -51,7 +54,11 @@ def project(params: Mapping[str, Any], x_xD: jax.Array) -> jax.Array:
     x_xD = x_xD.astype(jnp.float32)
     if IMAGE_PROJ not in params:
         return x_xD
-    return x_xD @ gathered(params[IMAGE_PROJ], jnp.float32, prefix=f"{IMAGE_PROJ}/")["kernel"]
+    layer = gathered(params[IMAGE_PROJ], jnp.float32, prefix=f"{IMAGE_PROJ}/")
+    x_xE = x_xD @ layer["kernel"]
+    if "bias" in layer:  # of weights of other code bases
+        x_xE += layer["bias"].reshape(*(1,) * (x_xE.ndim - 1), -1)
+    return x_xE
 
 
 def embed_texts(text: Text, params: Mapping[str, Any], tokens_BxL: jax.Array) -> jax.Array:
