@@ -4,6 +4,7 @@ The captions are those of the source (DataSource.captions), or made of class nam
 image has in a step is a function of (seed, step, record), so a run resumes exactly.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from vit_registers.data.tokenizers.catalog import open_tokenizer
 from vit_registers.errors import ConfigError, DataError
 
 _NUM_LEARNED = 100_000  # images whose captions train a tokenizer
+_NUM_KEPT = 1 << 18  # images whose captions stay in memory
 _NUM_COMPARED = 64  # images that must not all have the same caption
 _logger = logging.getLogger(__name__)
 
@@ -72,7 +74,9 @@ class CaptionTokens:
         """
         self._source, self._split, self.wanted = source, data.train_split, texts
         self._seed, self._broken = seed, broken
-        self._read = source.captions(data.train_split)
+        read = source.captions(data.train_split)
+        # To read a caption of TFDS, the whole record is read, with its image.
+        self._read = None if read is None else functools.lru_cache(_NUM_KEPT)(read)
         self._of_classes: list[list[str]] = []
         if self._read is None:
             if source.lacks_labels is not None:
@@ -97,10 +101,14 @@ class CaptionTokens:
 
     def has_text(self, record: int) -> bool:
         """Whether the image has a caption. Without one, it is reported as data.on_broken says."""
-        if self._read is None or _texts_of(self._read, record):
-            return True
-        self._broken.report_without_text(self._source.describe(self._split, record))
-        return False
+        return self._read is None or bool(self._captions(record))
+
+    def _captions(self, record: int) -> list[str]:
+        assert self._read is not None
+        found = _texts_of(self._read, record)
+        if not found:
+            self._broken.report_without_text(self._source.describe(self._split, record))
+        return found
 
     def _check_different(self) -> None:
         number = min(self._source.num_examples(self._split), _NUM_COMPARED)
@@ -138,11 +146,10 @@ class CaptionTokens:
             tokens_BxL = self._table_CxTxL[label_B, (drawn_B % num_templates).astype(np.int64)]
             self._count(tokens_BxL, 0)
             return tokens_BxL, np.ones(len(record_B), bool)
-        assert self._read is not None
         texts = []
         for drawn, record in zip(drawn_B.tolist(), record_B.tolist(), strict=True):
-            own = _texts_of(self._read, record) if self.has_text(record) else [""]
-            texts.append(own[drawn % len(own)])
+            own = self._captions(record)
+            texts.append(own[drawn % len(own)] if own else "")
         has_text_B = np.array([text != "" for text in texts], bool)
         tokens_BxL, num_cut = self.tokenizer.encode_and_count(texts, self.wanted.context)
         self._count(tokens_BxL[has_text_B], num_cut)

@@ -15,6 +15,7 @@ from PIL import Image
 from vit_registers.config import Captions, Config, Data, Model
 from vit_registers.data.batch import IMAGE, TOKENS, Texts, Training, View
 from vit_registers.data.loaders import open_data
+from vit_registers.data.sources import tar_index
 from vit_registers.data.tokenizers.catalog import open_tokenizer
 from vit_registers.errors import ConfigError, DataError
 
@@ -240,6 +241,52 @@ class TestImagesWithoutText:
             DataError, match=f"{name}.* has no caption: give it one, or set config.data.on_broken"
         ):
             take(open_with(config_of(tmp_path, loader=loader)), 0, 9, device)
+
+
+class TestIndex:
+    """Where the samples of many tar files are is kept in a file beside them."""
+
+    @pytest.fixture(autouse=True)
+    def of_few_samples(self, monkeypatch):
+        monkeypatch.setattr(tar_index, "MIN_SAMPLES", 10)
+
+    def opened(self, root, **settings):
+        loader = open_with(config_of(root, on_broken="skip", **settings))
+        return [loader.captions("train")(i) for i in range(loader.num_examples("train"))], loader.broken_names
+
+    def test_read_again_until_a_file_changes(self, tmp_path, monkeypatch):
+        write_tars(tmp_path)
+        with tarfile.open(tmp_path / "train/9.tar", "w") as tar:
+            add(tar, "a.png", png(0))
+        first = self.opened(tmp_path)
+        assert (tmp_path / "train" / tar_index.FILE).exists() and first[1] == {"9.tar: a"}
+        assert [path.name for path in (tmp_path / "train").glob(".*")] == [tar_index.FILE]
+        with monkeypatch.context() as patch:
+            patch.setattr(tarfile, "open", None)  # not called
+            assert self.opened(tmp_path) == first
+            with pytest.raises(DataError, match=r"9.tar: a has no caption"):
+                open_with(config_of(tmp_path))
+        with tarfile.open(tmp_path / "train/9.tar", "a") as tar:
+            add(tar, "a.txt", b"it has one now")
+        captions, broken = self.opened(tmp_path)
+        assert captions == [*first[0], ["it has one now"]] and not broken
+
+    @pytest.mark.parametrize("damage", ["cut", "other", "empty"])
+    def test_a_damaged_index_is_not_used(self, damage, tmp_path):
+        write_tars(tmp_path)
+        first, path = self.opened(tmp_path), tmp_path / "train" / tar_index.FILE
+        whole = path.read_bytes()
+        path.write_bytes({"cut": whole[: len(whole) // 2], "other": b"text", "empty": b""}[damage])
+        assert self.opened(tmp_path) == first and path.read_bytes() == whole
+
+    def test_none_is_written_for_few_samples_or_damaged_files(self, tmp_path, monkeypatch):
+        write_tars(tmp_path)
+        (tmp_path / "train/9.tar").write_text("text")
+        self.opened(tmp_path)
+        (tmp_path / "train/9.tar").unlink()
+        monkeypatch.setattr(tar_index, "MIN_SAMPLES", 100)
+        self.opened(tmp_path)
+        assert not (tmp_path / "train" / tar_index.FILE).exists()
 
 
 class TestDamage:

@@ -1,6 +1,7 @@
 """Lists of image paths and captions: root/<split>.csv, .tsv or .jsonl. No TensorFlow."""
 
 import csv
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ class ListSamples(Samples):
                 raise DataError(f"{file}, line {number}: {what}; it has {', '.join(map(str, row))}")
             captions.setdefault(path, []).extend(captions_in(row, data.captions.key))
         for path in [path for path, found in captions.items() if not found]:
-            broken.report_without_text(f"{printable(path)} in {file}")
+            broken.report_without_text(f"{_printable(path)} in {file}")
             del captions[path]
         if not captions:
             key = data.captions.key or " or ".join(CAPTION_KEYS)
@@ -53,13 +54,20 @@ class ListSamples(Samples):
         return len(self._captions)
 
     def name(self, i: int) -> str:
-        return printable(self._captions[i][0])
+        return _printable(self._captions[i][0])
 
     def image(self, i: int) -> bytes:
-        return (self._root / self._captions[i][0]).read_bytes()
+        try:
+            return (self._root / self._captions[i][0]).read_bytes()
+        except ValueError as error:  # null characters, lone surrogates
+            raise OSError(errno.EINVAL, "it is not the name of a file") from error
 
     def captions(self, i: int) -> list[str]:
         return self._captions[i][1]
+
+
+def _printable(path: str) -> str:
+    return printable(path.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _rows(file: Path, split: str, broken: BrokenImages) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -17,6 +17,7 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources import listing
 from vit_registers.data.sources.captioned import Samples, captions_in, lines_of
 from vit_registers.data.sources.listing import LeftOut, printable
+from vit_registers.data.sources.tar_index import TarIndex, read_index, write_index
 from vit_registers.errors import DataError
 
 SUFFIX = ".tar"
@@ -44,13 +45,24 @@ class TarSamples(Samples):
         """
         self._key, self._folder = caption_key, folder
         self._shards = listing.scan(folder, LeftOut(), (SUFFIX,)).images
-        places = [place for shard in range(len(self._shards)) for place in self._scan(shard, split, broken)]
-        if not places:
+        index = read_index(folder, self._shards)
+        self._places = self._scan_all(split, broken) if index is None else index.place_Nx6
+        for name in () if index is None else index.without_text:
+            broken.report_without_text(name)
+        if not len(self._places):
             raise DataError(
                 f"the {len(self._shards)} tar files of {printable(str(folder))} have no sample with an image "
                 f"({listing.SUFFIXES_TEXT}) and a caption (.txt, or .json with a caption)"
             )
-        self._places = np.array(places, np.int64)
+
+    def _scan_all(self, split: str, broken: BrokenImages) -> np.ndarray:
+        self._without_text: list[str] = []
+        self._is_damaged = False
+        places = [place for shard in range(len(self._shards)) for place in self._scan(shard, split, broken)]
+        place_Nx6 = np.array(places, np.int64)
+        if not self._is_damaged:
+            write_index(self._folder, self._shards, TarIndex(place_Nx6, self._without_text))
+        return place_Nx6
 
     def _scan(self, shard: int, split: str, broken: BrokenImages) -> Iterator[_Place]:
         name = printable(self._shards[shard])
@@ -65,8 +77,10 @@ class TarSamples(Samples):
                         yield from self._sample(shard, f"{name}: {key}", found, broken)
                         key, found = own, {}
                     found.setdefault(suffix, (member.offset_data, member.size))
-                    members.members = []  # tarfile would keep all
-        except (tarfile.TarError, OSError) as error:
+                    # tarfile would keep all
+                    members.members = []  # pyright: ignore[reportAttributeAccessIssue]
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            self._is_damaged = True
             reason = getattr(error, "strerror", None) or str(error)
             broken.report_unread(name, f"it is not a whole tar file ({reason})", split=split)
         yield from self._sample(shard, f"{name}: {key}", found, broken)
@@ -79,6 +93,7 @@ class TarSamples(Samples):
             return
         text = next((suffix for suffix in _TEXTS if suffix in found and found[suffix][1]), None)
         if text is None:
+            self._without_text.append(printable(name))
             broken.report_without_text(printable(name))
             return
         yield _Place(shard, *found[image], *found[text], text == ".json")

@@ -12,7 +12,7 @@ def clean_as_clip(text: str) -> str:
 
     It requires ftfy, which callers look for.
     """
-    import ftfy
+    import ftfy  # pyright: ignore[reportMissingImports]
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()

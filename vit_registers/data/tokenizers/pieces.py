@@ -21,7 +21,7 @@ class Pieces(Tokenizer):
     def __init__(self, model: bytes, *, is_canonical: bool, where: str) -> None:
         """Raises DataError, which names `where`, for what is not such a model or has no end token."""
         require_extra("text", "sentencepiece", what="data.captions.tokenizer='sentencepiece'")
-        import sentencepiece
+        import sentencepiece  # pyright: ignore[reportMissingImports]
 
         self._bytes, self._is_canonical = model, is_canonical
         self._model: Any = sentencepiece.SentencePieceProcessor()
