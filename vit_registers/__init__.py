@@ -98,7 +98,7 @@ def load_image_text(
     hints = make_hints(
         image_size, num_heads, hidden_act, interpolation, None, None, architecture, leave_out, None
     )
-    return image_text.load_image_text(
+    return image_text.load_both_towers(
         str(path), step=step, params=params, source=source, hints=hints, text_num_heads=text_num_heads
     )
 

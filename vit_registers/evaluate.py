@@ -24,8 +24,7 @@ differ from those of the run, the file name ends with their digest, so that no r
 another one. For weights of another code base it is evaluation/<name>-<split>-<digest>.json. Results of a
 task are <task>-<data>-<split>-<step>-<digest>.json, with tables as CSV and pictures as PNG beside it.
 
-Several processes share the images if each is started with --distributed or --coordinator, as for train.
-Process 0 prints and writes.
+Several processes share the images with --distributed or --coordinator, as in train; process 0 writes.
 
 `python -m vit_registers.evaluate` is the same command.
 """

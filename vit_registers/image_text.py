@@ -99,7 +99,7 @@ def _check_written(e: targets.Export, path: str, to: str, dtype: np.dtype) -> No
     )
 
 
-def load_image_text(
+def load_both_towers(
     text: str,
     *,
     step: int | None,

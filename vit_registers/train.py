@@ -70,7 +70,7 @@ from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Run
 from vit_registers.data.batch import LABEL
-from vit_registers.data.loaders import EvalSplit, check_classes
+from vit_registers.data.loaders import EvalSplit, Loader, check_classes
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import UserError
 from vit_registers.evaluation.catalog import make_evaluators
@@ -132,7 +132,7 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
             # For a resumed run, Checkpoints has compared the class names.
             check_classes(loader, config.model.num_classes)
         evaluators = state_evaluators(
-            prepared.computed, setup.objective, prepared.splits, mesh, text_reader(prepared)
+            prepared.computed, setup.objective, prepared.splits, mesh, own_text_reader(prepared)
         )
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
@@ -173,11 +173,7 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
             writer.settle()
         if writer is not None and is_finished and is_new:
             write_finished(run, loop, setup, state, made)
-        if broken := loader.broken_names:
-            without = "" if loader.texts is None else ", or have no caption"
-            progress.say(f"images left out because they cannot be decoded{without}: {len(broken)}")
-        if loader.texts is not None:
-            progress.say(loader.texts.summary())
+        say_left_out(progress, loader)
         if is_finished:
             progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
         return is_finished
@@ -218,7 +214,9 @@ def dry_run(config: Config) -> None:
         objective = prepared.setup.objective
         if LABEL in objective.targets:
             check_classes(prepared.loader, config.model.num_classes)
-        state_evaluators(prepared.computed, objective, prepared.splits, prepared.mesh, text_reader(prepared))
+        state_evaluators(
+            prepared.computed, objective, prepared.splits, prepared.mesh, own_text_reader(prepared)
+        )
         if config.init_from.path is not None:
             if config.model.num_classes:
                 fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
@@ -246,7 +244,16 @@ def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress
         return fine_tuning.first_state(config.init_from, config.model, setup, say=progress.say)
 
 
-def text_reader(prepared: Prepared) -> TextReader | None:
+def say_left_out(progress: Progress, loader: Loader) -> None:
+    """Prints how many images and captions were left out or cut."""
+    if broken := loader.broken_names:
+        without = "" if loader.texts is None else ", or have no caption"
+        progress.say(f"images left out because they cannot be decoded{without}: {len(broken)}")
+    if loader.texts is not None:
+        progress.say(loader.texts.summary())
+
+
+def own_text_reader(prepared: Prepared) -> TextReader | None:
     """What reads texts for the evaluators of a run with captions; None for other runs."""
     texts = prepared.loader.texts
     return None if texts is None else TextReader(prepared.computed.text, texts.tokenizer)

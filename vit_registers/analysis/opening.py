@@ -176,7 +176,8 @@ def _with_train_images(
     """The model with the images to train probes on, which are prepared as those to test on."""
     data = given_images.shown(one.config.data, given, overrides, flag="--train_data")
     config = dataclasses.replace(one.config, data=data)
-    loader = _open_images(config)
+    loader = open_data(config, needs_labels=False)
+    _check_shared(loader, data.eval_split)
     number = loader.num_examples(data.eval_split)
     given_images.check_apart(one.config.data, data, loader, given)
     train = dataclasses.replace(one, config=config, loader=loader, num_images=min(number, limit or number))
@@ -211,7 +212,8 @@ def _open(
     config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
-    loader = _open_images(config)
+    loader = open_data(config, needs_labels=False)
+    _check_shared(loader, config.data.eval_split)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
         name=name,
@@ -229,11 +231,10 @@ def _open(
     )
 
 
-def _open_images(config: Config) -> Loader:
-    loader = open_data(config, needs_labels=False)
+def _check_shared(loader: Loader, split: str) -> None:
+    """Raises DataError if several processes cannot share the images."""
     if jax.process_count() > 1:
-        require_random_access([EvalSplit(loader, config.data.eval_split)])
-    return loader
+        require_random_access([EvalSplit(loader, split)])
 
 
 def _steps(checkpoint: str) -> list[str]:

@@ -8,7 +8,7 @@ from vit_registers.data.sources.base import DataSource
 from vit_registers.errors import ConfigError, DataError
 
 
-def training_order(
+def example_order(
     data: Data, source: DataSource, texts: Texts | None, *, seed: int, groups: int
 ) -> order.Order:
     """The order of the training split; with `texts`, no batch has an image twice.

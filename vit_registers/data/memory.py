@@ -25,7 +25,7 @@ from vit_registers.data.batch import (
 )
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.caption_tokens import CaptionTokens, open_texts
-from vit_registers.data.example_order import training_order
+from vit_registers.data.example_order import example_order
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.on_device import MEMORY_OPS, Resize
 from vit_registers.data.ops.pil_ops import resize_in_memory
@@ -109,7 +109,7 @@ class MemoryLoader:
         check_divides(data.batch_size, sharding, where="data.batch_size")
         images = self._images(data.train_split, sharding, kind="train")
         take = self._step(sharding, kind="train")
-        training = training_order(
+        training = example_order(
             data, self._source, None if texts is None else texts.wanted, seed=self._seed, groups=self._groups
         )
         targets = dict(self._targets)

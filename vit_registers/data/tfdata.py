@@ -20,7 +20,7 @@ from vit_registers.data import order, streams
 from vit_registers.data.batch import IMAGE, LABEL, TOKENS, Batch, Training, View, default_training
 from vit_registers.data.broken import BrokenImages
 from vit_registers.data.caption_tokens import CaptionTokens, open_texts
-from vit_registers.data.example_order import training_order
+from vit_registers.data.example_order import example_order
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.pixel_ops import fold_in
 from vit_registers.data.ops.strings import Target
@@ -116,7 +116,7 @@ class TfdataLoader:
             raise ConfigError(f"{what}: it is for evaluation only")
         local_size = order.share(data.batch_size, process_count, where="data.batch_size")
         split, texts = data.train_split, self._texts
-        training = training_order(
+        training = example_order(
             data, self._source, None if texts is None else texts.wanted, seed=self._seed, groups=self._groups
         )
         chunks = streams.train_stream(

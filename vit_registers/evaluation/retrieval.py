@@ -19,7 +19,7 @@ from vit_registers.training.sharding import put_same, replicate, replicated
 _ROWS = 256  # of similarities that are in memory
 
 
-class Pairs(NamedTuple):
+class TextPairs(NamedTuple):
     """The texts of a split, and to which images each belongs."""
 
     texts: list[str]
@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
     is_of_classes: bool  # the latter: texts made of classes
 
 
-def read_pairs(split: EvalSplit, captions: Captions) -> Pairs:
+def read_pairs(split: EvalSplit, captions: Captions) -> TextPairs:
     """All texts of a split; for data with classes instead of captions, those that training makes of classes.
 
     Raises DataError if there are neither, or if images cannot be read by number; ConfigError as
@@ -40,7 +40,7 @@ def read_pairs(split: EvalSplit, captions: Captions) -> Pairs:
     if read is None:
         own = class_captions(captions, loader.class_names)
         texts = [text for texts in own for text in texts]
-        return Pairs(texts, np.repeat(np.arange(len(own), dtype=np.int32), len(own[0])), True)
+        return TextPairs(texts, np.repeat(np.arange(len(own), dtype=np.int32), len(own[0])), True)
     require_random_access([split])
     texts, image = [], []
     for i in range(split.loader.num_examples(split.split)):
@@ -49,7 +49,7 @@ def read_pairs(split: EvalSplit, captions: Captions) -> Pairs:
         image += [i] * len(own)
     if not texts:
         raise DataError(f"the images of '{split.split}' of '{split.loader.name}' have no captions")
-    return Pairs(texts, np.array(image, np.int32), False)
+    return TextPairs(texts, np.array(image, np.int32), False)
 
 
 def ranks(
@@ -99,7 +99,7 @@ def measure_retrieval(
     model: Model,
     data: Data,
     split: EvalSplit,
-    pairs: Pairs,
+    pairs: TextPairs,
     mesh: jax.sharding.Mesh,
     edits: EditsOf | None = None,
 ) -> dict[str, float]:

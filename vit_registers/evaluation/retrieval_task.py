@@ -11,7 +11,7 @@ from vit_registers.evaluation.retrieval import measure_retrieval, read_pairs
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult, require_texts
 
 
-def measure(
+def retrieve(
     frozen: FrozenModel,
     settings: Tasks,
     splits: Splits,
@@ -46,4 +46,4 @@ def measure(
     return TaskResult({**values, "left_out": num_left_out([loader], frozen.mesh)}, notes=notes)
 
 
-RETRIEVAL = measure
+RETRIEVAL = retrieve

@@ -94,7 +94,7 @@ def understand_image_text(
     rules = text_map(names, text, joint, source=found.source)
     refuse_quantised({plain[name]: dtype for name, dtype in text_weights.dtypes.items()}, where)
     numbers = [rule for rule in openai_numbers(text, image.native.image_size) if rule.names[0] in plain]
-    reading.check_names(
+    reading.check_tensor_names(
         text_weights,
         text_leaves(text, joint),
         [*rules, *numbers],
@@ -136,7 +136,7 @@ def _joint(names: TextNames, image: Model, plain: Collection[str], where: str) -
 def _check_widths(image: Model, text: Text, joint: Joint, where: str) -> None:
     if image.use_pre_logits:
         raise CheckpointError(f"{where} has a layer before the projection of the image tower")
-    if joint.image_width is not None:  # check_names compared its shape
+    if joint.image_width is not None:  # check_tensor_names compared its shape
         return
     width = image.num_classes or pooled_width(image)
     if width != text.embed_dim:
@@ -184,7 +184,7 @@ def _put(params: dict, leaf: Leaf, value: jax.Array) -> None:
     params[leaf[-1]] = value
 
 
-def load_image_text(opened: OpenedImageText) -> ImageTextModel:
+def load_opened_image_text(opened: OpenedImageText) -> ImageTextModel:
     """The model of an opened checkpoint, with its parameters."""
     model = opened.model
     params = read_image_text(opened)
@@ -233,7 +233,7 @@ def image_text_from_state_dict(
         whole=_as_whole(config),
         text_num_heads=text_num_heads,
     )
-    return load_image_text(opened)
+    return load_opened_image_text(opened)
 
 
 def _as_whole(config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def understand(
     check_agreement(weights.where, settings, native, hints)
     tensor_map = tensor_map_of(found.names, native, found.source)
     leaves = leaves_of(abstract_model(native)[1])
-    check_names(found.weights, leaves, tensor_map, in_file=found.in_file, source=found.source)
+    check_tensor_names(found.weights, leaves, tensor_map, in_file=found.in_file, source=found.source)
     model = native
     if hints.channels is not None:
         check_channels(native.channels, hints.channels, weights.where)
@@ -132,7 +132,7 @@ def _check_left_out(found: RecognizedWeights, weights: Weights, source: str) -> 
         )
 
 
-def check_names(
+def check_tensor_names(
     weights: Weights,
     leaves: Mapping[Leaf, Any],
     tensor_map: Sequence[TensorRule],

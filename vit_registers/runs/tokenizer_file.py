@@ -3,7 +3,7 @@
 from etils import epath
 
 from vit_registers.data.tokenizers.base import Tokenizer
-from vit_registers.data.tokenizers.catalog import from_saved
+from vit_registers.data.tokenizers.catalog import tokenizer_from_saved
 from vit_registers.errors import ConfigError
 from vit_registers.storage import files
 
@@ -32,4 +32,4 @@ def read_tokenizer(run: epath.Path) -> Tokenizer:
     saved = files.read_json_object(run / FILE)
     if saved is None:
         raise ConfigError(f"{run} has no {FILE}: it is not a run that was trained on captions")
-    return from_saved(saved, where=str(run / FILE))
+    return tokenizer_from_saved(saved, where=str(run / FILE))

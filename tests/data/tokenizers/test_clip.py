@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.awkward_texts import AWKWARD, random_texts
 from vit_registers.data.tokenizers import clip
-from vit_registers.data.tokenizers.catalog import from_saved, open_tokenizer
+from vit_registers.data.tokenizers.catalog import open_tokenizer, tokenizer_from_saved
 from vit_registers.errors import DataError, MissingPackageError
 
 for package in ("regex", "tokenizers", "ftfy"):
@@ -84,7 +84,7 @@ def test_saved_and_from_a_path(tokenizer, tmp_path):
     plain.write_bytes(gzip.decompress(clip.find_vocabulary().read_bytes()))
     expected = tokenizer.encode(AWKWARD, 40)
     for other in (
-        from_saved(tokenizer.saved(), where="it"),
+        tokenizer_from_saved(tokenizer.saved(), where="it"),
         open_tokenizer(f"clip(path={str(plain)!r})", list),
     ):
         np.testing.assert_array_equal(other.encode(AWKWARD, 40), expected)

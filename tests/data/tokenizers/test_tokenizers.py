@@ -10,7 +10,7 @@ import pytest
 from tests.fixtures.awkward_texts import AWKWARD, random_texts
 from vit_registers.data.tokenizers import cleaning
 from vit_registers.data.tokenizers.byte_pairs import MIN_VOCAB_SIZE
-from vit_registers.data.tokenizers.catalog import TOKENIZERS, from_saved, open_tokenizer
+from vit_registers.data.tokenizers.catalog import TOKENIZERS, open_tokenizer, tokenizer_from_saved
 from vit_registers.errors import ConfigError, DataError, MissingPackageError
 
 CAPTIONS = [f"a photo of the digit {name}" for name in ("zero", "one", "two", "three", "four", "five")]
@@ -58,7 +58,7 @@ def test_what_is_no_tokenizer_is_refused(text, message):
 @pytest.mark.parametrize("saved", [{}, {"tokenizer": "bpe"}, {"tokenizer": "bpe", "merges": ["a"]}, []])
 def test_what_describes_no_tokenizer_is_refused(saved):
     with pytest.raises(DataError, match="its file does not describe a tokenizer"):
-        from_saved(saved, where="its file")
+        tokenizer_from_saved(saved, where="its file")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -90,7 +90,7 @@ class TestTrained:
 
     def test_saved_as_json(self):
         tokenizer = open_tokenizer("bpe(vocab_size=600)", lambda: CAPTIONS)
-        other = from_saved(json.loads(json.dumps(tokenizer.saved())), where="it")
+        other = tokenizer_from_saved(json.loads(json.dumps(tokenizer.saved())), where="it")
         assert other.vocab_size == tokenizer.vocab_size
         texts = [*AWKWARD, *CAPTIONS]
         np.testing.assert_array_equal(other.encode(texts, 50), tokenizer.encode(texts, 50))
@@ -98,8 +98,8 @@ class TestTrained:
     def test_a_function_of_the_texts(self):
         code = (
             "import json; from tests.fixtures.awkward_texts import random_texts as r; "
-            "from vit_registers.data.tokenizers.byte_pairs import train; "
-            "print(json.dumps([train(r(200), 900), train(r(200)[::-1], 900)]))"
+            "from vit_registers.data.tokenizers.byte_pairs import train_merges; "
+            "print(json.dumps([train_merges(r(200), 900), train_merges(r(200)[::-1], 900)]))"
         )
         runs = [
             json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
@@ -158,7 +158,7 @@ class TestSentencepiece:
 
     def test_saved(self, model):
         tokenizer = open_tokenizer(f"sentencepiece(path={str(model)!r}, canonical=False)", list)
-        other = from_saved(json.loads(json.dumps(tokenizer.saved())), where="it")
+        other = tokenizer_from_saved(json.loads(json.dumps(tokenizer.saved())), where="it")
         np.testing.assert_array_equal(other.encode(AWKWARD, 50), tokenizer.encode(AWKWARD, 50))
 
     def test_what_is_no_model_is_refused(self, tmp_path):

@@ -114,7 +114,7 @@ def _complete(
     work, data = from_first(find_work, mesh), one.config.data
     if work is None:
         return
-    made = compute.feature_batches(
+    made = compute.computed_batches(
         one.model,
         one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh)),
         work,

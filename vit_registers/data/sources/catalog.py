@@ -8,7 +8,7 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.digits import open_digits
 from vit_registers.data.sources.folder import open_folder, open_image_tree
-from vit_registers.data.sources.image_text import open_image_text
+from vit_registers.data.sources.image_text import open_image_text_source
 from vit_registers.data.sources.parts import Parts, whole
 from vit_registers.errors import DataError, require_extra
 
@@ -29,7 +29,7 @@ SOURCES: dict[str, Opener] = {
     "digits": open_digits,
     "folder": open_folder,
     "images": open_image_tree,
-    "image_text": open_image_text,
+    "image_text": open_image_text_source,
 }
 
 

@@ -21,7 +21,7 @@ _LAYOUT = (
 )
 
 
-class ImageText(DataSource):
+class ImageTextSource(DataSource):
     """Images with captions under a folder. A split is a list, a folder of tar files or a folder of images."""
 
     name = "image_text"
@@ -81,10 +81,10 @@ class ImageText(DataSource):
         return self.samples(split).image
 
 
-def open_image_text(data: Data, channels: int, broken: BrokenImages) -> DataSource:
+def open_image_text_source(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     """The images with captions in data.data_dir.
 
-    Raises ConfigError if it is not set, DataError as ImageText does and for a folder in gs://.
+    Raises ConfigError if it is not set, DataError as ImageTextSource does and for a folder in gs://.
     """
     if data.data_dir is None:
         raise ConfigError(f"data.name='image_text' requires data.data_dir: {_LAYOUT}")
@@ -93,4 +93,4 @@ def open_image_text(data: Data, channels: int, broken: BrokenImages) -> DataSour
             f"data.label_key={data.label_key!r}: data.name='image_text' has no classes: unset it"
         )
     remote.refuse_folder(data.data_dir, "data.data_dir")
-    return ImageText(Path(data.data_dir).expanduser(), data, broken)
+    return ImageTextSource(Path(data.data_dir).expanduser(), data, broken)

@@ -25,7 +25,7 @@ class TarIndex(NamedTuple):
     without_text: list[str]  # names of images
 
 
-def read_index(folder: Path, shards: Sequence[str]) -> TarIndex | None:
+def read_tar_index(folder: Path, shards: Sequence[str]) -> TarIndex | None:
     """The index of the folder; None if there is none, or if a file has changed since it was written."""
     try:
         with open(folder / FILE, "rb") as file, np.load(file, allow_pickle=False) as saved:

@@ -17,7 +17,7 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources import listing
 from vit_registers.data.sources.captioned import Samples, captions_in, lines_of
 from vit_registers.data.sources.listing import LeftOut, printable
-from vit_registers.data.sources.tar_index import TarIndex, read_index, write_index
+from vit_registers.data.sources.tar_index import TarIndex, read_tar_index, write_index
 from vit_registers.errors import DataError
 
 SUFFIX = ".tar"
@@ -45,7 +45,7 @@ class TarSamples(Samples):
         """
         self._key, self._folder = caption_key, folder
         self._shards = listing.scan(folder, LeftOut(), (SUFFIX,)).images
-        index = read_index(folder, self._shards)
+        index = read_tar_index(folder, self._shards)
         self._places = self._scan_all(split, broken) if index is None else index.place_Nx6
         for name in () if index is None else index.without_text:
             broken.report_without_text(name)

@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
         ...
 
     def saved(self) -> Mapping[str, Any]:
-        """What `catalog.from_saved` makes an equal tokenizer of, as JSON."""
+        """What `catalog.tokenizer_from_saved` makes an equal tokenizer of, as JSON."""
         ...
 
     def encode(self, texts: Sequence[str], context: int) -> np.ndarray:

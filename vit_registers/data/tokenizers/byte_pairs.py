@@ -20,7 +20,7 @@ _START, _END = "<start_of_text>", "<end_of_text>"  # their names in text, as in 
 _PATTERN = rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 _PACKAGES = ("regex", "tokenizers", "ftfy")
 _MAX_CACHED = 1 << 18  # words
-_FIRST_STAND_IN = 0x4E00  # see `train`
+_FIRST_STAND_IN = 0x4E00  # see `train_merges`
 
 _VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))  # bytes that are their own symbol
 _HIDDEN = tuple(byte for byte in range(256) if byte not in _VISIBLE)
@@ -72,7 +72,7 @@ class BytePairs(Tokenizer):
         return {"tokenizer": self.name, "merges": [" ".join(merge) for merge in self._merges]}
 
 
-def train(texts: Iterable[str], vocab_size: int) -> list[Merge]:
+def train_merges(texts: Iterable[str], vocab_size: int) -> list[Merge]:
     """The merges of a vocabulary of at most `vocab_size` ids that is trained on texts.
 
     They are a function of the texts, whatever their order. Raises ConfigError for a vocabulary that has no

@@ -7,7 +7,7 @@ from typing import Any
 from vit_registers.config import lookup
 from vit_registers.config.strings import parse_call
 from vit_registers.data.tokenizers.base import Tokenizer
-from vit_registers.data.tokenizers.byte_pairs import BytePairs, train
+from vit_registers.data.tokenizers.byte_pairs import BytePairs, train_merges
 from vit_registers.data.tokenizers.byte_values import Bytes
 from vit_registers.data.tokenizers.clip import open_clip_tokenizer
 from vit_registers.data.tokenizers.pieces import Pieces, open_pieces
@@ -32,7 +32,7 @@ def _bytes(texts: Texts) -> Tokenizer:
 
 
 def _bpe(texts: Texts, vocab_size: int) -> Tokenizer:
-    return BytePairs(train(texts(), vocab_size), name="bpe")
+    return BytePairs(train_merges(texts(), vocab_size), name="bpe")
 
 
 TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {
@@ -62,7 +62,7 @@ def open_tokenizer(text: str, texts: Texts) -> Tokenizer:
     return TOKENIZERS[call.name](texts, **call.arguments)
 
 
-def from_saved(saved: Mapping[str, Any], *, where: str) -> Tokenizer:
+def tokenizer_from_saved(saved: Mapping[str, Any], *, where: str) -> Tokenizer:
     """The tokenizer that `saved` describes (Tokenizer.saved). Raises DataError for what is none."""
     try:
         return lookup(_SAVED, saved["tokenizer"], where)(saved)

@@ -22,7 +22,7 @@ class TextInits:
     blocks: Inits  # of the blocks, and `positions`
 
 
-def open_clip(width: int, mlp_dim: int, depth: int) -> TextInits:
+def open_clip_text(width: int, mlp_dim: int, depth: int) -> TextInits:
     """The initializers of OpenAI's and OpenCLIP's text tower; biases of MLPs have torch's default."""
     residual = normal(width**-0.5 * (2 * depth) ** -0.5)
     blocks = dataclasses.replace(
@@ -36,7 +36,7 @@ def open_clip(width: int, mlp_dim: int, depth: int) -> TextInits:
     return TextInits(token_embed=normal(0.02), proj=normal(width**-0.5), blocks=blocks)
 
 
-def big_vision(width: int, mlp_dim: int, depth: int) -> TextInits:
+def big_vision_text(width: int, mlp_dim: int, depth: int) -> TextInits:
     """The initializers of big_vision's text tower, which SigLIP has."""
     return TextInits(
         token_embed=normal(1 / math.sqrt(width)),
@@ -46,6 +46,6 @@ def big_vision(width: int, mlp_dim: int, depth: int) -> TextInits:
 
 
 TEXT_INITS: dict[str, Callable[[int, int, int], TextInits]] = {
-    "open_clip": open_clip,
-    "big_vision": big_vision,
+    "open_clip": open_clip_text,
+    "big_vision": big_vision_text,
 }

@@ -52,7 +52,8 @@ class ImageText:
 
     def check(self) -> None:
         """Raises ConfigError for settings with which training is not possible."""
-        check_image_text(self._config)
+        config = self._config
+        check_image_text(self._settings, config.model, config.text, batch_size=config.data.batch_size)
 
     def init(self, key: jax.Array, backbone: Any = None, heads: Any = None) -> tuple[Any, Any]:
         """({"vit", "text", ...}, {}). `heads`, if given, are all modules but "vit"."""

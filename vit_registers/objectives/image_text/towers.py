@@ -46,10 +46,10 @@ def embed_images(
     vit = build_model(abstract_model(model)[0], params[BACKBONE])
     layout = vit.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
     edits = NO_EDITS if edits_of is None else edits_of(layout)
-    return unit(project(params, vit(images_BxHxWxC, drop_key=drop_key, edits=edits).pooled))
+    return unit(project_images(params, vit(images_BxHxWxC, drop_key=drop_key, edits=edits).pooled))
 
 
-def project(params: Mapping[str, Any], x_xD: jax.Array) -> jax.Array:
+def project_images(params: Mapping[str, Any], x_xD: jax.Array) -> jax.Array:
     """x_xE, float32: vectors of the image tower in the space of the texts; unchanged without a projection."""
     x_xD = x_xD.astype(jnp.float32)
     if IMAGE_PROJ not in params:
