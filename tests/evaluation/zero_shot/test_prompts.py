@@ -71,12 +71,16 @@ def test_bad_settings_are_one_line(text, message):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """packages(*names): a folder of installed packages with files in the form of these two."""
+    """packages(*names): a folder of installed packages with files in the form of these two.
+
+    A package that is not named hides the installed one, and has none of its files.
+    """
 
     def make(*names):
+        for name in ("open_clip", "clip_benchmark"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported')")
         if "open_clip" in names:
-            (tmp_path / "open_clip").mkdir()
-            (tmp_path / "open_clip" / "__init__.py").write_text("raise SystemExit('imported')")
             (tmp_path / "open_clip" / "zero_shot_metadata.py").write_text(
                 "OPENAI_IMAGENET_TEMPLATES = (\n    lambda c: f'a {c}.',\n"
                 "    lambda c: f'the {c}, {{x}}.',\n)\n"
@@ -85,8 +89,7 @@ def packages(tmp_path, monkeypatch):
             )
         if "clip_benchmark" in names:
             folder = tmp_path / "clip_benchmark" / "datasets"
-            folder.mkdir(parents=True)
-            (tmp_path / "clip_benchmark" / "__init__.py").write_text("raise SystemExit('imported')")
+            folder.mkdir()
             templates = {"imagenet1k": ["x {c}"], "cifar10": ["a {c}.", "one {c}"]}
             (folder / "en_zeroshot_classification_templates.json").write_text(json.dumps(templates))
             (folder / "en_classnames.json").write_text(json.dumps({"imagenet1k": ["A", "B"]}))
@@ -116,8 +119,6 @@ def test_the_files_of_clip_benchmark(packages):
 
 def test_missing_and_damaged_packages_are_one_line(packages):
     folder = packages("open_clip")
-    (folder / "clip_benchmark").mkdir()  # another package of that name
-    (folder / "clip_benchmark" / "__init__.py").write_text("")
     with pytest.raises(MissingPackageError, match="pip install --no-deps clip-benchmark"):
         prompts("package(data='cifar10')")
     (folder / "open_clip" / "zero_shot_metadata.py").write_text("x = 1")
