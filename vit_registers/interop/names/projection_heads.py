@@ -79,8 +79,7 @@ def check_heads(
     if modules != expected:
         found, wanted = (", ".join(names) or "no projection head" for names in (modules, expected))
         raise CheckpointError(
-            f"{where} has {found}, and the run has {wanted}: "
-            f"change objective.self_distillation.has_ibot_head, {advice}"
+            f"{where} has {found}, and the run has {wanted}: change the settings of the objective, {advice}"
         )
     if missing := [leaf for leaf in here if leaf not in there]:
         raise CheckpointError(f"{where} lacks a part of {missing[0][0]}: {path_text(missing[0])}; {advice}")
@@ -91,7 +90,7 @@ def check_heads(
     ]
     if differing:
         raise CheckpointError(
-            f"the heads of {where} have other sizes: {'; '.join(differing)}: change "
-            f"objective.self_distillation (head_hidden, head_bottleneck, num_prototypes, ...), {advice}"
+            f"the heads of {where} have other sizes: {'; '.join(differing)}: change the settings of the "
+            f"objective (and text), {advice}"
         )
     return dict(there)
