@@ -15,6 +15,7 @@ from vit_registers.config import (
     Config,
     Mesh,
     Model,
+    Text,
     image_size,
     lookup,
     may_change,
@@ -22,7 +23,7 @@ from vit_registers.config import (
     to_dict,
 )
 from vit_registers.errors import CheckpointError, ConfigError
-from vit_registers.interop import reading
+from vit_registers.interop import image_text, reading
 from vit_registers.interop.class_names import class_names_of
 from vit_registers.interop.hints import Hints
 from vit_registers.interop.hub import is_hub
@@ -141,6 +142,7 @@ def load_run(checkpoint: RunCheckpoint, *, params: str | None = None) -> ViT:
 class ExternalCheckpoint:
     """A checkpoint of another code base. evaluate reads it in the way of a RunCheckpoint."""
 
+    path: str  # on this machine
     opened: OpenedWeights
     config: Config
     normalisation_origin: str
@@ -165,6 +167,18 @@ class ExternalCheckpoint:
             params = {BACKBONE: reading.read_leaves(self.opened)}
         return put_same(params, parameter_shardings(params, mesh))
 
+    def read_image_text(self, mesh: jax.sharding.Mesh, name: str | None = None) -> tuple[Text, Any]:
+        """(settings of the text tower, parameters of both towers over `mesh`) of a model of images and texts.
+
+        Raises CheckpointError for weights without a text tower.
+        """
+        if name == INITIAL:
+            raise ConfigError("--params=initial: only runs have initial text towers")
+        hints = Hints(params=name)
+        opened = image_text.open_image_text(self.path, source="auto", hints=hints)
+        params = image_text.read_image_text(opened)
+        return opened.text, put_same(params, parameter_shardings(params, mesh))
+
 
 def open_external(
     path: str, overrides: Mapping[str, Any], *, params: str | None = None
@@ -187,6 +201,7 @@ def open_external(
     if jax.process_index() == 0:
         print(describe_weights(opened), flush=True)
     return ExternalCheckpoint(
+        path=path,
         opened=dataclasses.replace(opened, model=config.model),
         config=config,
         normalisation_origin=origin,

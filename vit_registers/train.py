@@ -221,7 +221,7 @@ def dry_run(config: Config) -> None:
             if config.model.num_classes:
                 fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
             fine_tuning.start_leaves(config.init_from, config.model)
-            fine_tuning.start_heads(config.init_from, fine_tuning.heads_of(prepared.setup))
+            fine_tuning.start_heads(config.init_from, fine_tuning.heads_of(prepared.setup), config.text)
         for line in describe_run(prepared):
             say(line)
     say("dry run: nothing was written")
@@ -241,7 +241,9 @@ def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress
         with progress.waiting("restoring the checkpoint"):
             return checkpoints.restore(setup.abstract)
     with progress.waiting("initializing the parameters"):
-        return fine_tuning.first_state(config.init_from, config.model, setup, say=progress.say)
+        return fine_tuning.first_state(
+            config.init_from, config.model, setup, text=config.text, say=progress.say
+        )
 
 
 def say_left_out(progress: Progress, loader: Loader) -> None:

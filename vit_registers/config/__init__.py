@@ -51,6 +51,7 @@ from vit_registers.config.tasks import (
     RetrievalSettings,
     SegmentationSettings,
     Tasks,
+    ZeroShotSegmentationSettings,
     ZeroShotSettings,
 )
 from vit_registers.config.text import Text
@@ -81,6 +82,7 @@ __all__ = [
     "SelfDistillationSettings",
     "Tasks",
     "Text",
+    "ZeroShotSegmentationSettings",
     "ZeroShotSettings",
     "check_config",
     "check_names",

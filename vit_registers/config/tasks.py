@@ -169,6 +169,17 @@ class ZeroShotSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShotSegmentationSettings:
+    """Segmentation by models of images and texts: a pixel has the class of the text nearest to its patch.
+
+    Sizes of images and windows are those of tasks.segmentation.
+    """
+
+    data: str | None = None  # as tasks.segmentation.data
+    prompts: str = "captions"  # as tasks.zero_shot.prompts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RetrievalSettings:
     """Retrieval of texts by images, and of images by texts, by models of images and texts."""
 
@@ -189,4 +200,5 @@ class Tasks:
     segmentation: SegmentationSettings = SegmentationSettings()
     depth: DepthSettings = DepthSettings()
     zero_shot: ZeroShotSettings = ZeroShotSettings()
+    zero_shot_segmentation: ZeroShotSegmentationSettings = ZeroShotSegmentationSettings()
     retrieval: RetrievalSettings = RetrievalSettings()

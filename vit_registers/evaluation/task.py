@@ -12,6 +12,7 @@ from vit_registers.errors import ConfigError
 from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.tokens import TokenLayout
+from vit_registers.objectives.base import BACKBONE
 
 
 class FrozenModel(NamedTuple):
@@ -39,6 +40,10 @@ class FrozenTexts(NamedTuple):
 
     params: Any  # all parameters over the mesh, the backbone among them
     reader: TextReader
+
+    def with_backbone(self, backbone: Any) -> "FrozenTexts":
+        """The same with the parameters of another backbone."""
+        return self._replace(params={**self.params, BACKBONE: backbone})
 
 
 def require_texts(frozen: FrozenModel, task: str) -> FrozenTexts:

@@ -7,19 +7,26 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import vit_registers
 from configs import clip_digits, digits
 from tests.fixtures.digits import flags
 from tests.objectives.image_text.test_objective import change
 from vit_registers.config import Mesh, from_mapping
+from vit_registers.data.sources import digit_scenes
 from vit_registers.data.sources.digits import load_split
+from vit_registers.data.tokenizers.byte_values import Bytes
+from vit_registers.errors import ConfigError
 from vit_registers.loading import open_run
 from vit_registers.models.norm import unit
-from vit_registers.runs.tokenizer_file import read_tokenizer
+from vit_registers.objectives.catalog import make_objective
+from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.tokenizer_file import read_tokenizer, write_tokenizer
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.storage import paths
 from vit_registers.train import train
+from vit_registers.training.state import TrainState
 
 CONFIG = change(
     from_mapping(clip_digits.get_config("registers=2,steps=12").to_dict()),
@@ -112,6 +119,36 @@ def test_programs_measure_a_run(run, run_here, tmp_path):
 
 
 @pytest.mark.slow
+def test_zero_shot_segmentation_is_that_of_the_definition(run, run_here, tmp_path, monkeypatch):
+    """A pixel has the class nearest to its patch: each window of 8 px, patches enlarged to pixels."""
+    monkeypatch.setitem(digit_scenes.NUM_SCENES, "test", 3)
+    names = ["nothing", *clip_digits.DIGITS]
+    (tmp_path / "prompts.json").write_text(json.dumps({"templates": ["the number {}."], "names": names}))
+    prompts = f"--config.tasks.zero_shot_segmentation.prompts=file(path='{tmp_path / 'prompts.json'}')"
+    args = (f"--checkpoint={run}", f"--out={tmp_path}", "--task=zero_shot_segmentation", prompts)
+    code, _, error = run_here("evaluate", *args, "--data=digit_scenes:test")
+    assert code == 0, error
+    (path,) = tmp_path.glob("zero_shot_segmentation-*.json")
+    found = json.loads(path.read_text())
+    model = vit_registers.load_image_text(str(run))
+    tokenizer = read_tokenizer(paths.folder(str(run)))
+    texts = tokenizer.encode([f"the number {name}." for name in names], CONFIG.text.context)
+    class_YxE = np.asarray(unit(model.embed_texts(texts)))
+    right = total = 0
+    for i in range(3):
+        scene = digit_scenes.scene("test", i)
+        for top, left in ((8 * row, 8 * column) for row in range(3) for column in range(3)):
+            window = scene.image_HxWx1[top : top + 8, left : left + 8]
+            patches = model.vit.intermediates((window[None] / 255 - 0.5).astype(np.float32) / 0.5, blocks=1)
+            vectors = unit(model.project(patches.patches[0]))
+            cosine = jax.image.resize(vectors @ class_YxE.T, (1, 8, 8, 11), "bilinear", antialias=False)[0]
+            truth = scene.class_HxW[top : top + 8, left : left + 8]
+            right, total = right + int((cosine.argmax(-1) == truth).sum()), total + truth.size
+    np.testing.assert_allclose(found["pixel_accuracy"], right / total, atol=2e-3)
+    assert (found["classes"], found["test_images"], found["crop"]) == (11, 3, 8)
+
+
+@pytest.mark.slow
 def test_captions_of_images_have_retrieval_while_training(tmp_path):
     """A list of images and captions without classes: no zero-shot accuracy, R@k of each evaluation."""
     from PIL import Image
@@ -134,6 +171,66 @@ def test_captions_of_images_have_retrieval_while_training(tmp_path):
     assert found["retrieval/text_to_image_r1"] <= found["retrieval/text_to_image_r10"]
 
 
+@pytest.fixture
+def untrained(tmp_path):
+    """A folder with an untrained run of CLIP, and its weights in the format of transformers."""
+    layers = {"use_norm_after_pool": True, "use_patch_bias": False, "num_registers": 0, "norm_eps": 1e-5}
+    config = change(CONFIG, model=layers)
+    params, extra = make_objective(config).init(jax.random.key(3))
+    one = jax.numpy.ones((), jax.numpy.int32)
+    state = TrainState(step=one, params=params, opt_state=None, ema=None, extra=extra)
+    with Checkpoints(str(tmp_path / "run"), config) as written:
+        written.save(state, {"top1": 0.5})
+    write_tokenizer(Bytes(), epath.Path(tmp_path / "run"), is_resumed=False)
+    vit_registers.load_image_text(str(tmp_path / "run")).save(tmp_path / "weights", "transformers")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_weights_of_another_code_base_give_the_same(untrained, run_here):
+    texts = {"templates": clip_digits.TEMPLATES, "names": clip_digits.DIGITS}
+    (untrained / "prompts.json").write_text(json.dumps(texts))
+    found = {}
+    for name in ("run", "weights"):
+        args = (f"--checkpoint={untrained / name}", f"--out={untrained / 'out' / name}")
+        data = ("--data=digits:test", "--config.data.loader=pil", "--config.data.eval_ops=")
+        data += ("--config.data.mean=(0.5,)", "--config.data.std=(0.5,)")
+        own = ("--config.data.captions.tokenizer=bytes",) if name == "weights" else ()
+        prompts = f"--config.tasks.zero_shot.prompts=file(path='{untrained / 'prompts.json'}')"
+        code, _, error = run_here("evaluate", *args, "--task=zero_shot", *data, *own, prompts)
+        assert code == 0, error
+        (path,) = (untrained / "out" / name).glob("*zero_shot-*.json")
+        found[name] = json.loads(path.read_text())
+    np.testing.assert_allclose(found["weights"]["top1"], found["run"]["top1"], atol=1 / 359)
+    assert found["weights"]["images"] == 359
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_whole_model(untrained, tmp_path):
+    """With keep_head, all that is trained has the values of the weights or of the run; without, the ViT."""
+    layers = {"use_norm_after_pool": True, "use_patch_bias": False, "num_registers": 0, "norm_eps": 1e-5}
+    start = jax.device_get(open_run(str(untrained / "run"), 1).read_params(make_mesh(Mesh())))
+    locked = {"frozen": ("vit/*", "image_proj/*", "text/*", "logit_scale")}
+    for name in ("weights", "run"):
+        init = {"path": str(untrained / name), "keep_head": True}
+        config = change(CONFIG, model=layers, init_from=init, optimizer=locked, run={"total_steps": 1})
+        train(config, str(tmp_path / f"from_{name}"))
+        params = jax.device_get(open_run(str(tmp_path / f"from_{name}"), 1).read_params(make_mesh(Mesh())))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, start)
+    other = change(config, init_from={"path": str(untrained / "weights")}, text={"activation": "gelu_tanh"})
+    with pytest.raises(ConfigError, match=r"text\.activation='gelu_tanh', and the text tower"):
+        train(other, str(tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_weights_and_tokenizers_that_do_not_fit_are_one_line(untrained, run_here):
+    args = (f"--checkpoint={untrained / 'weights'}", "--task=retrieval", "--data=digits:test")
+    code, _, error = run_here("evaluate", *args, "--config.data.captions.tokenizer=clip")
+    assert code == 2
+    assert "clip" in error
+    assert len([line for line in error.splitlines() if line.startswith("error")]) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("registers", [0, 4])
 def test_experiments_on_the_image_tower(registers, run_here, tmp_path):
@@ -145,6 +242,14 @@ def test_experiments_on_the_image_tower(registers, run_here, tmp_path):
         args = (f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / name}", "--num_images=16")
         code, _, error = run_here("analyze", name, *args)
         assert code == 0, error
+    args = (f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'heads'}", "--rule=quantile:0.95")
+    code, _, error = run_here("analyze", "frozen-heads", *args, "--tasks=zero_shot", "--edited_images=16")
+    assert code == 0, error
+    (path,) = (tmp_path / "heads").rglob("*.csv")
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    edits = {row[-4]: row for row in rows}
+    assert {"unedited", "with a test-time register"} <= set(edits), rows
+    assert all(row[-1] == "359" for row in rows)
 
 
 @pytest.mark.slow

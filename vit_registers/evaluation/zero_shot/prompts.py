@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vit_registers.config import Captions, ZeroShotSettings
+from vit_registers.config import Captions, ZeroShotSegmentationSettings, ZeroShotSettings
 from vit_registers.config.strings import parse_call
 from vit_registers.data.class_names import some
 from vit_registers.errors import ConfigError
@@ -47,7 +47,11 @@ PROMPTS: dict[str, Callable[..., ClassTexts]] = {
 }
 
 
-def class_prompts(settings: ZeroShotSettings, captions: Captions, class_names: Sequence[str]) -> Prompts:
+def class_prompts(
+    settings: ZeroShotSettings | ZeroShotSegmentationSettings,
+    captions: Captions,
+    class_names: Sequence[str],
+) -> Prompts:
     """The prompts of these classes.
 
     Names that tasks.zero_shot.prompts gives are for the classes in their order; without any, those of the
