@@ -37,7 +37,7 @@ from vit_registers.models.norm import unit
 from vit_registers.models.params import abstract_model, build_model
 from vit_registers.models.pooling import pooled_width
 from vit_registers.objectives.base import BACKBONE
-from vit_registers.objectives.image_text.towers import project
+from vit_registers.objectives.image_text.towers import project_images
 from vit_registers.runtime.exchange import gather, own_share
 from vit_registers.runtime.mesh import own_mesh
 from vit_registers.training.sharding import batch_sharding, on_own_devices, put_same, replicated
@@ -45,7 +45,7 @@ from vit_registers.training.sharding import batch_sharding, on_own_devices, put_
 _TASK = "zero_shot_segmentation"
 
 
-def measure(
+def segment_by_texts(
     frozen: FrozenModel,
     settings: Tasks,
     splits: Splits,
@@ -122,7 +122,7 @@ def _logits(frozen: FrozenModel, crop: int) -> Callable[[Any, Any, Any], jax.Arr
         x_BxHxWxD = last.patch_BxHxWxD
         if vit.map_pool is not None:
             x_BxHxWxD = vit.map_pool(x_BxHxWxD.reshape(-1, 1, x_BxHxWxD.shape[-1])).reshape(x_BxHxWxD.shape)
-        x_BxHxWxE = unit(project(params, x_BxHxWxD))
+        x_BxHxWxE = unit(project_images(params, x_BxHxWxD))
         cosine_BxHxWxY = jnp.einsum(
             "bhwe,ye->bhwy", x_BxHxWxE, class_YxE, precision=jax.lax.Precision.HIGHEST
         )
@@ -131,4 +131,4 @@ def _logits(frozen: FrozenModel, crop: int) -> Callable[[Any, Any, Any], jax.Arr
     return logits
 
 
-ZERO_SHOT_SEGMENTATION = measure
+ZERO_SHOT_SEGMENTATION = segment_by_texts
