@@ -14,13 +14,15 @@ from safetensors.numpy import save_file
 import vit_registers
 from tests.fixtures.digits import make_config
 from tests.fixtures.quick import parametrize_quick
-from vit_registers.config import Model, Text
+from vit_registers import loading
+from vit_registers.config import Mesh, Model, Text
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop.export.image_text import image_text_state_dict
 from vit_registers.interop.image_text import image_text_from_state_dict
-from vit_registers.models.text.image_text import ImageTextModel
+from vit_registers.models.text.image_text import ImageTextModel, build_image_text
 from vit_registers.models.text.tower import TextTower
 from vit_registers.models.vit import ViT
+from vit_registers.runtime.mesh import make_mesh
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -453,6 +455,22 @@ def test_two_towers_of_big_vision_there_and_back(
         assert_same(towers, dict(np.load(tmp_path / "ours.npz")))
 
 
+def test_whole_weights_are_opened_as_a_checkpoint_to_evaluate(hf, tmp_path, images, agree):
+    """Its parameters have the names of those of a run, over a mesh."""
+    hf("clip quick").save_pretrained(tmp_path)
+    overrides = {"text.dtype": "float32", "data.eval_batch_size": 8}
+    opened = loading.open_external(str(tmp_path), overrides, is_whole=True)
+    params = opened.read_params(make_mesh(Mesh(data=4, fsdp=2)))
+    assert set(params) == {"vit", "text", "image_proj", "logit_scale"} and "head" not in params["vit"]
+    assert opened.config.model.num_classes == 0 and opened.config.text.context == 9
+    ours = build_image_text(
+        lambda rngs: ViT(opened.config.model, rngs=rngs), opened.config.text, params, ImageTextModel
+    )
+    agree(ours, answers(hf("clip quick"), images()))
+    alone = loading.open_external(str(tmp_path), overrides)
+    assert set(alone.read_params(make_mesh(Mesh()))) == {"vit"} and alone.config.model.num_classes == 24
+
+
 # --- the command --------------------------------------------------------------------------------------
 
 
@@ -511,9 +529,9 @@ def clip_state(hf, numpy_state):
     return numpy_state(theirs), theirs.config.to_dict()
 
 
-def refuses(message, state, config=None, **arguments):
+def refuses(message, state, config=None, source="auto", **arguments):
     with pytest.raises((CheckpointError, ConfigError), match=message) as error:
-        image_text_from_state_dict(state, source="auto", config=config, **arguments)
+        image_text_from_state_dict(state, source=source, config=config, **arguments)
     assert "\n" not in str(error.value)
 
 
@@ -562,8 +580,63 @@ def test_what_the_tensors_do_not_determine_is_asked_for(clip_state):
     refuses("give num_heads", state, hidden_act="gelu")
     refuses("give text_num_heads", state, num_heads=6, hidden_act="gelu")
     refuses("give hidden_act", state, num_heads=6, text_num_heads=4)
+    refuses("text_num_heads=0: must be an integer", state, num_heads=6, text_num_heads=0, hidden_act="gelu")
     refuses("config is of type list", state, [1])
     refuses("config has neither model_type .* nor vision_cfg", state, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_ratio": "x"}, "text_cfg.mlp_ratio='x': must be a positive number"),
+        ({"act_kwargs": 1}, "text_cfg.act_kwargs=1: must be an object"),
+        ({"norm_kwargs": {"eps": "x"}}, "norm_kwargs.*: must be an object, with eps as a positive number"),
+        ({"hf_model_name": "roberta"}, "text_cfg.hf_model_name='roberta' is not supported yet"),
+        ({"qk_norm": True}, "text_cfg.qk_norm=True is not supported yet"),
+        ({"pool_type": "first"}, "text_cfg.pool_type='first' is not supported yet"),
+        ({"layers": 3}, "depth of the text tower is 3 in config.json, and 2 in the tensors"),
+        ({"mlp_ratio": 3.0}, "mlp_dim of the text tower is 96 in config.json, and 48 in the tensors"),
+        (None, "has no text_cfg: it is of no text tower"),
+    ],
+    ids=str,
+)
+def test_a_config_of_open_clip_that_does_not_fit_is_refused(changes, message):
+    text = None if changes is None else OPEN_CLIP["text_cfg"] | {"mlp_ratio": 1.5} | changes
+    vision = OPEN_CLIP["vision_cfg"] | {"mlp_ratio": 64 / 48}
+    refuses(message, tiny_open_clip(), {**OPEN_CLIP, "vision_cfg": vision, "text_cfg": text})
+
+
+def test_odd_shapes_are_refused_in_one_line():
+    for name in ("token_embedding.weight", "positional_embedding", "text_projection"):
+        for shape in ((), (3,), (0, 0), (50, 0), (2, 3, 4)):
+            state = tiny_open_clip() | {name: np.zeros(shape, np.float32)}
+            refuses(
+                f"'{name}' of the text tower is .*: must have 2 axes", state, num_heads=6, source="open_clip"
+            )
+    state = tiny_open_clip() | {"token_embedding.weight": np.zeros((50, 32), np.int8)}
+    refuses("perhaps quantised", state, num_heads=6, text_num_heads=4, source="open_clip")
+    state = tiny_open_clip() | {"logit_scale": np.array(np.nan, np.float32)}
+    refuses("'logit_scale' has 1 NaN", state, num_heads=6, text_num_heads=4, source="open_clip")
+
+
+def tiny_open_clip():
+    """The tensors of a small model by OpenCLIP's names."""
+    image = Model(**TINY_IMAGE | {"has_cls_position": True}, use_norm_pre=True, use_norm_after_pool=True)
+    rngs = nnx.Rngs(0)
+    towers = ViT(image, rngs=rngs), TextTower(Text(**TINY_TEXT), rngs=rngs)
+    return image_text_state_dict(ImageTextModel(*towers, has_image_proj=True, rngs=rngs), "open_clip")
+
+
+def test_a_checkpoint_of_open_clips_training(tmp_path, images):
+    """Within "state_dict", with the names of DataParallel, beside the state of the optimizer."""
+    state = tiny_open_clip()
+    plain = image_text_from_state_dict(state, source="open_clip", num_heads=6, text_num_heads=4)
+    wrapped = {f"module.{name}": torch.from_numpy(value) for name, value in state.items()}
+    torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"state": {}}}, tmp_path / "epoch_3.pt")
+    told = {"source": "open_clip", "num_heads": 6, "text_num_heads": 4}
+    ours = vit_registers.load_image_text(tmp_path / "epoch_3.pt", **told)
+    for found, value in zip(run(ours, images(), texts()), run(plain, images(), texts()), strict=True):
+        np.testing.assert_array_equal(found, value)
 
 
 def test_formats_that_cannot_represent_a_model_say_why(hf, numpy_state):

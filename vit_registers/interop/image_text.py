@@ -69,6 +69,8 @@ def understand_image_text(
     text tower, if nothing determines a setting, and for tensors that do not fit.
     """
     whole, where = whole or {}, weights.where
+    if text_num_heads is not None and (type(text_num_heads) is not int or text_num_heads < 1):
+        raise ConfigError(f"text_num_heads={text_num_heads!r}: must be an integer, 1 or more")
     settings = plain_settings(dict(whole))
     image = reading.understand(weights, source=source, hints=hints, settings=settings)
     found = image.found

@@ -63,6 +63,17 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "norm_eps": ("a positive number", lambda value: type(value) in (int, float) and value > 0),
 }
 _COUNT = "a positive integer", _is_count
+# Of text_cfg, besides those of _OPEN_CLIP.
+_OPEN_CLIP_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "mlp_ratio": ("a positive number", lambda value: type(value) in (int, float) and 0 < value < 1000),
+    "no_causal_mask": _TYPES["has_projection_bias"],
+    "eos_id": ("an id", lambda value: type(value) is int),
+    "act_kwargs": ("an object", lambda value: isinstance(value, Mapping)),
+    "norm_kwargs": (
+        "an object, with eps as a positive number",
+        lambda value: isinstance(value, Mapping) and _TYPES["norm_eps"][1](value.get("eps", 1.0)),
+    ),
+}
 
 
 def told_text(whole: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -84,23 +95,22 @@ def told_text(whole: Mapping[str, Any], where: str) -> dict[str, Any]:
     section = {key: value for key, value in section.items() if value is not None}
     table = _OPEN_CLIP if is_open_clip else _TRANSFORMERS
     said = {table[key]: value for key, value in section.items() if key in table}
+    types = {key: _TYPES.get(ours, _COUNT) for key, ours in table.items()}
+    types |= _OPEN_CLIP_TYPES if is_open_clip else {}
     problems = [
-        f"{name}.{key}={section[key]!r}: must be {_TYPES.get(ours, _COUNT)[0]}"
-        for key, ours in table.items()
-        if key in section and not _TYPES.get(ours, _COUNT)[1](section[key])
+        f"{name}.{key}={section[key]!r}: must be {what}"
+        for key, (what, is_valid) in types.items()
+        if key in section and not is_valid(section[key])
     ]
     if problems:
         raise CheckpointError(f"{where}: config.json cannot be used: " + "; ".join(problems))
     if is_open_clip:
         return _DEFAULTS["open_clip"] | said | _told_by_open_clip(whole["model_cfg"], section, where)
-    kind = str(whole.get("model_type"))
+    kind = "siglip" if str(whole.get("model_type")).startswith("siglip") else "clip"
     said = _DEFAULTS[kind] | said
     if kind == "siglip":
-        return (
-            said
-            | _SIGLIP
-            | ({"embed_dim": section["projection_size"]} if "projection_size" in section else {})
-        )
+        size = section.get("projection_size")
+        return said | _SIGLIP | ({} if size is None else {"embed_dim": size})
     end = section.get("eos_token_id", 49_407)
     if not isinstance(end, int) or isinstance(end, bool):
         raise CheckpointError(f"{where}: text_config.eos_token_id={end!r}: must be one integer")
@@ -183,12 +193,16 @@ def _from_tensors(names: TextNames, shapes: Shapes, where: str) -> dict[str, Any
         projection = names.projection.format("weight")
         inputs_axis, bias = int("{}" in names.projection), names.projection.format("bias")
         depth = count_blocks(layers.block, shapes)
-    needed = (names.tokens, names.positions, first, projection, *filter(None, [query]))
-    for name, axes in zip(needed, (2, names.position_axes, None, 2, None), strict=False):
+    lead = int(isinstance(layers, BigVisionNames) and layers.is_scanned)
+    needed = {names.tokens: 2, names.positions: names.position_axes, first: 2 + lead, projection: 2}
+    needed |= {} if query is None else {query: 3 + lead}
+    for name, axes in needed.items():
         if name not in shapes:
             raise CheckpointError(f"{where}: '{name}' of the text tower is missing")
-        if axes is not None and len(shapes[name]) != axes:
-            raise CheckpointError(f"{where}: '{name}' is {shapes[name]}: must have {axes} axes")
+        if len(shapes[name]) != axes or 0 in shapes[name]:
+            raise CheckpointError(
+                f"{where}: '{name}' of the text tower is {shapes[name]}: must have {axes} axes, none empty"
+            )
     (vocab_size, width), is_layer = shapes[names.tokens], bias != projection
     found: dict[str, Any] = {
         "vocab_size": vocab_size,

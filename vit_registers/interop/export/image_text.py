@@ -25,57 +25,50 @@ from vit_registers.models.text.tower import block_settings
 IMAGE_TEXT_TARGETS = ("transformers", "open_clip", "clip", "big_vision")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Format:
-    """How a format has whole models."""
+    """How a format has whole models. The defaults are OpenCLIP's with its own image towers."""
 
-    image: str  # the target of the image tower (targets.TARGETS)
-    prefix: str  # of the names of the image tower
-    names: TextNames
-    is_siglip: bool  # the text tower has no causal mask, and pools the last token
-    needs_projection: bool  # of the image tower
-    has_projection_bias: bool  # of the text tower
-    has_logit_bias: bool | None  # None: with or without
-    has_own_projection: bool = False  # of images, which is no head of the image tower
+    image: str = "open_clip"  # the target of the image tower (targets.TARGETS)
+    prefix: str = "visual."  # of the names of the image tower
     before_text: str = ""  # of the names of the text tower
-    activation: str | None = None  # the only one that the format has
+    names: TextNames = names_text.OPEN_CLIP
+    is_siglip: bool = False  # the text tower has no causal mask, and pools the last token
+    needs_projection: bool = True  # of the image tower
+    has_own_projection: bool = False  # of the image tower, which is no head of it
+    has_projection_bias: bool = False  # of the text tower
+    has_logit_bias: bool | None = None  # None: with or without
+    activation: str | None = None  # the only one that readers of the format assume
     norm_eps: float | None = None
 
 
-_CLIP = _Format("open_clip", "visual.", names_text.OPEN_CLIP, False, True, False, None)
+_SIGLIP = _Format(is_siglip=True, needs_projection=False, has_projection_bias=True, has_logit_bias=True)
 _FORMATS: dict[str, _Format] = {
     "transformers/clip": _Format(
-        "transformers", "vision_model.", names_text.HF_CLIP_TEXT, False, True, False, False
+        image="transformers",
+        prefix="vision_model.",
+        names=names_text.HF_CLIP_TEXT,
+        has_logit_bias=False,
     ),
-    "transformers/siglip": _Format(
-        "transformers", "vision_model.", names_text.HF_SIGLIP_TEXT, True, False, True, True
+    "transformers/siglip": dataclasses.replace(
+        _SIGLIP, image="transformers", prefix="vision_model.", names=names_text.HF_SIGLIP_TEXT
     ),
-    "open_clip": _CLIP,
-    "open_clip/siglip": _Format(
-        "timm",
-        "visual.trunk.",
-        names_text.OPEN_CLIP.within("text").with_linear_projection(),
-        True,
-        False,
-        True,
-        True,
-        activation=None,
+    "open_clip": _Format(),
+    "open_clip/siglip": dataclasses.replace(
+        _SIGLIP,
+        image="timm",
+        prefix="visual.trunk.",
+        names=names_text.OPEN_CLIP.within("text").with_linear_projection(),
     ),
-    "open_clip/timm": dataclasses.replace(
-        _CLIP, image="timm", prefix="visual.trunk.", has_own_projection=True
-    ),
-    "clip": dataclasses.replace(
-        _CLIP, image="clip", has_logit_bias=False, activation="quick_gelu", norm_eps=1e-5
-    ),
-    "big_vision": _Format(
-        "big_vision",
-        "params/img/",
-        names_text.BIG_VISION_TEXT,
-        True,
-        False,
-        True,
-        None,
+    "open_clip/timm": _Format(image="timm", prefix="visual.trunk.", has_own_projection=True),
+    "clip": _Format(image="clip", has_logit_bias=False, activation="quick_gelu", norm_eps=1e-5),
+    "big_vision": dataclasses.replace(
+        _SIGLIP,
+        image="big_vision",
+        prefix="params/img/",
         before_text="params/",
+        names=names_text.BIG_VISION_TEXT,
+        has_logit_bias=None,
         activation="gelu_tanh",
         norm_eps=1e-6,
     ),

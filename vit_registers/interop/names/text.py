@@ -27,8 +27,8 @@ class TextNames:
     projection: str = "text_projection"  # [outputs, width] if the name has {}, else [width, outputs]
     logit_scale: str = "logit_scale"
     logit_bias: str = "logit_bias"
-    image_proj: str = "visual.head.proj.{}"  # beside image towers of timm; others have it as a head
     scalar_axes: int = 0  # of these two
+    image_proj: str = "visual.head.proj.{}"  # beside image towers of timm; others have it as a head
     is_siglip: bool = False  # pools the last token, without a causal mask
 
     def within(self, module: str) -> "TextNames":
