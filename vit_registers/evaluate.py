@@ -12,7 +12,8 @@ All devices are used, regardless of how a run was sharded; --config.mesh.NAME=VA
 them.
 
 --task=NAME measures what the frozen features are good for: knn, linear, logistic, segmentation or depth
-(docs/evaluation.md), by default on the splits of the run.
+(docs/evaluation.md), by default on the splits of the run; zero_shot and retrieval compare images with texts
+(docs/image_text.md).
 
     vit-registers evaluate --checkpoint=runs/digits --task=linear
     vit-registers evaluate --checkpoint=weights.pth --task=knn --data=root:val --train_data=root:train
@@ -113,7 +114,7 @@ from vit_registers.digests import text_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.evaluation.images import num_left_out
-from vit_registers.frozen_evaluation import Given, task_splits
+from vit_registers.frozen_evaluation import Given, task_splits, text_reader
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.runs.reading import RunCheckpoint, trained_config
@@ -175,7 +176,9 @@ def evaluate(
     table = _class_table(run, checkpoint, loader) if config.model.num_classes else None
     with jax.set_mesh(mesh):
         splits = {split: EvalSplit(loader, split, table)}
-        evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh, config.tasks)
+        evaluators = make_evaluators(
+            config.objective, config.model, config.data, splits, mesh, config.tasks, text_reader(checkpoint)
+        )
         values = checkpoint.read_params(mesh, params)
         started = time.monotonic()
         is_quiet, long_s = jax.process_index() != 0, config.run.log_every_s

@@ -19,12 +19,15 @@ from vit_registers.data.loaders import loader_to_evaluate
 from vit_registers.data.selection import require_split, select
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
+from vit_registers.evaluation.catalog import has_texts
 from vit_registers.evaluation.dense.task import splits_of_settings
-from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+from vit_registers.evaluation.task import FrozenModel, FrozenTexts, Splits, TaskResult
 from vit_registers.evaluation.tasks import TASKS, import_task
+from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.reading import RunCheckpoint
+from vit_registers.runs.tokenizer_file import read_tokenizer
 from vit_registers.runtime.mesh import make_mesh, ordered_mesh
 from vit_registers.storage import paths
 from vit_registers.strict_json import dumps
@@ -117,13 +120,25 @@ def open_task(
         "data": ":".join(splits.test),
         "train_data": ":".join(splits.train),
     }
+    if not TASKS[given.task].reads_training:
+        del about["train_data"]
     settings = _settings(config.model, data, config.tasks, given.task)
     stem = _stem(about, splits, settings)
+    reader = text_reader(checkpoint)
     with jax.set_mesh(mesh):
-        backbone = checkpoint.read_params(mesh, given.params)[BACKBONE]
-    frozen = FrozenModel(_model_name(about), config.model, data, backbone, mesh)
+        params = checkpoint.read_params(mesh, given.params)
+    texts = None if reader is None else FrozenTexts(params, reader)
+    frozen = FrozenModel(_model_name(about), config.model, data, params[BACKBONE], mesh, texts=texts)
     about["settings"] = settings
     return TaskRun(frozen, config.tasks, splits, about, stem, config.run.log_every_s)
+
+
+def text_reader(checkpoint: RunCheckpoint | ExternalCheckpoint) -> TextReader | None:
+    """What reads texts for a run with texts; None for others. Raises ConfigError or DataError."""
+    config = checkpoint.config
+    if not isinstance(checkpoint, RunCheckpoint) or not has_texts(config.objective):
+        return None
+    return TextReader(config.text, read_tokenizer(paths.folder(checkpoint.run)))
 
 
 def _batch_size(size: int, image: tuple[int, int]) -> int:

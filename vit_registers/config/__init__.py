@@ -9,6 +9,7 @@ A config file builds a `Config` and returns `to_config_dict(config)`, so that fl
 which refuses unknown keys, wrong types and invalid values.
 """
 
+from vit_registers.config.captions import Captions
 from vit_registers.config.checks import check_config, check_section, check_value
 from vit_registers.config.convert import (
     check_names,
@@ -25,6 +26,7 @@ from vit_registers.config.convert import (
 from vit_registers.config.model import Model
 from vit_registers.config.objectives import (
     ClassificationSettings,
+    ImageTextSettings,
     ObjectiveSettings,
     SelfDistillationSettings,
 )
@@ -46,8 +48,10 @@ from vit_registers.config.tasks import (
     KnnSettings,
     LinearSettings,
     LogisticSettings,
+    RetrievalSettings,
     SegmentationSettings,
     Tasks,
+    ZeroShotSettings,
 )
 from vit_registers.config.text import Text
 
@@ -56,11 +60,13 @@ __all__ = [
     "READ",
     "RESUME",
     "TRANSFER",
+    "Captions",
     "Checkpoint",
     "ClassificationSettings",
     "Config",
     "Data",
     "DepthSettings",
+    "ImageTextSettings",
     "InitFrom",
     "KnnSettings",
     "LinearSettings",
@@ -69,11 +75,13 @@ __all__ = [
     "Model",
     "ObjectiveSettings",
     "Optimizer",
+    "RetrievalSettings",
     "Run",
     "SegmentationSettings",
     "SelfDistillationSettings",
     "Tasks",
     "Text",
+    "ZeroShotSettings",
     "check_config",
     "check_names",
     "check_section",

@@ -16,6 +16,7 @@ class TaskEntry(NamedTuple):
     module: str  # of vit_registers.evaluation, imported when the task is run
     name: str  # in the module
     is_dense: bool = False  # labels for each pixel: the data of a run have none
+    reads_training: bool = True  # images to learn from
 
 
 TASKS: dict[str, TaskEntry] = {
@@ -24,6 +25,8 @@ TASKS: dict[str, TaskEntry] = {
     "logistic": TaskEntry("logistic_task", "LOGISTIC"),
     "segmentation": TaskEntry("segmentation.task", "SEGMENTATION", is_dense=True),
     "depth": TaskEntry("depth.task", "DEPTH", is_dense=True),
+    "zero_shot": TaskEntry("zero_shot.task", "ZERO_SHOT", reads_training=False),
+    "retrieval": TaskEntry("retrieval_task", "RETRIEVAL", reads_training=False),
 }
 
 
