@@ -12,19 +12,23 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from tests.conftest import ROOT
 from tests.fixtures.digits import make_config
 from tests.fixtures.quick import parametrize_quick
+from tests.objectives.image_text.test_training import CONFIG as TEXTS
 from tests.objectives.self_distillation.test_training import CONFIG
 from tests.test_docs import _BLOCK, COMMANDS_OF_PAGES, PAGES
 from vit_registers.config import Data, Model
+from vit_registers.data.tokenizers.byte_values import Bytes
 from vit_registers.interop.export import targets
 from vit_registers.models.params import init_params
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.tokenizer_file import write_tokenizer
 from vit_registers.training.state import TrainState
 
 NAMES = [f"class{number}" for number in range(10)]
@@ -42,7 +46,14 @@ _STEPS = re.compile(r"(?<=@)\d+|(?<=--step=)\d+")  # the untrained run is at ste
 
 # Data sets with labels of pixels, which pages name by folders of the user's own, runs in a bucket, which
 # tests/storage/test_runs.py reads, and jobs of several processes (tests/test_several_processes.py).
-_ELSEWHERE = ("--data=/data/", "--data=data/", "--data=nyu_depth_v2", "--checkpoint=gs://", "--distributed")
+_ELSEWHERE = (
+    "--data=/data/",
+    "--data=imagenet2012:",
+    "--data=data/",
+    "--data=nyu_depth_v2",
+    "--checkpoint=gs://",
+    "--distributed",
+)
 
 
 def _is_short(program, *args):
@@ -58,7 +69,8 @@ SHORT_COMMANDS = [command for command in COMMANDS_OF_PAGES if _is_short(*command
 def made(tmp_path_factory):
     """A folder with the run, weights and images that the pages name."""
     folder = tmp_path_factory.mktemp("made")
-    for name, config in {"digits": make_config(model={"num_registers": 4}), "dino": CONFIG}.items():
+    runs = {"digits": make_config(model={"num_registers": 4}), "dino": CONFIG, "clip": TEXTS}
+    for name, config in runs.items():
         objective = make_objective(config)
         params, extra = objective.init(jax.random.key(0))
         one = jax.numpy.ones((), jax.numpy.int32)
@@ -66,6 +78,7 @@ def made(tmp_path_factory):
         data = TrainedOn(class_names=tuple("0123456789"), num_examples=10)
         with Checkpoints(str(folder / "runs" / name), config, data=data) as written:
             written.save(state, {objective.best.metric: 0.5})
+    write_tokenizer(Bytes(), epath.Path(folder / "runs" / "clip"), is_resumed=False)
     exported = targets.export(MODEL, init_params(MODEL, key=jax.random.key(0)), "timm")
     targets.write(exported, folder / "weights.safetensors", np.dtype("float32"), Data())
     for name in NAMES:

@@ -6,8 +6,8 @@ import jax
 
 from tools.bench.models import linen_step
 from vit_registers.config import Config
-from vit_registers.data.batch import LABEL, Batch
-from vit_registers.objectives.base import Objective
+from vit_registers.data.batch import LABEL, TOKENS, Batch
+from vit_registers.objectives.base import HasTexts, Objective
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.training import sharding
@@ -55,6 +55,7 @@ def _batch(config: Config, mesh: jax.sharding.Mesh, objective: Objective) -> Bat
             for name, view in objective.views.items()
         },
         targets={LABEL: array((), "int32")}
-        | {name: array(x.shape[1:], str(x.dtype)) for name, x in made.items()},
+        | {name: array(x.shape[1:], str(x.dtype)) for name, x in made.items()}
+        | ({TOKENS: array((objective.texts.context,), "int32")} if isinstance(objective, HasTexts) else {}),
         mask_B=array((), "bool"),
     )

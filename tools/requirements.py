@@ -1,4 +1,4 @@
-"""Writes requirements.txt, the dependencies of pyproject.toml and of its extra [data], for `pip install -r`.
+"""Writes requirements.txt, the dependencies of pyproject.toml with the extras [data] and [text], for pip.
 
 python -m tools.requirements
 """
@@ -17,6 +17,8 @@ def requirements() -> str:
         *project["dependencies"],
         "# Extra [data]: data sets of TFDS, large image folders, TensorBoard.",
         *project["optional-dependencies"]["data"],
+        "# Extra [text]: tokenizers of captions.",
+        *project["optional-dependencies"]["text"],
     ]
     return "\n".join(lines) + "\n"
 

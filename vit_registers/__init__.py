@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vit_registers.config import Config
+    from vit_registers.image_text import LoadedImageText
     from vit_registers.loaded_model import LoadedModel
 
 __version__ = "0.1.0"
@@ -61,6 +62,45 @@ def load(
         image_size, num_heads, hidden_act, interpolation, pooling, mask, architecture, leave_out, channels
     )
     return loading.load_model(str(path), step=step, params=params, source=source, hints=hints)
+
+
+def load_image_text(
+    path: str,
+    *,
+    step: int | None = None,
+    params: str | None = None,
+    source: str = "auto",
+    image_size: int | tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    text_num_heads: int | None = None,
+    hidden_act: str | None = None,
+    interpolation: str | None = None,
+    architecture: str | None = None,
+    leave_out: str | Sequence[str] = (),
+) -> LoadedImageText:
+    """The model of images and texts of a run folder, or of a checkpoint of another code base: both towers.
+
+    `model = load_image_text("clip"); model(model.vit.preprocess("photo.jpg"), tokens)` gives logits [images,
+    texts], `model.embed_images` and `model.embed_texts` embeddings that are not normalised, `model.vit` is
+    the image tower as `load` returns it, without a head, and `model.text` the text tower. `tokens` are
+    integer ids [texts, tokens]. `model.save(path, "transformers")` writes it for another library.
+
+    Checkpoints are those of CLIP and SigLIP: files and folders of transformers (CLIPModel, SiglipModel),
+    OpenCLIP (with open_clip_config.json beside the weights), OpenAI, and two_towers of big_vision.
+    `text_num_heads` are the heads of the text tower, if nothing determines them; `hidden_act` is the
+    activation of both towers. The other arguments are those of `load`.
+
+    Raises errors.CheckpointError if there is no text tower, or with all tensors that do not fit.
+    """
+    from vit_registers import image_text
+    from vit_registers.interop.hints import make_hints
+
+    hints = make_hints(
+        image_size, num_heads, hidden_act, interpolation, None, None, architecture, leave_out, None
+    )
+    return image_text.load_both_towers(
+        str(path), step=step, params=params, source=source, hints=hints, text_num_heads=text_num_heads
+    )
 
 
 def recipe(card: str, /, **overrides: Any) -> Config:

@@ -7,7 +7,8 @@
 Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal
 paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
 (a folder for evaluate, analyze and init_from), transformers, timm, big_vision, dinov2, deit, dino, clip,
-open_clip, mup_vit, or stablehlo (the forward pass, which runs without this package). An output that ends in
+open_clip, mup_vit, or stablehlo (the forward pass, which runs without this package). With --text, a whole
+model of images and texts is converted, to transformers, open_clip, clip or big_vision. An output that ends in
 .safetensors or .npz is one file of tensors; any other is a folder, with a model card, the preprocessing and
 the names of classes. The output is read again and compared. --dry-run prints which tensor becomes which
 parameter, and writes nothing.
@@ -66,6 +67,10 @@ def define_flags() -> None:
         "Channels of the images, if other than those of the weights: 1 sums the patch kernel.",
         lower_bound=1,
     )
+    flags.DEFINE_bool(
+        "text", False, "Convert both towers of a model of images and texts, not only the image tower."
+    )
+    flags.DEFINE_integer("text_num_heads", None, "Number of heads of the text tower; as --num_heads.")
     flags.DEFINE_bool("dry-run", False, "Print the tensor map and write nothing.")
     flags.mark_flags_as_required(["input"])
 
@@ -74,19 +79,19 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from vit_registers import cli, loading
+from vit_registers import cli, image_text, loading
 from vit_registers import config as config_lib
 from vit_registers.checkpoint_names import parse_checkpoint
-from vit_registers.config import Model, image_size, lookup
+from vit_registers.config import image_size, lookup
 from vit_registers.conversion import Input, open_input, read_run
-from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.errors import ConfigError
 from vit_registers.interop import reading
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.export import json_configs, stablehlo, targets
@@ -95,11 +100,12 @@ from vit_registers.interop.export.preprocessing_files import own_json
 from vit_registers.interop.hints import Hints, make_hints
 from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.preprocessing import PREPROCESSING_FILE
-from vit_registers.interop.tensor_map import TensorRule
+from vit_registers.interop.tensor_map import table_text
+from vit_registers.interop.values import compare_parameters
 from vit_registers.model_card import write_family_card, write_stablehlo_card
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
-from vit_registers.models.paths import Leaf, leaves_of, path_text
+from vit_registers.models.paths import leaves_of
 from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
@@ -117,18 +123,6 @@ from vit_registers.training.state import TrainState
 
 STABLEHLO = "stablehlo"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-
-
-def print_table(tensor_map: tuple[TensorRule, ...], model: Model, in_file: Callable[[str], str]) -> None:
-    """Prints which tensors are which parameters, with shapes."""
-    leaves = leaves_of(abstract_model(model)[1])
-    for rule in tensor_map:
-        leaf_shapes = [leaves[leaf].shape for leaf in rule.leaves]
-        theirs = zip(rule.names, rule.shapes(leaf_shapes), strict=True)
-        ours = zip(map(path_text, rule.leaves), leaf_shapes, strict=True)
-        left = " + ".join(f"{in_file(name)} {list(shape)}" for name, shape in theirs)
-        right = " + ".join(f"{name} {list(shape)}" for name, shape in ours) or "fixed"
-        print(f"{left}  =  {right}")
 
 
 def to_run(source: Input, output: str) -> None:
@@ -193,23 +187,6 @@ def to_stablehlo(source: Input, output: str) -> str:
 def _say_written(paths: Iterable[Path]) -> None:
     for path in paths:
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
-
-
-def compare_parameters(
-    leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtype: Any, where: str
-) -> int:
-    """The number of parameters that were compared. Raises CheckpointError if one differs in a bit.
-
-    `leaves` may be an iterator that reads them; `others` are rounded to `dtype` first.
-    """
-    left = dict(others)
-    for leaf, value in leaves:
-        other = left.pop(leaf, None)
-        if other is None or not np.array_equal(np.asarray(other).astype(dtype).astype(np.float32), value):
-            raise CheckpointError(f"{where}: {path_text(leaf)} differs from what was written")
-    if left:
-        raise CheckpointError(f"{where}: {path_text(next(iter(left)))} was not written")
-    return len(others)
 
 
 def check_written(source: Input, output: str, exported: targets.Export | None, dtype: str) -> int:
@@ -284,19 +261,31 @@ def main() -> None:
         values.channels,
     )
     name = parse_checkpoint(values.input, values.step, where="--input")
+    if values.text:
+        image_text.check_target(values.to, "--text --to")
     if not is_dry_run:
         if values.to != "run":
             cli.check_local(values.output, "--output")
         is_folder = values.to in ("run", STABLEHLO, "transformers")
         check_name(values.output, values.to, is_folder=is_folder)
         check_output(values.output, name.path, target=values.to)
+    if values.text:
+        how = {"source": values.source, "hints": hints, "text_num_heads": values.text_num_heads}
+        how["params"] = values.params
+        if is_dry_run:
+            print(image_text.image_text_table(name, **how))
+            return
+        print(image_text.convert_image_text(name, values.output, to=values.to, dtype=values.dtype, **how))
+        return
     source = open_input(name, source=values.source, hints=hints, params=values.params)
     if is_dry_run:
         if isinstance(opened := source.checkpoint, OpenedWeights):
-            print_table(opened.tensor_map, opened.native, opened.found.in_file)
+            leaves = leaves_of(abstract_model(opened.native)[1])
+            print(table_text(opened.tensor_map, leaves, opened.found.in_file))
         if values.to in targets.TARGETS:
             exported = targets.export(source.config.model, source.read(), values.to)
-            print_table(exported.tensor_map, exported.model, exported.in_file)
+            leaves = leaves_of(abstract_model(exported.model)[1])
+            print(table_text(exported.tensor_map, leaves, exported.in_file))
         return
     print(convert_to(source, values.output, values.to, values.dtype))
 

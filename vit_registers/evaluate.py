@@ -12,7 +12,8 @@ All devices are used, regardless of how a run was sharded; --config.mesh.NAME=VA
 them.
 
 --task=NAME measures what the frozen features are good for: knn, linear, logistic, segmentation or depth
-(docs/evaluation.md), by default on the splits of the run.
+(docs/evaluation.md), by default on the splits of the run; zero_shot and retrieval compare images with texts
+(docs/image_text.md).
 
     vit-registers evaluate --checkpoint=runs/digits --task=linear
     vit-registers evaluate --checkpoint=weights.pth --task=knn --data=root:val --train_data=root:train
@@ -23,8 +24,7 @@ differ from those of the run, the file name ends with their digest, so that no r
 another one. For weights of another code base it is evaluation/<name>-<split>-<digest>.json. Results of a
 task are <task>-<data>-<split>-<step>-<digest>.json, with tables as CSV and pictures as PNG beside it.
 
-Several processes share the images if each is started with --distributed or --coordinator, as for train.
-Process 0 prints and writes.
+Several processes share the images with --distributed or --coordinator, as in train; process 0 writes.
 
 `python -m vit_registers.evaluate` is the same command.
 """
@@ -37,13 +37,13 @@ if __name__ == "__main__":
 from absl import flags
 
 from vit_registers import processes
+from vit_registers.evaluation.tasks import TASKS
 
 
 def define_flags() -> None:
     """Defines the flags of the program."""
     from vit_registers import cli
     from vit_registers.evaluation.suites import SUITES
-    from vit_registers.evaluation.tasks import TASKS
 
     flags.DEFINE_string(
         "checkpoint", None, "Run folder, RUN@STEP, weights of another code base, or hf://ORG/NAME."
@@ -76,7 +76,6 @@ def define_flags() -> None:
 def check_flags() -> None:
     """Raises ConfigError for flags that only a task reads."""
     from vit_registers.errors import ConfigError
-    from vit_registers.evaluation.tasks import TASKS
 
     for name in ("data", "train_data", "suite"):
         if flags.FLAGS[name].value is not None and flags.FLAGS.task is None:
@@ -113,7 +112,7 @@ from vit_registers.digests import text_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.evaluation.images import num_left_out
-from vit_registers.frozen_evaluation import Given, task_splits
+from vit_registers.frozen_evaluation import Given, task_splits, text_reader
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.runs.reading import RunCheckpoint, trained_config
@@ -132,25 +131,27 @@ _FLAGS = ("checkpoint", "step", "params", "out", "task", "data", "train_data", "
 
 
 def open_checkpoint(
-    name: CheckpointName, overrides: Mapping[str, object], params: str | None, *, is_task: bool = False
+    name: CheckpointName, overrides: Mapping[str, object], params: str | None, *, task: str | None = None
 ) -> RunCheckpoint | loading.ExternalCheckpoint:
     """The checkpoint of a run, or weights of another code base, for which the data must be given.
 
-    A task has other flags for data, so it checks that itself.
+    A task has other flags for data, so it checks that itself. For a task with texts, the weights are read
+    with their text tower.
     """
     if loading.is_run(name.path):
         return loading.open_run(name.path, name.step, overrides)
     if not is_hub(name.path) and not Path(name.path).expanduser().exists():
         raise CheckpointError(f"--checkpoint={name.path}: there is no such run folder, file or folder")
     if (
-        name.step is None and not is_task and "data.name" not in overrides
+        name.step is None and task is None and "data.name" not in overrides
     ):  # said before a model is downloaded
         raise ConfigError(
             f"{name.path} is not a run folder, so the images must be given: --config.data.name=folder "
             "--config.data.data_dir=ROOT --config.data.eval_split=val, or the name of a data set of TFDS"
         )
     path = loading.external_path(name)
-    return loading.open_external(path, overrides, params=params)
+    is_whole = task is not None and TASKS[task].has_texts
+    return loading.open_external(path, overrides, params=params, is_whole=is_whole)
 
 
 def evaluate(
@@ -175,7 +176,9 @@ def evaluate(
     table = _class_table(run, checkpoint, loader) if config.model.num_classes else None
     with jax.set_mesh(mesh):
         splits = {split: EvalSplit(loader, split, table)}
-        evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh, config.tasks)
+        evaluators = make_evaluators(
+            config.objective, config.model, config.data, splits, mesh, config.tasks, text_reader(checkpoint)
+        )
         values = checkpoint.read_params(mesh, params)
         started = time.monotonic()
         is_quiet, long_s = jax.process_index() != 0, config.run.log_every_s
@@ -274,7 +277,7 @@ def evaluate_task(name: CheckpointName, overrides: Mapping[str, object], out: st
         tasks = config_lib.override(config_lib.to_dict(Config()), settings).tasks
         # said before a model is downloaded
         task_splits(given, Config().data, tasks, is_run="data.name" in overrides)
-    checkpoint = open_checkpoint(name, overrides, values.params, is_task=True)
+    checkpoint = open_checkpoint(name, overrides, values.params, task=values.task)
     _say_normalisation(checkpoint, overrides)
     folder = cli.writable_folder(out, "--out") if jax.process_index() == 0 else paths.folder(out)
     if values.suite is None:

@@ -18,6 +18,7 @@ from vit_registers.config import (
     InitFrom,
     Mesh,
     Model,
+    Text,
     checks,
     from_saved,
     lookup,
@@ -25,7 +26,7 @@ from vit_registers.config import (
 )
 from vit_registers.data.class_names import match, names_to_match, some
 from vit_registers.errors import ConfigError, UserError
-from vit_registers.interop import reading, transfer
+from vit_registers.interop import image_text, reading, transfer
 from vit_registers.interop.channels import adapt_statistics, describe_channels
 from vit_registers.interop.hints import HIDDEN_ACTS, Hints
 from vit_registers.interop.names.projection_heads import check_heads, head_leaves
@@ -36,12 +37,16 @@ from vit_registers.interop.values import check_leaves
 from vit_registers.models.paths import Leaf, leaves_of, path_text
 from vit_registers.models.resampling import RESAMPLINGS
 from vit_registers.objectives.base import BACKBONE
+from vit_registers.objectives.image_text.towers import TEXT
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runs.mask_file import with_run_mask
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.storage import paths
 from vit_registers.training.setup import Setup
 from vit_registers.training.state import TrainState, put_parameters
+
+# Settings of a text tower that the shapes of its parameters do not determine.
+_TEXT_SETTINGS = ("is_causal", "pool", "activation", "norm_eps")
 
 
 def start_settings(settings: InitFrom, *, run: str | None = None) -> tuple[Model, Data]:
@@ -82,6 +87,9 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
         data, origin = preprocessing(opened, Path(path).expanduser())
         print(describe_weights(opened), describe_normalisation(data, origin), sep="\n", flush=True)
         source, params = opened.model, reading.read_leaves(opened)
+        if opened.found.text and not model.num_classes:  # the head is the projection: see start_heads
+            source = dataclasses.replace(source, num_classes=0, use_head_bias=True)
+            params = {name: part for name, part in params.items() if name != "head"}
     taken = transfer.taken_leaves(source, params, model, settings)
     if source.channels != model.channels:
         mean, std = (adapt_statistics(values, model.channels) for values in (data.mean, data.std))
@@ -90,12 +98,15 @@ def start_leaves(settings: InitFrom, model: Model) -> dict[Leaf, np.ndarray]:
     return taken
 
 
-def start_heads(settings: InitFrom, heads: Mapping[str, Any]) -> dict[Leaf, np.ndarray] | None:
+def start_heads(
+    settings: InitFrom, heads: Mapping[str, Any], text: Text | None = None
+) -> dict[Leaf, np.ndarray] | None:
     """The parameters of the modules beside the backbone, by path, if they are loaded too; None if not.
 
     `heads` has the shapes of these modules by name. With settings.keep_head they are those of the copy that
-    the backbone is from, of a run or of a training checkpoint (interop/names/projection_heads.py). Raises
-    CheckpointError if it lacks them, or if they have other sizes.
+    the backbone is from, of a run, of a training checkpoint (interop/names/projection_heads.py), or of a
+    whole model of images and texts. Raises CheckpointError if it lacks them, or if they have other sizes.
+    `text` has the settings of the text tower, which are compared with those of the weights.
     """
     if not settings.keep_head or not heads:
         return None
@@ -106,17 +117,43 @@ def start_heads(settings: InitFrom, heads: Mapping[str, Any]) -> dict[Leaf, np.n
         there = loading.read_heads(checkpoint, make_mesh(Mesh()), params=settings.params)
         there = leaves_of(jax.device_get(there))
         check_leaves(there, f"{path}, step {checkpoint.step}")
+    elif TEXT in heads:
+        there = _text_leaves(settings, name, text)
     else:
         there = head_leaves(_open_external(settings, name))
     return check_heads(there, {leaf: value.shape for leaf, value in leaves_of(heads).items()}, name.path)
 
 
-def first_state(settings: InitFrom, model: Model, setup: Setup, *, say: Callable[[str], None]) -> TrainState:
+def _text_leaves(settings: InitFrom, name: CheckpointName, text: Text | None) -> dict[Leaf, np.ndarray]:
+    """The modules of a whole model beside the backbone. Raises ConfigError for other settings of its text."""
+    hints = dataclasses.replace(_hints(settings), params=settings.params)
+    path = loading.external_path(name)
+    opened = image_text.open_image_text(path, source=settings.source, hints=hints)
+    for setting in _TEXT_SETTINGS if text is not None else ():
+        here, there = getattr(text, setting), getattr(opened.text, setting)
+        if here != there:
+            raise ConfigError(
+                f"text.{setting}={here!r}, and the text tower of {path} has {there!r}: set that, or "
+                "init_from.keep_head=False, and the text tower is initialised"
+            )
+    modules = image_text.read_image_text(opened)
+    del modules[BACKBONE]
+    return leaves_of(jax.device_get(modules))
+
+
+def first_state(
+    settings: InitFrom,
+    model: Model,
+    setup: Setup,
+    *,
+    text: Text | None = None,
+    say: Callable[[str], None],
+) -> TrainState:
     """The initial state of a new run: from the initializers, or from the weights of init_from.path."""
     if settings.path is None:
         return setup.make_state()
     taken = start_leaves(settings, model)
-    heads = start_heads(settings, heads_of(setup))
+    heads = start_heads(settings, heads_of(setup), text)
     fresh = {path_text(path) for path in leaves_of(setup.abstract.params[BACKBONE]) if path not in taken}
     fresh |= set() if heads else set(heads_of(setup))
     names = ", ".join(sorted(fresh)) or "nothing"

@@ -13,18 +13,23 @@ from etils import epath
 
 from vit_registers import status
 from vit_registers.analysis.file_names import file_name
-from vit_registers.config import Data, Mesh, Model, Tasks, check_section, image_size
+from vit_registers.config import Data, Mesh, Model, Tasks, Text, check_section, image_size
 from vit_registers.config.tasks import head_settings
 from vit_registers.data.loaders import loader_to_evaluate
 from vit_registers.data.selection import require_split, select
+from vit_registers.data.tokenizers.base import Tokenizer
+from vit_registers.data.tokenizers.catalog import open_tokenizer
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
+from vit_registers.evaluation.catalog import has_texts
 from vit_registers.evaluation.dense.task import splits_of_settings
-from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult
+from vit_registers.evaluation.task import FrozenModel, FrozenTexts, Splits, TaskResult
 from vit_registers.evaluation.tasks import TASKS, import_task
+from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
-from vit_registers.runs.reading import RunCheckpoint
+from vit_registers.runs.reading import INITIAL, RunCheckpoint
+from vit_registers.runs.tokenizer_file import read_tokenizer
 from vit_registers.runtime.mesh import make_mesh, ordered_mesh
 from vit_registers.storage import paths
 from vit_registers.strict_json import dumps
@@ -117,13 +122,60 @@ def open_task(
         "data": ":".join(splits.test),
         "train_data": ":".join(splits.train),
     }
+    if TASKS[given.task].has_texts:
+        del about["train_data"]
     settings = _settings(config.model, data, config.tasks, given.task)
     stem = _stem(about, splits, settings)
     with jax.set_mesh(mesh):
-        backbone = checkpoint.read_params(mesh, given.params)[BACKBONE]
-    frozen = FrozenModel(_model_name(about), config.model, data, backbone, mesh)
+        frozen = _open_model(given, checkpoint, data, mesh, _model_name(about))
     about["settings"] = settings
     return TaskRun(frozen, config.tasks, splits, about, stem, config.run.log_every_s)
+
+
+def _open_model(
+    given: Given,
+    checkpoint: RunCheckpoint | ExternalCheckpoint,
+    data: Data,
+    mesh: jax.sharding.Mesh,
+    name: str,
+) -> FrozenModel:
+    """The parameters of a checkpoint; with those of the text tower if it has one, and the task is for it."""
+    is_whole = isinstance(checkpoint, ExternalCheckpoint) and checkpoint.whole is not None
+    if is_whole and given.params == INITIAL:
+        raise ConfigError("--params=initial: only runs have initial text towers")
+    reader = text_reader(checkpoint)
+    params = checkpoint.read_params(mesh, given.params)
+    texts = None if reader is None else FrozenTexts(params, reader)
+    return FrozenModel(name, checkpoint.config.model, data, params[BACKBONE], mesh, texts=texts)
+
+
+def _tokenizer(data: Data, text: Text) -> Tokenizer:
+    """The tokenizer data.captions.tokenizer, for weights of another code base, which do not have their own.
+
+    Raises ConfigError if it has more ids than the text tower, MissingPackageError or DataError.
+    """
+    tokenizer = open_tokenizer(data.captions.tokenizer, lambda: ())
+    if tokenizer.vocab_size > text.vocab_size:
+        raise ConfigError(
+            f"the text tower has {text.vocab_size:,} token ids, and the tokenizer "
+            f"{data.captions.tokenizer!r} has {tokenizer.vocab_size:,}: give that of the model with "
+            "--config.data.captions.tokenizer, such as \"sentencepiece(path='FILE.model')\""
+        )
+    return tokenizer
+
+
+def text_reader(checkpoint: RunCheckpoint | ExternalCheckpoint) -> TextReader | None:
+    """What reads texts for a run with texts or for whole weights; None for others.
+
+    Raises ConfigError, MissingPackageError or DataError.
+    """
+    config = checkpoint.config
+    if isinstance(checkpoint, ExternalCheckpoint):
+        is_whole = checkpoint.whole is not None
+        return TextReader(config.text, _tokenizer(config.data, config.text)) if is_whole else None
+    if not has_texts(config.objective):
+        return None
+    return TextReader(config.text, read_tokenizer(paths.folder(checkpoint.run)))
 
 
 def _batch_size(size: int, image: tuple[int, int]) -> int:
@@ -180,11 +232,12 @@ class _Lines:
 def _settings(model: Model, data: Data, tasks: Tasks, task: str) -> dict[str, Any]:
     """All that the result depends on besides the checkpoint and the splits."""
     folder = None if data.data_dir is None else str(paths.absolute(data.data_dir))
+    own = {name: head_settings(getattr(tasks, name)) for name in (task, *TASKS[task].reads)}
     return {
         "data": dataclasses.asdict(data)
         | {"data_dir": folder, "image_size": list(data.image_size or model.image_size)},
         "model": {"dtype": model.dtype, "attention": model.attention},
-        "tasks": {"seed": tasks.seed, task: head_settings(getattr(tasks, task))},
+        "tasks": {"seed": tasks.seed, **own},
     }
 
 

@@ -26,6 +26,12 @@ from vit_registers.interop import reading
 from vit_registers.interop.class_names import class_names_of
 from vit_registers.interop.hints import Hints
 from vit_registers.interop.hub import is_hub
+from vit_registers.interop.image_text import (
+    OpenedImageText,
+    describe_image_text,
+    open_image_text,
+    read_image_text,
+)
 from vit_registers.interop.opened import OpenedWeights, describe_normalisation, describe_weights
 from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.shown import eval_ops_at
@@ -145,6 +151,7 @@ class ExternalCheckpoint:
     config: Config
     normalisation_origin: str
     class_names: tuple[str, ...] | None  # of its head; None: not known
+    whole: OpenedImageText | None = None  # with its text tower, if this is read too
     eval_params_name: str = "params"
     step: None = None
     is_converted: bool = True
@@ -156,26 +163,33 @@ class ExternalCheckpoint:
     def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
         """The parameters over `mesh`, with the backbone under BACKBONE.
 
-        `name` is INITIAL for those of an untrained model; others were given to open_external.
+        Those of a whole model have the names of an ImageTextModel. `name` is INITIAL for those of an
+        untrained backbone; others were given to open_external.
         """
         if name == INITIAL:
             initialize = functools.partial(init_params, self.config.model)
             params = {BACKBONE: jax.jit(initialize)(key=jax.random.key(self.config.run.seed))}
+        elif self.whole is not None:
+            params = read_image_text(self.whole)
         else:
             params = {BACKBONE: reading.read_leaves(self.opened)}
         return put_same(params, parameter_shardings(params, mesh))
 
 
 def open_external(
-    path: str, overrides: Mapping[str, Any], *, params: str | None = None
+    path: str, overrides: Mapping[str, Any], *, params: str | None = None, is_whole: bool = False
 ) -> ExternalCheckpoint:
     """A checkpoint of another code base, whose config has `overrides`. Prints a line that describes it.
 
-    `params` selects a copy of the network in a file with several, as in load_model, or is INITIAL.
+    `params` selects a copy of the network in a file with several, as in load_model, or is INITIAL. With
+    `is_whole`, the text tower and what joins it to the image tower are read too, and `config.text` is theirs.
     """
-    copy = None if params == INITIAL else params
+    hints = Hints(params=None if params == INITIAL else params)
+    whole = None
     try:
-        opened = reading.open_path(path, source="auto", hints=Hints(params=copy))
+        if is_whole:
+            whole = open_image_text(path, source="auto", hints=hints)
+        opened = reading.open_path(path, source="auto", hints=hints) if whole is None else whole.image
     except CheckpointError as error:
         names = ("source", *(field.name for field in dataclasses.fields(Hints)))
         if any(f"give {name}" in str(error) for name in names):
@@ -183,11 +197,15 @@ def open_external(
             raise CheckpointError(f"{error}; {cure}") from None
         raise
     data, origin = preprocessing(opened, Path(path).expanduser())
-    config = with_overrides(Config(model=opened.model, data=data), overrides)
+    found = Config(model=opened.model, data=data)
+    if whole is not None:
+        found = Config(model=whole.model, text=whole.text, data=data)
+    config = with_overrides(found, overrides)
     if jax.process_index() == 0:
-        print(describe_weights(opened), flush=True)
+        print(describe_weights(opened) if whole is None else describe_image_text(whole), flush=True)
     return ExternalCheckpoint(
-        opened=dataclasses.replace(opened, model=config.model),
+        opened=dataclasses.replace(opened, model=config.model) if whole is None else opened,
+        whole=whole,
         config=config,
         normalisation_origin=origin,
         class_names=class_names_of(opened, Path(path).expanduser()),

@@ -70,10 +70,11 @@ from vit_registers import cli, fine_tuning
 from vit_registers import config as config_lib
 from vit_registers.config import Config, Run
 from vit_registers.data.batch import LABEL
-from vit_registers.data.loaders import EvalSplit, check_classes
+from vit_registers.data.loaders import EvalSplit, Loader, check_classes
 from vit_registers.data.prefetch import ahead
 from vit_registers.errors import UserError
 from vit_registers.evaluation.catalog import make_evaluators
+from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.models.masks import resolve
 from vit_registers.objectives.base import Objective
 from vit_registers.runs import results
@@ -130,7 +131,9 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
         if LABEL in setup.objective.targets:
             # For a resumed run, Checkpoints has compared the class names.
             check_classes(loader, config.model.num_classes)
-        evaluators = state_evaluators(prepared.computed, setup.objective, prepared.splits, mesh)
+        evaluators = state_evaluators(
+            prepared.computed, setup.objective, prepared.splits, mesh, own_text_reader(prepared)
+        )
         start_step = checkpoints.restorable_step or 0
         writer, earlier_s, made = None, 0.0, {}
         if jax.process_index() == 0:
@@ -170,8 +173,7 @@ def _train(config: Config, workdir: str, lock: Lock | None) -> bool:
             writer.settle()
         if writer is not None and is_finished and is_new:
             write_finished(run, loop, setup, state, made)
-        if broken := loader.broken_names:
-            progress.say(f"images left out because they cannot be decoded: {len(broken)}")
+        say_left_out(progress, loader)
         if is_finished:
             progress.say(f"{total} steps in {progress.time_s:.1f} s of training; run folder {workdir}")
         return is_finished
@@ -182,8 +184,16 @@ def open_files(
 ) -> MetricWriter:
     """The writer of the metrics of a run, after the files that describe the run are written."""
     settings, durations = config_lib.to_dict(config), prepared.durations
-    is_finished = (checkpoints.restorable_step or 0) >= durations.total_steps
-    write_about(settings, config.model, prepared.setup, run, is_finished=is_finished)
+    step, texts = checkpoints.restorable_step or 0, prepared.loader.texts
+    write_about(
+        settings,
+        config.model,
+        prepared.setup,
+        run,
+        tokenizer=None if texts is None else texts.tokenizer,
+        is_resumed=step > 0,
+        is_finished=step >= durations.total_steps,
+    )
     return open_writer(
         run,
         checkpoints,
@@ -204,12 +214,14 @@ def dry_run(config: Config) -> None:
         objective = prepared.setup.objective
         if LABEL in objective.targets:
             check_classes(prepared.loader, config.model.num_classes)
-        state_evaluators(prepared.computed, objective, prepared.splits, prepared.mesh)
+        state_evaluators(
+            prepared.computed, objective, prepared.splits, prepared.mesh, own_text_reader(prepared)
+        )
         if config.init_from.path is not None:
             if config.model.num_classes:
                 fine_tuning.check_kept_head(config.init_from, prepared.data.class_names)
             fine_tuning.start_leaves(config.init_from, config.model)
-            fine_tuning.start_heads(config.init_from, fine_tuning.heads_of(prepared.setup))
+            fine_tuning.start_heads(config.init_from, fine_tuning.heads_of(prepared.setup), config.text)
         for line in describe_run(prepared):
             say(line)
     say("dry run: nothing was written")
@@ -229,11 +241,32 @@ def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress
         with progress.waiting("restoring the checkpoint"):
             return checkpoints.restore(setup.abstract)
     with progress.waiting("initializing the parameters"):
-        return fine_tuning.first_state(config.init_from, config.model, setup, say=progress.say)
+        return fine_tuning.first_state(
+            config.init_from, config.model, setup, text=config.text, say=progress.say
+        )
+
+
+def say_left_out(progress: Progress, loader: Loader) -> None:
+    """Prints how many images and captions were left out or cut."""
+    if broken := loader.broken_names:
+        without = "" if loader.texts is None else ", or have no caption"
+        progress.say(f"images left out because they cannot be decoded{without}: {len(broken)}")
+    if loader.texts is not None:
+        progress.say(loader.texts.summary())
+
+
+def own_text_reader(prepared: Prepared) -> TextReader | None:
+    """What reads texts for the evaluators of a run with captions; None for other runs."""
+    texts = prepared.loader.texts
+    return None if texts is None else TextReader(prepared.computed.text, texts.tokenizer)
 
 
 def state_evaluators(
-    config: Config, objective: Objective, splits: Mapping[str, EvalSplit], mesh: jax.sharding.Mesh
+    config: Config,
+    objective: Objective,
+    splits: Mapping[str, EvalSplit],
+    mesh: jax.sharding.Mesh,
+    reader: TextReader | None = None,
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
     """The evaluators of `config` by name, as functions of the state.
 
@@ -241,7 +274,9 @@ def state_evaluators(
     the first evaluator is also applied to it, as <name>_ema.
     """
     field = averages.eval_field(config.optimizer)
-    evaluators = make_evaluators(config.objective, config.model, config.data, splits, mesh, config.tasks)
+    evaluators = make_evaluators(
+        config.objective, config.model, config.data, splits, mesh, config.tasks, reader
+    )
     named: dict[str, Callable[[TrainState], dict[str, float]]] = {}
     for name, evaluator in evaluators.items():
         is_first = not named

@@ -1,7 +1,10 @@
 """What the tests of other people's checkpoints share: random weights, images, forward passes, timm."""
 
+import contextlib
 import functools
+import importlib
 import importlib.machinery
+import importlib.util
 import re
 import sys
 import types
@@ -272,15 +275,12 @@ _TORCHVISION = ("torchvision", *(f"torchvision.{part}" for part in ("ops", "tran
 _TORCHVISION += ("torchvision.ops.misc", "torchvision.transforms.functional", "torchvision.datasets.folder")
 
 
-@pytest.fixture(scope="session")
-def timm():
-    """timm. Where torchvision is missing, stubs stand in for it while timm is imported, and no longer:
+@contextlib.contextmanager
+def _stubbed_torchvision():
+    """Where torchvision is missing, stubs stand in for it, and no longer.
 
-    others, transformers among them, ask whether there is a torchvision.
+    Others, transformers among them, ask whether there is a torchvision.
     """
-    pytest.importorskip("torch")
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
     is_missing = importlib.util.find_spec("torchvision") is None
     for name in _TORCHVISION if is_missing else ():
         sys.modules[name] = stub = _Stub(name)
@@ -291,9 +291,35 @@ def timm():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import timm.models.deit
-            import timm.models.vision_transformer
+            yield
     finally:
         for name in _TORCHVISION if is_missing else ():
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """timm, imported with stubs for torchvision where this is missing."""
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    with _stubbed_torchvision():
+        import timm.models.deit
+        import timm.models.vision_transformer
     return timm
+
+
+@pytest.fixture(scope="session")
+def open_clip(timm):
+    """The module of open_clip that holds its models, without its package, which needs more than torch."""
+    if (spec := importlib.util.find_spec("open_clip")) is None:
+        pytest.skip("open_clip_torch is not installed")
+    package = types.ModuleType("open_clip")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["open_clip"] = package
+    try:
+        with _stubbed_torchvision():
+            return importlib.import_module("open_clip.model")
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip"]:
+            del sys.modules[name]

@@ -107,6 +107,9 @@ def with_tasks(
                     "--task_data=TRAIN,TEST, such as --task_data=digit_scenes:train,digit_scenes:test"
                 )
             dense = Splits(*(require_split(one, flag="--task_data") for one in given))
+        elif TASKS[task].has_texts:  # which read no training images
+            test = _as_split(opened.config.data)
+            images = images or Splits(test, test)
         elif opened.train is None:
             raise ConfigError(f"--tasks={task} requires --train_data=NAME:SPLIT, to train on")
         else:

@@ -11,12 +11,14 @@ import jax
 import vit_registers
 from vit_registers import loading
 from vit_registers.analysis import given_images
+from vit_registers.analysis.text_tower import read_text_tower
 from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Mesh, image_size
 from vit_registers.data.class_names import names_to_match
 from vit_registers.data.loaders import EvalSplit, Loader, loader_to_evaluate, open_data, require_random_access
 from vit_registers.digests import files_digest
 from vit_registers.errors import CheckpointError, ConfigError
+from vit_registers.evaluation.task import FrozenTexts
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import Shown, shown_part
 from vit_registers.models.blocks import dims
@@ -51,6 +53,7 @@ class OpenedModel:
     params_name: str = "params"  # their name, also of those to evaluate
     head_names: Sequence[str] | None = None  # the classes that its head was trained on; None: not known
     train: "OpenedModel | None" = None  # the same model with the images that probes are trained on
+    texts: FrozenTexts | None = None  # the modules beside the ViT, of a run with a text tower
 
     @property
     def layout(self) -> TokenLayout:
@@ -176,7 +179,8 @@ def _with_train_images(
     """The model with the images to train probes on, which are prepared as those to test on."""
     data = given_images.shown(one.config.data, given, overrides, flag="--train_data")
     config = dataclasses.replace(one.config, data=data)
-    loader = _open_images(config)
+    loader = open_data(config, needs_labels=False)
+    _check_shared(loader, data.eval_split)
     number = loader.num_examples(data.eval_split)
     given_images.check_apart(one.config.data, data, loader, given)
     train = dataclasses.replace(one, config=config, loader=loader, num_images=min(number, limit or number))
@@ -191,12 +195,12 @@ def _open(
     limit: int | None,
     params: str | None,
 ) -> OpenedModel:
-    parsed = _parse(checkpoint)
+    parsed, texts = _parse(checkpoint), None
     path, step = parsed.path, parsed.step
     if loading.is_run(path):
         opened = loading.open_run(path, step, overrides)
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
-        model = loading.load_run(opened, params=params)
+        model, texts = loading.load_run(opened, params=params), read_text_tower(opened, params)
         digest = files_digest([checkpoint_root(path) / str(step) / MANIFEST])
         head_names, is_converted = opened.class_names, opened.is_converted
         params_name = params or opened.eval_params_name
@@ -211,7 +215,8 @@ def _open(
     config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
     config = dataclasses.replace(config, data=loader_to_evaluate(config.data))
-    loader = _open_images(config)
+    loader = open_data(config, needs_labels=False)
+    _check_shared(loader, config.data.eval_split)
     number = loader.num_examples(config.data.eval_split)
     return OpenedModel(
         name=name,
@@ -226,14 +231,14 @@ def _open(
         params=params,
         params_name=params_name,
         head_names=names_to_match(loader.class_names, head_names, is_converted=is_converted),
+        texts=texts,
     )
 
 
-def _open_images(config: Config) -> Loader:
-    loader = open_data(config, needs_labels=False)
+def _check_shared(loader: Loader, split: str) -> None:
+    """Raises DataError if several processes cannot share the images."""
     if jax.process_count() > 1:
-        require_random_access([EvalSplit(loader, config.data.eval_split)])
-    return loader
+        require_random_access([EvalSplit(loader, split)])
 
 
 def _steps(checkpoint: str) -> list[str]:

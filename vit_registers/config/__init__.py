@@ -1,13 +1,15 @@
-"""Settings with their defaults (settings.py, model.py, objectives.py), their checks, conversion and flags.
+"""Settings with their defaults, their checks, conversion and flags.
 
-checks.py holds the valid values, convert.py reads and writes configs, flag.py parses --config, and strings.py
-parses settings that are names with arguments.
+settings.py, model.py, text.py, objectives.py and tasks.py declare the settings. checks.py holds the valid
+values, convert.py reads and writes configs, flag.py parses --config, and strings.py parses settings that are
+names with arguments.
 
 A config file builds a `Config` and returns `to_config_dict(config)`, so that flags such as
 `--config.model.num_registers=8` can override every setting. Programs convert it back with `from_mapping`,
 which refuses unknown keys, wrong types and invalid values.
 """
 
+from vit_registers.config.captions import Captions
 from vit_registers.config.checks import check_config, check_section, check_value
 from vit_registers.config.convert import (
     check_names,
@@ -24,6 +26,7 @@ from vit_registers.config.convert import (
 from vit_registers.config.model import Model
 from vit_registers.config.objectives import (
     ClassificationSettings,
+    ImageTextSettings,
     ObjectiveSettings,
     SelfDistillationSettings,
 )
@@ -45,20 +48,26 @@ from vit_registers.config.tasks import (
     KnnSettings,
     LinearSettings,
     LogisticSettings,
+    RetrievalSettings,
     SegmentationSettings,
     Tasks,
+    ZeroShotSegmentationSettings,
+    ZeroShotSettings,
 )
+from vit_registers.config.text import Text
 
 __all__ = [
     "MESH_AXES",
     "READ",
     "RESUME",
     "TRANSFER",
+    "Captions",
     "Checkpoint",
     "ClassificationSettings",
     "Config",
     "Data",
     "DepthSettings",
+    "ImageTextSettings",
     "InitFrom",
     "KnnSettings",
     "LinearSettings",
@@ -67,10 +76,14 @@ __all__ = [
     "Model",
     "ObjectiveSettings",
     "Optimizer",
+    "RetrievalSettings",
     "Run",
     "SegmentationSettings",
     "SelfDistillationSettings",
     "Tasks",
+    "Text",
+    "ZeroShotSegmentationSettings",
+    "ZeroShotSettings",
     "check_config",
     "check_names",
     "check_section",

@@ -100,6 +100,10 @@ def _text(value: str) -> str | None:
     return None if value.strip() else "text that is not empty"
 
 
+def _template(value: str) -> str | None:
+    return None if "{}" in value else "text with {} in the place of the class"
+
+
 def _name_and_split(value: str) -> str | None:
     return None if len(value.split(maxsplit=1)) == 2 else "of the form 'NAME SPLIT', such as 'cifar10 test'"
 
@@ -133,6 +137,12 @@ RULES: dict[str, Rule] = {
     "model.drop_path": _share,
     "model.drop_path_group": _at_least(1),
     "model.norm_eps": _positive,
+    **dict.fromkeys(("text.width", "text.num_heads", "text.mlp_dim", "text.embed_dim"), _at_least(1)),
+    "text.depth": _at_least(0, _MAX_DEPTH),
+    "text.vocab_size": _at_least(2),
+    "text.context": _at_least(1),
+    "text.end_token": _at_least(0),
+    "text.norm_eps": _positive,
     "init_from.path": _text,
     "init_from.num_heads": _at_least(1),
     "data.name": _text,
@@ -147,6 +157,8 @@ RULES: dict[str, Rule] = {
     "data.std": _positive,
     "data.also_eval": _name_and_split,
     "data.repeats": _at_least(1),
+    **dict.fromkeys(("data.captions.tokenizer", "data.captions.key", "data.captions.class_texts"), _text),
+    "data.captions.templates": _template,
     "objective.classification.mixup_alpha": _alpha,
     "objective.classification.cutmix_alpha": _alpha,
     "objective.classification.mix_groups": _at_least(1),
@@ -169,6 +181,10 @@ RULES: dict[str, Rule] = {
     "objective.self_distillation.koleo_weight": _not_negative,
     "objective.self_distillation.koleo_group": _at_least(1),
     "objective.self_distillation.chunk_rows": _at_least(1),
+    "objective.image_text.initial_scale": _positive,
+    "objective.image_text.initial_bias": _number,
+    "objective.image_text.chunk": _at_least(1),
+    "objective.image_text.group": _at_least(2),
     "optimizer.learning_rate": _positive,
     "optimizer.warmup_learning_rate": _not_negative,
     "optimizer.min_learning_rate": _not_negative,
@@ -231,6 +247,7 @@ RULES: dict[str, Rule] = {
     "tasks.depth.num_blocks": _at_least(1, _MAX_DEPTH),
     "tasks.depth.num_bins": _at_least(2),
     "tasks.depth.range_m": _positive,
+    "tasks.retrieval.tops": _at_least(1),
     "run.total_steps": _at_least(1, MAX_STEPS),
     "run.total_epochs": _epochs,
     "run.seed": _seed,

@@ -48,8 +48,8 @@ def suggestion(path: str) -> str:
     if path in known:
         return f"did you mean '{path}'?"
     own = [name for name in known if name.startswith(f"{section}.")]
-    # Tasks have settings of the same names as training, which is meant more often.
-    of_training = [name for name in known if not name.startswith("tasks.")]
+    # Tasks and text towers have settings of the same names as others, which are meant more often.
+    of_training = [name for name in known if not name.startswith(("tasks.", "text."))]
     for names in (own, of_training, known):
         if found := _like(key, names):
             return f"did you mean {' or '.join(repr(name) for name in found[:3])}?"

@@ -57,7 +57,7 @@ class Model:
     use_norm_after_pool: bool = setting(False, TRANSFER)
     use_pre_logits: bool = setting(False, TRANSFER)  # a Dense(width) layer and tanh between pooling and head
     use_head_bias: bool = setting(True, TRANSFER)  # of the classifier
-    init: str = setting("big_vision", TRANSFER)  # big_vision | deit3 | dinov2
+    init: str = setting("big_vision", TRANSFER)  # big_vision | deit3 | dinov2 | open_clip
     # Of activations: float32 | bfloat16. Parameters are float32.
     dtype: str = setting("float32", READ, TRANSFER)
     # xla | cudnn (GPU) | splash (TPU) | auto (models/attention_choice.py).

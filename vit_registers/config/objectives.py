@@ -65,12 +65,32 @@ class SelfDistillationSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTextSettings:
+    """Images and the texts that describe them are compared, as in CLIP and SigLIP. Defaults: those of CLIP.
+
+    The text tower has a section of its own, `text`, and texts are settings of the data.
+    """
+
+    loss: str = "clip"  # clip (softmaxes over images and over texts) | siglip (a sigmoid for each pair)
+    # Of cosines, at the start. It is trained, and stays from 1 to 100 with clip. SigLIP: 10.
+    initial_scale: float = 1 / 0.07
+    initial_bias: float = -10.0  # of the logits of siglip, at the start; it is trained
+    # Whether a matrix makes image vectors of text.embed_dim of what the model pools (not in SigLIP, whose
+    # model.pooling is map).
+    has_image_projection: bool = True
+    chunk: int = 1024  # texts whose logits with its images a device holds at a time
+    # The pairs that are compared: each `group` consecutive ones of a batch. None: all of the batch.
+    group: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
     """The objective, which is minimised. Its section has an effect only if `name` selects it."""
 
-    name: str = "classification"  # classification
+    name: str = "classification"  # classification | self_distillation | image_text
     classification: ClassificationSettings = ClassificationSettings()
     self_distillation: SelfDistillationSettings = SelfDistillationSettings()
+    image_text: ImageTextSettings = ImageTextSettings()
 
 
 # Renamed settings: {name in earlier versions: name}.

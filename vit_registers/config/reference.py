@@ -9,10 +9,10 @@ import tokenize
 from types import ModuleType
 from typing import NamedTuple
 
-from vit_registers.config import model, objectives, settings, tasks
+from vit_registers.config import captions, model, objectives, settings, tasks, text
 from vit_registers.config.convert import section_values
 
-_MODULES: tuple[ModuleType, ...] = (settings, model, objectives, tasks)
+_MODULES: tuple[ModuleType, ...] = (settings, captions, model, text, objectives, tasks)
 _WIDTH = 100
 
 

@@ -6,10 +6,12 @@ The metadata of a setting says when it may differ from the config of a run or of
 import dataclasses
 from collections.abc import Iterator
 
+from vit_registers.config.captions import Captions
 from vit_registers.config.model import Model
 from vit_registers.config.objectives import ObjectiveSettings
 from vit_registers.config.occasions import READ, RESUME, differs_on, setting
 from vit_registers.config.tasks import Tasks
+from vit_registers.config.text import Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,11 +21,13 @@ class Data:
     # tfdata | memory (resident on the accelerator, no TensorFlow) | pil (evaluation only, no TensorFlow)
     loader: str = "tfdata"
     # The name of a TFDS data set, or the path of a builder or of a prepared version; digits (embedded);
-    # folder or images (data/sources/folder.py).
+    # folder or images (data/sources/folder.py); image_text (docs/captions.md).
     name: str = "imagenet2012"
     # TFDS: its data_dir, or the folder of a prepared version; None is the default of TFDS. Folders: the root.
     data_dir: str | None = setting(None, RESUME)
-    image_key: str | None = None  # feature of a TFDS data set, "a/b" for b in a dict a. None: image
+    # Feature of a TFDS data set, "a/b" for b in a dict a; column or key of a list of image_text. None: image,
+    # or path.
+    image_key: str | None = None
     label_key: str | None = None  # feature of a TFDS data set. None: real_label, or else label
     train_split: str = "train"  # a split, or a part such as train[:99%]
     eval_split: str = "validation"  # the split that is evaluated during training and by evaluate
@@ -39,7 +43,8 @@ class Data:
     also_eval: tuple[str, ...] = setting((), RESUME)
     repeats: int = 1  # repeated augmentation: copies of each image in a row; an epoch keeps its length
     drop_last: bool = False  # an epoch has whole batches only; the remaining images are left out
-    on_broken: str = "stop"  # stop | skip, for an image that cannot be decoded
+    on_broken: str = "stop"  # stop | skip, for an image that cannot be decoded, or has no caption
+    captions: Captions = dataclasses.field(default=Captions())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,9 @@ class Optimizer:
     warmup_share: float | None = None  # of the run; this one, warmup_steps or warmup_epochs
     weight_decay: float = 0.1  # multiplied by the learning rate
     weight_decay_end: float | None = None  # reached by half a cosine over the run; None: constant
-    decayed: str = "kernels"  # kernels | all_but_norms: also tokens, positions, prototypes (as DINOv2)
+    # kernels | matrices: also the table of text tokens (as OpenCLIP) | all_but_norms: also tokens, positions,
+    # prototypes (as DINOv2).
+    decayed: str = "kernels"
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.999  # decay of the second moment
     eps: float = 1e-8  # added to the root of the second moment
@@ -163,6 +170,7 @@ class Config:
     """One run."""
 
     model: Model = dataclasses.field(default=Model())
+    text: Text = dataclasses.field(default=Text())
     init_from: InitFrom = InitFrom()
     data: Data = dataclasses.field(default=Data(), metadata=differs_on(READ))
     objective: ObjectiveSettings = dataclasses.field(default=ObjectiveSettings())

@@ -159,6 +159,34 @@ def head_settings(settings: Any) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShotSettings:
+    """Zero-shot classification by models of images and texts: an image has the class of the nearest text."""
+
+    # The texts of a class, templates that are filled with its name: captions (those of data.captions; without
+    # any, as simple) | simple (a photo of a CLASS.) | package(data='imagenet1k') (of an installed
+    # open_clip_torch or clip-benchmark) | file(path='FILE.json'); docs/image_text.md.
+    prompts: str = "captions"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShotSegmentationSettings:
+    """Segmentation by models of images and texts: a pixel has the class of the text nearest to its patch.
+
+    Sizes of images and windows are those of tasks.segmentation.
+    """
+
+    data: str | None = None  # as tasks.segmentation.data
+    prompts: str = "captions"  # as tasks.zero_shot.prompts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalSettings:
+    """Retrieval of texts by images, and of images by texts, by models of images and texts."""
+
+    tops: tuple[int, ...] = (1, 5, 10)  # k: whether a right one is among the k nearest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks:
     """What frozen features are good for: `vit-registers evaluate --task=NAME`."""
 
@@ -171,3 +199,6 @@ class Tasks:
     logistic: LogisticSettings = LogisticSettings()
     segmentation: SegmentationSettings = SegmentationSettings()
     depth: DepthSettings = DepthSettings()
+    zero_shot: ZeroShotSettings = ZeroShotSettings()
+    zero_shot_segmentation: ZeroShotSegmentationSettings = ZeroShotSegmentationSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()

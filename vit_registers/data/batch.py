@@ -25,6 +25,7 @@ class Batch(NamedTuple):
 
 
 IMAGE, LABEL = "image", "label"
+TOKENS = "tokens"  # the target tokens_BxL, int32: the ids of a text of each image
 
 
 class View(NamedTuple):
@@ -40,11 +41,21 @@ class View(NamedTuple):
 MakeTarget = Callable[[int, int, int], np.ndarray]
 
 
+class Texts(NamedTuple):
+    """What the target TOKENS has: how many tokens, with ids below `vocab_size`."""
+
+    context: int
+    vocab_size: int
+    # The pairs that are compared: each `group` consecutive ones of a batch. None: all of the batch.
+    group: int | None = None
+
+
 class Training(NamedTuple):
     """What a training batch has: its views, and targets that are made on the host for each batch."""
 
     views: Mapping[str, View]
     targets: Mapping[str, MakeTarget]
+    texts: Texts | None = None  # None: no TOKENS
 
 
 def default_training(data: Data, target: Any) -> Training:
@@ -94,6 +105,23 @@ def pad_batch(batch: Batch, size: int) -> Batch:
         return batch
     assert missing > 0, (size, len(batch.mask_B))
     return jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), batch)
+
+
+def split_batch(tree: Any, num_parts: int) -> Any:
+    """The arrays of a batch with a leading axis of `num_parts` micro-batches.
+
+    A micro-batch has every num_parts-th example, so that each device computes on its share of the batch.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, tree)
+
+
+def join_batch(tree: Any) -> Any:
+    """The arrays of a batch from those of its micro-batches: the reverse of split_batch."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def to_device(batch: Batch, sharding: jax.sharding.Sharding) -> Batch:

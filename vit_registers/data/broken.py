@@ -1,4 +1,4 @@
-"""The policy for images that cannot be read or decoded: data.on_broken. No TensorFlow."""
+"""The policy for images that cannot be read or decoded, or lack a caption: data.on_broken. No TensorFlow."""
 
 import logging
 from collections.abc import Callable
@@ -56,6 +56,12 @@ class BrokenImages:
                 f"data.data_dir are there and whole, or {_SKIP}"
             )
         self._leave_out(name, f"cannot be read: {reason}")
+
+    def report_without_text(self, name: str) -> None:
+        """Records and logs an image that has no caption, as `report` does."""
+        if self._is_stopping:
+            raise DataError(f"{name} has no caption: give it one, or {_SKIP}")
+        self._leave_out(name, "has no caption")
 
     def _leave_out(self, name: str, what: str) -> None:
         if name not in self._names:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_registers.config import Config, Data, check_section, check_value, image_size, lookup
 from vit_registers.data.batch import Batch, Training
+from vit_registers.data.caption_tokens import CaptionTokens
 from vit_registers.data.class_names import match
 from vit_registers.data.ops.strings import Target
 from vit_registers.data.sources.catalog import SOURCES
@@ -28,6 +29,15 @@ class Loader(Protocol):
     @property
     def broken_names(self) -> frozenset[str]:
         """The names of the images that this process has left out so far as broken."""
+        ...
+
+    @property
+    def texts(self) -> CaptionTokens | None:
+        """What makes the target TOKENS of training batches, with its tokenizer; None without Texts."""
+        ...
+
+    def captions(self, split: str) -> Callable[[int], list[str]] | None:
+        """A function from the number of an image of the split to its captions; None if the data has none."""
         ...
 
     @property

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_registers.config import Data
-from vit_registers.data import order
 from vit_registers.data.batch import (
     IMAGE,
+    TOKENS,
     Batch,
     Training,
     View,
@@ -24,6 +24,8 @@ from vit_registers.data.batch import (
     with_targets,
 )
 from vit_registers.data.broken import BrokenImages
+from vit_registers.data.caption_tokens import CaptionTokens, open_texts
+from vit_registers.data.example_order import example_order
 from vit_registers.data.ops import strings
 from vit_registers.data.ops.on_device import MEMORY_OPS, Resize
 from vit_registers.data.ops.pil_ops import resize_in_memory
@@ -76,6 +78,7 @@ class MemoryLoader:
         self._broken = BrokenImages(data)
         self._source = open_data_source(data, target.channels, self._broken, needs_labels=needs_labels)
         _check_source(self._source, data.name)
+        self._texts = open_texts(self._source, data, trained.texts, seed=seed, broken=self._broken)
         self.name = data.name
         self.class_names = self._source.class_names
         self.num_classes = len(self.class_names)
@@ -90,21 +93,39 @@ class MemoryLoader:
         return self._source.num_examples(split)
 
     @property
+    def texts(self) -> CaptionTokens | None:
+        return self._texts
+
+    def captions(self, split: str) -> Callable[[int], list[str]] | None:
+        return self._source.captions(split)
+
+    @property
     def has_random_access(self) -> bool:
         return True
 
     def train_batches(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         """Endless global batches on the devices, from step `start_step` on; the same for any sharding."""
-        data = self._data
+        data, texts = self._data, self._texts
         check_divides(data.batch_size, sharding, where="data.batch_size")
         images = self._images(data.train_split, sharding, kind="train")
         take = self._step(sharding, kind="train")
-        training = order.training_order(data, len(images.label_N), seed=self._seed, groups=self._groups)
+        training = example_order(
+            data, self._source, None if texts is None else texts.wanted, seed=self._seed, groups=self._groups
+        )
+        targets = dict(self._targets)
+        if texts is not None:
+            label_N = self._source.labels(data.train_split)
+
+            def tokens(step: int, first: int, number: int) -> np.ndarray:
+                record_B = training.records(step * data.batch_size + first + np.arange(number))
+                return texts(step, record_B, label_N[record_B])[0]
+
+            targets[TOKENS] = tokens
 
         def batch(step: int) -> Batch:
             position_B = step * data.batch_size + np.arange(data.batch_size)
             taken = take(images, training.records(position_B).astype(np.int32), np.uint32(step))
-            return with_targets(taken, self._targets, step, data.batch_size, sharding)
+            return with_targets(taken, targets, step, data.batch_size, sharding)
 
         return (batch(step) for step in itertools.count(start_step))
 
@@ -175,12 +196,15 @@ class MemoryLoader:
         be read or decoded if data.on_broken says so.
         """
         source, target = self._source, self._target
+        texts = self._texts if split == self._data.train_split else None
         label_N, read = source.labels(split), source.image_reader(split)
         records = range(len(label_N))
         label_N = usable_labels(source, split, records, label_N, needs_labels=self._needs_labels)
         image_N: list[np.ndarray | None] = []
         for i in range(len(label_N)):
             image_HxWxC = self._broken.decode(source, split, i, read, channels=target.channels)
+            if texts is not None and not texts.has_text(i):
+                image_HxWxC = None
             if image_HxWxC is not None and is_resized:
                 assert size is not None
                 image_HxWxC = resize_in_memory(image_HxWxC, Target(*size, target.channels))

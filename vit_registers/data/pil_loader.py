@@ -3,7 +3,7 @@
 No TensorFlow. It does not augment, so it does not train.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -40,6 +40,13 @@ class PilLoader:
 
     def num_examples(self, split: str) -> int:
         return self._source.num_examples(split)
+
+    @property
+    def texts(self) -> None:
+        return None
+
+    def captions(self, split: str) -> Callable[[int], list[str]] | None:
+        return self._source.captions(split)
 
     @property
     def has_random_access(self) -> bool:

@@ -7,7 +7,11 @@ from pathlib import Path
 from vit_registers.config import Data
 from vit_registers.errors import ConfigError
 
-_ROOTS = ("folder", "images")  # sources whose data_dir is the folder of the images, not that of TFDS
+_ROOTS = (
+    "folder",
+    "images",
+    "image_text",
+)  # sources whose data_dir is the folder of the images, not that of TFDS
 _TFDS_FILE = "dataset_info.json"
 
 
@@ -42,8 +46,8 @@ def select(data: Data, name: str, split: str) -> Data:
     """The settings with the evaluation split `split` of the data set `name`.
 
     `name` is a value of data.name, or an existing folder, which is read as data.name='folder' with its path
-    as data.data_dir. Another data set than that of `data` has its keys by default, and the data_dir of `data`
-    if both are of TFDS.
+    as data.data_dir. Another data set than that of `data` has its keys and the names of its classes by
+    default, and the data_dir of `data` if both are of TFDS.
     """
     if name == data.name:
         return dataclasses.replace(data, eval_split=split)
@@ -54,4 +58,5 @@ def select(data: Data, name: str, split: str) -> Data:
     else:
         data_dir = data.data_dir
     changed = {"image_key": None, "label_key": None, "data_dir": data_dir}
-    return dataclasses.replace(data, name=name, eval_split=split, **changed)
+    captions = dataclasses.replace(data.captions, key=None, class_texts=())
+    return dataclasses.replace(data, name=name, eval_split=split, captions=captions, **changed)

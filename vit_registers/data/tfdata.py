@@ -17,8 +17,10 @@ import tensorflow as tf
 from vit_registers.config import Data
 from vit_registers.data import batch as batch_lib
 from vit_registers.data import order, streams
-from vit_registers.data.batch import IMAGE, LABEL, Batch, Training, View, default_training
+from vit_registers.data.batch import IMAGE, LABEL, TOKENS, Batch, Training, View, default_training
 from vit_registers.data.broken import BrokenImages
+from vit_registers.data.caption_tokens import CaptionTokens, open_texts
+from vit_registers.data.example_order import example_order
 from vit_registers.data.ops import catalog
 from vit_registers.data.ops.pixel_ops import fold_in
 from vit_registers.data.ops.strings import Target
@@ -63,6 +65,7 @@ class TfdataLoader:
         # TensorFlow's threads call Python to read array_record files: if left running, they block its exit
         weakref.finalize(self, _close, self._open)
         self._source = open_data_source(data, target.channels, self._broken, needs_labels=needs_labels)
+        self._texts = open_texts(self._source, data, trained.texts, seed=seed, broken=self._broken)
         self._image_readers: dict[str, Callable[[int], bytes]] = {}  # by split, for broken images
         self.name = data.name
         self.class_names = self._source.class_names
@@ -74,6 +77,13 @@ class TfdataLoader:
 
     def num_examples(self, split: str) -> int:
         return self._source.num_examples(split)
+
+    @property
+    def texts(self) -> CaptionTokens | None:
+        return self._texts
+
+    def captions(self, split: str) -> Callable[[int], list[str]] | None:
+        return self._source.captions(split)
 
     @property
     def has_random_access(self) -> bool:
@@ -105,16 +115,19 @@ class TfdataLoader:
             what = f"data.name={data.name!r} has several labels for an image"
             raise ConfigError(f"{what}: it is for evaluation only")
         local_size = order.share(data.batch_size, process_count, where="data.batch_size")
-        split, number = data.train_split, self.num_examples(data.train_split)
+        split, texts = data.train_split, self._texts
+        training = example_order(
+            data, self._source, None if texts is None else texts.wanted, seed=self._seed, groups=self._groups
+        )
         chunks = streams.train_stream(
             self._source,
             split,
             Share(data.batch_size, process_index, process_count),
-            order.training_order(data, number, seed=self._seed, groups=self._groups),
+            training,
             start_step=start_step,
             buffer=data.shuffle_buffer,
         )
-        batches = self._batches(chunks, local_size, split=split, kind="train")
+        batches = self._batches(chunks, local_size, split=split, kind="train", start_step=start_step)
         self._open.add(batches)
         return batches
 
@@ -136,7 +149,7 @@ class TfdataLoader:
             yield batch_lib.pad_batch(next(batches, empty), local_size)
 
     def _batches(
-        self, chunks: tf.data.Dataset, local_size: int, *, split: str, kind: str
+        self, chunks: tf.data.Dataset, local_size: int, *, split: str, kind: str, start_step: int = 0
     ) -> Generator[Batch]:
         targets = {
             name: Target(view.height, view.width, self._target.channels)
@@ -150,8 +163,10 @@ class TfdataLoader:
         dataset = decoded.rebatch(local_size).prefetch(2).with_options(options)
         try:
             columns: Any
-            for columns in dataset.as_numpy_iterator():
-                yield self._to_batch(columns, split, kind)
+            for step, columns in enumerate(dataset.as_numpy_iterator(), start_step):
+                batch = self._to_batch(columns, split, kind)
+                has_texts = kind == "train" and self._texts is not None
+                yield self._with_tokens(batch, step, columns["record"]) if has_texts else batch
         except tf.errors.OpError as error:
             raise DataError(
                 f"reading split '{split}' of {self._data.name} failed: {_reason(error)}; see that all "
@@ -170,6 +185,12 @@ class TfdataLoader:
             records = columns["record"]
             label_B = usable_labels(self._source, split, records, label_B, needs_labels=self._needs_labels)
         return Batch(columns["views"], {LABEL: label_B}, status_B == _OK)
+
+    def _with_tokens(self, batch: Batch, step: int, record_B: np.ndarray) -> Batch:
+        assert self._texts is not None
+        tokens_BxL, has_text_B = self._texts(step, record_B, batch.targets[LABEL])
+        targets = {**batch.targets, TOKENS: tokens_BxL}
+        return batch._replace(targets=targets, mask_B=batch.mask_B & has_text_B)
 
     def _wrong_size(
         self, sizes: dict[str, np.ndarray], place: int, split: str, record: int, kind: str

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 
 from vit_registers.config import Data, Model, Tasks
+from vit_registers.errors import ConfigError
+from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.tokens import TokenLayout
+from vit_registers.objectives.base import BACKBONE
 
 
 class FrozenModel(NamedTuple):
@@ -25,10 +28,32 @@ class FrozenModel(NamedTuple):
     # Of each forward pass, by its tokens, such as for registers that are added at test time. `model` and
     # `backbone` have these registers.
     edits: Callable[[TokenLayout], Edits] | None = None
+    texts: "FrozenTexts | None" = None  # None: a model without a text tower
 
     def edits_of(self, layout: TokenLayout) -> Edits:
         """The edits of a forward pass with these tokens: ViT(...)(images, edits=...)."""
         return NO_EDITS if self.edits is None else self.edits(layout)
+
+
+class FrozenTexts(NamedTuple):
+    """What a model of images and texts has beside the backbone."""
+
+    params: Any  # all parameters over the mesh, the backbone among them
+    reader: TextReader
+
+    def with_backbone(self, backbone: Any) -> "FrozenTexts":
+        """The same with the parameters of another backbone."""
+        return self._replace(params={**self.params, BACKBONE: backbone})
+
+
+def require_texts(frozen: FrozenModel, task: str) -> FrozenTexts:
+    """FrozenModel.texts. Raises ConfigError if the model has no text tower."""
+    if frozen.texts is None:
+        raise ConfigError(
+            f"--task={task} compares images with texts, and {frozen.name} has no text tower: give a model "
+            "that was trained with objective.name=image_text"
+        )
+    return frozen.texts
 
 
 class Splits(NamedTuple):

@@ -16,6 +16,8 @@ class TaskEntry(NamedTuple):
     module: str  # of vit_registers.evaluation, imported when the task is run
     name: str  # in the module
     is_dense: bool = False  # labels for each pixel: the data of a run have none
+    reads: tuple[str, ...] = ()  # the sections of the settings that it reads besides its own
+    has_texts: bool = False  # for models with a text tower; reads no training images
 
 
 TASKS: dict[str, TaskEntry] = {
@@ -24,6 +26,15 @@ TASKS: dict[str, TaskEntry] = {
     "logistic": TaskEntry("logistic_task", "LOGISTIC"),
     "segmentation": TaskEntry("segmentation.task", "SEGMENTATION", is_dense=True),
     "depth": TaskEntry("depth.task", "DEPTH", is_dense=True),
+    "zero_shot": TaskEntry("zero_shot.task", "ZERO_SHOT", has_texts=True),
+    "zero_shot_segmentation": TaskEntry(
+        "zero_shot.segmentation",
+        "ZERO_SHOT_SEGMENTATION",
+        is_dense=True,
+        reads=("segmentation",),
+        has_texts=True,
+    ),
+    "retrieval": TaskEntry("retrieval_task", "RETRIEVAL", has_texts=True),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
+from vit_registers.interop.architectures import MODEL_TYPES
 from vit_registers.interop.hints import Hints
 from vit_registers.models.tokens import patch_grid
 
@@ -116,6 +117,10 @@ _LABELS = {
 }
 _BY_KIND = {
     "clip": {"intermediate_size": _HIDDEN, "projection_dim": _OUTPUTS},
+    "siglip": {
+        "intermediate_size": _HIDDEN,
+        "vision_use_head": _Rule("true or false", lambda m, _: m.pooling == "map"),
+    },
     "vit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
     "deit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
     "dinov2": {
@@ -227,7 +232,7 @@ def _said(settings: Mapping[str, Any]) -> list[tuple[str, _Rule, Any]]:
 
 def _kind(settings: Mapping[str, Any]) -> str:
     kind = str(settings.get("model_type", ""))
-    return {"clip_vision_model": "clip", "dinov2_with_registers": "dinov2"}.get(kind, kind)
+    return MODEL_TYPES.get(kind, kind)
 
 
 def check_types(where: str, settings: Mapping[str, Any]) -> None:

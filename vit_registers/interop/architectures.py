@@ -40,6 +40,8 @@ MODEL_TYPES = {
     "deit": "deit",
     "dinov2": "dinov2",
     "dinov2_with_registers": "dinov2",
+    "siglip": "siglip",
+    "siglip_vision_model": "siglip",
     "vit": "vit",
     "vit_mae": "vit",
 }

@@ -36,6 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "activation": None,  # quick or exact: from config.json
         "position_resampling": "bicubic",
     },
+    "transformers/siglip": {"activation": "gelu_tanh", "position_resampling": "bicubic"},
 }
 
 
@@ -213,7 +214,7 @@ def _pooling(names: TorchNames, found: RecognizedWeights) -> dict[str, Any]:
         and settings.get("is_norm_after_pool", True)
     )
     pooling = "cls" if use_cls else "gap"
-    if names.attn_pool is not None and names.attn_pool + "latent" in shapes:
+    if names.attn_pool is not None and names.attn_pool.probe in shapes:
         pooling = "map"
     elif is_after and names.norm_after_pool != names.norm:  # timm has fc_norm with average pooling by default
         pooling = "cls" if use_cls and settings.get("global_pool") == "token" else "gap"

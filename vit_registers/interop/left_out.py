@@ -5,11 +5,14 @@ from collections.abc import Collection, Iterable, Mapping
 
 # Patterns of names -> what the tensors are: inside the network that is loaded, and outside.
 _UNUSED_INSIDE = {
-    r"(head|dino_head|ibot_head)\.(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
+    # Not head.mlp.fc1 and fc2, which are of SigLIP's attention pooling.
+    r"(head|dino_head|ibot_head)\.(?!mlp\.fc)(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
     r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
     r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
     r"n_averaged|initted|decay|num_updates": "the state of training",
 }
+TEXT_TOWER = "the text tower"
+IMAGE_PROJECTION = "the projection of images"  # of OpenCLIP, beside image towers of timm
 _DECODER = {r"decoder_.*|mask_token|decoder\.(mask_token|decoder_.*)": "the decoder of a masked autoencoder"}
 _PROJECTION = {r"head\.\d+\..*|predictor\..*|queue|queue_ptr": "a self-supervision head"}
 TRAINING_STATE = {
@@ -22,9 +25,10 @@ _UNUSED_BESIDE = {
     ),
     r"(teacher|student|model|model_ema|state_dict|state_dict_ema)\..*": "another copy of the network",
     **TRAINING_STATE,
-    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": "the text tower",
-    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": "the text tower",
-    r"input_resolution|context_length|vocab_size": "the text tower",
+    r"(text_model|text|transformer|token_embedding|ln_final|text_projection)\..*|txt/.*": TEXT_TOWER,
+    r"positional_embedding|text_projection|attn_mask|logit_scale|logit_bias|[tb]": TEXT_TOWER,
+    r"input_resolution|context_length|vocab_size": TEXT_TOWER,
+    r"visual\.head\.proj\.(weight|bias)": IMAGE_PROJECTION,
 }
 _CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
 

@@ -42,6 +42,7 @@ _BY_FAMILY = {
     "transformers/vit": _Usual(_HALF, SQUASHED, "pil_bilinear"),
     "transformers/deit": _Usual(_IMAGENET, 7 / 8, "pil_bicubic"),
     "transformers/clip": _Usual(_CLIP, 1.0, "pil_bicubic"),
+    "transformers/siglip": _Usual(_HALF, SQUASHED, "pil_bicubic"),
 }
 _OF_PIL = {2: "pil_bilinear", 3: "pil_bicubic"}  # PIL's numbers, which transformers has
 _OF_TIMM = {"bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def understand(
         found = dataclasses.replace(found, note=assumed(found.names, found, native))
     check_agreement(weights.where, settings, native, hints)
     tensor_map = tensor_map_of(found.names, native, found.source)
-    _check_names(found, native, tensor_map)
+    leaves = leaves_of(abstract_model(native)[1])
+    check_tensor_names(found.weights, leaves, tensor_map, in_file=found.in_file, source=found.source)
     model = native
     if hints.channels is not None:
         check_channels(native.channels, hints.channels, weights.where)
@@ -131,32 +132,40 @@ def _check_left_out(found: RecognizedWeights, weights: Weights, source: str) -> 
         )
 
 
-def _check_names(found: RecognizedWeights, model: Model, tensor_map: list[TensorRule]) -> None:
-    """Raises CheckpointError with every tensor that is missing, has no place, or has another shape."""
-    _, abstract = abstract_model(model)
-    leaves = leaves_of(abstract)
+def check_tensor_names(
+    weights: Weights,
+    leaves: Mapping[Leaf, Any],
+    tensor_map: Sequence[TensorRule],
+    *,
+    in_file: Callable[[str], str],
+    source: str,
+) -> None:
+    """Raises CheckpointError with every tensor that is missing, has no place, or has another shape.
+
+    `weights` are by the names of `tensor_map`, which has a rule for each of `leaves`, arrays or shapes.
+    """
     covered = [leaf for rule in tensor_map for leaf in rule.leaves]
     assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without a rule, or with two"
-    there, dtypes, problems, known = found.weights.shapes, found.weights.dtypes, [], set()
+    there, dtypes, problems, known = weights.shapes, weights.dtypes, [], set()
     for rule in tensor_map:
         shapes = rule.shapes([leaves[leaf].shape for leaf in rule.leaves])
         for name, shape in zip(rule.names, shapes, strict=True):
             known.add(name)
             if name not in there:
-                problems.append(f"'{found.in_file(name)}' {tuple(shape)} is missing")
+                problems.append(f"'{in_file(name)}' {tuple(shape)} is missing")
             elif rule.leaves and not is_floating(dtypes[name]):
-                problems.append(f"'{found.in_file(name)}' is {dtypes[name].name}, not floating point")
+                problems.append(f"'{in_file(name)}' is {dtypes[name].name}, not floating point")
             elif tuple(there[name]) != tuple(shape):
-                problems.append(f"'{found.in_file(name)}' is {tuple(there[name])}, not {tuple(shape)}")
+                problems.append(f"'{in_file(name)}' is {tuple(there[name])}, not {tuple(shape)}")
     extra = [name for name in there if name not in known]
-    problems += [f"'{found.in_file(name)}' {tuple(there[name])} has no place" for name in extra]
+    problems += [f"'{in_file(name)}' {tuple(there[name])} has no place" for name in extra]
     if problems:
         advice = ""
         if extra:
-            pattern = re.sub(r"[^./]+$", "*", found.in_file(extra[0]))
+            pattern = re.sub(r"[^./]+$", "*", in_file(extra[0]))
             advice = f". Leave out tensors that have no place, with leave_out=['{pattern}']"
         raise CheckpointError(
-            f"{found.weights.where} was read as '{found.source}', and {len(problems)} tensors do not fit: "
+            f"{weights.where} was read as '{source}', and {len(problems)} tensors do not fit: "
             + "; ".join(problems)
             + advice
         )

@@ -27,6 +27,7 @@ class RecognizedWeights:
     file_names: dict[str, str]  # plain names -> names in the file
     prefix: str
     left_out: dict[str, str]  # names in the file -> what they are
+    text: dict[str, str]  # of those, the text tower and what joins it: plain names -> names in the file
     note: str = ""  # assumptions
 
     @property
@@ -78,6 +79,7 @@ def recognize(
         file_names=network.file_names,
         prefix=network.prefix,
         left_out=network.left_out,
+        text=network.text,
         note="; ".join(filter(None, (network.note, note))),
     )
 
@@ -156,12 +158,7 @@ def _transformers_names(
     if "model_type" in settings:
         kind = MODEL_TYPES[settings["model_type"]]
     elif patch == "embeddings.patch_embedding.weight":
-        if "embeddings.class_embedding" not in names:
-            raise CheckpointError(
-                "a tower of transformers with CLIP's names and no cls token, such as SigLIP's, "
-                "is not supported yet"
-            )
-        kind = "clip"
+        kind = "clip" if "embeddings.class_embedding" in names else "siglip"
     elif "embeddings.distillation_token" in names:
         kind = "deit"
     else:

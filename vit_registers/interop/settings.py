@@ -10,6 +10,11 @@ from vit_registers.errors import CheckpointError
 
 
 def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of the image model in the config.json beside the weights, or empty; see plain_settings."""
+    return plain_settings(read_whole_settings(path))
+
+
+def read_whole_settings(path: Path) -> dict[str, Any]:
     """The config.json (transformers, timm) or open_clip_config.json beside the weights, or empty."""
     folder = path if path.is_dir() else path.parent
     for name in ("config.json", "open_clip_config.json"):
@@ -19,8 +24,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         values = read_json(file)
         if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
             values = {name: value for name, value in values.items() if value is not None}
-            _check_objects(file, values)
-            return plain_settings(values)
+            check_objects(str(file), values)
+            return values
     return {}
 
 
@@ -32,15 +37,17 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _check_objects(file: Path, values: dict[str, Any]) -> None:
-    """Raises CheckpointError if names or sections of settings have the wrong type."""
+def check_objects(file: str, values: dict[str, Any]) -> None:
+    """Raises CheckpointError if names or sections of settings have the wrong type; `file` has them."""
     named = [(name, values.get(name, ""), str) for name in ("model_type", "architecture")]
-    sections = ("vision_config", "model_args", "pretrained_cfg", "preprocess_cfg")
+    sections = ("vision_config", "text_config", "model_args", "pretrained_cfg", "preprocess_cfg")
     named += [(name, values.get(name) or {}, dict) for name in sections]
     if "model_cfg" in values:
         config = values["model_cfg"]
         vision = config.get("vision_cfg") if isinstance(config, dict) else None
         named.append(("model_cfg.vision_cfg", vision, dict))
+        if isinstance(config, dict):
+            named.append(("model_cfg.text_cfg", config.get("text_cfg") or {}, dict))
         if isinstance(vision, dict):
             parts = ("act_kwargs", "norm_kwargs")
             named += [(f"vision_cfg.{name}", vision.get(name) or {}, dict) for name in parts]

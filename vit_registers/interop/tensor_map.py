@@ -6,12 +6,14 @@ All rules are exact in both directions unless their docstring says otherwise.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vit_registers.errors import CheckpointError
-from vit_registers.models.paths import Leaf
+from vit_registers.models.paths import Leaf, path_text
 
 Shape = tuple[int, ...]
 Arrays = Sequence[np.ndarray]
@@ -89,6 +91,32 @@ def split_bias(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
 
     return TensorRule(
         (leaf,), names, lambda arrays, shapes: [np.concatenate(arrays).reshape(shapes[0])], dump
+    )
+
+
+def joint_dense(leaves: tuple[Leaf, ...], name: str, *, inputs: int) -> TensorRule:
+    """Dense kernels [inputs, outputs...] whose outputs are concatenated in one tensor [outputs, inputs]."""
+
+    def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        ends = np.cumsum([math.prod(shape[1:]) for shape in shapes])[:-1]
+        parts = np.split(arrays[0].T, ends, axis=1)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def dump(kernels: Arrays) -> Arrays:
+        return [np.concatenate([kernel.reshape(inputs, -1) for kernel in kernels], axis=1).T]
+
+    return TensorRule(leaves, (name,), load, dump)
+
+
+def joint_bias(leaves: tuple[Leaf, ...], name: str) -> TensorRule:
+    """Biases that are concatenated in one tensor with one axis."""
+
+    def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        parts = np.split(arrays[0], np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    return TensorRule(
+        leaves, (name,), load, lambda biases: [np.concatenate([bias.reshape(-1) for bias in biases])]
     )
 
 
@@ -183,3 +211,18 @@ class _Scanned(TensorRule):
     def shapes(self, leaf_shapes: Sequence[Shape]) -> list[Shape]:
         one = self.rules[0].shapes(leaf_shapes[: len(self.rules[0].leaves)])
         return [(len(self.rules), *shape) for shape in one]
+
+
+def table_text(
+    tensor_map: Sequence[TensorRule], leaves: Mapping[Leaf, Any], in_file: Callable[[str], str]
+) -> str:
+    """A line for each rule: which tensors are which parameters, with shapes. `leaves` have a shape."""
+    lines = []
+    for rule in tensor_map:
+        leaf_shapes = [leaves[leaf].shape for leaf in rule.leaves]
+        theirs = zip(rule.names, rule.shapes(leaf_shapes), strict=True)
+        ours = zip(map(path_text, rule.leaves), leaf_shapes, strict=True)
+        left = " + ".join(f"{in_file(name)} {list(shape)}" for name, shape in theirs)
+        right = " + ".join(f"{name} {list(shape)}" for name, shape in ours) or "fixed"
+        lines.append(f"{left}  =  {right}")
+    return "\n".join(lines)

@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from vit_registers.config import lookup
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.left_out import TRAINING_STATE, search, unused_patterns
+from vit_registers.interop.left_out import (
+    IMAGE_PROJECTION,
+    TEXT_TOWER,
+    TRAINING_STATE,
+    search,
+    unused_patterns,
+)
 from vit_registers.interop.values import refuse_quantised
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
@@ -55,6 +61,8 @@ class Network:
     file_names: dict[str, str]  # plain names -> names in the file
     asked: dict[str, str]  # the same for tensors that leave_out matches
     left_out: dict[str, str]  # names in the file -> what they are
+    # Of those, the text tower and what joins it to the network: plain names -> names in the file.
+    text: dict[str, str]
     note: str  # which of several copies is loaded
 
 
@@ -74,13 +82,14 @@ def pick_network(weights: Weights, *, params: str | None, leave_out: Sequence[st
     before = {prefix: names[prefix + patch].removesuffix(patch) for prefix, patch in found.items()}
     prefix, others = _pick(before, params, weights.where)
     copies = [_before_shared(other, prefix) for other in others]
-    file_names, left_out = _strip(names, prefix, copies, weights.shapes)
+    file_names, left_out, text = _strip(names, prefix, copies, weights.shapes)
     return Network(
         patch=found[prefix],
         prefix=before[prefix],
         file_names=file_names,
         asked=_strip({_WRAPPER.sub("", name): name for name in asked}, prefix, copies, weights.shapes)[0],
         left_out=left_out | {name: f"leave_out='{pattern}'" for name, pattern in asked.items()},
+        text=text,
         note=_note(prefix, others),
     )
 
@@ -229,13 +238,15 @@ def _note(prefix: str, others: Sequence[str]) -> str:
 
 def _strip(
     names: Mapping[str, str], prefix: str, copies: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """({plain name: name in the file} of the network and its heads, {name in the file: why it is left out}).
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """{plain name: name in the file}, {name in the file: why it is left out}, {plain name: name in the file}.
 
-    A tensor that is neither keeps its name, and is refused later because it has no place in the model.
+    They are the network with its heads, what is left out, and of this the text tower. A tensor that is none
+    of them keeps its name, and is refused later because it has no place in the model.
     """
     plain: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    text: dict[str, str] = {}
     root = prefix.removesuffix(_after_containers(prefix))
     inner = prefix.removeprefix(root)
     root += next((start for start in ("params/", "opt/target/") if inner.startswith(start)), "")
@@ -251,6 +262,8 @@ def _strip(
             is_head = HEADS.fullmatch(outer)
             inner = outer if is_head else name
             what = None if is_head else search(beside, outer) or search(beside, name)
+            if what in (TEXT_TOWER, IMAGE_PROJECTION):
+                text[outer] = in_file
             if what is None and shapes[in_file] == ():
                 what = "numbers beside the network"
         if what:
@@ -259,4 +272,4 @@ def _strip(
             plain[inner] = in_file
     # DINOv2's training checkpoints have blocks.<chunk>.<i>.x for blocks.<i>.x; i counts all blocks.
     plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in plain.items()}
-    return plain, left_out
+    return plain, left_out, text

@@ -1,7 +1,7 @@
-"""Checks that tensors are weights: floating point, not quantised, finite in float32."""
+"""Checks that tensors are weights, floating point, not quantised, finite in float32, and those written."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,3 +60,20 @@ def check_leaves(leaves: Mapping[Leaf, Any], where: str) -> None:
     """Raises CheckpointError for the first parameter with a value that is not finite."""
     for leaf, value in leaves.items():
         as_float32(np.asarray(value), path_text(leaf), where)
+
+
+def compare_parameters(
+    leaves: Iterable[tuple[Leaf, Any]], others: Mapping[Leaf, Any], dtype: Any, where: str
+) -> int:
+    """The number of parameters that were compared. Raises CheckpointError if one differs in a bit.
+
+    `leaves` may be an iterator that reads them; `others` are rounded to `dtype` first.
+    """
+    left = dict(others)
+    for leaf, value in leaves:
+        other = left.pop(leaf, None)
+        if other is None or not np.array_equal(np.asarray(other).astype(dtype).astype(np.float32), value):
+            raise CheckpointError(f"{where}: {path_text(leaf)} differs from what was written")
+    if left:
+        raise CheckpointError(f"{where}: {path_text(next(iter(left)))} was not written")
+    return len(others)

@@ -81,11 +81,9 @@ class Attention(nnx.Module):
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
         heads = (sizes.num_heads, sizes.width // sizes.num_heads)
-        layer = functools.partial(
-            nnx.LinearGeneral, kernel_init=init.attention, dtype=DTYPES[model.dtype], rngs=rngs
-        )
-        self.qkv = layer(sizes.width, (3, *heads), use_bias=model.use_qkv_bias)
-        self.out = layer(heads, sizes.width, axis=(-2, -1))
+        layer = functools.partial(nnx.LinearGeneral, dtype=DTYPES[model.dtype], rngs=rngs)
+        self.qkv = layer(sizes.width, (3, *heads), use_bias=model.use_qkv_bias, kernel_init=init.attention)
+        self.out = layer(heads, sizes.width, axis=(-2, -1), kernel_init=init.attention_out)
         self.backend, self.is_rematerialized = model.attention, model.remat == "attention"
 
     def __call__(
@@ -132,12 +130,10 @@ class Mlp(nnx.Module):
     """fc2(activation(fc1(x)))."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        dtype = DTYPES[model.dtype]
-        layer = functools.partial(
-            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
-        )
-        self.fc1 = layer(sizes.width, sizes.mlp_dim)
-        self.fc2 = layer(sizes.mlp_dim, sizes.width)
+        layer = functools.partial(nnx.Linear, dtype=DTYPES[model.dtype], rngs=rngs)
+        first, last = (init.mlp, init.mlp_bias), (init.mlp_out, init.mlp_out_bias)
+        self.fc1 = layer(sizes.width, sizes.mlp_dim, kernel_init=first[0], bias_init=first[1])
+        self.fc2 = layer(sizes.mlp_dim, sizes.width, kernel_init=last[0], bias_init=last[1])
         self.activation, self.remat = model.activation, model.remat
 
     def __call__(self, x: jax.Array, edit: Edit = lambda hidden: hidden) -> tuple[jax.Array, jax.Array]:
@@ -150,12 +146,10 @@ class SwiGlu(nnx.Module):
     """w3(silu(gate) * value); the first half of w12(x) is the gate, as in DINOv2."""
 
     def __init__(self, model: Model, sizes: Dims, init: Inits, *, rngs: nnx.Rngs):
-        dtype = DTYPES[model.dtype]
-        layer = functools.partial(
-            nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs
-        )
-        self.w12 = layer(sizes.width, 2 * sizes.mlp_dim)
-        self.w3 = layer(sizes.mlp_dim, sizes.width)
+        layer = functools.partial(nnx.Linear, dtype=DTYPES[model.dtype], rngs=rngs)
+        first, last = (init.mlp, init.mlp_bias), (init.mlp_out, init.mlp_out_bias)
+        self.w12 = layer(sizes.width, 2 * sizes.mlp_dim, kernel_init=first[0], bias_init=first[1])
+        self.w3 = layer(sizes.mlp_dim, sizes.width, kernel_init=last[0], bias_init=last[1])
         self.remat = model.remat
 
     def __call__(self, x: jax.Array, edit: Edit = lambda hidden: hidden) -> tuple[jax.Array, jax.Array]:

@@ -30,9 +30,12 @@ class Inits:
 
     patch: Init
     patch_bias: Init
-    attention: Init  # q, k, v and output kernels
-    mlp: Init
+    attention: Init  # q, k and v kernels
+    attention_out: Init  # output kernels
+    mlp: Init  # first kernels
+    mlp_out: Init  # last kernels
     mlp_bias: Init
+    mlp_out_bias: Init
     positions: Init  # learned tables
     cls: Init
     extra: Init  # registers and summaries
@@ -47,8 +50,11 @@ def big_vision(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
         patch=lecun_normal(),
         patch_bias=zeros,
         attention=uniform(math.sqrt(3 / width)),
+        attention_out=uniform(math.sqrt(3 / width)),
         mlp=uniform(math.sqrt(6 / (width + mlp_dim))),
+        mlp_out=uniform(math.sqrt(6 / (width + mlp_dim))),
         mlp_bias=normal(1e-6),
+        mlp_out_bias=normal(1e-6),
         positions=normal(1 / math.sqrt(width)),
         cls=zeros,
         extra=normal(1 / math.sqrt(width)),
@@ -68,8 +74,11 @@ def deit3(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
         patch=patch,
         patch_bias=patch,
         attention=small,
+        attention_out=small,
         mlp=small,
+        mlp_out=small,
         mlp_bias=zeros,
+        mlp_out_bias=zeros,
         positions=small,
         cls=small,
         extra=small,
@@ -85,8 +94,34 @@ def dinov2(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
     return dataclasses.replace(deit3(width, mlp_dim, patch_fan_in), cls=tiny, extra=tiny)
 
 
+def open_clip(width: int, mlp_dim: int, patch_fan_in: int) -> Inits:
+    """The initializers of OpenCLIP's image tower: torch's defaults, and normal(1 / sqrt(width)).
+
+    The latter is for cls, positions and the projection. OpenCLIP has no registers: here they are as cls.
+    """
+    patch, first, last = (uniform(1 / math.sqrt(fan_in)) for fan_in in (patch_fan_in, width, mlp_dim))
+    token = normal(1 / math.sqrt(width))
+    return Inits(
+        patch=patch,
+        patch_bias=patch,
+        attention=uniform(math.sqrt(6 / (4 * width))),  # of the joint kernel, width x 3 width
+        attention_out=first,
+        mlp=first,
+        mlp_out=last,
+        mlp_bias=first,
+        mlp_out_bias=last,
+        positions=token,
+        cls=token,
+        extra=token,
+        probe=token,
+        pre_logits=first,
+        head=token,
+    )
+
+
 INITS: dict[str, Callable[[int, int, int], Inits]] = {
     "big_vision": big_vision,
     "deit3": deit3,
     "dinov2": dinov2,
+    "open_clip": open_clip,
 }

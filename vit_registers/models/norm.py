@@ -1,4 +1,4 @@
-"""LayerNorm in float32, with a backward pass that is written out.
+"""Unit vectors, and LayerNorm in float32 with a backward pass that is written out.
 
 Differentiated by JAX, the gradient of the two-pass variance is a sum of several terms, and XLA fuses the
 chain of residual gradients before it into each of them: on a CPU, work grows with the square of the depth.
@@ -71,3 +71,9 @@ def _backward(epsilon: float, residuals: tuple[jax.Array, ...], d_out: jax.Array
 
 
 _layer_norm.defvjp(_forward, _backward)
+
+
+def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """x / max(|x|, eps) over the last axis, as torch.nn.functional.normalize; its gradient is finite at 0."""
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))

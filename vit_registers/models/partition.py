@@ -27,6 +27,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"mlp/w3/kernel", PartitionSpec("tensor", "fsdp")),
     (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
     (r"(head|pre_logits)/kernel", PartitionSpec("fsdp", None)),
+    (r"token_embed/embedding", PartitionSpec(None, "fsdp")),
+    (r"proj/kernel", PartitionSpec("fsdp", None)),
     (r"_head/mlp/\d/kernel", PartitionSpec("fsdp", None)),
     (r"_head/last_layer/v", PartitionSpec("fsdp", "tensor")),
     (r"_head/last_layer/g", PartitionSpec("tensor")),
@@ -46,10 +48,16 @@ def parameter_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
     return PartitionSpec(*fits)
 
 
+def batch_axes() -> tuple[str, ...]:
+    """The mesh axes over which a batch is split, data and fsdp; () without such a mesh."""
+    axes = ("data", "fsdp")
+    return axes if set(axes) <= set(jax.sharding.get_abstract_mesh().axis_names) else ()
+
+
 def shard_batch(x: jax.Array) -> jax.Array:
     """x with its first axis split over the mesh axes data and fsdp; x without such a mesh."""
-    if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
+    if axes := batch_axes():
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
     return x
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import math
 import operator
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
-from vit_registers.data.batch import Batch, MakeTarget, View
+from vit_registers.data.batch import Batch, MakeTarget, Texts, View
 
 # {name: (sum, count)}: the mean of `name` is sum / count. The sums of parts add to those of the whole.
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
@@ -67,7 +67,8 @@ class Objective(Protocol):
 
     best: ClassVar[Best]
     targets: ClassVar[tuple[str, ...]]  # names of the targets that a batch must have
-    is_additive: ClassVar[bool]  # the loss of a batch is the sum over its parts; accumulation requires it
+    # The loss of a batch is the sum over its parts. Accumulation requires it, or else InParts.
+    is_additive: ClassVar[bool]
 
     @property
     def views(self) -> Mapping[str, View]:
@@ -117,4 +118,37 @@ class Objective(Protocol):
 
     def eval_params(self, params: Any, extra: Any) -> Any:
         """The parameters to evaluate, load and export: the given ones or, for example, those of a teacher."""
+        ...
+
+
+@runtime_checkable
+class HasTexts(Protocol):
+    """What an objective of images and texts has beside: what the loaders make of captions."""
+
+    @property
+    def texts(self) -> Texts:
+        """The target TOKENS of training batches."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """What an objective that is not additive may have beside: a loss that supports accumulation."""
+
+    def loss_in_parts(
+        self, params: Any, extra: Any, batch: Batch, step: jax.Array, key: jax.Array, *, num_parts: int
+    ) -> tuple[Sums, Any]:
+        """What Objective.loss returns for the whole batch, with the activations of one part in memory.
+
+        Only drop path differs, whose draws are those of micro-batches.
+        """
+        ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """What an objective may have beside: bounds of parameters."""
+
+    def bound(self, params: Any) -> Any:
+        """The parameters after an update, of which those outside of their bounds are moved to these."""
         ...

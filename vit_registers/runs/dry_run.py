@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from vit_registers.data.batch import Batch
+from vit_registers.data.loaders import Loader
 from vit_registers.models.vit import token_layout
 from vit_registers.runs.prepared import Prepared
 from vit_registers.status import waiting
@@ -102,8 +103,15 @@ def _data_text(prepared: Prepared) -> str:
     others = [f"{one.loader.num_examples(one.split):,} in '{name}'" for name, one in splits]
     return (
         f"{loader.name}: {number:,} images in '{train}' to train on; to evaluate {', '.join(others)}; "
-        f"{loader.num_classes} classes"
+        f"{loader.num_classes or 'no'} classes{_texts_text(loader)}"
     )
+
+
+def _texts_text(loader: Loader) -> str:
+    if loader.texts is None:
+        return ""
+    tokenizer, context = loader.texts.tokenizer, loader.texts.wanted.context
+    return f"; captions as {context} tokens of '{tokenizer.name}', which has {tokenizer.vocab_size:,}"
 
 
 def _length_text(prepared: Prepared) -> str:

@@ -10,7 +10,7 @@ from vit_registers.data.batch import Training
 from vit_registers.data.loaders import EvalSplit, Loader, open_also_eval, open_data
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
-from vit_registers.objectives.base import Objective
+from vit_registers.objectives.base import HasTexts, Objective
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runtime import rendezvous
@@ -42,7 +42,9 @@ def prepare(config: Config) -> Prepared:
     objective = make_objective(config)
     objective.check()
     with waiting("opening the data", is_quiet=jax.process_index() != 0):
-        loader = open_data(config, Training(objective.views, objective.host_targets))
+        texts = objective.texts if isinstance(objective, HasTexts) else None
+        training = Training(objective.views, objective.host_targets, texts)
+        loader = open_data(config, training, needs_labels=texts is None)
         others = open_also_eval(config, loader)
         data = _check_data(loader, config.data, config.model.mask, objective)
     splits = {config.data.eval_split: EvalSplit(loader, config.data.eval_split), **others}
@@ -70,6 +72,6 @@ def _check_data(loader: Loader, data: Data, mask: str, objective: Objective) -> 
         )
     names = loader.class_names
     digest = text_digest("\n".join(names))[:8]
-    classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}"
+    classes = f"{len(names)}, {names[0]} to {names[-1]}, SHA-256 {digest}" if names else "none"
     rendezvous.require_same({"classes of the data": classes, "training examples": number, "model.mask": mask})
     return TrainedOn(class_names=names, num_examples=number)

@@ -5,12 +5,14 @@ from typing import Any
 from etils import epath
 
 from vit_registers.config import Model
+from vit_registers.data.tokenizers.base import Tokenizer
 from vit_registers.errors import TrainingError
 from vit_registers.runs import results
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.loop import Loop
 from vit_registers.runs.mask_file import write_mask_file
 from vit_registers.runs.metrics_log import FILE, read_records
+from vit_registers.runs.tokenizer_file import write_tokenizer
 from vit_registers.runs.trackers import Background
 from vit_registers.runs.writers import MetricWriter, write_parameter_overview
 from vit_registers.status import say
@@ -21,13 +23,21 @@ from vit_registers.training.state import TrainState
 
 
 def write_about(
-    settings: dict[str, Any], model: Model, setup: Setup, run: epath.Path, *, is_finished: bool
+    settings: dict[str, Any],
+    model: Model,
+    setup: Setup,
+    run: epath.Path,
+    *,
+    tokenizer: Tokenizer | None,
+    is_resumed: bool,
+    is_finished: bool,
 ) -> None:
-    """Writes `settings` as config.json, parameters.txt and the mask's file.
+    """Writes `settings` as config.json, parameters.txt, the mask's file and the tokenizer.
 
-    Raises TrainingError if a write fails.
+    Raises TrainingError if a write fails, ConfigError if a run is resumed with another tokenizer.
     """
     try:
+        write_tokenizer(tokenizer, run, is_resumed=is_resumed)
         if not is_finished:
             files.remove_file(run / results.FILE)  # its checkpoints were removed
         files.write_json(run / "config.json", settings)

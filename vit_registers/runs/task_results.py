@@ -41,6 +41,13 @@ TASK_NUMBERS: dict[str, TaskNumber] = {
     "depth": TaskNumber(
         "depth RMSE, m", "depth RMSE from frozen features, m", ("rmse",), 1.0, "rmse_se", "test_images"
     ),
+    "zero_shot": TaskNumber("zero-shot, %", "zero-shot top-1, %", ("top1",), is_share_of_images=True),
+    "zero_shot_segmentation": TaskNumber(
+        "zero-shot mIoU, %", "zero-shot mean IoU, %", ("miou",), count="test_images"
+    ),
+    "retrieval": TaskNumber(
+        "image to text R@1, %", "image to text R@1, %", ("image_to_text_r1",), is_share_of_images=True
+    ),
 }
 
 

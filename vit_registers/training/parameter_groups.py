@@ -29,12 +29,24 @@ def _kernels(path: str) -> bool:
     return path.rsplit("/", 1)[-1] == "kernel"
 
 
+def _matrices(path: str) -> bool:
+    """Kernels, and the table of text tokens, as in OpenCLIP's code."""
+    return _kernels(path) or path.endswith("token_embed/embedding")
+
+
 def _all_but_norms(path: str) -> bool:
-    """All but biases, norms and LayerScale, as in DINOv2's code: positions, tokens and prototypes too."""
-    return not path.endswith("bias") and not _NORM.search(path)
+    """All but biases, norms and LayerScale, as in DINOv2's code: positions, tokens and prototypes too.
+
+    The scale of cosines is no weight, and is not decayed either.
+    """
+    return not path.endswith("bias") and not _NORM.search(path) and path != "logit_scale"
 
 
-DECAYED: dict[str, Callable[[str], bool]] = {"kernels": _kernels, "all_but_norms": _all_but_norms}
+DECAYED: dict[str, Callable[[str], bool]] = {
+    "kernels": _kernels,
+    "matrices": _matrices,
+    "all_but_norms": _all_but_norms,
+}
 
 
 def paths_of(params: Any) -> Any:

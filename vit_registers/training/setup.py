@@ -13,7 +13,7 @@ from vit_registers.config import Config, Model
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.api import BACKENDS
 from vit_registers.models.attention_choice import choose_attention
-from vit_registers.objectives.base import Objective
+from vit_registers.objectives.base import InParts, Objective
 from vit_registers.objectives.catalog import make_objective
 from vit_registers.training import sharding
 from vit_registers.training.durations import Durations
@@ -57,7 +57,8 @@ def set_up(config: Config, durations: Durations, mesh: jax.sharding.Mesh) -> Set
     run = dataclasses.replace(config.run, total_steps=durations.total_steps, total_epochs=None)
     objective = make_objective(dataclasses.replace(config, run=run))
     objective.check()
-    if config.optimizer.accumulation_steps > 1 and not objective.is_additive:
+    can_accumulate = objective.is_additive or isinstance(objective, InParts)
+    if config.optimizer.accumulation_steps > 1 and not can_accumulate:
         raise ConfigError(
             f"optimizer.accumulation_steps={config.optimizer.accumulation_steps}: the loss of "
             f"objective.name='{config.objective.name}' is not a sum over examples, so it requires the "

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from vit_registers.config import Optimizer
-from vit_registers.data.batch import Batch
+from vit_registers.data.batch import Batch, split_batch
 from vit_registers.models.attention.mesh import platform
-from vit_registers.objectives.base import Objective, Sums, add_sums
+from vit_registers.objectives.base import Bounded, InParts, Objective, Sums, add_sums
 from vit_registers.training.averages import make_average
 from vit_registers.training.optimizer import bounds_update
 from vit_registers.training.parameter_groups import without_frozen_gradients
@@ -25,11 +25,15 @@ Gradient = Callable[[Any, Any, Batch, jax.Array, jax.Array], tuple[Sums, Any, An
 def make_gradient(objective: Objective, settings: Optimizer) -> Gradient:
     """A function that computes the sums of `objective`, its extra, and the gradient of the sum of losses.
 
-    Frozen parameters have gradient 0, which XLA does not compute.
+    Frozen parameters have gradient 0, which XLA does not compute. An objective that accumulates itself
+    (InParts) does so for the settings' number of micro-batches.
     """
+    of_batch = objective.loss
+    if isinstance(objective, InParts) and settings.accumulation_steps > 1:
+        of_batch = functools.partial(objective.loss_in_parts, num_parts=settings.accumulation_steps)
 
     def loss(params: Any, *args: Any) -> tuple[jax.Array, tuple[Sums, Any]]:
-        sums, extra = objective.loss(without_frozen_gradients(params, settings), *args)
+        sums, extra = of_batch(without_frozen_gradients(params, settings), *args)
         return sums["loss"][0], (sums, extra)
 
     def gradient(params: Any, *args: Any) -> tuple[Sums, Any, Any]:
@@ -49,15 +53,9 @@ def accumulate(
     *,
     num_parts: int,
 ) -> tuple[Sums, Any, Any]:
-    """What `gradient` returns for the whole batch, computed from `num_parts` micro-batches in turn.
-
-    A micro-batch has every num_parts-th example, so that each device computes on its share of the batch.
-    """
+    """What `gradient` returns for the whole batch, computed from `num_parts` micro-batches in turn."""
     if num_parts == 1:
         return gradient(params, extra, batch, step, key)
-
-    def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 1, 0)
 
     def body(carry: Any, inputs: Any) -> tuple[Any, None]:
         (sums, grads), extra = carry
@@ -65,7 +63,7 @@ def accumulate(
         more, extra, more_grads = gradient(params, extra, micro, step, jax.random.fold_in(key, i))
         return ((add_sums(sums, more), jax.tree.map(jnp.add, grads, more_grads)), extra), None
 
-    micro = jax.tree.map(split, batch)
+    micro = split_batch(batch, num_parts)
     first = jax.tree.map(lambda x: x[0], micro)
     sums, _, grads = jax.eval_shape(gradient, params, extra, first, step, key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, grads))
@@ -105,7 +103,7 @@ def make_train_step(
             objective.prepare(batch, key_prepare),
             state.step,
             key_loss,
-            num_parts=settings.accumulation_steps,
+            num_parts=1 if isinstance(objective, InParts) else settings.accumulation_steps,
         )
         counts = {name: jnp.maximum(count, 1) for name, (_, count) in sums.items()}
         grads = jax.tree.map(lambda g: g / counts["loss"], grads)
@@ -124,6 +122,8 @@ def make_train_step(
             grads, state, is_finite = jax.lax.optimization_barrier((grads, state, is_finite))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if isinstance(objective, Bounded):
+            params = objective.bound(params)
         extra = objective.after_update(params, extra, state.step)
         ema = average(state.ema, params, opt_state)
         # XLA fuses this select into the update, which reads and writes these arrays anyway.

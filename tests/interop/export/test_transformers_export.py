@@ -103,6 +103,23 @@ OURS = {
         "CLIPVisionModelWithProjection",
         WITH_PROJECTION | {"use_qkv_bias": False, "layer_scale_init": 1.0, "has_cls_position": False},
     ),
+    "attention pooling": (
+        "SiglipVisionModel",
+        {"pooling": "map", "use_cls": False, "num_classes": 0, "position_resampling": "bicubic"},
+    ),
+    "attention pooling, fewer biases, LayerScale": (
+        "SiglipVisionModel",
+        {
+            "pooling": "map",
+            "use_cls": False,
+            "num_classes": 0,
+            "use_patch_bias": False,
+            "use_qkv_bias": False,
+            "layer_scale_init": 1.0,
+            "positions": "sincos2d",
+            "activation": "quick_gelu",
+        },
+    ),
     "norm before the blocks, headless": ("CLIPVisionModel", WITH_PROJECTION | {"num_classes": 0}),
 }
 
@@ -130,7 +147,7 @@ def test_ours_as_they_read_it(name, make, write, images, forward, tokens, run_hf
             )  # the same answer from normalised tokens
         else:
             assert_close(tokens(outputs), encoded.last_hidden_state)
-        if settings.get("use_norm_after_pool"):
+        if settings.get("use_norm_after_pool") or settings.get("pooling") == "map":
             assert_close(outputs.pooled, encoded.pooler_output)
     again = from_folder(folder, pooling=exported.model.pooling)
     want = {leaf: value for leaf, value in leaves_of(exported.params).items() if value is not None}

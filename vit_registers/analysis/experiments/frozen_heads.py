@@ -77,7 +77,7 @@ def _images(options: Options) -> list[str]:
 
 def _text(splits: Splits) -> str:
     train, test = (":".join(one) for one in splits)
-    return f"Trained on {train}, tested on {test}"
+    return f"Tested on {test}" if train == test else f"Trained on {train}, tested on {test}"
 
 
 EXPERIMENT = Experiment(

@@ -15,9 +15,11 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.headline import Headline, share_of_images
 from vit_registers.analysis.report.result import Found, Gap, Rows, counted
 from vit_registers.analysis.subject import Subject
+from vit_registers.evaluation.tasks import TASKS
 from vit_registers.runs.task_results import BASELINES, TASK_NUMBERS, StoredTask, read_task_results
 
 _HERE = {"knn": knn_share, "logistic": logistic_share}  # measured from the features of the report
+_OF_FEATURES = tuple(task for task in TASK_NUMBERS if not TASKS[task].has_texts)
 _TABLE, _SOURCES = "Frozen features", "Where the numbers are from"
 
 
@@ -41,14 +43,14 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     elif set(_HERE) - set(found):
         gaps.append(parts.reason)
     found = {task: found[task] for task in TASK_NUMBERS if task in found and _has_value(found[task])}
-    if lacking := [task for task in TASK_NUMBERS if task not in found]:
+    if lacking := [task for task in _OF_FEATURES if task not in found]:
         how = "vit-registers evaluate --task=NAME measures them"
         gaps.append(f"{subject.name}: not measured: {', '.join(lacking)}; {how}")
     if not found:
         return Gap("; ".join(gaps))
     heads = [one.headline for one in found.values()]
     named = {task: TASK_NUMBERS[task].what.partition(",")[0] for task in found}
-    cells = [_cell(found[task].headline) if task in found else None for task in TASK_NUMBERS]
+    cells = [_cell(found[task].headline) if task in found else None for task in _OF_FEATURES]
     is_here = any(one.is_here for one in found.values())
     images = parts.describe() if is_here and isinstance(parts, ProbeSets) else ""
     return Rows(
@@ -140,7 +142,7 @@ EXPERIMENT = Experiment(
     "is over classes and has none; that of depth is over images. Numbers from other data or by other means "
     "cannot be compared.",
     tables={
-        _TABLE: "model | " + " | ".join(one.what for one in TASK_NUMBERS.values()),
+        _TABLE: "model | " + " | ".join(TASK_NUMBERS[task].what for task in _OF_FEATURES),
         _SOURCES: f"model | task | value | standard error | test images | {' | '.join(BASELINES)}"
         " | trained on | tested on | source",
     },

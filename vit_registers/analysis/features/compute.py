@@ -66,13 +66,13 @@ def extract_features(
     """
     work = store.lacking((VALID, "label", *names))
     if work is not None:
-        made = feature_batches(
+        made = computed_batches(
             model, batches, work, image_size=image_size, mean=mean, std=std, intervention=intervention
         )
         write_features(made, store, work, model.layout_for(image_size), progress)
 
 
-def feature_batches(
+def computed_batches(
     model: ViT,
     batches: Iterator[Batch],
     work: Work,
@@ -126,7 +126,7 @@ def write_features(
     layout: TokenLayout,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Completes the features of `work` in the store from those of feature_batches."""
+    """Completes the features of `work` in the store from those of computed_batches."""
     with store.writer(tuple(work.counts)) as writer:
         for computed in made:
             size = work.stop - writer.num_done

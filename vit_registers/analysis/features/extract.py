@@ -114,7 +114,7 @@ def _complete(
     work, data = from_first(find_work, mesh), one.config.data
     if work is None:
         return
-    made = compute.feature_batches(
+    made = compute.computed_batches(
         one.model,
         one.loader.eval_batches(data.eval_split, sharding.batch_sharding(mesh)),
         work,
@@ -207,13 +207,15 @@ def _frozen(one: OpenedModel, intervention: Intervention) -> FrozenModel:
         is_target_1xT[:, layout.registers.stop - added : layout.registers.stop] = True
         return intervention.edits(values, {"is_target_BxT": jnp.asarray(is_target_1xT)}, layout)
 
+    backbone = jax.device_put(params, sharding.replicated(mesh))
     return FrozenModel(
         name=one.name,
         model=vit.model,
         data=one.config.data,
-        backbone=jax.device_put(params, sharding.replicated(mesh)),
+        backbone=backbone,
         mesh=mesh,
         edits=None if intervention is NO_INTERVENTION else edits,
+        texts=None if one.texts is None else one.texts.with_backbone(backbone),
     )
 
 

@@ -46,6 +46,10 @@ class DataSource(Protocol):
         """label_N, int32, of a source with one label for each image."""
         ...
 
+    def captions(self, split: str) -> Callable[[int], list[str]] | None:
+        """A function record -> the texts that describe the image; None if the source has no texts."""
+        return None
+
     def image_reader(self, split: str) -> Callable[[int], bytes]:
         """A function record -> encoded image, in a format of pil_decoding.py. It may raise OSError."""
         ...

@@ -8,6 +8,7 @@ from vit_registers.data.broken import BrokenImages
 from vit_registers.data.sources.base import DataSource
 from vit_registers.data.sources.digits import open_digits
 from vit_registers.data.sources.folder import open_folder, open_image_tree
+from vit_registers.data.sources.image_text import open_image_text_source
 from vit_registers.data.sources.parts import Parts, whole
 from vit_registers.errors import DataError, require_extra
 
@@ -24,7 +25,12 @@ def _open_tfds(data: Data, channels: int, broken: BrokenImages) -> DataSource:
     return open_prepared(data, channels)
 
 
-SOURCES: dict[str, Opener] = {"digits": open_digits, "folder": open_folder, "images": open_image_tree}
+SOURCES: dict[str, Opener] = {
+    "digits": open_digits,
+    "folder": open_folder,
+    "images": open_image_tree,
+    "image_text": open_image_text_source,
+}
 
 
 def open_data_source(

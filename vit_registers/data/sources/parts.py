@@ -62,6 +62,7 @@ class Parts(DataSource):
             )
         self._source = source
         self.name, self.class_names = source.name, source.class_names
+        self.lacks_labels = source.lacks_labels
         self.label_name, self.has_several_labels = source.label_name, source.has_several_labels
         self._known: dict[str, np.ndarray] = {}
 
@@ -77,6 +78,10 @@ class Parts(DataSource):
     def labels(self, split: str) -> np.ndarray:
         records, label_N = self._records(split), self._source.labels(whole(split))
         return label_N if records is None else label_N[records]
+
+    def captions(self, split: str) -> Callable[[int], list[str]] | None:
+        records, read = self._records(split), self._source.captions(whole(split))
+        return read if records is None or read is None else lambda record: read(int(records[record]))
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
         records, read = self._records(split), self._source.image_reader(whole(split))

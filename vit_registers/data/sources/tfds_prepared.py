@@ -29,6 +29,8 @@ _IMAGE = "image"  # the default of data.image_key
 # The default of data.label_key is the first of these that the data set has. real_label is that of data sets
 # with any number of right labels for an image, such as imagenet2012_real (arXiv:2006.07159).
 _LABELS = ("real_label", "label")
+# The default of data.captions.key, likewise: of coco_captions, of laion400m, and of others.
+_CAPTIONS = ("captions/text", "caption", "captions")
 _DTYPES = (np.uint8, np.uint16)  # TFDS stores float32 images as the bytes of their numbers
 _CHANNELS = {1: "grey", 2: "grey and alpha", 3: "color", 4: "color and alpha"}
 
@@ -39,12 +41,17 @@ class TfdsData(TFRecordSource):
     Parts such as 'train[:99%]' are splits too (tfds_splits.py). The label is a ClassLabel, or a sequence of
     ClassLabels for any number of right labels. `image_key` and `label_key` are the keys of the two features,
     'a/b' for b in the dict a; None is the default. A data set without the default label has no classes, and
-    `lacks_labels` says so. Files are array_record, with random access, or TFRecord.
-    Raises DataError if a feature is missing or has an unfit type.
+    `lacks_labels` says so. `caption_key` is the key of a text, or of a sequence of texts. Files are
+    array_record, with random access, or TFRecord. Raises DataError if a feature is missing or does not fit.
     """
 
     def __init__(
-        self, builder: tfds.core.DatasetBuilder, *, image_key: str | None, label_key: str | None
+        self,
+        builder: tfds.core.DatasetBuilder,
+        *,
+        image_key: str | None,
+        label_key: str | None,
+        caption_key: str | None = None,
     ) -> None:
         info: Any = builder.info  # whose types allow None everywhere
         self._builder, self.name = builder, info.name
@@ -70,6 +77,8 @@ class TfdsData(TFRecordSource):
             label: Any = _class_label(found)
             self.class_names = tuple(label.names or map(str, range(label.num_classes)))
             self._label = tfds.features.FeaturesDict({self.label_name: label})
+        self._caption_key = _caption_key(features, caption_key, self.name)
+        self._caption: Any = None if self._caption_key is None else features[self._caption_key]
         self._format = info.file_format.value
         if self._format not in ("array_record", "tfrecord"):
             raise DataError(
@@ -100,6 +109,13 @@ class TfdsData(TFRecordSource):
             return np.full(self.num_examples(split), -1, np.int32)
         read = self._reader(split, self._label)
         return np.array([read(i)[self.label_name] for i in range(self.num_examples(split))], np.int32)
+
+    def captions(self, split: str) -> Callable[[int], list[str]] | None:
+        if self._caption_key is None:
+            return None
+        key = self._caption_key
+        read = self._reader(split, tfds.features.FeaturesDict({key: self._caption}))
+        return lambda record: _texts(read(record)[key])
 
     def image_reader(self, split: str) -> Callable[[int], bytes]:
         read = self._reader(split, self._image, {self.image_key: tfds.decode.SkipDecoding()})
@@ -207,6 +223,25 @@ def _class_label(feature: Any) -> tfds.features.ClassLabel | None:
     return one if isinstance(one, tfds.features.ClassLabel) and one.num_classes else None
 
 
+def _is_text(feature: Any) -> bool:
+    one = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    return isinstance(one, tfds.features.Tensor) and one.shape == () and one.np_dtype == np.object_
+
+
+def _caption_key(features: Mapping[str, Any], key: str | None, name: str) -> str | None:
+    """The feature with captions: `key`, or the default, if there is any. Raises DataError for a wrong key."""
+    texts = {name: feature for name, feature in features.items() if _is_text(feature)}
+    if key is None:
+        return next((one for one in _CAPTIONS if one in texts), None)
+    _find(texts, key, "captions.key", "text", name, features)
+    return key
+
+
+def _texts(found: Any) -> list[str]:
+    """The texts of a feature, one or several."""
+    return [one.decode("utf-8", "replace") for one in np.atleast_1d(np.asarray(found, object)).tolist()]
+
+
 def _find(
     fit: Mapping[str, Any], key: str, setting: str, kind: str, name: str, features: Mapping[str, Any]
 ) -> Any:
@@ -233,7 +268,9 @@ def open_prepared(data: Data, channels: int) -> TfdsData:
         builder = _prepare_digits(str(tfds_location.full_data_dir(data.data_dir)))
     if builder is None:
         raise tfds_location.not_prepared(data.name, data.data_dir)
-    opened = TfdsData(builder, image_key=data.image_key, label_key=data.label_key)
+    opened = TfdsData(
+        builder, image_key=data.image_key, label_key=data.label_key, caption_key=data.captions.key
+    )
     own = opened.num_channels
     if own not in (None, channels):
         given, made = _CHANNELS.get(own, "?"), _CHANNELS[channels]

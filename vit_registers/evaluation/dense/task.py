@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from vit_registers.config import DepthSettings, SegmentationSettings, Tasks
+from vit_registers.config import Tasks
 from vit_registers.data.selection import require_split
 from vit_registers.evaluation.dense.baselines import POSITION, RANDOM, position_features, random_backbone
 from vit_registers.evaluation.dense.saved import SavedHead, checksum
@@ -97,12 +97,12 @@ def splits_of_settings(task: str, settings: Tasks, train_data: str | None = None
 
     `train_data`, NAME:SPLIT, overrides the second. Raises ConfigError for a value without a split.
     """
-    own: SegmentationSettings | DepthSettings = getattr(settings, task)
+    own = getattr(settings, task)
     if own.data is None:
         return None
     test = require_split(own.data, flag=f"tasks.{task}.data")
     if train_data is not None:
         return Splits(require_split(train_data, flag="--train_data"), test)
-    if own.train_data is not None:
+    if getattr(own, "train_data", None) is not None:  # zero-shot segmentation is not trained
         return Splits(require_split(own.train_data, flag=f"tasks.{task}.train_data"), test)
     return Splits((test[0], "train"), test)

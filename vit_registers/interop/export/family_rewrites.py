@@ -92,6 +92,16 @@ def check_deit_head(d: Draft) -> None:
         rewrites.require_cls_head(d)
 
 
+def check_siglip_tokens(d: Draft) -> None:
+    """Raises CheckpointError for tokens beside the patches, a classifier, or another pooling."""
+    if d.model.use_cls or d.model.num_registers:
+        d.refuse("pooling='map' and a cls token or registers")
+    if d.model.num_classes:
+        d.refuse("pooling='map' and a head")
+    if d.model.use_norm_after_pool or d.model.pooling != "map":
+        d.refuse(f"pooling='{d.model.pooling}' and no cls token, or a norm after pooling")
+
+
 def check_big_vision_pooling(d: Draft) -> None:
     """Raises CheckpointError unless the model has a cls token exactly if it pools it."""
     if (d.model.num_classes or d.model.pooling == "map") and (d.model.pooling == "cls") != d.model.use_cls:

@@ -8,13 +8,13 @@ from vit_registers.errors import CheckpointError
 from vit_registers.interop.export.preprocessing_files import Preprocessing, timm_json
 from vit_registers.models.blocks import dims
 
-_HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
 def transformers_config(model: Model, kind: str, class_names: Sequence[str] | None) -> dict[str, Any]:
     """The config.json of a model for transformers. Raises CheckpointError if it has no such sizes.
 
-    `kind` is clip, deit, vit or dinov2.
+    `kind` is clip, siglip, deit, vit or dinov2.
     """
     sizes = dims(model)
     height, width = model.image_size
@@ -24,7 +24,7 @@ def transformers_config(model: Model, kind: str, class_names: Sequence[str] | No
         "hidden_size": sizes.width,
         "num_hidden_layers": sizes.depth,
         "num_attention_heads": sizes.num_heads,
-        "hidden_act": _HIDDEN_ACTS[model.activation],
+        "hidden_act": HIDDEN_ACTS[model.activation],
         "layer_norm_eps": model.norm_eps,
         "image_size": height,
         "patch_size": model.patch_size,
@@ -35,6 +35,9 @@ def transformers_config(model: Model, kind: str, class_names: Sequence[str] | No
         name = "CLIPVisionModelWithProjection" if has_head else "CLIPVisionModel"
         values |= {"model_type": "clip_vision_model", "intermediate_size": sizes.mlp_dim}
         return values | {"architectures": [name], "projection_dim": model.num_classes or 512}
+    if kind == "siglip":
+        values |= {"model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"]}
+        return values | {"intermediate_size": sizes.mlp_dim, "vision_use_head": True}
     values |= {"qkv_bias": model.use_qkv_bias}
     if has_head:
         names = class_names or [f"LABEL_{i}" for i in range(model.num_classes)]

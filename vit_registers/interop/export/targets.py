@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_registers.config import Data, Model, lookup
+from vit_registers.config import Data, Model, Text, lookup
 from vit_registers.interop import containers
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.containers import Weights
@@ -20,6 +20,7 @@ from vit_registers.interop.export.preprocessing_files import (
     own_json,
     transformers_json,
 )
+from vit_registers.interop.export.text_configs import open_clip_config, whole_transformers_config
 from vit_registers.interop.export.to_family import rewrite_for
 from vit_registers.interop.names import dinov2_timm_clip as nt
 from vit_registers.interop.preprocessing import PREPROCESSING_FILE
@@ -36,6 +37,7 @@ _PREFIXES = {
     "clip": "visual.",
     "open_clip": "visual.",
     "transformers/clip": "vision_model.",
+    "transformers/siglip": "vision_model.",
     "transformers/vit": "vit.",
     "transformers/deit": "deit.",
     "transformers/dinov2": "dinov2.",
@@ -44,6 +46,7 @@ TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip
 
 # The formats whose configs have no place for class names.
 _WITHOUT_NAMES = ("big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit", "transformers/clip")
+_WITHOUT_NAMES += ("transformers/siglip",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +59,18 @@ class Export:
     params: Mapping[str, Any]
     prefix: str  # of the names in the file, except those of heads
     notes: tuple[str, ...]
+    text: Text | None = None  # the text tower of a whole model; the head of `model` is its projection then
 
     def in_file(self, name: str) -> str:
         """The name in the file of a tensor of the family."""
         return name if HEADS.fullmatch(name) else self.prefix + name
+
+    def whole_params(self) -> dict[str, Any]:
+        """The parameters of a whole model by the names of an ImageTextModel, where `vit` has no head."""
+        vit = {name: value for name, value in self.params["vit"].items() if name != "head"}
+        whole = {**self.params, "vit": vit}
+        head = self.params["vit"].get("head")
+        return whole | ({"image_proj": head} if head is not None else {})
 
     def weights(self, dtype: np.dtype) -> Weights:
         """The tensors by their names in the file, each made when it is read.
@@ -91,9 +102,14 @@ class Export:
 
 
 def transformers_kind(model: Model) -> str:
-    """The model of transformers that can represent it: clip, deit, vit, or the most general one, dinov2."""
+    """The model of transformers that can represent it.
+
+    clip, siglip, deit, vit, or the most general one, dinov2.
+    """
     if model.use_norm_pre:
         return "clip"
+    if model.pooling == "map":
+        return "siglip"
     is_plain = model.layer_scale_init is None and dims(model).mlp == "mlp" and not model.use_norm_after_pool
     if is_plain and is_distilled(model) and model.pooling in ("cls", "cls_registers"):
         return "deit"
@@ -154,7 +170,7 @@ def write(
         size = data.image_size or e.model.image_size
         config = _jsons(e, Preprocessing(data, size), np.dtype(dtype).name, class_names)
         path.mkdir(parents=True, exist_ok=True)
-    file = path / ("model.npz" if e.target == "big_vision" else "model.safetensors") if is_folder else path
+    file = path / _file_name(e) if is_folder else path
     if file.suffix == ".npz":
         write_npz(file, weights)
     else:
@@ -164,6 +180,13 @@ def write(
     return [file, *(path / name for name in config or {})]
 
 
+def _file_name(e: Export) -> str:
+    """The name of the file of tensors in a folder."""
+    if e.target == "big_vision":
+        return "model.npz"
+    return "open_clip_model.safetensors" if e.target == "open_clip" and e.text else "model.safetensors"
+
+
 def _jsons(
     e: Export, p: Preprocessing, dtype: str, class_names: Sequence[str] | None
 ) -> dict[str, dict[str, Any] | list[str]]:
@@ -171,10 +194,14 @@ def _jsons(
     files: dict[str, dict[str, Any] | list[str]] = {}
     if e.target.startswith("transformers/"):
         kind = e.target.split("/")[1]
-        files["config.json"] = transformers_config(e.model, kind, class_names) | {"dtype": dtype}
+        config = transformers_config(e.model, kind, class_names)
+        config = config if e.text is None else whole_transformers_config(config, e.text, kind)
+        files["config.json"] = config | {"dtype": dtype}
         files["preprocessor_config.json"] = transformers_json(p, kind)
     elif e.target == "timm":
         files["config.json"] = timm_config(e.model, p, class_names)
+    elif e.target == "open_clip" and e.text is not None:
+        files["open_clip_config.json"] = open_clip_config(e.model, e.text, p)
     if class_names and e.model.num_classes and e.target in _WITHOUT_NAMES:
         files[CLASS_NAMES_FILE] = list(class_names)
     return files | {PREPROCESSING_FILE: own_json(p)}

@@ -102,6 +102,15 @@ REWRITES: dict[str, tuple[Callable[[Draft], None], ...]] = {
         rewrites.drop_mask_token,
         rewrites.fold_layer_scale,
     ),
+    "transformers/siglip": (
+        *_FROM_ANY,
+        rewrites.refuse_swiglu,
+        family_rewrites.check_siglip_tokens,
+        rewrites.add_patch_bias,
+        rewrites.add_qkv_bias,
+        rewrites.drop_mask_token,
+        rewrites.fold_layer_scale,
+    ),
 }
 
 

@@ -20,7 +20,8 @@ def _layer(leaf: Leaf, name: str, parts: tuple[str, str]) -> list[TensorRule]:
     return [same((*leaf, part), f"{name}/{part}") for part in parts]
 
 
-def _dense(leaf: Leaf, name: str) -> list[TensorRule]:
+def big_vision_dense(leaf: Leaf, name: str) -> list[TensorRule]:
+    """The rules of a dense layer."""
     return _layer(leaf, name, ("kernel", "bias"))
 
 
@@ -34,16 +35,26 @@ def _joint(leaf: Leaf, name: str, parts: tuple[str, ...]) -> list[TensorRule]:
 
 def _block(style: BigVisionNames, i: int) -> list[TensorRule]:
     leaf: Leaf = ("blocks", i)
-    name = "Transformer/encoderblock" + ("" if style.is_scanned else f"_{i}")
+    name = f"{style.encoder}/encoderblock" + ("" if style.is_scanned else f"_{i}")
     attention = f"{name}/{style.attention}"
     return [
         *_layer((*leaf, "norm1"), f"{name}/LayerNorm_0", ("scale", "bias")),
         *_joint((*leaf, "attn", "qkv"), attention, ("query", "key", "value")),
-        *_dense((*leaf, "attn", "out"), f"{attention}/out"),
+        *big_vision_dense((*leaf, "attn", "out"), f"{attention}/out"),
         *_layer((*leaf, "norm2"), f"{name}/{style.norm2}", ("scale", "bias")),
-        *_dense((*leaf, "mlp", "fc1"), f"{name}/{style.mlp}/Dense_0"),
-        *_dense((*leaf, "mlp", "fc2"), f"{name}/{style.mlp}/Dense_1"),
+        *big_vision_dense((*leaf, "mlp", "fc1"), f"{name}/{style.mlp}/Dense_0"),
+        *big_vision_dense((*leaf, "mlp", "fc2"), f"{name}/{style.mlp}/Dense_1"),
     ]
+
+
+def big_vision_encoder(style: BigVisionNames, depth: int) -> list[TensorRule]:
+    """The rules of all blocks and the norm after them."""
+    blocks = [_block(style, i) for i in range(depth)]
+    if style.is_scanned:
+        rules = [scanned(parts) for parts in zip(*blocks, strict=True)]
+    else:
+        rules = [rule for block in blocks for rule in block]
+    return rules + _layer(("norm",), f"{style.encoder}/encoder_norm", ("scale", "bias"))
 
 
 def _map_pool() -> list[TensorRule]:
@@ -51,12 +62,12 @@ def _map_pool() -> list[TensorRule]:
     attention = f"{name}/MultiHeadDotProductAttention_0"
     return [
         same(("map_pool", "probe"), f"{name}/probe"),
-        *_dense(("map_pool", "q"), f"{attention}/query"),
+        *big_vision_dense(("map_pool", "q"), f"{attention}/query"),
         *_joint(("map_pool", "kv"), attention, ("key", "value")),
-        *_dense(("map_pool", "out"), f"{attention}/out"),
+        *big_vision_dense(("map_pool", "out"), f"{attention}/out"),
         *_layer(("map_pool", "norm"), f"{name}/LayerNorm_0", ("scale", "bias")),
-        *_dense(("map_pool", "mlp", "fc1"), f"{name}/MlpBlock_0/Dense_0"),
-        *_dense(("map_pool", "mlp", "fc2"), f"{name}/MlpBlock_0/Dense_1"),
+        *big_vision_dense(("map_pool", "mlp", "fc1"), f"{name}/MlpBlock_0/Dense_0"),
+        *big_vision_dense(("map_pool", "mlp", "fc2"), f"{name}/MlpBlock_0/Dense_1"),
     ]
 
 
@@ -77,24 +88,19 @@ def big_vision_map(style: BigVisionNames, model: Model) -> list[TensorRule]:
     for what, is_there in refused.items():
         if is_there:
             raise CheckpointError(f"'big_vision' checkpoints have no place for {what}")
-    rules = _dense(("patch_embed",), "embedding")
+    rules = big_vision_dense(("patch_embed",), "embedding")
     if model.use_cls:
         rules.append(same(("cls_token",), "cls"))
     if model.positions == "learned":
         rows: list[Leaf] = [("cls_pos",)] if model.use_cls and model.has_cls_position else []
         rules.append(joined((*rows, ("pos_embed",)), style.positions))
-    blocks = [_block(style, i) for i in range(sizes.depth)]
-    if style.is_scanned:
-        rules += [scanned(parts) for parts in zip(*blocks, strict=True)]
-    else:
-        rules += [rule for block in blocks for rule in block]
-    rules += _layer(("norm",), "Transformer/encoder_norm", ("scale", "bias"))
+    rules += big_vision_encoder(style, sizes.depth)
     if model.pooling == "map":
         rules += _map_pool()
     if model.use_pre_logits:
-        rules += _dense(("pre_logits",), "pre_logits")
+        rules += big_vision_dense(("pre_logits",), "pre_logits")
     if model.num_classes:
-        rules += _dense(("head",), "head")
+        rules += big_vision_dense(("head",), "head")
     return rules
 
 

@@ -9,6 +9,18 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AttnPoolNames:
+    """The tensor names of attention pooling. The defaults are timm's."""
+
+    probe: str = "attn_pool.latent"
+    qkv: tuple[str, ...] = ("attn_pool.q.{}", "attn_pool.kv.{}")  # or one joint tensor
+    out: str = "attn_pool.proj.{}"
+    norm: str = "attn_pool.norm.{}"
+    fc1: str = "attn_pool.mlp.fc1.{}"
+    fc2: str = "attn_pool.mlp.fc2.{}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchNames:
     """The tensor names of one family. The defaults are timm's VisionTransformer."""
 
@@ -37,7 +49,7 @@ class TorchNames:
     head: tuple[str, ...] | None = ("head.{}",)  # one head, or two whose logits are averaged
     # A head without bias; [outputs, width] if the name has {}, else [width, outputs].
     projection: str | None = None
-    attn_pool: str | None = None
+    attn_pool: AttnPoolNames | None = None
     mask: str | None = None  # a fixed tensor: the attention mask and bias
 
 
@@ -51,7 +63,10 @@ class MupVitNames(TorchNames):
 
 
 TIMM = TorchNames(
-    registers="reg_token", norm_pre="norm_pre.{}", norm_after_pool="fc_norm.{}", attn_pool="attn_pool."
+    registers="reg_token",
+    norm_pre="norm_pre.{}",
+    norm_after_pool="fc_norm.{}",
+    attn_pool=AttnPoolNames(),
 )
 DINOV2 = TorchNames(
     registers="register_tokens", mask_token="mask_token", w12=("mlp.w12.{}",), w3="mlp.w3.{}", head=None
@@ -171,6 +186,21 @@ HF_CLIP = TorchNames(
     head=None,
     projection="visual_projection.{}",
 )
+HF_SIGLIP = dataclasses.replace(
+    HF_CLIP,
+    cls="embeddings.class_embedding",  # which it does not have
+    norm_pre=None,
+    norm_after_pool=None,
+    projection=None,
+    attn_pool=AttnPoolNames(
+        probe="head.probe",
+        qkv=("head.attention.in_proj_{}",),
+        out="head.attention.out_proj.{}",
+        norm="head.layernorm.{}",
+        fc1="head.mlp.fc1.{}",
+        fc2="head.mlp.fc2.{}",
+    ),
+)
 
 # --- big_vision, whose axes have the order of this project -----------------------------------------
 
@@ -180,6 +210,7 @@ class BigVisionNames:
     """The tensor names that differ between big_vision's layouts."""
 
     mask: None = None  # no layout stores a mask
+    encoder: str = "Transformer"  # holds the blocks and the norm after them
     positions: str = "pos_embedding"
     attention: str = "MultiHeadDotProductAttention_0"
     norm2: str = "LayerNorm_1"
@@ -211,5 +242,7 @@ WRITTEN_NAMES: dict[str, TensorNames] = {  # by family; other variants are read 
     "transformers/vit": HF_VIT,
     "transformers/deit": HF_DEIT,
     "transformers/clip": HF_CLIP,
+    "transformers/siglip": HF_SIGLIP,
 }
-IN_MEMORY = {"dinov2": HF_DINOV2_MEMORY, "vit": HF_VIT_MEMORY, "deit": HF_DEIT_MEMORY, "clip": HF_CLIP}
+IN_MEMORY = {"dinov2": HF_DINOV2_MEMORY, "vit": HF_VIT_MEMORY, "deit": HF_DEIT_MEMORY}
+IN_MEMORY |= {"clip": HF_CLIP, "siglip": HF_SIGLIP}  # the same

@@ -15,6 +15,10 @@ from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.values import as_float32
 from vit_registers.models.paths import Leaf, path_text
 
+# The settings that errors name.
+_MODULES_OF_RUN = "objective.self_distillation.has_ibot_head"
+_SIZES = "objective.self_distillation (head_hidden, head_bottleneck, num_prototypes, ...)"
+_TEXT_MODULES = "objective.image_text.loss or has_image_projection"
 _LAYERS = {"mlp.0": 0, "mlp.2": 1, "mlp.4": 2}
 _MODULES = {"dino_head": "dino_head", "ibot_head": "ibot_head", "head": "dino_head"}  # head: DINO and iBOT
 # torch's weight_norm, and its parametrisation of 2.0 on.
@@ -75,12 +79,13 @@ def check_heads(
 ) -> dict[Leaf, np.ndarray]:
     """The heads `there`. Raises CheckpointError unless they have the leaves and shapes of `here`."""
     advice = "or set init_from.keep_head=False, and heads are initialised"
+    has_texts = any(leaf[0] == "text" for leaf in here)
     modules, expected = (sorted({str(leaf[0]) for leaf in leaves}) for leaves in (there, here))
     if modules != expected:
         found, wanted = (", ".join(names) or "no projection head" for names in (modules, expected))
         raise CheckpointError(
             f"{where} has {found}, and the run has {wanted}: "
-            f"change objective.self_distillation.has_ibot_head, {advice}"
+            f"change {_TEXT_MODULES if has_texts else _MODULES_OF_RUN}, {advice}"
         )
     if missing := [leaf for leaf in here if leaf not in there]:
         raise CheckpointError(f"{where} lacks a part of {missing[0][0]}: {path_text(missing[0])}; {advice}")
@@ -92,6 +97,6 @@ def check_heads(
     if differing:
         raise CheckpointError(
             f"the heads of {where} have other sizes: {'; '.join(differing)}: change "
-            f"objective.self_distillation (head_hidden, head_bottleneck, num_prototypes, ...), {advice}"
+            f"{'the settings of text' if has_texts else _SIZES}, {advice}"
         )
     return dict(there)

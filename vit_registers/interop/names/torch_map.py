@@ -5,8 +5,18 @@ from typing import TypeVar
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
-from vit_registers.interop.names.dinov2_timm_clip import TorchNames
-from vit_registers.interop.tensor_map import TensorRule, conv, dense, joined, mean_heads, same, split_bias
+from vit_registers.interop.names.dinov2_timm_clip import AttnPoolNames, TorchNames
+from vit_registers.interop.tensor_map import (
+    TensorRule,
+    conv,
+    dense,
+    joined,
+    joint_bias,
+    joint_dense,
+    mean_heads,
+    same,
+    split_bias,
+)
 from vit_registers.models.blocks import dims
 from vit_registers.models.paths import Leaf
 from vit_registers.models.pooling import pooled_width
@@ -14,13 +24,17 @@ from vit_registers.models.pooling import pooled_width
 T = TypeVar("T")
 
 
-def _linear(leaf: Leaf, names: tuple[str, ...], *, inputs: int, has_bias: bool = True) -> list[TensorRule]:
+def torch_linear(
+    leaf: Leaf, names: tuple[str, ...], *, inputs: int, has_bias: bool = True
+) -> list[TensorRule]:
+    """The rules of a dense layer. Names contain {} instead of "weight" or "bias"."""
     kernel = dense((*leaf, "kernel"), tuple(n.format("weight") for n in names), inputs=inputs)
     bias = split_bias((*leaf, "bias"), tuple(n.format("bias") for n in names))
     return [kernel, bias] if has_bias else [kernel]
 
 
-def _norm(leaf: Leaf, name: str) -> list[TensorRule]:
+def torch_norm(leaf: Leaf, name: str) -> list[TensorRule]:
+    """The rules of a LayerNorm."""
     return [same((*leaf, "scale"), name.format("weight")), same((*leaf, "bias"), name.format("bias"))]
 
 
@@ -50,44 +64,54 @@ def _tokens(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     return rules
 
 
-def _block(names: TorchNames, model: Model, i: int, source: str) -> list[TensorRule]:
+def torch_block(names: TorchNames, model: Model, i: int, source: str) -> list[TensorRule]:
+    """The rules of block `i` of a model. Raises CheckpointError if the family `source` lacks a part of it."""
     sizes, leaf = dims(model), ("blocks", i)
     width, prefix = sizes.width, names.block.format(i)
     at = lambda name: prefix + name  # noqa: E731
     rules = [
-        *_norm((*leaf, "norm1"), at(names.norm1)),
-        *_linear(
+        *torch_norm((*leaf, "norm1"), at(names.norm1)),
+        *torch_linear(
             (*leaf, "attn", "qkv"),
             tuple(map(at, names.qkv)),
             inputs=width,
             has_bias=model.use_qkv_bias,
         ),
-        *_linear((*leaf, "attn", "out"), (at(names.out),), inputs=width),
-        *_norm((*leaf, "norm2"), at(names.norm2)),
+        *torch_linear((*leaf, "attn", "out"), (at(names.out),), inputs=width),
+        *torch_norm((*leaf, "norm2"), at(names.norm2)),
     ]
     if model.layer_scale_init is not None:
         gammas = _require(names.layer_scale, "LayerScale", source)
         rules += [same((*leaf, f"ls{j}", "gamma"), at(gammas[j - 1])) for j in (1, 2)]
     if sizes.mlp == "swiglu":
-        rules += _linear((*leaf, "mlp", "w12"), tuple(map(at, names.w12)), inputs=width)
-        rules += _linear((*leaf, "mlp", "w3"), (at(names.w3),), inputs=sizes.mlp_dim)
+        rules += torch_linear((*leaf, "mlp", "w12"), tuple(map(at, names.w12)), inputs=width)
+        rules += torch_linear((*leaf, "mlp", "w3"), (at(names.w3),), inputs=sizes.mlp_dim)
     else:
-        rules += _linear((*leaf, "mlp", "fc1"), (at(names.fc1),), inputs=width)
-        rules += _linear((*leaf, "mlp", "fc2"), (at(names.fc2),), inputs=sizes.mlp_dim)
+        rules += torch_linear((*leaf, "mlp", "fc1"), (at(names.fc1),), inputs=width)
+        rules += torch_linear((*leaf, "mlp", "fc2"), (at(names.fc2),), inputs=sizes.mlp_dim)
     return rules
 
 
-def _map_pool(prefix: str, model: Model) -> list[TensorRule]:
+def _map_pool(names: AttnPoolNames, model: Model) -> list[TensorRule]:
     sizes = dims(model)
-    linear = functools.partial(_linear, inputs=sizes.width)
+    linear = functools.partial(torch_linear, inputs=sizes.width)
+    leaves: tuple[Leaf, ...] = (("map_pool", "q"), ("map_pool", "kv"))
+    if len(names.qkv) == 1:
+        (name,) = names.qkv
+        kernels, biases = (tuple((*leaf, part) for leaf in leaves) for part in ("kernel", "bias"))
+        qkv = [
+            joint_dense(kernels, name.format("weight"), inputs=sizes.width),
+            joint_bias(biases, name.format("bias")),
+        ]
+    else:
+        qkv = [rule for leaf, name in zip(leaves, names.qkv, strict=True) for rule in linear(leaf, (name,))]
     return [
-        same(("map_pool", "probe"), prefix + "latent"),
-        *linear(("map_pool", "q"), (prefix + "q.{}",)),
-        *linear(("map_pool", "kv"), (prefix + "kv.{}",)),
-        *linear(("map_pool", "out"), (prefix + "proj.{}",)),
-        *_norm(("map_pool", "norm"), prefix + "norm.{}"),
-        *linear(("map_pool", "mlp", "fc1"), (prefix + "mlp.fc1.{}",)),
-        *_linear(("map_pool", "mlp", "fc2"), (prefix + "mlp.fc2.{}",), inputs=sizes.mlp_dim),
+        same(("map_pool", "probe"), names.probe),
+        *qkv,
+        *linear(("map_pool", "out"), (names.out,)),
+        *torch_norm(("map_pool", "norm"), names.norm),
+        *linear(("map_pool", "mlp", "fc1"), (names.fc1,)),
+        *torch_linear(("map_pool", "mlp", "fc2"), (names.fc2,), inputs=sizes.mlp_dim),
     ]
 
 
@@ -96,7 +120,7 @@ def _head(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     inputs = pooled_width(model)
     if model.use_pre_logits:
         name = _require(names.pre_logits, "a layer before the head (pre-logits)", source)
-        rules += _linear(("pre_logits",), (name,), inputs=inputs)
+        rules += torch_linear(("pre_logits",), (name,), inputs=inputs)
         inputs = dims(model).width
     if not model.use_head_bias:
         projection = _require(names.projection, "a head without bias", source)
@@ -106,7 +130,7 @@ def _head(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
         return [*rules, same(leaf, name) if is_ours else dense(leaf, (name,), inputs=inputs)]
     heads = _require(names.head, "a classifier", source)
     if len(heads) == 1:
-        return rules + _linear(("head",), heads, inputs=inputs)
+        return rules + torch_linear(("head",), heads, inputs=inputs)
     for part, suffix in (("kernel", "weight"), ("bias", "bias")):
         rules.append(mean_heads(("head", part), tuple(name.format(suffix) for name in heads)))
     return rules
@@ -120,11 +144,11 @@ def torch_map(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     rules = patch + _tokens(names, model, source)
     if model.use_norm_pre:
         name = _require(names.norm_pre, "a norm before the first block", source)
-        rules += _norm(("norm_pre",), name)
+        rules += torch_norm(("norm_pre",), name)
     for i in range(dims(model).depth):
-        rules += _block(names, model, i, source)
+        rules += torch_block(names, model, i, source)
     norm = names.norm_after_pool if model.use_norm_after_pool else names.norm
-    rules += _norm(("norm",), _require(norm, "a norm after pooling", source))
+    rules += torch_norm(("norm",), _require(norm, "a norm after pooling", source))
     if model.pooling == "map":
         rules += _map_pool(_require(names.attn_pool, "attention pooling", source), model)
     if model.num_classes:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import ones, truncated_normal, uniform, zeros
 
 from vit_registers.models.activations import ACTIVATIONS
+from vit_registers.models.norm import unit
 from vit_registers.models.partition import gathered
 
 LAST_LAYER = "last_layer"  # the parameters {"g": Z, "v": ExZ} of the weight-normed layer
@@ -48,12 +49,6 @@ def bottleneck(head: Any, x_xD: jax.Array, dtype: Any = jnp.float32) -> jax.Arra
         if i < len(layers) - 1:
             x = gelu(x)
     return unit(x.astype(jnp.float32))
-
-
-def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """x / max(|x|, eps) over the last axis, as torch.nn.functional.normalize; its gradient is finite at 0."""
-    square = jnp.square(x).sum(axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
 
 
 def prototypes(head: Any) -> jax.Array:
