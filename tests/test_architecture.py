@@ -102,6 +102,7 @@ ALLOWED = {
         "runs",
         "runtime",
     },
+    "text_readers": {"storage", "errors", "config", "data", "evaluation", "runs", "loading"},
     "fine_tuning": {
         "storage",
         "errors",
@@ -130,6 +131,7 @@ ALLOWED = {
         "runs",
         "runtime",
         "loading",
+        "text_readers",
         "analysis.file_names",
     },
     "task_command": {
@@ -164,6 +166,7 @@ ALLOWED = {
         "interop",
         "checkpoint_names",
         "loading",
+        "text_readers",
         "analysis",
     },
     "__init__": {"image_text", "loaded_model", "loading", "models", "interop", "config"},

@@ -23,6 +23,7 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.subject import Native, Subject
 from vit_registers.config import image_size
 from vit_registers.data.batch import IMAGE
+from vit_registers.data.loaders import EvalSplit
 from vit_registers.errors import DataError
 from vit_registers.evaluation.task import FrozenModel
 from vit_registers.models.edits import Edits
@@ -84,6 +85,9 @@ def extract(
         train=trained,
         layout=one.layout,
         class_names=one.loader.class_names,
+        split=EvalSplit(one.loader, data.eval_split),
+        tasks=one.config.tasks,
+        unread_texts=one.unread_texts,
         head_names=one.head_names,
         mean=data.mean,
         std=data.std,
