@@ -24,6 +24,7 @@ from vit_registers.evaluation.task import FrozenModel, FrozenTexts, Splits, Task
 from vit_registers.evaluation.tasks import TASKS, import_task
 from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
+from vit_registers.runs.class_vector_files import ClassVectorFiles
 from vit_registers.runs.reading import INITIAL, RunCheckpoint
 from vit_registers.runtime.mesh import make_mesh, ordered_mesh
 from vit_registers.storage import paths
@@ -163,12 +164,16 @@ def run_task(run: TaskRun, folder: epath.Path) -> tuple[dict[str, Any], TaskResu
     An interrupted call with the same `folder` is resumed, unless that is in gs://.
     """
     unfinished = None if paths.is_remote(folder) else Path(folder) / "unfinished" / run.stem
+    frozen = run.frozen
+    if frozen.texts is not None:
+        kept = ClassVectorFiles(folder)
+        frozen = frozen._replace(texts=frozen.texts._replace(kept=kept))
     started = time.monotonic()
     say = _Lines(run.log_every_s, is_quiet=jax.process_index() != 0)
     try:
         with jax.set_mesh(run.frozen.mesh):
             task = import_task(run.about["task"])
-            result = task(run.frozen, run.settings, run.splits, folder=unfinished, say=say)
+            result = task(frozen, run.settings, run.splits, folder=unfinished, say=say)
     finally:
         status.clear()
     if jax.process_index() == 0 and unfinished is not None:

@@ -46,7 +46,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     try:
         prompts = class_prompts(subject.tasks.zero_shot, frozen.data.captions, subject.class_names)
         with jax.set_mesh(frozen.mesh):
-            class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh)
+            class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh, kept=texts.kept)
             vectors = [*stored_vectors(subject, frozen, texts)]
             values = zero_shot_metrics(class_YxE, vectors, frozen.mesh)
             nearest_N = nearest_classes(class_YxE, vectors, frozen.mesh)

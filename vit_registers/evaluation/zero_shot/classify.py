@@ -10,13 +10,36 @@ import numpy as np
 
 from vit_registers.evaluation.classification import classification_sums
 from vit_registers.evaluation.text_vectors import ImageVectors, TextReader, text_vectors
+from vit_registers.evaluation.zero_shot.kept import KeptVectors, read_kept, vectors_key
 from vit_registers.evaluation.zero_shot.prompts import Prompts
 from vit_registers.objectives.base import Sums, add_sums
 from vit_registers.training.sharding import put_same, replicated
 
 
-def class_vectors(reader: TextReader, params: Any, prompts: Prompts, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """class_YxE, float32: the mean of the unit vectors of a class's prompts, made a unit vector again."""
+def class_vectors(
+    reader: TextReader,
+    params: Any,
+    prompts: Prompts,
+    mesh: jax.sharding.Mesh,
+    *,
+    kept: KeptVectors | None = None,
+) -> np.ndarray:
+    """class_YxE, float32: the mean of the unit vectors of a class's prompts, made a unit vector again.
+
+    With `kept`, they are read from there if they were computed before, and written there otherwise.
+    """
+    if kept is None:
+        return _computed(reader, params, prompts, mesh)
+    key, shape = vectors_key(reader, params, prompts, mesh), (len(prompts.texts), reader.text.embed_dim)
+    found = read_kept(kept, key, shape, mesh)
+    if found is None:
+        found = _computed(reader, params, prompts, mesh)
+        if jax.process_index() == 0:
+            kept.write(key, found)
+    return found
+
+
+def _computed(reader: TextReader, params: Any, prompts: Prompts, mesh: jax.sharding.Mesh) -> np.ndarray:
     texts = [text for own in prompts.texts for text in own]
     x_NxE = text_vectors(reader, params, texts, mesh)
     mean_YxE = x_NxE.reshape(len(prompts.texts), -1, x_NxE.shape[1]).mean(axis=1)

@@ -155,7 +155,7 @@ def _open(frozen: FrozenModel, settings: Tasks, splits: Splits) -> _Opened:
     captions = dataclasses.replace(frozen.data.captions, class_texts=())  # which are of other data
     prompts = class_prompts(settings.zero_shot_segmentation, captions, source.class_names)
     with jax.set_mesh(frozen.mesh):
-        class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh)
+        class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh, kept=texts.kept)
     device_mesh = own_mesh(frozen.mesh)
     arrays = on_own_devices(
         (texts.params, put_same(class_YxE, replicated(frozen.mesh))), frozen.mesh, device_mesh
