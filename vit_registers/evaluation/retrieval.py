@@ -106,7 +106,7 @@ def measure_retrieval(
     mesh: jax.sharding.Mesh,
     edits: EditsOf | None = None,
 ) -> dict[str, float]:
-    """{"image_to_text_r1", ..., "text_to_image_r10", "images", "texts", "non_finite"}.
+    """{"image_to_text_r1", ..., "text_to_image_r10", "mean_recall", "images", "texts", "non_finite"}.
 
     Images that cannot be decoded are left out, and so are images and texts that no other belongs to.
     """
@@ -137,10 +137,13 @@ def retrieval_metrics(
     image_NxE, own_N = image_NxE[is_kept_N], own_N[is_kept_N]
     is_kept_M = np.isin(own_M, own_N)
     text_MxE, own_M = text_MxE[is_kept_M], own_M[is_kept_M]
-    tops = settings.tops
+    recalls = {
+        **_recalls("image_to_text", ranks(image_NxE, text_MxE, own_N, own_M, mesh), settings.tops),
+        **_recalls("text_to_image", ranks(text_MxE, image_NxE, own_M, own_N, mesh), settings.tops),
+    }
     return {
-        **_recalls("image_to_text", ranks(image_NxE, text_MxE, own_N, own_M, mesh), tops),
-        **_recalls("text_to_image", ranks(text_MxE, image_NxE, own_M, own_N, mesh), tops),
+        **recalls,
+        "mean_recall": sum(recalls.values()) / max(len(recalls), 1),
         "images": len(own_N),
         "texts": len(own_M),
         "non_finite": sum(int((~np.isfinite(x)).any(axis=1).sum()) for x in (image_NxE, text_MxE)),

@@ -21,7 +21,9 @@ from vit_registers.errors import ConfigError
 from vit_registers.loading import open_run
 from vit_registers.models.norm import unit
 from vit_registers.objectives.catalog import make_objective
+from vit_registers.runs.checkpoint_folder import list_steps
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.sweeps import result_text
 from vit_registers.runs.tokenizer_file import read_tokenizer, write_tokenizer
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.storage import paths
@@ -162,13 +164,37 @@ def test_captions_of_images_have_retrieval_while_training(tmp_path):
         (tmp_path / f"{split}.csv").write_text("\n".join(["path,caption", *lines]) + "\n")
     captions = dataclasses.replace(CONFIG.data.captions, templates=(), class_texts=())
     data = {"name": "image_text", "data_dir": str(tmp_path), "eval_split": "test", "captions": captions}
-    config = change(CONFIG, image_text={"group": None}, data=data, run={"total_steps": 4})
+    config = change(
+        CONFIG,
+        image_text={"group": None},
+        data=data,
+        run={"total_steps": 10, "eval_every_steps": 2},
+        checkpoint={"every_steps": 2, "keep_last": 2, "keep_best": 1},
+        optimizer={"learning_rate": 0.5},  # so that the last evaluation is not the best
+    )
     train(config, str(tmp_path / "run"))
     found = next(one for one in records(tmp_path / "run") if "retrieval/image_to_text_r1" in one)
     assert not any("zero_shot/top1" in one for one in records(tmp_path / "run"))
     assert found["retrieval/images"] == 80
     assert found["retrieval/texts"] == 120
     assert found["retrieval/text_to_image_r1"] <= found["retrieval/text_to_image_r10"]
+    recalls = [
+        found[f"retrieval/{way}_r{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+    ]
+    assert found["retrieval/mean_recall"] == pytest.approx(np.mean(recalls))
+    # The checkpoints are ranked by it: the best and the last are kept.
+    every = {
+        one["step"]: one["retrieval/mean_recall"]
+        for one in records(tmp_path / "run")
+        if "retrieval/mean_recall" in one
+    }
+    best_step = max(every, key=lambda step: (every[step], step))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    best = result["best"]
+    assert (best["evaluator"], best["step"]) == ("retrieval", best_step)
+    assert best["mean_recall"] == every[best_step]
+    assert best_step < 8 and set(list_steps(str(tmp_path / "run"))) == {best_step, 8, 10}
+    assert result_text(result, make_objective(config).best).startswith(f"mean_recall {every[10]:.4f}")
 
 
 @pytest.fixture
