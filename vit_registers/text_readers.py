@@ -12,7 +12,7 @@ from vit_registers.runs.tokenizer_file import read_tokenizer
 from vit_registers.storage import paths
 
 
-def _tokenizer(data: Data, text: Text) -> Tokenizer:
+def fitting_tokenizer(data: Data, text: Text) -> Tokenizer:
     """The tokenizer data.captions.tokenizer, for weights of another code base, which do not have their own.
 
     Raises ConfigError if it has more ids than the text tower, MissingPackageError or DataError.
@@ -35,7 +35,7 @@ def text_reader(checkpoint: RunCheckpoint | ExternalCheckpoint) -> TextReader | 
     config = checkpoint.config
     if isinstance(checkpoint, ExternalCheckpoint):
         is_whole = checkpoint.whole is not None
-        return TextReader(config.text, _tokenizer(config.data, config.text)) if is_whole else None
+        return TextReader(config.text, fitting_tokenizer(config.data, config.text)) if is_whole else None
     if not has_texts(config.objective):
         return None
     return TextReader(config.text, read_tokenizer(paths.folder(checkpoint.run)))
