@@ -18,7 +18,7 @@ CLIP = "arXiv:2103.00020"
 _IMAGES = 256  # in one program
 
 
-def open_texts(subject: Subject) -> tuple[FrozenModel, FrozenTexts] | Gap:
+def model_with_texts(subject: Subject) -> tuple[FrozenModel, FrozenTexts] | Gap:
     """The model with its text tower; a gap if that cannot be used."""
     assert subject.frozen is not None
     frozen = subject.frozen(NO_INTERVENTION)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.image_text import CLIP, POOLED, open_texts, stored_vectors
+from vit_registers.analysis.experiments.image_text import CLIP, POOLED, model_with_texts, stored_vectors
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.figures import grouped_bars, legend_above, new_axes
 from vit_registers.analysis.report.headline import share_of_images
@@ -23,7 +23,7 @@ _DIRECTIONS = {"image to text": "image_to_text", "text to image": "text_to_image
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
     del options
-    opened = open_texts(subject)
+    opened = model_with_texts(subject)
     if isinstance(opened, Gap):
         return opened
     frozen, texts = opened

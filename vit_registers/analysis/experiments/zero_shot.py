@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.image_text import CLIP, POOLED, open_texts, stored_vectors
+from vit_registers.analysis.experiments.image_text import CLIP, POOLED, model_with_texts, stored_vectors
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.colors import AMOUNTS, color_of
 from vit_registers.analysis.report.figures import grouped_bars, legend_above, legend_name, new_axes
@@ -32,7 +32,7 @@ class _Shown(NamedTuple):
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
     del options
-    opened = open_texts(subject)
+    opened = model_with_texts(subject)
     if isinstance(opened, Gap):
         return opened
     if len(subject.class_names) < 2:

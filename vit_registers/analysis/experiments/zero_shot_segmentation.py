@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import Experiment
-from vit_registers.analysis.experiments.image_text import open_texts
+from vit_registers.analysis.experiments.image_text import model_with_texts
 from vit_registers.analysis.features.table import TEXT_TOWER
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.colors import SIMILARITIES
@@ -36,7 +36,7 @@ class _Shown(NamedTuple):
 
 
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
-    opened = open_texts(subject)
+    opened = model_with_texts(subject)
     if isinstance(opened, Gap):
         return opened
     frozen, settings = opened[0], subject.tasks
