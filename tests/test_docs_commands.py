@@ -38,7 +38,7 @@ MODEL = Model(
     width=192, depth=1, num_heads=3, mlp_dim=384, patch_size=16, image_size=(32, 32), num_classes=10
 )
 SHORT = {"configs", "convert", "evaluate"}
-_PATHS = r"=(runs|exported|exported/digits|root|photos|mine|weights|downloads/clip|exported/clip)(?=[/.@:]|$)"
+_PATHS = r"=(runs|exported|exported/digits|root|photos|mine|weights|downloads|exported/clip)(?=[/.@:]|$)"
 SHORTER = {  # a few steps
     "--task=linear": ["--config.tasks.linear.num_steps=5"],
     "--task=logistic": ["--config.tasks.logistic.num_c=2"],
@@ -72,7 +72,6 @@ def made(tmp_path_factory):
     """A folder with the run, weights and images that the pages name."""
     folder = tmp_path_factory.mktemp("made")
     runs = {"digits": make_config(model={"num_registers": 4}), "dino": CONFIG, "clip": TEXTS}
-    runs["clip_without_registers"] = change(TEXTS, model={"num_registers": 0})
     for name, config in runs.items():
         objective = make_objective(config)
         params, extra = objective.init(jax.random.key(0))
@@ -82,14 +81,25 @@ def made(tmp_path_factory):
         with Checkpoints(str(folder / "runs" / name), config, data=data) as written:
             written.save(state, {objective.best.metric: 0.5})
     write_tokenizer(Bytes(), epath.Path(folder / "runs" / "clip"), is_resumed=False)
-    both = vit_registers.load_image_text(folder / "runs" / "clip_without_registers")
-    both.save(folder / "downloads" / "clip", "transformers")
+    _write_clip(folder)
     exported = targets.export(MODEL, init_params(MODEL, key=jax.random.key(0)), "timm")
     targets.write(exported, folder / "weights.safetensors", np.dtype("float32"), Data())
     for name in NAMES:
         (folder / "root" / "val" / name).mkdir(parents=True)
         Image.new("RGB", (40, 32), (200, 100, 0)).save(folder / "root" / "val" / name / "1.png")
     return folder
+
+
+def _write_clip(folder):
+    """downloads/clip: a model of images and texts in the format of transformers."""
+    layers = {"use_norm_after_pool": True, "use_patch_bias": False, "num_registers": 0, "norm_eps": 1e-5}
+    config = change(TEXTS, model=layers, text={"vocab_size": 49408})
+    params, extra = make_objective(config).init(jax.random.key(0))
+    one = jax.numpy.ones((), jax.numpy.int32)
+    state = TrainState(step=one, params=params, opt_state=None, ema=None, extra=extra)
+    with Checkpoints(str(folder / "clip"), config) as written:
+        written.save(state, None)
+    vit_registers.load_image_text(str(folder / "clip")).save(folder / "downloads" / "clip", "transformers")
 
 
 @pytest.fixture

@@ -70,7 +70,10 @@ def define_flags() -> None:
         flags.DEFINE_integer(name, default, text, lower_bound=1)
     flags.DEFINE_list("tasks", [], "For frozen-heads: tasks, such as linear, segmentation and depth.")
     flags.DEFINE_list(
-        "task_data", None, "For frozen-heads: TRAIN,TEST of segmentation and depth, each as NAME:SPLIT."
+        "task_data",
+        None,
+        "For frozen-heads: TRAIN,TEST of segmentation and depth, each as NAME:SPLIT; for "
+        "zero-shot-segmentation: TEST.",
     )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
     flags.DEFINE_bool("list", False, "Print all experiments and exit.")
@@ -91,7 +94,7 @@ from ml_collections import config_flags
 
 from vit_registers import cli
 from vit_registers.analysis import given_images, opening
-from vit_registers.analysis.experiments.catalog import EXPERIMENTS
+from vit_registers.analysis.experiments.catalog import EXPERIMENTS, reads_texts
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options, parse_energy
 from vit_registers.analysis.report import write
@@ -99,6 +102,7 @@ from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.run import analyze
 from vit_registers.config import lookup
 from vit_registers.errors import ConfigError, UserError
+from vit_registers.evaluation.tasks import TASKS
 from vit_registers.runtime import rendezvous
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.status import waiting
@@ -162,6 +166,7 @@ def _main(name: str, values: flags.FlagValues) -> None:
         num_edited=values.edited_images,
         energy=parse_energy(values.energy),
     )
+    names = list(EXPERIMENTS) if name == ALL else [name]
     place = values.out or opening.default_out(values.checkpoint[0])
     out = cli.local_folder(place, "--out") if is_first else Path(place)
     use_compile_cache(values.config.run.compile_cache, is_quiet=not is_first)
@@ -174,6 +179,8 @@ def _main(name: str, values: flags.FlagValues) -> None:
             num_images=values.num_images,
             params=values.params,
             train_data=values.train_data,
+            has_texts=reads_texts(names)
+            or any(TASKS[task].has_texts for task in values.tasks if task in TASKS),
         )
     rendezvous.require_same({one.name: (one.step, one.sha256, one.num_images) for one in opened})
     unlike = opening.differences(opened)
@@ -183,7 +190,6 @@ def _main(name: str, values: flags.FlagValues) -> None:
         if unlike:
             print(f"warning: {unlike}", file=sys.stderr)
     options = given_images.with_tasks(options, values.tasks, values.task_data, opened[0])
-    names = list(EXPERIMENTS) if name == ALL else [name]
     entries = analyze(names, opened, options, out, log_every_s)
     if is_first:
         about = {one.name: f"{one.describe()}; {one.describe_images()}" for one in opened}

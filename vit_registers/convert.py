@@ -8,10 +8,10 @@ Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big
 paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
 (a folder for evaluate, analyze and init_from), transformers, timm, big_vision, dinov2, deit, dino, clip,
 open_clip, mup_vit, or stablehlo (the forward pass, which runs without this package). With --text, a whole
-model of images and texts is converted, to transformers, open_clip, clip or big_vision. An output that ends in
-.safetensors or .npz is one file of tensors; any other is a folder, with a model card, the preprocessing and
-the names of classes. The output is read again and compared. --dry-run prints which tensor becomes which
-parameter, and writes nothing.
+model of images and texts is converted, to run, transformers, open_clip, clip or big_vision. An output that
+ends in .safetensors or .npz is one file of tensors; any other is a folder, with a model card, the
+preprocessing and the names of classes. The output is read again and compared. --dry-run prints which tensor
+becomes which parameter, and writes nothing.
 
 `python -m vit_registers.convert` is the same command.
 """
@@ -70,6 +70,9 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "text", False, "Convert both towers of a model of images and texts, not only the image tower."
     )
+    flags.DEFINE_string(
+        "tokenizer", "clip", "With --text --to=run: the tokenizer, as data.captions.tokenizer of the run."
+    )
     flags.DEFINE_integer("text_num_heads", None, "Number of heads of the text tower; as --num_heads.")
     flags.DEFINE_bool("dry-run", False, "Print the tensor map and write nothing.")
     flags.mark_flags_as_required(["input"])
@@ -79,6 +82,7 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -87,9 +91,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_registers import cli, image_text, loading
-from vit_registers import config as config_lib
 from vit_registers.checkpoint_names import parse_checkpoint
-from vit_registers.config import image_size, lookup
+from vit_registers.config import ObjectiveSettings, image_size, lookup
 from vit_registers.conversion import Input, open_input, read_run
 from vit_registers.errors import ConfigError
 from vit_registers.interop import reading
@@ -107,19 +110,16 @@ from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
 from vit_registers.objectives.base import BACKBONE
-from vit_registers.runs.checkpoints import Checkpoints
-from vit_registers.runs.mask_file import write_mask_file
+from vit_registers.run_conversion import convert_to_text_run, write_run
 from vit_registers.runs.output_folder import (
     check_output,
     no_new_folders_on_failure,
     nothing_new_on_failure,
     reported_errors,
 )
-from vit_registers.runs.writers import write_parameter_overview
-from vit_registers.storage import files, paths
+from vit_registers.storage import paths
 from vit_registers.storage.run_lock import lock_run
 from vit_registers.strict_json import dumps
-from vit_registers.training.state import TrainState
 
 STABLEHLO = "stablehlo"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -127,26 +127,22 @@ _M_MMAP_THRESHOLD = -3  # of malloc.h
 
 def to_run(source: Input, output: str) -> None:
     """Writes a run folder with one checkpoint at step 0."""
-    run = cli.writable_folder(output, "--output")
-    params = source.read()
-    origin = f"from {source.path}"
-    data = None
+    origin, config, data = f"from {source.path}", source.config, None
     if isinstance(source.checkpoint, OpenedWeights):
         origin += f", read as {source.checkpoint.found.source}"
     else:
         data = source.checkpoint.trained_on
-    write_parameter_overview({BACKBONE: params}, run / "parameters.txt")
-    write_mask_file(source.config.model, run)
-    files.write_json(run / "config.json", config_lib.to_dict(source.config))
-    with Checkpoints(output, source.config, data=data) as written:
-        state = TrainState(step=jnp.zeros((), jnp.int32), params={BACKBONE: params}, opt_state=None, ema=None)
-        written.save(
-            state,
-            None,
-            origin=origin,
-            normalisation=source.normalisation,
-            class_names=source.class_names if data is None else None,
-        )
+    if config.objective.name == "image_text":  # without its text tower
+        config = dataclasses.replace(config, objective=ObjectiveSettings())
+    write_run(
+        output,
+        config,
+        {BACKBONE: source.read()},
+        origin=origin,
+        normalisation=source.normalisation,
+        class_names=source.class_names if data is None else None,
+        data=data,
+    )
 
 
 def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Export:
@@ -261,8 +257,8 @@ def main() -> None:
         values.channels,
     )
     name = parse_checkpoint(values.input, values.step, where="--input")
-    if values.text and not is_dry_run:  # the tables are those of the input
-        image_text.check_target(values.to, "--text --to")
+    if values.text and values.to != "run":
+        image_text.check_target(values.to, "--text --to", others=("run",))
     if not is_dry_run:
         if values.to != "run":
             cli.check_local(values.output, "--output")
@@ -274,6 +270,9 @@ def main() -> None:
         how["params"] = values.params
         if is_dry_run:
             print(image_text.image_text_table(name, **how))
+            return
+        if values.to == "run":
+            print(convert_to_text_run(name, values.output, tokenizer=values.tokenizer, **how))
             return
         print(image_text.convert_image_text(name, values.output, to=values.to, dtype=values.dtype, **how))
         return

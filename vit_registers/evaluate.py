@@ -112,7 +112,7 @@ from vit_registers.digests import text_digest
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.catalog import has_evaluators, make_evaluators
 from vit_registers.evaluation.images import num_left_out
-from vit_registers.frozen_evaluation import Given, task_splits, text_reader
+from vit_registers.frozen_evaluation import Given, task_splits
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.runs.reading import RunCheckpoint, trained_config
@@ -123,6 +123,7 @@ from vit_registers.storage import files, paths
 from vit_registers.strict_json import dumps
 from vit_registers.task_command import run_command, run_suite
 from vit_registers.task_output import print_values
+from vit_registers.text_readers import text_reader
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
 

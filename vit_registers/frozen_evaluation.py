@@ -13,26 +13,23 @@ from etils import epath
 
 from vit_registers import status
 from vit_registers.analysis.file_names import file_name
-from vit_registers.config import Data, Mesh, Model, Tasks, Text, check_section, image_size
+from vit_registers.config import Data, Mesh, Model, Tasks, check_section, image_size
 from vit_registers.config.tasks import head_settings
 from vit_registers.data.loaders import loader_to_evaluate
-from vit_registers.data.selection import require_split, select
-from vit_registers.data.tokenizers.base import Tokenizer
-from vit_registers.data.tokenizers.catalog import open_tokenizer
+from vit_registers.data.selection import OF_THE_DATA, require_split, select
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
-from vit_registers.evaluation.catalog import has_texts
 from vit_registers.evaluation.dense.task import splits_of_settings
 from vit_registers.evaluation.task import FrozenModel, FrozenTexts, Splits, TaskResult
 from vit_registers.evaluation.tasks import TASKS, import_task
-from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.loading import ExternalCheckpoint
 from vit_registers.objectives.base import BACKBONE
+from vit_registers.runs.class_vector_files import ClassVectorFiles
 from vit_registers.runs.reading import INITIAL, RunCheckpoint
-from vit_registers.runs.tokenizer_file import read_tokenizer
 from vit_registers.runtime.mesh import make_mesh, ordered_mesh
 from vit_registers.storage import paths
 from vit_registers.strict_json import dumps
+from vit_registers.text_readers import text_reader
 from vit_registers.training import sharding
 from vit_registers.training.memory import check_memory
 
@@ -105,6 +102,9 @@ def open_task(
         data = select(data, *splits.test)
         own = {key: getattr(config.data, key) for key in ("data_dir", "image_key", "label_key")}
         data = dataclasses.replace(data, **{k: own[k] for k in own if f"data.{k}" in overrides})
+        own = {key: getattr(config.data.captions, key) for key in OF_THE_DATA}
+        own = {key: value for key, value in own.items() if f"data.captions.{key}" in overrides}
+        data = dataclasses.replace(data, captions=dataclasses.replace(data.captions, **own))
     mesh = ordered_mesh() if config.mesh == Mesh() else make_mesh(config.mesh)
     is_size_given = "data.eval_batch_size" in overrides
     if not is_size_given:
@@ -149,35 +149,6 @@ def _open_model(
     return FrozenModel(name, checkpoint.config.model, data, params[BACKBONE], mesh, texts=texts)
 
 
-def _tokenizer(data: Data, text: Text) -> Tokenizer:
-    """The tokenizer data.captions.tokenizer, for weights of another code base, which do not have their own.
-
-    Raises ConfigError if it has more ids than the text tower, MissingPackageError or DataError.
-    """
-    tokenizer = open_tokenizer(data.captions.tokenizer, lambda: ())
-    if tokenizer.vocab_size > text.vocab_size:
-        raise ConfigError(
-            f"the text tower has {text.vocab_size:,} token ids, and the tokenizer "
-            f"{data.captions.tokenizer!r} has {tokenizer.vocab_size:,}: give that of the model with "
-            "--config.data.captions.tokenizer, such as \"sentencepiece(path='FILE.model')\""
-        )
-    return tokenizer
-
-
-def text_reader(checkpoint: RunCheckpoint | ExternalCheckpoint) -> TextReader | None:
-    """What reads texts for a run with texts or for whole weights; None for others.
-
-    Raises ConfigError, MissingPackageError or DataError.
-    """
-    config = checkpoint.config
-    if isinstance(checkpoint, ExternalCheckpoint):
-        is_whole = checkpoint.whole is not None
-        return TextReader(config.text, _tokenizer(config.data, config.text)) if is_whole else None
-    if not has_texts(config.objective):
-        return None
-    return TextReader(config.text, read_tokenizer(paths.folder(checkpoint.run)))
-
-
 def _batch_size(size: int, image: tuple[int, int]) -> int:
     """data.eval_batch_size, but on a CPU at most 64 images, or as many as have the pixels of 16 of 224 x 224.
 
@@ -193,12 +164,16 @@ def run_task(run: TaskRun, folder: epath.Path) -> tuple[dict[str, Any], TaskResu
     An interrupted call with the same `folder` is resumed, unless that is in gs://.
     """
     unfinished = None if paths.is_remote(folder) else Path(folder) / "unfinished" / run.stem
+    frozen = run.frozen
+    if frozen.texts is not None:
+        kept = ClassVectorFiles(folder)
+        frozen = frozen._replace(texts=frozen.texts._replace(kept=kept))
     started = time.monotonic()
     say = _Lines(run.log_every_s, is_quiet=jax.process_index() != 0)
     try:
         with jax.set_mesh(run.frozen.mesh):
             task = import_task(run.about["task"])
-            result = task(run.frozen, run.settings, run.splits, folder=unfinished, say=say)
+            result = task(frozen, run.settings, run.splits, folder=unfinished, say=say)
     finally:
         status.clear()
     if jax.process_index() == 0 and unfinished is not None:

@@ -59,7 +59,7 @@ class LoadedImageText(ImageTextModel):
         path = str(path)
         check_name(path, to, is_folder=to == "transformers")
         check_output(path, self.vit.about.origin, target=to)
-        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        params = whole_params(self)
         check_leaves(leaves_of(params), self.vit.about.origin)
         e = export_image_text(self.vit.model, self.text.text, params, to)
         for note in e.notes:
@@ -74,12 +74,14 @@ class LoadedImageText(ImageTextModel):
         return written
 
 
-def check_target(to: str, where: str) -> None:
-    """Raises ConfigError if whole models cannot be written as `to`, the value of the setting `where`."""
+def check_target(to: str, where: str, *, others: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError if whole models cannot be written as `to`, the value of the setting `where`.
+
+    The message names the `others` too.
+    """
     if to not in IMAGE_TEXT_TARGETS:
-        raise ConfigError(
-            f"{where}={to}: models of images and texts are written as {', '.join(IMAGE_TEXT_TARGETS)}"
-        )
+        known = ", ".join((*others, *IMAGE_TEXT_TARGETS))
+        raise ConfigError(f"{where}={to}: models of images and texts are written as {known}")
 
 
 def _check_written(e: targets.Export, path: str, to: str, dtype: np.dtype) -> None:
@@ -110,12 +112,18 @@ def load_both_towers(
 ) -> LoadedImageText:
     """The whole model of a run folder or of other weights; see vit_registers.load_image_text."""
     name = parse_checkpoint(text, step, where="path")
-    return _load(name, params=params, source=source, hints=hints, text_num_heads=text_num_heads)
+    return load_whole(name, params=params, source=source, hints=hints, text_num_heads=text_num_heads)
 
 
-def _load(
+def whole_params(model: ImageTextModel) -> dict[str, Any]:
+    """The parameters of a whole model, nested, by the names of its parts."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def load_whole(
     name: CheckpointName, *, params: str | None, source: str, hints: Hints, text_num_heads: int | None
 ) -> LoadedImageText:
+    """The whole model of a run folder or of other weights, by its name."""
     path = name.local()
     if loading.is_run(path):
         loading.refuse_hints(path, source, hints)
@@ -163,7 +171,7 @@ def convert_image_text(name: CheckpointName, output: str, *, to: str, dtype: str
 
     `how` are the arguments of image_text_table.
     """
-    written = _load(name, **how).save(output, to, dtype=dtype)
+    written = load_whole(name, **how).save(output, to, dtype=dtype)
     for path in written:
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     return f"read again: both towers, equal bit for bit; {output}"

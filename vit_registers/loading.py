@@ -126,7 +126,7 @@ def read_model(
 
 
 def read_heads(
-    checkpoint: RunCheckpoint, mesh: jax.sharding.Mesh, *, params: str | None = None
+    checkpoint: "RunCheckpoint | ExternalCheckpoint", mesh: jax.sharding.Mesh, *, params: str | None = None
 ) -> dict[str, Any]:
     """The parameters over `mesh` of the modules beside the ViT, by name; see RunCheckpoint."""
     modules = checkpoint.read_params(mesh, params)
@@ -158,6 +158,8 @@ class ExternalCheckpoint:
 
     def build(self) -> ViT:
         """The model, on the default device."""
+        if self.whole is not None:  # the head of `opened` is the projection
+            return build_model(abstract_model(self.config.model)[0], read_image_text(self.whole)[BACKBONE])
         return reading.load_opened(self.opened)
 
     def read_params(self, mesh: jax.sharding.Mesh, name: str | None = None) -> Any:
@@ -177,19 +179,21 @@ class ExternalCheckpoint:
 
 
 def open_external(
-    path: str, overrides: Mapping[str, Any], *, params: str | None = None, is_whole: bool = False
+    path: str, overrides: Mapping[str, Any], *, params: str | None = None, is_whole: bool | None = False
 ) -> ExternalCheckpoint:
     """A checkpoint of another code base, whose config has `overrides`. Prints a line that describes it.
 
     `params` selects a copy of the network in a file with several, as in load_model, or is INITIAL. With
-    `is_whole`, the text tower and what joins it to the image tower are read too, and `config.text` is theirs.
+    `is_whole`, the text tower and what joins it to the image tower are read too, and `config.text` is theirs;
+    None: if there is a text tower.
     """
     hints = Hints(params=None if params == INITIAL else params)
     whole = None
     try:
-        if is_whole:
+        opened = None if is_whole else reading.open_path(path, source="auto", hints=hints)
+        if opened is None or (is_whole is None and opened.found.text):
             whole = open_image_text(path, source="auto", hints=hints)
-        opened = reading.open_path(path, source="auto", hints=hints) if whole is None else whole.image
+            opened = whole.image
     except CheckpointError as error:
         names = ("source", *(field.name for field in dataclasses.fields(Hints)))
         if any(f"give {name}" in str(error) for name in names):

@@ -50,6 +50,7 @@ from vit_registers.runs.sweep_cells import (
     label_text,
     left_out,
     make_rows,
+    ranked_by,
     read_cells,
 )
 from vit_registers.runs.sweeps import read_sweep
@@ -62,7 +63,7 @@ def _show(value: float | None, form: str) -> str:
 
 def column_title(cells: Sequence[Cell], metric: str, which: str) -> str:
     """The title of the column of means, such as 'test top-1 in % (last)'."""
-    ranked = cells[0].runs[0].best
+    ranked = ranked_by(cells)
     return f"{metric} {ranked.label}{' in %' if ranked.is_fraction else ''} ({which})"
 
 
@@ -111,7 +112,7 @@ def notes(
     wanted = sum(len(cell.runs) for cell in cells)
     platforms = [result["platform"] for result in results]
     versions = [", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results]
-    ranked = cells[0].runs[0].best
+    ranked = ranked_by(cells)
     best = (
         f" Best is the {'highest' if ranked.is_higher_better else 'lowest'} {ranked.label} of a run's "
         "evaluations by its first evaluator, chosen on the same split."

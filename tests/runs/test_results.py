@@ -137,3 +137,15 @@ def test_commit_of_the_checkout(checkout, monkeypatch):
     assert results.commit(package) == head + "+changes"
     monkeypatch.setenv("PATH", "")
     assert results.commit(package) is None  # no git
+
+
+def test_what_ranks_data_without_the_first_metric():
+    best = Best("top1", label="top-1", otherwise=Best("rmse", label="RMSE", is_higher_better=False))
+    assert best.score({"top1": 0.5, "rmse": 2.0}) == 0.5
+    assert best.score({"rmse": 2.0}) == -2.0
+    assert best.score({"rmse": float("nan")}) is None
+    assert best.score({"loss": 2.0}) is None
+    assert best.among({"rmse"}).label == "RMSE" and best.among({"loss"}) is best
+    record = {"step": 2, "test/rmse": 2.0}
+    found = results.summarize_records([record], evaluators=["test"], total_steps=2, best=best)
+    assert (found["best"]["evaluator"], found["best"]["rmse"]) == ("test", 2.0)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from vit_registers.analysis.options import Options
-from vit_registers.config import Data, check_section, lookup
+from vit_registers.config import Captions, Data, check_section, lookup
 from vit_registers.data.loaders import Loader
-from vit_registers.data.selection import is_image_folder, name_and_split, require_split
+from vit_registers.data.selection import OF_THE_DATA, is_image_folder, name_and_split, require_split
 from vit_registers.data.sources import boxes
 from vit_registers.data.sources.boxes import BoxImage
 from vit_registers.data.sources.catalog import SOURCES
@@ -33,7 +33,10 @@ def shown(settings: Data, given: str | None, overrides: Mapping[str, Any], *, fl
     Raises ConfigError for what is none of these.
     """
     if given is not None:
+        captions = settings.captions
         settings = _with_images(settings, given, flag)
+        own = {key: getattr(captions, key) for key in OF_THE_DATA if f"data.captions.{key}" in overrides}
+        settings = dataclasses.replace(settings, captions=dataclasses.replace(settings.captions, **own))
     if "data.eval_batch_size" not in overrides:
         devices = jax.device_count()
         settings = dataclasses.replace(settings, eval_batch_size=math.ceil(_BATCH / devices) * devices)
@@ -51,7 +54,14 @@ def _with_images(settings: Data, given: str, flag: str) -> Data:
     is_meant = "/" in name or (folder / split).is_dir()
     if name not in SOURCES and is_meant and is_image_folder(name):
         return _of_folder(settings, "folder", folder, split)
+    if name != settings.name:
+        settings = dataclasses.replace(settings, captions=_of_other_data(settings.captions))
     return dataclasses.replace(settings, name=name, eval_split=split)
+
+
+def _of_other_data(captions: Captions) -> Captions:
+    """The settings without what says how captions are stored, and what classes are called, in the data."""
+    return dataclasses.replace(captions, **OF_THE_DATA)
 
 
 def _of_folder(settings: Data, name: str, folder: Path, split: str) -> Data:
@@ -65,6 +75,7 @@ def _of_folder(settings: Data, name: str, folder: Path, split: str) -> Data:
         eval_ops=settings.eval_ops if "resize" in settings.eval_ops else "resize",
         image_key=None,
         label_key=None,
+        captions=_of_other_data(settings.captions),
     )
 
 
@@ -93,21 +104,28 @@ def with_tasks(
 ) -> Options:
     """The options with the tasks of --tasks, their settings, and the images to train and to test them on.
 
-    These are --task_data, `given`, for segmentation and depth, and --train_data and --data, with which
+    These are --task_data, `given`, for tasks on labels of pixels, and --train_data and --data, with which
     `opened` was opened, for other tasks. Raises ConfigError if there are none.
     """
+    dense = None
+    if given is not None:
+        if len(given) not in (1, 2):
+            raise ConfigError(
+                f"--task_data={','.join(given)}: must be TRAIN,TEST, or TEST alone without training"
+            )
+        dense = Splits(*(require_split(one, flag="--task_data") for one in (given[0], given[-1])))
     if not tasks:
-        return options
-    dense = images = None
+        return dataclasses.replace(options, dense_images=dense)
+    images = None
     for task in tasks:
-        if lookup(TASKS, task, "--tasks").is_dense:
-            if given is None or len(given) != 2:
+        entry = lookup(TASKS, task, "--tasks")
+        if entry.is_dense:
+            if given is None or (len(given) != 2 and not entry.has_texts):
                 raise ConfigError(
                     f"--tasks={task} requires images with a label for each pixel: give "
                     "--task_data=TRAIN,TEST, such as --task_data=digit_scenes:train,digit_scenes:test"
                 )
-            dense = Splits(*(require_split(one, flag="--task_data") for one in given))
-        elif TASKS[task].has_texts:  # which read no training images
+        elif entry.has_texts:  # which read no training images
             test = _as_split(opened.config.data)
             images = images or Splits(test, test)
         elif opened.train is None:

@@ -11,7 +11,8 @@ import jax
 import vit_registers
 from vit_registers import loading
 from vit_registers.analysis import given_images
-from vit_registers.analysis.text_tower import read_text_tower
+from vit_registers.analysis.features.table import TEXT_TOWER
+from vit_registers.analysis.text_tower import open_whole, read_text_tower
 from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Mesh, image_size
 from vit_registers.data.class_names import names_to_match
@@ -53,7 +54,8 @@ class OpenedModel:
     params_name: str = "params"  # their name, also of those to evaluate
     head_names: Sequence[str] | None = None  # the classes that its head was trained on; None: not known
     train: "OpenedModel | None" = None  # the same model with the images that probes are trained on
-    texts: FrozenTexts | None = None  # the modules beside the ViT, of a run with a text tower
+    texts: FrozenTexts | None = None  # the modules beside the ViT, of a model with a text tower
+    unread_texts: str = ""  # why its text tower cannot be used
 
     @property
     def layout(self) -> TokenLayout:
@@ -62,8 +64,10 @@ class OpenedModel:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The token groups that the model has, and its head."""
-        return (*self.layout.groups, *(["head"] if self.config.model.num_classes else []))
+        """The token groups that the model has, its head and its text tower."""
+        has_texts = self.texts is not None or bool(self.unread_texts)
+        is_there = {"head": self.config.model.num_classes > 0, TEXT_TOWER: has_texts}
+        return (*self.layout.groups, *(name for name, is_part in is_there.items() if is_part))
 
     def describe(self) -> str:
         """What it is, with its tokens, in a line."""
@@ -143,9 +147,11 @@ def open_all(
     num_images: int | None,
     params: str | None = None,
     train_data: str | None = None,
+    has_texts: bool = False,
 ) -> list[OpenedModel]:
     """All checkpoints, in order, on the same images, and with those of `train_data` to train probes on.
 
+    With `has_texts`, the text towers of weights of other code bases are read too; those of runs always are.
     Raises ConfigError, DataError or CheckpointError.
     """
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
@@ -153,7 +159,7 @@ def open_all(
     given = [one for checkpoint in given for one in _steps(checkpoint)]
     names = _short_names(given)
     opened = [
-        _open(name, checkpoint, data, overrides, num_images, params)
+        _open(name, checkpoint, data, overrides, num_images, params, has_texts)
         for name, checkpoint in zip(names, given, strict=True)
     ]
     first = opened[0].config.data
@@ -194,8 +200,9 @@ def _open(
     overrides: Mapping[str, Any],
     limit: int | None,
     params: str | None,
+    has_texts: bool,
 ) -> OpenedModel:
-    parsed, texts = _parse(checkpoint), None
+    parsed, unread = _parse(checkpoint), ""
     path, step = parsed.path, parsed.step
     if loading.is_run(path):
         opened = loading.open_run(path, step, overrides)
@@ -208,7 +215,10 @@ def _open(
         local = loading.external_path(parsed)
         if not Path(local).expanduser().exists():
             raise CheckpointError(f"--checkpoint={path}: there is no such run folder, file or folder")
-        external = loading.open_external(local, overrides, params=params)
+        if has_texts:
+            external, texts, unread = open_whole(local, overrides, params)
+        else:
+            external, texts = loading.open_external(local, overrides, params=params), None
         model, config, origin = external.build(), external.config, external.normalisation_origin
         digest = files_digest(_files(Path(local).expanduser()))
         head_names, is_converted, params_name = external.class_names, True, external.eval_params_name
@@ -232,6 +242,7 @@ def _open(
         params_name=params_name,
         head_names=names_to_match(loader.class_names, head_names, is_converted=is_converted),
         texts=texts,
+        unread_texts=unread,
     )
 
 

@@ -9,8 +9,9 @@ from etils import epath
 from vit_registers.analysis.features.interventions import Intervention
 from vit_registers.analysis.features.store import Store
 from vit_registers.analysis.measures.outliers import Outliers, find
-from vit_registers.config import Model
+from vit_registers.config import Model, Tasks
 from vit_registers.data.class_names import match
+from vit_registers.data.loaders import EvalSplit
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.task import FrozenModel
 from vit_registers.models.tokens import Grid, TokenLayout
@@ -45,6 +46,9 @@ class Subject:
     train: "Subject | None" = None  # the same model on the images that probes are trained on; None: a part
     layout: TokenLayout
     class_names: tuple[str, ...]  # of the images
+    split: EvalSplit | None = None  # the images, of which the store has the first num_images
+    tasks: Tasks = dataclasses.field(default_factory=Tasks)  # settings of what evaluation/ measures
+    unread_texts: str = ""  # why the text tower of the model cannot be used
     head_names: Sequence[str] | None  # classes of the head; None: unknown, matched by number
     example_NxHxWxC: np.ndarray  # the first images, uint8
     mean: tuple[float, ...]  # of pixel values in [0, 1], per channel

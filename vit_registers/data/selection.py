@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vit_registers.config import Data
 from vit_registers.errors import ConfigError
@@ -12,6 +14,8 @@ _ROOTS = (
     "images",
     "image_text",
 )  # sources whose data_dir is the folder of the images, not that of TFDS
+# What data.captions says of one data set alone, and its defaults.
+OF_THE_DATA: Mapping[str, Any] = {"key": None, "class_texts": ()}
 _TFDS_FILE = "dataset_info.json"
 
 
@@ -58,5 +62,5 @@ def select(data: Data, name: str, split: str) -> Data:
     else:
         data_dir = data.data_dir
     changed = {"image_key": None, "label_key": None, "data_dir": data_dir}
-    captions = dataclasses.replace(data.captions, key=None, class_texts=())
+    captions = dataclasses.replace(data.captions, **OF_THE_DATA)
     return dataclasses.replace(data, name=name, eval_split=split, captions=captions, **changed)

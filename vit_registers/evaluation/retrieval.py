@@ -27,8 +27,10 @@ class TextPairs(NamedTuple):
     is_of_classes: bool  # the latter: texts made of classes
 
 
-def read_pairs(split: EvalSplit, captions: Captions) -> TextPairs:
+def read_pairs(split: EvalSplit, captions: Captions, *, num_images: int | None = None) -> TextPairs:
     """All texts of a split; for data with classes instead of captions, those that training makes of classes.
+
+    With `num_images`, the captions are those of the first images.
 
     Raises DataError if there are neither, or if images cannot be read by number; ConfigError as
     class_captions.
@@ -43,7 +45,8 @@ def read_pairs(split: EvalSplit, captions: Captions) -> TextPairs:
         return TextPairs(texts, np.repeat(np.arange(len(own), dtype=np.int32), len(own[0])), True)
     require_random_access([split])
     texts, image = [], []
-    for i in range(split.loader.num_examples(split.split)):
+    total = split.loader.num_examples(split.split)
+    for i in range(total if num_images is None else min(num_images, total)):
         own = [text for text in read(i) if text.strip()]
         texts += own
         image += [i] * len(own)
@@ -103,7 +106,7 @@ def measure_retrieval(
     mesh: jax.sharding.Mesh,
     edits: EditsOf | None = None,
 ) -> dict[str, float]:
-    """{"image_to_text_r1", ..., "text_to_image_r10", "images", "texts", "non_finite"}.
+    """{"image_to_text_r1", ..., "text_to_image_r10", "mean_recall", "images", "texts", "non_finite"}.
 
     Images that cannot be decoded are left out, and so are images and texts that no other belongs to.
     """
@@ -113,16 +116,34 @@ def measure_retrieval(
         for one in image_vectors(model, data, params, split, mesh, edits)
     ]
     image_NxE, label_N, mask_N = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    text_MxE, own_M = text_vectors(reader, params, pairs.texts, mesh), pairs.own_M
+    text_MxE = text_vectors(reader, params, pairs.texts, mesh)
     own_N = label_N if pairs.is_of_classes else np.arange(len(label_N), dtype=np.int32)
-    is_kept_N = mask_N & np.isin(own_N, own_M)
+    return retrieval_metrics(settings, image_NxE[mask_N], own_N[mask_N], text_MxE, pairs.own_M, mesh)
+
+
+def retrieval_metrics(
+    settings: RetrievalSettings,
+    image_NxE: np.ndarray,
+    own_N: np.ndarray,
+    text_MxE: np.ndarray,
+    own_M: np.ndarray,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """The numbers of measure_retrieval from unit vectors; image i and text j fit if own_N[i] == own_M[j].
+
+    Images and texts that no other belongs to are left out.
+    """
+    is_kept_N = np.isin(own_N, own_M)
     image_NxE, own_N = image_NxE[is_kept_N], own_N[is_kept_N]
     is_kept_M = np.isin(own_M, own_N)
     text_MxE, own_M = text_MxE[is_kept_M], own_M[is_kept_M]
-    tops = settings.tops
+    recalls = {
+        **_recalls("image_to_text", ranks(image_NxE, text_MxE, own_N, own_M, mesh), settings.tops),
+        **_recalls("text_to_image", ranks(text_MxE, image_NxE, own_M, own_N, mesh), settings.tops),
+    }
     return {
-        **_recalls("image_to_text", ranks(image_NxE, text_MxE, own_N, own_M, mesh), tops),
-        **_recalls("text_to_image", ranks(text_MxE, image_NxE, own_M, own_N, mesh), tops),
+        **recalls,
+        "mean_recall": sum(recalls.values()) / max(len(recalls), 1),
         "images": len(own_N),
         "texts": len(own_M),
         "non_finite": sum(int((~np.isfinite(x)).any(axis=1).sum()) for x in (image_NxE, text_MxE)),

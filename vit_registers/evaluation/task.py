@@ -10,6 +10,7 @@ import numpy as np
 from vit_registers.config import Data, Model, Tasks
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.text_vectors import TextReader
+from vit_registers.evaluation.zero_shot.kept import KeptVectors
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.objectives.base import BACKBONE
@@ -40,6 +41,7 @@ class FrozenTexts(NamedTuple):
 
     params: Any  # all parameters over the mesh, the backbone among them
     reader: TextReader
+    kept: KeptVectors | None = None  # where vectors of classes are kept
 
     def with_backbone(self, backbone: Any) -> "FrozenTexts":
         """The same with the parameters of another backbone."""

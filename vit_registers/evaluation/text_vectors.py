@@ -14,7 +14,13 @@ from vit_registers.data.loaders import EvalSplit
 from vit_registers.data.prefetch import in_turn
 from vit_registers.data.tokenizers.base import Tokenizer
 from vit_registers.evaluation.features import EditsOf
-from vit_registers.objectives.image_text.towers import embed_images, embed_texts
+from vit_registers.models.norm import unit
+from vit_registers.objectives.image_text.towers import (
+    IMAGE_PROJ,
+    embed_images,
+    embed_texts,
+    project_images,
+)
 from vit_registers.training.sharding import batch_sharding, put_same, replicated
 
 _MOST_TEXTS = 1024  # in one program
@@ -56,6 +62,17 @@ def text_vectors(
 @functools.lru_cache(maxsize=8)
 def _compiled_texts(text: Text, mesh: jax.sharding.Mesh) -> Callable[[Any, Any], jax.Array]:
     return jax.jit(functools.partial(embed_texts, text), out_shardings=replicated(mesh))
+
+
+def projected_vectors(params: Any, pooled_BxD: Any, mesh: jax.sharding.Mesh) -> jax.Array:
+    """image_BxE: the unit vectors of images, float32, from what the image tower pooled."""
+    own = {IMAGE_PROJ: params[IMAGE_PROJ]} if IMAGE_PROJ in params else {}
+    return _compiled_projection(mesh)(own, pooled_BxD)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_projection(mesh: jax.sharding.Mesh) -> Callable[[Any, Any], jax.Array]:
+    return jax.jit(lambda own, x_BxD: unit(project_images(own, x_BxD)), out_shardings=batch_sharding(mesh))
 
 
 def image_vectors(

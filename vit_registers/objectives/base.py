@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -45,16 +45,24 @@ class Best:
     label: str  # in tables
     is_higher_better: bool = True
     is_fraction: bool = False  # tables show it in percent
+    otherwise: "Best | None" = None  # what ranks evaluations of data for which the metric is not defined
+
+    def among(self, names: Container[str]) -> "Best":
+        """What ranks evaluations with the metrics `names`: itself, or `otherwise` if only that is there."""
+        if self.metric in names or self.otherwise is None or self.otherwise.metric not in names:
+            return self
+        return self.otherwise
 
     def score(self, metrics: Mapping[str, float | None]) -> float | None:
         """The score of an evaluation, where higher is better.
 
         None if it lacks the metric, or if any of its metrics is not finite: it is then never the best.
         """
-        value = metrics.get(self.metric)
+        own = self.among(metrics)
+        value = metrics.get(own.metric)
         if value is None or find_non_finite(metrics):
             return None
-        return value if self.is_higher_better else -value
+        return value if own.is_higher_better else -value
 
 
 class Objective(Protocol):

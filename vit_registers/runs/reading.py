@@ -111,7 +111,9 @@ class RunCheckpoint:
                     f"leave params='{name}' out"
                 )
             name = _PAIR[name]
-        if self.is_converted:
+        if (
+            self.is_converted and self.config.objective.name != "image_text"
+        ):  # whose both towers are converted
             shapes = {BACKBONE: shapes[BACKBONE]}
 
         def read(targets: dict[str, Any]) -> Any:

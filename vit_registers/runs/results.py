@@ -127,8 +127,9 @@ def summarize_records(
     best_evaluation = None
     if ranked:
         _, step = max(ranked)
-        value = found[step][f"{first}/{best.metric}"]
-        best_evaluation = {"evaluator": first, best.metric: value, "step": step, "metrics": found[step]}
+        metric = best.among(metrics_of(found[step], first)).metric
+        value = found[step][f"{first}/{metric}"]
+        best_evaluation = {"evaluator": first, metric: value, "step": step, "metrics": found[step]}
     rates = [record["images_per_s"] for record in records if "images_per_s" in record]
     times = [record["time_s"] for record in records if "time_s" in record]
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import count_parameters
-from vit_registers.objectives.base import find_non_finite
+from vit_registers.objectives.base import Best, find_non_finite
 from vit_registers.runs.results import metrics_of
 from vit_registers.runs.sweeps import SEED, Sweep, SweepRun, read_result, short_keys
 
@@ -81,6 +81,13 @@ def find_cell(cells: Sequence[Cell], labels: Labels | None, config: str) -> Cell
     return found[0]
 
 
+def ranked_by(cells: Sequence[Cell]) -> Best:
+    """What ranks the evaluations of these runs."""
+    best = cells[0].runs[0].best
+    found = [result["best"] for cell in cells for result in cell.results if result["best"] is not None]
+    return best.among(found[0] if found else ())
+
+
 def default_metric(cells: Sequence[Cell]) -> str:
     """The name of the first evaluator."""
     found = [result["best"] for cell in cells for result in cell.results if result["best"] is not None]
@@ -93,7 +100,7 @@ def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
     A fraction is in percent. `metric` is the evaluator; `which` is "last" or "best", its evaluation. Raises
     ConfigError for an unknown evaluator.
     """
-    values, ranked = [], cell.runs[0].best
+    values, ranked = [], ranked_by([cell])
     end = f"/{ranked.metric}"
     for result in cell.results:
         last, best = result["metrics"], result["best"]

@@ -92,6 +92,11 @@ def task_baselines(task: str, values: Mapping[str, Any]) -> dict[str, float | No
     }
 
 
+def results_folder(run: epath.Path) -> epath.Path:
+    """Where `evaluate` writes the results of a run by default."""
+    return run / _FOLDER
+
+
 def read_task_results(run: epath.Path, *, step: int, params: str) -> tuple[list[StoredTask], list[str]]:
     """(the results of this checkpoint, the newest last; a line for each file that cannot be used).
 
@@ -100,7 +105,7 @@ def read_task_results(run: epath.Path, *, step: int, params: str) -> tuple[list[
     """
     saved_s = files.modified_s(checkpoint_root(str(run)) / str(step) / MANIFEST)
     found, left_out = [], []
-    folder = run / _FOLDER
+    folder = results_folder(run)
     names = files.names(folder) if files.is_folder(folder) else []
     paths = [folder / name for name in names if name.endswith(".json")]
     written_s = {path: files.modified_s(path) for path in paths}

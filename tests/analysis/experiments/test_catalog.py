@@ -49,5 +49,5 @@ def test_experiments_that_run_the_model_say_so(name):
     """They share a thread, as two must not write the same features at once."""
     source = inspect.getsource(inspect.getmodule(EXPERIMENTS[name].measure))
     calls = (".rerun(", ".native(", "run_unedited(", "edited_models.start_trial(")
-    calls += ("find_variants(", "compare_variants(")
+    calls += ("find_variants(", "compare_variants(", "segment_by_texts(")
     assert EXPERIMENTS[name].runs_model == any(call in source for call in calls)

@@ -13,15 +13,20 @@ import vit_registers
 from configs import clip_digits, digits
 from tests.fixtures.digits import flags
 from tests.objectives.image_text.test_objective import change
+from vit_registers.checkpoint_names import parse_checkpoint
 from vit_registers.config import Mesh, from_mapping
 from vit_registers.data.sources import digit_scenes
 from vit_registers.data.sources.digits import load_split
 from vit_registers.data.tokenizers.byte_values import Bytes
 from vit_registers.errors import ConfigError
+from vit_registers.interop.hints import Hints
 from vit_registers.loading import open_run
 from vit_registers.models.norm import unit
 from vit_registers.objectives.catalog import make_objective
+from vit_registers.run_conversion import convert_to_text_run
+from vit_registers.runs.checkpoint_folder import list_steps
 from vit_registers.runs.checkpoints import Checkpoints
+from vit_registers.runs.sweeps import result_text
 from vit_registers.runs.tokenizer_file import read_tokenizer, write_tokenizer
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.storage import paths
@@ -162,13 +167,37 @@ def test_captions_of_images_have_retrieval_while_training(tmp_path):
         (tmp_path / f"{split}.csv").write_text("\n".join(["path,caption", *lines]) + "\n")
     captions = dataclasses.replace(CONFIG.data.captions, templates=(), class_texts=())
     data = {"name": "image_text", "data_dir": str(tmp_path), "eval_split": "test", "captions": captions}
-    config = change(CONFIG, image_text={"group": None}, data=data, run={"total_steps": 4})
+    config = change(
+        CONFIG,
+        image_text={"group": None},
+        data=data,
+        run={"total_steps": 10, "eval_every_steps": 2},
+        checkpoint={"every_steps": 2, "keep_last": 2, "keep_best": 1},
+        optimizer={"learning_rate": 0.5},  # so that the last evaluation is not the best
+    )
     train(config, str(tmp_path / "run"))
     found = next(one for one in records(tmp_path / "run") if "retrieval/image_to_text_r1" in one)
     assert not any("zero_shot/top1" in one for one in records(tmp_path / "run"))
     assert found["retrieval/images"] == 80
     assert found["retrieval/texts"] == 120
     assert found["retrieval/text_to_image_r1"] <= found["retrieval/text_to_image_r10"]
+    recalls = [
+        found[f"retrieval/{way}_r{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+    ]
+    assert found["retrieval/mean_recall"] == pytest.approx(np.mean(recalls))
+    # The checkpoints are ranked by it: the best and the last are kept.
+    every = {
+        one["step"]: one["retrieval/mean_recall"]
+        for one in records(tmp_path / "run")
+        if "retrieval/mean_recall" in one
+    }
+    best_step = max(every, key=lambda step: (every[step], step))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    best = result["best"]
+    assert (best["evaluator"], best["step"]) == ("retrieval", best_step)
+    assert best["mean_recall"] == every[best_step]
+    assert best_step < 8 and set(list_steps(str(tmp_path / "run"))) == {best_step, 8, 10}
+    assert result_text(result, make_objective(config).best).startswith(f"mean_recall {every[10]:.4f}")
 
 
 @pytest.fixture
@@ -191,7 +220,10 @@ def test_weights_of_another_code_base_give_the_same(untrained, run_here):
     texts = {"templates": clip_digits.TEMPLATES, "names": clip_digits.DIGITS}
     (untrained / "prompts.json").write_text(json.dumps(texts))
     found = {}
-    for name in ("run", "weights"):
+    given = (f"--input={untrained / 'weights'}", f"--output={untrained / 'converted'}", "--tokenizer=bytes")
+    code, out, error = run_here("convert", "--text", *given)
+    assert code == 0 and "parameters of both towers, equal bit for bit" in out, error
+    for name in ("run", "weights", "converted"):
         args = (f"--checkpoint={untrained / name}", f"--out={untrained / 'out' / name}")
         data = ("--data=digits:test", "--config.data.loader=pil", "--config.data.eval_ops=")
         data += ("--config.data.mean=(0.5,)", "--config.data.std=(0.5,)")
@@ -202,6 +234,7 @@ def test_weights_of_another_code_base_give_the_same(untrained, run_here):
         (path,) = (untrained / "out" / name).glob("*zero_shot-*.json")
         found[name] = json.loads(path.read_text())
     np.testing.assert_allclose(found["weights"]["top1"], found["run"]["top1"], atol=1 / 359)
+    np.testing.assert_allclose(found["converted"]["top1"], found["weights"]["top1"], atol=1 / 359)
     assert found["weights"]["images"] == 359
 
 
@@ -211,7 +244,10 @@ def test_training_starts_from_a_whole_model(untrained, tmp_path):
     layers = {"use_norm_after_pool": True, "use_patch_bias": False, "num_registers": 0, "norm_eps": 1e-5}
     start = jax.device_get(open_run(str(untrained / "run"), 1).read_params(make_mesh(Mesh())))
     locked = {"frozen": ("vit/*", "image_proj/*", "text/*", "logit_scale")}
-    for name in ("weights", "run"):
+    name = parse_checkpoint(str(untrained / "weights"), None, where="--input")
+    how = {"params": None, "source": "auto", "hints": Hints(), "text_num_heads": None}
+    convert_to_text_run(name, str(untrained / "converted"), tokenizer="bytes", **how)
+    for name in ("weights", "run", "converted"):
         init = {"path": str(untrained / name), "keep_head": True}
         config = change(CONFIG, model=layers, init_from=init, optimizer=locked, run={"total_steps": 1})
         train(config, str(tmp_path / f"from_{name}"))
@@ -220,6 +256,31 @@ def test_training_starts_from_a_whole_model(untrained, tmp_path):
     other = change(config, init_from={"path": str(untrained / "weights")}, text={"activation": "gelu_tanh"})
     with pytest.raises(ConfigError, match=r"text\.activation='gelu_tanh', and the text tower"):
         train(other, str(tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_whole_models_as_runs(untrained, run_here):
+    """A run of a run, its experiments, an image tower alone, and what is refused."""
+    run, again = untrained / "run", untrained / "again"
+    code, _, error = run_here("convert", "--text", f"--input={run}", f"--output={again}")
+    assert code == 0, error
+    mesh = make_mesh(Mesh())
+    first, second = (jax.device_get(open_run(str(path)).read_params(mesh)) for path in (run, again))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert read_tokenizer(paths.folder(str(again))).saved() == Bytes().saved()
+    args = (f"--checkpoint={run}", f"--checkpoint={again}", f"--out={untrained / 'report'}")
+    code, out, error = run_here("analyze", "zero-shot", *args)
+    assert code == 0 and "is the same" in out, (out, error)
+    code, _, error = run_here("convert", f"--input={run}", f"--output={untrained / 'image'}")
+    assert code == 0, error
+    assert open_run(str(untrained / "image")).read_params(mesh).keys() == {"vit"}
+    code, _, error = run_here("evaluate", f"--checkpoint={untrained / 'image'}", "--task=zero_shot")
+    assert code == 2 and "has no text tower" in error
+    given = ("--text", f"--input={untrained / 'weights'}", f"--output={untrained / 'refused'}")
+    for flag, said in (("--tokenizer=bits", "bits"), ("--tokenizer=clip", "clip")):
+        code, _, error = run_here("convert", *given, flag)
+        assert code == 2 and said in error.splitlines()[-1]
+        assert not (untrained / "refused").exists()
 
 
 @pytest.mark.slow

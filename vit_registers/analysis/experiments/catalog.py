@@ -1,5 +1,7 @@
 """All experiments by group and by the name of the command line, which the file of an experiment has too."""
 
+from collections.abc import Iterable
+
 from vit_registers.analysis.experiments import (
     accuracy,
     attention_bias,
@@ -38,10 +40,13 @@ from vit_registers.analysis.experiments import (
     register_activations,
     register_neurons,
     remove_outliers,
+    retrieval,
     self_distillation,
     smoothness,
     test_time_registers,
     variance,
+    zero_shot,
+    zero_shot_segmentation,
 )
 from vit_registers.analysis.experiments.experiment import Experiment
 
@@ -61,6 +66,11 @@ GROUPS: dict[str, dict[str, Experiment]] = {
         "frozen-knn": frozen_knn.EXPERIMENT,
         "frozen-logistic": frozen_logistic.EXPERIMENT,
         "frozen-heads": frozen_heads.EXPERIMENT,
+    },
+    "Images and texts": {
+        "zero-shot": zero_shot.EXPERIMENT,
+        "retrieval": retrieval.EXPERIMENT,
+        "zero-shot-segmentation": zero_shot_segmentation.EXPERIMENT,
     },
     "Attention": {
         "attention-maps": attention_maps.EXPERIMENT,
@@ -105,6 +115,11 @@ GROUPS: dict[str, dict[str, Experiment]] = {
     },
 }
 EXPERIMENTS: dict[str, Experiment] = {name: one for group in GROUPS.values() for name, one in group.items()}
+
+
+def reads_texts(names: Iterable[str]) -> bool:
+    """Whether one of these experiments requires the text tower of a model."""
+    return any(EXPERIMENTS[name].needs_text_tower for name in names)
 
 
 def group_of(name: str) -> str:

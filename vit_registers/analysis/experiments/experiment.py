@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from vit_registers.analysis.features.finite import NotFiniteError, not_finite
-from vit_registers.analysis.features.table import FEATURES
+from vit_registers.analysis.features.table import FEATURES, TEXT_TOWER
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.finding import labels, sentence
 from vit_registers.analysis.report.headline import FEWEST
@@ -59,6 +59,11 @@ class Experiment:
     arrange: Callable[[Found], Found] = lambda found: found
     across: Callable[[Found], Sequence[str]] = lambda found: ()
     sums_up: Callable[[Found], str] | None = None
+
+    @property
+    def needs_text_tower(self) -> bool:
+        """Whether it is for models of images and texts."""
+        return TEXT_TOWER in (*self.needs_any, *(FEATURES[name].needs for name in self.features))
 
     def lacking(self, parts: Collection[str]) -> str | None:
         """The part that a model of these parts lacks, in words; None where it lacks nothing."""

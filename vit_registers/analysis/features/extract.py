@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from vit_registers.analysis.features import compute
@@ -23,12 +24,15 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.subject import Native, Subject
 from vit_registers.config import image_size
 from vit_registers.data.batch import IMAGE
+from vit_registers.data.loaders import EvalSplit
 from vit_registers.errors import DataError
 from vit_registers.evaluation.task import FrozenModel
 from vit_registers.models.edits import Edits
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.models.zero_registers import add_zero_registers
+from vit_registers.runs.class_vector_files import ClassVectorFiles
+from vit_registers.runs.task_results import results_folder
 from vit_registers.runtime.exchange import from_first
 from vit_registers.runtime.mesh import ordered_mesh, own_mesh
 from vit_registers.storage import paths
@@ -84,12 +88,15 @@ def extract(
         train=trained,
         layout=one.layout,
         class_names=one.loader.class_names,
+        split=EvalSplit(one.loader, data.eval_split),
+        tasks=one.config.tasks,
+        unread_texts=one.unread_texts,
         head_names=one.head_names,
         mean=data.mean,
         std=data.std,
         rerun=_rerun(one, store, out / "features", show),
         native=_native(one),
-        frozen=functools.partial(_frozen, one),
+        frozen=functools.partial(_frozen, one, _kept(one, out)),
         progress=lambda what, done, total: show(f"{one.name}, {what}", done, total),
         example_NxHxWxC=np.asarray(first.views[IMAGE])[is_valid_B][: min(options.num_examples, number)],
     )
@@ -194,7 +201,12 @@ def _rerun(
     return rerun
 
 
-def _frozen(one: OpenedModel, intervention: Intervention) -> FrozenModel:
+def _kept(one: OpenedModel, out: Path) -> ClassVectorFiles:
+    """The vectors of classes beside the results of evaluate, or of analyze for weights in other formats."""
+    return ClassVectorFiles(epath.Path(out) if one.step is None else results_folder(paths.folder(one.path)))
+
+
+def _frozen(one: OpenedModel, kept: ClassVectorFiles, intervention: Intervention) -> FrozenModel:
     """The model for tasks, with the registers of the intervention; its rows are made for any tokens."""
     added = intervention.num_registers
     values = {name: jnp.asarray(value) for name, value in intervention.values.items()}
@@ -215,7 +227,7 @@ def _frozen(one: OpenedModel, intervention: Intervention) -> FrozenModel:
         backbone=backbone,
         mesh=mesh,
         edits=None if intervention is NO_INTERVENTION else edits,
-        texts=None if one.texts is None else one.texts.with_backbone(backbone),
+        texts=None if one.texts is None else one.texts.with_backbone(backbone)._replace(kept=kept),
     )
 
 

@@ -92,6 +92,10 @@ class Store:
         is_valid = np.asarray(self._open(VALID))[: len(values)]
         return values if is_valid.all() else values[is_valid]
 
+    def image_numbers(self) -> np.ndarray:
+        """The number in the data set of each image that `read` returns, int32."""
+        return np.flatnonzero(self._open(VALID)).astype(np.int32)
+
     def num_read(self) -> int:
         """The number of images that could be decoded, which `read` returns."""
         return int(np.count_nonzero(self._open(VALID)))

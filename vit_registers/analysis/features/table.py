@@ -13,6 +13,8 @@ from vit_registers.models.readout import block_weights
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import Outputs, ViT, static_attention
 
+TEXT_TOWER = "text tower"  # the part that models of images and texts have
+
 
 class Forward(NamedTuple):
     """One forward pass of a batch, from which features are computed."""
@@ -124,6 +126,11 @@ def register_hidden_2xRxD(forward: Forward) -> jax.Array:
     normed = forward.model.blocks[-1].norm1(hidden)
     where = forward.layout.registers
     return jnp.stack([hidden[:, where].astype(jnp.float32), normed[:, where].astype(jnp.float32)], axis=1)
+
+
+def pooled_D(forward: Forward) -> jax.Array:
+    """What the model pools, which a model of images and texts projects: BxD (wider if it joins tokens)."""
+    return forward.out.pooled.astype(jnp.float32)
 
 
 def cls_D(forward: Forward) -> jax.Array:
@@ -257,6 +264,7 @@ FEATURES: dict[str, Feature] = {
     "logits_Y": Feature(logits_Y, needs="head"),
     "cls_LxD": Feature(cls_LxD, needs="cls"),
     "cls_D": Feature(cls_D, needs="cls"),
+    "pooled_D": Feature(pooled_D, needs=TEXT_TOWER),
     "frozen_2xD": Feature(frozen_2xD),
     "terms_ExD": Feature(terms_ExD, needs="cls"),
     "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers", max_images=_MANY),

@@ -8,16 +8,18 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_registers.config import Tasks
-from vit_registers.data.sources.dense import CLASSES
+from vit_registers.data.sources.dense import CLASSES, DenseSource
 from vit_registers.data.sources.dense_catalog import open_dense
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.dense.features import block_tokens, network_input
+from vit_registers.evaluation.dense.images import resized, size_of_short_side
 from vit_registers.evaluation.dense.pictures import shown_examples
 from vit_registers.evaluation.segmentation.head import enlarge
 from vit_registers.evaluation.segmentation.inference import (
@@ -26,9 +28,10 @@ from vit_registers.evaluation.segmentation.inference import (
     count_split,
     windows_at_once,
 )
-from vit_registers.evaluation.segmentation.protocol import resolved
+from vit_registers.evaluation.segmentation.protocol import Sizes, resolved
 from vit_registers.evaluation.segmentation.result import picture
 from vit_registers.evaluation.segmentation.scores import class_table, scores
+from vit_registers.evaluation.segmentation.windows import Predict, sliding_logits
 from vit_registers.evaluation.task import FrozenModel, Splits, TaskResult, require_texts
 from vit_registers.evaluation.zero_shot.classify import class_vectors
 from vit_registers.evaluation.zero_shot.prompts import class_prompts
@@ -58,54 +61,113 @@ def segment_by_texts(
     Images and windows have the sizes of tasks.segmentation.
     """
     del folder
+    model, opened = frozen.model, _open(frozen, settings, splits)
+    source, split, names = opened.source, splits.test[1], opened.source.class_names
+    number = source.num_examples(split)
+    shown = shown_examples(number)
+
+    def count() -> Counted:
+        return count_split(
+            opened.predict,
+            source,
+            split,
+            own_share(number, frozen.mesh),
+            sizes=opened.sizes,
+            channels=model.channels,
+            batch=opened.batch,
+            kept=shown,
+            say=say,
+            what=f"zero-shot segmentation by {frozen.name}",
+        )
+
+    with jax.set_mesh(own_mesh(frozen.mesh)):
+        found = add_counted(gather(count, frozen.mesh))
+    values: dict[str, float | int | str] = {
+        **scores(found.count_YxY)._asdict(),
+        "test_images": number,
+        "non_finite": found.num_non_finite,
+        "classes": len(names),
+        "templates": opened.num_templates,
+        **dataclasses.asdict(opened.sizes),
+    }
+    tables = {"classes": class_table(found.count_YxY, names)}
+    shown_HxWx3 = picture((source, split), found.predictions, model.channels)
+    return TaskResult(values, tables, {"predictions": shown_HxWx3})
+
+
+class TextSegmented(NamedTuple):
+    """An image with the cosines of its pixels to the texts of all classes, at the size of its labels."""
+
+    image_HxWxC: np.ndarray
+    label_HxW: np.ndarray
+    cosine_HxWxY: np.ndarray
+
+
+def text_similarities(
+    frozen: FrozenModel, settings: Tasks, splits: Splits, number: int
+) -> tuple[list[TextSegmented], tuple[str, ...]]:
+    """The first images of the test split as segment_by_texts sees them, and the names of the classes.
+
+    Raises as segment_by_texts.
+    """
+    opened, split = _open(frozen, settings, splits), splits.test[1]
+    side = opened.sizes.short_side
+    found = []
+    for i in range(min(number, opened.source.num_examples(split))):
+        image_HxWxC, label_HxW = opened.source.load(split, i, frozen.model.channels)
+        height, width = label_HxW.shape
+        image_HxWxC = resized(image_HxWxC, size_of_short_side((height, width), side))
+        found.append((image_HxWxC, label_HxW))
+    with jax.set_mesh(own_mesh(frozen.mesh)):
+        cosines = sliding_logits(
+            opened.predict,
+            (image_HxWxC for image_HxWxC, _ in found),
+            window=opened.sizes.crop,
+            stride=opened.sizes.stride,
+            batch=opened.batch,
+        )
+        made = [
+            TextSegmented(image_HxWxC, label_HxW, cosine_HxWxY)
+            for (image_HxWxC, label_HxW), cosine_HxWxY in zip(found, cosines, strict=True)
+        ]
+    return made, opened.source.class_names
+
+
+class _Opened(NamedTuple):
+    """The data, the sizes and the compiled program of a call."""
+
+    source: DenseSource
+    sizes: Sizes
+    num_templates: int
+    predict: Predict
+    batch: int  # windows of a call of `predict`
+
+
+def _open(frozen: FrozenModel, settings: Tasks, splits: Splits) -> _Opened:
     texts, model = require_texts(frozen, _TASK), frozen.model
     if pooled_width(model) != dims(model).width:
         raise ConfigError(
             f"{frozen.name}: model.pooling='{model.pooling}' joins tokens, so that a patch has no vector of "
             f"its own in the space of texts: --task={_TASK} requires another one"
         )
-    (name, split) = splits.test
-    source = open_dense(name, CLASSES)
-    number = source.num_examples(split)
-    own, sizes = resolved(settings.segmentation, source, model, frozen.data)
+    source = open_dense(splits.test[0], CLASSES)
+    sizes = resolved(settings.segmentation, source, model, frozen.data)[1]
     captions = dataclasses.replace(frozen.data.captions, class_texts=())  # which are of other data
     prompts = class_prompts(settings.zero_shot_segmentation, captions, source.class_names)
     with jax.set_mesh(frozen.mesh):
-        class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh)
-    shown, device_mesh = shown_examples(number), own_mesh(frozen.mesh)
+        class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh, kept=texts.kept)
+    device_mesh = own_mesh(frozen.mesh)
     arrays = on_own_devices(
         (texts.params, put_same(class_YxE, replicated(frozen.mesh))), frozen.mesh, device_mesh
     )
     logits, layout = _logits(frozen, sizes.crop), batch_sharding(device_mesh)
-
-    def count() -> Counted:
-        return count_split(
-            lambda windows: logits(*arrays, jax.device_put(windows, layout)),
-            source,
-            split,
-            own_share(number, frozen.mesh),
-            sizes=sizes,
-            channels=model.channels,
-            batch=windows_at_once(len(source.class_names), sizes.crop, layout.num_devices),
-            kept=shown,
-            say=say,
-            what=f"zero-shot segmentation by {frozen.name}",
-        )
-
-    with jax.set_mesh(device_mesh):
-        found = add_counted(gather(count, frozen.mesh))
-    values: dict[str, float | int | str] = {
-        **scores(found.count_YxY)._asdict(),
-        "test_images": number,
-        "non_finite": found.num_non_finite,
-        "classes": len(prompts.texts),
-        "templates": len(prompts.texts[0]),
-    }
-    for key in ("short_side", "crop", "stride"):
-        values[key] = getattr(own, key)
-    tables = {"classes": class_table(found.count_YxY, source.class_names)}
-    shown_HxWx3 = picture((source, split), found.predictions, model.channels)
-    return TaskResult(values, tables, {"predictions": shown_HxWx3})
+    return _Opened(
+        source=source,
+        sizes=sizes,
+        num_templates=len(prompts.texts[0]),
+        predict=lambda windows: logits(*arrays, jax.device_put(windows, layout)),
+        batch=windows_at_once(len(source.class_names), sizes.crop, layout.num_devices),
+    )
 
 
 def _logits(frozen: FrozenModel, crop: int) -> Callable[[Any, Any, Any], jax.Array]:

@@ -33,7 +33,7 @@ def measure_zero_shot(
     prompts = class_prompts(settings.zero_shot, data.captions, loader.class_names)
     number = sum(map(len, prompts.texts))
     say(f"vectors of {number:,} texts of {len(prompts.texts)} classes")
-    class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh)
+    class_YxE = class_vectors(texts.reader, texts.params, prompts, frozen.mesh, kept=texts.kept)
     say(f"vectors of {loader.num_examples(splits.test[1]):,} images")
     split = EvalSplit(loader, splits.test[1])
     vectors = image_vectors(frozen.model, data, texts.params, split, frozen.mesh, frozen.edits)

@@ -39,7 +39,12 @@ class ImageText:
     bias of SigLIP.
     """
 
-    best: ClassVar[Best] = Best("top1", label="zero-shot top-1", is_fraction=True)
+    best: ClassVar[Best] = Best(
+        "top1",
+        label="zero-shot top-1",
+        is_fraction=True,
+        otherwise=Best("mean_recall", label="mean recall of retrieval", is_fraction=True),
+    )
     targets: ClassVar[tuple[str, ...]] = (TOKENS,)
     is_additive: ClassVar[bool] = False
 
