@@ -20,17 +20,21 @@ from PIL import Image
 
 from tests.fixtures.digits import make_config
 from tests.fixtures.processes import joined, run_processes
+from tests.objectives.image_text.test_training import CONFIG as TEXTS
 from tools.ports import free_port
 from vit_registers import task_command
 from vit_registers.analysis import given_images, opening
 from vit_registers.analysis.features import compute
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.run import analyze
+from vit_registers.data.tokenizers.byte_values import Bytes
 from vit_registers.errors import DataError
 from vit_registers.evaluation.segmentation import task as segmentation_task
 from vit_registers.frozen_evaluation import Given
 from vit_registers.loading import open_run
+from vit_registers.objectives.catalog import make_objective
 from vit_registers.runs.checkpoint_folder import TrainedOn
+from vit_registers.runs.tokenizer_file import write_tokenizer
 from vit_registers.runtime import distributed
 from vit_registers.runtime.exchange import from_first, gather
 from vit_registers.runtime.mesh import ordered_mesh
@@ -40,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 LOST_S = 10.0
 CONFIG = make_config(model={"depth": 2, "num_registers": 2}, run={"seed": 1})
 TASKS = ("knn", "linear", "logistic", "segmentation", "depth")
+TASKS_WITH_TEXTS = ("zero_shot", "retrieval", "zero_shot_segmentation")
 # Each reads features of another kind; remove-outliers runs edited models, frozen-heads trains heads.
 NAMES = ["norms", "accuracy", "attention-shares", "probe-global", "remove-outliers", "frozen-heads"]
 SETTINGS = {
@@ -62,6 +67,11 @@ def _measure(folder):
         given = Given(run, task, data)
         task_command.run_command(given, open_run(run, 0, SETTINGS), SETTINGS, _results("tasks"))
     _analyze(folder, NAMES)
+    run = f"{folder}/clip"
+    for task in TASKS_WITH_TEXTS:
+        for _ in range(2):  # again with the vectors of classes that were kept
+            data = "digit_scenes:test" if task == "zero_shot_segmentation" else None
+            task_command.run_command(Given(run, task, data), open_run(run, 0), {}, _results("tasks"))
 
 
 def _analyze(folder, names):
@@ -163,6 +173,12 @@ def folder(tmp_path_factory):
     data = TrainedOn(class_names=tuple("0123456789"), num_examples=1438)
     with Checkpoints(str(folder / "run"), CONFIG, data=data) as written:
         written.save(state, {"top1": 0.1})
+    objective = make_objective(TEXTS)
+    params, extra = jax.jit(objective.init)(jax.random.key(2))
+    state = TrainState(step=np.zeros((), np.int32), params=params, opt_state=None, ema=None, extra=extra)
+    with Checkpoints(str(folder / "clip"), TEXTS, data=data) as written:
+        written.save(state, {objective.best.metric: 0.1})
+    write_tokenizer(Bytes(), paths.folder(str(folder / "clip")), is_resumed=False)
     rng = np.random.default_rng(0)
     for i in range(150):
         place = folder / "photos" / "0123456789"[i % 10] / f"{i}.png"
@@ -231,7 +247,9 @@ def test_two_processes_have_the_results_of_one_and_one_of_them_writes(job, tmp_p
     assert not (tmp_path / "2-1").exists()
     ours, theirs = _files(tmp_path / "1-0"), _files(tmp_path / "2-0")
     assert {*ours} == {*theirs}
-    assert sum(name.startswith("tasks/") and name.endswith(".json") for name in ours) == len(TASKS)
+    assert sum(name.startswith("tasks/") and name.endswith(".json") for name in ours) == len(
+        TASKS + TASKS_WITH_TEXTS
+    )
     for name in NAMES:
         assert f"analysis/{name}/numbers.json" in ours, name
     for name in ours:
