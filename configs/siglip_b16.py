@@ -37,6 +37,20 @@ from vit_registers.config import (
     to_config_dict,
 )
 
+TEXT = Text(
+    variant="B",
+    vocab_size=32_000,
+    context=64,
+    is_causal=False,
+    pool="last",
+    embed_dim=768,
+    has_projection_bias=True,
+    activation="gelu_tanh",
+    norm_eps=1e-6,
+    init="big_vision",
+    dtype="bfloat16",
+)
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: registers, mask, k (0: no summaries), positions, data (image_text | a TFDS name), data_dir,
@@ -67,19 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             activation="gelu_tanh",
             dtype="bfloat16",
         ),
-        text=Text(
-            variant="B",
-            vocab_size=32_000,
-            context=64,
-            is_causal=False,
-            pool="last",
-            embed_dim=768,
-            has_projection_bias=True,
-            activation="gelu_tanh",
-            norm_eps=1e-6,
-            init="big_vision",
-            dtype="bfloat16",
-        ),
+        text=TEXT,
         data=Data(
             name=a.data,
             data_dir=a.data_dir or None,
