@@ -225,7 +225,7 @@ def test_lists_may_be_empty(run_here):
         ("model.depth.x", "'model.depth'"),
         ("model.image_size[0]", "'model.image_size'"),
         ("optimizer.qqqq", "settings of optimizer: name, schedule"),
-        ("qqqq", "sections: model, init_from"),
+        ("qqqq", "sections: model, text, init_from"),
     ],
 )
 def test_the_nearest_setting_is_named(run_here, tmp_path, given, meant):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.config import Config, Model, check_section, flatten, from_mapping, override, to_dict
-from vit_registers.config.checks import MAX_STEPS, RULES
+from vit_registers.config.rules import MAX_STEPS, RULES
 from vit_registers.errors import ConfigError
 from vit_registers.training.durations import durations
 
@@ -29,7 +29,12 @@ SETTINGS = _settings(Config)
 TUPLES = {"model.image_size": 2, "data.image_size": 2, "data.mean": 3, "data.std": 3, "data.also_eval": 1}
 PAIRS = ("mask_ratios", "temperatures", "momentum")
 TUPLES |= {"tasks.logistic.exponents": 2, "tasks.depth.range_m": 2, "tasks.linear.learning_rates": 1}
-TUPLES |= {"tasks.linear.num_blocks": 1, "tasks.knn.neighbors": 1, "tasks.depth.crop": 2}
+TUPLES |= {
+    "tasks.linear.num_blocks": 1,
+    "tasks.knn.neighbors": 1,
+    "tasks.depth.crop": 2,
+    "tasks.retrieval.tops": 1,
+}
 TUPLES |= {f"objective.self_distillation.{name}": 2 for name in PAIRS}
 
 

@@ -15,9 +15,11 @@ import pytest
 from etils import epath
 from PIL import Image
 
+import vit_registers
 from tests.conftest import ROOT
 from tests.fixtures.digits import make_config
 from tests.fixtures.quick import parametrize_quick
+from tests.objectives.image_text.test_objective import change
 from tests.objectives.image_text.test_training import CONFIG as TEXTS
 from tests.objectives.self_distillation.test_training import CONFIG
 from tests.test_docs import _BLOCK, COMMANDS_OF_PAGES, PAGES
@@ -36,7 +38,7 @@ MODEL = Model(
     width=192, depth=1, num_heads=3, mlp_dim=384, patch_size=16, image_size=(32, 32), num_classes=10
 )
 SHORT = {"configs", "convert", "evaluate"}
-_PATHS = r"=(runs|exported|exported/digits|root|photos|mine|weights)(?=[/.@:]|$)"
+_PATHS = r"=(runs|exported|exported/digits|root|photos|mine|weights|downloads/clip|exported/clip)(?=[/.@:]|$)"
 SHORTER = {  # a few steps
     "--task=linear": ["--config.tasks.linear.num_steps=5"],
     "--task=logistic": ["--config.tasks.logistic.num_c=2"],
@@ -70,6 +72,7 @@ def made(tmp_path_factory):
     """A folder with the run, weights and images that the pages name."""
     folder = tmp_path_factory.mktemp("made")
     runs = {"digits": make_config(model={"num_registers": 4}), "dino": CONFIG, "clip": TEXTS}
+    runs["clip_without_registers"] = change(TEXTS, model={"num_registers": 0})
     for name, config in runs.items():
         objective = make_objective(config)
         params, extra = objective.init(jax.random.key(0))
@@ -79,6 +82,8 @@ def made(tmp_path_factory):
         with Checkpoints(str(folder / "runs" / name), config, data=data) as written:
             written.save(state, {objective.best.metric: 0.5})
     write_tokenizer(Bytes(), epath.Path(folder / "runs" / "clip"), is_resumed=False)
+    both = vit_registers.load_image_text(folder / "runs" / "clip_without_registers")
+    both.save(folder / "downloads" / "clip", "transformers")
     exported = targets.export(MODEL, init_params(MODEL, key=jax.random.key(0)), "timm")
     targets.write(exported, folder / "weights.safetensors", np.dtype("float32"), Data())
     for name in NAMES:

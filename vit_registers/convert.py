@@ -261,7 +261,7 @@ def main() -> None:
         values.channels,
     )
     name = parse_checkpoint(values.input, values.step, where="--input")
-    if values.text:
+    if values.text and not is_dry_run:  # the tables are those of the input
         image_text.check_target(values.to, "--text --to")
     if not is_dry_run:
         if values.to != "run":

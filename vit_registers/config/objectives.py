@@ -61,7 +61,7 @@ class SelfDistillationSettings:
     ibot_weight: float = 1.0  # of the loss of masked patches
     koleo_weight: float = 0.1  # of KoLeo, which spreads the cls tokens of different images
     koleo_group: int = 64  # images of one view, among which neighbours are searched; divides the batch
-    chunk_rows: int = 128  # rows of the heads whose logits a device holds at a time
+    chunk_rows: int = 104  # rows of the heads whose logits a device holds at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from vit_registers.config import Data, Optimizer, Run, check_section
-from vit_registers.config.checks import MAX_STEPS
+from vit_registers.config.rules import MAX_STEPS
 from vit_registers.errors import ConfigError
 
 

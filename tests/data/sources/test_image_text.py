@@ -389,7 +389,7 @@ def test_a_folder_without_splits_or_with_two_lists_of_one(tmp_path):
 
 
 def test_data_with_captions_and_no_classes_is_refused_for_classification(roots):
-    with pytest.raises(DataError, match=r"has captions and no classes: use it with"):
+    with pytest.raises(DataError, match=r"has captions and no classes: take data with classes"):
         open_data(config_of(roots["folder"]))
 
 

@@ -105,7 +105,7 @@ def test_what_lacks_a_vocabulary_is_refused_in_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(raised.value)
     monkeypatch.setattr(clip.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        MissingPackageError, match=r"open_clip_torch and clip-anytorch have; .* or give the file"
+        MissingPackageError, match=r"install open_clip_torch or clip-anytorch .* or give the file"
     ):
         clip.find_vocabulary()
 

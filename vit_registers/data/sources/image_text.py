@@ -27,8 +27,8 @@ class ImageTextSource(DataSource):
     name = "image_text"
     class_names = ()
     lacks_labels = (
-        "data.name='image_text' has captions and no classes: use it with objective.name=image_text, or take "
-        "data with classes"
+        "data.name='image_text' has captions and no classes: take data with classes, or use it for "
+        "objective.name=image_text and --task=retrieval"
     )
 
     def __init__(self, root: Path, data: Data, broken: BrokenImages) -> None:

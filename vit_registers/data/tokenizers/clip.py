@@ -12,8 +12,8 @@ FILE = "bpe_simple_vocab_16e6.txt.gz"
 _PACKAGES = {"open_clip": "open_clip_torch", "clip": "clip-anytorch"}  # package: its name for pip
 _NUM_MERGES = 48_894  # of the 262,144 of the file, after its first line
 _REMEDY = (
-    f"install one of them (pip install --no-deps {_PACKAGES['clip']}), or give the file: "
-    f"\"clip(path='.../{FILE}')\""
+    f"install {' or '.join(_PACKAGES.values())} (pip install --no-deps {_PACKAGES['clip']}), or give the "
+    f"file: \"clip(path='.../{FILE}')\""
 )
 
 
@@ -25,8 +25,8 @@ def find_vocabulary() -> Path:
             if (path := Path(folder, FILE)).is_file():
                 return path
     raise MissingPackageError(
-        "data.captions.tokenizer='clip' requires CLIP's vocabulary, which "
-        f"{' and '.join(_PACKAGES.values())} have; neither is installed: {_REMEDY}"
+        "data.captions.tokenizer='clip' requires CLIP's vocabulary, and no installed package has it: "
+        f"{_REMEDY}"
     )
 
 

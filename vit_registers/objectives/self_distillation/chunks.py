@@ -107,11 +107,11 @@ class _Constants(NamedTuple):
 
 
 def _chunk_total(
-    student: jax.Array, student_ExZ: jax.Array, constants: _Constants, dtype: Any
+    logits_GxMxSxZ: jax.Array, constants: _Constants, dtype: Any
 ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-    """(total, (sums SxV, statistics)) of one chunk."""
+    """(total, (sums SxV, statistics)) of one chunk with these logits of the student."""
     offset_Z, temperature = constants.offset_Z, constants.temperature
-    logits = _logits(student, student_ExZ, dtype), _logits(constants.teacher, constants.teacher_ExZ, dtype)
+    logits = logits_GxMxSxZ, _logits(constants.teacher, constants.teacher_ExZ, dtype)
     own, other = (x.reshape(-1, *x.shape[_AXES:]) for x in logits)
     weight_MxSxV = constants.weight.reshape(-1, *constants.weight.shape[_AXES:])
     ce_MxSxV = cross_entropies(own, other, offset_Z, temperature)
@@ -143,7 +143,7 @@ def _total(
     """(total, sums SxV, statistics) over all chunks; the last two have no gradient."""
 
     def add(own: jax.Array, chunk: _Constants) -> tuple[Any, None]:
-        return _chunk_total(own, student_ExZ, chunk, dtype), None
+        return _chunk_total(_logits(own, student_ExZ, dtype), chunk, dtype), None
 
     (total, (sums_SxV, stats)), _ = _over_chunks(student, constants, add)
     return total, sums_SxV, stats
@@ -153,11 +153,16 @@ def _total_with_gradient(
     student: jax.Array, student_ExZ: jax.Array, constants: _Constants, dtype: Any
 ) -> tuple[tuple[jax.Array, jax.Array, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
     """(what _total returns, the gradient of its total by rows and kernel)."""
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add(own: jax.Array, chunk: _Constants) -> tuple[Any, jax.Array]:
-        gradient = jax.value_and_grad(_chunk_total, argnums=(0, 1), has_aux=True)
-        found, (by_rows, by_ExZ) = gradient(own, student_ExZ, chunk, dtype)
-        return (found, by_ExZ), by_rows
+        gradient = jax.value_and_grad(_chunk_total, has_aux=True)
+        found, by_GxMxSxZ = gradient(_logits(own, student_ExZ, dtype), chunk, dtype)
+        # Not derived from _logits, as XLA then makes a transposed copy of the gradient by the logits.
+        by_GxMxSxZ = by_GxMxSxZ.astype(dtype)
+        by_ExZ = einsum("gmse,gmsz->ez", own.astype(dtype), by_GxMxSxZ)
+        by_rows = einsum("gmsz,ez->gmse", by_GxMxSxZ, student_ExZ.astype(dtype))
+        return (found, by_ExZ), by_rows.astype(own.dtype)
 
     ((total, (sums_SxV, stats)), by_ExZ), by_rows = _over_chunks(student, constants, add)
     return (total, sums_SxV, stats), (by_rows, by_ExZ)
