@@ -5,9 +5,16 @@
 
 A batch consists of groups of ten images of different classes, and the pairs of a group are compared: two
 images of one class would have texts that say the same. It sees as many images as the card digits.
+
+grid=positions is a sweep of learned positions and 2-D ALiBi; with objective=classification it trains the same
+image tower with a classifier, by the same optimiser on the same number of images (docs/results.md):
+
+    vit-registers sweep --config=clip_digits:grid=positions --workdir=runs/texts
+    vit-registers sweep --config=clip_digits:grid=positions,objective=classification --workdir=runs/classes
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
@@ -22,6 +29,7 @@ from vit_registers.config import (
     Optimizer,
     Run,
     Text,
+    lookup,
     parse_arg,
     to_config_dict,
 )
@@ -33,11 +41,32 @@ TEMPLATES = (
     "the number {}.",
     "a scan of the digit {}.",
 )
+GRIDS = ("registers", "positions")
+OBJECTIVES = ("image_text", "classification")
+
+
+def _parse(arg: str | None) -> SimpleNamespace:
+    a = parse_arg(
+        arg,
+        registers=0,
+        mask="none",
+        k=0,
+        positions="learned",
+        loss="clip",
+        steps=1600,
+        seed=0,
+        grid="registers",
+        objective="image_text",
+    )
+    lookup(dict.fromkeys(GRIDS), a.grid, "grid")
+    lookup(dict.fromkeys(OBJECTIVES), a.objective, "objective")
+    return a
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: registers, mask, k (0: no summaries), loss (clip | siglip), steps, seed."""
-    a = parse_arg(arg, registers=0, mask="none", k=0, loss="clip", steps=1600, seed=0)
+    """Arguments: registers, mask, k (0: no summaries), positions, loss (clip | siglip), steps, seed, grid
+    (registers | positions: that of the sweep), objective (image_text | classification, of the same tower)."""
+    a = _parse(arg)
     is_clip = a.loss == "clip"
     config = Config(
         model=Model(
@@ -47,10 +76,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             patch_size=2,
             image_size=(8, 8),
             channels=1,
-            num_classes=0,
+            num_classes=0 if a.objective == "image_text" else 10,
             num_registers=a.registers,
             summary_factor=a.k or None,
             mask=a.mask,
+            positions=a.positions,
             use_norm_pre=True,
         ),
         text=Text(width=64, depth=2, num_heads=4, mlp_dim=256, vocab_size=258, context=32, embed_dim=64),
@@ -67,7 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             captions=Captions(tokenizer="bytes", templates=TEMPLATES, class_texts=DIGITS),
         ),
         objective=ObjectiveSettings(
-            name="image_text",
+            name=a.objective,
             image_text=ImageTextSettings(
                 loss=a.loss,
                 initial_scale=1 / 0.07 if is_clip else 10.0,
@@ -95,7 +125,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """0 and 4 registers, with three seeds."""
+    """0 and 4 registers, or learned positions and 2-D ALiBi, with three seeds."""
+    setting, values = "model.num_registers", (0, 4)
+    if _parse(arg).grid == "positions":
+        setting, values = "model.positions", ("learned", "alibi2d")
     for seed in range(3):
-        for registers in (0, 4):
-            yield {"model.num_registers": registers, "run.seed": seed}
+        for value in values:
+            yield {setting: value, "run.seed": seed}

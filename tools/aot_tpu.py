@@ -7,6 +7,12 @@ v6e:2x2, up to 256 chips. XLA's estimates in order of reliability: memory, FLOPs
 relative to another program's. Times on v4, v5e and v6e are meaningless and are not printed. The estimates
 exclude the cost of Pallas kernels (attention=splash), and count the body of a loop (model.use_scan,
 optimizer.accumulation_steps) once for all of its iterations. Memory is correct in both cases.
+
+--arrays=N shows the N largest arrays of a device. With --axis=P, a prime that divides the rows of a device
+and no other axis, they are those that have the axis of the batch twice, such as the logits of pairs:
+
+    python -m tools.aot_tpu --config=openclip_b16:batch=32576 --config.objective.image_text.chunk=1018 \\
+      --topology=v5p:4x4x4 --arrays=5 --axis=509
 """
 
 from vit_registers import startup
@@ -25,6 +31,7 @@ import jax
 from absl import flags
 from jax.experimental import topologies
 
+from tools import hlo
 from tools.aot_step import lower_step
 from vit_registers import cli
 from vit_registers.config import Config
@@ -127,6 +134,14 @@ def _shape_bytes(dtype: str, dims: str) -> int:
     return size
 
 
+def array_lines(program: str, number: int, axis: int) -> list[str]:
+    """The `number` largest arrays of a program, of those with `axis` (hlo.array_shapes), a line for each."""
+    found = hlo.array_shapes(program, axis=axis)
+    kind = f"arrays with a multiple of {axis}^2 elements" if axis > 1 else "arrays"
+    lines = [f"{len(found)} shapes of {kind}; the largest:"]
+    return lines + [f"  {hlo.array_bytes(shape) / 2**20:10.2f} MiB  {shape}" for shape in found[:number]]
+
+
 def main() -> None:
     """The command line."""
     config, topology = cli.config_of_flags(), flags.FLAGS.topology
@@ -135,12 +150,16 @@ def main() -> None:
         with open(flags.FLAGS.hlo, "w") as file:
             file.write(compiled.as_text())
     print("\n".join(report(compiled, topology.partition(":")[0], num_devices).lines()))
+    if flags.FLAGS.arrays:
+        print("\n".join(array_lines(compiled.as_text(), flags.FLAGS.arrays, flags.FLAGS.axis)))
 
 
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string("topology", "v5p:2x2x1", "Kind of TPU and shape of its slice, such as v5e:4x4.")
     flags.DEFINE_string("hlo", None, "File for the compiled program, as HLO text.")
+    flags.DEFINE_integer("arrays", 0, "How many of the largest arrays of a device are shown.", lower_bound=0)
+    flags.DEFINE_integer("axis", 1, "Only arrays whose size is a multiple of its square.", lower_bound=1)
     flags.mark_flags_as_required(["config"])
     cli.run(main)
     sys.exit(0)

@@ -54,6 +54,23 @@ def float32_bytes(shape: str) -> int:
     return max((array_bytes(array) for array in re.findall(r"f32\[[\d,]*\]", shape)), default=0)
 
 
+def array_shapes(text: str, *, axis: int = 1) -> list[str]:
+    """The different shapes of arrays in a program, such as 'bf16[2,3]', those of most bytes first.
+
+    Only arrays whose number of elements is a multiple of axis^2: with a prime that divides the rows of a
+    device and no other axis, those that have the axis of the batch twice, also if it is divided or joined
+    with others. Values inside fusions, which are never in memory, are among them.
+    """
+    shapes = {f"{dtype}[{dims}]" for dtype, dims in _SHAPE.findall(text) if dtype in _BITS and dims}
+    found = [shape for shape in shapes if num_elements(shape) % axis**2 == 0]
+    return sorted(found, key=lambda shape: (-array_bytes(shape), shape))
+
+
+def num_elements(shape: str) -> int:
+    """Elements of the (first) array of an HLO shape, such as 'bf16[2,3]'."""
+    return math.prod(_sizes(shape))
+
+
 def computations(text: str) -> dict[str, list[str]]:
     """{name: lines of the body} of all computations; that of the entry is 'ENTRY'."""
     found: dict[str, list[str]] = {}

@@ -46,6 +46,13 @@ def test_by_hand():
     }
 
 
+def test_shapes_of_arrays_are_sorted_and_those_with_an_axis_twice_are_found():
+    found = hlo.array_shapes(PROGRAM)
+    assert found == ["s8[33554432]", "bf16[8,8]", "f32[8,4]", "bf16[8,4]", "f32[8]"]
+    text = "f32[46,23] f32[23,3,64] f32[529]{0} pred[23,2,4,23] f32[] f32[23]"
+    assert hlo.array_shapes(text, axis=23) == ["f32[46,23]", "pred[23,2,4,23]", "f32[529]"]
+
+
 @pytest.mark.parametrize(
     ("shape", "size"),
     [

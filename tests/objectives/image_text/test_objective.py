@@ -12,6 +12,8 @@ import pytest
 
 from tests.fixtures.quick import parametrize_quick
 from tests.objectives.image_text.test_losses import reference
+from tools import hlo
+from tools.aot_step import lower_step
 from vit_registers.config import Config, Data, ImageTextSettings, Mesh, Model, Optimizer, Run, Text
 from vit_registers.config import ObjectiveSettings as Settings
 from vit_registers.data.batch import IMAGE, TOKENS, Batch, join_batch, split_batch, to_device
@@ -315,3 +317,15 @@ def test_settings_that_are_refused(config, message):
     with pytest.raises(ConfigError, match=message) as error:
         make_objective(config).check()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CONFIG, SIGLIP], ids=["clip", "siglip"])
+def test_no_array_of_a_train_step_has_all_pairs(config):
+    """8 devices with 23 examples each: of the arrays with the batch twice, the largest is rows x chunk."""
+    rows, chunk = 23, 46
+    config = change(config, image_text={"chunk": chunk}, data={"batch_size": 8 * rows}, mesh={"data": 8})
+    program = lower_step(config, jax.devices()).compile().as_text()
+    pairs = hlo.array_shapes(program, axis=rows)
+    assert pairs
+    assert max(hlo.num_elements(shape) for shape in pairs) == rows * chunk
