@@ -82,7 +82,6 @@ startup.begin(__name__, define_flags)
 
 import contextlib
 import ctypes
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ import numpy as np
 
 from vit_registers import cli, image_text, loading
 from vit_registers.checkpoint_names import parse_checkpoint
-from vit_registers.config import ObjectiveSettings, image_size, lookup
+from vit_registers.config import image_size, lookup
 from vit_registers.conversion import Input, open_input, read_run
 from vit_registers.errors import ConfigError
 from vit_registers.interop import reading
@@ -109,8 +108,7 @@ from vit_registers.model_card import write_family_card, write_stablehlo_card
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import leaves_of
-from vit_registers.objectives.base import BACKBONE
-from vit_registers.run_conversion import convert_to_text_run, write_run
+from vit_registers.run_conversion import convert_to_text_run, to_run
 from vit_registers.runs.output_folder import (
     check_output,
     no_new_folders_on_failure,
@@ -123,26 +121,6 @@ from vit_registers.strict_json import dumps
 
 STABLEHLO = "stablehlo"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-
-
-def to_run(source: Input, output: str) -> None:
-    """Writes a run folder with one checkpoint at step 0."""
-    origin, config, data = f"from {source.path}", source.config, None
-    if isinstance(source.checkpoint, OpenedWeights):
-        origin += f", read as {source.checkpoint.found.source}"
-    else:
-        data = source.checkpoint.trained_on
-    if config.objective.name == "image_text":  # without its text tower
-        config = dataclasses.replace(config, objective=ObjectiveSettings())
-    write_run(
-        output,
-        config,
-        {BACKBONE: source.read()},
-        origin=origin,
-        normalisation=source.normalisation,
-        class_names=source.class_names if data is None else None,
-        data=data,
-    )
 
 
 def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Export:

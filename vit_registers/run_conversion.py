@@ -12,11 +12,14 @@ from vit_registers import cli, loading
 from vit_registers import config as config_lib
 from vit_registers.checkpoint_names import CheckpointName
 from vit_registers.config import Config, ImageTextSettings, Mesh, ObjectiveSettings
+from vit_registers.conversion import Input
 from vit_registers.data.tokenizers.base import Tokenizer
 from vit_registers.errors import CheckpointError
 from vit_registers.image_text import LoadedImageText, load_whole, whole_params
+from vit_registers.interop.opened import OpenedWeights
 from vit_registers.interop.values import check_leaves, compare_parameters
 from vit_registers.models.paths import leaves_of
+from vit_registers.objectives.base import BACKBONE
 from vit_registers.runs.checkpoint_folder import TrainedOn
 from vit_registers.runs.checkpoints import Checkpoints
 from vit_registers.runs.mask_file import write_mask_file
@@ -35,7 +38,27 @@ from vit_registers.text_readers import fitting_tokenizer
 from vit_registers.training.state import TrainState
 
 
-def write_run(
+def to_run(source: Input, output: str) -> None:
+    """Writes an image tower as a run folder with one checkpoint at step 0."""
+    origin, config, data = f"from {source.path}", source.config, None
+    if isinstance(source.checkpoint, OpenedWeights):
+        origin += f", read as {source.checkpoint.found.source}"
+    else:
+        data = source.checkpoint.trained_on
+    if config.objective.name == "image_text":  # without its text tower
+        config = dataclasses.replace(config, objective=ObjectiveSettings())
+    _write_run(
+        output,
+        config,
+        {BACKBONE: source.read()},
+        origin=origin,
+        normalisation=source.normalisation,
+        class_names=source.class_names if data is None else None,
+        data=data,
+    )
+
+
+def _write_run(
     output: str,
     config: Config,
     params: Any,
@@ -80,7 +103,7 @@ def convert_to_text_run(name: CheckpointName, output: str, *, tokenizer: str, **
         stack.enter_context(nothing_new_on_failure(paths.folder(output)))
         stack.enter_context(reported_errors(output))
         origin, normalisation = f"from {model.vit.about.origin}", model.vit.about.normalisation
-        write_run(output, config, params, origin=origin, normalisation=normalisation, tokenizer=opened)
+        _write_run(output, config, params, origin=origin, normalisation=normalisation, tokenizer=opened)
         mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
         written = leaves_of(loading.open_run(output).read_params(mesh))
         count = compare_parameters(leaves_of(params).items(), written, np.dtype(np.float32), output)

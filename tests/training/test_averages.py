@@ -10,9 +10,10 @@ from flax import nnx
 
 import vit_registers
 from tests.fixtures.digits import make_config
-from vit_registers import convert, evaluate, fine_tuning
+from vit_registers import convert, evaluate, fine_tuning, run_conversion
 from vit_registers.checkpoint_names import CheckpointName
 from vit_registers.config import InitFrom, Mesh
+from vit_registers.conversion import open_input
 from vit_registers.fine_tuning import first_state
 from vit_registers.interop.hints import Hints
 from vit_registers.models.params import abstract_model
@@ -93,8 +94,8 @@ def test_the_average_is_what_is_evaluated_and_loaded(run):
 
 def test_the_average_is_what_is_converted_and_what_others_start_from(run, tmp_path):
     ema = _saved(run, "ema")
-    source = convert.open_input(CheckpointName(str(run)), source="auto", hints=Hints(), params=None)
-    convert.to_run(source, str(tmp_path / "converted"))
+    source = open_input(CheckpointName(str(run)), source="auto", hints=Hints(), params=None)
+    run_conversion.to_run(source, str(tmp_path / "converted"))
     for path in (run, tmp_path / "converted"):
         settings = InitFrom(path=str(path), keep_head=True)
         _assert_equal(fine_tuning.start_leaves(settings, DIGITS.model), leaves_of(ema))
