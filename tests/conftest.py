@@ -208,6 +208,7 @@ def run_here(monkeypatch, capfd):
                 patch.setattr(log, "handlers", [*log.handlers])
                 patch.setattr(log, "filters", [*log.filters])
             patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+            patch.setattr(app, "faulthandler", None)  # it would take over pytest's, whose output is shown
             patch.setattr(sys, "argv", [program, *args])
             patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
             patch.delitem(sys.modules, module, raising=False)
