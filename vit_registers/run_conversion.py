@@ -94,7 +94,7 @@ def convert_to_text_run(name: CheckpointName, output: str, *, tokenizer: str, **
     opened = (
         read_tokenizer(paths.folder(path))
         if loading.is_run(path)
-        else fitting_tokenizer(config.data, config.text)
+        else fitting_tokenizer(config.data, config.text, flag="--tokenizer")
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(no_new_folders_on_failure(paths.folder(output)))

@@ -12,9 +12,10 @@ from vit_registers.runs.tokenizer_file import read_tokenizer
 from vit_registers.storage import paths
 
 
-def fitting_tokenizer(data: Data, text: Text) -> Tokenizer:
+def fitting_tokenizer(data: Data, text: Text, *, flag: str) -> Tokenizer:
     """The tokenizer data.captions.tokenizer, for weights of another code base, which do not have their own.
 
+    `flag` is the one that sets it, for errors.
     Raises ConfigError if it has more ids than the text tower, MissingPackageError or DataError.
     """
     tokenizer = open_tokenizer(data.captions.tokenizer, lambda: ())
@@ -22,7 +23,7 @@ def fitting_tokenizer(data: Data, text: Text) -> Tokenizer:
         raise ConfigError(
             f"the text tower has {text.vocab_size:,} token ids, and the tokenizer "
             f"{data.captions.tokenizer!r} has {tokenizer.vocab_size:,}: give that of the model with "
-            "--config.data.captions.tokenizer, such as \"sentencepiece(path='FILE.model')\""
+            f"{flag}, such as \"sentencepiece(path='FILE.model')\""
         )
     return tokenizer
 
@@ -34,8 +35,10 @@ def text_reader(checkpoint: RunCheckpoint | ExternalCheckpoint) -> TextReader | 
     """
     config = checkpoint.config
     if isinstance(checkpoint, ExternalCheckpoint):
-        is_whole = checkpoint.whole is not None
-        return TextReader(config.text, fitting_tokenizer(config.data, config.text)) if is_whole else None
+        if checkpoint.whole is None:
+            return None
+        flag = "--config.data.captions.tokenizer"
+        return TextReader(config.text, fitting_tokenizer(config.data, config.text, flag=flag))
     if not has_texts(config.objective):
         return None
     return TextReader(config.text, read_tokenizer(paths.folder(checkpoint.run)))

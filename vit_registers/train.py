@@ -249,7 +249,7 @@ def start_state(config: Config, setup: Setup, checkpoints: Checkpoints, progress
 def say_left_out(progress: Progress, loader: Loader) -> None:
     """Prints how many images and captions were left out or cut."""
     if broken := loader.broken_names:
-        without = "" if loader.texts is None else ", or have no caption"
+        without = "" if loader.texts is None else ", or have no caption (a damaged tar file counts as one)"
         progress.say(f"images left out because they cannot be decoded{without}: {len(broken)}")
     if loader.texts is not None:
         progress.say(loader.texts.summary())

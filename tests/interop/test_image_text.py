@@ -481,7 +481,7 @@ def test_convert_writes_both_towers_and_says_what_it_compared(hf, run_here, tmp_
         "convert", given, "--text", "--to=clip", f"--output={tmp_path}/ours.safetensors"
     )
     assert code == 0 and not err, err
-    assert "note: heads of width 64 are assumed there, which the image and the text tower has not" in out
+    assert "heads of width 64 are assumed there; those of the image and the text tower have another" in out
     assert f"read again: both towers, equal bit for bit; {tmp_path}/ours.safetensors" in out
     whole = vit_registers.load_image_text(tmp_path / "ours.safetensors", num_heads=6, text_num_heads=4)
     agree(whole, answers(hf("clip quick"), images()))

@@ -188,7 +188,7 @@ def test_columns_have_other_names(tmp_path):
     loader = open_with(config_of(tmp_path, image_key="filepath", captions=captions))
     assert loader.captions("train")(2) == captions_of(2)
     for settings, message in (
-        ({"captions": captions}, "train.csv, line 2: has no 'path', .*; it has filepath, title"),
+        ({"captions": captions}, "train.csv, line 1: has no 'path', .*; it has filepath, title"),
         ({"image_key": "filepath"}, "train.csv has 46 lines and no caption: set data.captions.key, which is"),
     ):
         settings = {"on_broken": "skip", **settings}

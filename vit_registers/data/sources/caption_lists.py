@@ -32,22 +32,28 @@ class ListSamples(Samples):
         """
         self._root = file.parent
         path_key, captions = data.image_key or _PATH, {}
-        number = 0
+        number, has_key = 0, False
+        keys = (data.captions.key,) if data.captions.key else CAPTION_KEYS
         for number, row in _rows(file, split, broken):
             path = row.get(path_key)
             if not isinstance(path, str) or not path:
+                is_column = file.suffix != ".jsonl" and path_key not in row
+                place = f"{file}, line 1" if is_column else f"{file}, line {number}"
                 what = f"has no '{path_key}', which holds the path of the image (data.image_key)"
-                raise DataError(f"{file}, line {number}: {what}; it has {', '.join(map(str, row))}")
+                raise DataError(f"{place}: {what}; it has {', '.join(map(str, row))}")
+            has_key |= any(key in row for key in keys)
             captions.setdefault(path, []).extend(captions_in(row, data.captions.key))
         for path in [path for path, found in captions.items() if not found]:
             broken.report_without_text(f"{_printable(path)} in {file}")
             del captions[path]
         if not captions:
-            key = data.captions.key or " or ".join(CAPTION_KEYS)
-            raise DataError(
-                f"{file} has {number} lines and no caption: set data.captions.key, which is {key}, to the "
-                "column that has them"
+            key = " or ".join(keys)
+            cure = (
+                f"{key} is empty in all of them: give data with captions"
+                if has_key
+                else f"set data.captions.key, which is {key}, to the column that has them"
             )
+            raise DataError(f"{file} has {number} lines and no caption: {cure}")
         self._captions = list(captions.items())
 
     def __len__(self) -> int:

@@ -47,7 +47,8 @@ def _notes(prompts: Prompts) -> list[str]:
     twice = [name for name, count in collections.Counter(prompts.names).items() if count > 1]
     if not twice:
         return []
-    return [f"{len(twice)} names are those of several classes, which no text can tell apart: {some(twice)}"]
+    are = "name is that" if len(twice) == 1 else "names are those"
+    return [f"{len(twice)} {are} of several classes, which no text can tell apart: {some(twice)}"]
 
 
 ZERO_SHOT = measure_zero_shot

@@ -103,7 +103,8 @@ def export_image_text(model: Model, text: Text, params: Mapping[str, Any], targe
     notes += _layer_notes(form, text)
     heads = [(dims(one), name) for one, name in ((model, "image"), (block_settings(text), "text"))]
     if key == "clip" and (odd := [name for sizes, name in heads if sizes.width != 64 * sizes.num_heads]):
-        notes.append(f"heads of width 64 are assumed there, which the {' and the '.join(odd)} tower has not")
+        towers = f"the {' and the '.join(odd)} tower"
+        notes.append(f"heads of width 64 are assumed there; those of {towers} have another width")
     return Export(
         target="open_clip" if target == "open_clip" else key,
         model=image.model,

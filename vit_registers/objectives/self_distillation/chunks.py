@@ -153,16 +153,15 @@ def _total_with_gradient(
     student: jax.Array, student_ExZ: jax.Array, constants: _Constants, dtype: Any
 ) -> tuple[tuple[jax.Array, jax.Array, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
     """(what _total returns, the gradient of its total by rows and kernel)."""
-    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add(own: jax.Array, chunk: _Constants) -> tuple[Any, jax.Array]:
         gradient = jax.value_and_grad(_chunk_total, has_aux=True)
         found, by_GxMxSxZ = gradient(_logits(own, student_ExZ, dtype), chunk, dtype)
         # Not derived from _logits, as XLA then makes a transposed copy of the gradient by the logits.
         by_GxMxSxZ = by_GxMxSxZ.astype(dtype)
-        by_ExZ = einsum("gmse,gmsz->ez", own.astype(dtype), by_GxMxSxZ)
-        by_rows = einsum("gmsz,ez->gmse", by_GxMxSxZ, student_ExZ.astype(dtype))
-        return (found, by_ExZ), by_rows.astype(own.dtype)
+        by_ExZ = jnp.einsum("gmse,gmsz->ez", own.astype(dtype), by_GxMxSxZ)
+        by_rows = jnp.einsum("gmsz,ez->gmse", by_GxMxSxZ, student_ExZ.astype(dtype))
+        return (found, by_ExZ.astype(student_ExZ.dtype)), by_rows.astype(own.dtype)
 
     ((total, (sums_SxV, stats)), by_ExZ), by_rows = _over_chunks(student, constants, add)
     return (total, sums_SxV, stats), (by_rows, by_ExZ)
