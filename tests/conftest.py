@@ -47,6 +47,29 @@ pytest_plugins = [
     "tests.fixtures.training",
 ]
 
+_IS_OWN_PROCESS = "VIT_REGISTERS_OWN_PROCESS"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Runs a test with the mark own_process in a pytest of its own."""
+    if pyfuncitem.get_closest_marker("own_process") is None or _IS_OWN_PROCESS in os.environ:
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    run = subprocess.run(
+        command,
+        env=environment | {_IS_OWN_PROCESS: "1"},
+        cwd=pyfuncitem.config.rootpath,
+        text=True,
+        capture_output=True,
+    )
+    assert run.returncode == 0, (run.returncode, run.stdout[-5000:], run.stderr[-2000:])
+    if " skipped" in run.stdout:
+        pytest.skip(run.stdout.splitlines()[-1])
+    return True
+
+
 # Runs the command of its arguments with a limit on the size of the files that it writes.
 LIMITED = """
 import os, resource, sys

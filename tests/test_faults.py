@@ -137,6 +137,7 @@ def test_too_many_failures_in_a_row_are_one_clear_error_and_lose_nothing_earlier
 
 # TensorStore reports writes that failed once more, to an event loop that is closed (see cli.py).
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.own_process
 def test_a_disk_that_fills_up_during_a_save_loses_nothing_and_is_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FIRST_PAUSE_S", 0.01)
     with Checkpoints(str(tmp_path), CONFIG) as saver:
@@ -177,6 +178,7 @@ def _lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.own_process
 def test_metrics_that_cannot_be_written_wait_and_come_in_order(tmp_path, capsys):
     writer = MetricWriter(tmp_path, start_step=0, use_tensorboard=False)
     writer.write(1, {"loss": 0.5})
@@ -191,6 +193,7 @@ def test_metrics_that_cannot_be_written_wait_and_come_in_order(tmp_path, capsys)
     assert _lines(tmp_path)[-1] == {"step": 4, "loss": None}
 
 
+@pytest.mark.own_process
 def test_metrics_that_still_wait_at_the_end_are_one_clear_error(tmp_path, capsys):
     writer = MetricWriter(tmp_path, start_step=0, use_tensorboard=False)
     with _files_up_to(10), pytest.raises(TrainingError, match=r"metrics.jsonl cannot be written: File too"):

@@ -330,6 +330,8 @@ def openai():
     return module
 
 
+# In the whole suite it ended its worker twice, without a message; alone it never did.
+@pytest.mark.own_process
 def test_openai_there_and_back(openai, images, agree, assert_same):
     """Heads of width 64, as its code assumes; its files have three numbers beside the parameters."""
     sizes = {"embed_dim": 24, "image_resolution": 32, "vision_layers": 2, "vision_width": 64}
