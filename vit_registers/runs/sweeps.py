@@ -193,7 +193,7 @@ def steps_text(run: SweepRun) -> str:
 
 def result_text(result: Mapping[str, Any], best: Best) -> str:
     """The metric that ranks checkpoints, by the first evaluator of a finished run, as text."""
-    best = best.among(result["best"] or ())
+    best = best.among(result.get("best") or ())
     metrics, end = result["metrics"], f"/{best.metric}"
     name = next((key.removesuffix(end) for key in metrics if key.endswith(end)), None)
     if name is None:
