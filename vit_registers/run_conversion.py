@@ -107,7 +107,7 @@ def convert_to_text_run(name: CheckpointName, output: str, *, tokenizer: str, **
         mesh = make_mesh(Mesh(), devices=jax.local_devices()[:1])
         written = leaves_of(loading.open_run(output).read_params(mesh))
         count = compare_parameters(leaves_of(params).items(), written, np.dtype(np.float32), output)
-    return f"read again: {count} parameters of both towers, equal bit for bit; {output}"
+    return f"read again: {count} parameters of both towers are equal bit for bit; {output}"
 
 
 def _config(model: LoadedImageText, tokenizer: str) -> Config:

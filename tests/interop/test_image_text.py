@@ -531,7 +531,7 @@ def clip_state(hf, numpy_state):
     return numpy_state(theirs), theirs.config.to_dict()
 
 
-def refuses(message, state, config=None, source="auto", **arguments):
+def assert_refused(message, state, config=None, source="auto", **arguments):
     with pytest.raises((CheckpointError, ConfigError), match=message) as error:
         image_text_from_state_dict(state, source=source, config=config, **arguments)
     assert "\n" not in str(error.value)
@@ -540,9 +540,9 @@ def refuses(message, state, config=None, source="auto", **arguments):
 def test_files_without_a_text_tower_or_with_another_are_refused(clip_state):
     state, config = clip_state
     image = {name: value for name, value in state.items() if name.startswith(("vision", "visual"))}
-    refuses("has no text tower; vit_registers.load loads its image tower", image, config)
+    assert_refused("has no text tower; vit_registers.load loads its image tower", image, config)
     other = image | {"text_model.roberta.weight": np.zeros((2, 2), np.float32)}
-    refuses("a text tower of another kind: it lacks 'text_model.embeddings.token_emb", other, config)
+    assert_refused("a text tower of another kind: it lacks 'text_model.embeddings.token_emb", other, config)
 
 
 def test_what_does_not_fit_is_listed(clip_state):
@@ -550,11 +550,11 @@ def test_what_does_not_fit_is_listed(clip_state):
     del state["text_model.final_layer_norm.bias"], state["logit_scale"]
     state["text_model.encoder.layers.1.mlp.fc2.weight"] = np.zeros((3, 3), np.float32)
     state["text_model.adapter.weight"] = np.zeros(2, np.float32)
-    refuses(r"4 tensors do not fit: .*'text_model.adapter.weight' \(2,\) has no place", state, config)
-    refuses(r"'logit_scale' \(\) is missing", state, config)
-    refuses(r"fc2.weight' is \(3, 3\), not \(32, 48\)", state, config)
+    assert_refused(r"4 tensors do not fit: .*'text_model.adapter.weight' \(2,\) has no place", state, config)
+    assert_refused(r"'logit_scale' \(\) is missing", state, config)
+    assert_refused(r"fc2.weight' is \(3, 3\), not \(32, 48\)", state, config)
     del state["text_model.embeddings.position_embedding.weight"]
-    refuses("position_embedding.weight' of the text tower is missing", state, config)
+    assert_refused("position_embedding.weight' of the text tower is missing", state, config)
 
 
 @pytest.mark.parametrize(
@@ -574,17 +574,19 @@ def test_what_does_not_fit_is_listed(clip_state):
 def test_a_config_that_does_not_fit_is_refused(section, name, value, message, clip_state):
     state, config = clip_state
     (config if section is None else config[section])[name] = value
-    refuses(message, state, config)
+    assert_refused(message, state, config)
 
 
 def test_what_the_tensors_do_not_determine_is_asked_for(clip_state):
     state, _ = clip_state
-    refuses("give num_heads", state, hidden_act="gelu")
-    refuses("give text_num_heads", state, num_heads=6, hidden_act="gelu")
-    refuses("give hidden_act", state, num_heads=6, text_num_heads=4)
-    refuses("text_num_heads=0: must be an integer", state, num_heads=6, text_num_heads=0, hidden_act="gelu")
-    refuses("config is of type list", state, [1])
-    refuses("config has neither model_type .* nor vision_cfg", state, {"a": 1})
+    assert_refused("give num_heads", state, hidden_act="gelu")
+    assert_refused("give text_num_heads", state, num_heads=6, hidden_act="gelu")
+    assert_refused("give hidden_act", state, num_heads=6, text_num_heads=4)
+    assert_refused(
+        "text_num_heads=0: must be an integer", state, num_heads=6, text_num_heads=0, hidden_act="gelu"
+    )
+    assert_refused("config is of type list", state, [1])
+    assert_refused("config has neither model_type .* nor vision_cfg", state, {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -605,20 +607,20 @@ def test_what_the_tensors_do_not_determine_is_asked_for(clip_state):
 def test_a_config_of_open_clip_that_does_not_fit_is_refused(changes, message):
     text = None if changes is None else OPEN_CLIP["text_cfg"] | {"mlp_ratio": 1.5} | changes
     vision = OPEN_CLIP["vision_cfg"] | {"mlp_ratio": 64 / 48}
-    refuses(message, tiny_open_clip(), {**OPEN_CLIP, "vision_cfg": vision, "text_cfg": text})
+    assert_refused(message, tiny_open_clip(), {**OPEN_CLIP, "vision_cfg": vision, "text_cfg": text})
 
 
 def test_odd_shapes_are_refused_in_one_line():
     for name in ("token_embedding.weight", "positional_embedding", "text_projection"):
         for shape in ((), (3,), (0, 0), (50, 0), (2, 3, 4)):
             state = tiny_open_clip() | {name: np.zeros(shape, np.float32)}
-            refuses(
+            assert_refused(
                 f"'{name}' of the text tower is .*: must have 2 axes", state, num_heads=6, source="open_clip"
             )
     state = tiny_open_clip() | {"token_embedding.weight": np.zeros((50, 32), np.int8)}
-    refuses("perhaps quantised", state, num_heads=6, text_num_heads=4, source="open_clip")
+    assert_refused("perhaps quantised", state, num_heads=6, text_num_heads=4, source="open_clip")
     state = tiny_open_clip() | {"logit_scale": np.array(np.nan, np.float32)}
-    refuses("'logit_scale' has 1 NaN", state, num_heads=6, text_num_heads=4, source="open_clip")
+    assert_refused("'logit_scale' has 1 NaN", state, num_heads=6, text_num_heads=4, source="open_clip")
 
 
 def tiny_open_clip():

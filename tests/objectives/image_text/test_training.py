@@ -222,7 +222,7 @@ def test_weights_of_another_code_base_give_the_same(untrained, run_here):
     found = {}
     given = (f"--input={untrained / 'weights'}", f"--output={untrained / 'converted'}", "--tokenizer=bytes")
     code, out, error = run_here("convert", "--text", *given)
-    assert code == 0 and "parameters of both towers, equal bit for bit" in out, error
+    assert code == 0 and "parameters of both towers are equal bit for bit" in out, error
     for name in ("run", "weights", "converted"):
         args = (f"--checkpoint={untrained / name}", f"--out={untrained / 'out' / name}")
         data = ("--data=digits:test", "--config.data.loader=pil", "--config.data.eval_ops=")

@@ -118,7 +118,7 @@ def _shares(shown: _Shown) -> np.ndarray:
 
 
 def _short(shown: _Shown) -> list[str]:
-    """Names that fit below bars; equal ones are told apart by their numbers."""
+    """The names, shortened to fit below bars. Names that are then equal get the number of their class."""
     short = [name[:_MOST_LETTERS] for name in shown.names]
     return [name if short.count(name) == 1 else f"{name} {i}" for i, name in enumerate(short)]
 
