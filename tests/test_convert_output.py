@@ -161,6 +161,7 @@ def _files_up_to(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.own_process
 # TensorStore reports writes that failed once more, to an event loop that is closed (see cli.py).
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("target", ["run", "transformers", "timm", "stablehlo"])
