@@ -4,9 +4,11 @@ Measured: more than 97 % top-1 (docs/configs.md), in about a minute and a half o
 
     vit-registers train --config=digits:registers=4 --workdir=runs/digits
     vit-registers train --config=digits:mask=fractal,k=2 --workdir=runs/fractal
+    vit-registers sweep --config=digits:grid=integration --workdir=runs/integration
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
@@ -19,14 +21,32 @@ from vit_registers.config import (
     ObjectiveSettings,
     Optimizer,
     Run,
+    lookup,
     parse_arg,
     to_config_dict,
 )
 
+GRIDS = ("registers", "integration")
+# What forces cls to be made of patches (arXiv:2505.05892, section 5), by the name in the table.
+INTEGRATION: dict[str, dict[str, object]] = {
+    "baseline": {},
+    "cls in the last block only": {"model.cls_blocks": 1},
+    "no skip for cls": {"model.has_cls_skip": False},
+    "neighbour loss, weight 0.01": {"objective.classification.neighbour_weight": 0.01},
+    "neighbour loss, weight 0.1": {"objective.classification.neighbour_weight": 0.1},
+}
+
+
+def _parse(arg: str | None) -> SimpleNamespace:
+    a = parse_arg(arg, registers=0, mask="none", k=0, loader="memory", steps=2000, seed=0, grid="registers")
+    lookup(dict.fromkeys(GRIDS), a.grid, "grid")
+    return a
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: registers, mask, k (0: no summaries), loader (memory | tfdata), steps, seed."""
-    a = parse_arg(arg, registers=0, mask="none", k=0, loader="memory", steps=2000, seed=0)
+    """Arguments: registers, mask, k (0: no summaries), loader (memory | tfdata), steps, seed, grid of the
+    sweep (registers | integration)."""
+    a = _parse(arg)
     config = Config(
         model=Model(
             width=64,
@@ -70,9 +90,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """Registers, and summaries without and with the fractal mask, with three seeds."""
+    """Registers, and summaries without and with the fractal mask; or models whose cls is made of patches,
+    with 0 and 4 registers. Three seeds each."""
+    if _parse(arg).grid == "integration":
+        for seed in range(3):
+            for registers in (0, 4):
+                for settings in INTEGRATION.values():
+                    yield settings | {"model.num_registers": registers, "run.seed": seed}
+        return
     for seed in range(3):
         for registers in (0, 1, 4, 8):
             yield {"model.num_registers": registers, "run.seed": seed}
         for mask in ("none", "fractal"):
             yield {"model.summary_factor": 2, "model.mask": mask, "run.seed": seed}
+
+
+def label(point: Mapping[str, object], arg: str | None) -> dict[str, str]:
+    """The columns of a cell in the table: the model and its registers; in the other grid, the settings."""
+    if _parse(arg).grid != "integration":
+        return {
+            name.removeprefix("model."): str(value) for name, value in point.items() if name != "run.seed"
+        }
+    own = {key: value for key, value in point.items() if key not in ("run.seed", "model.num_registers")}
+    name = next(name for name, settings in INTEGRATION.items() if settings == own)
+    return {"model": name, "registers": str(point["model.num_registers"])}

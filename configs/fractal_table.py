@@ -7,6 +7,9 @@ Measured: docs/results.md.
     vit-registers sweep --config=fractal_table:scale=digits --workdir=runs/digits
     vit-registers tabulate --config=fractal_table:scale=digits --workdir=runs/digits
 
+positions=rope2d gives rotary positions, which the paper does not have. With rotary=True the sweep has their
+cells.
+
 Scales:
   imagenet  ViT-S/16 at 224 px, the recipe of the paper's code; 5.7 h per run on 8 A100 (its README)
   cifar28   CIFAR-10, 28 px of 32 and patches of 2 px: the paper's 14 x 14 grid, with its 4, 9, 17 and 59
@@ -139,6 +142,7 @@ def _parse(arg: str | None):
         mask="none",
         k=0,
         positions="sincos2d",
+        rotary=False,
         seeds=3,
         epochs=90.0,
         steps=1000,
@@ -150,8 +154,8 @@ def _parse(arg: str | None):
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: scale, registers, mask, k (0: no summaries), positions, seeds (their number in the sweep),
-    epochs (steps with scale=digits), data (another TFDS name, or folder), seed."""
+    """Arguments: scale, registers, mask, k (0: no summaries), positions, rotary (in the sweep), seeds (their
+    number in the sweep), epochs (steps with scale=digits), data (another TFDS name, or folder), seed."""
     a = _parse(arg)
     if a.scale == "imagenet":
         config = recipes.recipe_a_fractal(epochs=a.epochs)
@@ -175,8 +179,9 @@ def _contents(positions: str) -> dict[str, str]:
 
 
 def _cells(arg: str | None) -> Iterator[dict[str, object]]:
-    scale = _parse(arg).scale
-    for positions in POSITIONS:
+    a = _parse(arg)
+    scale = a.scale
+    for positions in (*POSITIONS, *["rope2d"] * a.rotary):
         base = {"model.positions": positions}
         yield base
         for count, k in TOKENS[scale].items():

@@ -132,12 +132,25 @@ def test_objects_in_a_folder_of_pascal_voc(place, run_here):
 
 
 def test_all_steps_of_a_run(place, run_here):
-    code, _, err = _analyze(run_here, place, "over-training", checkpoints=("extra@all",), out="steps")
+    """Experiments over training read a run folder at all steps; several names make one report."""
+    names = "over-training,focus-over-training"
+    code, _, err = _analyze(run_here, place, names, checkpoints=("extra",), out="steps")
     assert code == 0, err
-    (table,) = json.loads((place / "steps" / "over-training" / "numbers.json").read_text())["tables"]
+    table, _ = json.loads((place / "steps" / "over-training" / "numbers.json").read_text())["tables"]
     steps = sorted(int(path.name) for path in (place / "extra" / "checkpoints").iterdir())
     assert [row[1] for row in table["rows"]] == steps
     assert len(steps) > 1
+    page = (place / "steps" / "report.html").read_text()
+    assert all(f'id="{name}"' in page for name in names.split(","))
+    code, _, err = _analyze(run_here, place, "over-training", checkpoints=(f"extra@{steps[0]}",), out="one")
+    assert code == 0, err
+    table, _ = json.loads((place / "one" / "over-training" / "numbers.json").read_text())["tables"]
+    assert [row[1] for row in table["rows"]] == steps[:1]
+
+
+def test_one_of_several_names_is_no_experiment(place, run_here):
+    code, _, err = _analyze(run_here, place, "norms,focus-over-trainign", out="none")
+    assert code == 2 and "focus-over-training" in err and "Traceback" not in err
 
 
 TRAINED = ("--train_data=digits:train", "--data=digits:test", "--num_images=300")

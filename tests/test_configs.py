@@ -104,6 +104,35 @@ def test_recipe_b_has_the_parameters_that_are_published_for_each_number_of_regis
     assert counts[4] == 22_061_032
 
 
+def test_recipe_c_is_that_of_the_commands_of_deit3_for_imagenet21k():
+    """README_revenge.md of facebookresearch/deit; ViT-B with 1000 classes has 86,585,320 parameters."""
+    module = _load(CONFIGS[0].parent / "deit3_b16_i21k.py")
+    first = from_mapping(module.get_config("registers=4"))
+    second = from_mapping(module.get_config("registers=4,stage=1k,path=/runs/first"))
+    assert count_parameters(first.model) == 86_585_320 + 769 * (21_841 - 1000) + 4 * 768
+    assert count_parameters(second.model) == 86_585_320 + 4 * 768
+    for config, rate, drop_path, epochs in ((first, 1e-3, 0.1, 240), (second, 3e-4, 0.15, 50)):
+        optimizer, mixing = config.optimizer, config.objective.classification
+        found = optimizer.learning_rate, config.model.drop_path, config.run.total_epochs
+        assert found == (rate, drop_path, epochs)
+        assert (optimizer.name, optimizer.weight_decay, optimizer.warmup_epochs) == ("lamb", 0.02, 5)
+        assert (config.data.batch_size, config.data.repeats, mixing.mix_groups) == (2048, 1, 32)
+        assert (mixing.loss, mixing.label_smoothing) == ("softmax", 0.1)
+        assert (mixing.mixup_alpha, mixing.cutmix_alpha) == (0.0, 1.0)
+        assert config.data.train_ops.startswith(
+            "resize_small(224, method='pil_bicubic') | random_crop(4, mode='reflect') | flip | three_augment"
+        )
+    assert first.data.train_split != first.data.eval_split and second.data.eval_split == "validation"
+    assert second.init_from.path == "/runs/first" and not second.init_from.keep_head
+    for wrong, message in (
+        ("stage=1k", "'path' is missing"),
+        ("path=a", "stage=1k"),
+        ("stage=2k", "'stage'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            module.get_config(wrong)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_arguments_reach_the_model(path, required):
     config = from_mapping(_load(path).get_config(required(path) + "registers=3,mask=fractal,k=2"))

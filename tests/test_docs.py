@@ -107,7 +107,8 @@ def parse(run_here, monkeypatch):
         monkeypatch.setattr(cli, "run", parse_only)
         if program in ("analyze", "configs") and args and not args[0].startswith("-"):
             name = args[0].partition(":")[0]
-            if name not in {"analyze": {ALL, *EXPERIMENTS}, "configs": card_paths()}[program]:
+            known = {"analyze": {ALL, *EXPERIMENTS}, "configs": card_paths()}[program]
+            if not set(name.split(",")) <= set(known):
                 return 2, f"error: {name}"
         if program == "convert":
             kinds = [arg.removeprefix("--to=") for arg in args if arg.startswith("--to=")]

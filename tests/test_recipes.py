@@ -1,11 +1,13 @@
 """Both recipes from JPEGs to a checkpoint: 50 steps at 224 px with a small model, as a user starts them."""
 
+import itertools
 import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_registers import recipes
 
@@ -89,6 +91,47 @@ def test_fifty_steps(name, images, run, tmp_path):
     result = json.loads((work / "result.json").read_text())
     assert result["metrics"]["val/images"] == NUM_IMAGES // 10
     assert ("val_ema/top1" in result["metrics"]) == (name == "deit3")
+
+
+def test_both_stages_of_recipe_c_and_the_part_of_train_that_is_held_out(run_here, tmp_path):
+    """With a tiny model on noise: a folder without a validation split, then another one with it."""
+    rng = np.random.default_rng(0)
+    for split, name in itertools.product(("train", "val"), "ab"):
+        folder = tmp_path / "images" / split / name
+        folder.mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (18, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    sizes = {
+        "width": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "patch_size": 8,
+        "mlp_dim": 16,
+        "image_size": "(16, 16)",
+    }
+    settings = (
+        *(f"--config.model.{name}={value}" for name, value in sizes.items()),
+        f"--config.data.data_dir={tmp_path / 'images'}",
+        "--config.data.train_ops=resize_small(16) | random_crop(4, mode='reflect') | flip",
+        "--config.data.eval_ops=resize_small(16) | central_crop",
+        "--config.data.batch_size=8",
+        "--config.data.eval_batch_size=8",
+        "--config.objective.classification.mix_groups=2",
+        "--config.optimizer.warmup_epochs=0",
+        "--config.run.total_epochs=1",
+        "--config.run.use_tensorboard=False",
+    )
+    card, first, second = "deit3_b16_i21k:data=folder,registers=2,classes=2", tmp_path / "1", tmp_path / "2"
+    code, _, err = run_here("train", f"--config={card}", f"--workdir={first}", *settings)
+    assert code == 0, err
+    metrics = json.loads((first / "result.json").read_text())["metrics"]
+    assert metrics["train (held out: 0.002, seed 0)/images"] == 1  # of 40, at least one
+    card += f",stage=1k,path={first}"
+    more = (f"--workdir={second}", "--config.data.eval_split=val")
+    code, out, err = run_here("train", f"--config={card}", *settings, *more)
+    assert code == 0, err
+    assert "initialised: head/bias, head/kernel" in out + err
+    assert json.loads((second / "result.json").read_text())["metrics"]["val/images"] == 40
 
 
 def test_both_variants_of_recipe_a_differ_in_settings_only():

@@ -3,12 +3,14 @@
     vit-registers analyze --list                              # all experiments
     vit-registers analyze norms --checkpoint=runs/digits      # on the run's own evaluation split
     vit-registers analyze all --checkpoint=a --checkpoint=b --data=photos --out=report
+    vit-registers analyze over-training,attention-over-training,focus-over-training --checkpoint=runs/digits
 
-A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them, weights
-in another format, or hf://ORG/NAME for those on the Hugging Face Hub. --data is a folder of images
-(subfolders are classes), NAME:SPLIT of TFDS, or digits:test. Several checkpoints are compared with each
-other. Features are stored in OUT/features and read again while nothing has changed; a command that was
-stopped resumes.
+A checkpoint is a run folder, runs/digits@STEP for one of its steps, runs/digits@all for all of them,
+'sweep/*' for the runs of a sweep, weights in another format, or hf://ORG/NAME for those on the Hugging Face
+Hub. The experiments over training read a run folder at all steps that were kept
+(checkpoint.keep_every_steps). --data is a folder of images (subfolders are classes), NAME:SPLIT of TFDS, or
+digits:test. Several checkpoints are compared with each other. Features are stored in OUT/features and read
+again while nothing has changed; a command that was stopped resumes.
 
 Probes (probe-global, probe-position, probe-reconstruction, one-shot) are trained on a part of the images of
 --data and tested on the rest. With --train_data=NAME:train --data=NAME:test they are trained on the first and
@@ -38,7 +40,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "checkpoint",
         None,
-        "Run folder, RUN@STEP, RUN@all, weights in another format, or hf://ORG/NAME; may be repeated.",
+        "Run folder, RUN@STEP, RUN@all, 'SWEEP/*' for all runs of a sweep, weights in another format, or "
+        "hf://ORG/NAME; may be repeated.",
     )
     flags.DEFINE_string(
         "data",
@@ -49,7 +52,9 @@ def define_flags() -> None:
         "train_data", None, "The images to train probes on, as --data; by default a part of those of --data."
     )
     flags.DEFINE_string(
-        "boxes", None, "For lost: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS."
+        "boxes",
+        None,
+        "For lost and background-variance: images with boxes, a folder of PASCAL VOC or NAME:SPLIT of TFDS.",
     )
     flags.DEFINE_string("out", None, "Folder for results; RUN/analysis by default.")
     flags.DEFINE_enum(
@@ -59,15 +64,21 @@ def define_flags() -> None:
         "Trained (params, student) or averaged (ema, teacher) parameters; those to evaluate if not given.",
     )
     flags.DEFINE_string(
-        "rule", Options.rule, "Rule for outliers: absolute:150, quantile:0.98, std:3 or valley."
+        "rule",
+        Options.rule,
+        "Rule for outliers: absolute:150, quantile:0.98, batch:0.98/64 (of each 64 images), std:3 or valley.",
     )
     for name, default, text in (
         ("num_images", None, "The number of images, the first ones; all by default."),
         ("examples", Options.num_examples, "The number of images that pictures show."),
         ("lost_blocks", Options.num_blocks, "For lost: the number of last blocks whose features are used."),
+        ("lost_size", None, "For lost: side of a centre crop, resized; by default images keep their size."),
         ("edited_images", Options.num_edited, "The number of images that edited models are shown, at most."),
     ):
         flags.DEFINE_integer(name, default, text, lower_bound=1)
+    flags.DEFINE_list(
+        "lost_biases", list(map(str, Options.lost_biases)), "For lost: biases of all similarities, beside 0."
+    )
     flags.DEFINE_list("tasks", [], "For frozen-heads: tasks, such as linear, segmentation and depth.")
     flags.DEFINE_list(
         "task_data",
@@ -76,6 +87,11 @@ def define_flags() -> None:
         "zero-shot-segmentation: TEST.",
     )
     flags.DEFINE_list("energy", None, "For cost: HOURS,WATTS,PUE,INTENSITY (kg of CO2 for each kWh).")
+    flags.DEFINE_bool(
+        "before_projection",
+        Options.is_before_projection,
+        "For cls-terms: the terms before the output projection of attention, with the heads joined.",
+    )
     flags.DEFINE_bool("list", False, "Print all experiments and exit.")
     processes.define_flags()
     cli.define_settings()
@@ -96,7 +112,7 @@ from vit_registers import cli
 from vit_registers.analysis import given_images, opening
 from vit_registers.analysis.experiments.catalog import EXPERIMENTS, reads_texts
 from vit_registers.analysis.measures.outliers import find
-from vit_registers.analysis.options import Options, parse_energy
+from vit_registers.analysis.options import Options, parse_biases, parse_energy
 from vit_registers.analysis.report import write
 from vit_registers.analysis.report.entry import ReportEntry
 from vit_registers.analysis.run import analyze
@@ -110,7 +126,8 @@ from vit_registers.status import waiting
 ALL = "all"
 # That all processes must have alike.
 _FLAGS = ("checkpoint", "data", "train_data", "boxes", "out", "params", "rule", "num_images", "examples")
-_FLAGS += ("lost_blocks", "edited_images", "tasks", "task_data", "energy")
+_FLAGS += ("lost_blocks", "lost_biases", "lost_size", "edited_images", "tasks", "task_data", "energy")
+_FLAGS += ("before_projection",)
 
 
 def show_list() -> None:
@@ -118,6 +135,11 @@ def show_list() -> None:
     width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
         print(f"{name:<{width}}  {experiment.question}\n{'':<{width}}  {experiment.answers}")
+
+
+def _names(name: str) -> list[str]:
+    """The experiments that the first argument names: all, one, or several with commas; each once."""
+    return list(EXPERIMENTS) if name == ALL else list(dict.fromkeys(name.split(",")))
 
 
 def _check(name: str, values: flags.FlagValues) -> None:
@@ -130,10 +152,11 @@ def _check(name: str, values: flags.FlagValues) -> None:
         raise ConfigError(
             f"'{name}' is not an experiment: did you mean vit-registers analyze all --checkpoint={name}?"
         )
-    if name != ALL and not lookup(EXPERIMENTS, name, "experiment").trains and values.train_data:
+    asked = [lookup(EXPERIMENTS, one, "experiment") for one in _names(name)]
+    if values.train_data and not any(one.trains for one in asked):
         able = ", ".join(key for key, one in EXPERIMENTS.items() if one.trains)
         raise ConfigError(f"--train_data: {name} trains nothing: leave it out; these do: {able}")
-    if values.tasks and name not in (ALL, "frozen-heads"):
+    if values.tasks and "frozen-heads" not in _names(name):
         raise ConfigError(f"--tasks is for frozen-heads, not {name}: leave it out")
     if not values.checkpoint:
         raise ConfigError(
@@ -163,10 +186,15 @@ def _main(name: str, values: flags.FlagValues) -> None:
         num_examples=values.examples,
         boxes=boxes,
         num_blocks=values.lost_blocks,
+        lost_biases=parse_biases(values.lost_biases),
+        lost_size_px=values.lost_size,
         num_edited=values.edited_images,
+        is_before_projection=values.before_projection,
         energy=parse_energy(values.energy),
     )
-    names = list(EXPERIMENTS) if name == ALL else [name]
+    names = _names(name)
+    if all(EXPERIMENTS[one].takes_steps for one in names):
+        values.checkpoint = [opening.with_all_steps(one) for one in values.checkpoint]
     place = values.out or opening.default_out(values.checkpoint[0])
     out = cli.local_folder(place, "--out") if is_first else Path(place)
     use_compile_cache(values.config.run.compile_cache, is_quiet=not is_first)
@@ -198,7 +226,7 @@ def _main(name: str, values: flags.FlagValues) -> None:
 
 def _finish(name: str, entries: list[ReportEntry], out: Path, about: dict[str, str]) -> None:
     """Writes the report, or the one result, and prints where it is."""
-    if name == ALL:
+    if len(entries) > 1:
         path = write.write_report(entries, out, title="Registers, dissected", about=about)
         print(f"{path}\n{out / 'report.md'}")
         return

@@ -19,6 +19,7 @@ from vit_registers.interop.preprocessing import preprocessing
 from vit_registers.interop.values import check_leaves
 from vit_registers.model_card import Facts
 from vit_registers.models.paths import Leaf, leaves_of
+from vit_registers.models.pixels import require_images
 from vit_registers.runs.reading import RunCheckpoint
 from vit_registers.runtime.mesh import make_mesh
 
@@ -83,6 +84,7 @@ def open_input(name: CheckpointName, *, source: str, hints: Hints, params: str |
     if loading.is_run(path):
         loading.refuse_hints(path, source, hints)
         checkpoint = loading.open_run(path, name.step)
+        require_images(checkpoint.config.model, name=path, command="convert")
         print(f"{path}: a run folder, step {checkpoint.step}")
         return Input(
             config=checkpoint.config,

@@ -4,14 +4,14 @@
     vit-registers convert --input=runs/mine --output=exported --to=transformers
     vit-registers convert --input=weights.safetensors --dry-run
 
-Input formats: DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, timm, transformers, big_vision and the fractal
-paper's code, as safetensors, npz or torch files, or as folders of them. --to selects the output format: run
-(a folder for evaluate, analyze and init_from), transformers, timm, big_vision, dinov2, deit, dino, clip,
-open_clip, mup_vit, or stablehlo (the forward pass, which runs without this package). With --text, a whole
-model of images and texts is converted, to run, transformers, open_clip, clip or big_vision. An output that
-ends in .safetensors or .npz is one file of tensors; any other is a folder, with a model card, the
-preprocessing and the names of classes. The output is read again and compared. --dry-run prints which tensor
-becomes which parameter, and writes nothing.
+Input formats: DINOv3, DINOv2, DeiT, DINO, iBOT, CLIP, OpenCLIP, EVA-02, Perception Encoder, timm,
+transformers, big_vision and the fractal paper's code, as safetensors, npz or torch files, or as folders of
+them. --to selects the output format: run (a folder for evaluate, analyze and init_from), transformers, timm,
+big_vision, dinov3, dinov2, deit, dino, clip, open_clip, mup_vit, or stablehlo (the forward pass, which runs
+without this package). With --text, a whole model of images and texts is converted, to run, transformers,
+open_clip, clip or big_vision. An output that ends in .safetensors or .npz is one file of tensors; any other
+is a folder, with a model card, the preprocessing and the names of classes. The output is read again and
+compared. --dry-run prints which tensor becomes which parameter, and writes nothing.
 
 `python -m vit_registers.convert` is the same command.
 """

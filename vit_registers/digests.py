@@ -21,6 +21,11 @@ def bytes_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def files_in(path: Path) -> list[Path]:
+    """The files of a folder, sorted, without those of folders in it; of a file, itself."""
+    return sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+
+
 def files_digest(paths: Iterable[Path | epath.Path]) -> str:
     """The digest of the concatenated contents of files. Raises OSError."""
     digest = hashlib.sha256()

@@ -115,6 +115,7 @@ from vit_registers.evaluation.images import num_left_out
 from vit_registers.frozen_evaluation import Given, task_splits
 from vit_registers.interop.hub import is_hub
 from vit_registers.interop.opened import describe_normalisation
+from vit_registers.models.pixels import require_images
 from vit_registers.runs.reading import RunCheckpoint, trained_config
 from vit_registers.runtime.compile_cache import use_compile_cache
 from vit_registers.runtime.mesh import make_mesh
@@ -279,6 +280,7 @@ def evaluate_task(name: CheckpointName, overrides: Mapping[str, object], out: st
         # said before a model is downloaded
         task_splits(given, Config().data, tasks, is_run="data.name" in overrides)
     checkpoint = open_checkpoint(name, overrides, values.params, task=values.task)
+    require_images(checkpoint.config.model, name=name.path, command=f"evaluate --task={values.task}")
     _say_normalisation(checkpoint, overrides)
     folder = cli.writable_folder(out, "--out") if jax.process_index() == 0 else paths.folder(out)
     if values.suite is None:

@@ -142,7 +142,8 @@ def _of_name(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     known = tfds.list_builders(with_community_datasets=False)
     if data not in known:
         hint = tfds_location.hint_at_name(data, known)
-        raise DataError(f"--name={name} is not known to TFDS: {hint}")
+        made = "--from_folder=DIR makes it of a folder of images"
+        raise DataError(f"--name={name} is not known to TFDS: {hint}; {made}")
     configs = tfds.builder_cls(data).builder_configs
     if config is not None and config not in configs:
         hint = nearest(config, configs) if configs else "it has no configs"

@@ -4,14 +4,19 @@ Those without labels are in recipes_dinov2.py.
 
 Recipe A trains a plain ViT-S/16 (arXiv:2205.01580). It has two variants: that of big_vision, and that of the
 code of arXiv:2601.15506. Recipe B is DeiT-III (arXiv:2204.07118) as in "Registers in Small Vision
-Transformers". docs/recipes.md lists all settings and the tests that compare them with the references.
+Transformers". Recipe C is that of DeiT-III for ImageNet-21k, which arXiv:2309.16588 uses with registers, with
+its second stage on ImageNet-1k. docs/recipes.md lists all settings and the tests that compare them with the
+references.
 """
+
+import dataclasses
 
 from vit_registers.config import (
     Checkpoint,
     ClassificationSettings,
     Config,
     Data,
+    InitFrom,
     Model,
     ObjectiveSettings,
     Optimizer,
@@ -139,4 +144,57 @@ def recipe_b_deit3(*, ranks: int = 4, epochs: float = 800.0, seed: int = 0) -> C
         run=Run(total_epochs=epochs, eval_every_epochs=1.0, seed=seed),
         # 10 of the checkpoints are kept over 800 epochs, for figures over training.
         checkpoint=Checkpoint(every_steps=10_000, keep_every_steps=100_000),
+    )
+
+
+def recipe_c_deit3_21k(*, ranks: int = 32, epochs: float = 240.0, seed: int = 0) -> Config:
+    """Recipe C: DeiT-III Base on ImageNet-21k, with a batch of 64 for each of `ranks` processes.
+
+    The settings are those of the command in README_revenge.md of DeiT's code; those that it does not set are
+    as in recipe B. Images are resized to a short side of 224 px, then cropped at random with 4 px of
+    mirrored border. CutMix always, no mixup, cross entropy with smoothed labels, each image once per epoch.
+    """
+    return _deit3_after_b(
+        ranks, epochs, seed, drop_path=0.1, learning_rate=1e-3, keep_every_steps=200_000, start=InitFrom()
+    )
+
+
+def recipe_c_deit3_1k(*, path: str, ranks: int = 32, epochs: float = 50.0, seed: int = 0) -> Config:
+    """The second stage of recipe C: ImageNet-1k from the parameters of the run `path`, with a new head."""
+    start = InitFrom(path=path)
+    return _deit3_after_b(
+        ranks, epochs, seed, drop_path=0.15, learning_rate=3e-4, keep_every_steps=None, start=start
+    )
+
+
+def _deit3_after_b(
+    ranks: int,
+    epochs: float,
+    seed: int,
+    *,
+    drop_path: float,
+    learning_rate: float,
+    keep_every_steps: int | None,
+    start: InitFrom,
+) -> Config:
+    """Both stages of recipe C: recipe B with what differs."""
+    b = recipe_b_deit3(ranks=ranks, epochs=epochs, seed=seed)
+    crop = "resize_small(224, method='pil_bicubic') | random_crop(4, mode='reflect')"
+    return dataclasses.replace(
+        b,
+        model=dataclasses.replace(b.model, variant="B", drop_path=drop_path),
+        init_from=start,
+        data=dataclasses.replace(
+            b.data,
+            batch_size=64 * ranks,
+            repeats=1,
+            train_ops=f"{crop} | flip | three_augment | color_jitter(0.3, 0.3, 0.3)",
+        ),
+        objective=ObjectiveSettings(
+            classification=dataclasses.replace(
+                b.objective.classification, loss="softmax", mixup_alpha=0.0, label_smoothing=0.1
+            )
+        ),
+        optimizer=dataclasses.replace(b.optimizer, learning_rate=learning_rate, weight_decay=0.02),
+        checkpoint=dataclasses.replace(b.checkpoint, keep_every_steps=keep_every_steps),
     )

@@ -72,20 +72,21 @@ def columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.labels))
 
 
-def markdown(rows: Sequence[Row], baseline: Labels, *, title: str) -> str:
-    """The table in Markdown; `title` is that of the column of means."""
+def markdown(rows: Sequence[Row], baseline: Labels, *, title: str, decimals: int = 2) -> str:
+    """The table in Markdown; `title` is that of the column of means, which have `decimals`."""
     has_published = any(row.published is not None for row in rows)
     names = columns(rows)
     head = [*names, title, "runs", "difference", "in std", "parameters", "time, s"]
     lines = [[*head, "published", "source"] if has_published else head]
+    form = f".{decimals}f"
     lines.append(["---" if i < len(names) else "---:" for i in range(len(lines[0]))])
     for row in rows:
         is_base, runs = row.labels == baseline, str(row.num_runs)
         line = [
             *(row.labels.get(name, "") for name in names),
-            "-" if row.mean is None else f"{row.mean:.2f} ± {_show(row.std, '.2f')}",
+            "-" if row.mean is None else f"{row.mean:{form}} ± {_show(row.std, form)}",
             runs if row.num_runs == row.num_wanted else f"{runs} of {row.num_wanted}",
-            "baseline" if is_base else _show(row.difference, "+.2f"),
+            "baseline" if is_base else _show(row.difference, f"+{form}"),
             "" if is_base else _show(row.difference_std, "+.2f"),
             f"{row.parameters:,}",
             _show(row.time_s, ".1f"),
@@ -117,10 +118,11 @@ def notes(
         f" Best is the {'highest' if ranked.is_higher_better else 'lowest'} {ranked.label} of a run's "
         "evaluations by its first evaluator, chosen on the same split."
     )
+    unit = "points" if ranked.is_fraction else ranked.label
     lines = [
         "± is the sample standard deviation s over runs of different seeds (n - 1)."
         + (best if which == "best" else " Last is the evaluation after the last step."),
-        f"Difference: mean minus that of the baseline ({label_text(baseline.labels)}), in points; in std: "
+        f"Difference: mean minus that of the baseline ({label_text(baseline.labels)}), in {unit}; in std: "
         "divided by sqrt((s² + s_baseline²) / 2). -: undefined, as there are too few runs or no spread.",
         f"Config: {config}; {len(results)} of {wanted} runs finished; "
         f"{sum(result['time_s'] for result in results):,.0f} s of training in total.",
@@ -159,7 +161,8 @@ def main() -> None:
     published = sweep.call("published", [])
     metric = values.metric or default_metric(cells)
     rows = make_rows(cells, baseline, published, metric=metric, which=values.which)
-    print(markdown(rows, baseline.labels, title=column_title(cells, metric, values.which)))
+    title, is_fraction = column_title(cells, metric, values.which), ranked_by(cells).is_fraction
+    print(markdown(rows, baseline.labels, title=title, decimals=2 if is_fraction else 3))
     print("\n" + notes(cells, baseline, published, config=sweep.config, which=values.which))
     for line in left_out(cells, metric, values.which):
         print("\n" + line)

@@ -36,7 +36,7 @@ def test_names_come_before_folders_and_paths_are_paths(tmp_path, monkeypatch):
     ("given", "message"),
     [
         ("digts", "there is no such run card: did you mean 'digits'"),
-        ("mnist", "there is no such run card: known: cifar10, clip_cifar10, clip_digits, digits"),
+        ("mnist", "there is no such run card: known: cifar10, clip_cifar10, clip_digits, deit3"),
         ("digits.py", "there is no such file; the run card is digits"),
         ("configs/digits.py", "there is no such file; the run card is digits"),
         ("other.py", "there is no such file$"),

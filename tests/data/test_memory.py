@@ -61,6 +61,28 @@ def test_random_crop_shifts_and_fills_with_zeros():
     assert counts.max() < 70
 
 
+def test_random_crop_mirrors_the_image_at_its_border_as_tensorflow_and_numpy_do():
+    pytest.importorskip("tensorflow")
+    from vit_registers.data.ops import crops
+
+    target = Target(6, 6, 1)
+    image = np.random.default_rng(0).integers(1, 256, (1, 6, 6, 1), dtype=np.uint8)
+    padded = np.pad(image[0], [(3, 3), (3, 3), (0, 0)], mode="reflect")
+    parts = {padded[y : y + 6, x : x + 6].tobytes() for y in range(7) for x in range(7)}
+    out = MEMORY_OPS["random_crop"](target, 3, mode="reflect")(np.repeat(image, 500, 0), jax.random.key(0))
+    assert {part.tobytes() for part in np.asarray(out)} == parts
+    crop = crops.random_crop(target, 3, mode="reflect")
+    seen = {crop({"image": image[0], "seed": [i, 0]})["image"].numpy().tobytes() for i in range(60)}
+    assert len(seen) > 20 and seen <= parts
+    for wrong, message in (
+        ((6, "reflect"), "must be less than"),
+        ((2, "mirror"), "known: reflect, zeros"),
+    ):
+        for op in (MEMORY_OPS["random_crop"], crops.random_crop):
+            with pytest.raises(ConfigError, match=message):
+                op(target, *wrong)
+
+
 def test_larger_images_are_cropped_in_memory(make_loader, device, small):
     """Images of 8 x 8 with a target of 6 x 6: parts at random for training, the middle for evaluation."""
     loader = make_loader(

@@ -1,14 +1,11 @@
 """What the tests of other people's checkpoints share: random weights, images, forward passes, timm."""
 
-import contextlib
 import functools
 import importlib
-import importlib.machinery
 import importlib.util
 import re
 import sys
 import types
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tools.parity import libraries
 from vit_registers.config import Model
 from vit_registers.interop import containers, reading
 from vit_registers.interop.export import targets
@@ -38,39 +36,9 @@ def shared(function):
     return pytest.fixture(scope="session", name=function.__name__.lstrip("_"))(lambda: function)
 
 
-def _randomise(module):
-    """A torch module with noise on every parameter: biases, norms, tokens and LayerScale included."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            centre = 1.0 if re.search(r"norm.*weight|layrnorm.*weight|lambda1|gamma", name) else 0.0
-            parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
-
-
-randomise = shared(_randomise)
-
-
-@shared
-def hf_model(kind: str, *, arguments: dict | None = None, **settings):
-    """A tiny model of transformers, all parameters random."""
-    import transformers
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"image_size": 32, "patch_size": 8}
-    sizes |= {"mlp_ratio": 2} if kind.startswith("Dinov2") else {"intermediate_size": 48}
-    if kind == "CLIPModel":
-        text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        text |= {"vocab_size": 50, "bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 1}
-        settings = {"vision_config": sizes | settings, "text_config": text, "projection_dim": 16}
-    elif kind.startswith("CLIP"):
-        settings = sizes | {"projection_dim": 16} | settings
-    else:
-        settings = sizes | settings
-    model = getattr(transformers, kind)
-    return _randomise(model(model.config_class(**settings), **(arguments or {})))
+randomise = shared(libraries.randomise)
+hf_model = shared(libraries.hf_model)
+timm_model = shared(libraries.timm_model)
 
 
 @shared
@@ -90,16 +58,6 @@ def run_hf(theirs, images: np.ndarray, **arguments):
             return theirs.visual_projection(encoded.pooler_output), encoded
         whole = theirs(x, **arguments)
     return getattr(whole, "logits", getattr(whole, "image_embeds", None)), encoded
-
-
-@shared
-def timm_model(name: str, **settings):
-    """A tiny model of timm's, named as there, all parameters random; import timm by its fixture before."""
-    import timm
-
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-    sizes |= {"num_classes": 5, "dynamic_img_size": True}
-    return _randomise(timm.create_model(name, **(sizes | settings)))
 
 
 @shared
@@ -252,61 +210,13 @@ def assert_close():
     return assert_close
 
 
-# --- timm, which needs torchvision, which cannot be installed beside a CPU torch -----------------
-
-
-class _AnyClass(type):
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name
-
-
-class _Stub(types.ModuleType):
-    """A module that has every name, as an empty class: enough for annotations and isinstance."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _AnyClass(name, (), {})
-
-
-_TORCHVISION = ("torchvision", *(f"torchvision.{part}" for part in ("ops", "transforms", "datasets")))
-_TORCHVISION += ("torchvision.ops.misc", "torchvision.transforms.functional", "torchvision.datasets.folder")
-
-
-@contextlib.contextmanager
-def _stubbed_torchvision():
-    """Where torchvision is missing, stubs stand in for it, and no longer.
-
-    Others, transformers among them, ask whether there is a torchvision.
-    """
-    is_missing = importlib.util.find_spec("torchvision") is None
-    for name in _TORCHVISION if is_missing else ():
-        sys.modules[name] = stub = _Stub(name)
-        stub.__spec__, stub.__path__ = importlib.machinery.ModuleSpec(name, None, is_package=True), []
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, stub)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name in _TORCHVISION if is_missing else ():
-            del sys.modules[name]
-
-
 @pytest.fixture(scope="session")
 def timm():
     """timm, imported with stubs for torchvision where this is missing."""
     pytest.importorskip("torch")
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
-    with _stubbed_torchvision():
-        import timm.models.deit
-        import timm.models.vision_transformer
-    return timm
+    return libraries.import_timm()
 
 
 @pytest.fixture(scope="session")
@@ -318,7 +228,7 @@ def open_clip(timm):
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["open_clip"] = package
     try:
-        with _stubbed_torchvision():
+        with libraries.stubbed_torchvision():
             return importlib.import_module("open_clip.model")
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip"]:

@@ -133,6 +133,26 @@ def test_state_dicts_of_transformers_with_a_config_and_with_arguments(name, hf, 
     agree(image_text_from_state_dict(state, source="auto", **told), expected)
 
 
+def test_metaclip_2_pools_its_end_token_which_clip_does_not_have(randomise, tmp_path):
+    """Its end token is 2, where CLIP of transformers pools the largest id."""
+    text = TEXT | {"eos_token_id": 2}
+    config = transformers.MetaClip2Config(text_config=text, vision_config=VISION, projection_dim=24)
+    theirs = randomise(transformers.MetaClip2Model(config))
+    theirs.save_pretrained(tmp_path)
+    ours, ids = vit_registers.load_image_text(tmp_path), texts()
+    ids[ids == 2] = 3
+    ids[np.arange(4), [2, 6, 4, 1]] = 2
+    with torch.no_grad():
+        expected = theirs.get_text_features(input_ids=torch.from_numpy(ids).long()).pooler_output.numpy()
+    found = jax.jit(lambda model, tokens: model.embed_texts(tokens))(ours, ids)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+    with pytest.raises(CheckpointError, match="pools the largest id if the end token is 2"):
+        ours.save(tmp_path / "ours", "transformers")
+    ours.save(tmp_path / "open", "open_clip")
+    other = vit_registers.load_image_text(tmp_path / "open")
+    np.testing.assert_array_equal(other.embed_texts(ids), ours.embed_texts(ids))
+
+
 def test_the_image_tower_alone_is_loaded_as_before(hf, images, forward, tmp_path, assert_close):
     for name in ("clip quick", "siglip"):
         hf(name).save_pretrained(tmp_path / name)
@@ -294,6 +314,26 @@ def test_an_image_tower_of_timm_with_registers_in_open_clip(
         scale = max(1.0, float(np.abs(value).max()))
         np.testing.assert_allclose(np.asarray(found) / scale, value / scale, atol=1e-5, rtol=0)
     assert_same(state, image_text_state_dict(ours, "open_clip"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [384, 448])
+def test_a_perception_encoder_in_open_clip(size, open_clip, randomise, numpy_state):
+    """PE-Core-T-16-384, with a small text tower; at another size, timm makes both positions for it."""
+    vision = {"timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map", "timm_proj": None}
+    text = {"context_length": 12, "vocab_size": 50, "width": 32, "heads": 4, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": vision | {"image_size": 384}, "text_cfg": text}
+    theirs = randomise(open_clip.CustomTextCLIP(**config))
+    with torch.no_grad():
+        for parameter in theirs.visual.parameters():  # noise of 0.2 in 12 blocks is chaotic
+            parameter.mul_(0.3)
+    ours = image_text_from_state_dict(numpy_state(theirs), source="auto", config=config, text_num_heads=4)
+    theirs.visual.trunk.set_input_size(size)
+    pixels = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.encode_image(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+    found = jax.jit(lambda model, images: model.embed_images(images))(ours, pixels)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "gap"])

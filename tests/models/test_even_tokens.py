@@ -15,6 +15,8 @@ CASES = {
     "fractal mask": {"summary_factor": 2, "use_cls": False, "pooling": "gap", "mask": "fractal"},
     "loop": {"use_scan": True, "depth": 3},
     "recomputed": {"remat": "block"},
+    "rotated": {"positions": "rope2d"},
+    "rotated by learned angles": {"positions": "rope2d(learned=True)", "use_scan": True, "depth": 2},
 }
 
 

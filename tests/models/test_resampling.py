@@ -20,33 +20,39 @@ def _table(source):
     return np.random.default_rng(0).normal(size=(source[0] * source[1], 6)).astype(np.float32)
 
 
-def _torch_bicubic(table, source, target, **how):
+def _torch(table, source, target, mode="bicubic", **how):
     torch = pytest.importorskip("torch")
     grid_1xDxHxW = torch.from_numpy(table).reshape(1, *source, 6).permute(0, 3, 1, 2)
-    theirs = torch.nn.functional.interpolate(grid_1xDxHxW, mode="bicubic", align_corners=False, **how)
+    theirs = torch.nn.functional.interpolate(grid_1xDxHxW, mode=mode, align_corners=False, **how)
     assert theirs.shape[2:] == target
     return theirs.permute(0, 2, 3, 1).reshape(-1, 6).numpy()
 
 
 @pytest.mark.parametrize(("source", "target"), RESIZES)
 def test_bicubic_aa_is_torch_bicubic_with_antialias(source, target):
-    expected = _torch_bicubic(_table(source), source, target, size=target, antialias=True)
+    expected = _torch(_table(source), source, target, size=target, antialias=True)
     np.testing.assert_allclose(resample(_table(source), source, target, "bicubic_aa"), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("source", "target"), RESIZES)
 def test_bicubic_is_torch_bicubic_with_a_size(source, target):
-    expected = _torch_bicubic(_table(source), source, target, size=target)
+    expected = _torch(_table(source), source, target, size=target)
     np.testing.assert_allclose(resample(_table(source), source, target, "bicubic"), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(("source", "target"), RESIZES)
 def test_bicubic_offset_is_torch_bicubic_with_a_scale_factor_a_tenth_too_large(source, target):
     scale = tuple((t + 0.1) / s for s, t in zip(source, target, strict=True))
-    expected = _torch_bicubic(_table(source), source, target, scale_factor=scale)
+    expected = _torch(_table(source), source, target, scale_factor=scale)
     np.testing.assert_allclose(
         resample(_table(source), source, target, "bicubic_offset"), expected, atol=2e-5
     )
+
+
+@pytest.mark.parametrize(("source", "target"), [*RESIZES, ((5, 5), (1, 3))])
+def test_bilinear_is_torch_bilinear_with_a_size(source, target):
+    expected = _torch(_table(source), source, target, mode="bilinear", size=target)
+    np.testing.assert_allclose(resample(_table(source), source, target, "bilinear"), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("source", "target"), [*RESIZES, ((5, 5), (1, 3))])
@@ -75,7 +81,7 @@ def test_a_constant_table_stays_and_the_axes_are_kept_apart(source, target, meth
 
 
 def test_the_ways_differ():
-    tables = [resample(_table((7, 7)), (7, 7), (4, 4), method) for method in RESAMPLINGS]
+    tables = [resample(_table((7, 7)), (7, 7), (4, 5), method) for method in RESAMPLINGS]
     for i, one in enumerate(tables):
         for other in tables[i + 1 :]:
             assert np.abs(one - other).max() > 0.01

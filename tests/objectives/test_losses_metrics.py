@@ -1,5 +1,8 @@
 """Losses and metrics against references and by their properties."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,11 +10,13 @@ from scipy.special import expit, log_softmax
 from sklearn.metrics import top_k_accuracy_score
 
 from vit_registers.analysis.experiments.accuracy import score_head
-from vit_registers.config import ClassificationSettings
+from vit_registers.config import ClassificationSettings, Config, Data, Model, ObjectiveSettings
+from vit_registers.data.batch import labelled_batch
 from vit_registers.errors import ConfigError
 from vit_registers.evaluation.classification import classification_metrics, classification_sums
 from vit_registers.objectives.base import add_sums, find_non_finite
-from vit_registers.objectives.losses import LOSSES, make_loss_per_example
+from vit_registers.objectives.classification import Classification
+from vit_registers.objectives.losses import LOSSES, make_loss_per_example, smooth_labels
 
 
 def _logits_and_labels(num_examples=64, num_classes=12):
@@ -47,6 +52,42 @@ def test_multi_hot_loss_is_binary_cross_entropy_against_all_classes_that_were_mi
         torch.tensor(logits), torch.tensor(labels).gt(0.0).float()
     )
     np.testing.assert_allclose(LOSSES["multi_hot"](logits, labels).mean(), theirs.numpy(), rtol=1e-6)
+
+
+def test_smoothed_labels_give_the_loss_of_torch():
+    logits, _ = _logits_and_labels()
+    label_B = np.random.default_rng(1).integers(0, 12, 64)
+    label_BxY = np.eye(12, dtype=np.float32)[label_B]
+    smooth = smooth_labels(jnp.asarray(label_BxY), 0.1)
+    np.testing.assert_allclose(np.unique(smooth), [0.1 / 12, 0.9 + 0.1 / 12], rtol=1e-6)
+    np.testing.assert_allclose(smooth.sum(-1), 1.0, rtol=1e-6)
+    assert smooth_labels(label_BxY, 0.0) is label_BxY
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(logits), torch.tensor(label_B), label_smoothing=0.1, reduction="none"
+    )
+    np.testing.assert_allclose(LOSSES["softmax"](logits, smooth), theirs.numpy(), rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"label_smoothing=0.1 with .*: every class would be a label"):
+        make_loss_per_example(ClassificationSettings(loss="multi_hot", label_smoothing=0.1), 12)
+
+
+def test_the_objective_smooths_the_labels_after_it_has_mixed_them():
+    """As timm's Mixup: the same distribution whether labels are smoothed before or after."""
+    settings = ClassificationSettings(cutmix_alpha=1.0, label_smoothing=0.1, mix_partner="flip")
+    config = Config(
+        model=Model(width=8, depth=1, num_heads=1, patch_size=4, image_size=(8, 8), num_classes=5),
+        data=Data(batch_size=4),
+        objective=ObjectiveSettings(classification=settings),
+    )
+    batch = labelled_batch(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), np.ones(4, bool))
+    prepared = Classification(config).prepare(batch, jax.random.key(1))
+    bare = dataclasses.replace(settings, label_smoothing=0.0)
+    plain = Classification(
+        dataclasses.replace(config, objective=ObjectiveSettings(classification=bare))
+    ).prepare(batch, jax.random.key(1))
+    mixed = np.asarray(plain.targets["label"])
+    assert ((mixed > 0) & (mixed < 1)).any()
+    np.testing.assert_allclose(prepared.targets["label"], 0.9 * mixed + 0.02, rtol=1e-6)
 
 
 def test_the_softmax_over_one_class_is_refused_with_a_remedy():

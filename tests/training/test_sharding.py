@@ -52,6 +52,18 @@ def test_20_steps_are_the_same_on_every_mesh_with_scan_and_with_remat(tiny, chan
 
 
 @pytest.mark.slow
+def test_learned_rotations_of_drawn_coordinates_are_the_same_on_every_mesh(tiny, change, run_steps):
+    config = change(tiny, model={"positions": "rope2d(learned=True, rescale=2)"})
+    reference = run_steps(config, 5)
+    frequencies = reference[0].params["vit"]["blocks"][0]["attn"]["frequencies"]
+    assert np.abs(
+        frequencies - run_steps(config, 0)[0].params["vit"]["blocks"][0]["attn"]["frequencies"]
+    ).max()
+    ours = run_steps(change(config, model={"use_scan": True}, mesh=vars(MIXED)), 5, num_devices=8)
+    _assert_same_run(ours, reference, MIXED)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("use_scan", [False, True])
 def test_with_fsdp_weights_travel_and_activations_do_not(tiny, change, use_scan):
     """Forward and backward gathering, and gradients: thrice the parameters; an activation would be more."""

@@ -12,17 +12,19 @@ import vit_registers
 from vit_registers import loading
 from vit_registers.analysis import given_images
 from vit_registers.analysis.features.table import TEXT_TOWER
+from vit_registers.analysis.run_patterns import matching_runs
 from vit_registers.analysis.text_tower import open_whole, read_text_tower
 from vit_registers.checkpoint_names import CheckpointName, parse_checkpoint
 from vit_registers.config import Config, Mesh, image_size
 from vit_registers.data.class_names import names_to_match
 from vit_registers.data.loaders import EvalSplit, Loader, loader_to_evaluate, open_data, require_random_access
-from vit_registers.digests import files_digest
+from vit_registers.digests import files_digest, files_in
 from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.evaluation.task import FrozenTexts
 from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import Shown, shown_part
 from vit_registers.models.blocks import dims
+from vit_registers.models.pixels import require_images
 from vit_registers.models.tokens import TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.runs.checkpoint_folder import checkpoint_root, find_step_damage, list_steps
@@ -156,7 +158,7 @@ def open_all(
     """
     if meshes := [f"--config.{key}" for key in overrides if key.startswith("mesh.")]:
         raise ConfigError(f"{', '.join(meshes)}: analyze spreads images over all devices: leave it out")
-    given = [one for checkpoint in given for one in _steps(checkpoint)]
+    given = [one for name in given for run in matching_runs(name) for one in _steps(run)]
     names = _short_names(given)
     opened = [
         _open(name, checkpoint, data, overrides, num_images, params, has_texts)
@@ -206,6 +208,7 @@ def _open(
     path, step = parsed.path, parsed.step
     if loading.is_run(path):
         opened = loading.open_run(path, step, overrides)
+        require_images(opened.config.model, name=path, command="analyze")
         step, config, origin = opened.step, opened.config, opened.normalisation_origin
         model, texts = loading.load_run(opened, params=params), read_text_tower(opened, params)
         digest = files_digest([checkpoint_root(path) / str(step) / MANIFEST])
@@ -220,7 +223,7 @@ def _open(
         else:
             external, texts = loading.open_external(local, overrides, params=params), None
         model, config, origin = external.build(), external.config, external.normalisation_origin
-        digest = files_digest(_files(Path(local).expanduser()))
+        digest = files_digest(files_in(Path(local).expanduser()))
         head_names, is_converted, params_name = external.class_names, True, external.eval_params_name
     config = dataclasses.replace(config, data=given_images.shown(config.data, data, overrides))
     check_memory(config.model, config.data, make_mesh(Mesh()), training=None)
@@ -270,6 +273,13 @@ def _steps(checkpoint: str) -> list[str]:
     return intact
 
 
+def with_all_steps(checkpoint: str) -> str:
+    """RUN@all for a run folder without a step; other checkpoints unchanged."""
+    parsed = _parse(checkpoint)
+    is_whole = parsed.step is None and not parsed.is_all and loading.is_run(parsed.path)
+    return f"{parsed.path}@all" if is_whole else checkpoint
+
+
 def are_comparable(opened: Sequence[OpenedModel]) -> bool:
     """Whether a model is as large as those of published numbers (width 384 or more), and sees ImageNet."""
     return any(
@@ -306,9 +316,3 @@ def _short_names(given: Sequence[str]) -> list[str]:
 def _printable(name: str) -> str:
     """The name in one line, with the replacement character for what cannot be shown."""
     return " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in name).split())
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.is_file())
-    return [path]

@@ -27,6 +27,7 @@ from vit_registers.config.model import Model
 from vit_registers.config.objectives import (
     ClassificationSettings,
     ImageTextSettings,
+    LanguageModelSettings,
     ObjectiveSettings,
     SelfDistillationSettings,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "ImageTextSettings",
     "InitFrom",
     "KnnSettings",
+    "LanguageModelSettings",
     "LinearSettings",
     "LogisticSettings",
     "Mesh",

@@ -19,6 +19,9 @@ class Model:
     # (height, width) in pixels; positions are created for its grid of patches.
     image_size: tuple[int, int] = setting((224, 224), READ, TRANSFER)
     channels: int = 3  # of the images: 1 (grey) | 3 (RGB)
+    # What a pixel is: brightness | byte (each of the 256 values has a vector of its own; for text, which is
+    # an image of one row, with patch_size=1 and channels=1).
+    pixels: str = "brightness"
     num_classes: int = setting(1000, TRANSFER)  # 0: no head, and logits are None
 
     use_cls: bool = True  # the cls token
@@ -27,19 +30,31 @@ class Model:
     # k: the summary grids are the patch grid divided by k, rounded down, repeatedly. None: no summary tokens.
     summary_factor: int | None = setting(None, TRANSFER)
     summaries: str = setting("learned", TRANSFER)  # learned | zeros (fixed)
-    positions: str = "learned"  # sincos2d | learned | alibi2d | none
+    # sincos2d | sincos1d (of sequences) | learned | alibi2d | none, and a rotation of queries and keys, alone
+    # or beside one of these: rope2d(base=100), learned + rope2d (models/rotary.py).
+    positions: str = "learned"
     has_cls_position: bool = True  # with positions=learned: the table has a row for cls
-    # Resampling of positions at another image size: bicubic_aa | bicubic | bicubic_offset | linear
-    # (models/resampling.py) | none (a fixed table is computed for that size).
+    # Resampling of positions at another image size: bicubic_aa | bicubic | bicubic_offset | bilinear |
+    # linear | bilinear_crop | linear_crop (models/resampling.py) | none (a fixed table is computed for that
+    # size).
     position_resampling: str = setting("bicubic_aa", TRANSFER)
     # Positions of registers and summaries: none | learned | sincos2d (of summaries only, by grid).
     extra_positions: str = setting("none", TRANSFER)
     # none | fractal | fractal_released | fractal_local | shifted(offset=1) | one_way | window(radius=2) |
-    # cls_through_registers | file(path='m.npy') (models/masks.py: MASKS).
+    # cls_through_registers | causal | fractal_causal | file(path='m.npy') (models/masks.py: MASKS).
     mask: str = setting("none", TRANSFER)
+    # The number of last blocks with cls, which reads the other tokens, and they do not read it. None: cls is
+    # in all blocks, and they do (models/cls_role.py).
+    cls_blocks: int | None = setting(None, TRANSFER)
+    # False: in every block, attention replaces cls instead of being added to it.
+    has_cls_skip: bool = setting(True, TRANSFER)
     use_mask_token: bool = setting(False, TRANSFER)  # a learned vector replaces masked patches
 
     use_norm_pre: bool = False  # LayerNorm over all tokens before the first block (CLIP)
+    use_final_norm: bool = True  # LayerNorm after the last block; see use_norm_after_pool
+    # LayerNorm of what attention returns, before its output layer (EVA-02 CLIP).
+    use_attention_norm: bool = False
+    use_mlp_norm: bool = False  # LayerNorm of the hidden values of an MLP, before its last layer (EVA-02)
     layer_scale_init: float | None = setting(None, TRANSFER)  # None: no LayerScale
     drop_path: float = setting(0.0, TRANSFER)  # probability that a block is left out in training, at most
     drop_path_schedule: str = setting("linear", TRANSFER)  # linear | constant
@@ -53,6 +68,10 @@ class Model:
     # cls | gap (mean of patches) | map | cls_gap (both joined) | cls_registers (all of them joined) |
     # summary (the first summary token, of the coarsest level)
     pooling: str = setting("cls", TRANSFER)
+    # With pooling=map: patches | all (cls and registers too), the tokens that the probe attends to.
+    pool_tokens: str = setting("patches", TRANSFER)
+    pool_num_heads: int | None = setting(None, TRANSFER)  # with pooling=map; None: num_heads
+    pool_mlp_dim: int | None = setting(None, TRANSFER)  # with pooling=map; None: mlp_dim
     # The final norm is applied after pooling (CLIP, timm's fc_norm).
     use_norm_after_pool: bool = setting(False, TRANSFER)
     use_pre_logits: bool = setting(False, TRANSFER)  # a Dense(width) layer and tanh between pooling and head

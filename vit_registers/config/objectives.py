@@ -14,6 +14,11 @@ class ClassificationSettings:
     mix_partner: str = "roll"  # roll (the previous image) | flip (the image at the mirrored position)
     mix_groups: int = 1  # parts of the batch that are mixed separately, as on separate devices
     mix_noise: str = "global"  # global (one draw for all groups) | per_group
+    # The share of each label that is spread evenly over all classes, in training; 0 with loss='multi_hot'.
+    label_smoothing: float = 0.0
+    # Of 1 - cosine of neighbouring patches, which is added to the loss and logged as neighbour_distance
+    # (arXiv:2505.05892, section 5). 0: off.
+    neighbour_weight: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,13 +89,24 @@ class ImageTextSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelSettings:
+    """Bytes of a text are predicted: each from those before it (a decoder), or hidden ones from others."""
+
+    predicts: str = "next"  # next (requires a causal mask) | hidden (as BERT)
+    # With predicts=hidden: the part of a sequence that is hidden in training, rounded to a number of bytes
+    # that is the same for all. An evaluation hides each byte once, in round(1 / share) passes.
+    share: float = 0.15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
     """The objective, which is minimised. Its section has an effect only if `name` selects it."""
 
-    name: str = "classification"  # classification | self_distillation | image_text
+    name: str = "classification"  # classification | self_distillation | image_text | language_model
     classification: ClassificationSettings = ClassificationSettings()
     self_distillation: SelfDistillationSettings = SelfDistillationSettings()
     image_text: ImageTextSettings = ImageTextSettings()
+    language_model: LanguageModelSettings = LanguageModelSettings()
 
 
 # Renamed settings: {name in earlier versions: name}.

@@ -21,7 +21,7 @@ class Data:
     # tfdata | memory (resident on the accelerator, no TensorFlow) | pil (evaluation only, no TensorFlow)
     loader: str = "tfdata"
     # The name of a TFDS data set, or the path of a builder or of a prepared version; digits (embedded);
-    # folder or images (data/sources/folder.py); image_text (docs/captions.md).
+    # folder or images (data/sources/folder.py); image_text (docs/captions.md); python_docs (docs/text.md).
     name: str = "imagenet2012"
     # TFDS: its data_dir, or the folder of a prepared version; None is the default of TFDS. Folders: the root.
     data_dir: str | None = setting(None, RESUME)
@@ -151,7 +151,8 @@ class InitFrom:
     # If the weights have summaries: same (other grids are refused) | fresh (all are initialised).
     summaries: str = "same"
     # Settings of weights in another format that their tensors do not determine; None: inferred.
-    # auto | dinov2 | deit | dino | clip | open_clip | timm | transformers | big_vision | mup_vit
+    # auto | dinov3 | dinov2 | deit | dino | clip | open_clip | timm | transformers | big_vision | mup_vit |
+    # eva02 | pe | radio
     source: str = "auto"
     num_heads: int | None = None  # if the width does not determine it
     hidden_act: str | None = None  # gelu | quick_gelu | gelu_tanh

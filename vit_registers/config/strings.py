@@ -23,9 +23,14 @@ class Call(NamedTuple):
 
 
 def parse_calls(
-    text: str, table: Mapping[str, Callable[..., Any]], *, where: str, example: str
+    text: str,
+    table: Mapping[str, Callable[..., Any]],
+    *,
+    where: str,
+    example: str,
+    operator: type[ast.operator] = ast.BitOr,
 ) -> list[Call]:
-    """The calls that `text` chains with "|", in order; none for an empty text.
+    """The calls that `text` chains with "|" (`operator`), in order; none for an empty text.
 
     `table` maps a name to a function. The first parameter of a function is what it applies to. `text` sets
     its other parameters by literals; all of them are annotated.
@@ -40,7 +45,7 @@ def parse_calls(
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: deep nesting
         raise ConfigError(f"{where}={text!r} cannot be parsed: write it as in {example!r}") from None
     calls: list[Call] = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+    while isinstance(node, ast.BinOp) and isinstance(node.op, operator):
         calls.append(_call(node.right, table, where, example))
         node = node.left
     calls.append(_call(node, table, where, example))

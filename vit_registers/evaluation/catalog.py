@@ -9,13 +9,18 @@ from vit_registers.data.loaders import EvalSplit
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
 from vit_registers.evaluation.classification import CLASSIFICATION
 from vit_registers.evaluation.knn import KNN
+from vit_registers.evaluation.language_model import LANGUAGE_MODEL
 from vit_registers.evaluation.retrieval import make_retrieval
 from vit_registers.evaluation.text_vectors import TextReader
 from vit_registers.evaluation.while_training import make_task_evaluators
 from vit_registers.evaluation.zero_shot.evaluator import make_zero_shot
 
 # The first evaluator of a config, in this order, ranks the checkpoints.
-EVALUATORS: dict[str, EvaluatorKind] = {"classification": CLASSIFICATION, "knn": KNN}
+EVALUATORS: dict[str, EvaluatorKind] = {
+    "classification": CLASSIFICATION,
+    "knn": KNN,
+    "language_model": LANGUAGE_MODEL,
+}
 
 
 def has_evaluators(objective: ObjectiveSettings, model: Model) -> bool:

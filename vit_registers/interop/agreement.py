@@ -13,6 +13,8 @@ from typing import Any
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.architectures import MODEL_TYPES
+from vit_registers.interop.dinov3 import DINOV3_SETTINGS
+from vit_registers.interop.eva import EVA_ARGUMENTS
 from vit_registers.interop.hints import Hints
 from vit_registers.models.tokens import patch_grid
 
@@ -116,6 +118,7 @@ _LABELS = {
     "num_labels": _Rule("an integer", lambda m, said: m.num_classes or said),
 }
 _BY_KIND = {
+    "dinov3": {name: _Rule(*rule) for name, rule in DINOV3_SETTINGS.items()},
     "clip": {"intermediate_size": _HIDDEN, "projection_dim": _OUTPUTS},
     "siglip": {
         "intermediate_size": _HIDDEN,
@@ -123,6 +126,12 @@ _BY_KIND = {
     },
     "vit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
     "deit": {"intermediate_size": _HIDDEN, "qkv_bias": _BIAS} | _LABELS,
+    "radio": {
+        "mlp_ratio": _Rule("a positive number", _dinov2_ratio),
+        "use_swiglu_ffn": _Rule("true or false", lambda m, _: m.mlp == "swiglu"),
+        "max_img_size": _IMAGE,
+        "qkv_bias": _BIAS,
+    },
     "dinov2": {
         "mlp_ratio": _Rule("a positive number", _dinov2_ratio),
         "use_swiglu_ffn": _Rule("true or false", lambda m, _: m.mlp == "swiglu"),
@@ -156,6 +165,8 @@ def _no_embed_class(model: Model, said: bool) -> bool:
 
 
 def _prefix_pooled(model: Model, said: bool) -> bool:
+    if model.pooling == "map":
+        return model.pool_tokens == "all" if model.use_cls + model.num_registers else said
     return said if model.pooling != "gap" or not model.use_cls + model.num_registers else False
 
 
@@ -174,7 +185,7 @@ _TIMM = {
     "qkv_bias": _BIAS,
     "proj_bias": _Rule("true or false", _is(True)),
     "pre_norm": _Rule("true or false", lambda m, _: m.use_norm_pre),
-    "final_norm": _Rule("true or false", _is(True)),
+    "final_norm": _Rule("true or false", lambda m, _: m.use_final_norm),
     "fc_norm": _Rule("true or false", lambda m, _: m.use_norm_after_pool),
     "pool_include_prefix": _Rule("true or false", _prefix_pooled),
     "init_values": _Rule("a number", _layer_scale),
@@ -183,13 +194,14 @@ _TIMM = {
     "act_layer": _ACT,
     "norm_layer": _Rule("a string", _is("layernorm")),
     "qk_norm": _Rule("true or false", _is(False)),
-    "scale_attn_norm": _Rule("true or false", _is(False)),
-    "scale_mlp_norm": _Rule("true or false", _is(False)),
+    "scale_attn_norm": _Rule("true or false", lambda m, _: m.use_attention_norm),
+    "scale_mlp_norm": _Rule("true or false", lambda m, _: m.use_mlp_norm),
 }
 # Arguments of timm that do not affect outputs at the image size of training.
 _TIMM_TRAINING = {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"}
 _TIMM_TRAINING |= {"drop_path_rate", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad"}
 _TIMM_TRAINING |= {"pretrained", "checkpoint_path", "pretrained_cfg", "scriptable", "exportable"}
+_TIMM_TRAINING |= {"head_init_scale"}
 _OPEN_CLIP = {
     "width": _WIDTH,
     "layers": _DEPTH,
@@ -218,8 +230,9 @@ def _said(settings: Mapping[str, Any]) -> list[tuple[str, _Rule, Any]]:
             ("model_cfg.", {"embed_dim": _OUTPUTS}, config),
         ]
     elif "architecture" in settings:
-        top = {name: _TIMM[name] for name in ("num_classes", "global_pool")}
-        sections = [("model_args.", _TIMM, settings.get("model_args") or {}), ("", top, settings)]
+        rules = _timm_rules(settings)
+        top = {name: rules[name] for name in ("num_classes", "global_pool")}
+        sections = [("model_args.", rules, settings.get("model_args") or {}), ("", top, settings)]
     else:
         sections = [("", _TRANSFORMERS | _BY_KIND.get(_kind(settings), {}), settings)]
     return [
@@ -228,6 +241,13 @@ def _said(settings: Mapping[str, Any]) -> list[tuple[str, _Rule, Any]]:
         for name, rule in rules.items()
         if name in values
     ]
+
+
+def _timm_rules(settings: Mapping[str, Any]) -> dict[str, _Rule]:
+    """The rules of model_args of timm's VisionTransformer, or of its class Eva."""
+    if "rotation" not in settings:
+        return _TIMM
+    return _TIMM | {name: _Rule(*rule) for name, rule in EVA_ARGUMENTS.items()}
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
@@ -242,8 +262,9 @@ def check_types(where: str, settings: Mapping[str, Any]) -> None:
         if said is not None and not _TYPES[rule.json](said):
             problems.append(f"{name}={said!r}: must be {rule.json}")
     args = settings.get("model_args") or {} if "architecture" in settings else {}
+    known = {*_timm_rules(settings), *_TIMM_TRAINING}
     for name, value in args.items():
-        if name not in _TIMM and name not in _TIMM_TRAINING and value is not None:
+        if name not in known and value is not None:
             problems.append(f"model_args.{name}={value!r}: not supported")
     if problems:
         raise CheckpointError(f"{where}: config.json cannot be used: " + "; ".join(problems))
@@ -270,6 +291,12 @@ def check_agreement(where: str, settings: Mapping[str, Any], model: Model, hints
     if settings.get("model_type") == "dinov2" and model.num_registers:
         registers = f"{model.num_registers} registers in the tensors"
         problems.append(f"model_type is 'dinov2', without registers, in config.json, and {registers}")
+    tokens = [settings.get(name) for name in ("num_cls_tokens", "num_registers")]  # of RADIO
+    counts = [count for count in tokens if isinstance(count, int)]
+    if len(counts) == 2 and sum(counts) != model.num_registers + 1:
+        problems.append(
+            f"{sum(counts)} cls and registers in config.json, {model.num_registers + 1} in the tensors"
+        )
     if settings.get("model_type") == "deit" and not model.num_registers:
         problems.append("model_type is 'deit' in config.json, and no distillation token is in the tensors")
     if problems:

@@ -8,6 +8,8 @@ from typing import Any
 
 from vit_registers.config import Model, lookup
 from vit_registers.errors import CheckpointError
+from vit_registers.interop import dinov3
+from vit_registers.interop.eva import positions_text
 from vit_registers.interop.hints import HIDDEN_ACTS
 from vit_registers.interop.names.dinov2_timm_clip import TorchNames
 from vit_registers.interop.recognize import RecognizedWeights
@@ -25,9 +27,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "clip": {"init": "dinov2", "norm_eps": 1e-5, "activation": "quick_gelu"},
     "open_clip": {"init": "dinov2", "norm_eps": 1e-5},
     "timm": {"init": "dinov2"},
+    "timm/eva": {"init": "dinov2"},
+    "timm/rope": {"init": "dinov2"},  # the same models, written
+    "dinov3": {"init": "dinov2", "norm_eps": 1e-5},
+    "eva02": {"init": "dinov2", "position_resampling": "bicubic"},
+    "radio": {"init": "dinov2", "position_resampling": "bilinear_crop"},
+    "pe": {"init": "dinov2", "norm_eps": 1e-5, "position_resampling": "bilinear"},
     "big_vision": {"activation": "gelu_tanh", "position_resampling": "linear"},
     "mup_vit": {},
     "transformers/dinov2": {"init": "dinov2", "position_resampling": "bicubic"},  # as above
+    "transformers/dinov3": {"init": "dinov2", "norm_eps": 1e-5},
     "transformers/vit": {"init": "dinov2", "norm_eps": 1e-12, "position_resampling": "bicubic"},
     "transformers/deit": {"init": "deit3", "norm_eps": 1e-12, "position_resampling": "bicubic"},
     "transformers/clip": {
@@ -54,7 +63,7 @@ def infer_model(names: TorchNames, found: RecognizedWeights) -> Model:
     use_cls = names.cls in shapes
     num_registers = shapes.get(names.registers or "", (0, 0))[-2]
     block = names.block.format(0)
-    mlp, mlp_dim = _mlp(names, found, block)
+    mlp, mlp_dim = mlp_sizes(names, found, block)
     rows, grid = _positions(names, found, patch_size, use_cls=use_cls, num_registers=num_registers)
     has_layer_scale = names.layer_scale is not None and block + names.layer_scale[0] in shapes
     model = Model(
@@ -72,7 +81,11 @@ def infer_model(names: TorchNames, found: RecognizedWeights) -> Model:
         extra_positions="learned" if rows > use_cls else "none",
         use_mask_token=names.mask_token in shapes,
         layer_scale_init=1e-5 if has_layer_scale else None,
-        use_qkv_bias=block + names.qkv[0].format("bias") in shapes,
+        use_qkv_bias=block + (names.qv_bias or names.qkv)[0].format("bias") in shapes,
+        use_attention_norm=_has_norm(names.attention_norm, block, shapes),
+        use_mlp_norm=_has_norm(names.mlp_norm, block, shapes),
+        use_final_norm=_has_norm(names.norm, "", shapes) or _has_norm(names.norm_after_pool, "", shapes),
+        positions=positions_text(found.settings.get("rotation", {}), has_table=names.positions in shapes),
         use_patch_bias=names.patch.format("bias") in shapes,
         use_norm_pre=names.norm_pre is not None and names.norm_pre.format("weight") in shapes,
         **_pooling(names, found),
@@ -81,7 +94,17 @@ def infer_model(names: TorchNames, found: RecognizedWeights) -> Model:
     return with_family_settings(model, found)
 
 
-def _mlp(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, int]:
+def _is_dinov3(found: RecognizedWeights) -> bool:
+    rotation = found.settings.get("rotation")
+    return bool(rotation) and rotation.get("coordinates", "centres") == "centres"
+
+
+def _has_norm(name: str | None, block: str, shapes: Mapping[str, Any]) -> bool:
+    return name is not None and block + name.format("weight") in shapes
+
+
+def mlp_sizes(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[str, int]:
+    """(the kind of MLP, its hidden size) of the block whose names begin with `block`."""
     shapes = found.weights.shapes
     first, gate = block + names.fc1.format("weight"), block + names.w12[0].format("weight")
     second = block + names.fc2.format("weight")
@@ -101,8 +124,12 @@ def with_family_settings(model: Model, found: RecognizedWeights) -> Model:
     values = dict(FAMILIES[found.family])
     if model.num_registers and "dinov2" in (found.source, found.kind):
         values["position_resampling"] = "bicubic_aa"
-    if found.source == "timm" and model.use_norm_pre:
-        values |= {"norm_eps": 1e-5, "activation": None}  # CLIP's image towers
+    if found.source == "timm" and model.use_norm_pre:  # image towers of CLIP, and Perception Encoders
+        values |= {"norm_eps": 1e-5} | ({"activation": None} if found.kind is None else {})
+    if found.family == "timm" and model.use_attention_norm:
+        values["norm_eps"] = 1e-5  # BEiT-3
+    if found.kind == "eva" and _is_dinov3(found):
+        values["norm_eps"] = 1e-5
     if "layer_norm_eps" in settings:
         values["norm_eps"] = float(settings["layer_norm_eps"])
     act = hints.hidden_act or settings.get("hidden_act")
@@ -117,8 +144,7 @@ def with_family_settings(model: Model, found: RecognizedWeights) -> Model:
     elif values.get("activation", "gelu") is None:
         raise CheckpointError(
             f"{found.weights.where} is a CLIP image tower, and its tensors do not determine its GELU: "
-            " give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's). A "
-            "Perception Encoder is none: its rotary positions are not supported yet"
+            "give hidden_act ('quick_gelu' for OpenAI's, 'gelu' for most of open_clip's)"
         )
     if hints.interpolation is not None:
         values["position_resampling"] = hints.interpolation
@@ -141,7 +167,12 @@ def num_heads(width: int, mlp: str, found: RecognizedWeights) -> int:
         return settings["num_attention_heads"]
     if "model_cfg" in settings:
         return max(1, width // settings["model_cfg"]["vision_cfg"].get("head_width", 64))
+    if _is_dinov3(found) and width >= 64:
+        return dinov3.num_heads(width)
     count = _NUM_HEADS_1536[mlp] if width == 1536 else _NUM_HEADS.get(width)
+    norms = {"norm.weight", "fc_norm.weight"} & set(found.weights.shapes)
+    if width == 1536 and (found.source == "radio" or (found.family == "timm" and not norms)):
+        count = 24  # RADIO of timm, whose other ViTs have a norm after the blocks
     if count is None:
         raise CheckpointError(
             f"{found.weights.where}: the number of heads is not in the tensors, and no published model has "
@@ -150,10 +181,15 @@ def num_heads(width: int, mlp: str, found: RecognizedWeights) -> int:
     return count
 
 
+def _sides(image_size: Any) -> tuple[int, int]:
+    """(height, width) of one number for a square, or of two."""
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
 def native_grid(cells: int, patch_size: int, image_size: Any) -> tuple[int, int] | None:
     """The grid of a table of that many cells: that of `image_size` if it fits, else a square, else None."""
     if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = _sides(image_size)
         grid = (height // patch_size, width // patch_size)
         if math.prod(grid) == cells and grid != (0, 0):
             return grid
@@ -165,13 +201,17 @@ def _positions(
     names: TorchNames, found: RecognizedWeights, patch_size: int, *, use_cls: bool, num_registers: int
 ) -> tuple[int, tuple[int, int]]:
     shapes, where = found.weights.shapes, found.weights.where
+    image_size = found.settings.get("image_size")
+    if names.positions not in shapes and found.settings.get("rotation"):
+        side = max(224 // patch_size, 1) * patch_size  # rotations fit images of every size
+        height, width = found.hints.image_size or _sides(image_size or side)
+        return 0, (height // patch_size, width // patch_size)
     if names.positions not in shapes:
         raise CheckpointError(
-            f"{where}: '{names.positions}' is missing: there is no position table, and rotary and "
-            "relative positions are not supported yet"
+            f"{where}: '{names.positions}' is missing: there is no position table, and relative positions "
+            "are not supported yet"
         )
     total = math.prod(shapes[names.positions][:-1])
-    image_size = found.settings.get("image_size")
     if found.source == "timm" or found.source == "deit":
         options = [use_cls + num_registers, int(use_cls), 0]
     elif names.registers is not None and ("dist" in names.registers):
@@ -187,8 +227,7 @@ def _positions(
     }
     fitting = {rows: grid for rows, grid in grids.items() if grid is not None}
     if len(fitting) > 1 and image_size is not None:
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        trained = tuple(side // patch_size for side in size)
+        trained = tuple(side // patch_size for side in _sides(image_size))
         fitting = {rows: grid for rows, grid in fitting.items() if grid == trained} or fitting
     if not fitting:
         raise CheckpointError(
@@ -214,6 +253,8 @@ def _pooling(names: TorchNames, found: RecognizedWeights) -> dict[str, Any]:
         and settings.get("is_norm_after_pool", True)
     )
     pooling = "cls" if use_cls else "gap"
+    if found.family in ("timm/eva", "pe") and not _has_norm(names.norm, "", shapes):
+        pooling = "gap"  # Perception Encoders without pooling and norm, whose patches are of use
     if names.attn_pool is not None and names.attn_pool.probe in shapes:
         pooling = "map"
     elif is_after and names.norm_after_pool != names.norm:  # timm has fc_norm with average pooling by default
@@ -226,7 +267,24 @@ def _pooling(names: TorchNames, found: RecognizedWeights) -> dict[str, Any]:
         width = shapes[names.norm.format("weight")][0] if names.norm.format("weight") in shapes else 0
         if shapes[names.head[0].format("weight")][1] == 2 * width:
             pooling = "cls_gap"  # transformers' Dinov2ForImageClassification
-    return {"pooling": found.hints.pooling or pooling, "use_norm_after_pool": is_after}
+    pooling = found.hints.pooling or pooling
+    sizes = _pool_sizes(names, found) if pooling == "map" else {}
+    return {"pooling": pooling, "use_norm_after_pool": is_after} | sizes
+
+
+def _pool_sizes(names: TorchNames, found: RecognizedWeights) -> dict[str, Any]:
+    """The settings of attention pooling in Perception Encoders, which have 8 heads there."""
+    shapes = found.weights.shapes
+    if found.family not in ("timm/eva", "pe") or names.attn_pool is None:
+        return {"pool_tokens": "all" if found.settings.get("pool_include_prefix") else "patches"}
+    _, hidden = mlp_sizes(names, found, names.block.format(0))
+    own = shapes[names.attn_pool.fc1.format("weight")][0]
+    has_more = names.cls in shapes or (names.registers or "") in shapes
+    return {
+        "pool_tokens": "all" if has_more else "patches",
+        "pool_num_heads": found.settings.get("pool_num_heads", 8),
+        "pool_mlp_dim": None if own == hidden else own,
+    }
 
 
 def _head(names: TorchNames, shapes: Mapping[str, Any]) -> dict[str, Any]:

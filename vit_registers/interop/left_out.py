@@ -8,6 +8,9 @@ _UNUSED_INSIDE = {
     # Not head.mlp.fc1 and fc2, which are of SigLIP's attention pooling.
     r"(head|dino_head|ibot_head)\.(?!mlp\.fc)(mlp|last_layer|last_norm)2?\..*": "a self-supervision head",
     r"pooler\.dense\.(weight|bias)": "a pooler, which no classifier reads",
+    r"local_cls_norm\.(weight|bias)": "a norm of local crops in training",  # of DINOv3
+    r"lm_head\.(weight|bias)": "a self-supervision head",  # of EVA-02
+    r"blocks\.\d+\.attn\.rope\.freqs_(cos|sin)": "a copy of the table of rotary positions",
     r"(embeddings\.)?position_ids": "a buffer that follows from the shapes",
     r"n_averaged|initted|decay|num_updates": "the state of training",
 }
@@ -30,6 +33,13 @@ _UNUSED_BESIDE = {
     r"input_resolution|context_length|vocab_size": TEXT_TOWER,
     r"visual\.head\.proj\.(weight|bias)": IMAGE_PROJECTION,
 }
+_RADIO = {
+    r"(radio_model\.)?adaptors\..*|_(heads|feature_projections)\..*": "adaptor heads of teachers",
+    r"(radio_model\.)?input_conditioner\.norm_(mean|std)": "the normalisation of images",
+    r"(radio_model\.)?(inter_)?feature_normalizer\..*": "the normalisation of features",
+    r"(radio_model\.)?summary_idxs": "the numbers of the summary tokens",
+    r"(patch_generator\.video_embedder|embeddings\.video_patch_projection)\..*": "patch embeddings of videos",
+}
 _CONTRASTIVE = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}  # of MoCo
 
 
@@ -41,7 +51,7 @@ def unused_patterns(
     `names` are all names of the file, `prefix` and its `parts` lead to the network, and `has_copies` says
     whether the file has other copies of it.
     """
-    inside, beside = dict(_UNUSED_INSIDE), dict(_UNUSED_BESIDE)
+    inside, beside = _RADIO | _UNUSED_INSIDE, _RADIO | _UNUSED_BESIDE
     if not prefix:
         inside |= TRAINING_STATE
     if any(re.search(r"(^|\.)decoder_(embed|blocks|layers)\.", name) for name in names):

@@ -8,6 +8,7 @@ from vit_registers.interop.channels import describe_channels
 from vit_registers.interop.recognize import RecognizedWeights
 from vit_registers.interop.tensor_map import TensorRule
 from vit_registers.models.blocks import dims
+from vit_registers.models.positions import position_rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ def describe_weights(opened: OpenedWeights) -> str:
     extra = [f"{model.num_registers} registers"] if model.num_registers else []
     extra += [f"summaries k={model.summary_factor}, mask {model.mask}"] if model.summary_factor else []
     parts += ["cls"] * model.use_cls + extra
-    parts.append(f"positions {model.positions} (other sizes: {model.position_resampling})")
+    resampling = f" (other sizes: {model.position_resampling})"
+    parts.append(f"positions {model.positions}" + resampling * position_rule(model.positions).has_table)
     parts.append(f"{model.activation}, norm eps {model.norm_eps:g}, pooling {model.pooling}")
     parts.append(f"head of {model.num_classes}" if model.num_classes else "no head")
     text = f"{found.weights.where}: " + "; ".join(parts)

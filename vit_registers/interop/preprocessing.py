@@ -12,6 +12,7 @@ from vit_registers.interop.channels import adapt_statistics
 from vit_registers.interop.export.preprocessing_files import Preprocessing, timm_json, transformers_json
 from vit_registers.interop.folders import own_file
 from vit_registers.interop.opened import OpenedWeights
+from vit_registers.interop.radio import input_statistics
 from vit_registers.interop.settings import read_json
 from vit_registers.interop.shown import eval_ops_at
 
@@ -31,11 +32,17 @@ class _Usual(NamedTuple):
 
 _BY_FAMILY = {
     "dinov2": _Usual(_IMAGENET, 7 / 8, "pil_bicubic"),
+    "dinov3": _Usual(_IMAGENET, SQUASHED, "pil_bilinear"),
+    "transformers/dinov3": _Usual(_IMAGENET, SQUASHED, "pil_bilinear"),
     "deit": _Usual(_IMAGENET, 1.0, "pil_bicubic"),  # DeiT-III; DeiT of 2020 has 7 / 8
     "dino": _Usual(_IMAGENET, 7 / 8, "pil_bicubic"),
     "clip": _Usual(_CLIP, 1.0, "pil_bicubic"),
     "open_clip": _Usual(_CLIP, 1.0, "pil_bicubic"),
     "timm": _Usual(_HALF, 0.9, "pil_bicubic"),  # augreg; the config.json of DeiT and DINOv2 has others
+    "timm/eva": _Usual(_CLIP, 0.9, "pil_bicubic"),  # EVA-02
+    "eva02": _Usual(_CLIP, 1.0, "pil_bicubic"),
+    "pe": _Usual(_HALF, SQUASHED, "pil_bilinear"),
+    "radio": _Usual(_CLIP, SQUASHED, "pil_bicubic"),
     "big_vision": _Usual(_HALF, 7 / 8, "area"),
     "mup_vit": _Usual(_HALF, 7 / 8, "pil_bilinear"),
     "transformers/dinov2": _Usual(_IMAGENET, 7 / 8, "pil_bicubic"),
@@ -44,6 +51,8 @@ _BY_FAMILY = {
     "transformers/clip": _Usual(_CLIP, 1.0, "pil_bicubic"),
     "transformers/siglip": _Usual(_HALF, SQUASHED, "pil_bicubic"),
 }
+# By transformers' model_type, where it differs from the family of the layers.
+_BY_TYPE = dict.fromkeys(("vit_mae", "vit_msn", "ijepa"), _Usual(_IMAGENET, 7 / 8, "pil_bicubic"))
 _OF_PIL = {2: "pil_bilinear", 3: "pil_bicubic"}  # PIL's numbers, which transformers has
 _OF_TIMM = {"bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}
 
@@ -58,7 +67,10 @@ def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
     CheckpointError.
     """
     folder, model, family = path if path.is_dir() else path.parent, opened.model, opened.found.family
-    usual, said = _BY_FAMILY[family], _said(opened, folder)
+    is_pe = family == "timm/eva" and model.use_norm_pre
+    usual = _BY_FAMILY["pe" if is_pe else family]
+    usual = _BY_TYPE.get(opened.found.settings.get("model_type", ""), usual)
+    said = _said(opened, folder)
     own = _own(path)
     if own is not None and not _agrees(own, said, family):
         own = None
@@ -67,6 +79,8 @@ def preprocessing(opened: OpenedWeights, path: Path) -> tuple[Data, str]:
     (mean, std), origin = usual.statistics, f"assumed for {opened.found.source}"
     if (given := _statistics(said, folder)) is not None:
         (mean, std), origin = given, "from the files"
+    if own is None and (given := input_statistics(opened.found.file)) is not None:
+        (mean, std), origin = given, "from the tensors"  # of a model that normalises images itself
     if opened.native.channels != len(mean):
         mean, std, origin = *((0.5,) * opened.native.channels,) * 2, "assumed"
     if model.channels != opened.native.channels:
@@ -146,7 +160,7 @@ def _statistics(said: Mapping[str, Any], folder: Path) -> tuple[tuple[float, ...
 
 def _resizing(said: Mapping[str, Any], usual: _Usual, family: str, folder: Path) -> tuple[Share, str]:
     """(share, method) that files say; those of the family where they say none that this project has."""
-    if family.startswith("transformers/"):
+    if family.startswith("transformers/") or family == "radio":
         number = said.get("resample")
         method = _OF_PIL.get(number, usual.method) if isinstance(number, int) else usual.method
         if said.get("do_resize", True) is not True:
@@ -159,7 +173,7 @@ def _resizing(said: Mapping[str, Any], usual: _Usual, family: str, folder: Path)
         return usual.share, method
     method = _OF_TIMM.get(str(said.get("interpolation")), usual.method)
     share = said.get("crop_pct", usual.share)
-    if not isinstance(share, int | float) or not share > 0:
+    if "crop_pct" in said and (not isinstance(share, int | float) or not share > 0):
         raise CheckpointError(f"{folder}: the files beside the weights say crop_pct {share!r}: must be > 0")
     is_squashed = said.get("resize_mode") == "squash" or (said.get("crop_mode") == "squash" and share == 1)
     return (SQUASHED if is_squashed else share), method

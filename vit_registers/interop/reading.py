@@ -24,8 +24,10 @@ from vit_registers.interop.infer import infer_model
 from vit_registers.interop.names.big_vision import big_vision_map, infer_big_vision
 from vit_registers.interop.names.dinov2_timm_clip import BigVisionNames, MupVitNames, TensorNames
 from vit_registers.interop.names.mup_vit import assumed, infer_mup_vit, mup_vit_map
+from vit_registers.interop.names.radio import RadioNames
 from vit_registers.interop.names.torch_map import torch_map
 from vit_registers.interop.opened import OpenedWeights, describe_weights
+from vit_registers.interop.radio import describe_radio, infer_radio, radio_map
 from vit_registers.interop.recognize import RecognizedWeights, recognize
 from vit_registers.interop.settings import read_settings, with_architecture
 from vit_registers.interop.tensor_map import TensorRule, contiguous
@@ -48,6 +50,8 @@ def tensor_map_of(names: TensorNames, model: Model, source: str) -> list[TensorR
         return big_vision_map(names, model)
     if isinstance(names, MupVitNames):
         return mup_vit_map(names, model)
+    if isinstance(names, RadioNames):
+        return radio_map(names, model)
     return torch_map(names, model, source)
 
 
@@ -58,6 +62,8 @@ def _infer(found: RecognizedWeights) -> Model:
             return infer_big_vision(names, found)
         if isinstance(names, MupVitNames):
             return infer_mup_vit(names, found)
+        if isinstance(names, RadioNames):
+            return infer_radio(names, found)
         return infer_model(names, found)
     except (IndexError, ZeroDivisionError) as error:
         shapes = found.weights.shapes
@@ -77,8 +83,8 @@ def understand(
     model, or with a list of all tensors that are missing, superfluous or of another shape.
     """
     settings = with_architecture(settings or {}, hints.architecture, weights.where)
-    check_types(weights.where, settings)
     check_architecture(weights.where, settings)
+    check_types(weights.where, settings)
     found = recognize(weights, source=source, settings=settings, hints=hints)
     dtypes = found.weights.dtypes
     values = {found.in_file(name): dtypes[name] for name in dtypes if name != found.names.mask}
@@ -90,6 +96,9 @@ def understand(
     native = _infer(found)
     if isinstance(found.names, MupVitNames):
         found = dataclasses.replace(found, note=assumed(found.names, found, native))
+    if isinstance(found.names, RadioNames):
+        note = "; ".join(filter(None, (found.note, describe_radio(found))))
+        found = dataclasses.replace(found, note=note)
     check_agreement(weights.where, settings, native, hints)
     tensor_map = tensor_map_of(found.names, native, found.source)
     leaves = leaves_of(abstract_model(native)[1])
@@ -98,14 +107,15 @@ def understand(
     if hints.channels is not None:
         check_channels(native.channels, hints.channels, weights.where)
         model = dataclasses.replace(model, channels=hints.channels)
-    if hints.image_size is not None and hints.image_size != native.image_size:
+    image_size = hints.image_size or settings.get("preferred_size")  # the latter of RADIO's config.json
+    if image_size is not None and image_size != native.image_size:
         if native.summary_factor:
             raise CheckpointError(
                 f"{weights.where} has summaries for images of {native.image_size} px: load it at that size, "
                 "and call the model with images of another"
             )
-        patch_grid(hints.image_size, native.patch_size)
-        model = dataclasses.replace(model, image_size=hints.image_size)
+        patch_grid(image_size, native.patch_size)
+        model = dataclasses.replace(model, image_size=image_size)
     return OpenedWeights(found=found, native=native, model=model, tensor_map=tuple(tensor_map))
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vit_registers.errors import CheckpointError
+from vit_registers.interop.architectures import MODEL_TYPES
+from vit_registers.interop.dinov3 import transformers_rotation
+from vit_registers.interop.eva import timm_rotation
+from vit_registers.interop.radio_settings import is_radio, radio_settings
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -22,7 +26,9 @@ def read_whole_settings(path: Path) -> dict[str, Any]:
         if not file.is_file():
             continue
         values = read_json(file)
-        if isinstance(values, dict) and {"model_type", "architecture", "model_cfg"} & set(values):
+        if not isinstance(values, dict):
+            continue
+        if {"model_type", "architecture", "model_cfg"} & set(values) or is_radio(values):
             values = {name: value for name, value in values.items() if value is not None}
             check_objects(str(file), values)
             return values
@@ -83,7 +89,11 @@ def plain_settings(values: dict[str, Any]) -> dict[str, Any]:
         whole = {name: values[name] for name in ("model_type", "projection_dim") if name in values}
         said = {name: value for name, value in values["vision_config"].items() if value is not None}
         values = said | whole
-    if values.get("model_type") in ("clip", "clip_vision_model"):
+    if values.get("model_type") == "dinov3_vit":
+        values = values | {"rotation": transformers_rotation(values)}
+    if is_radio(values):
+        return radio_settings(values)
+    if MODEL_TYPES.get(str(values.get("model_type"))) == "clip":
         values = {"hidden_act": "quick_gelu"} | values  # transformers' default
     if "model_cfg" in values:
         return _open_clip_settings(values)
@@ -113,6 +123,9 @@ _TIMM = {
     r"vit_large_patch16_siglip_(gap_)?512": {"hidden_act": "gelu_tanh"},
     r"vit_base_patch16_gap_224": {"num_attention_heads": 16},
     r"test_vit2?": {"num_attention_heads": 2},
+    r"test_vit3": {"num_attention_heads": 3, "pool_include_prefix": True},
+    r"vit_giant_patch16_radio_.*": {"num_attention_heads": 24},
+    r"beit3_.*": {"layer_norm_eps": 1e-5},
 }
 
 
@@ -126,5 +139,9 @@ def _timm_settings(values: dict[str, Any]) -> dict[str, Any]:
         "global_pool": args.get("global_pool"),
         "num_attention_heads": args.get("num_heads"),
         "hidden_act": args.get("act_layer"),
+        "pool_include_prefix": args.get("pool_include_prefix"),
     }
+    rotation = timm_rotation(name, args)
+    if rotation is not None:
+        theirs |= {"rotation": rotation, "pool_num_heads": args.get("attn_pool_num_heads")}
     return values | {key: value for d in (*said, theirs) for key, value in d.items() if value is not None}

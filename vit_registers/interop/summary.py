@@ -5,6 +5,7 @@ from vit_registers.interop.opened import describe_normalisation
 from vit_registers.interop.shown import shown_part
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import count_parameters
+from vit_registers.models.positions import position_rule
 from vit_registers.models.tokens import TokenLayout, patch_grid, summary_grids
 
 
@@ -22,8 +23,8 @@ def describe_model(model: Model, image_size: tuple[int, int], classes: str | Non
     tokens += [f"summaries of {rows} x {columns}" for rows, columns in layout.summary_grids]
     tokens.append(f"{layout.num_patches} patches ({grid[0]} x {grid[1]})")
     positions = model.positions
-    if positions == "learned" or model.position_resampling != "none":
-        positions += f" (other image sizes: {model.position_resampling})" * (positions != "none")
+    if position_rule(positions).is_learned or model.position_resampling != "none":
+        positions += f" (other image sizes: {model.position_resampling})" * position_rule(positions).has_table
     is_grey, head = model.channels == 1, "none"
     if model.num_classes:
         head = f"{model.num_classes} classes: {classes or 'names not known'}"

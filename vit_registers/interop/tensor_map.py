@@ -94,6 +94,58 @@ def split_bias(leaf: Leaf, names: tuple[str, ...]) -> TensorRule:
     )
 
 
+def query_value_bias(leaf: Leaf, names: tuple[str, str]) -> TensorRule:
+    """A bias [3, ...] of queries, keys and values, of which the file has those of queries and values.
+
+    That of keys is 0. Export raises CheckpointError if it is not.
+    """
+
+    def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        query, value = (array.reshape(shapes[0][1:]) for array in arrays)
+        return [np.stack([query, np.zeros_like(query), value])]
+
+    def dump(leaves: Arrays) -> Arrays:
+        query, key, value = (part.reshape(-1) for part in leaves[0])
+        if key.any():
+            raise CheckpointError(f"{path_text(leaf)} has a bias of keys, which the format lacks")
+        return [query, value]
+
+    return TensorRule((leaf,), names, load, dump)
+
+
+def masked_bias(leaf: Leaf, names: tuple[str, str]) -> TensorRule:
+    """A bias [3, ...] of queries, keys and values, and a tensor that it is multiplied by.
+
+    The file has 0 in the latter for keys, and 1 for the others. Import multiplies both. Export raises
+    CheckpointError if the bias of keys is not 0.
+    """
+
+    def load(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        bias, mask = arrays
+        if not np.isin(mask, (0, 1)).all():
+            raise CheckpointError(f"tensor '{names[1]}' is a mask: must have numbers 0 and 1 only")
+        return [np.where(mask != 0, bias, np.zeros_like(bias)).reshape(shapes[0])]
+
+    def dump(leaves: Arrays) -> Arrays:
+        if leaves[0][1].any():
+            raise CheckpointError(f"{path_text(leaf)} has a bias of keys, which the format lacks")
+        mask = np.ones_like(leaves[0])
+        mask[1] = 0
+        return [leaves[0].reshape(-1), mask.reshape(-1)]
+
+    return TensorRule((leaf,), names, load, dump)
+
+
+def of_all_blocks(leaves: tuple[Leaf, ...], name: str, *, axis: int) -> TensorRule:
+    """Leaves of all blocks that are slices along `axis` of one tensor."""
+    return TensorRule(
+        leaves,
+        (name,),
+        lambda arrays, shapes: [arrays[0].take(i, axis=axis) for i in range(len(leaves))],
+        lambda parts: [np.stack(parts, axis=axis)],
+    )
+
+
 def joint_dense(leaves: tuple[Leaf, ...], name: str, *, inputs: int) -> TensorRule:
     """Dense kernels [inputs, outputs...] whose outputs are concatenated in one tensor [outputs, inputs]."""
 

@@ -114,8 +114,9 @@ def told_text(whole: Mapping[str, Any], where: str) -> dict[str, Any]:
     end = section.get("eos_token_id", 49_407)
     if not isinstance(end, int) or isinstance(end, bool):
         raise CheckpointError(f"{where}: text_config.eos_token_id={end!r}: must be one integer")
-    # transformers has 2 in configs from before it knew the end token, and pools the largest id then.
-    said["end_token"] = None if end == 2 else end
+    # CLIP has 2 in configs from before transformers knew the end token, and pools the largest id then.
+    is_legacy = end == 2 and not str(whole.get("model_type")).startswith("metaclip")
+    said["end_token"] = None if is_legacy else end
     return said | _CLIP | ({"embed_dim": whole["projection_dim"]} if "projection_dim" in whole else {})
 
 

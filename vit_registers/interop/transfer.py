@@ -13,7 +13,7 @@ from vit_registers.interop.reading import HEAD, OPTIONAL, PATCH_KERNEL
 from vit_registers.models.blocks import dims
 from vit_registers.models.params import abstract_model
 from vit_registers.models.paths import Leaf, leaves_of, path_text
-from vit_registers.models.positions import POSITIONS
+from vit_registers.models.positions import position_rule, positions_in_evaluation
 from vit_registers.models.resampling import resample
 from vit_registers.models.tokens import patch_grid
 from vit_registers.models.vit import token_layout
@@ -99,6 +99,8 @@ def _num_extra(model: Model) -> tuple[int, int]:
 
 def _check_same_network(source: Model, target: Model, settings: InitFrom) -> None:
     there, here = (dataclasses.asdict(model) | dataclasses.asdict(dims(model)) for model in (source, target))
+    for settings_of, model in ((there, source), (here, target)):
+        settings_of["positions"] = positions_in_evaluation(model.positions)
     free = may_change(TRANSFER)
     differing = [
         f"model.{name} is {there[name]!r} there and {here[name]!r} here"
@@ -126,7 +128,9 @@ def _check_same_network(source: Model, target: Model, settings: InitFrom) -> Non
             f"model.summary_factor={source.summary_factor} gives {summaries} summaries there and "
             f"{target.summary_factor} gives {new_summaries} here (set init_from.summaries to fresh)"
         )
-    if not POSITIONS[source.positions].is_learned and source.image_size != target.image_size:
+    rule = position_rule(source.positions)
+    is_for_one_size = not rule.is_learned and (rule.rotation is None or rule.table is not None)
+    if is_for_one_size and source.image_size != target.image_size:
         grids = [patch_grid(model.image_size, model.patch_size) for model in (source, target)]
         if target.position_resampling != "none" and grids[0] != grids[1]:
             differing.append(

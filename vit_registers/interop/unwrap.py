@@ -15,19 +15,23 @@ from vit_registers.interop.left_out import (
     search,
     unused_patterns,
 )
+from vit_registers.interop.names.radio import RADIO_PATCHES
 from vit_registers.interop.values import refuse_quantised
 
 SOURCES = ("dinov2", "deit", "dino", "clip", "open_clip", "timm", "transformers", "big_vision", "mup_vit")
+SOURCES += ("dinov3", "eva02", "pe", "radio")
 
 # The name of the patch embedding, which every family has, tells the family; the text before it is a prefix.
 PATCH_NAMES = {
-    "patch_embed.proj.weight": ("timm", "dinov2", "deit", "dino"),
-    "conv1.weight": ("clip", "open_clip"),
+    "patch_embed.proj.weight": ("timm", "dinov2", "deit", "dino", "dinov3", "eva02"),
+    "conv1.weight": ("clip", "open_clip", "pe"),
     "embeddings.patch_embeddings.projection.weight": ("transformers",),
     "embeddings.patch_embedding.weight": ("transformers",),
+    "embeddings.patch_embeddings.weight": ("transformers",),
     "conv_proj.weight": ("mup_vit",),
     "patchifier.weight": ("mup_vit",),
     "embedding/kernel": ("big_vision",),
+    **dict.fromkeys(RADIO_PATCHES, ("radio",)),
 }
 
 # Modules that only wrap another one: torch's DataParallel, torch.compile, FSDP, activation checkpoints.
@@ -134,9 +138,10 @@ def _find_patches(weights: Weights, names: Mapping[str, str], asked: Mapping[str
         for patch in PATCH_NAMES:
             prefix = name.removesuffix(patch)
             is_at_border = prefix == "" or prefix[-1] in "./"
-            if name.endswith(patch) and is_at_border and len(weights.shapes[in_file]) == 4:
-                if patch == "conv1.weight" and prefix + "class_embedding" not in names:
-                    continue
+            axes = 2 if patch in RADIO_PATCHES else 4
+            if name.endswith(patch) and is_at_border and len(weights.shapes[in_file]) == axes:
+                if patch == "conv1.weight" and prefix + "positional_embedding" not in names:
+                    continue  # a ResNet of CLIP
                 found[prefix] = patch
     # The optimizer moments of big_vision have the names of parameters.
     found = {

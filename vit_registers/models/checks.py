@@ -7,21 +7,24 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.activations import ACTIVATIONS
 from vit_registers.models.attention.api import BACKENDS, KEEP_WEIGHTS
 from vit_registers.models.blocks import DTYPES, REMAT, dims
-from vit_registers.models.pooling import POOLINGS
-from vit_registers.models.positions import POSITIONS
+from vit_registers.models.cls_role import check_cls_role
+from vit_registers.models.pixels import PIXELS, check_pixels
+from vit_registers.models.pooling import POOL_TOKENS, POOLINGS
+from vit_registers.models.positions import position_rule
 from vit_registers.models.resampling import RESAMPLINGS
 
 
 def check_model(model: Model) -> None:
     """Raises ConfigError for an unknown name, a value out of range, and settings that exclude each other."""
     choices = {
+        "pixels": PIXELS,
         "registers": ("learned", "zeros"),
         "summaries": ("learned", "zeros"),
         "extra_positions": ("none", "learned", "sincos2d"),
         "pooling": POOLINGS,
+        "pool_tokens": POOL_TOKENS,
         "drop_path_schedule": ("linear", "constant"),
         "dtype": tuple(DTYPES),
-        "positions": tuple(POSITIONS),
         "position_resampling": (*RESAMPLINGS, "none"),
         "activation": tuple(ACTIVATIONS),
         "attention": tuple(BACKENDS),
@@ -45,6 +48,8 @@ def check_model(model: Model) -> None:
             f"model.drop_path_group={model.drop_path_group} with model.use_scan=True requires the same rate "
             "in all blocks: set model.drop_path_schedule='constant'"
         )
+    check_cls_role(model)
+    check_pixels(model)
     pooling = f"model.pooling='{model.pooling}'"
     if model.pooling in ("cls", "cls_gap") and not model.use_cls:
         raise ConfigError(f"{pooling} requires model.use_cls=True: set it, or pooling to gap or map")
@@ -54,7 +59,15 @@ def check_model(model: Model) -> None:
         raise ConfigError(f"{pooling} requires summaries: set model.summary_factor, or pooling to gap")
     if model.use_norm_after_pool and model.pooling not in ("cls", "gap"):
         raise ConfigError(f"model.use_norm_after_pool requires pooling cls or gap, not '{model.pooling}'")
-    if model.position_resampling == "none" and POSITIONS[model.positions].is_learned:
+    if model.use_norm_after_pool and not model.use_final_norm:
+        raise ConfigError("model.use_norm_after_pool=True requires the final norm: set use_final_norm=True")
+    pool_defaults = {"pool_tokens": "patches", "pool_num_heads": None, "pool_mlp_dim": None}
+    for name, default in pool_defaults.items():
+        if model.pooling != "map" and getattr(model, name) != default:
+            raise ConfigError(
+                f"model.{name}={getattr(model, name)!r} has no effect with {pooling}, not 'map'"
+            )
+    if model.position_resampling == "none" and position_rule(model.positions).is_learned:
         raise ConfigError(
             "model.position_resampling='none' computes a fixed table at every image size; learned positions "
             f"require one of {', '.join(RESAMPLINGS)}"

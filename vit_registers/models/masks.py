@@ -1,8 +1,8 @@
 """Which tokens may attend to which: TokenLayout -> static boolean mask_TxT, True = may attend. numpy only.
 
 A mask is chosen by a text with arguments, such as model.mask="window(radius=2)"; MASKS lists them. In every
-mask but `file` and `cls_through_registers`, cls and registers attend to all tokens, and all tokens attend to
-them.
+mask but `file`, `cls_through_registers` and those of causal_masks.py, cls and registers attend to all tokens,
+and all tokens attend to them.
 """
 
 import dataclasses
@@ -16,6 +16,8 @@ from vit_registers.config import Model
 from vit_registers.config.strings import Call, parse_call
 from vit_registers.digests import bytes_digest
 from vit_registers.errors import ConfigError
+from vit_registers.models.causal_masks import causal, fractal_causal
+from vit_registers.models.positions import canonical_positions
 from vit_registers.models.tokens import Grid, TokenLayout
 
 
@@ -197,6 +199,8 @@ MASKS: dict[str, Callable[..., np.ndarray | None]] = {
     "one_way": one_way,
     "window": window,
     "cls_through_registers": cls_through_registers,
+    "causal": causal,
+    "fractal_causal": fractal_causal,
     "file": file,
 }
 
@@ -230,15 +234,16 @@ def read_mask_file(path: str, sha256: str = "") -> bytes:
 
 
 def resolve(model: Model) -> Model:
-    """The model with its mask in canonical text, and with the digest of its file where it has one.
+    """The model with its mask, with the digest of its file if it has one, and positions in canonical text.
 
     "window(2)" becomes "window(radius=2)", "file('m.npy')" becomes "file(path='m.npy', sha256='...')". Raises
-    ConfigError for text that is not a known mask, and for a file without `sha256` that cannot be read.
+    ConfigError for text that is not a known mask or position, and for a file without `sha256` that cannot be
+    read.
     """
     call = parse_mask(model.mask)
     if call.name == "file" and not call.arguments.get("sha256"):
         call.arguments["sha256"] = bytes_digest(read_mask_file(call.arguments["path"]))
-    return dataclasses.replace(model, mask=str(call))
+    return dataclasses.replace(model, mask=str(call), positions=canonical_positions(model.positions))
 
 
 def is_same_mask(one: Model, other: Model) -> bool:

@@ -6,6 +6,7 @@ Here the gradient of the input is one expression of the stored mean and reciproc
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,22 @@ class LayerNorm(nnx.LayerNorm):
         """The normalised x, float32, of the shape of x."""
         assert self.scale is not None and self.bias is not None
         return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+    def parts(self, parts_BxD: Sequence[jax.Array]) -> list[jax.Array]:
+        """The parts of norm(sum of `parts_BxD`) - bias, each normalised with the statistics of the sum."""
+        assert self.scale is not None
+        total_BxD = functools.reduce(jnp.add, parts_BxD)
+        _, rstd_Bx1 = _statistics(total_BxD, self.epsilon)
+        scale_1xD = self.scale[...][None]
+        return [(part - part.mean(-1, keepdims=True)) * rstd_Bx1 * scale_1xD for part in parts_BxD]
+
+
+class NoNorm(nnx.Module):
+    """The identity, in float32, in the place of a LayerNorm; it has no parameters."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x in float32."""
+        return x.astype(jnp.float32)
 
 
 def _statistics(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:

@@ -19,6 +19,7 @@ from vit_registers.models.paths import leaf_of, path_text
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
     (r"attn/qkv/bias", PartitionSpec(None, "tensor", None)),
+    (r"attn/frequencies", PartitionSpec(None, "tensor", None)),
     (r"attn/out/kernel", PartitionSpec("tensor", None, "fsdp")),
     (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
     (r"mlp/fc1/bias", PartitionSpec("tensor")),

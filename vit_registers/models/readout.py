@@ -1,7 +1,7 @@
 """What is read from a forward pass besides its outputs: attention weights, and the tokens after blocks."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +74,7 @@ def block_weights(taps: Taps, block: int, constants: Constants, queries: slice =
 def attention_maps(
     taps: Taps,
     layout: TokenLayout,
-    constants: Constants,
+    constants: Callable[[int], Constants],
     *,
     block: int | Sequence[int],
     queries: str,
@@ -85,7 +85,7 @@ def attention_maps(
     lookup(dict.fromkeys(HEADS), heads, "heads")
     is_one = _integer(block) is not None
     numbers = _block_numbers(block, len(taps["q"]), "block")
-    each = [block_weights(taps, number, constants, where) for number in numbers]
+    each = [block_weights(taps, number, constants(number), where) for number in numbers]
     weights = jnp.stack([one.mean(axis=1) if heads == "mean" else one for one in each])
     weights = weights[0] if is_one else weights
     to_patches = weights[..., layout.patches]

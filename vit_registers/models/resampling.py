@@ -2,6 +2,8 @@
 
 All methods are linear and separable, so each is a function (size, new_size) -> matrix [new_size, size],
 float64, whose rows sum to 1. They differ at every grid but that of training, where the table is unchanged.
+Those with "_crop" resample to a square of the longer side, and keep its upper left part; for squares they are
+those without.
 """
 
 from collections.abc import Callable
@@ -53,6 +55,12 @@ def bicubic_offset(size: int, new_size: int) -> np.ndarray:
     return _bicubic(size, new_size, (new_size + 0.1) / size)
 
 
+def bilinear(size: int, new_size: int) -> np.ndarray:
+    """torch's bilinear with size= (border repeated); used by the Perception Encoder's code."""
+    centers = np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)
+    return np.maximum(0.0, 1.0 - np.abs(centers[:, None] - np.arange(size)[None]))
+
+
 def linear(size: int, new_size: int) -> np.ndarray:
     """Linear with fixed corners, as scipy.ndimage.zoom with order=1; used by big_vision."""
     centers = np.arange(new_size) * ((size - 1) / (new_size - 1) if new_size > 1 else 1.0)
@@ -63,18 +71,30 @@ RESAMPLINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "bicubic_aa": bicubic_aa,
     "bicubic": bicubic_to_size,
     "bicubic_offset": bicubic_offset,
+    "bilinear": bilinear,
     "linear": linear,
+    "bilinear_crop": bilinear,
+    "linear_crop": linear,
 }
+# RADIO's: to a square of the longer side, whose first rows and columns are kept.
+_CROPPED = ("bilinear_crop", "linear_crop")
 
 Table = jax.Array | np.ndarray
+
+
+def axis_matrices(source: Grid, target: Grid, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """(matrix of the rows, matrix of the columns) from one grid to another, [new_size, size], float64."""
+    matrix = lookup(RESAMPLINGS, method, "model.position_resampling")
+    sides = (max(target),) * 2 if method in _CROPPED else target
+    rows, columns = (matrix(s, t) for s, t in zip(source, sides, strict=True))
+    return rows[: target[0]], columns[: target[1]]
 
 
 def resample(table_PxD: Table, source: Grid, target: Grid, method: str) -> Table:
     """The table of grid `source` resampled to grid `target`; the same table if both have the same shape."""
     if source == target:
         return table_PxD
-    matrix = lookup(RESAMPLINGS, method, "model.position_resampling")
-    rows, columns = (matrix(s, t).astype(np.float32) for s, t in zip(source, target, strict=True))
+    rows, columns = (matrix.astype(np.float32) for matrix in axis_matrices(source, target, method))
     width = table_PxD.shape[-1]
     table = jnp.reshape(jnp.asarray(table_PxD, jnp.float32), (*source, width))
     precision = jax.lax.Precision.HIGHEST

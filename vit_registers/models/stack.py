@@ -11,9 +11,11 @@ from flax import nnx
 
 from vit_registers.config import Model, lookup
 from vit_registers.models.blocks import BLOCK_TAPS, DTYPES, REMAT, Block
+from vit_registers.models.cls_role import num_held_blocks
 from vit_registers.models.drop_path import drop_rates
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.partition import gathered, in_compute_dtype, shard_batch, stacked
+from vit_registers.models.rotary import Rotation
 
 Taps = dict[str, tuple[jax.Array, ...]]
 
@@ -37,23 +39,37 @@ def run_blocks(
     drop_key: jax.Array | None,
     drop_group: int | None,
     edits: Edits,
+    rotation: Rotation | None = None,
+    is_cls_1xTx1: np.ndarray | None = None,
 ) -> Taps:
     """The taps "resid" (depth + 1) and BLOCK_TAPS (depth each) of a model's blocks; see vit.Outputs.
 
     Weights that are split over fsdp are gathered block by block, inside the part that model.remat computes
     again. With model.use_scan the blocks are one loop of the compiled program, except with edits: these
-    depend on the index of a block during tracing, and require unrolled blocks.
+    depend on the index of a block during tracing, and require unrolled blocks. `is_cls_1xTx1` is that
+    of cls_role.cls_rows.
     """
     num_tokens = resid_BxTxD.shape[1]
     is_padded = model.attention in _EVEN and num_tokens % 2 == 1 and edits == NO_EDITS
     if is_padded:
         resid_BxTxD = jnp.pad(resid_BxTxD, [(0, 0), (0, 1), (0, 0)])
         mask_TxT, bias_NxTxT = _with_unseen(mask_TxT, bias_NxTxT, num_tokens)
-    constants = {"mask_TxT": mask_TxT, "bias_NxTxT": bias_NxTxT, "drop_group": drop_group}
+        rotation = None if rotation is None else rotation.with_unseen()
+        if is_cls_1xTx1 is not None:
+            is_cls_1xTx1 = np.pad(is_cls_1xTx1, [(0, 0), (0, 1), (0, 0)])
+    constants = {
+        "mask_TxT": mask_TxT,
+        "bias_NxTxT": bias_NxTxT,
+        "drop_group": drop_group,
+        "rotation": rotation,
+    }
+    if not model.has_cls_skip:
+        constants["no_skip_1xTx1"] = is_cls_1xTx1
+    held = [] if is_cls_1xTx1 is None else [is_cls_1xTx1] * num_held_blocks(model, len(blocks))
     if model.use_scan and len(blocks) > 1 and edits == NO_EDITS:
-        taps = _scan(model, blocks, resid_BxTxD, constants, drop_key)
+        taps = _scan(model, blocks, resid_BxTxD, constants, drop_key, held)
     else:
-        taps = _unrolled(model, blocks, resid_BxTxD, constants, drop_key, edits)
+        taps = _unrolled(model, blocks, resid_BxTxD, constants, drop_key, edits, held)
     if is_padded:
         taps = {name: tuple(value[:, :num_tokens] for value in values) for name, values in taps.items()}
     return taps
@@ -78,6 +94,7 @@ def _unrolled(
     constants: dict[str, Any],
     drop_key: jax.Array | None,
     edits: Edits,
+    held: Sequence[np.ndarray],
 ) -> Taps:
     policy = lookup(REMAT, model.remat, "model.remat")
     taps: dict[str, list[jax.Array]] = {name: [] for name in ("resid", *BLOCK_TAPS)}
@@ -87,6 +104,8 @@ def _unrolled(
         apply = functools.partial(
             _apply, graphdef, DTYPES[model.dtype], **constants, drop_rate=rate, index=i, edits=edits
         )
+        if i < len(held):
+            apply = functools.partial(apply, held_1xTx1=held[i])
         if policy is not None:
             apply = jax.checkpoint(apply, policy=policy)
         key = None if drop_key is None else jax.random.fold_in(drop_key, i)
@@ -103,6 +122,7 @@ def _scan(
     resid_BxTxD: jax.Array,
     constants: dict[str, Any],
     drop_key: jax.Array | None,
+    held: Sequence[np.ndarray],
 ) -> Taps:
     """The same values as run_blocks, from a loop over the blocks' parameters, which each call stacks."""
     depth, dtype, rates = len(blocks), DTYPES[model.dtype], drop_rates(model, len(blocks))
@@ -120,6 +140,9 @@ def _scan(
         each["drop_rate"] = jnp.asarray(rates, jnp.float32)
     if constants["drop_group"] is not None:
         del each["drop_rate"]
+    if held:
+        free = [np.zeros_like(held[0])] * (depth - len(held))
+        each["held_1xTx1"] = jnp.asarray(np.stack([*held, *free]))
 
     def body(resid_BxTxD: jax.Array, inputs: tuple[Any, dict[str, Any]]) -> tuple[jax.Array, dict[str, Any]]:
         params, each = inputs
@@ -144,12 +167,18 @@ def _apply(
     drop_key: jax.Array | None,
     drop_rate: float | jax.Array,
     drop_group: int | None,
+    rotation: Rotation | None,
     index: int = 0,
     edits: Edits = NO_EDITS,
+    no_skip_1xTx1: np.ndarray | None = None,
+    held_1xTx1: np.ndarray | jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(output, taps) of the block with those parameters, which are gathered only inside this function."""
+    """(output, taps) of the block with those parameters, which are gathered only inside this function.
+
+    Tokens in `held_1xTx1` leave the block as they enter it, in the output and in the tap "middle".
+    """
     block = nnx.merge(graphdef, gathered(params, dtype))
-    return block(
+    out_BxTxD, inner = block(
         resid_BxTxD,
         mask_TxT,
         bias_NxTxT,
@@ -158,7 +187,13 @@ def _apply(
         drop_group=drop_group,
         index=index,
         edits=edits,
+        rotation=rotation,
+        no_skip_1xTx1=no_skip_1xTx1,
     )
+    if held_1xTx1 is None:
+        return out_BxTxD, inner
+    middle_BxTxD = jnp.where(held_1xTx1, resid_BxTxD, inner["middle"])
+    return jnp.where(held_1xTx1, resid_BxTxD, out_BxTxD), inner | {"middle": middle_BxTxD}
 
 
 def _split(module: nnx.Module) -> tuple[nnx.GraphDef, Any]:

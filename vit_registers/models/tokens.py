@@ -88,19 +88,21 @@ class TokenLayout:
 def summary_grids(patch_grid: Grid, factor: int | None) -> tuple[Grid, ...]:
     """The summary grids of `factor` k, coarsest first: repeated floor division of the patch grid by k.
 
-    arXiv:2601.15506 uses square grids: 14 x 14 gives 4, 9, 17 and 59 tokens for k = 5, 4, 3 and 2. Empty for
-    factor None. Raises ConfigError if k < 2 or k is larger than a side of the grid.
+    arXiv:2601.15506 uses square grids: 14 x 14 gives 4, 9, 17 and 59 tokens for k = 5, 4, 3 and 2. A sequence
+    has a grid of one row, and only its columns are divided: 1 x 256 gives 1 x 1, 1 x 4, 1 x 16 and 1 x 64 for
+    k = 4. Empty for factor None. Raises ConfigError if k < 2 or k is larger than a side that is divided.
     """
     if factor is None:
         return ()
-    rows, columns = patch_grid
-    if not 2 <= factor <= min(patch_grid):
+    (rows, columns), is_sequence = patch_grid, patch_grid[0] == 1
+    most = columns if is_sequence else min(patch_grid)
+    if not 2 <= factor <= most:
         raise ConfigError(
             f"model.summary_factor={factor} does not fit the patch grid of {rows} x {columns}: "
-            f"it must be 2 to {min(patch_grid)}, or None for no summaries"
+            f"it must be 2 to {most}, or None for no summaries"
         )
     grids = []
-    while min(rows := rows // factor, columns := columns // factor) > 0:
+    while min(rows := rows if is_sequence else rows // factor, columns := columns // factor) > 0:
         grids.append((rows, columns))
     return tuple(reversed(grids))
 

@@ -10,17 +10,19 @@ import numpy as np
 from flax import nnx, struct
 from jax.nn.initializers import zeros
 
-from vit_registers.config import Model, lookup
+from vit_registers.config import Model
 from vit_registers.errors import ConfigError
 from vit_registers.models import readout
-from vit_registers.models.blocks import DTYPES, Block, dims, inits
+from vit_registers.models.blocks import DTYPES, Block, dims, inits, rotation_at
 from vit_registers.models.checks import check_model
+from vit_registers.models.cls_role import cls_rows, constants_by_block, without_cls_keys
 from vit_registers.models.edits import NO_EDITS, Edits
 from vit_registers.models.initializers import Init, Inits
 from vit_registers.models.masks import build_mask, resolve
-from vit_registers.models.norm import LayerNorm
+from vit_registers.models.norm import LayerNorm, NoNorm
+from vit_registers.models.pixels import patch_channels, pixels
 from vit_registers.models.pooling import MapPool, pool, pooled_width
-from vit_registers.models.positions import POSITIONS, sincos2d
+from vit_registers.models.positions import POSITIONS, PositionRule, position_rule, sincos2d
 from vit_registers.models.readout import AttentionMaps, Intermediates
 from vit_registers.models.resampling import resample
 from vit_registers.models.stack import ready, run_blocks
@@ -32,7 +34,7 @@ class Outputs:
     """The outputs of a ViT. Token groups are after the final norm, float32; None if the model has none.
 
     With model.use_norm_after_pool the final norm applies to `pooled` only, as in CLIP and in timm's average
-    pooling, and the groups are not normalised.
+    pooling, and the groups are not normalised. Without model.use_final_norm nothing is.
     `taps` has the inner values of all blocks. Under jit, taps that are not read cost nothing. They are
     "embed" (BxPxD, patch embeddings before positions), "resid" (depth + 1 arrays BxTxD: the input of the
     first block, then the output of each block, before the final norm), and for each block "q", "k", "v"
@@ -62,9 +64,9 @@ def token_layout(model: Model) -> TokenLayout:
 @functools.lru_cache(maxsize=32)
 def static_attention(model: Model, layout: TokenLayout) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The constants (mask_TxT, bias_NxTxT) of `model` for `layout`; None for no mask, and for no bias."""
-    rule = lookup(POSITIONS, model.positions, "model.positions")
+    rule = position_rule(model.positions)
     bias_NxTxT = None if rule.bias is None else rule.bias(layout, dims(model).num_heads)
-    return build_mask(model.mask, layout), bias_NxTxT
+    return without_cls_keys(model, layout, build_mask(model.mask, layout)), bias_NxTxT
 
 
 class ViT(nnx.Module):
@@ -79,12 +81,15 @@ class ViT(nnx.Module):
         self.model = model = resolve(model)
         self.layout = token_layout(model)
         static_attention(model, self.layout)  # to fail here, not in the first call
+        rotation_at(model, self.layout)
         sizes = dims(model)
         init = inits(model, sizes)
-        if "sincos2d" in (model.positions, model.extra_positions):
-            sincos2d(self.layout.patch_grid, sizes.width)  # also to fail here
+        extra = POSITIONS.get(model.extra_positions, PositionRule())
+        for fixed in (position_rule(model.positions).table, extra.table):
+            if fixed is not None:
+                fixed(self.layout.patch_grid, sizes.width)  # also to fail here
         self.patch_embed = nnx.Conv(
-            model.channels,
+            patch_channels(model),
             sizes.width,
             kernel_size=(model.patch_size, model.patch_size),
             strides=model.patch_size,
@@ -99,7 +104,7 @@ class ViT(nnx.Module):
         norm = functools.partial(LayerNorm, sizes.width, epsilon=model.norm_eps, rngs=rngs)
         self.norm_pre = norm() if model.use_norm_pre else None
         self.blocks = nnx.List([Block(model, sizes, init, rngs=rngs) for _ in range(sizes.depth)])
-        self.norm = norm()
+        self.norm = norm() if model.use_final_norm else NoNorm()
         self.map_pool = MapPool(model, sizes, init, rngs=rngs) if model.pooling == "map" else None
         dense = functools.partial(nnx.Linear, rngs=rngs)
         pooled = pooled_width(model)
@@ -121,7 +126,7 @@ class ViT(nnx.Module):
                 return None
             return nnx.Param(initializer(rngs.params(), (1, rows, width), jnp.float32))
 
-        is_learned = POSITIONS[model.positions].is_learned
+        is_learned = position_rule(model.positions).is_learned
         num_extra = layout.num_registers + layout.num_summaries
         self.cls_token = table(init.cls, int(model.use_cls))
         self.mask_token = table(zeros, int(model.use_mask_token))
@@ -144,7 +149,7 @@ class ViT(nnx.Module):
         masked_BxP: jax.Array | None = None,
         edits: Edits = NO_EDITS,
     ) -> Outputs:
-        """The Outputs for float images; `drop_key` enables drop path.
+        """The Outputs for float images; `drop_key` enables drop path, and random coordinates.
 
         `crops_per_image` consecutive rows of the batch are of one image, for model.drop_path_group.
 
@@ -166,6 +171,8 @@ class ViT(nnx.Module):
             drop_key=drop_key,
             drop_group=None if group is None else group * crops_per_image,
             edits=edits,
+            rotation=rotation_at(self.model, layout, drop_key),
+            is_cls_1xTx1=cls_rows(self.model, layout),
         )
         is_normed_later, last_BxTxD = self.model.use_norm_after_pool, taps["resid"][-1]
         tokens_BxTxD = last_BxTxD.astype(jnp.float32) if is_normed_later else self.norm(last_BxTxD)
@@ -201,7 +208,8 @@ class ViT(nnx.Module):
         """
         layout = self._layout_of(images_BxHxWxC)
         readout.query_slice(layout, queries)  # to fail before the forward pass
-        taps, constants = self(images_BxHxWxC, edits=edits).taps, static_attention(self.model, layout)
+        taps = self(images_BxHxWxC, edits=edits).taps
+        constants = constants_by_block(self.model, layout, static_attention(self.model, layout))
         return readout.attention_maps(taps, layout, constants, block=block, queries=queries, heads=heads)
 
     def intermediates(
@@ -235,7 +243,9 @@ class ViT(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """(patch embeddings BxPxD before masking and positions, the tokens BxTxD of the first block)."""
         dtype = DTYPES[self.model.dtype]
-        patches = ready(self.patch_embed, "patch_embed", dtype)(images_BxHxWxC.astype(dtype))
+        patches = ready(self.patch_embed, "patch_embed", dtype)(
+            pixels(self.model, images_BxHxWxC).astype(dtype)
+        )
         batch, width = patches.shape[0], patches.shape[-1]
         embed_BxPxD = patches.reshape(batch, layout.num_patches, width)
         patches_BxPxD = embed_BxPxD
@@ -262,7 +272,7 @@ class ViT(nnx.Module):
 
     def _patch_positions(self, layout: TokenLayout, width: int) -> jax.Array | None:
         """The position table [1, P, D] for the patch grid of `layout`, resampled from that of training."""
-        fixed, method = POSITIONS[self.model.positions].table, self.model.position_resampling
+        fixed, method = position_rule(self.model.positions).table, self.model.position_resampling
         if self.pos_embed is not None:
             table_PxD = self.pos_embed[...][0]
         elif fixed is not None and method == "none":

@@ -4,12 +4,14 @@ from vit_registers.config import Config, lookup
 from vit_registers.objectives.base import Best, Objective
 from vit_registers.objectives.classification import Classification
 from vit_registers.objectives.image_text.objective import ImageText
+from vit_registers.objectives.language_model import LanguageModel
 from vit_registers.objectives.self_distillation.objective import SelfDistillation
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "self_distillation": SelfDistillation,
     "image_text": ImageText,
+    "language_model": LanguageModel,
 }
 
 

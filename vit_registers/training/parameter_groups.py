@@ -37,9 +37,9 @@ def _matrices(path: str) -> bool:
 def _all_but_norms(path: str) -> bool:
     """All but biases, norms and LayerScale, as in DINOv2's code: positions, tokens and prototypes too.
 
-    The scale of cosines is no weight, and is not decayed either.
+    The scale of cosines and the frequencies of rotary positions are no weights, and are not decayed either.
     """
-    return not path.endswith("bias") and not _NORM.search(path) and path != "logit_scale"
+    return not path.endswith(("bias", "/frequencies")) and not _NORM.search(path) and path != "logit_scale"
 
 
 DECAYED: dict[str, Callable[[str], bool]] = {

@@ -10,6 +10,7 @@ from tests.fixtures.tiles import IMAGES, MAPS, cell_of, labels_of
 from vit_registers.analysis.experiments import (
     attention_maps,
     attention_over_training,
+    focus_over_training,
     over_training,
     positional_focus,
 )
@@ -22,6 +23,7 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.subject import Subject
 from vit_registers.models.tokens import TokenLayout
 
+DEPTH = 6
 GRID, HEADS, BATCH = (3, 4), 3, 300  # more images than are read at a time
 LAYOUT = TokenLayout(has_cls=True, num_registers=3, summary_grids=((1, 1),), patch_grid=GRID)
 PATCHES = slice(5, 17)
@@ -41,7 +43,8 @@ def make_subject(name="model", *, layout=LAYOUT, images=BATCH, run=None, step=No
     rng = np.random.default_rng(seed)
     tokens, queries = layout.num_tokens, layout.summaries.stop
     weights = rng.dirichlet(np.ones(tokens), (images, HEADS, queries))
-    norms = rng.gamma(4, size=(images, layout.num_patches))
+    norms_BxLxT = rng.gamma(4, size=(images, 1 + DEPTH, tokens))
+    norms = norms_BxLxT[:, -1, layout.patches]
     subject = SimpleNamespace(
         name=name,
         run=None if run is None else Path(run),
@@ -50,6 +53,7 @@ def make_subject(name="model", *, layout=LAYOUT, images=BATCH, run=None, step=No
         store=Store(
             attention_NxExT=weights.astype(np.float32),
             center_T=rng.dirichlet(np.ones(tokens), images).astype(np.float32),
+            norms_LxT=norms_BxLxT,
         ),
         example_NxHxWxC=rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
         patch_norms=lambda: norms,
@@ -187,18 +191,40 @@ def test_steps_of_a_run_are_rows_of_its_grid():
         [*subjects, make_subject("b@5", run="runs/b", step=5)], Options()
     )
     assert result.gaps == ["runs/b: one step only; RUN@all shows all that are kept"]
-    (picture,), (table,) = result.pictures, result.tables
+    picture, (table,) = result.pictures[0], result.tables
     assert labels_of(picture.figure) == (["image", *NAMES], ["step 3", "step 20", "step 100"])
     for column, subject in enumerate(sorted(subjects, key=lambda one: one.step)):
-        first_ExP = patch_weights(subject)[0].mean(0)
+        mean_BxExP = patch_weights(subject).mean(1)
         for query in range(len(NAMES)):
             drawn = cell_of(picture.figure, MAPS, 1 + query, column, GRID)
-            expected = LAYOUT.num_tokens * first_ExP[query].reshape(GRID)
+            expected = LAYOUT.num_tokens * mean_BxExP[0, query].reshape(GRID)
             np.testing.assert_allclose(drawn, expected, rtol=1e-6)
-            run, step, _, share, entropy = table.rows[len(NAMES) * column + query]
+            run, step, _, share, entropy, peak = table.rows[len(NAMES) * column + query]
             assert (run, step) == ("runs/a", subject.step)
-            assert share == pytest.approx(100 * first_ExP[query].sum(), rel=1e-6)
-            assert entropy == pytest.approx(float(attention_entropy(first_ExP[query])[1]), rel=1e-6)
+            maps_BxP = mean_BxExP[:, query]
+            assert share == pytest.approx(100 * maps_BxP.sum(1).mean(), rel=1e-6)
+            assert entropy == pytest.approx(float(attention_entropy(maps_BxP)[1].mean()), rel=1e-6)
+            assert peak == pytest.approx(LAYOUT.num_tokens * maps_BxP.max(1).mean(), rel=1e-6)
+
+
+def test_pictures_show_where_artifacts_go_and_where_they_stay():
+    """Image 1 has a peak that goes, image 2 one that stays, image 3 a smaller one in the middle only."""
+    peak_XxN = np.array([[1, 9, 1, 1], [1, 8, 9.5, 4], [1, 1, 9.5, 1], [1.5, 1, 9.5, 1]])
+    chosen = attention_over_training.choose_images(peak_XxN)
+    assert chosen == {"first": 0, "removed": 1, "persistent": 2}
+    subjects = make_run((1, 2, 3, 4), images=4)
+    for subject, peak_N in zip(subjects, peak_XxN, strict=True):
+        maps = subject.store["attention_NxExT"]
+        maps[:, :, 0] = 0.01
+        maps[:, :, 0, PATCHES.start + 5] = 0.05 * peak_N[:, None]
+    pictures = attention_over_training.EXPERIMENT.result(subjects, Options()).pictures
+    assert [picture.name for picture in pictures] == ["first-a@1", "removed-a@1", "persistent-a@1"]
+    for image, picture in enumerate(pictures):
+        for step in range(4):
+            drawn = cell_of(picture.figure, MAPS, 1, step, GRID)
+            assert drawn[1, 1] == pytest.approx(LAYOUT.num_tokens * 0.05 * peak_XxN[step, image], rel=1e-6)
+        example = cell_of(picture.figure, IMAGES, 0, 2, (6, 8))
+        np.testing.assert_array_equal(example, subjects[0].example_NxHxWxC[image])
 
 
 def test_long_runs_are_thinned_in_the_picture_and_whole_in_the_table():
@@ -218,8 +244,67 @@ def test_one_step_has_no_table_and_no_picture():
 
 def test_registers_over_training_are_compared_on_all_images():
     subjects = make_run((2, 1))
-    (table,) = over_training.EXPERIMENT.result(subjects, Options()).tables
-    for row, subject in zip(table.rows, subjects[::-1], strict=True):
+    overlap, focus = focus_over_training.EXPERIMENT.result(subjects, Options()).tables
+    for row, subject in zip(overlap.rows, subjects[::-1], strict=True):
         registers = patch_weights(subject).mean(1)[:, 1:4].reshape(BATCH, 3, *GRID)
-        assert row[1] == subject.step
-        assert row[-1] == pytest.approx(map_similarity(registers).mean(), rel=1e-6)
+        likeness_B = map_similarity(registers)
+        assert row[:3] == ("runs/a", subject.step, "registers")
+        assert row[3] == pytest.approx(likeness_B.mean(), rel=1e-6)
+        assert row[4:9] == pytest.approx(np.percentile(likeness_B, [5, 25, 50, 75, 95]), rel=1e-6)
+        mean_RxP = registers.mean(0).reshape(3, -1)
+        correlation_RxR = np.corrcoef(mean_RxP)
+        unit_RxP = mean_RxP / np.linalg.norm(mean_RxP, axis=1, keepdims=True)
+        pairs = np.triu_indices(3, k=1)
+        assert row[9] == pytest.approx((unit_RxP @ unit_RxP.T)[pairs].mean(), rel=1e-6)
+        assert row[10] == pytest.approx(correlation_RxR[pairs].mean(), rel=1e-5)
+    once = positional_focus.EXPERIMENT.result([subjects[1]], Options()).tables[0].rows
+    assert [row[2:] for row in focus.rows[: len(NAMES) + 1]] == [row[1:5] for row in once]
+
+
+def test_the_picture_of_overlap_has_each_run_and_maps_have_each_step():
+    layout = TokenLayout(has_cls=True, num_registers=1, summary_grids=(), patch_grid=GRID)
+    without = [make_subject(f"b@{step}", run="runs/b", step=step, layout=layout) for step in (1, 5)]
+    subjects = make_run((7, 2, 4), images=5)
+    result = focus_over_training.EXPERIMENT.result([*without, *subjects], Options())
+    overlap, _, maps = result.pictures
+    (axes,) = overlap.figure.axes
+    (line,) = axes.lines
+    assert line.get_label() == "a" and line.get_xdata().tolist() == [2, 4, 7]
+    rows = [row for row in result.tables[0].rows if row[0] == "runs/a"]
+    assert line.get_ydata().tolist() == [row[3] for row in rows]
+    assert labels_of(maps.figure) == (NAMES, ["step 2", "step 4", "step 7"])
+    mean = patch_weights(subjects[0]).mean(axis=(0, 1))[2].reshape(GRID)
+    np.testing.assert_allclose(cell_of(maps.figure, MAPS, 2, 2, GRID), LAYOUT.num_tokens * mean, rtol=1e-5)
+    assert result.finding.startswith("b@5: at step 5, there are fewer than two registers")
+
+
+def test_norms_over_training_are_distributions_of_each_step_and_block():
+    """At step s the norms of n patches are s times 1 .. n: quantile q is s (1 + q (n - 1))."""
+    subjects = make_run((200, 100), images=25)
+    for subject in subjects:
+        norms_BxLxT = subject.store["norms_LxT"]
+        for block in range(1, 1 + DEPTH):
+            values = subject.step * block * np.random.default_rng(block).permutation(np.arange(1, 301))
+            norms_BxLxT[:, block, PATCHES] = values.reshape(25, 12)
+    result = over_training.EXPERIMENT.result(subjects, Options(rule="quantile:0.98"))
+    over, by_block = result.tables
+    fractions = np.array([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1])
+    quantiles = 1 + fractions * 299
+    rows = [(step, block) for step in (100, 200) for block in (2, 3, 4, 6)]
+    assert [row[1:3] for row in by_block.rows] == rows
+    for row, (step, block) in zip(by_block.rows, rows, strict=True):
+        assert row[3:] == pytest.approx(step * block * quantiles)
+    std = np.sqrt((300**2 - 1) / 12)
+    excess = -1.2 * (300**2 + 1) / (300**2 - 1)  # of a uniform distribution on n integers
+    for row, step in zip(over.rows, (100, 200), strict=True):
+        median, p99, largest = step * DEPTH * quantiles[[4, 7, 8]]
+        expected = [median, p99, largest, std / 150.5, p99 / median, excess, 2.0]
+        assert row[1:] == (step, *(pytest.approx(one) for one in expected))
+    steps, blocks = result.pictures
+    (panel,) = steps.figure.axes
+    assert panel.get_title(loc="left") == "a" and panel.get_yscale() == "log"
+    assert panel.lines[0].get_xydata().tolist() == [[100, over.rows[0][2]], [200, over.rows[1][2]]]
+    assert len(panel.collections) == 4  # bands
+    widest = panel.collections[0].get_paths()[0].vertices[:, 1]
+    assert (widest.min(), widest.max()) == pytest.approx((600, 2 * 6 * 300 * 100))
+    assert [axes.get_title(loc="left") for axes in blocks.figure.axes] == [f"block {n}" for n in (2, 3, 4, 6)]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from vit_registers.analysis.experiments.image_complexity import EXPERIMENT, complexity
 from vit_registers.analysis.measures.outliers import find
@@ -18,15 +19,15 @@ def _noise(deviation):
 
 
 def _subject(images, norm_BxP, mass_B=None):
-    groups = {"registers": slice(0, 1)} if mass_B is not None else {}
-    mass = np.zeros((len(images), 2, 2, 2))
+    groups = {"cls": slice(0, 1), "registers": slice(1, 2)} if mass_B is not None else {}
+    mass = np.zeros((len(images), 2, 3, 3))
     if mass_B is not None:
-        mass[:, -1, 1, 0] = mass_B
+        mass[:, -1, 0, 1], mass[:, -1, 2, 1] = 2 * mass_B, mass_B
     stored = {"image_HxWxC": images, "mass_LxGxG": mass}
     return SimpleNamespace(
         name="one",
         layout=SimpleNamespace(
-            num_registers=len(groups), num_summaries=0, groups=groups | {"patches": slice(1, 5)}
+            num_registers=len(groups) // 2, num_summaries=0, groups=groups | {"patches": slice(2, 6)}
         ),
         store=SimpleNamespace(read=stored.__getitem__),
         patch_norms=lambda: norm_BxP,
@@ -58,18 +59,47 @@ def test_planted_correlations_are_found():
         norm_BxP[i, :i] = 200 + i
     result = EXPERIMENT.result([_subject(images, norm_BxP, -np.arange(12.0))], Options(rule="absolute:100"))
     (table,) = result.tables
-    found = {row[1:3]: row[3] for row in table.rows}
-    assert found["outliers", "edges"] == pytest.approx(1.0)
-    assert found["attention of patches to registers", "edges"] == pytest.approx(-1.0)
-    assert all(row[5] == 12 for row in table.rows) and not result.gaps
-    assert "(rank correlation 1, p =" in result.finding or "(rank correlation -1, p =" in result.finding
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    found = {(row["of"], row["with"]): row for row in rows}
+    assert found["outliers", "edges"]["Spearman"] == pytest.approx(1.0)
+    for who in ("cls", "patches"):
+        row = found[f"attention of {who} to registers", "edges"]
+        assert row["Spearman"] == pytest.approx(-1.0) and row["Pearson"] < -0.9
+    edges = [complexity(image)[2] for image in images]
+    linear = stats.pearsonr(edges, np.arange(12))
+    row = found["outliers", "edges"]
+    assert row["Pearson"] == pytest.approx(linear.statistic) and row["Pearson p"] == linear.pvalue
+    assert (row["Pearson low"], row["Pearson high"]) == pytest.approx(tuple(linear.confidence_interval()))
+    assert all(row["images"] == 12 for row in rows) and not result.gaps
+    assert "95 % interval" in result.finding
+    points, correlations = (picture.figure for picture in result.pictures)
+    assert len(points.axes[0].lines[0].get_xdata()) == 12
+    bars = correlations.axes[0].containers[0]
+    assert len(bars.lines[0].get_xdata()) == len(rows)
+    names = [text.get_text() for text in correlations.axes[0].texts]
+    assert names == list(dict.fromkeys(row["of"] for row in rows))
+
+
+def test_images_beyond_those_that_are_stored_are_left_out():
+    """Images are stored for the first ones only, and norms of all."""
+    images = np.stack([_noise(4 * i + 1) for i in range(6)])
+    norm_BxP = np.ones((9, 16))
+    for i in range(9):
+        norm_BxP[i, : i % 6] = 200
+    result = EXPERIMENT.result([_subject(images, norm_BxP)], Options(rule="absolute:100"))
+    assert {row[-1] for row in result.tables[0].rows} == {6}
 
 
 def test_gaps():
     images = np.stack([_noise(30) for _ in range(6)])
     result = EXPERIMENT.result([_subject(images, np.ones((6, 16)))], Options(rule="absolute:100"))
-    assert not result.tables and result.gaps == [
+    assert not result.tables and result.gaps[0] == (
         "one: 'outliers' is the same for all images, so nothing correlates with it"
-    ]
+    )
     few = EXPERIMENT.result([_subject(images[:3], np.ones((3, 16)))], Options(rule="absolute:100"))
     assert few.gaps == ["one: a correlation needs 4 images or more, not 3"]
+    same = EXPERIMENT.result(
+        [_subject(np.repeat(images[:1], 6, axis=0), RNG.uniform(90, 110, (6, 16)))],
+        Options(rule="absolute:100"),
+    )
+    assert not same.tables and "one: 'JPEG bytes' is the same for all images" in same.gaps[0]

@@ -1,6 +1,7 @@
 """LOST as an experiment: planted objects, images of all sizes, what is said of data that cannot be judged."""
 
 import csv
+import functools
 import io
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from scipy import ndimage
 
 from vit_registers.analysis.experiments import lost as module
 from vit_registers.analysis.experiments.lost import EXPERIMENT
@@ -44,7 +46,8 @@ def looked_at(image_HxWx3, num_blocks, *, depth=3, scale=1.0):
     return values | {("k", depth): scale * np.eye(2)[is_white_P.astype(int)]}, (rows, columns)
 
 
-def fake(name="fake", native=looked_at, told=None):
+def fake(name="fake", native=looked_at, told=None, scale=None):
+    native = native if scale is None else functools.partial(native, scale=scale)
     told = [] if told is None else told
     return SimpleNamespace(
         name=name,
@@ -95,7 +98,19 @@ def test_planted_objects(monkeypatch):
     assert [row["iou"] for row in rows] == ["1.0", "0.5", "0.4375", ""]
     assert [row["hit"] for row in rows] == ["1", "1", "0", ""]
 
-    best, plain = table_of(result)
+    cells = {row["cell"]: row for row in table_of(result)}
+    assert list(cells) == [
+        "best of the sweep",
+        "no sweep",
+        "fixed bias",
+        "no sweep, values",
+        "fixed bias, values",
+        "best of half 2, on half 1",
+        "best of half 1, on half 2",
+        "whole image",
+    ]
+    assert cells["whole image"]["CorLoc, %"] == 0.0 and cells["whole image"]["images"] == 3
+    best, plain = cells["best of the sweep"], cells["no sweep"]
     assert (plain["cell"], plain["of"], plain["block"], plain["bias"]) == ("no sweep", "k", 3, 0.0)
     assert plain["CorLoc, %"] == pytest.approx(200 / 3)
     assert (plain["images"], plain["without boxes"], plain["seed in background"]) == (3, 1, 0)
@@ -109,7 +124,7 @@ def test_the_picture_has_the_proportions_of_the_images():
     sizes = {"wide": (8, 80), "plain": (30, 41), "tall": (60, 12)}
     records = [image_with(size, (4, 4, 8, 8), name=name) for name, size in sizes.items()]
     result = EXPERIMENT.result([fake()], Options(boxes=[*records, records[0]], num_examples=3))
-    (picture,) = result.pictures
+    picture, _ = result.pictures
     axes = np.array(picture.figure.axes).reshape(3, 4)
     for row, (height, width) in zip(axes, sizes.values(), strict=True):
         for one in row:
@@ -119,6 +134,86 @@ def test_the_picture_has_the_proportions_of_the_images():
         assert row[1].lines[0].get_xydata().tolist() == [[6, 6]]  # the seed, the middle of its patch
 
 
+def test_biases_are_those_given_and_each_is_a_point_of_the_picture():
+    records = [image_with((24, 24), (4, 4, 12, 12), name=str(i)) for i in range(3)]
+    result = EXPERIMENT.result([fake(scale=0.2)], Options(boxes=records, lost_biases=(0.0, 0.5, -0.01)))
+    every = table_of(result, 1)
+    assert {row["bias"] for row in every} == {0.0, 0.5, -0.01}
+    assert not any("fixed" in row["cell"] for row in table_of(result))
+    axes = result.pictures[1].figure.axes[0]
+    assert len(axes.lines) == 7
+    whole, *lines = axes.lines
+    assert whole.get_label() == "whole image" and set(whole.get_ydata()) == {0.0}
+    for line in lines:
+        of, kind = line.get_label().split(", ")
+        assert line.get_xdata().tolist() == [-0.01, 0.0, 0.5]
+        switches = {"raw": "no", "normalised": "yes"}[kind]
+        found = {
+            row["bias"]: row["CorLoc, %"]
+            for row in every
+            if (row["of"], row["centred"], row["normalised"]) == (of[0], switches, switches)
+        }
+        assert line.get_ydata().tolist() == [found[bias] for bias in (-0.01, 0.0, 0.5)]
+    assert {line.get_ydata()[2] for line in lines if "raw" in line.get_label()} == {0.0}
+    only = EXPERIMENT.result([fake()], Options(boxes=records, lost_biases=(0.0,)))
+    assert [picture.name for picture in only.pictures] == ["lost-fake"]
+
+
+@pytest.mark.parametrize("size", [(30, 50), (52, 31), (40, 40), (11, 90)])
+def test_a_centre_crop_against_plain_numpy(size):
+    """The released protocol, with boxes that follow the crop: a restatement of LOST on what the model saw."""
+    side, (height, width) = 24, size
+    rng = np.random.default_rng(height)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    middle = np.array([width / 2, height / 2])
+    truths = np.array([[*(middle - 4), *(middle + 4)], [0, 0, 2, 2], [0, 0, width, height]], np.float64)
+    records = [BoxImage(name="one", path=None, encoded=stream.getvalue(), box_xyxy_px=truths)]
+    seen = []
+
+    def native(image, num_blocks):
+        seen.append(image)
+        patches = image.reshape(6, PATCH, 6, PATCH, 3).transpose(0, 2, 1, 3, 4).reshape(36, -1)
+        feature_PxD = patches[:, ::7].astype(float) - 120
+        return {(name, 3): feature_PxD for name in "qkv"}, (6, 6)
+
+    result = EXPERIMENT.result([fake(native=native)], Options(boxes=records, lost_size_px=side))
+    scale = side / min(size)
+    grown = Image.fromarray(pixels).resize((int(width * scale + 1e-9), int(height * scale + 1e-9)), 2)
+    x0, y0 = (round((one - side) / 2) for one in grown.size)
+    np.testing.assert_array_equal(seen[0], np.asarray(grown)[y0 : y0 + side, x0 : x0 + side])
+
+    feature_PxD = native(seen[0], 1)[0]["k", 3]
+    gram = feature_PxD @ feature_PxD.T
+    order = np.argsort(((gram > 0) & ~np.eye(36, dtype=bool)).sum(1), kind="stable")
+    seed = order[0]
+    labels, _ = ndimage.label((gram[[s for s in order[:100] if gram[seed, s] > 0]].sum(0) > 0).reshape(6, 6))
+    rows, columns = np.where(labels == labels.flat[seed])
+    box = [columns.min() * PATCH, rows.min() * PATCH, (columns.max() + 1) * PATCH, (rows.max() + 1) * PATCH]
+    (row,) = (row for row in rows_of(result) if row["cell"] == "no sweep")
+    assert [int(row[name]) for name in SIDES] == box
+
+    ratio = np.array(grown.size) / (width, height)
+    moved = (truths.reshape(3, 2, 2) * ratio - (x0, y0)).clip(0, side)
+    areas = (moved[:, 1] - moved[:, 0]).prod(1)
+    assert areas[0] > 0 and areas[2] == side**2
+    overlaps = np.clip(np.minimum(moved[:, 1], box[2:]) - np.maximum(moved[:, 0], box[:2]), 0, None).prod(1)
+    own = (box[2] - box[0]) * (box[3] - box[1])
+    assert float(row["iou"]) == pytest.approx((overlaps / (areas + own - overlaps)).max())
+    gone = int((areas == 0).sum())
+    line = f"{gone} true boxes lie outside of the centre crop of 24 px, and are left out"
+    assert result.gaps == [line] * (gone > 0)
+    assert gone == (size != (40, 40))
+
+
+def test_no_box_in_the_crop():
+    records = [image_with((8, 80), (0, 0, 8, 8))]
+    result = EXPERIMENT.result([fake()], Options(boxes=records, lost_size_px=8))
+    assert not result.tables
+    assert result.gaps == ["no true box is left in the centre crops of 8 px (--lost_size)"]
+
+
 def test_blocks_vary_too():
     records = [image_with((24, 24), (4, 4, 12, 12))]
     result = EXPERIMENT.result([fake()], Options(boxes=records, num_blocks=2))
@@ -126,7 +221,7 @@ def test_blocks_vary_too():
     assert {(row["of"], row["block"]) for row in table_of(result, 1)} == {
         (of, block) for of in "qkv" for block in (2, 3)
     }
-    assert [row["block"] for row in table_of(result)] == [3, 3]
+    assert [row["block"] for row in table_of(result)] == [*[3] * 5, None]  # of one image there are no halves
     result = EXPERIMENT.result([fake()], Options(boxes=records, num_blocks=9))
     assert result.gaps == ["fake: the model has 3 of the 9 blocks asked for"]
     assert {row["block"] for row in table_of(result, 1)} == {1, 2, 3}
@@ -166,6 +261,7 @@ def test_images_of_one_patch(size):
     truth = (0, 0, size[1], size[0])
     result = EXPERIMENT.result([fake()], Options(boxes=[image_with(size, truth)]))
     assert {row["CorLoc, %"] for row in table_of(result, 1)} == {100.0}
+    assert {row["CorLoc, %"] for row in table_of(result) if row["cell"] == "whole image"} == {100.0}
     for row in rows_of(result):
         assert tuple(int(row[side]) for side in SIDES) == truth
 
@@ -183,7 +279,7 @@ def test_boxes_over_the_edge_are_counted():
 
 @pytest.mark.parametrize("size", [(100, 150), (1, 900), (900, 1), (90, 5000), (5000, 90), (64, 16)])
 def test_large_images_are_shrunk(size, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_PATCHES", 64)
+    monkeypatch.setattr(module, "MAX_PATCHES", 64)
     seen = []
 
     def native(image, num_blocks):

@@ -10,10 +10,12 @@ from sklearn.preprocessing import StandardScaler
 
 from vit_registers.analysis.experiments import one_shot, probe_global, probe_position, probe_reconstruction
 from vit_registers.analysis.experiments.train_test import (
+    ProbeImages,
     ProbeSets,
     halves_by_class,
     labelled_parts,
     num_shared,
+    outliers_alike,
     random_halves,
 )
 from vit_registers.analysis.measures.outliers import find
@@ -223,3 +225,16 @@ def test_equal_images_are_counted():
     test.train = train
     train.store.read("norms_LxT")[3] = test.store.read("norms_LxT")[7]
     assert num_shared(test) == 1
+
+
+def test_images_to_train_on_have_the_threshold_of_those_to_test_on_or_of_their_own_batches():
+    """Norms to train on are ten times larger: above one threshold are all, and of each image two patches."""
+    large, small = _subject(6, 1), _subject(8, 2)
+    norm_BxP = 10 * large.patch_norms()
+    large.patch_norms = lambda: norm_BxP
+    none = np.zeros(0, int)
+    train, test = (ProbeImages(one, np.arange(4), none) for one in (large, small))
+    parts = ProbeSets(train, test)
+    assert outliers_alike(train, parts, "quantile:0.5").all()
+    for part in (train, test):
+        np.testing.assert_array_equal(outliers_alike(part, parts, "batch:0.5/1").sum(1), 2)

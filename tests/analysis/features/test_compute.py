@@ -30,7 +30,8 @@ TINY = {
 MODELS = {
     "registers": {"num_registers": 3},
     "fractal": {"summary_factor": 2, "mask": "fractal", "num_registers": 1},
-    "neither": {},
+    "cls late, no skip": {"num_registers": 2, "cls_blocks": 1, "has_cls_skip": False},
+    "neither, normed heads": {"use_attention_norm": True, "use_mlp_norm": True},
 }
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
@@ -109,6 +110,8 @@ def test_attention_mass_and_entropy(case):
         np.asarray(attention_weights(q, k, mask_TxT=mask_TxT, bias_NxTxT=bias), np.float64)
         for q, k in zip(out.taps["q"], out.taps["k"], strict=True)
     ]
+    if model.model.cls_blocks == 1:  # the first block does not change cls
+        weights[0][:, :, 0] = np.arange(model.layout.num_tokens) == 0
     queries, stop = model.layout.registers.stop, model.layout.summaries.stop
     stored = store.read("attention_NxExT")
     np.testing.assert_allclose(stored[:, :, :queries], weights[-1][:, :, :queries], atol=1e-6)
@@ -136,6 +139,24 @@ def test_terms_sum_to_what_the_block_does(case):
     left = cls_Bx1xD + block.ls2(block.mlp(block.norm2(cls_Bx1xD))[0])
     np.testing.assert_allclose(left[:, 0], out.taps["resid"][-1][:, 0], atol=1e-5)
     assert terms_BxExD.shape[1] == len(model.layout.groups) + 2
+
+
+def test_terms_of_each_block_sum_to_cls_between_attention_and_mlp(case):
+    model, store, out = case
+    terms_BxLxExD = store.read("terms_LxExD")
+    np.testing.assert_array_equal(terms_BxLxExD[:, -1], store.read("terms_ExD"))
+    middle = np.stack([middle[:, 0] for middle in out.taps["middle"]], axis=1)
+    np.testing.assert_allclose(terms_BxLxExD.sum(2), middle, atol=1e-5)
+    assert model.model.has_cls_skip == terms_BxLxExD[:, -1, -1].any()
+    assert (model.model.cls_blocks is None) == terms_BxLxExD[:, 0, :-2].any()
+
+
+def test_terms_before_the_projection_give_those_after_it(case):
+    model, store, _ = case
+    block, head_terms = model.blocks[-1], store.read("head_terms_GxD")
+    kernel_DxD = np.asarray(block.attn.out.kernel[...]).reshape(head_terms.shape[-1], -1)
+    after = head_terms @ kernel_DxD * np.asarray(block.ls1.gamma[...])
+    np.testing.assert_allclose(after, store.read("terms_ExD")[:, :-2], atol=1e-5)
 
 
 def test_neighbours_of_embeddings_and_outputs(case):

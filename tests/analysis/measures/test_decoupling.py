@@ -62,6 +62,80 @@ def test_cka_without_variance_is_none():
     assert cka(x, np.full((7, 2), 1e3) + 1e-4 * x[:, :2]) is not None
 
 
+def unbiased(x, y):
+    width = max(x.shape[1], y.shape[1])
+    terms = {name: np.pad(z, ((0, 0), (0, width - z.shape[1]))) for name, z in (("x", x), ("y", y))}
+    return CkaSums.of(
+        lambda: [{name: z[at] for name, z in terms.items()} for at in np.split(np.arange(len(x)), [3])]
+    )
+
+
+def hsic_1(k, m):
+    """Equation 5 of Song et al. (2012), on Gram matrices without centring."""
+    n, k, m = len(k), k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+    return (np.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k @ m).sum()) / (
+        n * (n - 3)
+    )
+
+
+@pytest.mark.parametrize(("n", "d", "e"), [(30, 5, 8), (6, 12, 3), (4, 4, 4)])
+def test_unbiased_cka_is_that_of_gram_matrices(n, d, e):
+    x = RNG.normal(size=(n, d)) + 30
+    y = RNG.normal(size=(n, e)) + x[:, :1]
+    k, m = x @ x.T, y @ y.T
+    expected = hsic_1(k, m) / np.sqrt(hsic_1(k, k) * hsic_1(m, m))
+    assert unbiased(x, y).unbiased_cka(["x"], ["y"]) == pytest.approx(expected, rel=1e-7)
+
+
+def test_of_unrelated_noise_the_unbiased_cka_is_0_and_the_other_d_by_n_plus_d():
+    found = []
+    for _ in range(40):
+        sums = unbiased(RNG.normal(size=(60, 30)), RNG.normal(size=(60, 30)))
+        found.append((sums.cka(["x"], ["y"]), sums.unbiased_cka(["x"], ["y"])))
+    biased, fair = np.mean(found, axis=0)
+    assert biased == pytest.approx(30 / 90, abs=0.02)
+    assert abs(fair) < 0.02 and np.min(found, axis=0)[1] < 0
+
+
+def test_the_unbiased_cka_does_not_see_rotation_scale_and_shift_and_approaches_the_other():
+    x = RNG.normal(size=(40, 6)) * np.arange(1, 7)
+    turn = scipy.stats.ortho_group.rvs(6, random_state=0)
+    y = RNG.normal(size=(40, 6)) + x
+    same = unbiased(x, 0.01 * x @ turn + 5)
+    assert same.unbiased_cka(["x"], ["y"]) == pytest.approx(1, abs=1e-9)
+    own = unbiased(x, y).unbiased_cka(["x"], ["y"])
+    assert unbiased(x @ turn + 3, 7 * y - 2).unbiased_cka(["x"], ["y"]) == pytest.approx(own, rel=1e-9)
+    x = RNG.normal(size=(4000, 3))
+    many = unbiased(x, x + RNG.normal(size=x.shape))
+    assert many.unbiased_cka(["x"], ["y"]) == pytest.approx(many.cka(["x"], ["y"]), abs=2e-3)
+
+
+def test_unbiased_cka_that_is_not_defined_is_none():
+    x = RNG.normal(size=(7, 3))
+    assert unbiased(x, np.full((7, 2), 0.1)).unbiased_cka(["x"], ["y"]) is None
+    assert unbiased(x[:3], x[:3]).unbiased_cka(["x"], ["y"]) is None
+    assert unbiased(x[:3], x[:3]).cka(["x"], ["y"]) == pytest.approx(1)
+
+
+def test_unbiased_cka_of_sums_of_terms():
+    terms = make_terms(50)
+    sums = CkaSums.of(
+        lambda: [{name: term[at] for name, term in terms.items()} for at in (slice(20), slice(20, 50))]
+    )
+    whole, part = sum(terms.values()), terms["skip"] + terms["registers"]
+    found = sums.unbiased_cka(list(terms), ["registers", "skip"])
+    assert found == pytest.approx(unbiased(whole, part).unbiased_cka(["x"], ["y"]), rel=1e-9)
+
+
+def test_leading_directions_are_those_of_the_singular_vectors():
+    x = RNG.normal(size=(30, 5)) * [1, 9, 0.1, 4, 0] + 7
+    axes = unbiased(x, x).leading_directions(["x"], 3)
+    _, _, expected = np.linalg.svd(x - x.mean(axis=0))
+    np.testing.assert_allclose(np.abs(np.sum(axes * expected[:3].T, axis=0)), 1, atol=1e-8)
+    assert unbiased(x, x).leading_directions(["x"], 9).shape == (5, 4)  # it does not vary along one of five
+    assert unbiased(x, np.full((30, 2), 0.3)).leading_directions(["y"], 2) is None
+
+
 def make_terms(n, d=4):
     shared = RNG.normal(size=(n, d))
     return {
@@ -214,3 +288,11 @@ def test_one_register_of_one_image_has_no_ratio_and_no_cosine():
     found = decoupling.register_activations(hidden[:1, :1], normed[:1, :1])
     assert (found.ratio_B, found.cosine_before, found.cosine_after) == (None, None, None)
     assert (found.register, found.consistency) == (0, 1.0)
+
+
+def test_a_register_is_compared_with_all_tokens():
+    norms = np.array([[1.0, 9, 3, 3], [1, 2, 8, 3], [0, 6, 0, 0]])
+    share, ratio = decoupling.highest_of_all(norms, 1)
+    assert share == pytest.approx(2 / 3)
+    np.testing.assert_allclose(ratio, [3, 0.25, np.nan])
+    assert decoupling.highest_of_all(norms[:, :1], 0) == (1.0, None)

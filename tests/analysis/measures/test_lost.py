@@ -11,7 +11,10 @@ import pytest
 from vit_registers.analysis.measures.lost import (
     CorLoc,
     SweepCell,
+    choose_by_halves,
     corloc,
+    count_hits,
+    find_hits,
     iou,
     summarize_sweep,
     sweep_cells,
@@ -336,3 +339,39 @@ def test_summary_has_the_best_and_the_original():
         summarize_sweep(table, feature="q", block=12)
     with pytest.raises(ConfigError, match="lacks 'k'"):
         summarize_sweep({}, feature="k", block=12)
+
+
+def test_the_setting_is_chosen_on_the_other_half():
+    """A cell that is right on half 1 only, one on half 2 only, one on three images of four, by hand."""
+    mixed = np.random.default_rng(5).permutation(40)
+    first, second = mixed[:20], mixed[20:]
+    plain, one, two, both = (
+        SweepCell("k", 1, use_center=False, use_norm=False, bias=b) for b in (0, 1, 2, 3)
+    )
+    hits = {cell: np.zeros(40, bool) for cell in (plain, one, two, both)}
+    hits[one][first] = hits[two][second] = True
+    hits[both][first[:15]] = hits[both][second[:14]] = True
+    on_first, on_second = choose_by_halves(hits, first=plain, seed=5)
+    assert on_first == (two, CorLoc(0.0, 0, 20, 0))  # 20 hits on half 2, none on half 1
+    assert on_second == (one, CorLoc(0.0, 0, 20, 0))
+    del hits[one], hits[two]
+    assert choose_by_halves(hits, first=plain, seed=5) == [
+        (both, CorLoc(75.0, 15, 20, 0)),
+        (both, CorLoc(70.0, 14, 20, 0)),
+    ]
+    hits[plain][:] = True
+    assert [cell for cell, _ in choose_by_halves(hits | {one: hits[plain]}, first=plain)] == [plain, plain]
+
+
+def test_halves_of_few_images():
+    cell = SweepCell("k", 1, use_center=False, use_norm=False, bias=0.0)
+    assert choose_by_halves({cell: np.array([True])}, first=cell) == []
+    three = choose_by_halves({cell: np.array([True, True, True])}, first=cell)
+    assert [one.num_images for _, one in three] == [2, 1]
+
+
+def test_hits_leave_out_images_without_boxes():
+    boxes = [np.array([0, 0, 2, 2])] * 3
+    is_hit_B = find_hits(boxes, [np.array([[0, 0, 2, 2]]), np.zeros((0, 4)), np.array([[5, 5, 6, 6]])])
+    assert is_hit_B.tolist() == [True, False]
+    assert count_hits(is_hit_B, num_images=3) == CorLoc(50.0, 1, 2, 1)

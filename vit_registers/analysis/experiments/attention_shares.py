@@ -1,15 +1,12 @@
 """attention-shares: how the attention of cls is divided over the token groups. No JAX."""
 
-from typing import Any
-
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import DECOUPLING, Experiment
 from vit_registers.analysis.measures.decoupling import attention_shares
 from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.colors import color_of
-from vit_registers.analysis.report.figures import legend_above, legend_name, new_axes
+from vit_registers.analysis.report.figures import grouped_violins, legend_above, new_axes
 from vit_registers.analysis.report.headline import over_images
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject, in_parts
@@ -52,16 +49,8 @@ def _draw(found: Found) -> Pictures:
         for name in ("cls", "registers", "summaries", "patches")
         if any(name in one.values for one in found)
     ]
-    (figure, axes), slot = new_axes(), 0.8 / len(found)
-    for place, one in enumerate(found):
-        at = [i + slot * (place - (len(found) - 1) / 2) for i, name in enumerate(names) if name in one.values]
-        shares = [one.values[name] for name in names if name in one.values]
-        parts = axes.violinplot(shares, at, widths=0.9 * slot, showmedians=True)
-        bodies: Any = parts["bodies"]
-        for part in [*bodies, *(parts[name] for name in ("cbars", "cmins", "cmaxes", "cmedians"))]:
-            part.set_color(color_of(one.place))
-        axes.plot([], [], color=color_of(one.place), lw=4, label=legend_name(one.name))
-    axes.set_xticks(range(len(names)), names, fontsize=8)
+    figure, axes = new_axes()
+    grouped_violins(axes, found, names, lambda one: one.values)
     axes.set(ylim=(-2, 102), ylabel="attention of cls, %")
     legend_above(axes)
     caption = (

@@ -53,6 +53,7 @@ class Experiment:
     needs_any: tuple[str, ...] = ()
     runs_model: bool = False  # whether `measure` runs the model: Subject.rerun or Subject.native
     trains: bool = False  # whether `measure` trains something, on Subject.train if there are such images
+    takes_steps: bool = False  # whether a run folder without a step means all steps that were kept
     compares: str = ""
     opens: str = ""  # the title of a table that the page shows without a click
     draw: Callable[[Found], Pictures] = lambda found: ()

@@ -1,7 +1,7 @@
 """frozen-tasks: what frozen features are good for, one row for each model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from vit_registers.evaluation.tasks import TASKS
 from vit_registers.runs.task_results import BASELINES, TASK_NUMBERS, StoredTask, read_task_results
 
 _HERE = {"knn": knn_share, "logistic": logistic_share}  # measured from the features of the report
-_OF_FEATURES = tuple(task for task in TASK_NUMBERS if not TASKS[task].has_texts)
+OF_FEATURES = tuple(task for task in TASK_NUMBERS if not TASKS[task].has_texts)
+HOW_TO_MEASURE = "vit-registers evaluate --task=NAME measures them"
 _TABLE, _SOURCES = "Frozen features", "Where the numbers are from"
 
 
@@ -34,25 +35,42 @@ class Number(NamedTuple):
     is_here: bool = False  # measured from the features of the report
 
 
-def _measure(subject: Subject, options: Options) -> Rows | Gap:
+class Numbers(NamedTuple):
+    """The numbers of a model by task, in the order of TASK_NUMBERS."""
+
+    found: dict[str, Number]
+    gaps: list[str]
+    images: str  # which images trained and tested, where something was measured from --train_data
+
+    def origins(self) -> dict[str, tuple[str, str, bool]]:
+        """What must be the same for all models whose numbers are compared, by task."""
+        return {task: (one.train_data, one.data, one.is_here) for task, one in self.found.items()}
+
+
+def find_numbers(subject: Subject, here: Collection[str] = tuple(_HERE)) -> Numbers:
+    """The newest stored number of each task; those of `here` are measured where none is stored."""
     stored, gaps = _stored(subject)
     found = {task: _as_number(one) for task, one in stored.items()}
-    parts = labelled_parts(subject, FROZEN, what="k-NN")
+    parts, images = labelled_parts(subject, FROZEN, what="k-NN"), ""
     if isinstance(parts, ProbeSets):
-        found |= {task: _measured_here(task, parts) for task in _HERE if task not in found}
-    elif set(_HERE) - set(found):
+        found |= {task: _measured_here(task, parts) for task in here if task not in found}
+        images = parts.describe() if any(one.is_here for one in found.values()) else ""
+    elif set(here) - set(found):
         gaps.append(parts.reason)
     found = {task: found[task] for task in TASK_NUMBERS if task in found and _has_value(found[task])}
-    if lacking := [task for task in _OF_FEATURES if task not in found]:
-        how = "vit-registers evaluate --task=NAME measures them"
-        gaps.append(f"{subject.name}: not measured: {', '.join(lacking)}; {how}")
+    return Numbers(found, gaps, images)
+
+
+def _measure(subject: Subject, options: Options) -> Rows | Gap:
+    numbers = find_numbers(subject)
+    found, gaps = numbers.found, numbers.gaps
+    if lacking := [task for task in OF_FEATURES if task not in found]:
+        gaps.append(f"{subject.name}: not measured: {', '.join(lacking)}; {HOW_TO_MEASURE}")
     if not found:
         return Gap("; ".join(gaps))
     heads = [one.headline for one in found.values()]
     named = {task: TASK_NUMBERS[task].what.partition(",")[0] for task in found}
-    cells = [_cell(found[task].headline) if task in found else None for task in _OF_FEATURES]
-    is_here = any(one.is_here for one in found.values())
-    images = parts.describe() if is_here and isinstance(parts, ProbeSets) else ""
+    cells = [_cell(found[task].headline) if task in found else None for task in OF_FEATURES]
     return Rows(
         tables={_TABLE: [cells], _SOURCES: [_row(task, one) for task, one in found.items()]},
         text=", ".join(
@@ -61,9 +79,9 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
         compared=found["knn"].headline.value if "knn" in found else None,
         count=counted(max(one.count for one in heads), "test image"),
         gaps=gaps,
-        values={task: (one.train_data, one.data, one.is_here) for task, one in found.items()},
+        values=numbers.origins(),
         headlines=heads,
-        images=images,
+        images=numbers.images,
     )
 
 
@@ -107,10 +125,20 @@ def _measured_here(task: str, parts: ProbeSets) -> Number:
     return Number(headline, tested, trained, "this report", is_here=True)
 
 
-def _unlike(found: Found) -> list[str]:
+def unlike_tasks(origins: Sequence[Mapping[str, tuple[str, str, bool]]]) -> list[str]:
     """The tasks whose numbers are not of the same images, or not by the same means, for all models."""
-    given = {task: {one.values[task] for one in found if task in one.values} for task in TASK_NUMBERS}
+    given = {task: {one[task] for one in origins if task in one} for task in TASK_NUMBERS}
     return [task for task, kinds in given.items() if len(kinds) > 1]
+
+
+def not_compared(tasks: Sequence[str]) -> list[str]:
+    """A gap for each of these tasks, whose numbers cannot be compared."""
+    why = "the models were measured on other images or by other means, so they are not compared"
+    return [f"{task}: {why}" for task in tasks]
+
+
+def _unlike(found: Found) -> list[str]:
+    return unlike_tasks([one.values for one in found])
 
 
 def _comparable(found: Found) -> Found:
@@ -126,10 +154,7 @@ def _comparable(found: Found) -> Found:
 
 
 def _across(found: Found) -> list[str]:
-    return [
-        f"{task}: the models were measured on other images or by other means, so they are not compared"
-        for task in _unlike(found)
-    ]
+    return not_compared(_unlike(found))
 
 
 EXPERIMENT = Experiment(
@@ -142,7 +167,7 @@ EXPERIMENT = Experiment(
     "is over classes and has none; that of depth is over images. Numbers from other data or by other means "
     "cannot be compared.",
     tables={
-        _TABLE: "model | " + " | ".join(TASK_NUMBERS[task].what for task in _OF_FEATURES),
+        _TABLE: "model | " + " | ".join(TASK_NUMBERS[task].what for task in OF_FEATURES),
         _SOURCES: f"model | task | value | standard error | test images | {' | '.join(BASELINES)}"
         " | trained on | tested on | source",
     },

@@ -19,7 +19,7 @@ from vit_registers.analysis.report.headline import FEWEST, over_images
 from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject, patches_first
 
-RULES = ("quantile:0.98", "std:3", "valley")  # beside the one that was chosen
+RULES = ("quantile:0.98", "batch:0.98/64", "std:3", "valley")  # beside the one that was chosen
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
@@ -91,7 +91,10 @@ EXPERIMENT = Experiment(
     question="How large are the tokens that the last block leaves, and which are outliers?",
     answers=f"{REGISTERS}, figures 3, 7 and 15; {SMALL}, figure 4",
     definition="L2 norms of the tokens that the last block leaves, before the final norm, which would shrink "
-    "the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal distribution).",
+    "the largest; the table has them after it too. Kurtosis is Fisher's (0 for a normal distribution). "
+    "Rules: quantile:0.98 is the largest 2 % of all patches; batch:0.98/64 that of each 64 images in their "
+    "order, with the mean of their thresholds; std:3 is above mean + 3 standard deviations; valley is above "
+    "the lowest point between the modes of the histogram of log norms.",
     tables={
         "Norms by token": "model | token | mean | median | p99 | max | p99 / median | kurtosis"
         " | median after norm",

@@ -8,8 +8,10 @@ from vit_registers.analysis.experiments.norms import zero_norm_gaps
 from vit_registers.analysis.measures.outliers import find
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
-from vit_registers.analysis.report.result import Rows, counted, number
+from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.subject import Subject
+
+_MOST_PANELS = 6
 
 
 def _measure(subject: Subject, options: Options) -> Rows:
@@ -17,7 +19,7 @@ def _measure(subject: Subject, options: Options) -> Rows:
     layout, rows, quantiles = subject.layout, [], []
     for layer in range(norms_BxLxT.shape[1]):
         norm_BxP = norms_BxLxT[:, layer, layout.patches]
-        quantiles.append(np.quantile(norm_BxP, [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0]))
+        quantiles.append(np.quantile(norm_BxP, figures.BAND_QUANTILES))
         median, p99 = map(float, np.quantile(norm_BxP, [0.5, 0.99]))
         means_of = [
             float(norms_BxLxT[:, layer, where].mean()) if where.stop > where.start else None
@@ -42,9 +44,9 @@ def _measure(subject: Subject, options: Options) -> Rows:
 def _lines(axes: Axes, values: tuple, color: str, name: str) -> None:
     quantiles_LxQ, means = values
     layers = np.arange(len(quantiles_LxQ))
-    axes.fill_between(layers, quantiles_LxQ[:, 1], quantiles_LxQ[:, 5], color=color, alpha=0.2, lw=0)
-    axes.plot(layers, quantiles_LxQ[:, 3], color=color, label=figures.legend_name(f"{name}: patches"))
-    axes.plot(layers, quantiles_LxQ[:, 6], "_", color=color, ms=9)
+    axes.fill_between(layers, quantiles_LxQ[:, 2], quantiles_LxQ[:, -3], color=color, alpha=0.2, lw=0)
+    axes.plot(layers, quantiles_LxQ[:, 4], color=color, label=figures.legend_name(f"{name}: patches"))
+    axes.plot(layers, quantiles_LxQ[:, -1], "_", color=color, ms=9)
     for (group, mean_L), style in zip(means.items(), figures.STYLES[1:], strict=False):
         axes.plot(layers, mean_L, style, color=color, label=figures.legend_name(f"{name}: {group}"))
     axes.set(xlabel="block", ylabel="norm")
@@ -52,9 +54,26 @@ def _lines(axes: Axes, values: tuple, color: str, name: str) -> None:
     figures.integer_ticks(axes)
 
 
+def _draw(found: Found) -> Pictures:
+    """All models in one pair of axes, and the distributions of each of the first models in its own."""
+    caption = (
+        "Norms by layer. Patches: median, the middle 90 % (band), the largest (dash); other tokens: means."
+    )
+    yield from figures.overlay_picture("layers", caption, _lines)(found)
+    shown = found[:_MOST_PANELS]
+    bands = [
+        figures.Band(one.name, range(len(one.values[0])), one.values[0], figures.color_of(one.place))
+        for one in shown
+    ]
+    figure = figures.band_panels(bands, xlabel="block")
+    first = f" The first {_MOST_PANELS} models." if len(found) > _MOST_PANELS else ""
+    caption = f"Norms of patches by layer, of each model: {figures.BANDS}.{first}"
+    yield Picture(name="distributions", caption=caption, figure=figure)
+
+
 EXPERIMENT = Experiment(
     question="In which block do outliers appear?",
-    answers=f"{REGISTERS}, figure 4a; {SMALL}, figures 5 and 8",
+    answers=f"{REGISTERS}, figure 4a; {SMALL}, figures 5, 8a and 8b",
     definition="L2 norms of the patches: 0 is what goes into the first block, n what block n leaves. "
     "Outliers are found in each layer separately, by the rule chosen.",
     tables={
@@ -63,10 +82,6 @@ EXPERIMENT = Experiment(
     },
     measure=_measure,
     features=("norms_LxT",),
-    draw=figures.overlay_picture(
-        "layers",
-        "Norms by layer. Patches: median, the middle 90 % (band), the largest (dash); other tokens: means.",
-        _lines,
-    ),
+    draw=_draw,
     compares="largest norm of a patch",
 )

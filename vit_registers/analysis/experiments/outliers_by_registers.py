@@ -1,5 +1,7 @@
 """outliers-by-registers: the share of outliers by the number of registers, across models. No JAX."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, Experiment
@@ -9,11 +11,22 @@ from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows,
 from vit_registers.analysis.subject import Subject
 
 
-def _measure(subject: Subject, options: Options) -> Rows:
+def outlier_share(subject: Subject, rule: str) -> tuple[float, float | None]:
+    """(the share of patches that the rule flags in %, the largest norm over the median)."""
     norm_BxP = np.asarray(subject.patch_norms(), np.float64)
-    share = 100 * subject.outliers(options.rule).share
     median, largest = float(np.median(norm_BxP)), float(norm_BxP.max())
-    ratio = largest / median if median > 0 else None
+    return 100 * subject.outliers(rule).share, largest / median if median > 0 else None
+
+
+def newest_steps(found: Found, key: Callable[[Rows], tuple[str, int, int]]) -> list[Rows]:
+    """The last step of each run, by the number of registers; `key` is (run, step, registers)."""
+    newest = {key(one)[0]: one for one in sorted(found, key=lambda one: key(one)[1])}
+    return sorted(newest.values(), key=lambda one: key(one)[2])
+
+
+def _measure(subject: Subject, options: Options) -> Rows:
+    norm_BxP = subject.patch_norms()
+    share, ratio = outlier_share(subject, options.rule)
     registers, summaries = subject.layout.num_registers, subject.layout.num_summaries
     extra = f"{counted(registers, 'register')}" + (f", summaries ({summaries})" if summaries else "")
     return Rows(
@@ -24,14 +37,6 @@ def _measure(subject: Subject, options: Options) -> Rows:
         count=counted(len(norm_BxP), "image"),
         values=(str(subject.run or subject.name), subject.step or 0, registers, share),
     )
-
-
-def _newest(found: Found) -> Found:
-    """The last step of each run, by the number of registers."""
-    newest: dict[str, Rows] = {}
-    for one in sorted(found, key=lambda one: one.values[1]):
-        newest[one.values[0]] = one
-    return sorted(newest.values(), key=lambda one: one.values[2])
 
 
 def _across(found: Found) -> list[str]:
@@ -75,7 +80,7 @@ EXPERIMENT = Experiment(
     measure=_measure,
     features=("norms_LxT",),
     draw=_draw,
-    arrange=_newest,
+    arrange=lambda found: newest_steps(found, lambda one: one.values[:3]),
     across=_across,
     compares="share of outliers, %",
 )

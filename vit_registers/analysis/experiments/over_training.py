@@ -1,17 +1,21 @@
-"""over-training: how norms, outliers and registers change over the steps of a run. No JAX."""
+"""over-training: how norms and outliers change over the steps of a run. No JAX."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from vit_registers.analysis.experiments.experiment import REGISTERS, SMALL, Experiment
-from vit_registers.analysis.measures.focus import map_similarity
-from vit_registers.analysis.measures.severity import summarize_values
 from vit_registers.analysis.options import Options
 from vit_registers.analysis.report import figures
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
-from vit_registers.analysis.subject import Subject, in_parts, mean_maps
+from vit_registers.analysis.subject import Subject
+
+MOST_STEPS = 10  # that a grid of maps shows
+_NAMES = ("min", "p1", "p5", "p25", "median", "p75", "p95", "p99", "max")
+_MOST_BLOCKS = 4  # whose distributions are shown and tabled
 
 
 class RunStep(NamedTuple):
@@ -42,6 +46,12 @@ def in_steps(found: Found, *, fewest: int = 1) -> list[Rows]:
     return [one for steps in by_run(found).values() if len(steps) >= fewest for one in steps]
 
 
+def thinned(steps: Sequence[Rows]) -> list[Rows]:
+    """At most MOST_STEPS of the steps of a run, at equal distances; the first and the last are kept."""
+    places = np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int))
+    return [steps[place] for place in places]
+
+
 def one_step_gaps(found: Found) -> list[str]:
     """A gap for each run of which only one step was given."""
     single = [run for run, steps in by_run(found).items() if len(steps) < 2]
@@ -54,7 +64,7 @@ def change_over_steps(found: Found, what: str, unit: str) -> str:
     for steps in by_run(found).values():
         first, last = steps[0], steps[-1]
         text = f"at step {last.values.step:,}, {last.text}"
-        if first is not last:
+        if first is not last and last.compared is not None:
             text = (
                 f"{what} changes from {number(first.compared, unit)} at step {first.values.step:,} to "
                 f"{number(last.compared, unit)} at step {last.values.step:,}, over {len(steps)} steps"
@@ -63,56 +73,85 @@ def change_over_steps(found: Found, what: str, unit: str) -> str:
     return f"{'; '.join(parts)}." if parts else "No run has several steps."
 
 
+def _shown_blocks(depth: int) -> list[int]:
+    """The numbers of at most _MOST_BLOCKS blocks at equal distances, from 1; the last one is among them."""
+    count = min(depth, _MOST_BLOCKS)
+    return [round(depth * (i + 1) / count) for i in range(count)]
+
+
 def _measure(subject: Subject, options: Options) -> Rows | Gap:
     at = step_of(subject)
     if isinstance(at, Gap):
         return at
+    norms_BxLxT, rows, by_block = subject.store.read("norms_LxT"), [], {}
+    for block in _shown_blocks(norms_BxLxT.shape[1] - 1):
+        norm_BxP = np.asarray(norms_BxLxT[:, block, subject.layout.patches], np.float64)
+        by_block[block] = np.quantile(norm_BxP, figures.BAND_QUANTILES)
+        rows.append((*at, block, *map(float, by_block[block])))
     norm_BxP = np.asarray(subject.patch_norms(), np.float64)
-    median, p99 = map(float, np.quantile(norm_BxP, [0.5, 0.99]))
-    likeness, largest = None, float(norm_BxP.max())
-    if subject.layout.num_registers > 1:
-        where = subject.layout.registers
-        maps = (mean_maps(subject, images)[:, where] for images in in_parts(len(norm_BxP)))
-        similar = [found_B for one in maps if (found_B := map_similarity(one)) is not None]
-        likeness = summarize_values(np.concatenate(similar)).mean
-    kurtosis = float(stats.kurtosis(norm_BxP.ravel())) if norm_BxP.std() > 0 else None
+    *_, median, _, _, p99, largest = map(float, by_block[block])
+    mean, std = float(norm_BxP.mean()), float(norm_BxP.std())
+    kurtosis = float(stats.kurtosis(norm_BxP.ravel())) if std > 0 else None
+    spread = (std / mean if mean else None, p99 / median if median else None, kurtosis)
     share = 100 * subject.outliers(options.rule).share
     return Rows(
-        tables={"Over training": [(*at, median, p99, largest, kurtosis, share, likeness)]},
+        tables={"Over training": [(*at, median, p99, largest, *spread, share)], "Norms by block": rows},
         text=f"the largest norm of a patch is {number(largest)}",
         compared=largest,
         count=counted(len(norm_BxP), "image"),
-        values=RunStep(*at, {"median": median, "p99": p99, "max": largest}),
+        values=RunStep(*at, by_block),
     )
 
 
+def short_name(steps: Sequence[Rows]) -> str:
+    """The name of a run, from those of its steps, which end in @STEP."""
+    return steps[0].name.rpartition("@")[0] or steps[0].name
+
+
 def _draw(found: Found) -> Pictures:
-    if all(len(steps) < 2 for steps in by_run(found).values()):
-        return []
-    figure, axes = figures.new_axes()
-    for i, (run, steps) in enumerate(by_run(found).items()):
-        at = [one.values.step for one in steps]
-        for name, style in (("median", "-"), ("p99", "--"), ("max", ":")):
-            values, label = [one.values.shown[name] for one in steps], figures.legend_name(f"{run}: {name}")
-            axes.plot(at, values, style, marker="o", ms=3, color=figures.color_of(i), label=label)
-    axes.set(xlabel="step", ylabel="norm")
-    figures.plain_log(axes.yaxis)
-    figures.legend_above(axes)
-    caption = "Norms of patches by step: median, 99th percentile and maximum of each run."
-    return [Picture(name="steps", caption=caption, figure=figure)]
+    """The last block of all runs side by side, and the blocks of each run; on one scale."""
+    runs = {run: steps for run, steps in by_run(found).items() if len(steps) > 1}
+    if not runs:
+        return
+    colors = {run: figures.color_of(i) for i, run in enumerate(by_run(found))}
+    every = np.stack([shown_Q for one in found for shown_Q in one.values.shown.values()])
+    limits = float(every.min()), float(every.max())  # of the blocks of all runs
+
+    def panels(asked: Iterable[tuple[str, str, int]], limits: tuple[float, float] | None) -> Figure:
+        bands = [
+            figures.Band(
+                title,
+                [one.values.step for one in runs[run]],
+                np.stack([one.values.shown[block] for one in runs[run]]),
+                colors[run],
+            )
+            for title, run, block in asked
+        ]
+        return figures.band_panels(bands, xlabel="step", limits=limits)
+
+    caption = f"Norms of patches after the last block by step, of each run: {figures.BANDS}."
+    last = ((short_name(steps), run, max(steps[0].values.shown)) for run, steps in runs.items())
+    yield Picture(name="steps", caption=caption, figure=panels(last, None))
+    for run, steps in runs.items():
+        caption = f"{run}: norms of patches after blocks by step: {figures.BANDS}."
+        blocks = ((f"block {block}", run, block) for block in steps[0].values.shown)
+        yield Picture(name=f"blocks-{steps[0].name}", caption=caption, figure=panels(blocks, limits))
 
 
 EXPERIMENT = Experiment(
-    question="When in training do outliers appear, and do registers grow apart?",
-    answers=f"{REGISTERS}, figure 4b; {SMALL}, figures 8 and 11",
-    definition="Norms of the patches that the last block leaves, before the final norm, and the mean "
-    "cosine between the attention maps of two registers on the same image, for each checkpoint of a run "
-    "that was given (RUN@all takes all).",
+    question="When in training do outliers appear, and in which block?",
+    answers=f"{REGISTERS}, figure 4b; {SMALL}, figures 8c and 8d",
+    definition="Norms of the patches that the last block leaves, before the final norm, for each checkpoint "
+    "of a run that was given; a run folder without a step is read at all steps that were kept. Of "
+    f"{_MOST_BLOCKS} blocks at most, at equal distances, the table has the quantiles. Kurtosis is Fisher's.",
     tables={
-        "Over training": "run | step | median | p99 | max | kurtosis | {rule}, % | cosine between registers"
+        "Over training": "run | step | median | p99 | max | std / mean | p99 / median | kurtosis | {rule}, %",
+        "Norms by block": f"run | step | block | {' | '.join(_NAMES)}",
     },
     measure=_measure,
-    features=("norms_LxT", "attention_NxExT"),
+    features=("norms_LxT",),
+    takes_steps=True,
+    opens="Over training",
     draw=_draw,
     arrange=in_steps,
     across=one_step_gaps,

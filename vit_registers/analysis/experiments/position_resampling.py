@@ -7,8 +7,8 @@ from vit_registers.analysis.options import Options
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number
 from vit_registers.analysis.report.tiles import tiles
 from vit_registers.analysis.subject import Subject
-from vit_registers.models.positions import POSITIONS
-from vit_registers.models.resampling import RESAMPLINGS
+from vit_registers.models.positions import position_rule
+from vit_registers.models.resampling import axis_matrices
 from vit_registers.models.tokens import Grid
 from vit_registers.models.vit import token_layout
 
@@ -25,8 +25,7 @@ def counts(source: Grid, target: Grid, method: str) -> np.ndarray:
     its mean. A cell of weight 0 has no effect at the other size. Resampling is linear and separable, so that
     the gradient is an outer product of the gradients of rows and of columns.
     """
-    matrix = RESAMPLINGS[method]
-    row_H, column_W = (matrix(s, t).sum(axis=0) for s, t in zip(source, target, strict=True))
+    row_H, column_W = (matrix.sum(axis=0) for matrix in axis_matrices(source, target, method))
     weight_HxW = np.outer(row_H, column_W)
     return weight_HxW / weight_HxW.mean()
 
@@ -68,7 +67,7 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _case(subject: Subject) -> Case | str:
-    model, rule = subject.model, POSITIONS[subject.model.positions]
+    model, rule = subject.model, position_rule(subject.model.positions)
     if rule.table is None and not rule.is_learned:
         return f"model.positions='{model.positions}' has no table"
     if model.position_resampling == "none":

@@ -124,10 +124,15 @@ def random_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outliers_alike(part: ProbeImages, parts: ProbeSets, rule: str) -> np.ndarray:
-    """is_outlier_BxP of all images of the subject of `part`, above the threshold of the images of --data."""
+    """is_outlier_BxP of all images of the subject of `part`, above the threshold of the images of --data.
+
+    By a rule of batches, each batch has its own threshold, whichever images it is of.
+    """
     found = parts.test.subject.outliers(rule)
     if part.subject is parts.test.subject:
         return found.is_outlier_BxP
+    if found.is_by_batch:
+        return part.subject.outliers(rule).is_outlier_BxP
     norm_BxP = part.subject.patch_norms()
     return np.zeros(norm_BxP.shape, bool) if found.threshold is None else norm_BxP > found.threshold
 

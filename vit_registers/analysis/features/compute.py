@@ -11,14 +11,17 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from vit_registers.analysis.features.forward import Forward
 from vit_registers.analysis.features.interventions import NO_INTERVENTION, Arrays, Intervention
 from vit_registers.analysis.features.store import VALID, Store, Work
-from vit_registers.analysis.features.table import FEATURES, LIMITS, Forward
+from vit_registers.analysis.features.table import FEATURES, LIMITS
 from vit_registers.data.batch import IMAGE, LABEL, Batch, labelled_batch, normalize, pad_batch
 from vit_registers.models.edits import Edits
 from vit_registers.models.tokens import Grid, TokenLayout
 from vit_registers.models.vit import ViT
 from vit_registers.training.sharding import put_same, replicate, replicated
+
+PATCHES = "patches"  # in what `native` returns: the patches that the last block leaves
 
 
 def size_bytes(
@@ -176,7 +179,8 @@ def native(
     """A function (image, number of blocks) -> (q, k and v of the patches in the last blocks, the patch grid).
 
     The image is uint8 and of any size. The first result is {("q", 12): PxD}, and so on for "k", "v" and each
-    block, counted from 1, with the heads joined. A model with fewer blocks gives all of them. The image is
+    block, counted from 1, with the heads joined. A model with fewer blocks gives all of them. For 0 blocks it
+    is {("patches", depth): PxD}, the patches after the last block and before the final norm. The image is
     normalised, then padded with zeros on the right and at the bottom to whole patches, as in LOST. Each new
     grid is compiled once.
     """
@@ -194,6 +198,7 @@ def native(
         out = model(jnp.where(is_image_HxW[None, :, :, None], normal_1xHxWxC, 0.0))
         patches = model.layout_for((height, width)).patches
         values = [out.taps[name][block][0, patches] for block in range(-num_blocks, 0) for name in "qkv"]
+        values = values or [out.taps["resid"][-1][0, patches]]
         return [value.astype(jnp.float32).reshape(len(value), -1) for value in values]
 
     def apply(image_HxWxC: np.ndarray, num_blocks: int) -> tuple[dict[tuple[str, int], np.ndarray], Grid]:
@@ -205,6 +210,7 @@ def native(
         num_blocks = min(num_blocks, depth)
         values = forward(state, filled_HxWxC[None], np.array([height, width]), num_blocks)
         names = [(name, block) for block in range(depth - num_blocks + 1, depth + 1) for name in "qkv"]
+        names = names or [(PATCHES, depth)]
         grid = math.ceil(height / patch), math.ceil(width / patch)
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}, grid
 

@@ -7,33 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_registers.analysis.features.interventions import Arrays
+from vit_registers.analysis.features.forward import Forward
+from vit_registers.analysis.features.terms import head_terms_GxD, terms_ExD, terms_LxExD
 from vit_registers.analysis.measures.severity import neighbour_cosine
-from vit_registers.models.readout import block_weights
 from vit_registers.models.tokens import TokenLayout
-from vit_registers.models.vit import Outputs, ViT, static_attention
 
 TEXT_TOWER = "text tower"  # the part that models of images and texts have
-
-
-class Forward(NamedTuple):
-    """One forward pass of a batch, from which features are computed."""
-
-    model: ViT
-    out: Outputs
-    layout: TokenLayout
-    image_BxHxWxC: jax.Array  # uint8
-    values: Arrays  # of the intervention, if there is one
-    rows: Arrays
-
-    @property
-    def resid_LxBxTxD(self) -> tuple[jax.Array, ...]:
-        """The input of the first block, then the output of each block; L is depth + 1."""
-        return tuple(self.out.taps["resid"])
-
-    def weights_BxNxTxT(self, block: int) -> jax.Array:
-        """The attention weights of a block, float32. XLA shares them with the forward pass."""
-        return block_weights(self.out.taps, block, static_attention(self.model.model, self.layout))
 
 
 def _norms(values_LxBxTxD: Iterable[jax.Array]) -> jax.Array:
@@ -152,30 +131,6 @@ def frozen_2xD(forward: Forward) -> jax.Array:
     return jnp.stack([tokens_BxTxD[:, 0] if layout.has_cls else mean_BxD, mean_BxD], axis=1)
 
 
-def terms_ExD(forward: Forward) -> jax.Array:
-    """The terms of cls after the attention of the last block, before its MLP: BxExD, as Subject.term_names.
-
-    One term for each token group that cls attends to, including itself, after the output projection and
-    LayerScale; the projection's bias; and the skip connection (arXiv:2505.05892, equations 3 to 6).
-    """
-    block, layout = forward.model.blocks[-1], forward.layout
-    weights_BxNxT, v_BxTxNxK = forward.weights_BxNxTxT(-1)[:, :, 0], forward.out.taps["v"][-1]
-    project = block.attn.out
-    terms = []
-    for where in layout.groups.values():
-        head_BxNxK = jnp.einsum(
-            "bnt,btnk->bnk", weights_BxNxT[..., where], v_BxTxNxK[:, where].astype(jnp.float32)
-        )
-        terms.append(jnp.einsum("bnk,nkd->bd", head_BxNxK, project.kernel[...]))
-    bias_D = jnp.zeros(terms[0].shape[-1]) if project.bias is None else project.bias[...]
-    terms.append(jnp.broadcast_to(bias_D, terms[0].shape))
-    terms_BxExD = jnp.stack(terms, axis=1)
-    if block.ls1 is not None:
-        terms_BxExD *= block.ls1.gamma[...].reshape(1, 1, -1)
-    skip_Bx1xD = forward.resid_LxBxTxD[-2][:, :1].astype(jnp.float32)
-    return jnp.concatenate([terms_BxExD, skip_Bx1xD], axis=1)
-
-
 def middle_norms_LxT(forward: Forward) -> jax.Array:
     """L2 norms of all tokens between attention and MLP of each block: BxLxT."""
     return _norms(forward.out.taps["middle"])
@@ -248,7 +203,7 @@ def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
     return cosine_Bx4xP.astype(np.float32)
 
 
-_MANY = 10_000
+_MANY, _SOME = 10_000, 2_000
 FEATURES: dict[str, Feature] = {
     "norms_LxT": Feature(norms_LxT),
     "final_norms_T": Feature(final_norms_T),
@@ -267,6 +222,8 @@ FEATURES: dict[str, Feature] = {
     "pooled_D": Feature(pooled_D, needs=TEXT_TOWER),
     "frozen_2xD": Feature(frozen_2xD),
     "terms_ExD": Feature(terms_ExD, needs="cls"),
+    "terms_LxExD": Feature(terms_LxExD, needs="cls", max_images=_SOME),
+    "head_terms_GxD": Feature(head_terms_GxD, needs="cls"),
     "register_hidden_2xRxD": Feature(register_hidden_2xRxD, needs="registers", max_images=_MANY),
     "middle_norms_LxT": Feature(middle_norms_LxT),
     "cls_attention_L": Feature(cls_attention_L, needs="cls"),

@@ -1,14 +1,14 @@
 """The terms of the cls output: patches, registers, cls itself, skip connection (arXiv:2505.05892).
 
 "Register and [CLS] tokens induce a decoupling of local and global features in large ViTs", Lappe and Giese.
-Functions take the terms by name, term_BxD each, whose sum is the output of the last attention. The paper does
-not specify whether terms are taken before or after the output projection. The skip connection is in the space
-after projection and LayerScale, so all terms must be in that space.
+Functions take the terms by name, term_BxD each, whose sum is the output of an attention. The paper does not
+specify whether terms are taken before or after the output projection. The skip connection is in the space
+after projection and LayerScale, so terms that are compared with it must be in that space.
 """
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,12 +71,14 @@ class CkaSums:
 
     Linear centred kernel alignment (arXiv:2505.05892, equation 4) of column-centred X and Y is
     ||Y'X||^2 / (||X'X|| ||Y'Y||) with Frobenius norms, from 0 to 1. Orthogonal maps and scaling of X or Y do
-    not change it. It is biased upward: unrelated X and Y have a high CKA unless N is much larger than D.
-    Centred sums are merged, since plain sums of products would lose small variances beside large means.
+    not change it. It is biased upward: unrelated X and Y of white noise have D / (N + D), about, and not 0.
+    `unbiased_cka` is an estimate without that. Centred sums are merged, since plain sums of products would
+    lose small variances beside large means.
     """
 
     def __init__(self) -> None:
         self.num_images = 0
+        self._grams: list[np.ndarray] = []  # BxExE, products of the terms of an image, of the second pass
         self._mean: dict[str, np.ndarray] = {}
         self._cross: dict[tuple[str, str], np.ndarray] = {}  # DxD, each pair of names in one order
 
@@ -115,9 +117,63 @@ class CkaSums:
         own = norm(self._products(first, first)) * norm(self._products(second, second))
         return float(norm(self._products(first, second)) ** 2 / own)
 
+    @classmethod
+    def of(cls, parts: Callable[[], Iterable[Mapping[str, np.ndarray]]]) -> "CkaSums":
+        """The sums of all batches of `parts()`, called twice: `unbiased_cka` requires the mean first."""
+        sums = cls()
+        for part in parts():
+            sums.add(part)
+        for part in parts():
+            sums.add_grams(part)
+        return sums
+
+    def add_grams(self, terms: Mapping[str, np.ndarray]) -> None:
+        """Adds a batch to what `unbiased_cka` reads, once `add` has had all of them."""
+        term_ExBxD = [np.asarray(terms[name], np.float64) - mean[None] for name, mean in self._mean.items()]
+        self._grams.append(np.einsum("ebd,fbd->bef", term_ExBxD, term_ExBxD))
+
+    def unbiased_cka(self, first: Sequence[str], second: Sequence[str]) -> float | None:
+        """As `cka`, with the unbiased estimator of HSIC in numerator and denominator; may be negative.
+
+        HSIC_1 of Song et al. (JMLR 13, 2012, equation 5), in CKA by Nguyen et al. (arXiv:2010.15327,
+        equation 3). For centred X and Y, with k = |x_i|^2 and l = |y_i|^2, it is, but for a factor,
+        |Y'X|^2 - n / (n - 2) sum(k l) + sum(k) sum(l) / ((n - 1) (n - 2)). Numerator and denominator are
+        unbiased, and their ratio only nearly. None as in `cka`, for fewer than 4 images, and if a denominator
+        is not positive. After `of`.
+        """
+        n = self.num_images
+        if n < 4 or self._is_constant(first) or self._is_constant(second):
+            return None
+        assert sum(map(len, self._grams)) == n, "add_grams has not had all batches"
+        own = self._hsic(first, first), self._hsic(second, second)
+        if min(own) <= 0:
+            return None
+        return float(self._hsic(first, second) / np.sqrt(own[0] * own[1]))
+
+    def leading_directions(self, names: Sequence[str], most: int) -> np.ndarray | None:
+        """axes_DxK, orthonormal: the first K principal axes over images of the sum of the terms `names`.
+
+        K is `most`, or as many as it varies along. None if the sum has no variance.
+        """
+        if self._is_constant(names):
+            return None
+        variance_D, axes_DxD = np.linalg.eigh(self._products(names, names))
+        count = min(most, int(np.count_nonzero(variance_D > 1e-9 * variance_D[-1])))
+        return axes_DxD[:, ::-1][:, :count]
+
     def with_full(self, full: Sequence[str]) -> dict[str, float | None]:
         """CKA of the sum of the terms `full` with each term alone: figures 3a and 6 of arXiv:2505.05892."""
         return {name: self.cka(full, [name]) for name in self._mean}
+
+    def _hsic(self, first: Sequence[str], second: Sequence[str]) -> float:
+        n = self.num_images
+        k_N, l_N = self._squares(first), self._squares(second)
+        square = np.linalg.norm(self._products(first, second)) ** 2
+        return square - n / (n - 2) * (k_N @ l_N) + k_N.sum() * l_N.sum() / ((n - 1) * (n - 2))
+
+    def _squares(self, names: Sequence[str]) -> np.ndarray:
+        at = [list(self._mean).index(name) for name in names]
+        return np.concatenate([gram_BxExE[:, at][:, :, at].sum(axis=(1, 2)) for gram_BxExE in self._grams])
 
     def _products(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         pairs = itertools.product(first, second)
@@ -215,3 +271,16 @@ def register_activations(
         mean_before=mean_D[dimensions],
         mean_after=after_BxD.mean(axis=0)[dimensions],
     )
+
+
+def highest_of_all(norm_BxT: np.ndarray, token: int) -> tuple[float, np.ndarray | None]:
+    """(share of the images where `token` has the highest norm of all, ratio_B to the highest other one).
+
+    arXiv:2505.05892, section 3.2: one register has the highest norm of all tokens, in every image, by an
+    order of magnitude. The ratio is None for a single token.
+    """
+    norm_BxT = finite(norm_BxT, "the norms")
+    others_B = np.delete(norm_BxT, token, axis=1).max(axis=1, initial=0.0)
+    if norm_BxT.shape[1] == 1:
+        return 1.0, None
+    return float((norm_BxT[:, token] > others_B).mean()), norm_BxT[:, token] / _nan_for_zero(others_B)

@@ -121,18 +121,31 @@ class CorLoc(NamedTuple):
     num_skipped: int  # without any ground-truth box
 
 
+def find_hits(boxes_xyxy: np.ndarray | Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) -> np.ndarray:
+    """Whether the one box [4] of an image has an IoU of at least 0.5 with any of its true boxes [n, 4].
+
+    One bool for each image with n > 0; others are left out. Raises DataError where no image has a true box.
+    """
+    pairs = list(zip(boxes_xyxy, truths_xyxy, strict=True))
+    is_hit = [bool((iou(box, truth) >= HIT_IOU).any()) for box, truth in pairs if len(truth)]
+    if not is_hit:
+        raise DataError(f"none of {len(pairs)} images has a ground-truth box: CorLoc needs at least one")
+    return np.array(is_hit)
+
+
+def count_hits(is_hit_B: np.ndarray, *, num_images: int) -> CorLoc:
+    """CorLoc from `find_hits`, of `num_images` images with and without true boxes."""
+    num_hits, count = int(is_hit_B.sum()), len(is_hit_B)
+    return CorLoc(100 * num_hits / count, num_hits, count, num_images - count)
+
+
 def corloc(boxes_xyxy: np.ndarray | Sequence[np.ndarray], truths_xyxy: Sequence[np.ndarray]) -> CorLoc:
     """The share of images whose one box [4] has an IoU of at least 0.5 with any of its true boxes [n, 4].
 
     CorLoc as in LOST (arXiv:2109.14279). Images with n = 0 are skipped and counted. Raises DataError where
     no image has a true box.
     """
-    pairs = list(zip(boxes_xyxy, truths_xyxy, strict=True))
-    is_hit = [bool((iou(box, truth) >= HIT_IOU).any()) for box, truth in pairs if len(truth)]
-    if not is_hit:
-        raise DataError(f"none of {len(pairs)} images has a ground-truth box: CorLoc needs at least one")
-    num_hits, num_images = sum(is_hit), len(is_hit)
-    return CorLoc(100 * num_hits / num_images, num_hits, num_images, len(pairs) - num_images)
+    return count_hits(find_hits(boxes_xyxy, truths_xyxy), num_images=len(truths_xyxy))
 
 
 class SweepCell(NamedTuple):
@@ -215,3 +228,22 @@ def summarize_sweep(
     assert len({(result.num_images, result.num_skipped) for result in table.values()}) == 1
     best = max([no_sweep, *table], key=lambda cell: table[cell].num_hits)  # max returns the first
     return best, no_sweep
+
+
+def choose_by_halves(
+    hits: Mapping[SweepCell, np.ndarray], *, first: SweepCell, seed: int = 0
+) -> list[tuple[SweepCell, CorLoc]]:
+    """(cell, CorLoc) of each half of the images: the cell of most hits on the other half, judged on this one.
+
+    `hits` are those of `find_hits` for each cell. The halves are drawn at random with `seed`. Of equal cells
+    `first` comes first, then the order of `hits`. Empty for fewer than two images.
+    """
+    count = len(hits[first])
+    if count < 2:
+        return []
+    mixed, choices = np.random.default_rng(seed).permutation(count), []
+    halves = mixed[: count - count // 2], mixed[count - count // 2 :]
+    for judge, choose in (halves, halves[::-1]):
+        best = max([first, *hits], key=lambda cell: hits[cell][choose].sum())
+        choices.append((best, count_hits(hits[best][judge], num_images=len(judge))))
+    return choices

@@ -1,8 +1,9 @@
-"""Outliers among patches by their norm: four rules.
+"""Outliers among patches by their norm: five rules.
 
-The papers set a threshold per model (150 for DINOv2 g in arXiv:2309.16588), a quantile (the top 2 % in
-"Registers in Small Vision Transformers"), or mean + 3 standard deviations (arXiv:2506.08010, appendix A.4). A
-quantile always flags its share. The valley of the histogram is an addition of this project.
+The papers set a threshold per model (150 for DINOv2 g in arXiv:2309.16588), a quantile of all patches or of
+each batch (the top 2 % in "Registers in Small Vision Transformers": of all in sections 4.2, of each batch in
+section 4.3.2), or mean + 3 standard deviations (arXiv:2506.08010, appendix A.4). A quantile always flags its
+share. The valley of the histogram is an addition of this project.
 """
 
 import math
@@ -15,14 +16,24 @@ from vit_registers.config import lookup
 from vit_registers.errors import ConfigError
 
 _BINS = 128
+_FORMS = "must be absolute:150, quantile:0.98, batch:0.98/64, std:3 or valley"
 
 
 class Outliers(NamedTuple):
-    """The patches above a threshold; threshold is None if the rule found none."""
+    """The patches above a threshold; threshold is None if the rule found none.
+
+    The rule `batch` has a threshold for each batch. `threshold` is then their mean, which serves where one
+    number is needed: in pictures, and for edited models.
+    """
 
     rule: str
     threshold: float | None
     is_outlier_BxP: np.ndarray
+
+    @property
+    def is_by_batch(self) -> bool:
+        """Whether each batch has a threshold of its own."""
+        return self.rule.startswith("batch:")
 
     @property
     def share(self) -> float:
@@ -31,12 +42,16 @@ class Outliers(NamedTuple):
 
 
 def find(norm_BxP: np.ndarray, rule: str) -> Outliers:
-    """The outliers by `rule`: absolute:150, quantile:0.98, std:3 or valley.
+    """The outliers by `rule`: absolute:150, quantile:0.98, batch:0.98/64, std:3 or valley.
 
+    batch:0.98/64 takes the quantile of each 64 images in their order, and of the rest in the last batch.
     Raises ConfigError for an unknown rule or an invalid number.
     """
     kind, _, text = rule.partition(":")
-    lookup(dict.fromkeys(("absolute", "quantile", "std", "valley")), kind, "--rule")
+    lookup(dict.fromkeys(("absolute", "quantile", "batch", "std", "valley")), kind, "--rule")
+    text, slash, size = text.partition("/")
+    if bool(slash) != (kind == "batch") or (slash and not (size.isdecimal() and int(size) > 0)):
+        raise ConfigError(f"--rule={rule}: {_FORMS}, where 64 is the number of images in a batch")
     try:
         number = float(text) if text else None
     except ValueError:
@@ -44,11 +59,27 @@ def find(norm_BxP: np.ndarray, rule: str) -> Outliers:
     if number is not None and not 0.0 <= number < math.inf:
         raise ConfigError(f"--rule={rule}: the number must be finite and >= 0")
     if (number is None) != (kind == "valley"):
-        raise ConfigError(f"--rule={rule}: must be absolute:150, quantile:0.98, std:3 or valley")
+        raise ConfigError(f"--rule={rule}: {_FORMS}")
     norm_BxP = np.asarray(norm_BxP)
+    if slash and number is not None:
+        return _by_batch(norm_BxP, rule, _share(kind, number), min(int(size), len(norm_BxP)))
     threshold = _threshold(norm_BxP, kind, number)
     is_outlier_BxP = np.zeros(norm_BxP.shape, bool) if threshold is None else norm_BxP > threshold
     return Outliers(rule, threshold, is_outlier_BxP)
+
+
+def _by_batch(norm_BxP: np.ndarray, rule: str, share: float, size: int) -> Outliers:
+    starts = range(0, len(norm_BxP), size)
+    thresholds = [float(np.quantile(norm_BxP[start : start + size], share)) for start in starts]
+    threshold_B = np.repeat(thresholds, size)[: len(norm_BxP)]
+    return Outliers(rule, float(np.mean(thresholds)), norm_BxP > threshold_B[:, None])
+
+
+def _share(kind: str, number: float) -> float:
+    """The number as the share of a quantile. Raises ConfigError unless it is between 0 and 1."""
+    if not 0 < number < 1:
+        raise ConfigError(f"--rule={kind}:{number:g}: the number must be between 0 and 1")
+    return number
 
 
 def _threshold(norm_BxP: np.ndarray, kind: str, number: float | None) -> float | None:
@@ -58,9 +89,7 @@ def _threshold(norm_BxP: np.ndarray, kind: str, number: float | None) -> float |
         return number
     if kind == "std":
         return float(norm_BxP.mean(dtype=np.float64) + number * norm_BxP.std(dtype=np.float64))
-    if not 0 < number < 1:
-        raise ConfigError(f"--rule=quantile:{number:g}: the number must be between 0 and 1")
-    return float(np.quantile(norm_BxP, number))
+    return float(np.quantile(norm_BxP, _share(kind, number)))
 
 
 def _valley(norm_BxP: np.ndarray) -> float | None:

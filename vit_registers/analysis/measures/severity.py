@@ -199,13 +199,14 @@ def _cosine_group(values: np.ndarray, num_tokens: int, *, seed: int, max_points:
     )
 
 
-class _Moments:
+class Moments:
     """Count, mean and sum of squared distances from the mean of vectors that come in batches."""
 
     def __init__(self) -> None:
         self.count, self.mean_D, self.scatter = 0, np.zeros(()), 0.0
 
     def add(self, value_NxD: np.ndarray) -> None:
+        """Adds a batch of vectors, which may be empty."""
         added = len(value_NxD)
         if not added:
             return
@@ -222,7 +223,7 @@ class VarianceSums:
     """Sums for `FeatureVariance` over batches, in memory of two vectors."""
 
     def __init__(self) -> None:
-        self._outliers, self._background = _Moments(), _Moments()
+        self._outliers, self._background = Moments(), Moments()
 
     def add(self, feature_BxPxD: np.ndarray, is_outlier_BxP: np.ndarray) -> None:
         """Adds a batch. Raises DataError for features that are not finite."""

@@ -5,7 +5,7 @@ A figure is at most WIDTH inches wide, so that its texts are legible on a phone 
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +20,11 @@ from vit_registers.analysis.report.result import Found, Picture, Pictures, Rows
 STYLES = ("-", "--", ":", "-.")  # of what is drawn of one model
 WIDTH = 4.1
 Draw = Callable[[Found], Pictures]  # Experiment.draw
+BAND_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of distributions
+BANDS = (  # for captions
+    "the median (line) and bands of the middle 50, 90 and 98 % and of all patches; the faintest ends at the "
+    "largest norm"
+)
 DrawModel = Callable[[Axes, Any, str, str], None]  # axes, Rows.values, colour and name of the model
 _NAME_LENGTH = 40  # letters in a line of the legend
 
@@ -79,6 +84,55 @@ def new_axes(height: float = 2.5, *, width: float = WIDTH) -> tuple[Figure, Axes
         axis.label.set(fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+class Band(NamedTuple):
+    """Distributions along an axis, for a panel of `band_panels`."""
+
+    title: str
+    at_X: Sequence[float]
+    quantiles_XxQ: np.ndarray  # by BAND_QUANTILES
+    color: str
+
+
+def band_panels(bands: Sequence[Band], *, xlabel: str, limits: tuple[float, float] | None = None) -> Figure:
+    """A panel for each of `bands`, of norms on one logarithmic scale, from `limits` if they are positive.
+
+    The median is a line; BANDS says what the bands around it are.
+    """
+    columns = 3 if len(bands) == 3 else min(len(bands), 2)
+    rows = -(-len(bands) // columns)
+    size = WIDTH, rows * 1.7 + 0.3
+    figure = Figure(figsize=size)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    edges = {"left": 0.6 / size[0], "right": 1 - 0.1 / size[0], "bottom": 0.45 / size[1]}
+    figure.subplots_adjust(**edges, top=1 - 0.25 / size[1], wspace=0.08, hspace=0.35)
+    for axes, band in zip(grid.flat, bands, strict=False):
+        _draw_band(axes, band)
+        axes.xaxis.set_major_locator(MaxNLocator(6 - columns, integer=True))
+    if limits is not None and limits[0] > 0:
+        grid[0, 0].set_ylim(limits[0] / 1.1, limits[1] * 1.1)
+    plain_log(grid[0, 0].yaxis)
+    for axes in grid.flat[len(bands) :]:
+        axes.remove()
+    for column in range(columns):
+        lowest = grid[(len(bands) - 1 - column) // columns, column]
+        lowest.set_xlabel(xlabel, fontsize=9)
+        lowest.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("norm", fontsize=9)
+    return figure
+
+
+def _draw_band(axes: Axes, band: Band) -> None:
+    count = band.quantiles_XxQ.shape[1]
+    axes.plot(band.at_X, band.quantiles_XxQ[:, count // 2], color=band.color, lw=1.2)
+    for i in range(count // 2):
+        low_X, high_X = band.quantiles_XxQ[:, i], band.quantiles_XxQ[:, -1 - i]
+        axes.fill_between(band.at_X, low_X, high_X, color=band.color, alpha=0.18, lw=0)
+    axes.set_title(legend_name(band.title), fontsize=8, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def new_grid(
@@ -141,8 +195,9 @@ def grouped_bars(
     found: Found,
     values_of: Callable[[Rows], Mapping[str, float | None]],
     errors_of: Callable[[Rows], Mapping[str, float]] | None = None,
+    dots_of: Callable[[Rows], Mapping[str, float | None]] | None = None,
 ) -> None:
-    """Bars of each group side by side, one for each model: `values_of` it by group."""
+    """Bars of each group side by side, one for each model: `values_of` it by group, `dots_of` it on them."""
     groups = list(dict.fromkeys(group for one in found for group in values_of(one)))
     slot = 0.8 / max(len(found), 1)
     for place, one in enumerate(found):
@@ -161,6 +216,27 @@ def grouped_bars(
             color=color_of(one.place),
             label=legend_name(one.name),
         )
+        if dots_of is not None:
+            dots = [dots_of(one)[group] for group in groups if group in values]
+            axes.plot(at, [np.nan if dot is None else dot for dot in dots], "o", ms=3, color="black")
+    axes.set_xticks(range(len(groups)), groups, fontsize=8)
+
+
+def grouped_violins(
+    axes: Axes, found: Found, groups: Sequence[str], values_of: Callable[[Rows], Mapping[str, np.ndarray]]
+) -> None:
+    """The distributions of each of `groups` side by side, one for each model that has it."""
+    slot = 0.8 / len(found)
+    for place, one in enumerate(found):
+        values = values_of(one)
+        at = [i + slot * (place - (len(found) - 1) / 2) for i, name in enumerate(groups) if name in values]
+        parts = axes.violinplot(
+            [values[name] for name in groups if name in values], at, widths=0.9 * slot, showmedians=True
+        )
+        bodies: Any = parts["bodies"]
+        for part in [*bodies, *(parts[name] for name in ("cbars", "cmins", "cmaxes", "cmedians"))]:
+            part.set_color(color_of(one.place))
+        axes.plot([], [], color=color_of(one.place), lw=4, label=legend_name(one.name))
     axes.set_xticks(range(len(groups)), groups, fontsize=8)
 
 

@@ -115,12 +115,17 @@ def _crop(name: str, sampler: Callable, target: Target, areas: Range, aspects: R
     return lambda example: {**example, "image": resize(decode_part(example, box, target))}
 
 
-def random_crop(target: Target, padding: int = 4) -> Op:
-    """A random part of target size of the image padded with zeros on each side (arXiv:1512.03385, 4.2)."""
-    check_padding(padding)
+def random_crop(target: Target, padding: int = 4, mode: str = "zeros") -> Op:
+    """A random part of target size of the image padded on each side (arXiv:1512.03385, 4.2).
+
+    `mode` is zeros, or reflect: the image mirrored at its border, which is not repeated, as in DeiT-III's
+    "simple random crop" (arXiv:2204.07118, section 3).
+    """
+    check_padding(padding, mode, target)
+    kind = "REFLECT" if mode == "reflect" else "CONSTANT"
 
     def apply(example: Example) -> Example:
-        image_HxWxC = tf.pad(example["image"], [[padding, padding], [padding, padding], [0, 0]])
+        image_HxWxC = tf.pad(example["image"], [[padding, padding], [padding, padding], [0, 0]], mode=kind)
         size, room = _fit(image_HxWxC, target)
         # a float draw, as the limits of an integer draw must be scalars
         draw_2 = tf.random.stateless_uniform([2], example["seed"])

@@ -39,12 +39,14 @@ def _resize(target: Target, size: int = 0) -> BatchOp:
     return Resize(size or target.height, size or target.width)
 
 
-def _random_crop(target: Target, padding: int = 4) -> BatchOp:
-    """A random part of target size of each image, padded with `padding` pixels of zeros on each side."""
-    check_padding(padding)
+def _random_crop(target: Target, padding: int = 4, mode: str = "zeros") -> BatchOp:
+    """A random part of target size of each image with `padding` pixels on each side, as in crops.py."""
+    check_padding(padding, mode, target)
+    kind = "reflect" if mode == "reflect" else "constant"
 
     def apply(image_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        padded_BxHxWxC = jnp.pad(image_BxHxWxC, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+        widths = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+        padded_BxHxWxC = jnp.pad(image_BxHxWxC, widths, mode=kind)
         room_y, room_x = _room(padded_BxHxWxC, target, f"random_crop({padding})")
         start_Bx2 = jax.random.randint(key, (len(image_BxHxWxC), 2), 0, jnp.array([[room_y + 1, room_x + 1]]))
 

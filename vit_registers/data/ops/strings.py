@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from vit_registers.config import lookup
 from vit_registers.config.strings import parse_calls
 from vit_registers.errors import ConfigError
 
 EXAMPLE = "random_crop(4) | flip"  # of an operation string, for errors
+PADDINGS = ("zeros", "reflect")  # what random_crop has around the image; reflect does not repeat the border
 
 
 class Target(NamedTuple):
@@ -18,10 +20,16 @@ class Target(NamedTuple):
     channels: int
 
 
-def check_padding(padding: int) -> None:
-    """Raises ConfigError for a negative padding of random_crop."""
+def check_padding(padding: int, mode: str, target: Target) -> None:
+    """Raises ConfigError for a padding of random_crop that is negative, or wider than what it mirrors."""
+    lookup(dict.fromkeys(PADDINGS), mode, "random_crop: mode")
     if padding < 0:
         raise ConfigError(f"random_crop: padding={padding}: must be >= 0")
+    if mode == "reflect" and padding >= min(target.height, target.width):
+        raise ConfigError(
+            f"random_crop: padding={padding} mirrors more than images of {target.height} x {target.width} px "
+            "have: must be less than their shorter side"
+        )
 
 
 def check_color(name: str, target: Target) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from vit_registers.config import nearest
 from vit_registers.data import pil_decoding
@@ -72,6 +73,25 @@ def read_image(record: BoxImage) -> np.ndarray:
         data = record.encoded if record.path is None else record.path.read_bytes()
         assert data is not None, record.name
         return pil_decoding.decode_image(data, channels=3)
+
+
+def center_crop(
+    image_HxWx3: np.ndarray, box_xyxy_px: np.ndarray, side_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(crop, boxes): the short side resized to `side_px`, the square in the middle, and boxes in its pixels.
+
+    As torchvision's Resize and CenterCrop, bilinear. Boxes end at the edge of the crop; those outside are
+    left out.
+    """
+    height, width = image_HxWx3.shape[:2]
+    short = min(height, width)
+    size = (int(side_px * width / short), int(side_px * height / short))
+    left, top = (round((one - side_px) / 2) for one in size)
+    resized = Image.fromarray(image_HxWx3).resize(size, Image.Resampling.BILINEAR)
+    crop = np.asarray(resized.crop((left, top, left + side_px, top + side_px)))
+    scale_4, shift_4 = np.array(size * 2) / (width, height, width, height), np.array((left, top) * 2)
+    box_xyxy_px = np.clip(box_xyxy_px * scale_4[None] - shift_4[None], 0, side_px)
+    return crop, box_xyxy_px[(box_xyxy_px[:, :2] < box_xyxy_px[:, 2:]).all(axis=1)]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from vit_registers.data.sources.digits import open_digits
 from vit_registers.data.sources.folder import open_folder, open_image_tree
 from vit_registers.data.sources.image_text import open_image_text_source
 from vit_registers.data.sources.parts import Parts, whole
+from vit_registers.data.sources.python_docs import open_python_docs
 from vit_registers.errors import DataError, require_extra
 
 # (data, channels of the model, where images that cannot be read are reported) -> source
@@ -30,6 +31,7 @@ SOURCES: dict[str, Opener] = {
     "folder": open_folder,
     "images": open_image_tree,
     "image_text": open_image_text_source,
+    "python_docs": open_python_docs,
 }
 
 

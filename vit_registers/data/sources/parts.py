@@ -58,7 +58,8 @@ class Parts(DataSource):
         if source.tfrecords is not None:
             raise ConfigError(
                 f"'{source.name}' is prepared as TFRecord files, of which no part can be held out: prepare "
-                "it again with vit_registers.prepare, or set tasks.linear.chosen_on=test"
+                "it again with vit_registers.prepare, or name parts as in data.train_split='train[1%:]' (for "
+                "the task linear: set tasks.linear.chosen_on=test)"
             )
         self._source = source
         self.name, self.class_names = source.name, source.class_names

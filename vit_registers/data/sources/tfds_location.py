@@ -148,7 +148,10 @@ def not_prepared(name: str, data_dir: str | None, *, setting: str = "data.name")
     if as_path(name) is None and parse_name(name).data not in known:
         there = [folder for folder in _folders(root) if _versions(root / folder)]
         hint = hint_at_name(parse_name(name).data, {*known, *there, "digits", "folder"})
-        return DataError(f"{setting}={name!r} is neither prepared in {where} nor known to TFDS: {hint}")
+        made = f"vit-registers prepare --name={name} --from_folder=DIR makes it of a folder of images"
+        return DataError(
+            f"{setting}={name!r} is neither prepared in {where} nor known to TFDS: {hint}; {made}"
+        )
     return DataError(
         f"{setting}={name!r} is not prepared in {where}: run "
         f"'python -m vit_registers.prepare --name={name} --data_dir={root}', or set data.data_dir"

@@ -8,7 +8,7 @@ from vit_registers.interop.export.rewrites import Draft
 from vit_registers.interop.names.mup_vit import FRACTAL_MASKS
 from vit_registers.models.blocks import dims
 from vit_registers.models.pooling import pooled_width
-from vit_registers.models.positions import sincos2d
+from vit_registers.models.positions import position_rule, sincos2d
 from vit_registers.models.vit import token_layout
 
 
@@ -135,6 +135,8 @@ def fit_mup_vit_tokens(d: Draft) -> None:
             d.refuse("summary tokens beside cls or registers")
         if d.model.positions == "alibi2d":
             d.refuse("positions='alibi2d' beside cls or registers")
+    if position_rule(d.model.positions).rotation is not None:
+        d.refuse(f"positions='{d.model.positions}'")
     if d.model.mask not in ("none", *FRACTAL_MASKS):
         d.refuse(f"mask='{d.model.mask}'")
     rewrites.fold_cls_position(d)

@@ -5,16 +5,19 @@ from typing import Any
 
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
+from vit_registers.interop.export import dinov3, eva
 from vit_registers.interop.export.preprocessing_files import Preprocessing, timm_json
-from vit_registers.models.blocks import dims
+from vit_registers.models.blocks import dims, rotary
 
 HIDDEN_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
-def transformers_config(model: Model, kind: str, class_names: Sequence[str] | None) -> dict[str, Any]:
+def transformers_config(
+    model: Model, kind: str, class_names: Sequence[str] | None, own: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The config.json of a model for transformers. Raises CheckpointError if it has no such sizes.
 
-    `kind` is clip, siglip, deit, vit or dinov2.
+    `kind` is clip, siglip, deit, vit or dinov2; a kind with values of its `own` has these and the sizes.
     """
     sizes = dims(model)
     height, width = model.image_size
@@ -30,6 +33,8 @@ def transformers_config(model: Model, kind: str, class_names: Sequence[str] | No
         "patch_size": model.patch_size,
         "num_channels": model.channels,
     }
+    if own is not None:
+        return values | own
     has_head = bool(model.num_classes)
     if kind == "clip":
         name = "CLIPVisionModelWithProjection" if has_head else "CLIPVisionModel"
@@ -101,7 +106,10 @@ def timm_arguments(model: Model) -> dict[str, Any]:
         "reg_tokens": model.num_registers,
         "pre_norm": model.use_norm_pre,
         "fc_norm": model.use_norm_after_pool if model.pooling == "gap" else None,
-        "pool_include_prefix": False,
+        "final_norm": None if model.use_final_norm else False,
+        "scale_attn_norm": model.use_attention_norm or None,
+        "scale_mlp_norm": model.use_mlp_norm or None,
+        "pool_include_prefix": model.pool_tokens == "all",
         "act_layer": None if activation == "gelu" else activation,
     }
     return {key: value for key, value in values.items() if value is not None}
@@ -112,12 +120,16 @@ def timm_config(model: Model, p: Preprocessing, class_names: Sequence[str] | Non
 
     It names an architecture of timm that has the layers which arguments cannot express, and all arguments.
     """
-    architecture = "vit_base_patch16_224"
+    architecture, arguments = "vit_base_patch16_224", timm_arguments(model)
     if dims(model).mlp == "swiglu":
         architecture = "vit_giant_patch14_dinov2"
     elif model.use_norm_pre:
         architecture = "vit_base_patch16_clip_224"  # whose norms have an eps of 1e-5
-    arguments = timm_arguments(model)
+    if eva.counts_patches(model):
+        architecture, arguments = eva.architecture_of(model), eva.timm_arguments(model)
+    elif rotary(model) is not None:
+        plus = "_plus" if dims(model).mlp == "swiglu" else ""
+        architecture, arguments = f"vit_small{plus}_patch16_dinov3", dinov3.timm_arguments(model)
     values = {
         "architecture": architecture,
         "num_classes": model.num_classes,

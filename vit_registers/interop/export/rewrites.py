@@ -12,7 +12,7 @@ import numpy as np
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.models.blocks import dims
-from vit_registers.models.positions import POSITIONS
+from vit_registers.models.positions import position_rule
 from vit_registers.models.vit import token_layout
 
 Params = dict[str, Any]
@@ -41,13 +41,37 @@ class Draft:
 
 
 def refuse_masks_and_summaries(d: Draft) -> None:
-    """Raises CheckpointError for masks, ALiBi and summaries, which only this project has."""
+    """Raises CheckpointError for masks, summaries, ALiBi and rotations, which the target lacks."""
     if d.model.mask != "none":
         d.refuse(f"mask='{d.model.mask}'")
     if d.model.summary_factor:
         d.refuse("summary tokens")
-    if d.model.positions == "alibi2d":
-        d.refuse("positions='alibi2d'")
+    rule = position_rule(d.model.positions)
+    if rule.bias is not None or rule.rotation is not None:
+        d.refuse(f"positions='{d.model.positions}'")
+
+
+def refuse_own_layers(d: Draft) -> None:
+    """Raises CheckpointError for norms and sizes that only timm's models have, or only this project."""
+    own = {
+        "use_attention_norm": False,
+        "use_mlp_norm": False,
+        "use_final_norm": True,
+        "pool_tokens": "patches",
+    }
+    own = {} if d.target in ("timm", "timm/rope") else own
+    own |= {} if d.target == "timm/rope" else {"pool_num_heads": None, "pool_mlp_dim": None}
+    for name, usual in own.items():
+        if (value := getattr(d.model, name)) != usual:
+            d.refuse(f"{name}={value!r}")
+
+
+def refuse_cls_role(d: Draft) -> None:
+    """Raises CheckpointError for cls in the last blocks only, and for cls without a skip connection."""
+    if d.model.cls_blocks is not None:
+        d.refuse(f"cls_blocks={d.model.cls_blocks}")
+    if not d.model.has_cls_skip:
+        d.refuse("has_cls_skip=False")
 
 
 def store_positions(d: Draft) -> None:
@@ -55,7 +79,7 @@ def store_positions(d: Draft) -> None:
     if d.model.positions == "learned":
         return
     layout, width = token_layout(d.model), dims(d.model).width
-    fixed = POSITIONS[d.model.positions].table
+    fixed = position_rule(d.model.positions).table
     table = d.zeros(layout.num_patches, width) if fixed is None else fixed(layout.patch_grid, width)
     d.params["pos_embed"] = table[None]
     d.notes.append(f"positions '{d.model.positions}' are written as a table of learned positions")

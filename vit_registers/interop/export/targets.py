@@ -12,6 +12,7 @@ from vit_registers.config import Data, Model, Text, lookup
 from vit_registers.interop import containers
 from vit_registers.interop.class_names import CLASS_NAMES_FILE
 from vit_registers.interop.containers import Weights
+from vit_registers.interop.export import dinov3, eva
 from vit_registers.interop.export.family_rewrites import is_distilled
 from vit_registers.interop.export.files import is_file, write_npz, write_safetensors
 from vit_registers.interop.export.json_configs import timm_config, transformers_config
@@ -20,6 +21,7 @@ from vit_registers.interop.export.preprocessing_files import (
     own_json,
     transformers_json,
 )
+from vit_registers.interop.export.rewrites import Draft
 from vit_registers.interop.export.text_configs import open_clip_config, whole_transformers_config
 from vit_registers.interop.export.to_family import rewrite_for
 from vit_registers.interop.names import dinov2_timm_clip as nt
@@ -28,7 +30,7 @@ from vit_registers.interop.reading import tensor_map_of
 from vit_registers.interop.tensor_map import TensorRule, contiguous
 from vit_registers.interop.unwrap import HEADS
 from vit_registers.interop.values import check_finite
-from vit_registers.models.blocks import dims
+from vit_registers.models.blocks import dims, rotary
 from vit_registers.models.paths import leaves_of
 from vit_registers.strict_json import dumps
 
@@ -42,11 +44,22 @@ _PREFIXES = {
     "transformers/deit": "deit.",
     "transformers/dinov2": "dinov2.",
 }
-TARGETS = ("transformers", "timm", "big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit")
+TARGETS = (
+    "dinov3",
+    "transformers",
+    "timm",
+    "big_vision",
+    "dinov2",
+    "deit",
+    "dino",
+    "clip",
+    "open_clip",
+    "mup_vit",
+)
 
 # The formats whose configs have no place for class names.
 _WITHOUT_NAMES = ("big_vision", "dinov2", "deit", "dino", "clip", "open_clip", "mup_vit", "transformers/clip")
-_WITHOUT_NAMES += ("transformers/siglip",)
+_WITHOUT_NAMES += ("transformers/siglip", "transformers/dinov3", "dinov3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,8 +117,10 @@ class Export:
 def transformers_kind(model: Model) -> str:
     """The model of transformers that can represent it.
 
-    clip, siglip, deit, vit, or the most general one, dinov2.
+    clip, siglip, deit, vit, dinov3 with a rotation, or the most general one, dinov2.
     """
+    if rotary(model) is not None:
+        return "dinov3"
     if model.use_norm_pre:
         return "clip"
     if model.pooling == "map":
@@ -120,8 +135,10 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
     """The model rewritten for `target` (TARGETS). Raises CheckpointError if that is impossible."""
     lookup(dict.fromkeys(TARGETS), target, "to")
     key = f"transformers/{transformers_kind(model)}" if target == "transformers" else target
+    if target == "timm" and rotary(model) is not None:
+        key = eva.TIMM_ROPE if eva.counts_patches(model) else dinov3.TIMM_EVA
     draft = rewrite_for(key, model, jax.tree.map(np.asarray, dict(params)))
-    names, has_two_heads = nt.WRITTEN_NAMES[key], draft.model.pooling == "cls_registers"
+    names, has_two_heads = _names(key, draft), draft.model.pooling == "cls_registers"
     if key == "transformers/deit" and has_two_heads:
         names = dataclasses.replace(names, head=nt.HF_DEIT_HEADS)
     if key == "deit" and is_distilled(draft.model):
@@ -137,6 +154,14 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
     )
 
 
+def _names(key: str, draft: Draft) -> nt.TensorNames:
+    if key == eva.TIMM_ROPE:
+        return eva.names_of(draft.model)
+    if key in dinov3.REWRITES:
+        return dinov3.names_of(key, draft.model, draft.params)
+    return nt.WRITTEN_NAMES[key]
+
+
 def _prefix(key: str, model: Model) -> str:
     """The text before names in files of the family; transformers has it in models with a head only."""
     if key.startswith("transformers/") and not model.num_classes:
@@ -148,6 +173,10 @@ def _prefix(key: str, model: Model) -> str:
 
 def is_config_complete(e: Export) -> bool:
     """Whether the config.json of a folder determines all settings, for its library and for us."""
+    if e.target == eva.TIMM_ROPE:
+        return eva.has_usual_eps(e.model)
+    if e.target == dinov3.TIMM_EVA:
+        return e.model.norm_eps == 1e-5
     if e.target == "timm":
         has_scale = e.model.layer_scale_init is not None  # as in the only architecture with SwiGLU
         is_known = dims(e.model).mlp == "mlp" or (has_scale and not e.model.use_norm_pre)
@@ -194,11 +223,12 @@ def _jsons(
     files: dict[str, dict[str, Any] | list[str]] = {}
     if e.target.startswith("transformers/"):
         kind = e.target.split("/")[1]
-        config = transformers_config(e.model, kind, class_names)
+        own = dinov3.transformers_values(e.model, e.params) if kind == "dinov3" else None
+        config = transformers_config(e.model, kind, class_names, own)
         config = config if e.text is None else whole_transformers_config(config, e.text, kind)
         files["config.json"] = config | {"dtype": dtype}
         files["preprocessor_config.json"] = transformers_json(p, kind)
-    elif e.target == "timm":
+    elif e.target.partition("/")[0] == "timm":
         files["config.json"] = timm_config(e.model, p, class_names)
     elif e.target == "open_clip" and e.text is not None:
         files["open_clip_config.json"] = open_clip_config(e.model, e.text, p)

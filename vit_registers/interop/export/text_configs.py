@@ -38,6 +38,11 @@ def whole_transformers_config(vision: Mapping[str, Any], text: Text, kind: str) 
         "pad_token_id": None,
     }
     if kind == "clip":
+        if text.end_token == _LEGACY_END:  # of MetaCLIP 2
+            raise CheckpointError(
+                f"transformers' CLIP pools the largest id if the end token is {_LEGACY_END}, as it is here: "
+                "write another format, such as open_clip"
+            )
         values["eos_token_id"] = _LEGACY_END if text.end_token is None else text.end_token
         values["projection_dim"] = text.embed_dim
     else:

@@ -6,11 +6,11 @@ This module lists the rewrites of each format, which are defined in rewrites.py 
 from collections.abc import Callable
 
 from vit_registers.config import Model, lookup
-from vit_registers.interop.export import family_rewrites, rewrites
+from vit_registers.interop.export import dinov3, eva, family_rewrites, rewrites
 from vit_registers.interop.export.rewrites import Draft, Params
 from vit_registers.interop.infer import FAMILIES
 from vit_registers.models.blocks import dims
-from vit_registers.models.positions import POSITIONS
+from vit_registers.models.positions import position_rule
 
 _FROM_ANY = (rewrites.refuse_masks_and_summaries, rewrites.store_positions, rewrites.store_registers)
 _WITH_CLS = (*_FROM_ANY, rewrites.require_cls)
@@ -111,6 +111,8 @@ REWRITES: dict[str, tuple[Callable[[Draft], None], ...]] = {
         rewrites.drop_mask_token,
         rewrites.fold_layer_scale,
     ),
+    **dinov3.REWRITES,
+    **eva.REWRITES,
 }
 
 
@@ -122,16 +124,16 @@ def set_target_resampling(d: Draft) -> None:
         theirs = ours  # their code does not resample
     elif d.target in ("dinov2", "transformers/dinov2") and d.model.num_registers:
         theirs = "bicubic_aa"
-    elif d.target == "big_vision" and not POSITIONS[d.model.positions].is_learned:
+    elif d.target == "big_vision" and not position_rule(d.model.positions).is_learned:
         theirs = "none"
-    if theirs != ours:
+    if theirs != ours and position_rule(d.model.positions).has_table:
         d.notes.append(f"at other image sizes, positions are resampled as '{theirs}' there, not as '{ours}'")
         d.set(position_resampling=theirs)
 
 
 def set_target_layers(d: Draft) -> None:
     """Sets the GELU and the norm eps that readers of the target format assume, if no file records them."""
-    if d.target == "timm" or d.target.startswith("transformers/"):
+    if d.target.partition("/")[0] in ("timm", "transformers"):
         return
     model, family = d.model, FAMILIES[d.target]
     activation = family.get("activation", Model.activation)
@@ -146,6 +148,8 @@ def set_target_layers(d: Draft) -> None:
 def rewrite_for(target: str, model: Model, params: Params) -> Draft:
     """The rewritten model for `target`, a key of REWRITES. `params` is changed. Raises CheckpointError."""
     draft = Draft(target=target, model=model, params=params, notes=[])
+    rewrites.refuse_own_layers(draft)
+    rewrites.refuse_cls_role(draft)
     for rewrite in lookup(REWRITES, target, "target"):
         rewrite(draft)
     set_target_resampling(draft)

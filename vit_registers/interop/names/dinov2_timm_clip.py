@@ -37,7 +37,10 @@ class TorchNames:
     norm1: str = "norm1.{}"
     norm2: str = "norm2.{}"
     qkv: tuple[str, ...] = ("attn.qkv.{}",)  # one fused tensor, or three
+    qv_bias: tuple[str, str] | None = None  # full names of biases of queries and values; keys have none
     out: str = "attn.proj.{}"
+    attention_norm: str | None = None  # inside the branch, before its last layer
+    mlp_norm: str | None = None  # the same
     layer_scale: tuple[str, str] | None = ("ls1.gamma", "ls2.gamma")
     fc1: str = "mlp.fc1.{}"
     fc2: str = "mlp.fc2.{}"
@@ -51,6 +54,10 @@ class TorchNames:
     projection: str | None = None
     attn_pool: AttnPoolNames | None = None
     mask: str | None = None  # a fixed tensor: the attention mask and bias
+    frequencies: str | None = None  # of learned rotations, [2, depth, heads, angles]
+    rotary_tables: tuple[str, str] | None = None  # fixed tensors: cosines and sines of a rotation
+    periods: str | None = None  # a fixed tensor: those of a rotation
+    bias_mask: str | None = None  # of a block: what the bias of queries, keys and values is multiplied by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,8 @@ class MupVitNames(TorchNames):
 TIMM = TorchNames(
     registers="reg_token",
     norm_pre="norm_pre.{}",
+    attention_norm="attn.norm.{}",
+    mlp_norm="mlp.norm.{}",
     norm_after_pool="fc_norm.{}",
     attn_pool=AttnPoolNames(),
 )

@@ -3,6 +3,8 @@
 import functools
 from typing import TypeVar
 
+import numpy as np
+
 from vit_registers.config import Model
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.names.dinov2_timm_clip import AttnPoolNames, TorchNames
@@ -10,16 +12,22 @@ from vit_registers.interop.tensor_map import (
     TensorRule,
     conv,
     dense,
+    fixed,
     joined,
     joint_bias,
     joint_dense,
+    masked_bias,
     mean_heads,
+    of_all_blocks,
+    query_value_bias,
     same,
     split_bias,
 )
-from vit_registers.models.blocks import dims
+from vit_registers.models.blocks import dims, rotary
 from vit_registers.models.paths import Leaf
-from vit_registers.models.pooling import pooled_width
+from vit_registers.models.pooling import pool_dims, pooled_width
+from vit_registers.models.positions import position_rule
+from vit_registers.models.vit import token_layout
 
 T = TypeVar("T")
 
@@ -54,7 +62,7 @@ def _tokens(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     if model.use_mask_token:
         name = _require(names.mask_token, "a mask token", source)
         rules.append(same(("mask_token",), name, lead=names.mask_token_axes))
-    if model.positions == "learned":
+    if position_rule(model.positions).is_learned:
         rows: list[Leaf] = []
         if model.use_cls and model.has_cls_position:
             rows.append(("cls_pos",))
@@ -75,11 +83,23 @@ def torch_block(names: TorchNames, model: Model, i: int, source: str) -> list[Te
             (*leaf, "attn", "qkv"),
             tuple(map(at, names.qkv)),
             inputs=width,
-            has_bias=model.use_qkv_bias,
+            has_bias=model.use_qkv_bias and not (names.qv_bias or names.bias_mask),
         ),
         *torch_linear((*leaf, "attn", "out"), (at(names.out),), inputs=width),
         *torch_norm((*leaf, "norm2"), at(names.norm2)),
     ]
+    if model.use_qkv_bias and names.qv_bias is not None:
+        query, value = map(at, names.qv_bias)
+        rules.append(query_value_bias((*leaf, "attn", "qkv", "bias"), (query, value)))
+    if model.use_qkv_bias and names.bias_mask is not None:
+        bias = at(names.qkv[0].format("bias"))
+        rules.append(masked_bias((*leaf, "attn", "qkv", "bias"), (bias, at(names.bias_mask))))
+    inner = {"attn": names.attention_norm if model.use_attention_norm else ""}
+    inner |= {"mlp": names.mlp_norm if model.use_mlp_norm else ""}
+    for branch, name in inner.items():
+        if name != "":
+            name = _require(name, "norms inside a branch", source)
+            rules += torch_norm((*leaf, branch, "norm"), at(name))
     if model.layer_scale_init is not None:
         gammas = _require(names.layer_scale, "LayerScale", source)
         rules += [same((*leaf, f"ls{j}", "gamma"), at(gammas[j - 1])) for j in (1, 2)]
@@ -93,7 +113,7 @@ def torch_block(names: TorchNames, model: Model, i: int, source: str) -> list[Te
 
 
 def _map_pool(names: AttnPoolNames, model: Model) -> list[TensorRule]:
-    sizes = dims(model)
+    sizes = pool_dims(model, dims(model))
     linear = functools.partial(torch_linear, inputs=sizes.width)
     leaves: tuple[Leaf, ...] = (("map_pool", "q"), ("map_pool", "kv"))
     if len(names.qkv) == 1:
@@ -136,6 +156,24 @@ def _head(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     return rules
 
 
+def _rotation(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
+    rule = rotary(model)
+    if rule is not None and rule.is_learned:
+        name = _require(names.frequencies, "learned frequencies of rotary positions", source)
+        leaves: list[Leaf] = [("blocks", i, "attn", "frequencies") for i in range(dims(model).depth)]
+        return [of_all_blocks(tuple(leaves), name, axis=1)]
+    if rule is not None and names.periods is not None:
+        return [fixed(names.periods, rule.periods)]
+    if rule is None or names.rotary_tables is None:
+        return []
+    layout = token_layout(model)
+    rotation = rule.at(layout)
+    tables = (np.asarray(part)[layout.patches] for part in (rotation.cos_TxA, rotation.sin_TxA))
+    return [
+        fixed(name, table.repeat(2, axis=1)) for name, table in zip(names.rotary_tables, tables, strict=True)
+    ]
+
+
 def torch_map(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     """The rules for all parameters of a model. Raises CheckpointError if the family lacks a part of it."""
     patch = [conv(("patch_embed", "kernel"), names.patch.format("weight"))]
@@ -145,10 +183,13 @@ def torch_map(names: TorchNames, model: Model, source: str) -> list[TensorRule]:
     if model.use_norm_pre:
         name = _require(names.norm_pre, "a norm before the first block", source)
         rules += torch_norm(("norm_pre",), name)
-    for i in range(dims(model).depth):
+    depth = dims(model).depth
+    for i in range(depth):
         rules += torch_block(names, model, i, source)
-    norm = names.norm_after_pool if model.use_norm_after_pool else names.norm
-    rules += torch_norm(("norm",), _require(norm, "a norm after pooling", source))
+    rules += _rotation(names, model, source)
+    if model.use_final_norm:
+        norm = names.norm_after_pool if model.use_norm_after_pool else names.norm
+        rules += torch_norm(("norm",), _require(norm, "a norm after pooling", source))
     if model.pooling == "map":
         rules += _map_pool(_require(names.attn_pool, "attention pooling", source), model)
     if model.num_classes:

@@ -10,6 +10,7 @@ import numpy as np
 from vit_registers.config import Config, image_size
 from vit_registers.data.batch import Batch, MakeTarget, View, normalize
 from vit_registers.data.block_masks import BlockMasks, batch_masks
+from vit_registers.models.blocks import uses_key
 from vit_registers.models.params import abstract_model, init_params
 from vit_registers.models.tokens import patch_grid
 from vit_registers.objectives.base import BACKBONE, TEACHER, Best, Sums
@@ -144,7 +145,7 @@ class SelfDistillation:
             settings=settings,
             num_masked=self.masks.num_masked,
             temperature=self._value(self._temperatures(), step),
-            key=key if self._config.model.drop_path else None,
+            key=key if uses_key(self._config.model) else None,
         )
         count = batch.mask_B.sum()
         return {name: (value * count, count) for name, value in found.items()}, {**extra, "centre": centre}
