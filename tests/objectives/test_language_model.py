@@ -1,6 +1,7 @@
-"""Language models of bytes: what they see, their symmetries, and their runs from start to evaluation."""
+"""Models of bytes: what they see, their symmetries, and their runs from start to evaluation."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -16,8 +17,8 @@ from vit_registers.config import LanguageModelSettings, Mesh, from_mapping, over
 from vit_registers.config.cards import load_module
 from vit_registers.data.batch import IMAGE, Batch, synthetic_batches, to_device
 from vit_registers.errors import ConfigError
-from vit_registers.evaluation.language_model import LanguageModelEvaluator, predicted_parts
-from vit_registers.objectives.language_model import BYTE_HEAD, PREDICTED, LanguageModel, byte_losses
+from vit_registers.evaluation.language_model import LanguageModelEvaluator, eval_passes
+from vit_registers.objectives.language_model import BYTE_HEAD, WEIGHT, LanguageModel, byte_losses
 from vit_registers.runs import checkpoint_folder
 from vit_registers.runtime.mesh import make_mesh
 from vit_registers.train import train
@@ -36,6 +37,7 @@ SMALL = {
     "checkpoint.every_steps": 2,
 }
 HIDDEN, NEXT = "predicts=hidden,mask=fractal", "predicts=next,mask=fractal_causal"
+ANY_ORDER = "predicts=any_order,mask=fractal"
 
 
 def _config(kind=HIDDEN, length=LENGTH, **model):
@@ -74,9 +76,7 @@ def test_all_bytes_are_equally_probable_at_the_start(sequences):
     params, extra = LanguageModel(config).init(jax.random.key(0))
     np.testing.assert_allclose(_losses(config, params, *sequences), math.log(256), rtol=1e-6)
     image, hidden_BxP = sequences
-    batch = Batch(
-        views={IMAGE: image}, targets={PREDICTED: hidden_BxP}, mask_B=np.array([True] * 3 + [False])
-    )
+    batch = Batch(views={IMAGE: image}, targets={WEIGHT: hidden_BxP}, mask_B=np.array([True] * 3 + [False]))
     sums, _ = LanguageModel(config).loss(params, extra, batch, jnp.int32(0), jax.random.key(0))
     assert int(sums["loss"][1]) == 15
     assert float(sums["bits_per_byte"][0] / sums["bits_per_byte"][1]) == pytest.approx(8.0, rel=1e-6)
@@ -162,21 +162,68 @@ def test_the_same_number_of_bytes_is_hidden_in_each_sequence_and_all_places_are(
     objective = LanguageModel(_config())
     image = jnp.zeros((512, 1, LENGTH, 1), jnp.uint8)
     batch = Batch(views={IMAGE: image}, targets={}, mask_B=jnp.ones(512, bool))
-    hidden = [np.asarray(objective.prepare(batch, jax.random.key(i)).targets[PREDICTED]) for i in range(2)]
+    hidden = [np.asarray(objective.prepare(batch, jax.random.key(i)).targets[WEIGHT]) > 0 for i in range(2)]
     assert {*hidden[0].sum(axis=1)} == {2}  # 15 % of 16, rounded
     assert (hidden[0] != hidden[1]).any()
     np.testing.assert_allclose(hidden[0].mean(axis=0), 2 / 16, atol=0.06)
 
 
+@pytest.mark.parametrize("kind", [NEXT, ANY_ORDER])
+def test_the_probabilities_of_all_sequences_have_the_sum_of_one(kind):
+    config = _config(kind, length=2)
+    params, settings = _random(config), config.objective.language_model
+    text_NxP = np.stack(np.mgrid[:256, :256], axis=-1).reshape(-1, 2).astype(np.uint8)
+    log_p_N = np.zeros(len(text_NxP))
+    for hidden_P, predicted_P in zip(*eval_passes(settings, 2), strict=True):
+        hidden_NxP = np.broadcast_to(hidden_P, text_NxP.shape)
+        loss_NxP = _losses(config, params, text_NxP.reshape(-1, 1, 2, 1), hidden_NxP)
+        log_p_N -= loss_NxP[:, predicted_P].sum(axis=1, dtype=np.float64)
+    assert np.exp(log_p_N).sum() == pytest.approx(1.0, abs=1e-5)
+    assert np.ptp(log_p_N) > 0.1
+
+
+def test_the_expected_loss_with_any_order_is_the_mean_over_all_orders():
+    config = _config(ANY_ORDER, length=3, summary_factor=None, mask="none", positions="sincos1d")
+    objective, params = LanguageModel(config), _random(config)
+    image = np.random.default_rng(5).integers(0, 256, (1, 1, 3, 1), dtype=np.uint8)
+    orders = list(itertools.permutations(range(3)))
+    exact = 0.0
+    for order in orders:
+        for i, place in enumerate(order):
+            hidden_1xP = np.array([[j in order[i:] for j in range(3)]])
+            exact += _losses(config, params, image, hidden_1xP)[0, place] / (3 * len(orders))
+
+    def loss(key):
+        batch = Batch(views={IMAGE: jnp.asarray(image)}, targets={}, mask_B=jnp.ones(1, bool))
+        sums, _ = objective.loss(params, {}, objective.prepare(batch, key), jnp.int32(0), key)
+        return sums["loss"]
+
+    loss_N, count_N = jax.vmap(loss)(jax.random.split(jax.random.key(0), 4000))
+    np.testing.assert_allclose(count_N, 3.0, rtol=1e-6)
+    sample = np.asarray(loss_N) / 3
+    error = float(sample.std()) / math.sqrt(len(sample))
+    assert float(sample.mean()) == pytest.approx(float(exact), abs=4 * error)
+    assert error < 0.05 * abs(exact - math.log(256))  # a uniform model is told apart
+
+
 def test_each_byte_is_hidden_once_in_an_evaluation():
-    hidden_KxP = predicted_parts(LanguageModelSettings(predicts="hidden", share=0.15), 100)
+    hidden_KxP, predicted_KxP = eval_passes(LanguageModelSettings(predicts="hidden", share=0.15), 100)
     assert hidden_KxP.shape == (7, 100)
+    np.testing.assert_array_equal(hidden_KxP, predicted_KxP)
     np.testing.assert_array_equal(hidden_KxP.sum(axis=0), 1)
     assert {*hidden_KxP.sum(axis=1)} == {14, 15}
-    assert predicted_parts(LanguageModelSettings(predicts="next"), 100).all()
+    assert all(one.all() for one in eval_passes(LanguageModelSettings(predicts="next"), 100))
 
 
-@pytest.mark.parametrize("kind", [HIDDEN, NEXT])
+def test_with_any_order_a_pass_predicts_the_first_byte_that_it_hides():
+    hidden_KxP, predicted_KxP = eval_passes(LanguageModelSettings(predicts="any_order"), 20)
+    np.testing.assert_array_equal(predicted_KxP.sum(axis=0), 1)
+    np.testing.assert_array_equal(predicted_KxP.sum(axis=1), 1)
+    np.testing.assert_array_equal(hidden_KxP.sum(axis=1), 20 - np.arange(20))
+    np.testing.assert_array_equal(hidden_KxP[1:], hidden_KxP[:-1] & ~predicted_KxP[:-1])
+
+
+@pytest.mark.parametrize("kind", [HIDDEN, NEXT, ANY_ORDER])
 def test_an_evaluation_is_the_mean_over_all_bytes(sequences, kind):
     config, (image, _) = _config(kind), sequences
     settings = config.objective.language_model
@@ -196,8 +243,10 @@ def test_an_evaluation_is_the_mean_over_all_bytes(sequences, kind):
         bad = LanguageModelEvaluator(settings, config.model, OneBatch(), mesh)(
             jax.tree.map(lambda x: x * np.nan, params)
         )
-    parts = predicted_parts(settings, LENGTH)
-    losses = [_losses(config, params, image, np.tile(part, (4, 1)))[:3, part] for part in parts]
+    passes = zip(*eval_passes(settings, LENGTH), strict=True)
+    losses = [
+        _losses(config, params, image, np.tile(hidden, (4, 1)))[:3, predicted] for hidden, predicted in passes
+    ]
     bits = np.concatenate([loss.ravel() for loss in losses]).mean() / math.log(2)
     assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
     assert found["perplexity"] == pytest.approx(2**bits, rel=1e-4)
@@ -307,7 +356,7 @@ def test_evaluate_repeats_what_the_run_measured(run):
 def test_commands_for_images_refuse_a_run_of_text(run, run_here, tmp_path, program, flags):
     code, out, err = run_here(program, *(flag.format(run=run, out=tmp_path / "out") for flag in flags))
     assert code == 2
-    assert "is a model of text (model.pixels='byte'), and" in err
+    assert "is a model of bytes (model.pixels='byte'), and" in err
     assert "Traceback" not in out + err
     assert len(err.strip().splitlines()) == 1
 

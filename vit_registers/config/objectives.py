@@ -90,9 +90,10 @@ class ImageTextSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModelSettings:
-    """Bytes of a text are predicted: each from those before it (a decoder), or hidden ones from others."""
+    """Bytes are predicted: each from those before it (a decoder), or hidden ones from others."""
 
-    predicts: str = "next"  # next (requires a causal mask) | hidden (as BERT)
+    # next (requires a causal mask) | hidden (as BERT) | any_order (a number of hidden bytes from one to all).
+    predicts: str = "next"
     # With predicts=hidden: the part of a sequence that is hidden in training, rounded to a number of bytes
     # that is the same for all. An evaluation hides each byte once, in round(1 / share) passes.
     share: float = 0.15

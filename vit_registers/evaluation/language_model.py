@@ -1,4 +1,4 @@
-"""Bits per byte of a language model over a split, with each byte predicted once."""
+"""Bits per byte of a model of bytes over a split, with each byte predicted once."""
 
 import functools
 from collections.abc import Mapping
@@ -15,27 +15,36 @@ from vit_registers.data.prefetch import in_turn
 from vit_registers.evaluation.base import Evaluator, EvaluatorKind
 from vit_registers.models.vit import token_layout
 from vit_registers.objectives.base import Sums, add_sums
-from vit_registers.objectives.language_model import BITS, NEXT, byte_losses
+from vit_registers.objectives.language_model import ANY_ORDER, BITS, NEXT, byte_losses
 from vit_registers.training.sharding import batch_sharding, replicated
 
 
-def predicted_parts(settings: LanguageModelSettings, num_patches: int) -> np.ndarray:
-    """predicted_KxP: which bytes are predicted in each of K passes; each byte in one of them.
+def eval_passes(settings: LanguageModelSettings, num_patches: int) -> tuple[np.ndarray, np.ndarray]:
+    """(hidden_KxP, predicted_KxP): which bytes are hidden and predicted in each of K passes.
 
-    For hidden bytes K = round(1 / share): a fixed random permutation of the places is dealt to the passes in
-    turn, the same for all models. A decoder predicts all bytes in one pass.
+    Each byte is predicted in one pass. A decoder predicts all bytes in one pass. Otherwise the places are put
+    in a fixed random order, the same for all sequences and models. With predicts=hidden they are dealt to
+    K = round(1 / share) passes in turn, each of which hides what it predicts. With predicts=any_order there
+    is a pass for each byte, which hides that byte and all that follow in the order.
     """
-    num_parts = 1 if settings.predicts == NEXT else max(1, round(1.0 / settings.share))
-    part_P = np.random.default_rng(0).permutation(num_patches) % num_parts
-    return part_P == np.arange(num_parts)[:, None]
+    if settings.predicts == NEXT:
+        return np.ones((1, num_patches), bool), np.ones((1, num_patches), bool)
+    rank_P = np.random.default_rng(0).permutation(num_patches)
+    if settings.predicts == ANY_ORDER:
+        pass_Kx1 = np.arange(num_patches)[:, None]
+        return rank_P >= pass_Kx1, rank_P == pass_Kx1
+    num_parts = max(1, round(1.0 / settings.share))
+    predicted_KxP = rank_P % num_parts == np.arange(num_parts)[:, None]
+    return predicted_KxP, predicted_KxP
 
 
 class LanguageModelEvaluator:
-    """The Evaluator of a language model on a split.
+    """The Evaluator of a model of bytes on a split.
 
-    With predicts=next, bits_per_byte are -log2 of the probability of a sequence by its length. With
-    predicts=hidden they are of each byte given those that its pass does not hide, a pseudo-likelihood: the
-    product over bytes is not the probability of a text.
+    With predicts=next, bits_per_byte are -log2 of the probability of a sequence, divided by its length.
+    With any_order they are the same, for the fixed random order of eval_passes. With predicts=hidden they are
+    of each byte given those that its pass does not hide, a pseudo-likelihood: the product over bytes is not
+    the probability of a text.
     """
 
     def __init__(
@@ -66,21 +75,22 @@ class LanguageModelEvaluator:
 @functools.lru_cache(maxsize=8)  # compiled once for all splits
 def _make_sums(settings: LanguageModelSettings, model: Model, mesh: jax.sharding.Mesh) -> Any:
     """The compiled function (params, batch) -> Sums of the batch."""
-    predicted_KxP = predicted_parts(settings, token_layout(model).num_patches)
+    passes = eval_passes(settings, token_layout(model).num_patches)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(params: Any, batch: Batch) -> Sums:
         image, mask_B = batch.views[IMAGE], batch.mask_B
 
-        def one(predicted_P: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            predicted_BxP = jnp.broadcast_to(predicted_P, (len(image), len(predicted_P)))
-            counted_BxP = predicted_BxP & mask_B[:, None]
-            loss_BxP, is_right_BxP, is_finite_BxP = byte_losses(settings, model, params, image, predicted_BxP)
+        def one(hidden_and_predicted: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            hidden_P, predicted_P = hidden_and_predicted
+            hidden_BxP = jnp.broadcast_to(hidden_P, (len(image), len(hidden_P)))
+            counted_BxP = predicted_P[None] & mask_B[:, None]
+            loss_BxP, is_right_BxP, is_finite_BxP = byte_losses(settings, model, params, image, hidden_BxP)
             loss = jnp.where(counted_BxP, loss_BxP, 0.0).sum()
             return loss, (counted_BxP & is_right_BxP).sum(), (counted_BxP & ~is_finite_BxP).any(axis=1)
 
-        loss_K, right_K, is_bad_KxB = jax.lax.map(one, jnp.asarray(predicted_KxP))
-        count = mask_B.sum() * predicted_KxP.shape[1]
+        loss_K, right_K, is_bad_KxB = jax.lax.map(one, jax.tree.map(jnp.asarray, passes))
+        count = mask_B.sum() * passes[0].shape[1]
         return {
             "bits_per_byte": (loss_K.sum() * BITS, count),
             "accuracy": (right_K.sum(), count),

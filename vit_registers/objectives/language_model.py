@@ -1,6 +1,6 @@
-"""Language models of bytes: each byte is predicted from those before it, or hidden ones from the others.
+"""Models of bytes: each byte is predicted from those before it, or hidden ones from the others.
 
-Texts are images of one row (model.pixels='byte'), so that a patch is a byte. Axis letter M: values of a byte.
+A patch is a byte (model.pixels='byte'); texts are images of one row. Axis letter M: values of a byte.
 """
 
 import math
@@ -16,14 +16,16 @@ from vit_registers.errors import ConfigError
 from vit_registers.models.blocks import dims
 from vit_registers.models.causal_masks import is_causal
 from vit_registers.models.params import abstract_model, build_model, init_params
-from vit_registers.models.pixels import NUM_BYTES, is_text
+from vit_registers.models.pixels import NUM_BYTES, reads_bytes
 from vit_registers.models.vit import static_attention, token_layout
 from vit_registers.objectives.base import BACKBONE, Best, Sums
 
 BYTE_HEAD = "byte_head"  # the key of the classifier of bytes in the parameters
-PREDICTED = "predicted"  # the target predicted_BxP of a prepared batch
+WEIGHT = (
+    "weight"  # the target weight_BxP of a prepared batch: of each loss, 0 for bytes that are not predicted
+)
 BITS = 1.0 / math.log(2.0)  # in a nat
-NEXT, _HIDDEN = "next", "hidden"  # of LanguageModelSettings.predicts
+NEXT, _HIDDEN, ANY_ORDER = "next", "hidden", "any_order"  # of LanguageModelSettings.predicts
 
 
 def byte_losses(
@@ -31,17 +33,17 @@ def byte_losses(
     model: Model,
     params: Any,
     image_BxHxWx1: jax.Array,
-    predicted_BxP: jax.Array,
+    hidden_BxP: jax.Array,
     drop_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(loss_BxP in nats, is_right_BxP, is_finite_BxP) of each byte of `image_BxHxWx1`, integers 0 to 255.
 
-    With predicts=hidden, the mask token stands for the bytes of `predicted_BxP`; the losses of other bytes,
-    which the model sees, are of no use. With predicts=next, the token of a byte has the byte before it, and
-    the first has the mask token.
+    The mask token stands for the bytes of `hidden_BxP`; the losses of other bytes, which the model sees, are
+    of no use. With predicts=next, `hidden_BxP` gives only the shape: the token of a byte has the byte before
+    it, and the first has the mask token.
     """
-    byte_BxP = image_BxHxWx1.reshape(predicted_BxP.shape).astype(jnp.int32)
-    seen_BxP, masked_BxP = byte_BxP, predicted_BxP
+    byte_BxP = image_BxHxWx1.reshape(hidden_BxP.shape).astype(jnp.int32)
+    seen_BxP, masked_BxP = byte_BxP, hidden_BxP
     if settings.predicts == NEXT:
         seen_BxP = jnp.roll(byte_BxP, 1, axis=1)
         masked_BxP = jnp.broadcast_to(jnp.arange(byte_BxP.shape[1])[None] == 0, byte_BxP.shape)
@@ -79,8 +81,12 @@ class LanguageModel:
     def check(self) -> None:
         """Raises ConfigError for a model that reads no bytes, or the bytes that it predicts."""
         model, share, name = self._model, self._settings.share, "objective.name='language_model'"
-        lookup(dict.fromkeys((NEXT, _HIDDEN)), self._settings.predicts, "objective.language_model.predicts")
-        if not is_text(model):
+        lookup(
+            dict.fromkeys((NEXT, _HIDDEN, ANY_ORDER)),
+            self._settings.predicts,
+            "objective.language_model.predicts",
+        )
+        if not reads_bytes(model):
             raise ConfigError(f"{name} requires model.pixels='byte', not '{model.pixels}'")
         if not model.use_mask_token or model.num_classes:
             raise ConfigError(
@@ -97,7 +103,7 @@ class LanguageModel:
                     f"objective.language_model.predicts='next' with model.mask='{model.mask}', in which "
                     "bytes see later ones: set model.mask to causal or fractal_causal"
                 )
-        elif not 0 < num_hidden(share, count) < count:
+        elif self._settings.predicts == _HIDDEN and not 0 < num_hidden(share, count) < count:
             raise ConfigError(
                 f"objective.language_model.share={share}: hides {num_hidden(share, count)} of the {count} "
                 "bytes of a sequence: some must be hidden, and some seen"
@@ -113,30 +119,41 @@ class LanguageModel:
         return {BACKBONE: backbone, **heads}, {}
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
-        """The bytes, and which of them are predicted: all, or as many in each sequence, drawn uniformly."""
+        """The bytes, and the weights of their losses.
+
+        They are 1 for predicted bytes: all, or as many in each sequence, drawn uniformly. With
+        predicts=any_order the number n of hidden bytes of a sequence of P is drawn uniformly from 1 to P, and
+        their weights are P / n: the expectation is the loss of all bytes, each predicted from those before it
+        in a random order (arXiv:2110.02037, equation 5).
+        """
         image = batch.views[IMAGE]
         shape = (len(image), math.prod(image.shape[1:]))
-        predicted_BxP = jnp.ones(shape, bool)
-        if self._settings.predicts == _HIDDEN:
-            rank_BxP = jax.random.uniform(key, shape).argsort(axis=1).argsort(axis=1)
-            predicted_BxP = rank_BxP < num_hidden(self._settings.share, shape[1])
-        return Batch(views={IMAGE: image}, targets={PREDICTED: predicted_BxP}, mask_B=batch.mask_B)
+        number_key, rank_key = jax.random.split(key)
+        rank_BxP = jax.random.uniform(rank_key, shape).argsort(axis=1).argsort(axis=1)
+        if self._settings.predicts == NEXT:
+            weight_BxP = jnp.ones(shape)
+        elif self._settings.predicts == _HIDDEN:
+            weight_BxP = (rank_BxP < num_hidden(self._settings.share, shape[1])).astype(jnp.float32)
+        else:
+            number_Bx1 = jax.random.randint(number_key, (shape[0], 1), 1, shape[1] + 1)
+            weight_BxP = jnp.where(rank_BxP < number_Bx1, shape[1] / number_Bx1, 0.0)
+        return Batch(views={IMAGE: image}, targets={WEIGHT: weight_BxP}, mask_B=batch.mask_B)
 
     def loss(
         self, params: Any, extra: Any, batch: Batch, step: jax.Array, key: jax.Array
     ) -> tuple[Sums, Any]:
-        """Sums of loss (nats), bits_per_byte and accuracy over the predicted bytes."""
+        """Sums of loss (nats), bits_per_byte and accuracy over the predicted bytes, with their weights."""
         del step
-        predicted_BxP = batch.targets[PREDICTED]
+        weight_BxP = batch.targets[WEIGHT] * batch.mask_B[:, None]
         loss_BxP, is_right_BxP, _ = byte_losses(
-            self._settings, self._model, params, batch.views[IMAGE], predicted_BxP, key
+            self._settings, self._model, params, batch.views[IMAGE], batch.targets[WEIGHT] > 0, key
         )
-        counted_BxP = predicted_BxP & batch.mask_B[:, None]
-        loss, count = jnp.where(counted_BxP, loss_BxP, 0.0).sum(), counted_BxP.sum()
+        loss = jnp.where(weight_BxP > 0, weight_BxP * loss_BxP, 0.0).sum()
+        count = weight_BxP.sum()
         return {
             "loss": (loss, count),
             "bits_per_byte": (loss * BITS, count),
-            "accuracy": ((counted_BxP & is_right_BxP).sum(), count),
+            "accuracy": ((weight_BxP * is_right_BxP).sum(), count),
         }, extra
 
     def after_update(self, params: Any, extra: Any, step: jax.Array) -> Any:
