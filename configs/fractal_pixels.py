@@ -41,11 +41,19 @@ ARMS: tuple[dict[str, Any], ...] = (
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: positions, mask, k (0: no summaries), summaries (learned | zeros), rate (learning rate),
-    steps, seed.
+    """Arguments: positions, registers, mask, k (0: no summaries), summaries (learned | zeros), rate (learning
+    rate), steps, seed.
     """
     a = parse_arg(
-        arg, positions="learned", mask="none", k=0, summaries="learned", rate=2e-3, steps=800, seed=0
+        arg,
+        positions="learned",
+        registers=0,
+        mask="none",
+        k=0,
+        summaries="learned",
+        rate=2e-3,
+        steps=800,
+        seed=0,
     )
     config = Config(
         model=Model(
@@ -61,6 +69,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             pooling="gap",
             use_mask_token=True,
             positions=a.positions,
+            num_registers=a.registers,
             mask=a.mask,
             summary_factor=a.k or None,
             summaries=a.summaries,

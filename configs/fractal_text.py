@@ -43,13 +43,15 @@ ARMS: tuple[dict[str, Any], ...] = (
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: predicts (next | hidden, with the masks none and fractal), positions, mask, k (0: no
-    summaries), summaries (learned | zeros), length (bytes of a sequence), rate (learning rate), steps, seed.
+    """Arguments: predicts (next | hidden, with the masks none and fractal), positions, registers, mask, k (0:
+    no summaries), summaries (learned | zeros), length (bytes of a sequence), rate (learning rate), steps,
+    seed.
     """
     a = parse_arg(
         arg,
         predicts="next",
         positions="sincos1d",
+        registers=0,
         mask="causal",
         k=0,
         summaries="learned",
@@ -72,6 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             pooling="gap",
             use_mask_token=True,
             positions=a.positions,
+            num_registers=a.registers,
             mask=a.mask,
             summary_factor=a.k or None,
             summaries=a.summaries,
