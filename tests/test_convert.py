@@ -174,7 +174,7 @@ def _no_mapping(folder):
         (_drop_key, ("1 tensors do not fit", "norm2.bias' (32,) is missing")),
         (_add_key, ("'odd.weight' (2,) has no place",)),
         (_change_shape, ("2 tensors do not fit", "mlp.fc2.weight' is (64, 32), not (32, 64)")),
-        (_text_model, ("config.json says model_type='bert'", "known are")),
+        (_text_model, ("model_type='bert' of transformers cannot be loaded", "known are")),
         (_unknown_kind, ("model_type='beit'", "relative positions")),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

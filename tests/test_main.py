@@ -67,7 +67,7 @@ FIRST_LINES = [
     "    startup.end_on_interrupt()",
 ]
 IMPORTED_FIRST = """
-import collections.abc, runpy, signal, sys
+import __future__, collections.abc, runpy, signal, sys
 before = set(sys.modules)
 import vit_registers.startup
 print(*sorted(set(sys.modules) - before))

@@ -111,7 +111,7 @@ def test_a_bare_file_of_other_layers_is_refused_in_one_line(name, timm):
 # transformers' models with the names of ours, which need config.json to be told or have other layers.
 OTHERS = {"BeitModel": {}, "Data2VecVisionModel": {}, "YolosModel": {}, "VitDetModel": {}}
 OTHERS |= {"ASTModel": {}, "VideoMAEModel": {"tubelet_size": 1, "num_frames": 1}, "PvtV2Model": None}
-OTHERS |= {"Dinov3ViTModel": {}, "MLCDVisionModel": {}, "Siglip2VisionModel": {}, "Aimv2VisionModel": {}}
+OTHERS |= {"MLCDVisionModel": {}, "Siglip2VisionModel": {}, "Aimv2VisionModel": {}}
 OTHERS |= {"SamVisionModel": {}, "Swinv2Model": None, "ViltModel": {}, "OwlViTVisionModel": {}}
 
 
@@ -143,7 +143,7 @@ def test_programs_end_with_one_line_and_code_2(run_here, noise, tmp_path):
     for program, *arguments in (
         ("convert", f"--input={folder}", f"--output={tmp_path / 'out'}"),
         ("evaluate", f"--checkpoint={folder}", *data),
-        ("analyze", "norms", f"--checkpoint={folder}", f"--output={tmp_path / 'report'}"),
+        ("analyze", "norms", f"--checkpoint={folder}", f"--out={tmp_path / 'report'}"),
     ):
         code, _, messages = run_here(program, *arguments)
         line = messages.splitlines()[-1]

@@ -185,7 +185,8 @@ def test_gaps_of_a_model_of_zeros(measured):
     assert "all registers are 0" in measured("zero", "register-activations")[0].gaps[0]
     result, _ = measured("zero", "cls-terms")
     rows = [dict(zip(result.tables[0].columns, row, strict=True)) for row in result.tables[0].rows]
-    assert {row["term"] for row in rows} == {"cls", "registers", "summaries", "patches", "bias", "skip"}
+    terms = {"cls", "registers", "summaries", "patches", "bias", "skip", "non-patch"}
+    assert {row["term"] for row in rows} == terms
     assert all(row["norm"] is None and row["std"] is None for row in rows)
     assert [row[2:4] for row in result.tables[0].cells()] == [["-", "-"]] * len(rows)
 
