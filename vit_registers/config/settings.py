@@ -29,7 +29,7 @@ class Data:
     # or path.
     image_key: str | None = None
     label_key: str | None = None  # feature of a TFDS data set. None: real_label, or else label
-    train_split: str = "train"  # a split, or a part such as train[:99%]
+    train_split: str = "train"  # a split, or a part such as train[:99%] or train[::5]
     eval_split: str = "validation"  # the split that is evaluated during training and by evaluate
     batch_size: int = 1024  # global
     eval_batch_size: int = setting(1024, RESUME)  # global; the last batch is padded

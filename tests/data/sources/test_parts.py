@@ -9,7 +9,15 @@ import pytest
 from tests.fixtures.digits import make_config
 from vit_registers.data.loaders import open_data
 from vit_registers.data.sources.digits import DigitsSource, load_split
-from vit_registers.data.sources.parts import Parts, held_out, held_out_records, kept, kept_records, whole
+from vit_registers.data.sources.parts import (
+    Parts,
+    every_records,
+    held_out,
+    held_out_records,
+    kept,
+    kept_records,
+    whole,
+)
 from vit_registers.errors import ConfigError, DataError
 
 NUMBER = 1438
@@ -65,3 +73,43 @@ def test_a_loader_trains_on_one_part_and_evaluates_the_other():
     assert len(label_N) == NUMBER
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, loader="pil"))
     assert open_data(changed).num_examples(HELD) == 144
+
+
+def test_every_fifth_example_of_each_class():
+    label_N = load_split("train")[1]
+    records = every_records(label_N, 5)
+    want = np.sort(np.concatenate([np.flatnonzero(label_N == c)[::5] for c in range(10)]))
+    np.testing.assert_array_equal(records, want)
+    np.testing.assert_array_equal(every_records(label_N, 1), np.arange(NUMBER))
+    np.testing.assert_array_equal(every_records(np.zeros(7, np.int32), 3), [0, 3, 6])
+    assert len(every_records(label_N, NUMBER)) == 10
+
+
+def test_a_part_of_a_part():
+    source, parts = DigitsSource(), Parts(DigitsSource())
+    fifth = every_records(source.labels("train"), 5)
+    split = kept("train[::5]", 0.2, 1)
+    inner = fifth[kept_records(len(fifth), 0.2, 1)]
+    assert (whole(split), whole("train[::5][::2]")) == ("train", "train")
+    np.testing.assert_array_equal(parts.labels(split), source.labels("train")[inner])
+    assert parts.image_reader(split)(3) == source.image_reader("train")(int(inner[3]))
+    twice = fifth[every_records(source.labels("train")[fifth], 2)]
+    np.testing.assert_array_equal(parts.labels("train[::5][::2]"), source.labels("train")[twice])
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "x", "", "2.5", "\u0665"])
+def test_a_stride_that_is_none_is_refused(every):
+    with pytest.raises(DataError, match=r"such as 'train\[::5\]'"):
+        Parts(DigitsSource()).num_examples(f"train[::{every}]")
+
+
+@pytest.mark.parametrize("loader", ["memory", "tfdata"])
+def test_a_loader_trains_on_every_fifth_example(loader, tmp_path):
+    data = {"train_split": "train[::5]", "loader": loader, "batch_size": 32, "data_dir": str(tmp_path)}
+    config = make_config(data=data)
+    opened, one = open_data(config), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    records = every_records(load_split("train")[1], 5)
+    assert opened.num_examples("train[::5]") == len(records)
+    batches = opened.eval_batches("train[::5]", one)
+    label = np.concatenate([np.asarray(b.targets["label"])[np.asarray(b.mask_B)] for b in batches])
+    np.testing.assert_array_equal(np.sort(label.ravel()), np.sort(load_split("train")[1][records]))

@@ -1,7 +1,8 @@
-"""Two parts of a training split: examples that are held out, and the rest. Any source with random access.
+"""Parts of splits of any source with random access: every n-th example of a class; held-out ones, the rest.
 
-The held-out examples are drawn from the seed without regard to their classes. A split of either part has a
-name that `held_out` and `kept` make of the name of the whole split.
+'train[::5]' has every fifth example of each class, from the first on in their order, and every fifth of all
+where the source has no labels. Held-out examples are drawn from the seed without regard to their classes; the
+names of that part and of the rest are made by `held_out` and `kept`. A part may be that of a part.
 """
 
 import re
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from vit_registers.data.sources.tf_readers import TfReader
 
+_EVERY = re.compile(r"(?P<split>.+)\[::(?P<every>[^\]]*)\]")
 _PART = re.compile(r"(?P<split>.+) \((?P<kind>held out|kept): (?P<share>[\d.e-]+), seed (?P<seed>\d+)\)")
 
 
@@ -33,8 +35,12 @@ def kept(split: str, share: float, seed: int) -> str:
 
 def whole(split: str) -> str:
     """The split that `split` is a part of, or itself."""
-    found = _PART.fullmatch(split)
-    return split if found is None else found["split"]
+    found = _outer(split)
+    return split if found is None else whole(found["split"])
+
+
+def _outer(split: str) -> re.Match[str] | None:
+    return _PART.fullmatch(split) or _EVERY.fullmatch(split)
 
 
 def held_out_records(number: int, share: float, seed: int) -> np.ndarray:
@@ -43,6 +49,13 @@ def held_out_records(number: int, share: float, seed: int) -> np.ndarray:
     if size < 1:
         raise DataError(f"a training split of {number} images has none to hold out: choose on test images")
     return np.sort(np.random.default_rng([seed, 0x48]).permutation(number)[:size])
+
+
+def every_records(label_N: np.ndarray, every: int) -> np.ndarray:
+    """The records of the examples 0, n, 2 n ... of each class in their order, sorted, int64."""
+    order_N = np.argsort(label_N, kind="stable")
+    first_N = np.searchsorted(label_N[order_N], label_N[order_N])  # of the class, in order_N
+    return np.sort(order_N[(np.arange(len(label_N)) - first_N) % every == 0])
 
 
 def kept_records(number: int, share: float, seed: int) -> np.ndarray:
@@ -57,9 +70,9 @@ class Parts(DataSource):
         """Raises ConfigError for a source that is read in order."""
         if source.tfrecords is not None:
             raise ConfigError(
-                f"'{source.name}' is prepared as TFRecord files, of which no part can be held out: prepare "
-                "it again with vit_registers.prepare, or name parts as in data.train_split='train[1%:]' (for "
-                "the task linear: set tasks.linear.chosen_on=test)"
+                f"'{source.name}' is prepared as TFRecord files, of which no part can be held out and not every "
+                "n-th example taken: prepare it again with vit_registers.prepare, or name parts as in "
+                "data.train_split='train[1%:]' (for the task linear: set tasks.linear.chosen_on=test)"
             )
         self._source = source
         self.name, self.class_names = source.name, source.class_names
@@ -102,12 +115,31 @@ class Parts(DataSource):
         return apply
 
     def _records(self, split: str) -> np.ndarray | None:
-        """The records of a part; None for a whole split."""
-        found = _PART.fullmatch(split)
+        """The records of a part in the whole split, sorted; None for a whole split."""
+        found = _outer(split)
         if found is None:
             return None
         if split not in self._known:
-            take = held_out_records if found["kind"] == "held out" else kept_records
-            number = self._source.num_examples(found["split"])
-            self._known[split] = take(number, float(found["share"]), int(found["seed"]))
+            outer_N, number = self._records(found["split"]), self.num_examples(found["split"])
+            within_N = _records_within(found, number, lambda: self._class_labels(found["split"], number))
+            self._known[split] = within_N if outer_N is None else outer_N[within_N]
         return self._known[split]
+
+    def _class_labels(self, split: str, number: int) -> np.ndarray:
+        """label_N; zeros for a source that has none, or several for an image."""
+        if self.lacks_labels is not None or self.has_several_labels:
+            return np.zeros(number, np.int32)
+        return self.labels(split)
+
+
+def _records_within(found: re.Match[str], number: int, read_labels: Callable[[], np.ndarray]) -> np.ndarray:
+    """The records of a part within the `number` examples of the split that it is a part of."""
+    if "every" not in found.groupdict():
+        take = held_out_records if found["kind"] == "held out" else kept_records
+        return take(number, float(found["share"]), int(found["seed"]))
+    if not found["every"].isascii() or not found["every"].isdecimal() or int(found["every"]) < 1:
+        raise DataError(
+            f"split '{found.string}' cannot be read: every n-th example of each class is "
+            f"'{found['split']}[::n]' with n from 1 on, such as 'train[::5]'"
+        )
+    return every_records(read_labels(), int(found["every"]))
