@@ -265,7 +265,7 @@ def test_list_shows_the_state_of_each_run(make, stand_in, capsys):
     capsys.readouterr()
     with sweep.locked(work.runs[2].folder) as lock:
         assert lock is not None
-        sweep.print_runs(work.runs)
+        sweep.print_runs(work.runs, None)
     lines = capsys.readouterr().out.splitlines()
     texts = [line.split(maxsplit=2)[2] for line in lines]
     assert texts[:2] == ["finished  top1 0.5000 (0 s)", "begun     step 3 of 24"]

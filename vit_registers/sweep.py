@@ -10,6 +10,9 @@ at the end. The output of a run is in its log.txt. A run that fails does not sto
 ctrl-C the current run saves, and the sweep stops. `vit-registers tabulate` prints the table of
 results.
 
+With --finished=FILE.csv a line of that file is added for each run that finishes, and runs that it has are not
+trained, wherever they were: the file takes a sweep to another machine.
+
 Exit codes: 0, all runs finished, or a stop was requested; 2, runs failed with errors that you can fix; 1,
 runs failed with other errors.
 
@@ -31,13 +34,15 @@ def define_flags() -> None:
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder that holds the run folders.")
     flags.DEFINE_bool("list", False, "Print the runs with their states, and train nothing.")
+    flags.DEFINE_string(
+        "finished", None, "CSV file of finished runs, which are not trained; others are added."
+    )
     flags.DEFINE_integer("index", None, "Train only the run with this number, from 0.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir"])
 
 
 startup.begin(__name__, define_flags)
 
-import collections
 import contextlib
 import dataclasses
 import os
@@ -47,7 +52,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import jax
@@ -57,7 +62,9 @@ from vit_registers import cli
 from vit_registers.config import to_config_dict
 from vit_registers.errors import INTERRUPTED, ConfigError, UserError
 from vit_registers.models.params import abstract_model
+from vit_registers.runs.finished_runs import FinishedRuns, read_finished
 from vit_registers.runs.loop import StopRequest
+from vit_registers.runs.sweep_states import holder, locked, print_runs
 from vit_registers.runs.sweeps import (
     Sweep,
     SweepRun,
@@ -67,12 +74,11 @@ from vit_registers.runs.sweeps import (
     result_text,
     steps_text,
 )
-from vit_registers.storage import files, run_lock
+from vit_registers.storage import files
 
 TRAIN = (sys.executable, "-m", "vit_registers.train")
 POLL_S = 0.2
 LOOK_AGAIN_S = 1.0
-LOCK = ".lock"  # the file of the sweeps' lock in a run folder
 LOG = "log.txt"
 
 
@@ -83,25 +89,6 @@ class Failure:
     run: SweepRun
     code: int
     reason: str
-
-
-# --- locks -----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(folder: epath.Path) -> Iterator[int | None]:
-    """storage.run_lock.sweep_lock of a run folder."""
-    with contextlib.ExitStack() as held:
-        try:
-            lock = held.enter_context(run_lock.sweep_lock(folder, LOCK))
-        except OSError as error:
-            raise ConfigError(f"{folder} cannot be written to: {error.strerror}") from error
-        yield lock
-
-
-def holder(folder: epath.Path) -> str | None:
-    """The program that uses a run folder, in a sweep or not; None if there is none. Writes no file."""
-    return run_lock.lock_holder(folder) or run_lock.lock_holder(folder, LOCK)
 
 
 # --- one run ---------------------------------------------------------------------------------
@@ -168,14 +155,19 @@ def last_line(path: epath.Path) -> str:
     return next(printed, "it printed nothing")[:300]
 
 
-def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple[int, str]:
+def finish(
+    run: SweepRun, lock: int, stop: StopRequest, screen: Screen, finished: FinishedRuns | None
+) -> tuple[int, str]:
     """Trains a run unless it is finished. Returns the exit code and a description of the outcome."""
     try:
         result = read_result(run)
-        if result is not None:
-            return 0, f"{result_text(result, run.best)}, finished before"
-        code = train(run, lock, stop, screen)
+        is_before = result is not None
+        code = 0 if is_before else train(run, lock, stop, screen)
         result = read_result(run)
+        if finished is not None and code == 0 and result is not None:
+            finished.add(run.name, run.config, result)
+        if is_before and result is not None:
+            return 0, f"{result_text(result, run.best)}, finished before"
     except UserError as error:
         return 2, f"failed: {error}"
     if code == 0 and result is not None:
@@ -191,10 +183,21 @@ def finish(run: SweepRun, lock: int, stop: StopRequest, screen: Screen) -> tuple
 # --- all runs --------------------------------------------------------------------------------
 
 
-def work_off(runs: Sequence[SweepRun], total: int, stop: StopRequest) -> list[Failure]:
-    """Trains all `runs`, and waits for those that other sweeps train. Returns the runs that failed here."""
+def work_off(
+    runs: Sequence[SweepRun], total: int, stop: StopRequest, finished: FinishedRuns | None = None
+) -> list[Failure]:
+    """Trains all `runs`, and waits for those that other sweeps train. Returns the runs that failed here.
+
+    Runs in `finished` are not trained, and those that finish are added to it.
+    """
     screen, failures = Screen(total), []
-    waiting, is_first = list(runs), True
+    waiting, is_first = [], True
+    for run in runs:
+        result = None if finished is None else finished.find(run.config)
+        if result is None:
+            waiting.append(run)
+        else:
+            screen.say(run, f"{result_text(result, run.best)}, in the file of finished runs")
     while waiting and not stop:
         elsewhere = []
         for run in waiting:
@@ -206,7 +209,7 @@ def work_off(runs: Sequence[SweepRun], total: int, stop: StopRequest) -> list[Fa
                     if is_first:
                         screen.say(run, f"is running elsewhere ({holder(run.folder) or 'no longer'}); later")
                     continue
-                code, text = finish(run, lock, stop, screen)
+                code, text = finish(run, lock, stop, screen, finished)
                 screen.say(run, text)
                 if code:
                     failures.append(Failure(run=run, code=code, reason=text))
@@ -236,31 +239,6 @@ def check_sweep(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
             raise ConfigError(f"{where} has a setting that no flag can set: set it in get_config()")
 
 
-def print_runs(runs: Sequence[SweepRun]) -> None:
-    """Prints a line with the state of each run, and the number of runs in each state."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `| head`
-    width = max(len(run.name) for run in runs)
-    counts = collections.Counter()
-    for run in runs:
-        who = holder(run.folder)
-        try:
-            result = read_result(run)
-        except ConfigError as error:
-            state, text = "other config", f"other config: {error}"
-        else:
-            if result is not None:
-                state, text = "finished", f"finished  {result_text(result, run.best)}"
-            elif who is not None:
-                state, text = "running", f"running   {steps_text(run)}, {who}"
-            elif files.exists(run.folder / "metrics.jsonl"):
-                state, text = "begun", f"begun     {steps_text(run)}"
-            else:
-                state, text = "not started", "not started"
-        counts[state] += 1
-        print(f"{run.index:>5}  {run.name:<{width}}  {text}")
-    print(f"{len(runs)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
-
-
 def exit_code(failures: Sequence[Failure]) -> int:
     """0 without failures, 2 if the user can fix all of them, else 1."""
     if not failures:
@@ -276,14 +254,15 @@ def main() -> None:
         if index >= len(runs):
             raise ConfigError(f"--index={index}: the sweep of {sweep.config} has 0 to {len(runs) - 1}")
         runs = (runs[index],)
+    finished = read_finished(flags.FLAGS.finished)
     if flags.FLAGS["list"].value:
-        print_runs(runs)
+        print_runs(runs, finished)
         return
     cli.writable_folder(flags.FLAGS.workdir, "--workdir")
     with StopRequest() as stop:
         check_sweep(sweep, runs)
         try:
-            failures = work_off(runs, len(sweep.runs), stop)
+            failures = work_off(runs, len(sweep.runs), stop, finished)
         except KeyboardInterrupt:  # the second ctrl-C
             sys.exit(INTERRUPTED)
     if failures:

@@ -5,7 +5,8 @@
 Prints Markdown. --which=best takes the best evaluation of each run instead of the last, --metric another
 evaluator than the first. Give the same settings as to the sweep. A config file may define functions:
 `label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the labels of the cell that
-others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished.
+others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished. Those
+that the work directory lacks are read from --finished=FILE.csv of the sweep.
 
 `python -m vit_registers.tabulate` is the same command.
 """
@@ -24,6 +25,7 @@ def define_flags() -> None:
 
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of all run folders.")
+    flags.DEFINE_string("finished", None, "CSV file of finished runs, as that of vit_registers.sweep.")
     flags.DEFINE_string("csv", None, "Also write the table, with all digits, to this file.")
     flags.DEFINE_enum("which", "last", ["last", "best"], "Which evaluation of a run.")
     flags.DEFINE_string("metric", None, "Which evaluator; the first, data.eval_split, if not given.")
@@ -41,6 +43,7 @@ from pathlib import Path
 
 from vit_registers import cli
 from vit_registers.errors import ConfigError
+from vit_registers.runs.finished_runs import read_finished
 from vit_registers.runs.sweep_cells import (
     Cell,
     Labels,
@@ -153,10 +156,11 @@ def main() -> None:
     """The command line."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     values = flags.FLAGS
-    if not files.is_folder(paths.folder(values.workdir)):
+    finished = read_finished(values.finished)
+    if finished is None and not files.is_folder(paths.folder(values.workdir)):
         raise ConfigError(f"--workdir={values.workdir}: there is no such folder: give that of the sweep")
     sweep = read_sweep()
-    cells = read_cells(sweep)
+    cells = read_cells(sweep, finished)
     baseline = find_cell(cells, sweep.call("baseline", None), sweep.config)
     published = sweep.call("published", [])
     metric = values.metric or default_metric(cells)

@@ -8,6 +8,7 @@ from typing import Any
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import count_parameters
 from vit_registers.objectives.base import Best, find_non_finite
+from vit_registers.runs.finished_runs import FinishedRuns
 from vit_registers.runs.results import metrics_of
 from vit_registers.runs.sweeps import SEED, Sweep, SweepRun, read_result, short_keys
 
@@ -40,8 +41,11 @@ class Row:
     source: str | None
 
 
-def read_cells(sweep: Sweep) -> list[Cell]:
-    """The cells of a sweep, in its order. Raises ConfigError if two of them have the same labels."""
+def read_cells(sweep: Sweep, finished: FinishedRuns | None = None) -> list[Cell]:
+    """The cells of a sweep, in its order. Results that no run folder has are those of `finished`.
+
+    Raises ConfigError if two cells have the same labels.
+    """
     short = short_keys([run.point for run in sweep.runs])
     label = getattr(sweep.module, "label", None) or (
         lambda point, arg: {short[key]: str(value) for key, value in point.items()}
@@ -60,9 +64,14 @@ def read_cells(sweep: Sweep) -> list[Cell]:
         labels = dict(label(point, sweep.arg))
         if any(cell.labels == labels for cell in cells):
             raise ConfigError(f"{sweep.config}: label() returns {label_text(labels)} for two cells")
-        results = [result for run in runs if (result := read_result(run)) is not None]
+        results = [result for run in runs if (result := _result(run, finished)) is not None]
         cells.append(Cell(labels=labels, runs=tuple(runs), results=tuple(results)))
     return cells
+
+
+def _result(run: SweepRun, finished: FinishedRuns | None) -> Mapping[str, Any] | None:
+    found = read_result(run)
+    return finished.find(run.config) if found is None and finished is not None else found
 
 
 def label_text(labels: Labels) -> str:

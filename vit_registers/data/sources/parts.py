@@ -70,7 +70,7 @@ class Parts(DataSource):
         """Raises ConfigError for a source that is read in order."""
         if source.tfrecords is not None:
             raise ConfigError(
-                f"'{source.name}' is prepared as TFRecord files, of which no part can be held out and not every "
+                f"'{source.name}' is prepared as TFRecord files, of which no part can be held out and no "
                 "n-th example taken: prepare it again with vit_registers.prepare, or name parts as in "
                 "data.train_split='train[1%:]' (for the task linear: set tasks.linear.chosen_on=test)"
             )
