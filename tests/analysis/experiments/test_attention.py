@@ -218,7 +218,7 @@ def test_pictures_show_where_artifacts_go_and_where_they_stay():
         maps[:, :, 0] = 0.01
         maps[:, :, 0, PATCHES.start + 5] = 0.05 * peak_N[:, None]
     pictures = attention_over_training.EXPERIMENT.result(subjects, Options()).pictures
-    assert [picture.name for picture in pictures] == ["first-a@1", "removed-a@1", "persistent-a@1"]
+    assert [picture.name for picture in pictures] == ["first-a", "removed-a", "persistent-a"]
     for image, picture in enumerate(pictures):
         for step in range(4):
             drawn = cell_of(picture.figure, MAPS, 1, step, GRID)

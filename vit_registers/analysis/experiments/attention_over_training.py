@@ -83,7 +83,7 @@ def _draw(found: Found) -> Pictures:
         for image, kinds in reasons.items():
             why = ", and ".join(_WHY[kind] for kind in kinds)
             yield Picture(
-                name=f"{kinds[0]}-{steps[0].name}",
+                name=f"{kinds[0]}-{over_training.short_name(steps)}",
                 caption=f"{run}: attention of each token (row) in image {image + 1} of {len(peak_XxN[0])} at "
                 f"each step (column): {why}. 1: as much as if attention were uniform.",
                 figure=_grid(over_training.thinned(steps), image),

@@ -91,7 +91,7 @@ def _cka_picture(found: Found, whole: str, name: str, words: str) -> Picture:
         lambda one: {term: biased for term, (biased, _) in one.values[whole].items()},
         dots_of=lambda one: {term: unbiased for term, (_, unbiased) in one.values[whole].items()},
     )
-    axes.set(ylim=(min(0.0, axes.get_ylim()[0]), 1), ylabel=f"CKA with {words}")
+    axes.set(ylim=(min(0.0, axes.get_ylim()[0]), 1.03), ylabel=f"CKA with {words}")
     axes.tick_params(axis="x", rotation=20)
     legend_above(axes)
     caption = (

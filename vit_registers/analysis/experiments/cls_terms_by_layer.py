@@ -60,7 +60,9 @@ def _draw_cka(axes: Axes, cka: Mapping[str, list[tuple[float | None, float | Non
         if any(biased is not None for biased, _ in cka.get(name, ())):
             biased_L, unbiased_L = np.array(cka[name], np.float64).T  # None becomes NaN
             blocks = np.arange(1, len(biased_L) + 1)
-            axes.plot(blocks, biased_L, "o-", ms=3, color=color_of(place), label=name)
+            # Nearly the skip connection where other terms are small, which a full line would hide.
+            line = "--" if name == NON_PATCH else "o-"
+            axes.plot(blocks, biased_L, line, ms=3, color=color_of(place), label=name)
             axes.plot(blocks, unbiased_L, ":", color=color_of(place))
     axes.set(ylim=(min(0.0, axes.get_ylim()[0]), 1.02), xlabel="block", ylabel="CKA with cls")
     integer_ticks(axes)

@@ -89,7 +89,7 @@ def _draw(found: Found) -> Pictures:
         )
         yield Picture(name="overlap", caption=caption, figure=figure)
     for run, steps in over_training.by_run(found).items():
-        yield _maps_picture(run, over_training.thinned(steps), steps[0].name)
+        yield _maps_picture(run, over_training.thinned(steps), over_training.short_name(steps))
 
 
 def _maps_picture(run: str, steps: list[Rows], name: str) -> Picture:

@@ -135,7 +135,7 @@ def _draw(found: Found) -> Pictures:
     for run, steps in runs.items():
         caption = f"{run}: norms of patches after blocks by step: {figures.BANDS}."
         blocks = ((f"block {block}", run, block) for block in steps[0].values.shown)
-        yield Picture(name=f"blocks-{steps[0].name}", caption=caption, figure=panels(blocks, limits))
+        yield Picture(name=f"blocks-{short_name(steps)}", caption=caption, figure=panels(blocks, limits))
 
 
 EXPERIMENT = Experiment(
