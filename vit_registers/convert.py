@@ -135,9 +135,7 @@ def to_family(source: Input, output: str, target: str, dtype: str) -> targets.Ex
         written.append(write_family_card(folder, facts, exported, dtype))
     _say_written(written)
     if target == "timm" and not folder.is_dir():
-        print(
-            f"timm.models.vision_transformer.VisionTransformer(**{json_configs.timm_arguments(exported.model)})"
-        )
+        print(json_configs.timm_call(exported.model))
     return exported
 
 

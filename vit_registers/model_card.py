@@ -8,7 +8,7 @@ from pathlib import Path
 import vit_registers
 from vit_registers.analysis.report.markdown import inline
 from vit_registers.config import Config, Model, image_size
-from vit_registers.interop.export.json_configs import timm_arguments
+from vit_registers.interop.export.json_configs import timm_call
 from vit_registers.interop.export.preprocessing_files import Preprocessing
 from vit_registers.interop.export.stablehlo import STABLEHLO_FILE, Signature
 from vit_registers.interop.export.targets import Export, is_config_complete
@@ -158,7 +158,7 @@ def _timm_code(name: str, exported: Export) -> str:
         make = [f'model = timm.create_model("local-dir:{name}", pretrained=True).eval()']
     else:
         make = [
-            f"model = timm.models.vision_transformer.VisionTransformer(**{timm_arguments(exported.model)})",
+            f"model = {timm_call(exported.model)}",
             "# with the further arguments of the notes below",
             f'timm.models.load_checkpoint(model.eval(), "{name}/model.safetensors")',
         ]

@@ -209,6 +209,10 @@ def test_the_text_is_made_canonical(tiny):
         ("rope2d(bas=3)", "no argument 'bas'.*base"),
         ("rope2d(base=0)", "base=0.0: must be > 0"),
         ("rope2d(min_period=2)", "must both be > 0"),
+        (
+            "rope2d(base=50, min_period=1, max_period=2)",
+            "base=50.0, min_period=1.0: must have one of the two",
+        ),
         ("rope2d(pairs='x')", "must be one of half, interleaved"),
         ("rope2d(reference=16)", "coordinates be 'index'"),
         ("rope2d(jitter=0.5)", "jitter=0.5: must be >= 1"),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tools.parity import libraries
+from tools.parity.dinov3_names import original
 from vit_registers.interop import reading
 from vit_registers.interop.hints import Hints
 from vit_registers.models.vit import Outputs, ViT
@@ -158,6 +159,25 @@ def transformers(family: str, kind: str, *, sizes: tuple[Size, ...] = SIZES, **s
     )
 
 
+def dinov3(family: str, **settings: Any) -> Row:
+    """A row of a file by the names of DINOv3's code, whose layers are those of transformers' model."""
+    sizes = {"num_attention_heads": 2, "num_register_tokens": 4}
+
+    def write(theirs: Any, folder: Path) -> None:
+        from safetensors.numpy import save_file
+
+        state = {name: np.ascontiguousarray(array) for name, array in original(theirs).items()}
+        save_file(state, folder / "model.safetensors")
+
+    return dataclasses.replace(
+        transformers(family, "DINOv3ViTModel", **sizes | settings),
+        source="dinov3",
+        name="DinoVisionTransformer",
+        write=write,
+        hints={"image_size": SIZES[0]},
+    )
+
+
 def timm(family: str, name: str, *, sizes: tuple[Size, ...] = SIZES, **arguments: Any) -> Row:
     """A row of an architecture of timm. `arguments` are those of its constructor, and are in config.json."""
     written = {"num_heads": 4, "img_size": 32} | arguments
@@ -194,6 +214,8 @@ ROWS: tuple[Row, ...] = (
     transformers(
         "DINOv3, gated", "DINOv3ViTModel", num_register_tokens=4, use_gated_mlp=True, hidden_act="silu"
     ),
+    dinov3("DINOv3, own names"),
+    dinov3("DINOv3, own names, gated", use_gated_mlp=True, hidden_act="silu"),
     transformers("CLIP", "CLIPVisionModelWithProjection"),
     transformers("CLIP, image tower", "CLIPModel"),
     transformers("SigLIP", "SiglipVisionModel"),

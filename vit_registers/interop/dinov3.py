@@ -79,6 +79,6 @@ def transformers_rotation(values: Mapping[str, Any]) -> dict[str, Any]:
     return PUBLISHED | {name: float(n) for name, n in said.items() if isinstance(n, int | float) and n}
 
 
-def num_heads(width: int) -> int:
+def published_num_heads(width: int) -> int:
     """The number of heads of published models of this width: 128 channels each in 7B, 64 in the others."""
     return max(1, width // (128 if width == 4096 else 64))

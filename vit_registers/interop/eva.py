@@ -30,6 +30,7 @@ _ARCHITECTURES: dict[str, _Arguments] = {
     r"vit_\w+_rope_(ape_)?\d+": _AXIAL,
     r"vit_\w+_patch\d+_(dinov3(_qkvb)?|lingbot)": _DINOV3,
 }
+DINOV3_ASSUMED = "the rotary positions of DINOv3 and timm's pooling of it, the mean of patches, are assumed"
 _PE = re.compile(r"vit_pe_\w+?_patch(\d+)_(\d+)")
 
 # timm's arguments -> arguments of the rotation, and their values.
@@ -98,6 +99,11 @@ def is_eva_architecture(name: str) -> bool:
     return _known(name.split(".")[0]) is not None
 
 
+def is_timm_dinov3(architecture: str) -> bool:
+    """Whether an architecture of timm is DINOv3: it pools the mean of the patches without fc_norm."""
+    return bool(re.fullmatch(r".*_dinov3(_qkvb)?", architecture.split(".")[0]))
+
+
 def _known(name: str) -> _Arguments | None:
     return next((known for pattern, known in _ARCHITECTURES.items() if re.fullmatch(pattern, name)), None)
 
@@ -159,7 +165,7 @@ def guess_rotation(where: str, shapes: _Shapes) -> tuple[_Arguments, str]:
     if is_swiglu and has_table and not has_scale:
         return _EVA02, "the rotary positions of EVA-02 are assumed"
     if not has_table and has_scale and has("cls_token") and has("reg_token"):
-        return _DINOV3, "the rotary positions of DINOv3 are assumed"
+        return _DINOV3, f"{DINOV3_ASSUMED}: pooling='cls' for LingBot-Vision"
     if not has_table and has_scale and not is_swiglu:
         if has("reg_token") and not has("cls_token"):
             return _EVA02, "the rotary positions of timm's vit_*_rope_reg* are assumed"

@@ -120,9 +120,10 @@ def mlp_sizes(names: TorchNames, found: RecognizedWeights, block: str) -> tuple[
 
 def with_family_settings(model: Model, found: RecognizedWeights) -> Model:
     """The model with the settings of its family, overridden by config.json, overridden by the hints."""
-    settings, hints = found.settings, found.hints
+    settings, hints, names = found.settings, found.hints, found.names
     values = dict(FAMILIES[found.family])
-    if model.num_registers and "dinov2" in (found.source, found.kind):
+    has_registers = isinstance(names, TorchNames) and names.registers in found.weights.shapes  # of any number
+    if has_registers and "dinov2" in (found.source, found.kind):
         values["position_resampling"] = "bicubic_aa"
     if found.source == "timm" and model.use_norm_pre:  # image towers of CLIP, and Perception Encoders
         values |= {"norm_eps": 1e-5} | ({"activation": None} if found.kind is None else {})
@@ -168,7 +169,7 @@ def num_heads(width: int, mlp: str, found: RecognizedWeights) -> int:
     if "model_cfg" in settings:
         return max(1, width // settings["model_cfg"]["vision_cfg"].get("head_width", 64))
     if _is_dinov3(found) and width >= 64:
-        return dinov3.num_heads(width)
+        return dinov3.published_num_heads(width)
     count = _NUM_HEADS_1536[mlp] if width == 1536 else _NUM_HEADS.get(width)
     norms = {"norm.weight", "fc_norm.weight"} & set(found.weights.shapes)
     if width == 1536 and (found.source == "radio" or (found.family == "timm" and not norms)):
@@ -204,7 +205,7 @@ def _positions(
     image_size = found.settings.get("image_size")
     if names.positions not in shapes and found.settings.get("rotation"):
         side = max(224 // patch_size, 1) * patch_size  # rotations fit images of every size
-        height, width = found.hints.image_size or _sides(image_size or side)
+        height, width = _sides(image_size or side)
         return 0, (height // patch_size, width // patch_size)
     if names.positions not in shapes:
         raise CheckpointError(
@@ -273,16 +274,17 @@ def _pooling(names: TorchNames, found: RecognizedWeights) -> dict[str, Any]:
 
 
 def _pool_sizes(names: TorchNames, found: RecognizedWeights) -> dict[str, Any]:
-    """The settings of attention pooling in Perception Encoders, which have 8 heads there."""
-    shapes = found.weights.shapes
+    """The settings of attention pooling: Perception Encoders have 8 heads there, others those of blocks."""
+    shapes, settings = found.weights.shapes, found.settings
     if found.family not in ("timm/eva", "pe") or names.attn_pool is None:
-        return {"pool_tokens": "all" if found.settings.get("pool_include_prefix") else "patches"}
+        return {"pool_tokens": "all" if settings.get("pool_include_prefix") else "patches"}
     _, hidden = mlp_sizes(names, found, names.block.format(0))
     own = shapes[names.attn_pool.fc1.format("weight")][0]
     has_more = names.cls in shapes or (names.registers or "") in shapes
+    is_pe = "architecture" not in settings and _has_norm(names.norm_pre, "", shapes)
     return {
         "pool_tokens": "all" if has_more else "patches",
-        "pool_num_heads": found.settings.get("pool_num_heads", 8),
+        "pool_num_heads": settings.get("pool_num_heads", 8 if is_pe else None),
         "pool_mlp_dim": None if own == hidden else own,
     }
 

@@ -153,6 +153,7 @@ def check_tensor_names(
     """Raises CheckpointError with every tensor that is missing, has no place, or has another shape.
 
     `weights` are by the names of `tensor_map`, which has a rule for each of `leaves`, arrays or shapes.
+    Tensors without a number, such as the registers of transformers' models without any, require no place.
     """
     covered = [leaf for rule in tensor_map for leaf in rule.leaves]
     assert sorted(map(str, covered)) == sorted(map(str, leaves)), "a leaf without a rule, or with two"
@@ -167,7 +168,7 @@ def check_tensor_names(
                 problems.append(f"'{in_file(name)}' is {dtypes[name].name}, not floating point")
             elif tuple(there[name]) != tuple(shape):
                 problems.append(f"'{in_file(name)}' is {tuple(there[name])}, not {tuple(shape)}")
-    extra = [name for name in there if name not in known]
+    extra = [name for name, shape in there.items() if name not in known and math.prod(shape)]
     problems += [f"'{in_file(name)}' {tuple(there[name])} has no place" for name in extra]
     if problems:
         advice = ""

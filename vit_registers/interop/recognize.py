@@ -9,7 +9,7 @@ from vit_registers.errors import CheckpointError, ConfigError
 from vit_registers.interop import dinov3
 from vit_registers.interop.architectures import MODEL_TYPES, check_tensors
 from vit_registers.interop.containers import Weights
-from vit_registers.interop.eva import guess_rotation, original_rotation
+from vit_registers.interop.eva import DINOV3_ASSUMED, guess_rotation, original_rotation
 from vit_registers.interop.hints import Hints
 from vit_registers.interop.names import dinov2_timm_clip as nt
 from vit_registers.interop.names.dinov3 import HF_DINOV3, dinov3_names, hf_dinov3_names
@@ -82,6 +82,8 @@ def recognize(
     if kind == "eva" and "rotation" not in settings:
         rotation, assumed = guess_rotation(weights.where, weights_of_network.shapes)
         settings, note = {**settings, "rotation": rotation}, assumed
+        if assumed.startswith(DINOV3_ASSUMED):
+            settings = {**settings, "global_pool": "avg"}
     elif source == "dinov3":
         settings = {**settings, **_of_periods(table, weights_of_network, network.file_names)}
     elif kind == "dinov3" and "rotation" not in settings:

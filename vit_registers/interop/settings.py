@@ -9,7 +9,7 @@ from typing import Any
 from vit_registers.errors import CheckpointError
 from vit_registers.interop.architectures import MODEL_TYPES
 from vit_registers.interop.dinov3 import transformers_rotation
-from vit_registers.interop.eva import timm_rotation
+from vit_registers.interop.eva import is_timm_dinov3, timm_rotation
 from vit_registers.interop.radio_settings import is_radio, radio_settings
 
 
@@ -125,14 +125,15 @@ _TIMM = {
     r"test_vit2?": {"num_attention_heads": 2},
     r"test_vit3": {"num_attention_heads": 3, "pool_include_prefix": True},
     r"vit_giant_patch16_radio_.*": {"num_attention_heads": 24},
-    r"beit3_.*": {"layer_norm_eps": 1e-5},
+    r"((?!eva).*_clip_|beit3_|vit_pe_).*|.*_(dinov3|dinov3_qkvb|lingbot)(\..*)?": {"layer_norm_eps": 1e-5},
 }
 
 
 def _timm_settings(values: dict[str, Any]) -> dict[str, Any]:
     """timm's config.json, with the settings that its architecture and model arguments imply."""
     name, args = str(values["architecture"]), values.get("model_args") or {}
-    said = [known for pattern, known in _TIMM.items() if re.fullmatch(pattern, name)]
+    said: list[dict[str, Any]] = [{"layer_norm_eps": 1e-6}]  # no argument of config.json changes it
+    said += [known for pattern, known in _TIMM.items() if re.fullmatch(pattern, name)]
     size = (values.get("pretrained_cfg") or {}).get("input_size", [])[1:]
     theirs = {
         "image_size": args.get("img_size", size or None),
@@ -143,5 +144,8 @@ def _timm_settings(values: dict[str, Any]) -> dict[str, Any]:
     }
     rotation = timm_rotation(name, args)
     if rotation is not None:
-        theirs |= {"rotation": rotation, "pool_num_heads": args.get("attn_pool_num_heads")}
+        if "global_pool" not in values and is_timm_dinov3(name):
+            said.append({"global_pool": "avg"})  # without fc_norm, which tells others
+        usual = 8 if name.startswith("vit_pe_core_") else None
+        theirs |= {"rotation": rotation, "pool_num_heads": args.get("attn_pool_num_heads", usual)}
     return values | {key: value for d in (*said, theirs) for key, value in d.items() if value is not None}

@@ -23,6 +23,7 @@ PAIRS = ("half", "interleaved")
 ORDERS = ("yx", "xy")
 IN_TRAINING = ("shift", "jitter", "rescale")  # arguments that evaluation does not read
 PERIODS = ("float32", "bfloat16")
+BASE = 100.0  # of DINOv3
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,7 +181,7 @@ def _angles(coords_Tx2: jax.Array, frequency: jax.Array) -> jax.Array:
 
 def rope2d(
     head_width: int,
-    base: float = 100.0,
+    base: float = BASE,
     min_period: float = 0.0,
     max_period: float = 0.0,
     coordinates: str = "centres",
@@ -250,6 +251,8 @@ def _periods(number: int, base: float, min_period: float, max_period: float) -> 
         _refuse(f"min_period={min_period}, max_period={max_period}", "both be > 0, and in order")
     if base <= 0:
         _refuse(f"base={base}", "be > 0")
+    if min_period and base != BASE:
+        _refuse(f"base={base}, min_period={min_period}", "have one of the two")
     if min_period:
         return min_period * (max_period / min_period) ** np.linspace(0.0, 1.0, number)
     return np.power(base, np.arange(number) / number)

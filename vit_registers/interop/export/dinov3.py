@@ -20,7 +20,7 @@ TIMM_EVA = "timm/eva"
 _ARGUMENTS = {"base", "periods", *IN_TRAINING}  # of rope2d, that models of DINOv3 have
 
 
-def keep_rotation(d: Draft) -> None:
+def require_dinov3_rotation(d: Draft) -> None:
     """Raises CheckpointError unless positions are a rotation alone, of a kind that the target has.
 
     Notes what the target does not store: periods that are rounded, and random coordinates in training.
@@ -74,7 +74,7 @@ def has_key_bias(params: Mapping[str, Any]) -> bool:
 
 
 _COMMON = (
-    keep_rotation,
+    require_dinov3_rotation,
     rewrites.store_registers,
     rewrites.require_cls,
     rewrites.fold_register_positions,
@@ -94,7 +94,7 @@ REWRITES = {
 }
 
 
-def names_of(target: str, model: Model, params: Mapping[str, Any]) -> TorchNames:
+def dinov3_export_names(target: str, model: Model, params: Mapping[str, Any]) -> TorchNames:
     """The names of the tensors of a rewritten model in `target`, a key of REWRITES."""
     is_gated, is_biased = dims(model).mlp == "swiglu", has_key_bias(params)
     if target == "dinov3":
@@ -123,7 +123,7 @@ def transformers_values(model: Model, params: Mapping[str, Any]) -> dict[str, An
     } | ({"hidden_act": "silu"} if is_gated else {})
 
 
-def timm_arguments(model: Model) -> dict[str, Any]:
+def timm_dinov3_arguments(model: Model) -> dict[str, Any]:
     """The arguments of timm.models.eva.Eva for the exported tensors, where they can be text."""
     sizes, given = dims(model), rotation_arguments(model.positions) or {}
     ratio = sizes.mlp_dim / sizes.width

@@ -23,7 +23,7 @@ def counts_patches(model: Model) -> bool:
     return rotation is not None and rotation.coordinates == "index"
 
 
-def keep_rotation(d: Draft) -> None:
+def require_index_rotation(d: Draft) -> None:
     """Raises CheckpointError for a rotation, a table of positions or tokens that timm's class Eva lacks."""
     if d.model.mask != "none":
         d.refuse(f"mask='{d.model.mask}'")
@@ -62,7 +62,7 @@ def fit_layers(d: Draft) -> None:
 
 REWRITES = {
     TIMM_ROPE: (
-        keep_rotation,
+        require_index_rotation,
         rewrites.store_registers,
         family_rewrites.fit_timm_positions,
         fit_layers,
@@ -74,7 +74,7 @@ REWRITES = {
 }
 
 
-def names_of(model: Model) -> TorchNames:
+def eva_export_names(model: Model) -> TorchNames:
     """The names of the tensors of a rewritten model."""
     has_parts = dims(model).mlp == "swiglu" and model.use_mlp_norm
     return eva_names(["blocks.0.attn.qkv.bias", *["blocks.0.mlp.fc1_g.weight"] * has_parts])
@@ -91,7 +91,7 @@ def has_usual_eps(model: Model) -> bool:
 
 
 def architecture_of(model: Model) -> str:
-    """The architecture of timm whose remaining arguments `timm_arguments` sets."""
+    """The architecture of timm whose remaining arguments `timm_rope_arguments` sets."""
     if not _reference(model):
         return "vit_small_patch16_rope_224"
     return "vit_pe_spatial_tiny_patch16_512" if model.use_norm_pre else "eva02_tiny_patch14_224"
@@ -102,7 +102,7 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width  # as timm computes it
 
 
-def timm_arguments(model: Model) -> dict[str, Any]:
+def timm_rope_arguments(model: Model) -> dict[str, Any]:
     """The arguments of timm.models.eva.Eva for the exported tensors, where they can be text."""
     sizes, given = dims(model), rotation_arguments(model.positions) or {}
     pool, rotation = pool_dims(model, sizes), rotary(model)

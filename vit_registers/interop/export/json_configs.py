@@ -115,21 +115,35 @@ def timm_arguments(model: Model) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def _timm_model(model: Model) -> tuple[str, dict[str, Any]]:
+    """(an architecture of timm with the layers that arguments cannot express, all arguments)."""
+    if eva.counts_patches(model):
+        return eva.architecture_of(model), eva.timm_rope_arguments(model)
+    if rotary(model) is not None:
+        plus = "_plus" if dims(model).mlp == "swiglu" else ""
+        return f"vit_small{plus}_patch16_dinov3", dinov3.timm_dinov3_arguments(model)
+    architecture = "vit_base_patch16_224"
+    if dims(model).mlp == "swiglu":
+        architecture = "vit_giant_patch14_dinov2"
+    elif model.use_norm_pre:
+        architecture = "vit_base_patch16_clip_224"  # whose norms have an eps of 1e-5
+    return architecture, timm_arguments(model)
+
+
+def timm_call(model: Model) -> str:
+    """The Python call that makes the model in timm, without the arguments that Export.notes has."""
+    architecture, arguments = _timm_model(model)
+    if rotary(model) is None:
+        return f"timm.models.vision_transformer.VisionTransformer(**{arguments})"
+    return f"timm.create_model({architecture!r}, **{arguments})"  # of its class Eva
+
+
 def timm_config(model: Model, p: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Any]:
     """The config.json of a model for timm, for timm.create_model("local-dir:FOLDER").
 
     It names an architecture of timm that has the layers which arguments cannot express, and all arguments.
     """
-    architecture, arguments = "vit_base_patch16_224", timm_arguments(model)
-    if dims(model).mlp == "swiglu":
-        architecture = "vit_giant_patch14_dinov2"
-    elif model.use_norm_pre:
-        architecture = "vit_base_patch16_clip_224"  # whose norms have an eps of 1e-5
-    if eva.counts_patches(model):
-        architecture, arguments = eva.architecture_of(model), eva.timm_arguments(model)
-    elif rotary(model) is not None:
-        plus = "_plus" if dims(model).mlp == "swiglu" else ""
-        architecture, arguments = f"vit_small{plus}_patch16_dinov3", dinov3.timm_arguments(model)
+    architecture, arguments = _timm_model(model)
     values = {
         "architecture": architecture,
         "num_classes": model.num_classes,

@@ -156,9 +156,9 @@ def export(model: Model, params: Mapping[str, Any], target: str) -> Export:
 
 def _names(key: str, draft: Draft) -> nt.TensorNames:
     if key == eva.TIMM_ROPE:
-        return eva.names_of(draft.model)
+        return eva.eva_export_names(draft.model)
     if key in dinov3.REWRITES:
-        return dinov3.names_of(key, draft.model, draft.params)
+        return dinov3.dinov3_export_names(key, draft.model, draft.params)
     return nt.WRITTEN_NAMES[key]
 
 
