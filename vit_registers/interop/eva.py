@@ -152,24 +152,23 @@ def guess_rotation(where: str, shapes: _Shapes) -> tuple[_Arguments, str]:
 
     Raises CheckpointError if the layers are those of several published families.
     """
-    has = lambda part: part in shapes  # noqa: E731
-    is_swiglu = has("blocks.0.mlp.fc1_g.weight") or _is_packed(shapes)
-    has_scale, has_table = has("blocks.0.gamma_1"), has("pos_embed")
-    if has("rope.freqs"):
+    is_swiglu = "blocks.0.mlp.fc1_g.weight" in shapes or _is_packed(shapes)
+    has_scale, has_table = "blocks.0.gamma_1" in shapes, "pos_embed" in shapes
+    if "rope.freqs" in shapes:
         return _MIXED, ""
-    if has("norm_pre.weight") and has_table:
-        cls = int(has("cls_token"))
+    if "norm_pre.weight" in shapes and has_table:
+        cls = int("cls_token" in shapes)
         side = round((shapes["pos_embed"][1] - cls) ** 0.5)
         arguments = _INDEX | {"order": "xy", "reference": side} | ({"offset": 1.0} if cls else {})
         return arguments, "the rotary positions of timm's Perception Encoders are assumed"
     if is_swiglu and has_table and not has_scale:
         return _EVA02, "the rotary positions of EVA-02 are assumed"
-    if not has_table and has_scale and has("cls_token") and has("reg_token"):
+    if not has_table and has_scale and "cls_token" in shapes and "reg_token" in shapes:
         return _DINOV3, f"{DINOV3_ASSUMED}: pooling='cls' for LingBot-Vision"
     if not has_table and has_scale and not is_swiglu:
-        if has("reg_token") and not has("cls_token"):
+        if "reg_token" in shapes and "cls_token" not in shapes:
             return _EVA02, "the rotary positions of timm's vit_*_rope_reg* are assumed"
-        if has("blocks.0.attn.qkv.bias") and has("cls_token") and not has("reg_token"):
+        if "blocks.0.attn.qkv.bias" in shapes and "cls_token" in shapes and "reg_token" not in shapes:
             return _AXIAL, "the rotary positions of timm's vit_*_rope_* are assumed"
     raise CheckpointError(
         f"{where} is of timm's class Eva, whose rotary positions are in no tensor: give architecture, timm's "
