@@ -78,10 +78,10 @@ def resampled(table, grid, num_first, mode):
 
 
 @pytest.fixture
-def agrees(timm, images, forward, tokens, assert_close):
-    """agrees(ours, state, size, name, mode, **arguments): asserts the outputs of timm's model `name`."""
+def assert_agrees(timm, images, forward, tokens, assert_close):
+    """assert_agrees(ours, state, size, name, mode, **arguments), with the outputs of timm's model `name`."""
 
-    def agrees(ours, state, size, name, mode, **arguments):
+    def assert_agrees(ours, state, size, name, mode, **arguments):
         grid = (size[0] // PATCH, size[1] // PATCH)
         if size != TRAINED:
             table = "pos_embed" if "pos_embed" in state else "positional_embedding"
@@ -102,7 +102,7 @@ def agrees(timm, images, forward, tokens, assert_close):
             assert_close(tokens(outputs), features, 1e-5 if ours.model.use_final_norm else 3e-5)
         assert_close(outputs.pooled if outputs.logits is None else outputs.logits, answer)
 
-    return agrees
+    return assert_agrees
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def agrees(timm, images, forward, tokens, assert_close):
         ("vit_pe_core_gigantic_patch14_448", {"cls": False}),
     ],
 )
-def test_perception_encoders(name, shapes, noise, agrees):
+def test_perception_encoders(name, shapes, noise, assert_agrees):
     state = noise(pe_shapes(**shapes))
     text = noise({"positional_embedding": (7, 16), "ln_final.weight": (16,), "logit_scale": ()})
     whole = {f"visual.{key}": value for key, value in state.items()} | text
@@ -121,20 +121,20 @@ def test_perception_encoders(name, shapes, noise, agrees):
     number = 5 if shapes.get("is_core", True) else 0
     for size in (TRAINED, OTHER):  # the code counts patches, whatever the image size
         grid = (size[0] // PATCH, size[1] // PATCH)
-        agrees(ours, state, size, name, "bilinear", ref_feat_shape=grid, num_classes=number)
+        assert_agrees(ours, state, size, name, "bilinear", ref_feat_shape=grid, num_classes=number)
 
 
 @pytest.mark.parametrize(
     ("name", "is_clip"), [("eva02_base_patch14_448", False), ("eva02_base_patch16_clip_224", True)]
 )
-def test_eva02(name, is_clip, noise, agrees):
+def test_eva02(name, is_clip, noise, assert_agrees):
     state, tables = noise(eva02_shapes(is_clip=is_clip)), rotary_tables()
     copies = {f"blocks.{i}.attn.{key}": value for i in range(2) for key, value in tables.items()}
     prefix = "visual." if is_clip else ""
     whole = {f"{prefix}{key}": value for key, value in (state | tables | copies).items()}
     ours = reading.from_state_dict(whole, source="auto", num_heads=4)
     for size in (TRAINED, OTHER):
-        agrees(ours, state, size, name, "bicubic", num_classes=5)
+        assert_agrees(ours, state, size, name, "bicubic", num_classes=5)
     wrong = {f"{prefix}{key}": value for key, value in rotary_tables(base=100.0).items()}
     with pytest.raises(CheckpointError, match="freqs_cos' is not the fixed one that belongs to this model"):
         reading.from_state_dict(whole | wrong, source="auto", num_heads=4)
