@@ -122,9 +122,15 @@ def test_objects_in_a_folder_of_pascal_voc(place, run_here):
     assert code == 0, err
     numbers = json.loads((place / "lost" / "lost" / "numbers.json").read_text())
     best, every = numbers["tables"]
-    assert [row[:2] for row in best["rows"]] == [
-        [name, cell] for name in RUNS for cell in ("best of the sweep", "no sweep")
-    ]
+    cells = (
+        "best of the sweep",
+        "no sweep",
+        "fixed bias",
+        "no sweep, values",
+        "fixed bias, values",
+        "whole image",
+    )
+    assert [row[:2] for row in best["rows"]] == [[name, cell] for name in RUNS for cell in cells]
     assert {tuple(row[-2:]) for row in best["rows"]} == {(1, 1)}  # one judged, one without a box
     assert len(every["rows"]) == 2 * 3 * 4 * 6  # models, q k v, centring and normalising, biases
     percent = every["columns"].index("CorLoc, %")

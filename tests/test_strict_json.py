@@ -58,6 +58,7 @@ def test_all_that_is_written_goes_through_it():
         "tools/launch/tpu_worker.py",
         "vit_registers/data/sources/tar_index.py",
         "vit_registers/interop/export/files.py",
+        "vit_registers/runs/finished_runs.py",
         "vit_registers/runs/sweeps.py",
         "vit_registers/runtime/distributed.py",
         "vit_registers/runtime/rendezvous.py",

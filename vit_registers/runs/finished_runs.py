@@ -16,6 +16,7 @@ from vit_registers.config import Config
 from vit_registers.digests import text_digest
 from vit_registers.errors import ConfigError
 from vit_registers.storage import files, paths
+from vit_registers.strict_json import dumps
 
 COLUMNS = ("run", "seed", "config", "commit", "time_s", "result")  # result: that of result.json, as JSON
 _DIGITS = 16  # of the digest
@@ -63,7 +64,7 @@ class FinishedRuns:
             digest,
             result.get("commit") or "",
             result["time_s"],
-            json.dumps(result),
+            dumps(result, indent=None),
         )
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
