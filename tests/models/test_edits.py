@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.fixtures.patches import shuffle_pixels
 from tests.fixtures.quick import parametrize_quick
 from vit_registers.errors import ConfigError
 from vit_registers.models.attention.api import attention_weights, open_to_more
@@ -44,6 +45,31 @@ def test_the_last_edit_is_what_the_final_norm_gets(build, images):
     model, x = build(depth=2), images(2)
     out = _edited(model, x, resid=lambda i, resid: resid * 0.0 if i == 2 else resid)
     np.testing.assert_allclose(out.cls, model.norm(jnp.zeros((2, 32))), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"positions": "learned", "num_registers": 2},
+        {"positions": "rope2d"},
+        {"positions": "alibi2d"},
+        {"positions": "none", "summary_factor": 2, "mask": "fractal"},
+    ],
+    ids=lambda settings: settings["positions"],
+)
+def test_the_edit_is_a_model_on_images_whose_pixels_are_shuffled(build, images, forward, settings):
+    model, x, rng = build(depth=2, **settings), images(3), np.random.default_rng(0)
+    order_BxP = rng.permuted(np.tile(np.arange(model.layout.num_patches), (3, 1)), axis=1)
+    moved = jnp.asarray(shuffle_pixels(np.asarray(x), order_BxP, model.model.patch_size))
+
+    def patches(patches_BxPxD):
+        return jnp.take_along_axis(patches_BxPxD, jnp.asarray(order_BxP)[..., None], axis=1)
+
+    edited = _edited(model, x, patches=patches)
+    expected = forward(model, moved)
+    np.testing.assert_allclose(edited.logits, expected.logits, atol=1e-5)
+    np.testing.assert_allclose(edited.taps["embed"], expected.taps["embed"], atol=1e-5)
+    assert np.abs(edited.logits - forward(model, x).logits).max() > 1e-4
 
 
 @pytest.mark.parametrize("settings", [{}, {"summary_factor": 2, "mask": "fractal", "positions": "alibi2d"}])

@@ -11,6 +11,10 @@ def _same(block: int, values: jax.Array) -> jax.Array:
     return values
 
 
+def _same_patches(patches_BxPxD: jax.Array) -> jax.Array:
+    return patches_BxPxD
+
+
 def _same_pair(block: int, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return keys, values
 
@@ -18,10 +22,13 @@ def _same_pair(block: int, keys: jax.Array, values: jax.Array) -> tuple[jax.Arra
 class Edits(NamedTuple):
     """Functions of the index of a block and of its inner values, which they return changed.
 
+    `patches` has no index of a block.
+
     They are called during tracing and use jax.numpy. They keep shapes, except that `keys_values` may append
     keys, which all queries see. The defaults change nothing.
     """
 
+    patches: Callable[[jax.Array], jax.Array] = _same_patches  # embeddings, before mask token and positions
     resid: Callable[[int, jax.Array], jax.Array] = _same  # BxTxD before block i; i = depth: after the last
     hidden: Callable[[int, jax.Array], jax.Array] = _same  # hidden_BxTxF, activations of the MLP
     keys_values: Callable[[int, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = _same_pair  # BxTxNxK

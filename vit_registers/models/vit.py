@@ -160,7 +160,7 @@ class ViT(nnx.Module):
         if not isinstance(edits, Edits):
             raise ConfigError(f"edits={edits!r}: must be models.edits.Edits(...), or be left out")
         mask_TxT, bias_NxTxT = static_attention(self.model, layout)
-        embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP)
+        embed_BxPxD, resid_BxTxD = self.embed(images_BxHxWxC, layout, masked_BxP, edits)
         group = self.model.drop_path_group
         taps = run_blocks(
             self.model,
@@ -239,7 +239,11 @@ class ViT(nnx.Module):
         return self.layout_for((images_BxHxWxC.shape[1], images_BxHxWxC.shape[2]))
 
     def embed(
-        self, images_BxHxWxC: jax.Array, layout: TokenLayout, masked_BxP: jax.Array | None = None
+        self,
+        images_BxHxWxC: jax.Array,
+        layout: TokenLayout,
+        masked_BxP: jax.Array | None = None,
+        edits: Edits = NO_EDITS,
     ) -> tuple[jax.Array, jax.Array]:
         """(patch embeddings BxPxD before masking and positions, the tokens BxTxD of the first block)."""
         dtype = DTYPES[self.model.dtype]
@@ -247,7 +251,7 @@ class ViT(nnx.Module):
             pixels(self.model, images_BxHxWxC).astype(dtype)
         )
         batch, width = patches.shape[0], patches.shape[-1]
-        embed_BxPxD = patches.reshape(batch, layout.num_patches, width)
+        embed_BxPxD = edits.patches(patches.reshape(batch, layout.num_patches, width))
         patches_BxPxD = embed_BxPxD
         if masked_BxP is not None:
             if self.mask_token is None:

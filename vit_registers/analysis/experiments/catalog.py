@@ -46,6 +46,7 @@ from vit_registers.analysis.experiments import (
     remove_outliers,
     retrieval,
     self_distillation,
+    shuffled_patches,
     skip_and_registers,
     smoothness,
     test_time_registers,
@@ -118,6 +119,7 @@ GROUPS: dict[str, dict[str, Experiment]] = {
         "register-neurons": register_neurons.EXPERIMENT,
         "test-time-registers": test_time_registers.EXPERIMENT,
         "attention-bias": attention_bias.EXPERIMENT,
+        "shuffled-patches": shuffled_patches.EXPERIMENT,
     },
     "Objects": {
         "lost": lost.EXPERIMENT,

@@ -58,6 +58,18 @@ def nothing(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
 NO_INTERVENTION = Intervention(name="nothing", edits=nothing, values={}, rows={})
 
 
+def shuffle_patches(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
+    """Moves patches to other places, before positions are added.
+
+    rows: `order_BxP`, the patch that each place shows.
+    """
+
+    def edit(patches_BxPxD: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(patches_BxPxD, rows["order_BxP"][..., None], axis=1)
+
+    return Edits(patches=edit)
+
+
 def replace_tokens(values: Arrays, rows: Arrays, layout: TokenLayout) -> Edits:
     """Removes patches from the input of a block, or, with block = depth, of the final norm.
 
