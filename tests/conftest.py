@@ -80,7 +80,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 # A worker that runs half of the suite would otherwise hold 6 GiB of compiled functions.
 MAX_GROWTH_BYTES = 2**30
+# Each has some memory maps. Linux allows 65,530 of them (vm.max_map_count); with more, LLVM ends the process.
+MAX_MAPS = 25_000
+TESTS_BETWEEN_COUNTS = 10  # counting takes milliseconds
 _resident_bytes = {"after the last clearing": 0}
+_tests = {"since the last count": 0}
 
 
 def _read_resident_bytes():
@@ -88,14 +92,34 @@ def _read_resident_bytes():
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
+def _count_maps():
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+def _clear_compiled():
+    jax.clear_caches()
+    gc.collect()
+    _resident_bytes["after the last clearing"] = _read_resident_bytes()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
     """Drops JAX's compiled functions after a module where the process has grown by MAX_GROWTH_BYTES."""
     yield
     if _read_resident_bytes() > _resident_bytes["after the last clearing"] + MAX_GROWTH_BYTES:
-        jax.clear_caches()
-        gc.collect()
-        _resident_bytes["after the last clearing"] = _read_resident_bytes()
+        _clear_compiled()
+
+
+@pytest.fixture(autouse=True)
+def bounded_maps():
+    """Drops them after a test where the process has more than MAX_MAPS memory maps."""
+    yield
+    _tests["since the last count"] += 1
+    if _tests["since the last count"] >= TESTS_BETWEEN_COUNTS:
+        _tests["since the last count"] = 0
+        if _count_maps() > MAX_MAPS:
+            _clear_compiled()
 
 
 @pytest.fixture(autouse=True)
