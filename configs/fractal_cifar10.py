@@ -122,13 +122,32 @@ def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
                 yield {**cell, "run.seed": seed}
 
 
+def comparisons(arg: str | None = None) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """The pairs of cells that are compared by seed: what extra tokens add, then what a mask does to them."""
+    del arg
+    pairs = []
+    for positions in POSITIONS:
+        plain = _labels(positions, 0, "-")
+        for count, masks in MASKS_OF.items():
+            summaries, fractal = (_labels(positions, count, MASKS[name]) for name in ("none", "fractal"))
+            if count == min(TOKENS):
+                pairs.append((_labels(positions, count, "registers"), plain))
+            pairs += [(summaries, plain), (fractal, plain), (fractal, summaries)]
+            others = (
+                _labels(positions, count, MASKS[name]) for name in masks if name not in ("none", "fractal")
+            )
+            pairs += [(fractal, other) for other in others]
+    return pairs
+
+
+def _labels(positions: str, count: int, which: str) -> dict[str, str]:
+    return {"positions": positions, "extra tokens": str(count), "which are": which}
+
+
 def label(point: dict[str, object], arg: str | None = None) -> dict[str, str]:
     """The columns that name a cell of the table."""
     del arg
     registers, k = point.get("model.num_registers", 0), point.get("model.summary_factor")
     count = next((count for count, factor in TOKENS.items() if factor == k), registers)
-    return {
-        "positions": str(point["model.positions"]),
-        "extra tokens": str(count),
-        "which are": MASKS[str(point["model.mask"])] if k else ("registers" if registers else "-"),
-    }
+    which = MASKS[str(point["model.mask"])] if k else ("registers" if registers else "-")
+    return _labels(str(point["model.positions"]), int(str(count)), which)

@@ -1,4 +1,4 @@
-"""The table of a sweep: statistics by hand, missing runs, baselines, published numbers, other evaluators."""
+"""The tables of a sweep: statistics by hand and by scipy, missing runs, baselines, published numbers."""
 
 import csv
 import json
@@ -8,12 +8,14 @@ import re
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from vit_registers import tabulate
 from vit_registers.config import to_dict
 from vit_registers.errors import ConfigError
 from vit_registers.models.params import abstract_model
 from vit_registers.runs import sweep_cells, sweeps
+from vit_registers.runs.sweep_differences import paired_difference, paired_differences
 
 TOP1 = ((0.5, 0.75), (0.25, 0.5), (0.125, 0.125), (0.5, 0.625))  # of each cell with seeds 0 and 1
 
@@ -70,7 +72,8 @@ def work(make, finish):
 
 def _rows(work, which="last", metric="test"):
     cells = sweep_cells.read_cells(work)
-    base = sweep_cells.find_cell(cells, work.call("baseline", None), "config")
+    labels = work.call("baseline", None)
+    base = cells[0] if labels is None else sweep_cells.find_cell(cells, labels, "config", "baseline()")
     rows = sweep_cells.make_rows(cells, base, work.call("published", []), metric=metric, which=which)
     return rows, cells, base
 
@@ -155,6 +158,53 @@ def test_config_file_says_labels_baseline_and_published_numbers(work, config, ma
         with pytest.raises(ConfigError, match=message):
             _rows(make())
         config.write_text(other)
+
+
+def test_paired_differences_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 10):
+        values, others = rng.normal(size=(2, count))
+        expected = scipy.stats.ttest_rel(values, others)
+        interval = expected.confidence_interval(0.95)
+        mean, half_width, p = paired_difference(values, others)
+        np.testing.assert_allclose(
+            (mean - half_width, mean + half_width, p),
+            (interval.low, interval.high, expected.pvalue),
+            rtol=1e-9,
+        )
+    assert paired_difference([], []) == (None, None, None)
+    assert paired_difference([3.0], [1.0]) == (2.0, None, None)
+    assert paired_difference([3.0, 4.0], [1.0, 2.0]) == (2.0, None, None)
+
+
+def test_cells_are_compared_by_the_seeds_that_both_have(make, finish):
+    """The first cell lacks seed 1, the third has both: only seed 0 is paired."""
+    work = make()
+    for run in work.runs:
+        if run.index != 4:
+            finish(run, TOP1[run.index % 4][run.config.run.seed])
+    cells = sweep_cells.read_cells(work)
+    labels = [cell.labels for cell in cells]
+    pairs = [(labels[1], labels[3]), (labels[0], labels[2])]
+    both, one = paired_differences(cells, pairs, config="c", metric="test", which="last")
+    differences = 100 * np.subtract(TOP1[1], TOP1[3])
+    assert (both.num_seeds, one.num_seeds) == (2, 1)
+    assert both.mean == pytest.approx(differences.mean())
+    assert one.mean == pytest.approx(100 * (TOP1[0][0] - TOP1[2][0]))
+    assert (one.half_width, one.p) == (None, None)
+    text = tabulate.markdown_differences([both, one], unit="points")
+    assert "| cell | minus | difference, points | 95 % interval | p | seeds |" in text
+    low, high = both.mean - both.half_width, both.mean + both.half_width
+    row = f"| positions=learned, num_registers=2 | positions=none, num_registers=2 | {both.mean:+.2f} | "
+    assert f"{row}{low:+.2f} to {high:+.2f} | {both.p:.2g} | 2 |" in text
+    assert "one below 0.025 is significant at 5 %" in text
+    for pair, message in (
+        (({"positions": "x"}, labels[0]), r"comparisons\(\) returns positions=x, which no cell has"),
+        ((labels[0],), "two dicts of labels are required"),
+        (("a", "b"), "two dicts of labels are required"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            paired_differences(cells, [pair], config="c", metric="test", which="last")
 
 
 def test_best_and_other_evaluators(work, finish):

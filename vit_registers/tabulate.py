@@ -5,7 +5,8 @@
 Prints Markdown. --which=best takes the best evaluation of each run instead of the last, --metric another
 evaluator than the first. Give the same settings as to the sweep. A config file may define functions:
 `label(point, arg)`, the columns of a cell as {column: text}; `baseline(arg)`, the labels of the cell that
-others are compared with; `published(arg)`, a list of (labels, value, source). Runs may be unfinished. Those
+others are compared with; `published(arg)`, a list of (labels, value, source); `comparisons(arg)`, pairs of
+labels, whose cells a second table compares, paired by seed. Runs may be unfinished. Those
 that the work directory lacks are read from --finished=FILE.csv of the sweep.
 
 `python -m vit_registers.tabulate` is the same command.
@@ -56,6 +57,7 @@ from vit_registers.runs.sweep_cells import (
     ranked_by,
     read_cells,
 )
+from vit_registers.runs.sweep_differences import PairedDifference, paired_differences
 from vit_registers.runs.sweeps import read_sweep
 from vit_registers.storage import files, paths
 
@@ -96,6 +98,27 @@ def markdown(rows: Sequence[Row], baseline: Labels, *, title: str, decimals: int
         ]
         lines.append([*line, _show(row.published, "g"), row.source or ""] if has_published else line)
     return "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines)
+
+
+def markdown_differences(differences: Sequence[PairedDifference], *, unit: str, decimals: int = 2) -> str:
+    """The table of differences in Markdown, with what it means; `unit` is that of the differences."""
+    form = f".{decimals}f"
+    lines = [
+        ["cell", "minus", f"difference, {unit}", "95 % interval", "p", "seeds"],
+        ["---", "---", *["---:"] * 4],
+    ]
+    for one in differences:
+        ends = "-"
+        if one.mean is not None and one.half_width is not None:
+            ends = f"{one.mean - one.half_width:+{form}} to {one.mean + one.half_width:+{form}}"
+        shown = _show(one.mean, f"+{form}"), ends, _show(one.p, ".2g"), str(one.num_seeds)
+        lines.append([label_text(one.labels), label_text(one.other), *shown])
+    table = "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines)
+    return (
+        f"{table}\n\nDifferences are paired by seed; intervals and p are those of the paired t-test. No p is "
+        f"corrected for the {len(differences)} comparisons: by Bonferroni's rule, one below "
+        f"{0.05 / max(len(differences), 1):.2g} is significant at 5 %."
+    )
 
 
 def _counted(values: Sequence[str]) -> str:
@@ -161,12 +184,17 @@ def main() -> None:
         raise ConfigError(f"--workdir={values.workdir}: there is no such folder: give that of the sweep")
     sweep = read_sweep()
     cells = read_cells(sweep, finished)
-    baseline = find_cell(cells, sweep.call("baseline", None), sweep.config)
+    base = sweep.call("baseline", None)
+    baseline = cells[0] if base is None else find_cell(cells, base, sweep.config, "baseline()")
     published = sweep.call("published", [])
     metric = values.metric or default_metric(cells)
     rows = make_rows(cells, baseline, published, metric=metric, which=values.which)
     title, is_fraction = column_title(cells, metric, values.which), ranked_by(cells).is_fraction
     print(markdown(rows, baseline.labels, title=title, decimals=2 if is_fraction else 3))
+    if pairs := sweep.call("comparisons", []):
+        unit = "points" if is_fraction else ranked_by(cells).label
+        found = paired_differences(cells, pairs, config=sweep.config, metric=metric, which=values.which)
+        print("\n" + markdown_differences(found, unit=unit, decimals=2 if is_fraction else 3))
     print("\n" + notes(cells, baseline, published, config=sweep.config, which=values.which))
     for line in left_out(cells, metric, values.which):
         print("\n" + line)

@@ -21,7 +21,12 @@ class Cell:
 
     labels: Labels
     runs: tuple[SweepRun, ...]
-    results: tuple[Mapping[str, Any], ...]
+    result_by_seed: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def results(self) -> tuple[Mapping[str, Any], ...]:
+        """The results of the finished runs."""
+        return tuple(self.result_by_seed.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +69,9 @@ def read_cells(sweep: Sweep, finished: FinishedRuns | None = None) -> list[Cell]
         labels = dict(label(point, sweep.arg))
         if any(cell.labels == labels for cell in cells):
             raise ConfigError(f"{sweep.config}: label() returns {label_text(labels)} for two cells")
-        results = [result for run in runs if (result := _result(run, finished)) is not None]
-        cells.append(Cell(labels=labels, runs=tuple(runs), results=tuple(results)))
+        found = {run.config.run.seed: _result(run, finished) for run in runs}
+        results = {seed: result for seed, result in found.items() if result is not None}
+        cells.append(Cell(labels=labels, runs=tuple(runs), result_by_seed=results))
     return cells
 
 
@@ -79,14 +85,12 @@ def label_text(labels: Labels) -> str:
     return ", ".join(f"{key}={value}" for key, value in labels.items() if value) or "default"
 
 
-def find_cell(cells: Sequence[Cell], labels: Labels | None, config: str) -> Cell:
-    """The cell with these labels, by default the first. Raises ConfigError if there is none."""
-    if labels is None:
-        return cells[0]
+def find_cell(cells: Sequence[Cell], labels: Labels, config: str, source: str) -> Cell:
+    """The cell with these labels, which `source` of the config gave. Raises ConfigError if there is none."""
     found = [cell for cell in cells if cell.labels == labels]
     if not found:
         known = "; ".join(label_text(cell.labels) for cell in cells)
-        raise ConfigError(f"{config}: baseline() returns {label_text(labels)}, which no cell has: {known}")
+        raise ConfigError(f"{config}: {source} returns {label_text(labels)}, which no cell has: {known}")
     return found[0]
 
 
@@ -103,15 +107,15 @@ def default_metric(cells: Sequence[Cell]) -> str:
     return found[0]["evaluator"] if found else cells[0].runs[0].config.data.eval_split
 
 
-def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
+def values_by_seed(cell: Cell, metric: str, which: str) -> dict[int, float]:
     """The metric that ranks checkpoints, of each finished run of a cell with a finite evaluation.
 
     A fraction is in percent. `metric` is the evaluator; `which` is "last" or "best", its evaluation. Raises
     ConfigError for an unknown evaluator.
     """
-    values, ranked = [], ranked_by([cell])
+    values, ranked = {}, ranked_by([cell])
     end = f"/{ranked.metric}"
-    for result in cell.results:
+    for seed, result in cell.result_by_seed.items():
         last, best = result["metrics"], result["best"]
         if f"{metric}{end}" not in last:
             known = ", ".join(key.removesuffix(end) for key in last if key.endswith(end))
@@ -119,8 +123,13 @@ def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
         metrics = metrics_of(last if which == "last" else best["metrics"] if best else {}, metric)
         value = metrics.get(ranked.metric)
         if value is not None and not find_non_finite(metrics):
-            values.append((100.0 if ranked.is_fraction else 1.0) * value)
+            values[seed] = (100.0 if ranked.is_fraction else 1.0) * value
     return values
+
+
+def metric_values(cell: Cell, metric: str, which: str) -> list[float]:
+    """The values of `values_by_seed`."""
+    return list(values_by_seed(cell, metric, which).values())
 
 
 def left_out(cells: Sequence[Cell], metric: str, which: str) -> list[str]:
