@@ -21,12 +21,14 @@ from vit_registers.analysis.experiments import (
     norms,
     norms_by_layer,
     probe_position,
+    probe_position_by_layer,
     register_neurons,
     remove_outliers,
     test_time_registers,
 )
 from vit_registers.analysis.features.extract import extract
 from vit_registers.analysis.features.interventions import Intervention, replace_tokens
+from vit_registers.analysis.features.table import depths_shown
 from vit_registers.analysis.measures import neurons
 from vit_registers.analysis.options import Options
 from vit_registers.config import Config, Data, Model
@@ -91,7 +93,10 @@ def folder(tmp_path_factory):
     return root, is_bright[order].reshape(NUM_IMAGES, -1)
 
 
-def _subject(folder, model, name, features=("norms_LxT", "final_norms_T", "patches_PxD", "image_HxWxC")):
+FEATURES = ("norms_LxT", "final_norms_T", "patches_PxD", "patches_SxPxD", "image_HxWxC")
+
+
+def _subject(folder, model, name, features=FEATURES):
     data = Data(
         name="images",
         data_dir=str(folder / "images"),
@@ -269,6 +274,28 @@ def test_planted_positions_are_recovered_and_absent_ones_are_not(folder, planted
     rows = {row["patches"]: row for row in _rows(probe_position.EXPERIMENT.result([without], OPTIONS))}
     chance = 100 / GRID**2
     assert rows["normal"]["top-1, %"] < 3 * chance
+
+
+def test_positions_by_layer_end_where_those_of_the_last_block_are(folder, planted):
+    """The table of positions is known before the first block; the last row is the other experiment's."""
+    result = probe_position_by_layer.EXPERIMENT.result([planted[0]], OPTIONS)
+    rows = {row["after block"]: row for row in _rows(result)}
+    assert list(rows) == [0, 1, 2, 3]
+    assert rows[0]["top-1, %"] == 100.0
+    last = _rows(probe_position.EXPERIMENT.result([planted[0]], OPTIONS))
+    right = sum(row["tokens"] * row["top-1, %"] for row in last) / sum(row["tokens"] for row in last)
+    assert rows[3]["top-1, %"] == pytest.approx(right)
+    without = _subject(folder[0], _planted(has_positions=False), "without")
+    result = probe_position_by_layer.EXPERIMENT.result([without], OPTIONS)
+    assert all(row["top-1, %"] < 3 * 100 / GRID**2 for row in _rows(result))
+    assert len(result.pictures) == 1
+
+
+def test_few_depths_are_shown_of_a_deep_model():
+    assert depths_shown(3) == [0, 1, 2, 3]
+    assert depths_shown(6) == list(range(7))
+    assert depths_shown(24) == [0, 4, 8, 12, 16, 20, 24]
+    assert depths_shown(40) == [0, 7, 13, 20, 27, 33, 40]
 
 
 def test_random_patches_are_as_many_and_none_of_them():

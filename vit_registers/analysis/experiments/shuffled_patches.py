@@ -9,15 +9,13 @@ from vit_registers.analysis.experiments.edited_models import BASE, NO_CHOICE, UN
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.features.interventions import Intervention, nothing, shuffle_patches
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.colors import color_of
-from vit_registers.analysis.report.figures import legend_above, legend_name, new_axes
+from vit_registers.analysis.report.figures import grouped_bars, legend_above, new_axes
 from vit_registers.analysis.report.result import Found, Gap, Picture, Pictures, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject
 from vit_registers.models.tokens import Grid
 
 _LOGITS = ("logits_Y",)
 WITHIN, QUARTERS, EVERYWHERE = "within quarters", "quarters exchanged", "everywhere"
-_SLOT = 0.6  # the part of the distance between two kinds of shuffling that the models of one kind take up
 
 
 class _Point(NamedTuple):
@@ -99,18 +97,14 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
 
 
 def _draw(found: Found) -> Pictures:
-    kinds = list(dict.fromkeys(point.how for one in found for point in one.values))
     figure, axes = new_axes()
-    for slot, one in enumerate(found):
-        shift = _SLOT * ((slot + 0.5) / len(found) - 0.5)
-        x = [kinds.index(point.how) + shift for point in one.values]
-        top1, error = zip(*((point.top1, point.error) for point in one.values), strict=True)
-        color, label = color_of(one.place), legend_name(one.name)
-        axes.errorbar(x, top1, error, fmt="o", ms=4, capsize=2, color=color, label=label)
-    axes.set_xticks(range(len(kinds)), kinds)
-    axes.set(ylabel="top-1, %", xlim=(-0.6, len(kinds) - 0.4))
-    axes.margins(y=0.1)
-    axes.grid(alpha=0.3, axis="y")
+    grouped_bars(
+        axes,
+        found,
+        lambda one: {point.how: point.top1 for point in one.values},
+        lambda one: {point.how: point.error for point in one.values},
+    )
+    axes.set(ylabel="top-1, %")
     legend_above(axes)
     caption = "Top-1 of the own head, by where patches were moved to; bars are one standard error."
     return [Picture(name="shuffled-patches", caption=caption, figure=figure)]

@@ -13,6 +13,7 @@ from vit_registers.analysis.measures.severity import neighbour_cosine
 from vit_registers.models.tokens import TokenLayout
 
 TEXT_TOWER = "text tower"  # the part that models of images and texts have
+DEPTHS_SHOWN = 7
 
 
 def _norms(values_LxBxTxD: Iterable[jax.Array]) -> jax.Array:
@@ -77,6 +78,18 @@ def embed_PxD(forward: Forward) -> jax.Array:
 def patches_PxD(forward: Forward) -> jax.Array:
     """The patches after the last block and before the final norm: BxPxD."""
     return forward.resid_LxBxTxD[-1][:, forward.layout.patches].astype(jnp.float32)
+
+
+def depths_shown(depth: int) -> list[int]:
+    """At most DEPTHS_SHOWN numbers of blocks from 0 to `depth`, evenly spaced, with both ends."""
+    return np.unique(np.linspace(0, depth, DEPTHS_SHOWN).round().astype(int)).tolist()
+
+
+def patches_SxPxD(forward: Forward) -> jax.Array:
+    """The patches before the final norm, after the numbers of blocks of `depths_shown`: BxSxPxD."""
+    resid_LxBxTxD, patches = forward.resid_LxBxTxD, forward.layout.patches
+    shown = [resid_LxBxTxD[i][:, patches] for i in depths_shown(len(resid_LxBxTxD) - 1)]
+    return jnp.stack(shown, axis=1).astype(jnp.float32)
 
 
 def extras_ExD(forward: Forward) -> jax.Array:
@@ -203,7 +216,7 @@ def _neighbours(feature_BxPxD: np.ndarray, layout: TokenLayout) -> np.ndarray:
     return cosine_Bx4xP.astype(np.float32)
 
 
-_MANY, _SOME = 10_000, 2_000
+_MANY, _SOME, _FEW = 10_000, 2_000, 200
 FEATURES: dict[str, Feature] = {
     "norms_LxT": Feature(norms_LxT),
     "final_norms_T": Feature(final_norms_T),
@@ -214,6 +227,7 @@ FEATURES: dict[str, Feature] = {
     "embed_cosine_4xP": Feature(embed_PxD, finish=_neighbours, has_undefined=True),
     "output_cosine_4xP": Feature(patches_PxD, finish=_neighbours, has_undefined=True),
     "patches_PxD": Feature(patches_PxD, max_images=_MANY),
+    "patches_SxPxD": Feature(patches_SxPxD, max_images=_FEW),
     "extras_ExD": Feature(extras_ExD),
     "image_HxWxC": Feature(image_HxWxC, max_images=_MANY),
     "logits_Y": Feature(logits_Y, needs="head"),
