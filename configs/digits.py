@@ -26,7 +26,6 @@ from vit_registers.config import (
     to_config_dict,
 )
 
-GRIDS = ("registers", "integration")
 # What forces cls to be made of patches (arXiv:2505.05892, section 5), by the name in the table.
 INTEGRATION: dict[str, dict[str, object]] = {
     "baseline": {},
@@ -36,16 +35,28 @@ INTEGRATION: dict[str, dict[str, object]] = {
     "neighbour loss, weight 0.1": {"objective.classification.neighbour_weight": 0.1},
 }
 
+SIZES = ({"model.width": 64, "model.depth": 3}, {"model.width": 96, "model.depth": 4})
+GRIDS: dict[str, list[dict[str, object]]] = {
+    "registers": [
+        *({"model.num_registers": number} for number in (0, 1, 4, 8)),
+        *({"model.summary_factor": 2, "model.mask": mask} for mask in ("none", "fractal")),
+    ],
+    "integration": [
+        settings | {"model.num_registers": number} for number in (0, 4) for settings in INTEGRATION.values()
+    ],
+    "sizes": [size | {"model.num_registers": number} for size in SIZES for number in (0, 1, 4, 8, 16)],
+}
+
 
 def _parse(arg: str | None) -> SimpleNamespace:
     a = parse_arg(arg, registers=0, mask="none", k=0, loader="memory", steps=2000, seed=0, grid="registers")
-    lookup(dict.fromkeys(GRIDS), a.grid, "grid")
+    lookup(GRIDS, a.grid, "grid")
     return a
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: registers, mask, k (0: no summaries), loader (memory | tfdata), steps, seed, grid of the
-    sweep (registers | integration)."""
+    sweep (registers | integration | sizes)."""
     a = _parse(arg)
     config = Config(
         model=Model(
@@ -91,23 +102,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
     """Registers, and summaries without and with the fractal mask; or models whose cls is made of patches,
-    with 0 and 4 registers. Three seeds each."""
-    if _parse(arg).grid == "integration":
-        for seed in range(3):
-            for registers in (0, 4):
-                for settings in INTEGRATION.values():
-                    yield settings | {"model.num_registers": registers, "run.seed": seed}
-        return
+    with 0 and 4 registers; or two sizes, with 0 to 16 registers. Three seeds each."""
     for seed in range(3):
-        for registers in (0, 1, 4, 8):
-            yield {"model.num_registers": registers, "run.seed": seed}
-        for mask in ("none", "fractal"):
-            yield {"model.summary_factor": 2, "model.mask": mask, "run.seed": seed}
+        for cell in GRIDS[_parse(arg).grid]:
+            yield cell | {"run.seed": seed}
 
 
 def label(point: Mapping[str, object], arg: str | None) -> dict[str, str]:
-    """The columns of a cell in the table: the model and its registers; in the other grid, the settings."""
-    if _parse(arg).grid != "integration":
+    """The columns of a cell in the table: the model and its registers; or the settings."""
+    grid = _parse(arg).grid
+    if grid == "sizes":
+        size = f"{point['model.width']} x {point['model.depth']}"
+        return {"width x depth": size, "registers": str(point["model.num_registers"])}
+    if grid == "registers":
         return {
             name.removeprefix("model."): str(value) for name, value in point.items() if name != "run.seed"
         }

@@ -7,6 +7,7 @@ nothing about the quality of a recipe.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
@@ -19,14 +20,27 @@ from vit_registers.config import (
     Optimizer,
     Run,
     SelfDistillationSettings,
+    lookup,
     parse_arg,
     to_config_dict,
 )
 
+SIZES = ({"model.width": 64, "model.depth": 3}, {"model.width": 96, "model.depth": 4})
+GRIDS: dict[str, list[dict[str, object]]] = {
+    "registers": [{"model.num_registers": number} for number in (0, 4)],
+    "sizes": [size | {"model.num_registers": number} for size in SIZES for number in (0, 1, 4, 8, 16)],
+}
+
+
+def _parse(arg: str | None) -> SimpleNamespace:
+    a = parse_arg(arg, registers=4, mask="none", k=0, steps=1200, seed=0, grid="registers")
+    lookup(GRIDS, a.grid, "grid")
+    return a
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: registers, mask, k (0: no summaries), steps, seed."""
-    a = parse_arg(arg, registers=4, mask="none", k=0, steps=1200, seed=0)
+    """Arguments: registers, mask, k (0: no summaries), steps, seed, grid of the sweep (registers | sizes)."""
+    a = _parse(arg)
     config = Config(
         model=Model(
             width=64,
@@ -112,7 +126,7 @@ def _optimizer() -> Optimizer:
 
 
 def sweep(arg: str | None = None) -> Iterator[dict[str, object]]:
-    """0 and 4 registers, with three seeds."""
+    """0 and 4 registers; or two sizes, with 0 to 16 registers. Three seeds each."""
     for seed in range(3):
-        for registers in (0, 4):
-            yield {"model.num_registers": registers, "run.seed": seed}
+        for cell in GRIDS[_parse(arg).grid]:
+            yield cell | {"run.seed": seed}
