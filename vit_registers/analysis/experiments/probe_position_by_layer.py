@@ -1,13 +1,14 @@
 """probe-position-by-layer: in which block patches come to hold their position, or lose it."""
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from vit_registers.analysis.experiments.experiment import Experiment
 from vit_registers.analysis.experiments.train_test import random_parts
 from vit_registers.analysis.features.table import LIMITS, depths_shown
 from vit_registers.analysis.measures.position_probe import fit_position_probe, score_positions
 from vit_registers.analysis.options import Options
-from vit_registers.analysis.report.figures import lines_picture
+from vit_registers.analysis.report.figures import integer_ticks, legend_name, overlay_picture
 from vit_registers.analysis.report.result import Gap, Rows, counted, number, percent
 from vit_registers.analysis.subject import Subject
 
@@ -46,6 +47,12 @@ def _measure(subject: Subject, options: Options) -> Rows | Gap:
     )
 
 
+def _draw(axes: Axes, values: tuple[list[int], list[float]], color: str, model: str) -> None:
+    axes.plot(*values, "o-", ms=3, color=color, label=legend_name(model))
+    axes.set(xlabel="after block", ylabel="top-1 of the position, %")
+    integer_ticks(axes)
+
+
 EXPERIMENT = Experiment(
     question="In which block do patches come to know where they are?",
     answers="arXiv:2309.16588, figure 5b, in every block; arXiv:2601.15506: whether a mask gives position",
@@ -57,11 +64,10 @@ EXPERIMENT = Experiment(
     measure=_measure,
     features=("norms_LxT", _FEATURE),
     trains=True,
-    draw=lines_picture(
+    draw=overlay_picture(
         "probe-position-by-layer",
         "Top-1 of a linear classifier of the position, by the block after which patches are read.",
-        "after block",
-        "top-1 of the position, %",
+        _draw,
     ),
     compares="top-1 of the position after the last block, %",
 )

@@ -15,7 +15,7 @@ from vit_registers.analysis.subject import Subject
 from vit_registers.models.tokens import Grid
 
 _LOGITS = ("logits_Y",)
-WITHIN, QUARTERS, EVERYWHERE = "within quarters", "quarters exchanged", "everywhere"
+WITHIN, QUARTERS, EVERYWHERE = "in quarters", "whole quarters", "everywhere"
 
 
 class _Point(NamedTuple):
@@ -115,8 +115,8 @@ EXPERIMENT = Experiment(
     answers="arXiv:2601.15506: whether masks or summaries give position",
     definition=lambda options: (
         "Patches change places before positions are added, so that tables, rotary positions, biases and "
-        "masks all take a patch to be where it was moved to; every image has its own random order. within "
-        "quarters: inside each quarter of the grid; quarters exchanged: quarters as a whole; everywhere: to "
+        "masks all take a patch to be where it was moved to; every image has its own random order. In "
+        "quarters: inside each quarter of the grid; whole quarters: quarters change places; everywhere: to "
         "any place. Quarters require a grid with even sides of 4 or more. A model without positions and "
         "masks gives the same output for every order. The standard error is that of drawing as many images. "
         f"On the first {options.num_edited} images."
