@@ -70,6 +70,15 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Prints how a worker of pytest-xdist ended that should not have; xdist does not say it."""
+    if error:
+        code = node.gateway._io.wait()
+        how = f"{signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+        print(f"\n{node.gateway.id} ended with {how}", flush=True)
+
+
 # Runs the command of its arguments with a limit on the size of the files that it writes.
 LIMITED = """
 import os, resource, sys
