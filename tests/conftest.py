@@ -29,6 +29,10 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 QUICK_FLAGS = " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
 os.environ["XLA_FLAGS"] += QUICK_FLAGS
 
+# A shell without job control ignores SIGINT in what it runs in the background, and programs inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
 # Most of the time of small tests is LLVM's.
