@@ -249,12 +249,17 @@ def untrained():
     return untrained
 
 
+def _signal_handlers():
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
 @pytest.fixture
 def run_here(monkeypatch, capfd):
     """run_here("train", "--flag=...") -> (exit code, standard output, standard error), in this process.
 
     For short runs: a new process spends seconds on imports. Changes of flags, of log handlers and filters,
-    and of hooks are undone.
+    and of hooks are undone. A program may handle ctrl-C, and changes no other signal: with the default of
+    SIGPIPE, a later test whose library writes to a closed socket would end the process without a message.
     """
 
     def run_here(program, *args):
@@ -273,7 +278,7 @@ def run_here(monkeypatch, capfd):
             patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
             patch.delitem(sys.modules, module, raising=False)
             patch.chdir(ROOT)
-            verbosity, on_interrupt = absl_logging.get_verbosity(), signal.getsignal(signal.SIGINT)
+            verbosity, on_signal = absl_logging.get_verbosity(), _signal_handlers()
             try:
                 with pytest.raises(SystemExit) as stopped:
                     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -284,7 +289,8 @@ def run_here(monkeypatch, capfd):
                         delattr(flags.FLAGS, name)
                 flags.FLAGS.unparse_flags()
                 absl_logging.set_verbosity(verbosity)
-                signal.signal(signal.SIGINT, on_interrupt)
+                signal.signal(signal.SIGINT, on_signal[signal.SIGINT])
+            assert _signal_handlers() == on_signal
         return stopped.value.code or 0, *capfd.readouterr()
 
     return run_here

@@ -379,9 +379,13 @@ def test_memory_that_does_not_suffice_is_one_line():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("--list",), ("--help",)])
-def test_output_that_nobody_reads_ends_a_program_quietly(start, arguments):
-    program = start("analyze", *arguments)
+@pytest.mark.parametrize(
+    "words",
+    ["analyze --list", "analyze --help", "sweep --list {}", "tabulate {}"],
+    ids=lambda words: words.split(" {")[0],
+)
+def test_output_that_nobody_reads_ends_a_program_quietly(start, tmp_path, words):
+    program = start(*words.format(f"--config=configs/digits.py --workdir={tmp_path}").split())
     program.stdout.close()
     assert program.wait(timeout=60) == 141
     assert program.stderr.read() == ""

@@ -38,7 +38,6 @@ startup.begin(__name__, define_flags)
 import collections
 import csv
 import dataclasses
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -177,7 +176,6 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     values = flags.FLAGS
     finished = read_finished(values.finished)
     if finished is None and not files.is_folder(paths.folder(values.workdir)):

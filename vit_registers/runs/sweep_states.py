@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import signal
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -33,7 +32,6 @@ def holder(folder: epath.Path) -> str | None:
 
 def print_runs(runs: Sequence[SweepRun], finished: FinishedRuns | None) -> None:
     """Prints a line with the state of each run, and the number of runs in each state."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `| head`
     width = max(len(run.name) for run in runs)
     counts = collections.Counter()
     for run in runs:
