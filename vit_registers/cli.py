@@ -78,16 +78,35 @@ def parse(argv: list[str], more_help: Callable[[], str] | None = None) -> list[s
 
 @contextlib.contextmanager
 def _for_reader() -> Iterator[None]:
-    """Ends the program with code UNREAD, without a message, if the reader of its output has ended."""
+    """Ends the program with code UNREAD, without a message, if the reader of its output has ended.
+
+    Whether the output fails when it is printed or at the end depends on its length, and does not matter. The
+    code of an error is kept.
+    """
     try:
         yield
     except BrokenPipeError:
+        _flush()
         sys.exit(UNREAD)
-    finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the interpreter would raise and print it again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:
+        if not _flush() and not end.code:
+            sys.exit(UNREAD)
+        raise
+    except BaseException:
+        _flush()
+        raise
+    if not _flush():
+        sys.exit(UNREAD)
+
+
+def _flush() -> bool:
+    """Writes what was printed. False if nobody reads it: then the interpreter would raise and print that."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 @contextlib.contextmanager
