@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         k=0,
         data="cifar10",
         rate=2e-3,
-        steps=1000,
+        steps=750,
         seed=0,
     )
     model = Model(
