@@ -1,4 +1,4 @@
-"""probe-position-by-layer: in which block patches come to hold their position, or lose it."""
+"""probe-position-by-layer: after which blocks patches hold their position."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,10 +54,10 @@ def _draw(axes: Axes, values: tuple[list[int], list[float]], color: str, model: 
 
 
 EXPERIMENT = Experiment(
-    question="In which block do patches come to know where they are?",
+    question="After which blocks do patches hold their position?",
     answers="arXiv:2309.16588, figure 5b, in every block; arXiv:2601.15506: whether a mask gives position",
-    definition="The classifier of probe-position, fitted anew on all patches before the first block (0) and "
-    "after each of the others, of which seven places are shown at most. Trained on half of the images and "
+    definition="The classifier of probe-position, fitted on all patches before the first block (0) "
+    "and after blocks, at seven depths at most. Trained on half of the images and "
     f"scored on the other half ({LIMITS[_FEATURE]} in all), or trained on images of --train_data. Chance is "
     "100 % over the number of patches. Distance is Euclidean, from the position answered to the true one.",
     tables={"Position probe by layer": "model | after block | images | top-1, % | distance, patches"},

@@ -34,8 +34,7 @@ def shuffled_orders(grid: Grid, how: str, num_images: int, *, seed: int = 0) -> 
     """order_BxP: place p of image i shows the patch order_BxP[i, p]. Every image has its own order.
 
     WITHIN moves patches inside each quarter of the grid, QUARTERS moves whole quarters, and EVERYWHERE moves
-    patches to any place. A patch may come to stay where it was, but the order of an image is never the
-    usual one.
+    patches to any place. A patch may keep its place, but no image keeps the usual order.
     """
     rng, (rows, columns) = np.random.default_rng(seed), grid
     place_HxW = np.arange(rows * columns).reshape(grid)
